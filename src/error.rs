@@ -1,0 +1,136 @@
+//! Errors, sorted by who must act.
+//!
+//! One opaque type: a kind (who acts), what was attempted on what, the cause, and what to try. Errors are
+//! returned, never logged where they arise; the loop logs them once.
+
+use std::{error::Error as StdError, fmt};
+
+/// `std::result::Result` with this crate's error.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Who must act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The operator's settings or the rows in the database are wrong. Exit code 2.
+    Config,
+    /// A slot or a stream is not what it must be; going on could lose or double events. Exit code 3.
+    Untrusted,
+    /// A server refuses us for want of a privilege, or does not believe who we are. Exit code 4.
+    Permission,
+    /// A newer run has taken over. Exit code 5.
+    Fenced,
+    /// A server or the network is away for now; trying again is the remedy. Exit code 1 where retries end.
+    Unavailable,
+    /// Bytes from outside that the protocol does not allow, or a case nobody thought of. Exit code 1.
+    Protocol,
+}
+
+/// What went wrong: what was attempted, on what, why, and what to try.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: Kind,
+    /// What was attempted, on what: "start replication from slot \"walhook\"".
+    attempted: String,
+    cause: Option<Box<dyn StdError + Send + Sync>>,
+    hint: Option<String>,
+}
+
+impl Error {
+    /// An error of `kind`; `attempted` says what was attempted, on what, and what came of it.
+    pub fn new(kind: Kind, attempted: impl Into<String>) -> Self {
+        Error(Box::new(Inner { kind, attempted: attempted.into(), cause: None, hint: None }))
+    }
+
+    /// [`Kind::Config`].
+    pub fn config(attempted: impl Into<String>) -> Self {
+        Self::new(Kind::Config, attempted)
+    }
+
+    /// [`Kind::Untrusted`].
+    pub fn untrusted(attempted: impl Into<String>) -> Self {
+        Self::new(Kind::Untrusted, attempted)
+    }
+
+    /// [`Kind::Permission`].
+    pub fn permission(attempted: impl Into<String>) -> Self {
+        Self::new(Kind::Permission, attempted)
+    }
+
+    /// [`Kind::Unavailable`].
+    pub fn unavailable(attempted: impl Into<String>) -> Self {
+        Self::new(Kind::Unavailable, attempted)
+    }
+
+    /// [`Kind::Protocol`].
+    pub fn protocol(attempted: impl Into<String>) -> Self {
+        Self::new(Kind::Protocol, attempted)
+    }
+
+    /// The same with its cause, which must hold no secret.
+    #[must_use]
+    pub fn caused_by(mut self, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.0.cause = Some(cause.into());
+        self
+    }
+
+    /// The same with what to try.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
+    /// The same, with what the caller was about put before it.
+    #[must_use]
+    pub fn context(mut self, doing: impl fmt::Display) -> Self {
+        self.0.attempted = format!("{doing}: {}", self.0.attempted);
+        self
+    }
+
+    /// Who must act.
+    pub fn kind(&self) -> Kind {
+        self.0.kind
+    }
+
+    /// Whether the same attempt may succeed later without anybody acting.
+    pub fn is_retryable(&self) -> bool {
+        self.0.kind == Kind::Unavailable
+    }
+
+    /// The exit code of a process that ends by this error.
+    pub fn exit_code(&self) -> u8 {
+        match self.0.kind {
+            Kind::Config => 2,
+            Kind::Untrusted => 3,
+            Kind::Permission => 4,
+            Kind::Fenced => 5,
+            Kind::Unavailable | Kind::Protocol => 1,
+        }
+    }
+}
+
+/// One line: what was attempted, its causes, what to try.
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.attempted)?;
+        let mut cause = self.0.cause.as_deref().map(|cause| cause as &dyn StdError);
+        while let Some(this) = cause {
+            write!(f, ": {this}")?;
+            cause = this.source();
+        }
+        if let Some(hint) = &self.0.hint {
+            write!(f, ". {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {self}", self.0.kind)
+    }
+}
+
+/// `source` is left out: the text above already tells the causes.
+impl StdError for Error {}

@@ -1,0 +1,1 @@
+//! Changes become events. Pure.

@@ -1,0 +1,3 @@
+//! Bytes of the WAL stream become changes. Pure.
+
+pub mod lsn;
