@@ -1,1 +1,4 @@
 //! Changes become events. Pure.
+
+pub mod types;
+pub mod value;
