@@ -50,6 +50,8 @@ pub enum Class {
 impl Class {
     /// A string of PostgreSQL's text: right for any type, if not the best for each.
     pub const TEXT: Class = Class::Scalar(Scalar::Text);
+    /// A JSON value as it stands.
+    pub const JSON: Class = Class::Scalar(Scalar::Json);
 }
 
 /// How one value that is not an array becomes JSON.
