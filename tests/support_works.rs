@@ -143,6 +143,9 @@ async fn servers_die_with_a_test_that_is_killed() {
     test.kill().unwrap();
     test.wait().unwrap();
     support::eventually("the servers' end", async || (!pids.iter().any(|pid| is_running(*pid))).then_some(())).await;
+    for left in std::fs::read_dir(folder.path()).unwrap() {
+        support::postgres::forget_shared_memory(&left.unwrap().path().join("data"));
+    }
 }
 
 #[tokio::test]

@@ -327,19 +327,22 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        let lock_file = self.data_dir().join("postmaster.pid");
         if let Some(process) = self.process().as_mut() {
             process.signal_family(Signal::CONT);
             process.signal(Signal::QUIT); // immediate, yet it takes its shared memory with it
             process.wait(Duration::from_secs(5));
         }
         self.process().take();
-        // A killed server leaves 56 bytes of System V shared memory, whose id is in the file that it leaves as well.
-        if let Ok(text) = fs::read_to_string(lock_file)
-            && let Some(id) = text.lines().nth(6).and_then(|line| line.split_whitespace().nth(1))
-        {
-            let _ = Command::new("ipcrm").args(["-m", id]).output();
-        }
+        forget_shared_memory(&self.data_dir());
+    }
+}
+
+/// A killed server leaves 56 bytes of System V shared memory, and their id in the file that it leaves as well.
+pub fn forget_shared_memory(data: &Path) {
+    if let Ok(text) = fs::read_to_string(data.join("postmaster.pid"))
+        && let Some(id) = text.lines().nth(6).and_then(|line| line.split_whitespace().nth(1))
+    {
+        let _ = Command::new("ipcrm").args(["-m", id]).output();
     }
 }
 
