@@ -328,7 +328,7 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         if let Some(process) = self.process().as_mut() {
-            process.signal_family(Signal::CONT);
+            process.signal_family(Signal::CONT); // a stopped one would not hear the next
             process.signal(Signal::QUIT); // immediate, yet it takes its shared memory with it
             process.wait(Duration::from_secs(5));
         }
