@@ -57,7 +57,7 @@ check: clippy ## all that CI checks before the tests
 	$(CARGO) fmt --check
 
 .PHONY: docker
-docker: ## build the container image, with docker or without
+docker: ## build the container image, with docker, podman or no engine at all
 	scripts/image
 
 .PHONY: clean
