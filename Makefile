@@ -16,7 +16,7 @@ help: ## list the targets
 
 .PHONY: tools
 tools:
-	@scripts/install cc=gcc ld=binutils
+	@scripts/install cc=gcc ld=binutils /usr/include/stdio.h=libc6-dev
 	@command -v $(CARGO) >/dev/null || { echo 'Rust is missing; get it by rustup (https://rustup.rs)' >&2; exit 1; }
 
 .PHONY: services
