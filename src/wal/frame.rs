@@ -138,3 +138,40 @@ impl StandbyStatus {
         Ok(status)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(data: &[u8], expected: Result<&str, &str>) {
+        let got = Frame::parse(data).map(|frame| format!("{frame:?}")).map_err(|e| e.to_string());
+        assert_eq!(got.as_deref().map_err(String::as_str), expected, "{}", data.escape_ascii());
+    }
+
+    #[test]
+    fn a_frame_carries_data_or_a_sign_of_life() {
+        check(
+            b"w\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03data",
+            Ok("XLogData { start: 0/1, end: 0/2, sent_at: 3, data: 4 bytes }"),
+        );
+        check(
+            b"k\0\0\0\x01\0\0\0\x02\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+            Ok("Keepalive { end: 1/2, sent_at: -1, reply_requested: true }"),
+        );
+    }
+
+    #[test]
+    fn what_is_no_frame_is_an_error() {
+        check(b"", Err("replication message: kind at byte 0: takes 1 bytes, 0 are left"));
+        check(b"r", Err("replication message: kind at byte 0: unknown value 0x72 ('r')"));
+        check(b"w\0\0", Err("XLogData: start at byte 1: takes 8 bytes, 2 are left"));
+        check(
+            b"k\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\x02",
+            Err("Primary keepalive: reply requested at byte 17: unknown value 0x02 ('\\x02')"),
+        );
+        check(
+            b"k\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\x01!",
+            Err("Primary keepalive: end at byte 18: 1 bytes too many"),
+        );
+    }
+}
