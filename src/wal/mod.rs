@@ -1,3 +1,9 @@
 //! Bytes of the WAL stream become changes. Pure.
+//!
+//! In the order the bytes take: [`frame`] (one CopyData payload of the replication protocol), [`pgoutput`] (one message
+//! of logical decoding inside it). Both read through [`cursor`], borrow what they read, and allocate nothing.
 
+pub mod cursor;
+pub mod frame;
 pub mod lsn;
+pub mod pgoutput;
