@@ -198,8 +198,14 @@ fn write_bytea(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     // A multiple of three bytes, so that padding stands at the end only.
     let mut bytes = [0; 48];
     for chunk in pairs.chunks(bytes.len()) {
+        let mut seen = 0;
         for (byte, [high, low]) in bytes.iter_mut().zip(chunk) {
-            *byte = hex_digit(*high)? << 4 | hex_digit(*low)?;
+            let (high, low) = (HEX_DIGITS[usize::from(*high)], HEX_DIGITS[usize::from(*low)]);
+            *byte = high << 4 | low;
+            seen |= high | low;
+        }
+        if seen == NOT_HEX {
+            return None;
         }
         write_base64(&bytes[..chunk.len()], out);
     }
@@ -207,14 +213,19 @@ fn write_bytea(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     Some(())
 }
 
-fn hex_digit(byte: u8) -> Option<u8> {
-    match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        b'A'..=b'F' => Some(byte - b'A' + 10),
-        _ => None,
+const NOT_HEX: u8 = 0xFF;
+
+/// What each byte is worth as a hexadecimal digit.
+const HEX_DIGITS: [u8; 256] = {
+    let mut worth = [NOT_HEX; 256];
+    let mut digit = 0;
+    while digit < 16 {
+        worth[b"0123456789abcdef"[digit as usize] as usize] = digit;
+        worth[b"0123456789ABCDEF"[digit as usize] as usize] = digit;
+        digit += 1;
     }
-}
+    worth
+};
 
 fn write_base64(bytes: &[u8], out: &mut Vec<u8>) {
     let start = out.len();
@@ -426,7 +437,7 @@ fn skip_bounds(text: &[u8]) -> Option<&[u8]> {
     }
     let (bounds, rest) = text.split_at(memchr::memchr(b'=', text)?);
     let is_bounds = bounds.iter().all(|byte| matches!(byte, b'[' | b']' | b':' | b'-' | b'0'..=b'9'));
-    is_bounds.then_some(&rest[1..])
+    (is_bounds && bounds.ends_with(b"]")).then_some(&rest[1..])
 }
 
 /// The element that ends with the next quote, without its backslashes, and what follows.
@@ -449,5 +460,287 @@ where
         unescaped.extend_from_slice(&rest[..at]);
         unescaped.push(*rest.get(at + 1)?);
         rest = &rest[at + 2..];
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    const SCALARS: [Scalar; 10] = [
+        Scalar::Bool,
+        Scalar::Integer,
+        Scalar::Number,
+        Scalar::Json,
+        Scalar::Bytea,
+        Scalar::Date,
+        Scalar::Timestamp,
+        Scalar::TimeTz,
+        Scalar::Vector,
+        Scalar::Text,
+    ];
+
+    fn array(element: Scalar) -> Class {
+        Class::Array { element, delimiter: b',', levels: 1 }
+    }
+
+    fn json(class: Class, text: &[u8]) -> String {
+        let mut out = b"before".to_vec();
+        write_json(class, text, &mut out);
+        String::from_utf8(out).unwrap().strip_prefix("before").unwrap().to_owned()
+    }
+
+    #[track_caller]
+    fn check(class: Class, text: &str, expected: &str) {
+        assert_eq!(json(class, text.as_bytes()), expected, "{text:?}");
+    }
+
+    /// A foreign value is a string of its text.
+    #[track_caller]
+    fn check_foreign(class: Class, text: &str) {
+        check(class, text, &serde_json::to_string(text).unwrap());
+    }
+
+    #[test]
+    fn numbers_keep_every_digit() {
+        let [integer, number] = [Scalar::Integer, Scalar::Number].map(Class::Scalar);
+        for text in ["0", "-1", "9223372036854775807", "-9223372036854775808"] {
+            check(integer, text, text);
+            check(number, text, text);
+        }
+        for text in ["0.00", "-0", "1e+20", "1.5e-07", "123456789012345678901234567890.10", "0.1E5"] {
+            check(number, text, text);
+        }
+        for text in
+            ["", "-", "+1", "01", "-01", "1.", ".5", "1e", "1e+", "1.5.2", "NaN", "Infinity", "0x10", "1 ", "1,2"]
+        {
+            check_foreign(number, text);
+            check_foreign(integer, text);
+        }
+        check_foreign(integer, "1.5");
+    }
+
+    #[test]
+    fn years_count_as_iso_8601_counts_them() {
+        let date = Class::Scalar(Scalar::Date);
+        for (text, expected) in [
+            ("2024-01-02", r#""2024-01-02""#),
+            ("0001-01-01", r#""0001-01-01""#),
+            ("0001-12-31 BC", r#""0000-12-31""#),
+            ("0044-03-15 BC", r#""-0043-03-15""#),
+            ("4714-11-24 BC", r#""-4713-11-24""#),
+            ("9999-12-31", r#""9999-12-31""#),
+            ("12345-01-01", r#""+12345-01-01""#),
+            ("5874897-12-31", r#""+5874897-12-31""#),
+            ("infinity", r#""infinity""#),
+            ("-infinity", r#""-infinity""#),
+        ] {
+            check(date, text, expected);
+        }
+        for text in ["", "2024-01", "24-01-02", "0000-01-01 BC", "2024-01-02 ", "2024-1-2", " BC", "01/02/2024"] {
+            check_foreign(date, text);
+        }
+        check_foreign(date, "99999999999999999999-01-01 BC");
+    }
+
+    #[test]
+    fn a_time_gets_its_t_and_the_minutes_of_its_offset() {
+        let timestamp = Class::Scalar(Scalar::Timestamp);
+        for (text, expected) in [
+            ("2024-01-02 03:04:05", r#""2024-01-02T03:04:05""#),
+            ("2024-01-02 03:04:05.123456", r#""2024-01-02T03:04:05.123456""#),
+            ("2024-01-02 03:04:05.1+00", r#""2024-01-02T03:04:05.1+00:00""#),
+            ("2024-01-02 03:04:05+05:30", r#""2024-01-02T03:04:05+05:30""#),
+            ("2024-01-02 03:04:05-00:01:15", r#""2024-01-02T03:04:05-00:01:15""#),
+            ("0044-03-15 12:00:00+00 BC", r#""-0043-03-15T12:00:00+00:00""#),
+            ("294276-12-31 23:59:59.999999", r#""+294276-12-31T23:59:59.999999""#),
+            ("-infinity", r#""-infinity""#),
+        ] {
+            check(timestamp, text, expected);
+        }
+        for text in ["2024-01-02", "2024-01-02 03:04", "2024-01-02 03:04:05.", "2024-01-02 03:04:05 CET", "now"] {
+            check_foreign(timestamp, text);
+        }
+        let timetz = Class::Scalar(Scalar::TimeTz);
+        check(timetz, "24:00:00-07", r#""24:00:00-07:00""#);
+        check(timetz, "03:04:05.5+05:30", r#""03:04:05.5+05:30""#);
+        for text in ["03:04:05", "03:04:05+5", "03:04:05+05:3", "03:04:05+05:30:15:00", "infinity"] {
+            check_foreign(timetz, text);
+        }
+    }
+
+    #[test]
+    fn bytes_become_base64_without_padding_in_the_middle() {
+        let bytea = Class::Scalar(Scalar::Bytea);
+        check(bytea, r"\x", r#""""#);
+        check(bytea, r"\x00ff", r#""AP8=""#);
+        for length in 0..200_u8 {
+            let bytes: Vec<u8> = (0..length).collect();
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            check(bytea, &format!("\\x{hex}"), &format!("\"{}\"", BASE64_STANDARD.encode(&bytes)));
+        }
+        for text in ["", "abc", r"\xabc", r"\xgg", r"\000\377", r"\x00 00"] {
+            check_foreign(bytea, text);
+        }
+    }
+
+    #[test]
+    fn json_goes_through_untouched_and_what_is_not_json_becomes_a_string() {
+        let class = Class::Scalar(Scalar::Json);
+        let deep = "[".repeat(100_000) + &"]".repeat(100_000);
+        for text in [
+            "null",
+            " {\"a\" :\n[1, 2.50, 1e999999]}\t",
+            r#""\ud800""#,
+            r#""\u0000""#,
+            "\"é\u{2028}\"",
+            "{\"a\":1,\"a\":2}",
+            &deep,
+        ] {
+            check(class, text, text);
+        }
+        for text in
+            ["", " ", "{", "}", "{}}", "{},\"x\":{}", "nul", "01", "\"a\nb\"", "'a'", "\u{FEFF}{}", "[1,]", &deep[1..]]
+        {
+            check_foreign(class, text);
+        }
+        assert_eq!(json(class, b"\"\xFF\""), r#"{"$base64":"Iv8i"}"#);
+    }
+
+    #[test]
+    fn arrays_nest_and_lose_their_lower_bounds() {
+        for (text, expected) in [
+            ("{}", "[]"),
+            ("{1}", "[1]"),
+            ("{1,NULL,3}", "[1,null,3]"),
+            ("{{1,2},{3,4}}", "[[1,2],[3,4]]"),
+            ("[0:2]={1,2,3}", "[1,2,3]"),
+            ("[-1:0][5:6]={{1,2},{3,4}}", "[[1,2],[3,4]]"),
+            ("{{{{{{1}}}}}}", "[[[[[[1]]]]]]"),
+            (r#"{"7"}"#, "[7]"),
+            ("{x}", r#"["x"]"#),
+        ] {
+            check(array(Scalar::Integer), text, expected);
+        }
+        check(
+            array(Scalar::Text),
+            r#"{a,"NULL",NULL,"","a b","q\"q","b\\b","\\","{}",",","ä"}"#,
+            r#"["a","NULL",null,"","a b","q\"q","b\\b","\\","{}",",","ä"]"#,
+        );
+        check(array(Scalar::Json), r#"{"{\"a\": \"b\\\"c\"}",null,NULL}"#, r#"[{"a": "b\"c"},null,null]"#);
+        check(
+            Class::Array { element: Scalar::Text, delimiter: b';', levels: 1 },
+            "{(1,1),(0,0);(2,2),(1,1)}",
+            r#"["(1,1),(0,0)","(2,2),(1,1)"]"#,
+        );
+        check(
+            Class::Array { element: Scalar::Text, delimiter: b',', levels: 2 },
+            r#"{"{a,\"b c\"}",NULL,"{}"}"#,
+            r#"[["a","b c"],null,[]]"#,
+        );
+        for text in [
+            "",
+            "1",
+            "{",
+            "}",
+            "{1",
+            "{1}}",
+            "{1}x",
+            "{,}",
+            "{1,}",
+            "{,1}",
+            r#"{"a}"#,
+            r#"{"a\"#,
+            r#"{"a"b}"#,
+            r#"{a"b"}"#,
+            "[0:1={1}",
+            "[x]={1}",
+            "=",
+            "[",
+            "{{1}{2}}",
+            r"{a\b}",
+            "{{{{{{{1}}}}}}}",
+        ] {
+            check_foreign(array(Scalar::Text), text);
+        }
+    }
+
+    #[test]
+    fn vectors_are_arrays_of_numbers() {
+        let vector = Class::Scalar(Scalar::Vector);
+        check(vector, "", "[]");
+        check(vector, "1 -2 3", "[1,-2,3]");
+        check_foreign(vector, "1  2");
+        check_foreign(vector, "{1,2}");
+    }
+
+    #[test]
+    fn every_byte_a_string_may_hold_is_escaped_where_it_must_be() {
+        // At every place within a word, and after it.
+        for at in 0..20 {
+            for byte in 0..=0x7F_u8 {
+                let mut text = vec![b'.'; 20];
+                text[at] = byte;
+                let text = String::from_utf8(text).unwrap();
+                check(Class::TEXT, &text, &serde_json::to_string(&text).unwrap());
+            }
+        }
+        // A quote right after what the eight bytes at a time could take for one.
+        for text in ["\u{1}\u{2}\"!#[]", "!\"#!\"#!\"", "\\]\\]\\]\\]\\", "\u{80}\"\u{ff}\u{1f}\u{20}\u{7f}"] {
+            check(Class::TEXT, text, &serde_json::to_string(text).unwrap());
+        }
+        assert_eq!(json(Class::TEXT, b"caf\xE9"), r#"{"$base64":"Y2Fm6Q=="}"#);
+    }
+
+    /// Any bytes, and bytes that come close to what PostgreSQL writes.
+    fn foreign_bytes() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..60),
+            r#"[{}\[\]",;:=\\ 0-9a-fxNULt.+-]{0,40}"#.prop_map(String::into_bytes),
+            r#"\{("([a{},;\\]|\\["\\]){0,6}"|NULL|[a-z0-9]{1,3}|\{\}|\{1,"2"\}|,|;){0,8}\}"#
+                .prop_map(String::into_bytes),
+            r#"-?[0-9]{0,12}(\.[0-9]{0,4})?([eE][+-]?[0-9]{0,3})?"#.prop_map(String::into_bytes),
+            r#"[0-9]{0,7}-[0-9]{1,2}-[0-9]{2}([ T][0-9:.]{8}(\.[0-9]{1,6})?([+-][0-9:]{2,8})?)?( BC)?"#
+                .prop_map(String::into_bytes),
+            r#"\\x[0-9a-fA-Fg]{0,110}"#.prop_map(String::into_bytes),
+        ]
+    }
+
+    fn any_class() -> impl Strategy<Value = Class> {
+        (0..SCALARS.len(), 0..4_u8, prop_oneof![Just(b','), Just(b';'), any::<u8>()]).prop_map(
+            |(scalar, levels, delimiter)| match levels {
+                0 => Class::Scalar(SCALARS[scalar]),
+                _ => Class::Array { element: SCALARS[scalar], delimiter, levels },
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_000))]
+
+        #[test]
+        fn any_bytes_of_any_class_become_one_valid_json_value(class in any_class(), text in foreign_bytes()) {
+            let json = json(class, &text);
+            // Half surrogate pairs are JSON, but nothing that serde could build a tree of.
+            prop_assert!(serde_json::from_str::<IgnoredAny>(&json).is_ok(), "{json}");
+        }
+
+        #[test]
+        fn a_string_comes_back_as_it_went_in(text in ".{0,80}") {
+            let json = json(Class::TEXT, text.as_bytes());
+            prop_assert_eq!(serde_json::from_str::<Value>(&json).unwrap(), Value::String(text));
+        }
+
+        #[test]
+        fn json_comes_back_as_it_went_in_also_from_an_array(text in ".{0,20}", number in any::<f64>()) {
+            let value = serde_json::json!({ "text": text, "list": [number, [], {}, null, true] }).to_string();
+            let element = format!("{{\"{}\"}}", value.replace('\\', r"\\").replace('"', r#"\""#));
+            prop_assert_eq!(json(Class::Scalar(Scalar::Json), value.as_bytes()), value.clone());
+            prop_assert_eq!(json(array(Scalar::Json), element.as_bytes()), format!("[{value}]"));
+        }
     }
 }
