@@ -81,7 +81,8 @@ fn sort(server: &ServerError) -> (Kind, &'static str) {
         "55000" if says("wal_level") => {
             (Kind::Config, "run ALTER SYSTEM SET wal_level = logical and restart the PostgreSQL server")
         }
-        "55000" if says("no longer") || says("invalidated") => (
+        // 14 to 16, 17, 18 each have words of their own.
+        "55000" if says("no longer") || says("cannot read from logical replication slot") => (
             Kind::Untrusted,
             "the server has thrown away WAL this slot needed: changes are lost; see the documentation on lost slots",
         ),

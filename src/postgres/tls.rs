@@ -14,13 +14,13 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor, verify_server_name,
     },
-    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature, verify_tls13_signature_with_raw_key},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::ParsedCertificate,
 };
 use x509_parser::{
     certificate::X509Certificate, extensions::GeneralName, prelude::FromDer, signature_algorithm::SignatureAlgorithm,
-    time::ASN1Time,
+    time::ASN1Time, x509::X509Version,
 };
 
 use super::settings::{RootCert, Settings, SslMode, SslNegotiation};
@@ -205,7 +205,14 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Tls> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms).or_else(|e| match X509Certificate::from_der(cert) {
+            // webpki reads version 3 only, and the PostgreSQL manual's recipe makes version 1 with many an openssl.
+            Ok((_, cert)) if cert.version() != X509Version::V3 => {
+                verify_tls13_signature_with_raw_key(message, &cert.public_key().raw.into(), dss, algorithms)
+            }
+            _ => Err(e),
+        })
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -504,7 +504,7 @@ impl Wire {
         let mut got = false;
         loop {
             let room = match self.inbox.room() {
-                Ok(room) if room.is_empty() => return Poll::Ready(Ok(())),
+                Ok([]) => return Poll::Ready(Ok(())),
                 Ok(room) => room,
                 Err(e) => return Poll::Ready(Err(e)),
             };
@@ -634,5 +634,122 @@ pub(super) fn parse_error(body: &[u8]) -> Result<ServerError> {
             b'H' => error.hint = Some(fields.text()?),
             _ => drop(fields.text()?),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    /// What a socket does: fills the room, at most `bytes.len()`.
+    fn fill<'a>(inbox: &mut Inbox, bytes: &'a [u8]) -> &'a [u8] {
+        let room = inbox.room().unwrap();
+        let count = room.len().min(bytes.len());
+        room[..count].copy_from_slice(&bytes[..count]);
+        inbox.end += count;
+        &bytes[count..]
+    }
+
+    fn framed(tag: u8, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len() + 4).unwrap();
+        [&[tag], length.to_be_bytes().as_slice(), body].concat()
+    }
+
+    fn drain(inbox: &mut Inbox, frames: &mut Vec<(u8, Vec<u8>)>) {
+        while let Some((tag, place)) = inbox.next().unwrap() {
+            frames.push((tag, inbox.body(place).to_vec()));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn frames_come_out_as_they_went_in_however_the_bytes_arrive(
+            frames in vec((any::<u8>(), prop_oneof![9 => 0..500usize, 1 => 0..900_000usize]), 1..40),
+            chunks in vec(1..400_000usize, 1..20),
+        ) {
+            let frames: Vec<(u8, Vec<u8>)> =
+                frames.into_iter().map(|(tag, length)| (tag, vec![tag.wrapping_add(1); length])).collect();
+            let bytes: Vec<u8> = frames.iter().flat_map(|(tag, body)| framed(*tag, body)).collect();
+            let (mut inbox, mut out, mut sizes) = (Inbox::new(), Vec::new(), chunks.iter().cycle());
+            let mut rest = bytes.as_slice();
+            let mut held = 0;
+            while !rest.is_empty() {
+                let mut chunk;
+                (chunk, rest) = rest.split_at((*sizes.next().unwrap()).min(rest.len()));
+                while !chunk.is_empty() {
+                    chunk = fill(&mut inbox, chunk);
+                    held = held.max(inbox.end - inbox.start);
+                    prop_assert!(inbox.bytes.len() <= INBOX_BYTES.max(4 * held), "{} for {held}", inbox.bytes.len());
+                    drain(&mut inbox, &mut out);
+                }
+            }
+            prop_assert_eq!(out, frames);
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_refused_or_waited_for_but_never_a_panic(bytes in vec(any::<u8>(), 0..300)) {
+            let mut inbox = Inbox::new();
+            fill(&mut inbox, &bytes);
+            while let Ok(Some((_, place))) = inbox.next() {
+                let _ = parse_error(inbox.body(place));
+            }
+            let _ = parse_error(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_frame_that_announces_a_gigabyte_gets_no_memory_before_its_bytes_come() {
+        let mut inbox = Inbox::new();
+        fill(&mut inbox, &[b'd', 0x3F, 0xFF, 0xFF, 0xFF, 1, 2, 3]);
+        assert_eq!(inbox.next().unwrap(), None);
+        inbox.room().unwrap();
+        assert_eq!(inbox.bytes.len(), INBOX_BYTES);
+    }
+
+    #[test]
+    fn the_buffer_shrinks_after_a_large_frame() {
+        let mut inbox = Inbox::new();
+        let large = framed(b'd', &vec![7; 8 * INBOX_BYTES]);
+        let mut rest = large.as_slice();
+        while !rest.is_empty() {
+            rest = fill(&mut inbox, rest);
+        }
+        assert!(inbox.bytes.len() > 8 * INBOX_BYTES);
+        drain(&mut inbox, &mut Vec::new());
+        inbox.room().unwrap();
+        assert_eq!(inbox.bytes.len(), INBOX_BYTES);
+    }
+
+    #[test]
+    fn a_full_buffer_of_unconsumed_frames_takes_no_more() {
+        let mut inbox = Inbox::new();
+        let frames = framed(b'd', &[0; 1019]).repeat(300); // 1024 bytes each, 256 fill it
+        let rest = fill(&mut inbox, &frames);
+        assert_eq!(frames.len() - rest.len(), INBOX_BYTES);
+        assert!(inbox.room().unwrap().is_empty());
+        drain(&mut inbox, &mut Vec::new());
+        assert_eq!(inbox.room().unwrap().len(), INBOX_BYTES);
+    }
+
+    #[test]
+    fn an_impossible_length_is_an_error() {
+        for length in [0u32, 3, 0x4000_0400, 0x8000_0000, u32::MAX] {
+            let mut inbox = Inbox::new();
+            fill(&mut inbox, &[&[b'd'], length.to_be_bytes().as_slice()].concat());
+            let error = inbox.next().unwrap_err();
+            assert_eq!(error.kind(), Kind::Protocol, "{length}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_error_message_is_told_whole() {
+        let error = parse_error(b"SFATAL\0C28P01\0Mno\xff entry\0Dthe detail\0Htry this\0\0").unwrap();
+        assert_eq!(error.to_string(), "no\u{fffd} entry (SQLSTATE 28P01); the detail; try this");
+        assert!(parse_error(b"SFATAL\0C28P01\0Mno").is_err());
     }
 }
