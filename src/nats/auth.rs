@@ -55,8 +55,14 @@ pub struct Proof {
 }
 
 impl Auth {
-    /// The answer to the server's `nonce`, which servers send only when they want it signed.
-    pub async fn prove(&self, nonce: &str) -> Result<Proof> {
+    /// The answer to the server's `nonce`, which a server sends only when it knows nkeys or credentials.
+    pub async fn prove(&self, nonce: Option<&str>) -> Result<Proof> {
+        let nonce = || {
+            nonce.ok_or_else(|| {
+                Error::config("the NATS server sends no nonce to sign: it knows neither nkeys nor credentials")
+                    .hint("Choose the authentication that the server is configured for")
+            })
+        };
         Ok(match self {
             Auth::None => Proof::default(),
             Auth::Token(token) => Proof { token: Some(token.clone()), ..Proof::default() },
@@ -65,7 +71,7 @@ impl Auth {
             }
             Auth::Nkey(seed) => {
                 let pair = key_pair(seed)?;
-                Proof { nkey: Some(pair.public_key()), signature: Some(sign(&pair, nonce)?), ..Proof::default() }
+                Proof { nkey: Some(pair.public_key()), signature: Some(sign(&pair, nonce()?)?), ..Proof::default() }
             }
             Auth::Credentials(file) => {
                 let text = tokio::fs::read_to_string(file).await.map_err(|error| {
@@ -76,7 +82,7 @@ impl Auth {
                         .hint("It should hold a BEGIN NATS USER JWT and a BEGIN USER NKEY SEED block, as nsc writes it")
                 })?;
                 let pair = key_pair(seed).map_err(|error| error.context(file.display()))?;
-                Proof { jwt: Some(jwt.to_owned()), signature: Some(sign(&pair, nonce)?), ..Proof::default() }
+                Proof { jwt: Some(jwt.to_owned()), signature: Some(sign(&pair, nonce()?)?), ..Proof::default() }
             }
         })
     }

@@ -23,7 +23,6 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    auth::Auth,
     ops::{self, Op},
     settings::{ServerAddr, Settings},
     tls,
@@ -365,12 +364,7 @@ struct Connect<'a> {
 }
 
 async fn connect_frame(settings: &Settings, info: &ServerInfo, encrypted: bool) -> Result<Vec<u8>> {
-    let signs = matches!(settings.auth, Auth::Credentials(_) | Auth::Nkey(_));
-    if signs && info.nonce.is_none() {
-        return Err(Error::config("the NATS server sends no nonce to sign: it knows neither nkeys nor credentials")
-            .hint("Choose the authentication that the server is configured for"));
-    }
-    let proof = settings.auth.prove(info.nonce.as_deref().unwrap_or_default()).await?;
+    let proof = settings.auth.prove(info.nonce.as_deref()).await?;
     let connect = Connect {
         verbose: false,
         pedantic: false,

@@ -5,7 +5,10 @@
 //! [`settings`], prove who they are by the same [`auth`] and encrypt by the same [`tls`].
 
 pub mod auth;
+pub mod control;
 pub mod handshake;
 pub mod ops;
 pub mod settings;
+pub mod streams;
+pub mod tail;
 pub mod tls;
