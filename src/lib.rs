@@ -1,5 +1,7 @@
 //! walhook: committed changes of PostgreSQL become JetStream messages, in order, exactly once.
 
+pub mod commands;
+pub mod config;
 pub mod error;
 pub mod flow;
 pub mod nats;

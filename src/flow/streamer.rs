@@ -278,6 +278,23 @@ impl Streamer {
             && self.out.lanes.iter().all(|lane| lane.len() < window_events && lane.bytes() < window_bytes)
     }
 
+    /// Whether so much room has come back that reading is worth while again: a window that was full and is opened for
+    /// every ack would be filled a message at a time.
+    pub fn has_ample_room(&self) -> bool {
+        let Limits { window_events, window_bytes } = self.out.limits;
+        self.has_room()
+            && self
+                .out
+                .lanes
+                .iter()
+                .all(|lane| lane.len() <= window_events / 4 * 3 && lane.bytes() <= window_bytes / 4 * 3)
+    }
+
+    /// Whether the catalog of types has to be read again before more can be taken.
+    pub fn awaits_types(&self) -> bool {
+        self.awaits_types
+    }
+
     /// The catalog of types, read again.
     pub fn set_types(&mut self, types: TypeCatalog) {
         self.router.types = types;

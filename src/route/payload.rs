@@ -379,7 +379,7 @@ mod tests {
     fn a_transaction_is_rendered_once_for_all_its_events() {
         let mut text = TransactionText::default();
         text.render("shop", Lsn(0x16B_3748), 848_743_872_123_456, 731);
-        assert_eq!(text.id_prefix, b"shop-00000000016b3748-303ee0b24d140-");
+        assert_eq!(text.id_prefix, b"shop-00000000016b3748-303ed9500d240-");
         assert_eq!(text.timestamp, "2026-11-23T10:11:12.123456Z");
         assert_eq!(text.timestamp_ms, 1_795_428_672_123);
         assert_eq!(text.lsn, "0/16B3748");

@@ -1,0 +1,74 @@
+//! `walhook run`: stream until told to stop.
+//!
+//! One task holds everything; [`session`] is its one `select!`. Whatever goes wrong with PostgreSQL ends the session,
+//! and the next one starts as the first did: from the slot and the streams' tails. What goes wrong with one stream is
+//! its lane's own matter ([`lanes`]).
+
+mod lanes;
+mod ledger;
+mod session;
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::{
+    config::Config,
+    error::{Error, Result},
+};
+
+/// First and longest wait between two sessions.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// Streams until `shutdown` turns true.
+///
+/// # Errors
+/// What trying again cannot mend; the error's exit code says who must act.
+pub async fn run(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result<()> {
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        source = config.source,
+        slot = config.slot,
+        postgres = config.postgres.target(),
+        "walhook starts"
+    );
+    let mut backoff = Backoff::default();
+    loop {
+        let mut streamed = false;
+        match session::session(config, &mut shutdown, &mut streamed).await {
+            Ok(()) => return Ok(()),
+            Err(error) if !error.is_retryable() => return Err(error),
+            Err(error) => {
+                if streamed {
+                    backoff = Backoff::default();
+                }
+                let wait = backoff.next();
+                tracing::warn!(retry_in_ms = wait.as_millis(), "{error}");
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+                }
+            }
+        }
+    }
+}
+
+/// Ever longer waits, each somewhere in the upper half of its length so that many processes do not come back at once.
+#[derive(Debug, Default)]
+struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    fn next(&mut self) -> Duration {
+        let (first, longest) = BACKOFF;
+        let full = longest.min(first * 2u32.saturating_pow(self.failures));
+        self.failures += 1;
+        full.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+}
+
+/// Our own broken promise, as an error that names it.
+fn gone(what: &str) -> Error {
+    Error::unavailable(format!("{what}: the connection to PostgreSQL is closed"))
+}

@@ -1,0 +1,528 @@
+//! The lanes' connections: opened, driven, and opened again after whatever went wrong.
+//!
+//! For each lane of the streamer: reach its NATS server, make its stream what the row says, read the stream's tail,
+//! open the lane behind it; then move bytes out and acks in. One remedy for every failure: close the lane, let the
+//! answers settle, read the tail, go on after it from the window.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::{Backoff, ledger::Checkpoint};
+use crate::{
+    error::{Error, Kind, Result},
+    flow::{
+        event_id::EventPosition,
+        lane::{Lane, Refusal, Tail},
+        streamer::Streamer,
+    },
+    nats::{
+        ack::{Ack, HEADER_EXCEEDS_MAXIMUM, MESSAGE_EXCEEDS_MAXIMUM, WRONG_LAST_SEQUENCE},
+        control::{self, Control},
+        publish::Publisher,
+        settings::{ConfigRow, Overrides, Settings},
+        streams::{self, StreamRow},
+        tail,
+    },
+    route::tables::{NatsConfig, Stream},
+    wal::lsn::Lsn,
+};
+
+/// How long answers that are under way may take to come in before the tail is read without them.
+const SETTLE: Duration = Duration::from_secs(1);
+/// Bytes read from one connection before the others have their turn.
+const READS_AT_A_TIME: usize = 8;
+
+/// All lanes' connections.
+pub struct Lanes {
+    drivers: Vec<Driver>,
+    identity: Identity,
+    overrides: Overrides,
+    ack_timeout: Duration,
+    generation: u64,
+}
+
+/// What tells a message of ours, and of this run.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The name of the feed.
+    pub source: String,
+    /// The count of this run.
+    pub epoch: u64,
+}
+
+struct Driver {
+    phase: Phase,
+    /// The rows that the connection was made by.
+    settings: Option<(NatsConfig, Stream)>,
+    control: Option<Control>,
+    backoff: Backoff,
+    /// The last failure told, so that the log does not repeat it at every attempt.
+    told: Option<String>,
+    created_ns: i64,
+    /// The oldest event that waits for its answer, and since when.
+    waiting: Option<(u64, Instant)>,
+}
+
+enum Phase {
+    /// The rows that say how to reach the stream are gone.
+    Absent,
+    Opening(Pin<Box<dyn Future<Output = Result<Opened>>>>),
+    Running(Publisher),
+    /// Closed; answers may still come.
+    Settling(Publisher, Pin<Box<tokio::time::Sleep>>),
+}
+
+struct Opened {
+    publisher: Publisher,
+    control: Control,
+    tail: Tail,
+    created_ns: i64,
+    warnings: Vec<String>,
+}
+
+impl Lanes {
+    /// No connection yet; the first [`Lanes::poll`] begins.
+    pub fn new(identity: Identity, overrides: Overrides, ack_timeout: Duration) -> Lanes {
+        Lanes { drivers: Vec::new(), identity, overrides, ack_timeout, generation: 0 }
+    }
+
+    /// Sends, takes answers, mends. Ready when a lane was opened or gave something up, and, if `eager`, whenever an
+    /// answer came. Cancel-safe: all state is in `self`.
+    ///
+    /// # Errors
+    /// What nobody but the operator can mend: a stream that cannot be trusted, a newer run, no permission.
+    pub fn poll(&mut self, cx: &mut Context<'_>, streamer: &mut Streamer, eager: bool) -> Poll<Result<()>> {
+        self.follow(streamer);
+        let mut notable = false;
+        for index in 0..self.drivers.len() {
+            notable |= self.poll_lane(cx, index, streamer, eager)?;
+        }
+        if notable { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    /// Where the streams stand, as far as acks have told.
+    pub fn checkpoints(&self, streamer: &Streamer) -> Vec<Checkpoint> {
+        let checkpoint = |(index, driver): (usize, &Driver)| {
+            let lane = streamer.lane(index);
+            let (position, sequence) = lane.floor()?;
+            let (config, _) = driver.settings.as_ref()?;
+            Some(Checkpoint {
+                config_name: config.config_name.clone(),
+                stream: lane.stream().to_owned(),
+                created_ns: driver.created_ns,
+                position,
+                sequence,
+            })
+        };
+        self.drivers.iter().enumerate().filter_map(checkpoint).collect()
+    }
+
+    /// Lanes that are not open, by their streams' names.
+    pub fn closed<'s>(&self, streamer: &'s Streamer) -> impl Iterator<Item = &'s str> {
+        (0..self.drivers.len()).map(|index| streamer.lane(index)).filter(|lane| !lane.is_open()).map(Lane::stream)
+    }
+
+    /// New lanes get a driver; lanes whose rows have changed are opened anew.
+    fn follow(&mut self, streamer: &mut Streamer) {
+        if self.generation == streamer.generation() {
+            return;
+        }
+        self.generation = streamer.generation();
+        for index in 0..streamer.lane_count() {
+            let settings = streamer.lane_settings(index);
+            if index == self.drivers.len() {
+                let driver = Driver {
+                    phase: Phase::Absent,
+                    settings: None,
+                    control: None,
+                    backoff: Backoff::default(),
+                    told: None,
+                    created_ns: 0,
+                    waiting: None,
+                };
+                self.drivers.push(driver);
+            }
+            let driver = &mut self.drivers[index];
+            if settings.is_none() || driver.settings == settings {
+                // Rows that are gone leave the lane to drain as it is.
+                continue;
+            }
+            let same_server = driver.settings.as_ref().map(|(config, _)| config) == settings.as_ref().map(|(c, _)| c);
+            driver.settings = settings;
+            driver.told = None;
+            driver.backoff = Backoff::default();
+            if !same_server {
+                driver.control = None;
+            }
+            streamer.lane_mut(index).close();
+            self.open(index, streamer, None, Duration::ZERO);
+        }
+    }
+
+    /// Begins to open a lane after `wait`.
+    fn open(&mut self, index: usize, streamer: &Streamer, publisher: Option<Publisher>, wait: Duration) {
+        let driver = &mut self.drivers[index];
+        driver.waiting = None;
+        let Some((config, stream)) = driver.settings.clone() else {
+            driver.phase = Phase::Absent;
+            return;
+        };
+        let opening = open(
+            config,
+            stream,
+            self.overrides.clone(),
+            self.identity.clone(),
+            streamer.lane_inbox(index),
+            streamer.received(),
+            driver.control.clone(),
+            publisher,
+            wait,
+        );
+        driver.phase = Phase::Opening(Box::pin(opening));
+    }
+
+    /// Returns whether something notable happened.
+    fn poll_lane(&mut self, cx: &mut Context<'_>, index: usize, streamer: &mut Streamer, eager: bool) -> Result<bool> {
+        let mut notable = false;
+        loop {
+            let driver = &mut self.drivers[index];
+            match &mut driver.phase {
+                Phase::Absent => return Ok(notable),
+                Phase::Opening(opening) => match opening.as_mut().poll(cx) {
+                    Poll::Pending => return Ok(notable),
+                    Poll::Ready(Ok(opened)) => {
+                        self.opened(index, streamer, opened)?;
+                        notable = true;
+                    }
+                    Poll::Ready(Err(error)) => self.failed(index, streamer, error, None)?,
+                },
+                Phase::Running(publisher) => {
+                    let lane = streamer.lane_mut(index);
+                    let before = lane.len();
+                    let outcome = exchange(cx, publisher, lane);
+                    let answered = lane.len() != before;
+                    notable |= answered && eager;
+                    match outcome {
+                        Ok(Trouble::None) => {
+                            if answered {
+                                driver.backoff = Backoff::default();
+                                driver.told = None;
+                            }
+                            let Some(error) = overdue(driver, streamer.lane(index), self.ack_timeout) else {
+                                return Ok(notable);
+                            };
+                            // An answer that does not come may mean a connection that is dead without knowing it.
+                            self.failed(index, streamer, error, None)?;
+                        }
+                        Ok(Trouble::Refused { error, condemned }) => {
+                            streamer.lane_mut(index).close();
+                            streamer.condemn(condemned)?;
+                            notable = true;
+                            tell(driver, &error);
+                            let Phase::Running(publisher) = std::mem::replace(&mut driver.phase, Phase::Absent) else {
+                                unreachable!("matched above")
+                            };
+                            driver.phase = Phase::Settling(publisher, Box::pin(sleep(SETTLE)));
+                        }
+                        Err(error) => self.failed(index, streamer, error, None)?,
+                    }
+                }
+                Phase::Settling(publisher, until) => {
+                    let lane = streamer.lane_mut(index);
+                    let outcome = exchange(cx, publisher, lane);
+                    let settled = !lane.awaits_answers() || until.as_mut().poll(cx).is_ready();
+                    match outcome {
+                        Ok(trouble) => {
+                            if let Trouble::Refused { condemned, .. } = trouble {
+                                streamer.condemn(condemned)?;
+                            }
+                            if !settled {
+                                return Ok(notable);
+                            }
+                            let Phase::Settling(publisher, _) = std::mem::replace(&mut driver.phase, Phase::Absent)
+                            else {
+                                unreachable!("matched above")
+                            };
+                            // At once the first time; a stream that goes on refusing is not to be hammered.
+                            let first = driver.backoff.failures == 0;
+                            let wait = driver.backoff.next();
+                            let wait = if first { Duration::ZERO } else { wait };
+                            self.open(index, streamer, Some(publisher), wait);
+                        }
+                        Err(error) => self.failed(index, streamer, error, None)?,
+                    }
+                }
+            }
+        }
+    }
+
+    fn opened(&mut self, index: usize, streamer: &mut Streamer, opened: Opened) -> Result<()> {
+        let driver = &mut self.drivers[index];
+        let lane = streamer.lane_mut(index);
+        let condemned = lane.open(&opened.tail)?;
+        for warning in opened.warnings {
+            tracing::warn!(stream = lane.stream(), "{warning}");
+        }
+        tracing::info!(
+            stream = lane.stream(),
+            server = opened.publisher.target(),
+            nats = opened.publisher.info().version,
+            last_sequence = opened.tail.last_sequence,
+            tail = opened.tail.ours.map(|(position, _)| position.id(&self.identity.source)),
+            unsettled = lane.len(),
+            "stream opened"
+        );
+        driver.control = Some(opened.control);
+        driver.created_ns = opened.created_ns;
+        driver.waiting = None;
+        driver.phase = Phase::Running(opened.publisher);
+        // A stream that does not take a subject has closed the lane again; the next round opens it without those.
+        if !condemned.is_empty() {
+            streamer.condemn(condemned)?;
+        }
+        if !streamer.lane(index).is_open() {
+            self.open(index, streamer, None, Duration::ZERO);
+        }
+        Ok(())
+    }
+
+    /// Something failed: back to opening, unless nobody but the operator can help.
+    fn failed(
+        &mut self,
+        index: usize,
+        streamer: &mut Streamer,
+        error: Error,
+        publisher: Option<Publisher>,
+    ) -> Result<()> {
+        let stream = streamer.lane(index).stream();
+        let error = error.context(format!("stream {stream:?}"));
+        streamer.lane_mut(index).close();
+        // A row that makes no sense is its own streams' problem; the others flow.
+        if !matches!(error.kind(), Kind::Unavailable | Kind::Config) {
+            return Err(error);
+        }
+        let driver = &mut self.drivers[index];
+        tell(driver, &error);
+        let wait = driver.backoff.next();
+        self.open(index, streamer, publisher, wait);
+        Ok(())
+    }
+}
+
+/// Logs a failure unless it is the one logged last.
+fn tell(driver: &mut Driver, error: &Error) {
+    let text = error.to_string();
+    if driver.told.as_ref() != Some(&text) {
+        tracing::warn!("{text}");
+        driver.told = Some(text);
+    }
+}
+
+/// The error of a lane whose oldest message has waited too long.
+fn overdue(driver: &mut Driver, lane: &Lane, ack_timeout: Duration) -> Option<Error> {
+    let oldest = lane.oldest().filter(|_| lane.awaits_answers())?;
+    match driver.waiting {
+        Some((waiting, since)) if waiting == oldest => (since.elapsed() >= ack_timeout).then(|| {
+            Error::unavailable(format!("no answer from stream {:?} for {} ms", lane.stream(), ack_timeout.as_millis()))
+                .hint("check JetStream's health; a publish that the account may not make also goes unanswered")
+        }),
+        _ => {
+            driver.waiting = Some((oldest, Instant::now()));
+            None
+        }
+    }
+}
+
+enum Trouble {
+    None,
+    Refused { error: Error, condemned: Vec<crate::flow::lane::Condemned> },
+}
+
+/// Moves bytes out and answers in, as far as the socket allows.
+fn exchange(cx: &mut Context<'_>, publisher: &mut Publisher, lane: &mut Lane) -> Result<Trouble> {
+    loop {
+        let between = lane.is_between_messages();
+        let bytes = lane.unsent();
+        if bytes.is_empty() {
+            // Nothing is left to write, so the connection stands between two messages even when the lane is closed
+            // in the midst of one: then it is not used for messages again.
+            if lane.is_open() {
+                let _ = publisher.poll_flush(cx, between)?;
+            }
+            break;
+        }
+        match publisher.poll_write(cx, bytes, between)? {
+            Poll::Ready(count) => lane.mark_sent(count),
+            Poll::Pending => break,
+        }
+    }
+    let mut trouble = Trouble::None;
+    for _ in 0..READS_AT_A_TIME {
+        match publisher.poll_read(cx)? {
+            Poll::Ready(()) => {}
+            Poll::Pending => return Ok(trouble),
+        }
+        publisher.answers(|answer| {
+            let refusal = match answer.ack {
+                Ack::Stored { sequence, duplicate } => match lane.acked(answer.token, sequence, duplicate) {
+                    Ok(()) => return Ok(()),
+                    Err(refusal) => refusal,
+                },
+                Ack::Refused { code: WRONG_LAST_SEQUENCE, .. } => Refusal::WrongSequence,
+                Ack::Refused { code: MESSAGE_EXCEEDS_MAXIMUM | HEADER_EXCEEDS_MAXIMUM, description } => {
+                    Refusal::Never(format!("stream {} refuses it: {description}", lane.stream()))
+                }
+                Ack::Refused { code, description } => Refusal::NotNow(format!("{description} ({code})")),
+                Ack::NoResponders => Refusal::NotNow("no stream takes its subject, or JetStream is away".to_owned()),
+            };
+            let (is_news, taken_out) = lane.refused(answer.token, &refusal);
+            let out_of_place = refusal == Refusal::WrongSequence;
+            if let Trouble::Refused { condemned, .. } = &mut trouble {
+                condemned.extend(taken_out);
+            } else if is_news || out_of_place {
+                let why = match refusal {
+                    Refusal::WrongSequence => "another last sequence than expected".to_owned(),
+                    Refusal::Never(why) | Refusal::NotNow(why) => why,
+                };
+                let error = Error::unavailable(format!(
+                    "stream {:?} refused a message: {why}; reading its tail to go on from there",
+                    lane.stream()
+                ));
+                trouble = Trouble::Refused { error, condemned: taken_out.into_iter().collect() };
+            }
+            Ok(())
+        })?;
+    }
+    // More may be waiting: come back after the others had their turn.
+    cx.waker().wake_by_ref();
+    Ok(trouble)
+}
+
+#[allow(clippy::too_many_arguments, reason = "a future of its own holds all that it needs")]
+async fn open(
+    config: NatsConfig,
+    stream: Stream,
+    overrides: Overrides,
+    identity: Identity,
+    inbox: String,
+    received: Lsn,
+    control: Option<Control>,
+    publisher: Option<Publisher>,
+    wait: Duration,
+) -> Result<Opened> {
+    sleep_until(Instant::now() + wait).await;
+    let settings = Settings::resolve(&config_row(&config), &overrides)?;
+    let control = match control {
+        Some(control) => control,
+        None => control::connect(&settings).await?,
+    };
+    let mut warnings = settings.warnings.clone();
+    let state = match streams::ensure(&control, &stream_row(&stream)).await {
+        Ok(state) => state,
+        // The row wants what JetStream does not allow. Where the stream exists, events flow into it as it is.
+        Err(error) if error.kind() == Kind::Config => {
+            let state =
+                streams::state(&control, &stream.stream_name).await.map_err(|_| Error::config(error.to_string()))?;
+            warnings.push(error.to_string());
+            state
+        }
+        Err(error) => return Err(error),
+    };
+    warnings.extend(state.warnings.iter().cloned());
+    let end =
+        tail::last_of_ours(&control, &stream.stream_name, |stored| position_of(stored, &identity.source).is_some())
+            .await?;
+    let ours = end.ours.as_ref().and_then(|stored| Some((position_of(stored, &identity.source)?, stored.sequence)));
+    if let Some(stored) = &end.ours {
+        let epoch = stored.header("Walhook-Epoch").and_then(|epoch| epoch.parse::<u64>().ok()).unwrap_or(0);
+        if epoch > identity.epoch {
+            return Err(Error::new(
+                Kind::Fenced,
+                format!(
+                    "run {} of source {:?} publishes already; this is run {}",
+                    epoch, identity.source, identity.epoch
+                ),
+            )
+            .hint("a newer walhook has taken over; let this one go"));
+        }
+    }
+    if let Some((position, sequence)) = &ours
+        && position.commit_lsn > received
+    {
+        return Err(Error::untrusted(format!(
+            "go on in stream {:?}: its message {sequence} is of {}, beyond PostgreSQL's WAL, which ends at {received}",
+            stream.stream_name, position.commit_lsn
+        ))
+        .hint(
+            "the database was restored or failed over to an earlier point; decide what of the stream is true, then \
+               start with another source name or another stream",
+        ));
+    }
+    let publisher = match publisher {
+        Some(publisher) => publisher,
+        None => Publisher::open(&settings, &inbox).await?,
+    };
+    let max_payload = publisher.info().max_payload.min(state.max_msg_size.unwrap_or(usize::MAX));
+    let tail = Tail { last_sequence: end.last_sequence, ours, subjects: state.subjects, max_payload };
+    Ok(Opened { publisher, control, tail, created_ns: end.created_ns, warnings })
+}
+
+/// The row as the edge wants it.
+fn config_row(row: &NatsConfig) -> ConfigRow {
+    let small = |value: Option<i64>| value.and_then(|value| i32::try_from(value).ok());
+    ConfigRow {
+        config_id: row.config_id,
+        config_name: row.config_name.clone(),
+        nats_url: Some(row.nats_url.clone()),
+        nats_cluster_urls: row.nats_cluster_urls.clone(),
+        auth_type: row.auth_type.clone(),
+        auth_token: row.auth_token.clone(),
+        auth_credentials_file: row.auth_credentials_file.clone(),
+        auth_nkey_seed: row.auth_nkey_seed.clone(),
+        tls_enabled: Some(row.tls_enabled),
+        tls_cert_file: row.tls_cert_file.clone(),
+        tls_key_file: row.tls_key_file.clone(),
+        tls_ca_file: row.tls_ca_file.clone(),
+        max_connections: None,
+        connection_timeout_ms: small(row.connection_timeout_ms),
+        reconnect_delay_ms: small(row.reconnect_delay_ms),
+        max_reconnect_attempts: small(row.max_reconnect_attempts),
+        jetstream_enabled: Some(row.jetstream_enabled),
+        stream_name: row.stream_name.clone(),
+        subject_prefix: row.subject_prefix.clone(),
+        enabled: Some(row.enabled),
+    }
+}
+
+/// The row as the edge wants it.
+fn stream_row(row: &Stream) -> StreamRow {
+    let small = |value: Option<i64>| value.and_then(|value| i32::try_from(value).ok());
+    StreamRow {
+        stream_id: 0,
+        config_id: row.config_id,
+        stream_name: row.stream_name.clone(),
+        subjects: row.subjects.clone(),
+        description: row.description.clone(),
+        storage_type: row.storage_type.clone(),
+        max_messages: row.max_messages,
+        max_bytes: row.max_bytes,
+        max_age_seconds: row.max_age_seconds,
+        retention_policy: row.retention_policy.clone(),
+        discard_policy: row.discard_policy.clone(),
+        replicas: small(row.replicas),
+        duplicate_window_seconds: small(row.duplicate_window_seconds),
+        enabled: Some(row.enabled),
+        ordering: row.ordering.clone(),
+    }
+}
+
+fn position_of(stored: &tail::Stored, source: &str) -> Option<EventPosition> {
+    let id = stored.header("Walhook-Id").or_else(|| stored.header("Nats-Msg-Id"))?;
+    EventPosition::parse(id, source)
+}

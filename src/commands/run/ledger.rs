@@ -1,0 +1,285 @@
+//! What a run reads from and writes into the database by ordinary SQL: the configuration at the start, the epoch,
+//! checkpoints, dead letters.
+
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+use crate::{
+    error::{Error, Result},
+    flow::{event_id::EventPosition, streamer::DeadLetter},
+    postgres::sql,
+    route::{
+        tables::{Cell, Table, Tables},
+        types::{TypeCatalog, TypeKind},
+    },
+};
+
+/// What the slot and the publications must be before anything starts.
+pub async fn check(client: &Client, slot: &str, publications: &[String; 2]) -> Result<()> {
+    let checking = || "check what walhook needs in PostgreSQL";
+    let row = client
+        .query_one(
+            "SELECT current_setting('wal_level'), current_database(), \
+                    (SELECT count(*) FROM pg_catalog.pg_publication WHERE puballtables)",
+            &[],
+        )
+        .await
+        .map_err(|error| sql::error(checking(), error))?;
+    let wal_level: &str = row.get(0);
+    if wal_level != "logical" {
+        return Err(Error::config(format!("stream from slot {slot:?}: wal_level is {wal_level:?}"))
+            .hint("ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL"));
+    }
+    let database: String = row.get(1);
+    let known = client
+        .query(
+            "SELECT pubname::text, puballtables FROM pg_catalog.pg_publication WHERE pubname::text = ANY($1)",
+            &[&publications.as_slice()],
+        )
+        .await
+        .map_err(|error| sql::error(checking(), error))?;
+    for name in publications {
+        let Some(row) = known.iter().find(|row| row.get::<_, &str>(0) == name) else {
+            return Err(Error::config(format!("publication {name:?} does not exist in database {database:?}"))
+                .hint("run `walhook setup`, or SELECT rule_cdc_publication_create()"));
+        };
+        if row.get(1) {
+            return Err(Error::config(format!("publication {name:?} is FOR ALL TABLES")).hint(
+                "it would publish secrets and walhook's own history; drop it and run `walhook setup`, which makes \
+                     one with the linked tables only",
+            ));
+        }
+    }
+    let denied = client
+        .query(
+            "SELECT format('%I.%I', schemaname, tablename), pubname::text FROM pg_catalog.pg_publication_tables \
+             WHERE pubname::text = ANY($1) AND schemaname = 'public' AND tablename::text = ANY($2)",
+            &[&publications.as_slice(), &DENIED.as_slice()],
+        )
+        .await
+        .map_err(|error| sql::error(checking(), error))?;
+    if let Some(row) = denied.first() {
+        let (table, publication): (&str, &str) = (row.get(0), row.get(1));
+        return Err(Error::config(format!("publication {publication:?} has table {table} in it"))
+            .hint(format!("ALTER PUBLICATION {publication} DROP TABLE {table}")));
+    }
+    let slots = client
+        .query(
+            "SELECT slot_type, plugin::text, database::text, wal_status FROM pg_catalog.pg_replication_slots \
+             WHERE slot_name::text = $1",
+            &[&slot],
+        )
+        .await
+        .map_err(|error| sql::error(checking(), error))?;
+    let Some(row) = slots.first() else {
+        return Err(Error::config(format!("replication slot {slot:?} does not exist")).hint(
+            "run `walhook setup` for a first start; if the slot was there before, changes since are not in its \
+                 successor",
+        ));
+    };
+    let (kind, plugin): (&str, Option<&str>) = (row.get(0), row.get(1));
+    if kind != "logical" || plugin != Some("pgoutput") {
+        return Err(Error::config(format!(
+            "replication slot {slot:?} is {kind} with plugin {plugin:?}; walhook needs a logical one with pgoutput"
+        ))
+        .hint("name another slot with --slot, and run `walhook setup`"));
+    }
+    let of: Option<&str> = row.get(2);
+    if of != Some(&database) {
+        return Err(Error::config(format!("replication slot {slot:?} belongs to database {of:?}, not {database:?}"))
+            .hint("connect to that database, or name another slot with --slot"));
+    }
+    if row.get::<_, Option<&str>>(3) == Some("lost") {
+        return Err(Error::untrusted(format!(
+            "replication slot {slot:?} is lost: PostgreSQL has removed WAL that it needed"
+        ))
+        .hint(
+            "changes since its last confirmation can only come from the tables themselves; see max_slot_wal_keep_size, \
+             then drop the slot and run `walhook setup`",
+        ));
+    }
+    Ok(())
+}
+
+/// Tables that must never come down the slot: they would feed themselves, or show secrets.
+const DENIED: [&str; 8] = [
+    "rule_webhook_secrets",
+    "rule_nats_publish_history",
+    "rule_nats_consumer_stats",
+    "rule_nats_checkpoints",
+    "rule_nats_dead_letters",
+    "rule_webhook_call_history",
+    "rule_webhook_calls",
+    "rule_cdc_status",
+];
+
+/// Where the slot stands.
+pub async fn confirmed(client: &Client, slot: &str) -> Result<crate::wal::lsn::Lsn> {
+    let row = client
+        .query_one(
+            "SELECT COALESCE(confirmed_flush_lsn, '0/0')::text FROM pg_catalog.pg_replication_slots \
+             WHERE slot_name::text = $1",
+            &[&slot],
+        )
+        .await
+        .map_err(|error| sql::error(format!("read where slot {slot:?} stands"), error))?;
+    let text: &str = row.get(0);
+    text.parse().map_err(|error| Error::protocol(format!("read where slot {slot:?} stands")).caused_by(error))
+}
+
+/// Counts this run: from now on no older one may publish.
+pub async fn raise_epoch(client: &Client, source: &str) -> Result<u64> {
+    let row = client
+        .query_one(
+            "INSERT INTO public.rule_nats_checkpoints AS c (source, config_name, stream_name, epoch, updated_at) \
+             VALUES ($1, '', '', 1, now()) \
+             ON CONFLICT (source, config_name, stream_name) \
+             DO UPDATE SET epoch = c.epoch + 1, updated_at = now() RETURNING epoch",
+            &[&source],
+        )
+        .await
+        .map_err(|error| missing_table(sql::error("raise the epoch in rule_nats_checkpoints", error)))?;
+    let epoch: i64 = row.get(0);
+    u64::try_from(epoch).map_err(|_| Error::config(format!("the epoch of source {source:?} is negative: {epoch}")))
+}
+
+/// The configuration rows and the types, in one snapshot.
+pub async fn snapshot(client: &mut Client) -> Result<(Tables, TypeCatalog)> {
+    let attempted = "read the configuration tables";
+    let transaction = client
+        .build_transaction()
+        .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead)
+        .read_only(true)
+        .start()
+        .await
+        .map_err(|error| sql::error(attempted, error))?;
+    let mut tables = Tables::default();
+    for table in Table::ALL {
+        // By the simple protocol every value comes as text, as it does in the WAL.
+        let rows = transaction
+            .simple_query(&format!("SELECT * FROM public.{}", table.name()))
+            .await
+            .map_err(|error| missing_table(sql::error(format!("read {}", table.name()), error)))?;
+        for row in &rows {
+            let SimpleQueryMessage::Row(row) = row else { continue };
+            let columns = row
+                .columns()
+                .iter()
+                .enumerate()
+                .map(|(index, column)| (column.name(), row.get(index).map_or(Cell::Null, Cell::Text)));
+            tables.put(table, columns)?;
+        }
+    }
+    let types = transaction.query(TypeCatalog::QUERY, &[]).await.map_err(|error| sql::error(attempted, error))?;
+    transaction.commit().await.map_err(|error| sql::error(attempted, error))?;
+    Ok((tables, catalog(&types)))
+}
+
+fn missing_table(error: Error) -> Error {
+    if crate::postgres::sqlstate(&error) == Some("42P01") {
+        return Error::config(error.to_string()).hint("run `walhook setup`, which applies the migrations");
+    }
+    error
+}
+
+/// The types alone, read again because a table has newer ones.
+pub async fn types(client: &Client) -> Result<TypeCatalog> {
+    let rows =
+        client.query(TypeCatalog::QUERY, &[]).await.map_err(|error| sql::error("read the catalog of types", error))?;
+    Ok(catalog(&rows))
+}
+
+fn catalog(rows: &[tokio_postgres::Row]) -> TypeCatalog {
+    let mut types = TypeCatalog::new();
+    for row in rows {
+        types.insert(row.get(0), TypeKind::from_row(row.get(1), row.get(2), row.get(3)));
+    }
+    types
+}
+
+/// Writes dead letters; one that is there already (this run follows one that was killed) stays as it is.
+pub async fn bury(client: &Client, letters: &[DeadLetter]) -> Result<()> {
+    let attempted = || format!("write {} dead letters into rule_nats_dead_letters", letters.len());
+    let statement = client
+        .prepare(
+            "INSERT INTO public.rule_nats_dead_letters \
+                 (event_id, webhook_id, webhook_name, subject, payload, reason, commit_lsn) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7::text::pg_lsn) ON CONFLICT (event_id) DO NOTHING",
+        )
+        .await
+        .map_err(|error| missing_table(sql::error(attempted(), error)))?;
+    // Sent one behind the other without waiting; each is its own transaction, so a crash loses none that was settled.
+    let writes = letters.iter().map(|letter| {
+        let (statement, lsn) = (&statement, letter.commit_lsn.to_string());
+        async move {
+            let DeadLetter { event_id, webhook_id, webhook_name, subject, payload, reason, .. } = letter;
+            client
+                .execute(statement, &[event_id, webhook_id, webhook_name, subject, payload, reason, &lsn])
+                .await
+                .map(drop)
+        }
+    });
+    futures_util::future::try_join_all(writes).await.map_err(|error| sql::error(attempted(), error))?;
+    Ok(())
+}
+
+/// Where a lane's stream stood when it was last looked at.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Checkpoint {
+    /// The name of the `rule_nats_config` row.
+    pub config_name: String,
+    /// The stream.
+    pub stream: String,
+    /// When the stream was created, in ns since 1970: another time, another stream.
+    pub created_ns: i64,
+    /// The last event stored.
+    pub position: EventPosition,
+    /// Its sequence.
+    pub sequence: u64,
+}
+
+/// Writes checkpoints.
+pub async fn checkpoint(
+    client: &Client,
+    source: &str,
+    epoch: u64,
+    system_identifier: &str,
+    timeline: u32,
+    checkpoints: &[Checkpoint],
+) -> Result<()> {
+    for checkpoint in checkpoints {
+        let Checkpoint { config_name, stream, created_ns, position, sequence } = checkpoint;
+        let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        client
+            .execute(
+                "INSERT INTO public.rule_nats_checkpoints AS c \
+                     (source, config_name, stream_name, epoch, system_identifier, timeline, commit_lsn, commit_time, \
+                      ordinal, webhook_id, sequence, stream_created, updated_at) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7::text::pg_lsn, $8, $9, $10, $11, \
+                         'epoch'::timestamptz + $12::float8 * interval '1 second', now()) \
+                 ON CONFLICT (source, config_name, stream_name) DO UPDATE SET \
+                     epoch = excluded.epoch, system_identifier = excluded.system_identifier, \
+                     timeline = excluded.timeline, commit_lsn = excluded.commit_lsn, \
+                     commit_time = excluded.commit_time, ordinal = excluded.ordinal, \
+                     webhook_id = excluded.webhook_id, sequence = excluded.sequence, \
+                     stream_created = excluded.stream_created, updated_at = now() \
+                 WHERE c.epoch <= excluded.epoch",
+                &[
+                    &source,
+                    config_name,
+                    stream,
+                    &signed(epoch),
+                    &system_identifier,
+                    &i32::try_from(timeline).unwrap_or(i32::MAX),
+                    &position.commit_lsn.to_string(),
+                    &position.commit_time,
+                    &signed(position.ordinal),
+                    &position.webhook_id,
+                    &signed(*sequence),
+                    &(std::time::Duration::from_nanos(created_ns.unsigned_abs()).as_secs_f64()),
+                ],
+            )
+            .await
+            .map_err(|error| sql::error(format!("write the checkpoint of stream {stream:?}"), error))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,323 @@
+//! One session: from taking the slot to losing it, or to a shutdown.
+//!
+//! In order: check, take the slot, raise the epoch, read the configuration; then the one `select!`. Only when the
+//! lanes have read their streams' tails is anything published.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    rc::Rc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout_at},
+};
+use tokio_postgres::Client;
+
+use super::{
+    gone,
+    lanes::{Identity, Lanes},
+    ledger,
+};
+use crate::{
+    config::Config,
+    error::Result,
+    flow::streamer::{DeadLetter, Received, Streamer},
+    postgres::{
+        self, OBJECT_IN_USE,
+        replication::{Connection, Stream, SystemIdentity},
+        sql,
+    },
+    route::types::TypeCatalog,
+    wal::{frame::StandbyStatus, lsn::Lsn},
+};
+
+/// How often a slot that another process holds is tried.
+const TAKE_OVER: Duration = Duration::from_millis(500);
+/// After so long without a word the server is asked where it stands, so that an idle slot moves on.
+const IDLE_ASK: Duration = Duration::from_secs(5);
+/// How often checkpoints are written, if streams have moved.
+const CHECKPOINT: Duration = Duration::from_secs(10);
+/// Dead letters written together.
+const BURY_MAX: usize = 200;
+
+/// Streams until shutdown. `streamed` turns true once the slot is ours.
+pub async fn session(config: &Config, shutdown: &mut watch::Receiver<bool>, streamed: &mut bool) -> Result<()> {
+    let mut client = sql::connect(&config.postgres).await?;
+    let publications = [format!("{}_inserts", config.publication), format!("{}_changes", config.publication)];
+    ledger::check(&client, &config.slot, &publications).await?;
+    let Some((stream, system)) = take_slot(config, &publications, shutdown).await? else { return Ok(()) };
+    *streamed = true;
+    let confirmed = ledger::confirmed(&client, &config.slot).await?;
+    let epoch = ledger::raise_epoch(&client, &config.source).await?;
+    let (tables, types) = ledger::snapshot(&mut client).await?;
+    tracing::info!(%confirmed, epoch, timeline = system.timeline, system = system.system_id, "slot taken");
+    let inbox = format!("_INBOX.walhook.{:016x}", fastrand::u64(..));
+    let streamer = Streamer::new(&config.source, epoch, &inbox, config.limits, tables, types, confirmed);
+    let identity = Identity { source: config.source.clone(), epoch };
+    let lanes = Lanes::new(identity, config.nats.clone(), config.ack_timeout);
+    let interval = status_interval(config, &client).await?;
+    let mut session = Session {
+        config,
+        client: Rc::new(client),
+        system,
+        epoch,
+        stream,
+        streamer,
+        lanes,
+        job: None,
+        last_heard: Instant::now(),
+        last_checkpoint: Instant::now(),
+        checkpoints: Vec::new(),
+        is_paused: false,
+    };
+    let outcome = session.stream(shutdown, interval).await;
+    let Session { stream, .. } = session;
+    match outcome {
+        Ok(()) => {
+            stream.finish().await?;
+            tracing::info!("slot released");
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Starts replication; waits while another process holds the slot. `None`: told to stop before.
+async fn take_slot(
+    config: &Config,
+    publications: &[String; 2],
+    shutdown: &mut watch::Receiver<bool>,
+) -> Result<Option<(Stream, SystemIdentity)>> {
+    let names = publications.each_ref().map(|name| format!("\"{}\"", name.replace('"', "\"\""))).join(",");
+    let mut said = false;
+    loop {
+        let mut connection = Connection::connect(&config.postgres).await?;
+        let system = connection.identify_system().await?;
+        let options = [("proto_version", "1"), ("publication_names", names.as_str())];
+        // From 0/0 the server starts where the slot is confirmed; above that it would obey and skip.
+        let error = match connection.start_replication(&config.slot, Lsn::ZERO, &options).await {
+            Ok(stream) => return Ok(Some((stream, system))),
+            Err(error) => error,
+        };
+        if postgres::sqlstate(&error) != Some(OBJECT_IN_USE) {
+            return Err(error);
+        }
+        if !said {
+            tracing::info!(slot = config.slot, "{error}; waiting to take over");
+            said = true;
+        }
+        tokio::select! {
+            () = sleep(TAKE_OVER) => {}
+            _ = shutdown.wait_for(|stop| *stop) => return Ok(None),
+        }
+    }
+}
+
+/// The configured one, but at least three times in a `wal_sender_timeout`.
+async fn status_interval(config: &Config, client: &Client) -> Result<Duration> {
+    let row = client
+        .query_one("SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'", &[])
+        .await
+        .map_err(|error| sql::error("read wal_sender_timeout", error))?;
+    let millis: i64 = row.get(0);
+    let third = u64::try_from(millis).ok().filter(|millis| *millis > 0).map(|millis| Duration::from_millis(millis / 3));
+    Ok(third.map_or(config.status_interval, |third| third.min(config.status_interval)).max(Duration::from_millis(10)))
+}
+
+struct Session<'c> {
+    config: &'c Config,
+    client: Rc<Client>,
+    system: SystemIdentity,
+    epoch: u64,
+    stream: Stream,
+    streamer: Streamer,
+    lanes: Lanes,
+    /// The one statement under way on the SQL connection.
+    job: Option<Job>,
+    last_heard: Instant,
+    last_checkpoint: Instant,
+    checkpoints: Vec<ledger::Checkpoint>,
+    /// The window was full and has not emptied enough yet.
+    is_paused: bool,
+}
+
+type Job = Pin<Box<dyn Future<Output = Result<Done>>>>;
+
+/// What a job achieved.
+enum Done {
+    Buried(Vec<String>),
+    Types(TypeCatalog),
+    Checkpointed,
+}
+
+impl Session<'_> {
+    /// The loop. The arms in their order: (1) shutdown, (2) lanes, (3) status timer, (4) SQL, (5) the WAL stream.
+    async fn stream(&mut self, shutdown: &mut watch::Receiver<bool>, status: Duration) -> Result<()> {
+        let mut tick = interval(status);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut drain_until: Option<Instant> = None;
+        loop {
+            let is_reading = drain_until.is_none() && self.pump()?;
+            self.start_job();
+            if let Some(until) = drain_until
+                && (self.streamer.has_nothing_in_flight() || Instant::now() >= until)
+            {
+                return self.farewell(until).await;
+            }
+            let Session { stream, streamer, lanes, job, .. } = self;
+            tokio::select! {
+                biased;
+                _ = shutdown.wait_for(|stop| *stop), if drain_until.is_none() => {
+                    tracing::info!("stopping: no more is read, what is in flight is waited for");
+                    drain_until = Some(Instant::now() + self.config.shutdown_timeout);
+                }
+                outcome = poll_fn(|cx| lanes.poll(cx, streamer, !is_reading)) => outcome?,
+                _ = tick.tick() => self.report(),
+                done = run_job(job) => self.finish_job(done?),
+                outcome = stream.drive(is_reading) => outcome?,
+            }
+        }
+    }
+
+    /// Takes what is buffered while there is room. Returns whether more may be read.
+    fn pump(&mut self) -> Result<bool> {
+        let mut heard = false;
+        let has_room = if self.is_paused { self.streamer.has_ample_room() } else { self.streamer.has_room() };
+        self.is_paused = !has_room;
+        while !self.is_paused {
+            let Some(copy_data) = self.stream.next_copy_data()? else { break };
+            heard = true;
+            match self.streamer.receive(copy_data)? {
+                Received::Nothing | Received::UnknownTypes => {}
+                Received::ReplyRequested => self.report(),
+            }
+            self.is_paused = !self.streamer.has_room();
+        }
+        if heard {
+            self.last_heard = Instant::now();
+        }
+        for notice in self.streamer.take_notices() {
+            tracing::warn!("{notice}");
+        }
+        Ok(!self.is_paused)
+    }
+
+    /// Tells PostgreSQL what is confirmed.
+    fn report(&mut self) {
+        self.streamer.settle();
+        let ask = self.last_heard.elapsed() >= IDLE_ASK;
+        if ask {
+            self.last_heard = Instant::now();
+        }
+        let confirmed = self.streamer.confirmed();
+        let status = StandbyStatus {
+            written: self.streamer.received(),
+            flushed: confirmed,
+            applied: confirmed,
+            sent_at: now(),
+            reply_requested: ask,
+        };
+        // Where much is unsent already, a later status tells what this one would have.
+        let _ = self.stream.queue_copy_data(|out| status.write(out));
+    }
+
+    /// Begins the next statement on the SQL connection, if one is wanted and none is under way.
+    fn start_job(&mut self) {
+        if self.job.is_some() {
+            return;
+        }
+        let client = Rc::clone(&self.client);
+        if self.streamer.awaits_types() {
+            self.job = Some(Box::pin(async move { ledger::types(&client).await.map(Done::Types) }));
+        } else if self.streamer.dead_letters().len() > 0 {
+            let letters: Vec<DeadLetter> = self.streamer.dead_letters().take(BURY_MAX).cloned().collect();
+            for letter in &letters {
+                tracing::warn!(
+                    event = letter.event_id,
+                    webhook = letter.webhook_name.as_deref().unwrap_or("?"),
+                    subject = letter.subject,
+                    "dead letter: {}",
+                    letter.reason
+                );
+            }
+            self.job = Some(Box::pin(async move {
+                ledger::bury(&client, &letters).await?;
+                Ok(Done::Buried(letters.into_iter().map(|letter| letter.event_id).collect()))
+            }));
+        } else if self.last_checkpoint.elapsed() >= CHECKPOINT {
+            self.last_checkpoint = Instant::now();
+            self.job = self.checkpoint();
+        }
+    }
+
+    /// Writes where the streams stand, if they have moved.
+    fn checkpoint(&mut self) -> Option<Job> {
+        let checkpoints = self.lanes.checkpoints(&self.streamer);
+        if checkpoints.is_empty() || checkpoints == self.checkpoints {
+            return None;
+        }
+        self.checkpoints.clone_from(&checkpoints);
+        let (client, source, epoch) = (Rc::clone(&self.client), self.config.source.clone(), self.epoch);
+        let (system, timeline) = (self.system.system_id.clone(), self.system.timeline);
+        Some(Box::pin(async move {
+            ledger::checkpoint(&client, &source, epoch, &system, timeline, &checkpoints).await?;
+            Ok(Done::Checkpointed)
+        }))
+    }
+
+    fn finish_job(&mut self, done: Done) {
+        self.job = None;
+        match done {
+            Done::Buried(events) => {
+                for event in events {
+                    self.streamer.buried(&event);
+                }
+            }
+            Done::Types(types) => self.streamer.set_types(types),
+            Done::Checkpointed => {}
+        }
+    }
+
+    /// The last words of a shutdown: the final status and the checkpoints.
+    async fn farewell(&mut self, until: Instant) -> Result<()> {
+        if self.streamer.has_nothing_in_flight() {
+            tracing::info!(confirmed = %self.streamer.confirmed(), "all acknowledged");
+        } else {
+            let closed: Vec<_> = self.lanes.closed(&self.streamer).collect();
+            tracing::warn!(
+                confirmed = %self.streamer.confirmed(),
+                closed_streams = closed.join(", "),
+                "not all was acknowledged in time; it comes again at the next start"
+            );
+        }
+        self.report();
+        if self.client.is_closed() {
+            return Err(gone("write the checkpoints"));
+        }
+        if let Some(job) = self.checkpoint() {
+            let limit = until.max(Instant::now() + Duration::from_secs(2));
+            match timeout_at(limit, job).await {
+                Ok(done) => drop(done?),
+                Err(_) => tracing::warn!("the checkpoints could not be written in time"),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Pends for ever where there is no job.
+async fn run_job(job: &mut Option<Job>) -> Result<Done> {
+    match job {
+        Some(job) => job.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// µs since 2000-01-01, as the protocol counts.
+fn now() -> i64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    i64::try_from(since_1970).unwrap_or(i64::MAX) - 946_684_800_000_000
+}

@@ -1,0 +1,117 @@
+//! JetStream's answer to a publish. Pure.
+//!
+//! Comes in: headers and payload of a message on the reply subject. Goes out: whether it is stored, and where, or why
+//! not (ADR-1, "JetStream JSON API design"; `server/jetstream_api.go`, `JSPubAckResponse`).
+
+use serde::Deserialize;
+
+/// "wrong last sequence"
+pub const WRONG_LAST_SEQUENCE: u64 = 10071;
+/// "message size exceeds maximum allowed"
+pub const MESSAGE_EXCEEDS_MAXIMUM: u64 = 10054;
+/// "header size exceeds maximum allowed of 64k"
+pub const HEADER_EXCEEDS_MAXIMUM: u64 = 10097;
+
+/// Whether a message is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ack {
+    /// It is, at this sequence; `duplicate`: it was before.
+    Stored {
+        /// Of the stream.
+        sequence: u64,
+        /// By its message id.
+        duplicate: bool,
+    },
+    /// It is not.
+    Refused {
+        /// JetStream's `err_code`; 0 where there is none.
+        code: u64,
+        /// The server's words.
+        description: String,
+    },
+    /// Nobody listens on the subject: no stream takes it, or JetStream is not there (status 503).
+    NoResponders,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(default)]
+    seq: u64,
+    #[serde(default)]
+    duplicate: bool,
+    error: Option<Refusal>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+impl Ack {
+    /// Reads an answer. `status` is the one in its headers, if it has any.
+    ///
+    /// # Errors
+    /// It is neither an acknowledgement nor a refusal.
+    pub fn parse(status: Option<u16>, payload: &[u8]) -> Result<Ack, serde_json::Error> {
+        match status {
+            Some(503) => return Ok(Ack::NoResponders),
+            Some(status) if payload.is_empty() => {
+                return Ok(Ack::Refused { code: 0, description: format!("status {status}") });
+            }
+            _ => {}
+        }
+        if let Some(sequence) = plain(payload) {
+            return Ok(Ack::Stored { sequence, duplicate: false });
+        }
+        let answer: Answer = serde_json::from_slice(payload)?;
+        Ok(match answer.error {
+            Some(Refusal { err_code, description }) => Ack::Refused { code: err_code, description },
+            None if answer.seq == 0 => Ack::Refused { code: 0, description: "an answer without a sequence".to_owned() },
+            None => Ack::Stored { sequence: answer.seq, duplicate: answer.duplicate },
+        })
+    }
+}
+
+/// The sequence of an answer of the usual form, `{"stream":"NAME", "seq":123}`, which is nearly all of them.
+fn plain(payload: &[u8]) -> Option<u64> {
+    let rest = payload.strip_prefix(b"{\"stream\":\"")?;
+    let name_end = memchr::memchr2(b'"', b'\\', rest)?;
+    let rest = rest[name_end..].strip_prefix(b"\",")?;
+    let rest = rest.strip_prefix(b" ").unwrap_or(rest).strip_prefix(b"\"seq\":")?;
+    let rest = rest.strip_prefix(b" ").unwrap_or(rest).strip_suffix(b"}")?;
+    // 18 digits cannot overflow.
+    if rest.is_empty() || rest.len() > 18 || !rest.iter().all(u8::is_ascii_digit) || rest == b"0" {
+        return None;
+    }
+    Some(rest.iter().fold(0, |number, &digit| number * 10 + u64::from(digit - b'0')))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_answer_is_understood() {
+        let check = |payload: &str, expected: Ack| {
+            assert_eq!(Ack::parse(None, payload.as_bytes()).unwrap(), expected, "{payload}");
+        };
+        let stored = |sequence, duplicate| Ack::Stored { sequence, duplicate };
+        check(r#"{"stream":"WEBHOOKS", "seq":1}"#, stored(1, false));
+        check(r#"{"stream":"WEBHOOKS","seq":18446744073709551615}"#, stored(u64::MAX, false));
+        check(r#"{"stream":"A", "seq":12,"duplicate": true}"#, stored(12, true));
+        check(r#"{"stream":"A","domain":"hub", "seq":7}"#, stored(7, false));
+        check(
+            r#"{"type":"x","error":{"code":400,"err_code":10071,"description":"wrong last sequence: 5"}}"#,
+            Ack::Refused { code: 10071, description: "wrong last sequence: 5".to_owned() },
+        );
+        assert!(matches!(Ack::parse(None, b"{}").unwrap(), Ack::Refused { .. }));
+        assert_eq!(Ack::parse(Some(503), b"").unwrap(), Ack::NoResponders);
+        for bad in ["", "[", "+OK", "{\"seq\":\"x\"}"] {
+            assert!(Ack::parse(None, bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+}
