@@ -17,7 +17,7 @@
 //! | `timestamp` | `"2024-01-02T03:04:05.123456"`, no zone; the fraction only where there is one |
 //! | `timestamptz` | `"2024-01-02T03:04:05.123456+00:00"`, always UTC |
 //! | `time`, `timetz` | `"03:04:05.123456"`, `"03:04:05.123456+05:30"` |
-//! | any of these before year 1 or after 9999 | astronomical years with a sign: 1 BC is `"0000-…"`, 44 BC `"-0043-…"`; `"+12345-01-01"` |
+//! | `date`, `timestamp`, `timestamptz` before year 1 or after 9999 | astronomical years with a sign: 1 BC is `"0000-…"`, 44 BC `"-0043-…"`; `"+12345-01-01"` |
 //! | `date`, `timestamp`, `timestamptz` of ±infinity | `"infinity"`, `"-infinity"` |
 //! | `interval` | string, ISO 8601 as PostgreSQL writes it: `"P1Y2M3DT4H5M6.7S"`; ±infinity as above |
 //! | arrays of all these | arrays, nested one level per dimension, `null` for NULL; lower bounds are dropped |

@@ -25,7 +25,8 @@ pub fn write_json(class: Class, text: &[u8], out: &mut Vec<u8>) {
 }
 
 /// Appends `text` as a JSON string, or as `{"$base64": …}` where it is not UTF-8: text of a database whose encoding is
-/// `SQL_ASCII` is whatever its writers thought it was.
+/// `SQL_ASCII` is whatever its writers thought it was. (Such a database must be read with `client_encoding = SQL_ASCII`:
+/// asked for UTF-8, the server ends the stream at the first such value, and again at every attempt.)
 pub fn write_json_string(text: &[u8], out: &mut Vec<u8>) {
     match std::str::from_utf8(text) {
         Ok(text) => write_json_str(text, out),
