@@ -215,6 +215,19 @@ async fn without_the_right_to_create_what_is_there_will_do_if_it_suits() {
     }
 }
 
+#[tokio::test]
+async fn atomic_batches_are_known_by_what_the_server_gives_back() {
+    for (version, knows) in [("2.10", false), ("2.15", true)] {
+        let nats = Nats::builder().version(version).start().await;
+        let control = control(nats.url()).await;
+        let config = json!({ "name": "WEBHOOKS", "subjects": ["webhooks.>"], "storage": "file", "num_replicas": 1,
+            "max_msg_size": 1000, "allow_atomic": true });
+        control.api("STREAM.CREATE.WEBHOOKS", &config).await.unwrap().unwrap();
+        let state = streams::ensure(&control, &row()).await.unwrap();
+        assert_eq!((state.allow_atomic, state.max_msg_size), (knows, Some(1000)), "{version}");
+    }
+}
+
 /// Publishes a message for each id; `!` before an id: somebody else's.
 async fn publish(nats: &Nats, ids: &[&str]) {
     let mut jetstream = nats.jetstream().await;

@@ -81,7 +81,7 @@ pub struct StreamState {
     pub warnings: Vec<String>,
 }
 
-/// Makes the stream what the row says, as far as JetStream lets anybody.
+/// Makes the stream what the row says, as far as JetStream lets anybody. Whether the row is enabled is the caller's matter.
 ///
 /// [`Kind::Config`] where it does not, with what the stream has, what the row wants and what to do;
 /// [`Kind::Permission`] where we may not and what is there does not suit.
