@@ -308,13 +308,25 @@ async fn tls_first_meets_servers_that_greet_nobody_in_plain_text() {
 
 #[tokio::test]
 async fn a_server_without_tls_gets_no_secret_where_tls_is_demanded() {
-    let nats = Nats::builder().config("authorization { token: s3cr3t }").start().await;
-    let settings = ConfigRow { tls_enabled: Some(true), ..row(format!("nats://s3cr3t@127.0.0.1:{}", nats.port())) };
-    let settings = Settings::resolve(&settings, &Overrides::default()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("nats://walhook:s3cr3t@127.0.0.1:{}", listener.local_addr().unwrap().port());
+    let demanding = ConfigRow { tls_enabled: Some(true), connection_timeout_ms: Some(500), ..row(url) };
+    let settings = Settings::resolve(&demanding, &Overrides::default()).unwrap();
+    let listening = tokio::spawn(async move {
+        let mut heard = Vec::new();
+        for _ in 0..2 {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            socket.write_all(b"INFO {\"headers\":true,\"auth_required\":true}\r\n").await.unwrap();
+            let _ = socket.read_to_end(&mut heard).await;
+        }
+        heard
+    });
     let error = handshake::open(&settings).await.err().unwrap();
     assert_eq!(error.kind(), Kind::Config, "{error}");
     assert!(error.to_string().contains("offers no TLS"), "{error}");
     assert!(control::connect(&settings).await.is_err());
+    let heard = String::from_utf8_lossy(&listening.await.unwrap()).into_owned();
+    assert!(!heard.contains("CONNECT") && !heard.contains("s3cr3t"), "{heard}");
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@
 //! configuration holds, also what this version of a client library has no field for.
 //!
 //! What always holds: every request ends, by its answer, by the server's refusal or by [`REQUEST_TIMEOUT`]; and
-//! [`connect`] ends at the first refusal of who we are.
+//! [`connect`] ends at the first refusal of who we are. A connection that is lost later dials again by itself, and does not
+//! tell why it is refused then; the publishing connection, which meets the same refusal, does.
 
 use std::{error::Error as StdError, time::Duration};
 

@@ -388,3 +388,42 @@ async fn connect_frame(settings: &Settings, info: &ServerInfo, encrypted: bool) 
     frame.extend_from_slice(b"\r\nPING\r\n");
     Ok(frame)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_sorted_by_who_must_act() {
+        for (text, kind) in [
+            ("Authorization Violation", Kind::Permission),
+            ("User Authentication Expired", Kind::Permission),
+            ("User Authentication Revoked", Kind::Permission),
+            ("Account Authentication Expired", Kind::Permission),
+            ("Permissions Violation for Publish to \"a\"", Kind::Permission),
+            ("Authentication Timeout", Kind::Unavailable),
+            ("maximum connections exceeded", Kind::Unavailable),
+            ("maximum account active connections exceeded", Kind::Unavailable),
+            ("Stale Connection", Kind::Unavailable),
+            ("Server Shutdown", Kind::Unavailable),
+            ("Secure Connection - TLS Required", Kind::Config),
+            ("Maximum Payload Violation", Kind::Config),
+            ("Unknown Protocol Operation", Kind::Protocol),
+        ] {
+            assert_eq!(refusal(text).kind(), kind, "{text}");
+        }
+    }
+
+    #[test]
+    fn versions_are_compared_by_number_and_what_is_none_is_old() {
+        let version = |version: &str| ServerInfo { version: version.to_owned(), ..ServerInfo::default() };
+        assert!(version("2.10.26").at_least(2, 9, 30));
+        assert!(version("2.12.1").at_least(2, 12, 1));
+        assert!(version("2.15.0-RC.1").at_least(2, 14, 9));
+        assert!(!version("2.9.30").at_least(2, 10, 0));
+        for none in ["", "2", "next", "2.x.1"] {
+            assert!(!version(none).at_least(0, 0, 0), "{none}");
+        }
+    }
+}

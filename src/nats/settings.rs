@@ -284,8 +284,10 @@ fn parse_url(url: &str) -> Result<(ServerAddr, Auth)> {
     };
     let (user, place) = rest.rsplit_once('@').map_or((None, rest), |(user, place)| (Some(user), place));
     let place = place.strip_suffix('/').unwrap_or(place);
+    // Without what follows the host: a password whose @ was forgotten would stand there.
+    let shown = place.split(':').next().unwrap_or_default();
     let wrong = || {
-        Error::config(format!("the server {place:?} of a NATS URL is not host or host:port"))
+        Error::config(format!("the server {shown:?} of a NATS URL is not host or host:port"))
             .hint("An IPv6 address stands in brackets; characters such as / or @ in a password are percent-encoded")
     };
     let (host, port) = match place.strip_prefix('[') {
@@ -469,4 +471,251 @@ fn row_file(column: &str, file: &str, folders: &[PathBuf]) -> Result<PathBuf> {
     let inside = |folder: &PathBuf| std::fs::canonicalize(folder).is_ok_and(|folder| real.starts_with(folder));
     // The name is kept, not what it leads to today: mounted secrets are rotated by turning a link.
     if folders.iter().any(inside) { Ok(path.to_owned()) } else { Err(outside()) }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn row(url: &str) -> ConfigRow {
+        ConfigRow { config_name: "default".into(), nats_url: Some(url.into()), ..ConfigRow::default() }
+    }
+
+    fn resolve(row: &ConfigRow) -> Result<Settings> {
+        Settings::resolve(row, &Overrides::default())
+    }
+
+    /// Servers as text, and who we are.
+    fn check(url: &str, servers: &[&str], auth: Auth) {
+        let settings = resolve(&row(url)).unwrap_or_else(|error| panic!("{url}: {error}"));
+        let got: Vec<_> = settings.servers.iter().map(ToString::to_string).collect();
+        assert_eq!(got, servers, "{url}");
+        assert_eq!(settings.auth, auth, "{url}");
+    }
+
+    /// The error holds these words and nothing secret.
+    fn refuses(row: &ConfigRow, overrides: &Overrides, words: &str) {
+        let error = Settings::resolve(row, overrides).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+        assert!(!error.contains("s3cr3t"), "{error}");
+        assert!(error.contains("\"default\""), "{error}");
+    }
+
+    #[test]
+    fn urls_of_all_forms_are_read() {
+        check("nats://localhost:4222", &["nats://localhost:4222"], Auth::None);
+        check("NATS.example.org", &["nats://nats.example.org:4222"], Auth::None);
+        check("tls://a:443/", &["tls://a:443"], Auth::None);
+        check("nats://[::1]", &["nats://[::1]:4222"], Auth::None);
+        check("[fe80::1]:5222", &["nats://[fe80::1]:5222"], Auth::None);
+        check(" a, nats://b:1 ,,a:4222", &["nats://a:4222", "nats://b:1"], Auth::None);
+        check("nats://t%2Fk@a", &["nats://a:4222"], Auth::Token("t/k".into()));
+        check("nats://u:p%40@a,b", &["nats://a:4222", "nats://b:4222"], Auth::UserPassword("u".into(), "p@".into()));
+        check(
+            "nats://u:p@a,nats://u:p@b",
+            &["nats://a:4222", "nats://b:4222"],
+            Auth::UserPassword("u".into(), "p".into()),
+        );
+    }
+
+    #[test]
+    fn what_is_no_url_is_refused_without_quoting_its_secret() {
+        for (url, words) in [
+            ("", "no NATS URL"),
+            (" , ", "no NATS URL"),
+            ("ws://u:s3cr3t@a", "WebSocket"),
+            ("wss://a", "WebSocket"),
+            ("http://u:s3cr3t@a", "unknown scheme"),
+            ("nats://u:s3cr3t@a:0", "host:port"),
+            ("nats://u:s3cr3t@a:65536", "host:port"),
+            ("nats://a:b:c", "host:port"),
+            ("nats://u:s3cr3t", "host:port"),
+            ("nats://", "host:port"),
+            ("nats://[::1", "host:port"),
+            ("nats://[nonsense]:1", "host:port"),
+            ("nats://a b", "host:port"),
+            ("nats://a/path", "host:port"),
+            ("nats://u:s3cr3t%4@a", "hexadecimal"),
+            ("nats://u:s3cr3t%é@a", "hexadecimal"),
+            ("nats://u:%ff@a", "UTF-8"),
+            ("nats://u:s3cr3t@a,nats://v:s3cr3t@b", "different users"),
+        ] {
+            refuses(&row(url), &Overrides::default(), words);
+        }
+    }
+
+    #[test]
+    fn null_columns_mean_their_defaults_and_impossible_ones_are_refused() {
+        let settings = resolve(&row("a")).unwrap();
+        assert_eq!(settings.connect_timeout, Duration::from_secs(5));
+        assert_eq!(settings.reconnect_delay, Duration::from_secs(2));
+        assert_eq!((settings.max_reconnects, settings.max_connections), (None, 10));
+        let given = ConfigRow {
+            connection_timeout_ms: Some(1),
+            reconnect_delay_ms: Some(0),
+            max_reconnect_attempts: Some(0),
+            max_connections: Some(1),
+            ..row("a")
+        };
+        let settings = resolve(&given).unwrap();
+        assert_eq!((settings.max_reconnects, settings.max_connections), (Some(0), 1));
+        assert_eq!(resolve(&ConfigRow { max_reconnect_attempts: Some(-1), ..row("a") }).unwrap().max_reconnects, None);
+
+        let none = Overrides::default();
+        refuses(&ConfigRow { connection_timeout_ms: Some(0), ..row("a") }, &none, "connection_timeout_ms is 0");
+        refuses(&ConfigRow { reconnect_delay_ms: Some(-1), ..row("a") }, &none, "reconnect_delay_ms is -1");
+        refuses(&ConfigRow { max_connections: Some(0), ..row("a") }, &none, "max_connections is 0");
+        refuses(&ConfigRow { nats_url: None, ..row("a") }, &none, "no NATS URL");
+    }
+
+    #[test]
+    fn the_rows_authentication_must_be_complete_and_warns_where_it_is_plain() {
+        let with = |kind: &str| ConfigRow { auth_type: Some(kind.into()), ..row("a") };
+        let none = Overrides::default();
+        refuses(&with("token"), &none, "auth_token is empty");
+        refuses(&with("nkey"), &none, "auth_nkey_seed is empty");
+        refuses(&with("credentials"), &none, "auth_credentials_file is empty");
+        refuses(&with("kerberos"), &none, "auth_type \"kerberos\" is unknown");
+        refuses(&ConfigRow { auth_nkey_seed: Some("SUs3cr3t".into()), ..with("nkey") }, &none, "auth_nkey_seed");
+        refuses(&ConfigRow { auth_credentials_file: Some("a.creds".into()), ..with("credentials") }, &none, "absolute");
+
+        let settings = resolve(&ConfigRow { auth_token: Some("s3cr3t".into()), ..with("token") }).unwrap();
+        assert_eq!(settings.auth, Auth::Token("s3cr3t".into()));
+        let [warning] = &settings.warnings[..] else { panic!("{:?}", settings.warnings) };
+        assert!(warning.contains("auth_token") && !warning.contains("s3cr3t"), "{warning}");
+        assert!(!format!("{settings:?}").contains("s3cr3t"));
+        assert_eq!(resolve(&row("nats://s3cr3t@a")).unwrap().warnings.len(), 1);
+        // auth_type none: what else the row holds is not used.
+        assert_eq!(resolve(&ConfigRow { auth_token: Some("s3cr3t".into()), ..with("none") }).unwrap().auth, Auth::None);
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_row() {
+        let row = ConfigRow { auth_type: Some("token".into()), auth_token: Some("row".into()), ..row("tls://row") };
+        let url = Some(vec!["env1,env2".to_owned(), "nats://u:p@env3".to_owned()]);
+        let own = Overrides { url: url.clone(), ..Overrides::default() };
+        let settings = Settings::resolve(&row, &own).unwrap();
+        assert_eq!(settings.servers.len(), 3);
+        assert_eq!(settings.auth, Auth::UserPassword("u".into(), "p".into()));
+        assert_eq!(settings.warnings, [""; 0]);
+
+        let own = Overrides { creds: Some("/run/env.creds".into()), url, ..Overrides::default() };
+        assert_eq!(Settings::resolve(&row, &own).unwrap().auth, Auth::Credentials("/run/env.creds".into()));
+        // As the nats command line has it.
+        let own = Overrides { user: Some("t".into()), ..Overrides::default() };
+        assert_eq!(Settings::resolve(&row, &own).unwrap().auth, Auth::Token("t".into()));
+    }
+
+    #[test]
+    fn an_ambiguous_environment_is_refused() {
+        let text = |text: &str| Some(text.to_owned());
+        let none = Overrides::default();
+        refuses(&row("a"), &Overrides { password: text("s3cr3t"), ..none.clone() }, "NATS_USER is not");
+        let own = Overrides { token: text("s3cr3t"), user: text("u"), password: text("s3cr3t"), ..none.clone() };
+        refuses(&row("a"), &own, "more than one");
+        refuses(&row("a"), &Overrides { cert: Some("/c".into()), ..none.clone() }, "without its key");
+        refuses(&row("a"), &Overrides { inbox_prefix: text("a..b"), ..none }, "inbox_prefix");
+    }
+
+    #[test]
+    fn a_secret_of_the_environment_for_a_rows_server_warns_until_hosts_are_named() {
+        let own = Overrides { token: Some("t".into()), ..Overrides::default() };
+        assert!(Settings::resolve(&row("a"), &own).unwrap().warnings[0].contains("allowed_hosts"));
+        let own = Overrides { allowed_hosts: vec!["a".into()], ..own };
+        assert_eq!(Settings::resolve(&row("a"), &own).unwrap().warnings, [""; 0]);
+    }
+
+    #[test]
+    fn tls_is_wanted_by_the_row_or_by_files_of_the_environment() {
+        let tls = |row: &ConfigRow, own: &Overrides| Settings::resolve(row, own).unwrap().tls;
+        let none = Overrides::default();
+        assert_eq!(tls(&row("a"), &none), Tls::default());
+        assert!(tls(&ConfigRow { tls_enabled: Some(true), ..row("a") }, &none).required);
+        assert!(tls(&row("a"), &Overrides { ca: Some("/ca".into()), ..none.clone() }).required);
+        assert!(tls(&row("a"), &Overrides { tls_first: true, ..none.clone() }).required);
+        let own = Overrides { ca: Some("/ca".into()), tls_required: Some(false), ..none.clone() };
+        assert!(!tls(&row("a"), &own).required);
+
+        let paired =
+            ConfigRow { tls_cert_file: Some("/row.crt".into()), tls_key_file: Some("/row.key".into()), ..row("a") };
+        assert_eq!(tls(&paired, &none).cert, Some("/row.crt".into()));
+        let own = Overrides { cert: Some("/env.crt".into()), key: Some("/env.key".into()), ..none.clone() };
+        assert_eq!(tls(&paired, &own).key, Some("/env.key".into()));
+        refuses(&ConfigRow { tls_key_file: None, ..paired }, &none, "tls_key_file");
+    }
+
+    #[test]
+    fn a_row_reaches_allowed_hosts_only() {
+        let allows = |pattern: &str, url: &str| {
+            let own = Overrides { allowed_hosts: vec!["nowhere".into(), pattern.into()], ..Overrides::default() };
+            Settings::resolve(&row(url), &own).is_ok()
+        };
+        for (pattern, url) in [
+            ("nats.example.org", "nats://NATS.example.org:9"),
+            ("NATS.example.org:4222", "nats.example.org"),
+            ("*.example.org", "a.b.example.org"),
+            ("*", "anywhere"),
+            ("10.0.0.7:*", "10.0.0.7:1"),
+            ("[::1]:4222", "[::1]"),
+            ("::1", "[::1]:9"),
+        ] {
+            assert!(allows(pattern, url), "{pattern} {url}");
+        }
+        for (pattern, url) in [
+            ("nats.example.org", "evil-nats.example.org"),
+            ("nats.example.org", "nats.example.org.evil"),
+            ("nats.example.org:4222", "nats.example.org:4223"),
+            ("*.example.org", "example.org"),
+            ("*.example.org", "evilexample.org"),
+            ("*.example.org", "a.example.org,evil"),
+            ("[::1]:4222", "[::1]:1"),
+            ("", "a"),
+        ] {
+            assert!(!allows(pattern, url), "{pattern} {url}");
+        }
+        // The environment names whom it likes.
+        let own = Overrides { url: Some(vec!["b".into()]), allowed_hosts: vec!["a".into()], ..Overrides::default() };
+        assert!(Settings::resolve(&row("c"), &own).is_ok());
+    }
+
+    #[test]
+    fn a_row_reaches_files_of_allowed_folders_only_and_links_do_not_help() {
+        let folder = tempfile::tempdir().unwrap();
+        let (allowed, other) = (folder.path().join("allowed"), folder.path().join("allowed-not"));
+        for folder in [&allowed, &other] {
+            std::fs::create_dir(folder).unwrap();
+            std::fs::write(folder.join("ca.crt"), "").unwrap();
+        }
+        std::os::unix::fs::symlink(other.join("ca.crt"), allowed.join("link.crt")).unwrap();
+        std::os::unix::fs::symlink(allowed.join("ca.crt"), allowed.join("inside.crt")).unwrap();
+        let own = Overrides { allowed_dirs: vec![allowed.clone()], ..Overrides::default() };
+        let with = |path: PathBuf| ConfigRow { tls_ca_file: Some(path.display().to_string()), ..row("a") };
+        for good in ["ca.crt", "inside.crt"] {
+            assert_eq!(Settings::resolve(&with(allowed.join(good)), &own).unwrap().tls.ca, Some(allowed.join(good)));
+        }
+        refuses(&with(other.join("ca.crt")), &own, "outside nats.allowed_dirs");
+        refuses(&with(allowed.join("link.crt")), &own, "outside nats.allowed_dirs");
+        refuses(&with(allowed.join("../allowed-not/ca.crt")), &own, "outside nats.allowed_dirs");
+        refuses(&with(allowed.join("absent.crt")), &own, "look up tls_ca_file");
+        refuses(&with("ca.crt".into()), &own, "absolute");
+        let creds = ConfigRow {
+            auth_type: Some("credentials".into()),
+            auth_credentials_file: Some(other.join("ca.crt").display().to_string()),
+            ..row("a")
+        };
+        refuses(&creds, &own, "auth_credentials_file");
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let row = ConfigRow { auth_token: Some("s3cr3t".into()), ..row("nats://u:s3cr3t@a") };
+        let own = Overrides {
+            password: Some("s3cr3t".into()),
+            url: Some(vec!["nats://s3cr3t@a".into()]),
+            ..Overrides::default()
+        };
+        let shown = format!("{row:?} {own:?} {:?}", resolve(&row).unwrap());
+        assert!(!shown.contains("s3cr3t"), "{shown}");
+    }
 }

@@ -86,26 +86,24 @@ async fn search(control: &Control, state: &StreamState, is_ours: impl Fn(&Stored
         return Ok(None);
     }
     let first = state.first_sequence.max(1);
+    let lowest = first.max((state.last_sequence + 1).saturating_sub(STEPS_MAX));
     let mut next = state.last_sequence;
     // The last message is ours nearly always: one request first, then ever more at a time.
     let mut stride = 1;
-    while next >= first {
-        if state.last_sequence - next >= STEPS_MAX {
-            return Err(Error::untrusted(format!(
-                "the last {STEPS_MAX} messages of stream {:?} are not ours, or deleted",
-                state.name
-            ))
-            .hint("Give walhook a stream that nobody else publishes to, or make the publishing of others wait"));
-        }
-        let lowest = next.saturating_sub(stride - 1).max(first);
-        let batch = (lowest..=next).rev().map(|sequence| message(control, &state.name, sequence));
+    while next >= lowest {
+        let until = next.saturating_sub(stride - 1).max(lowest);
+        let batch = (until..=next).rev().map(|sequence| message(control, &state.name, sequence));
         if let Some(ours) = try_join_all(batch).await?.into_iter().flatten().find(&is_ours) {
             return Ok(Some(ours));
         }
-        next = lowest - 1;
+        next = until - 1;
         stride = (stride * 2).min(IN_FLIGHT_MAX);
     }
-    Ok(None)
+    if lowest == first {
+        return Ok(None);
+    }
+    Err(Error::untrusted(format!("the last {STEPS_MAX} messages of stream {:?} are not ours, or deleted", state.name))
+        .hint("Give walhook a stream that nobody else publishes to"))
 }
 
 fn stored(answer: &Value) -> Result<Stored> {
