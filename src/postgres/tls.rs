@@ -187,7 +187,11 @@ impl Verifier {
         }
         match parsed.version() {
             X509Version::V3 => verify_server_name(&ParsedCertificate::try_from(cert)?, name),
-            _ => Err(CertificateError::NotValidForName.into()),
+            _ => Err(CertificateError::NotValidForNameContext {
+                expected: name.to_owned(),
+                presented: vec![parsed.subject().to_string()],
+            }
+            .into()),
         }
     }
 }
