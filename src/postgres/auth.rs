@@ -48,12 +48,7 @@ fn start_up(wire: &mut Wire, settings: &Settings) -> Result<()> {
 }
 
 async fn authenticate(wire: &mut Wire, settings: &Settings, password: Option<&Secret>) -> Result<()> {
-    let needed = || {
-        password.map(Secret::reveal).ok_or_else(|| {
-            Error::permission("authenticate: the server asks for a password and none is given")
-                .hint("set PGPASSWORD, a password file, or a line in ~/.pgpass")
-        })
-    };
+    let needed = || password.map(Secret::reveal).ok_or_else(no_password);
     let mut bound = false;
     loop {
         let request = authentication_request(wire).await?;
@@ -126,7 +121,12 @@ fn unexpected(what: impl std::fmt::Display) -> Error {
         .hint("check host and port: this may not be a PostgreSQL server")
 }
 
-fn unbound() -> Error {
+pub(super) fn no_password() -> Error {
+    Error::permission("authenticate: the server asks for a password and none is given")
+        .hint("set PGPASSWORD, a password file, or a line in ~/.pgpass")
+}
+
+pub(super) fn unbound() -> Error {
     Error::config("authenticate: channel_binding=require, and the server does not bind the channel")
         .hint("it needs TLS (sslmode=require or stricter), a SCRAM password and scram-sha-256 in pg_hba.conf")
 }

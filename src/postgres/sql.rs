@@ -16,7 +16,7 @@ use tokio_postgres::{
 };
 
 use super::{
-    ServerError, server_error,
+    ServerError, auth, server_error,
     settings::{ChannelBinding, Secret, Settings},
     tls,
     wire::{self, Attributes, LoggedIn, Socket},
@@ -30,14 +30,7 @@ use crate::error::{Error, Result};
 pub async fn connect(settings: &Settings) -> Result<Client> {
     wire::connect(settings, async |dialled| {
         let config = config(settings, dialled.password.as_ref());
-        let (client, connection) =
-            config.connect_raw(dialled.socket, Protected).await.map_err(|e| match cause(&e) {
-                // "password missing", "server did not use channel binding" and their like.
-                Cause::Other => Error::config("authenticate")
-                    .caused_by(e)
-                    .hint("check the password (PGPASSWORD, password file, ~/.pgpass), channel_binding and pg_hba.conf"),
-                _ => error("authenticate", e),
-            })?;
+        let (client, connection) = config.connect_raw(dialled.socket, Protected).await.map_err(not_let_in)?;
         let is_on = |parameter| connection.parameter(parameter) == Some("on");
         let attributes =
             Attributes { in_hot_standby: is_on("in_hot_standby"), read_only: is_on("default_transaction_read_only") };
@@ -91,6 +84,18 @@ impl TlsConnect<Socket> for Protected {
 impl TlsStream for Socket {
     fn channel_binding(&self) -> Binding {
         self.end_point_hash().map_or_else(Binding::none, Binding::tls_server_end_point)
+    }
+}
+
+/// Why a login failed. Two of tokio-postgres's own refusals are ours as well, and get the same words.
+fn not_let_in(e: tokio_postgres::Error) -> Error {
+    match e.source().map(ToString::to_string).as_deref() {
+        Some("password missing") => auth::no_password(),
+        Some("server did not use channel binding") => auth::unbound(),
+        _ => match cause(&e) {
+            Cause::Other => Error::config("authenticate").caused_by(e).hint("check user, password and pg_hba.conf"),
+            _ => error("authenticate", e),
+        },
     }
 }
 

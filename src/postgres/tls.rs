@@ -2,9 +2,9 @@
 //!
 //! In come the settings' modes and files; out goes a rustls configuration, and from a finished handshake the hash
 //! that binds SCRAM to this channel. The crypto provider is ring, named here: no process-wide default is asked for.
-//! Names, chains and signatures are checked by webpki; what is libpq's own are two leniences that its users rely on: a
-//! certificate that is itself listed as trusted needs no authority, and one without alternative names may carry the
-//! host in its common name.
+//! Names, chains and signatures are checked by webpki; what is libpq's own are three leniences that its users rely on, as the PostgreSQL
+//! manual's recipes (section 19.9.5) make such certificates: one that is itself listed as trusted needs no authority, one
+//! without alternative names may carry the host in its common name, and one of version 1 will do.
 
 use std::{io, net::IpAddr, path::Path, sync::Arc};
 
@@ -150,24 +150,54 @@ impl Verifier {
     }
 
     fn check_chain(&self, cert: &CertificateDer<'_>, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Tls> {
-        if self.listed.contains(cert) {
-            let (_, parsed) = X509Certificate::from_der(cert).map_err(|_| CertificateError::BadEncoding)?;
-            let now = i64::try_from(now.as_secs()).ok().and_then(|now| ASN1Time::from_timestamp(now).ok());
-            return match now {
-                Some(now) if now < parsed.validity.not_before => Err(CertificateError::NotValidYet.into()),
-                Some(now) if now <= parsed.validity.not_after => Ok(()),
-                _ => Err(CertificateError::Expired.into()),
-            };
-        }
+        let parsed = parse(cert)?;
+        let vouched_for_here = self.listed.contains(cert)
+            || parsed.version() != X509Version::V3 && self.listed.iter().any(|root| self.has_signed(root, &parsed));
         let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(cert)?,
-            &self.roots,
-            chain,
-            now,
-            algorithms,
-        )
+        if !vouched_for_here {
+            let cert = ParsedCertificate::try_from(cert)?;
+            return verify_server_cert_signed_by_trust_anchor(&cert, &self.roots, chain, now, algorithms);
+        }
+        let now = i64::try_from(now.as_secs()).ok().and_then(|now| ASN1Time::from_timestamp(now).ok());
+        match now {
+            Some(now) if now < parsed.validity.not_before => Err(CertificateError::NotValidYet.into()),
+            Some(now) if now <= parsed.validity.not_after => Ok(()),
+            _ => Err(CertificateError::Expired.into()),
+        }
     }
+
+    /// Whether `root` itself has signed `cert`. webpki reads version 3 only; version 1 has no place for the rules about who may
+    /// sign for whom, so nothing between the two is believed.
+    fn has_signed(&self, root: &CertificateDer<'_>, cert: &X509Certificate<'_>) -> bool {
+        let Ok(root) = parse(root) else { return false };
+        let (key, signature) = (&root.public_key().subject_public_key.data, &cert.signature_value.data);
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        let signed = |key: &[u8]| {
+            algorithms
+                .iter()
+                .any(|algorithm| algorithm.verify_signature(key, cert.tbs_certificate.as_ref(), signature).is_ok())
+        };
+        root.subject() == cert.issuer() && signed(key)
+    }
+
+    fn check_name(&self, cert: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(), Tls> {
+        let parsed = parse(cert)?;
+        if common_name_is(&parsed, name) {
+            return Ok(());
+        }
+        match parsed.version() {
+            X509Version::V3 => verify_server_name(&ParsedCertificate::try_from(cert)?, name),
+            _ => Err(CertificateError::NotValidForNameContext {
+                expected: name.to_owned(),
+                presented: vec![parsed.subject().to_string()],
+            }
+            .into()),
+        }
+    }
+}
+
+fn parse<'a>(cert: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Tls> {
+    X509Certificate::from_der(cert).map(|(_, cert)| cert).map_err(|_| CertificateError::BadEncoding.into())
 }
 
 type Tls = rustls::Error;
@@ -184,8 +214,8 @@ impl ServerCertVerifier for Verifier {
         if self.check != Check::Nothing {
             self.check_chain(cert, chain, now)?;
         }
-        if self.check == Check::ChainAndName && !common_name_is(cert, name) {
-            verify_server_name(&ParsedCertificate::try_from(cert)?, name)?;
+        if self.check == Check::ChainAndName {
+            self.check_name(cert, name)?;
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -206,9 +236,8 @@ impl ServerCertVerifier for Verifier {
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Tls> {
         let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, cert, dss, algorithms).or_else(|e| match X509Certificate::from_der(cert) {
-            // webpki reads version 3 only, and the PostgreSQL manual's recipe makes version 1 with many an openssl.
-            Ok((_, cert)) if cert.version() != X509Version::V3 => {
+        verify_tls13_signature(message, cert, dss, algorithms).or_else(|e| match parse(cert) {
+            Ok(cert) if cert.version() != X509Version::V3 => {
                 verify_tls13_signature_with_raw_key(message, &cert.public_key().raw.into(), dss, algorithms)
             }
             _ => Err(e),
@@ -222,8 +251,7 @@ impl ServerCertVerifier for Verifier {
 
 /// Whether a certificate without any alternative name carries this host as its only common name. libpq accepts that, and many
 /// a PostgreSQL certificate has nothing else (the manual's own example, section 19.9.5).
-fn common_name_is(cert: &CertificateDer<'_>, name: &ServerName<'_>) -> bool {
-    let Ok((_, cert)) = X509Certificate::from_der(cert) else { return false };
+fn common_name_is(cert: &X509Certificate<'_>, name: &ServerName<'_>) -> bool {
     match cert.subject_alternative_name() {
         Err(_) => return false,
         Ok(Some(names)) => {

@@ -740,7 +740,7 @@ mod tests {
     fn an_impossible_length_is_an_error() {
         for length in [0u32, 3, 0x4000_0400, 0x8000_0000, u32::MAX] {
             let mut inbox = Inbox::new();
-            fill(&mut inbox, &[&[b'd'], length.to_be_bytes().as_slice()].concat());
+            fill(&mut inbox, &[b"d", length.to_be_bytes().as_slice()].concat());
             let error = inbox.next().unwrap_err();
             assert_eq!(error.kind(), Kind::Protocol, "{length}: {error}");
         }
