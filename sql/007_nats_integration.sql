@@ -253,8 +253,8 @@ $views$;
 -- Another's functions of the names that become ours make way; what was granted on them is kept and granted again at the
 -- end of the file, but for PUBLIC.
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_functions_open(p_names TEXT[])
-RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+CREATE OR REPLACE PROCEDURE public.rule_cdc_functions_open(p_names TEXT[])
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     f RECORD;
 BEGIN
@@ -279,11 +279,11 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_functions_open IS
+COMMENT ON PROCEDURE public.rule_cdc_functions_open IS
     'walhook: for our migrations: drops functions of these names that are not ours, and remembers what was granted on them';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_functions_close()
-RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+CREATE OR REPLACE PROCEDURE public.rule_cdc_functions_close()
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     f RECORD;
 BEGIN
@@ -303,10 +303,10 @@ BEGIN
     DROP TABLE pg_temp.walhook_grants;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_functions_close IS
+COMMENT ON PROCEDURE public.rule_cdc_functions_close IS
     'walhook: for our migrations: takes our functions from PUBLIC and grants again what rule_cdc_functions_open remembered';
 
-SELECT public.rule_cdc_functions_open(ARRAY[
+CALL public.rule_cdc_functions_open(ARRAY[
     'rule_nats_configure', 'rule_nats_stream_create', 'rule_webhook_enable_nats', 'rule_webhook_disable_nats',
     'rule_nats_stats', 'rule_nats_config_info', 'rule_nats_webhooks_list', 'rule_nats_cleanup_expired',
     'rule_nats_cleanup_old_history', 'rule_nats_consumer_update_stats']);
@@ -710,7 +710,7 @@ END
 $$;
 COMMENT ON FUNCTION public.rule_nats_consumer_update_stats IS 'walhook: what a worker reports of its own consumer';
 
-SELECT public.rule_cdc_functions_close();
+CALL public.rule_cdc_functions_close();
 
 INSERT INTO public.schema_migrations (version, description)
 VALUES ('007', 'NATS integration of RFC-0007')
