@@ -93,6 +93,11 @@ impl Error {
         self.0.kind
     }
 
+    /// The direct cause, if it is a `T`: for callers that handle one case apart.
+    pub fn cause_as<T: StdError + 'static>(&self) -> Option<&T> {
+        self.0.cause.as_deref().and_then(|cause| cause.downcast_ref())
+    }
+
     /// Whether the same attempt may succeed later without anybody acting.
     pub fn is_retryable(&self) -> bool {
         self.0.kind == Kind::Unavailable

@@ -1,1 +1,14 @@
 //! The edge towards NATS.
+//!
+//! Two connections per configuration: a client of async-nats for the JetStream API ([`control`]: [`streams`], [`tail`]),
+//! and thin publishing connections of our own, opened by [`handshake`] and read by [`ops`]. Both take the same
+//! [`settings`], prove who they are by the same [`auth`] and encrypt by the same [`tls`].
+
+pub mod auth;
+pub mod control;
+pub mod handshake;
+pub mod ops;
+pub mod settings;
+pub mod streams;
+pub mod tail;
+pub mod tls;

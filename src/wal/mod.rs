@@ -1,3 +1,11 @@
 //! Bytes of the WAL stream become changes. Pure.
+//!
+//! In the order the bytes take: [`frame`] (one CopyData payload of the replication protocol), [`pgoutput`] (one message
+//! of logical decoding inside it), [`change`] (relations, transactions, positions). The first two read through
+//! [`cursor`], borrow what they read, and allocate nothing.
 
+pub mod change;
+pub mod cursor;
+pub mod frame;
 pub mod lsn;
+pub mod pgoutput;

@@ -1,0 +1,65 @@
+# What people and CI call; `make` alone lists it.
+
+# rustup's folder is not in every shell's path.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+CARGO ?= cargo
+
+# PostgreSQL/NATS on which the end-to-end tests run again: the oldest and the newest we support. The default pair
+# (Debian's PostgreSQL, the newest nats-server) has run with all the others by then.
+MATRIX ?= 14/2.10 18/2.15
+# Those tests, by the names of their files.
+MATRIX_TESTS := $(basename $(notdir $(wildcard tests/end_to_end.rs tests/support_works.rs)))
+
+.PHONY: help
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+.PHONY: tools
+tools:
+	@scripts/install cc=gcc ld=binutils /usr/include/stdio.h=libc6-dev
+	@command -v $(CARGO) >/dev/null || { echo 'Rust is missing; get it by rustup (https://rustup.rs)' >&2; exit 1; }
+
+.PHONY: services
+services: tools
+	@scripts/services all
+
+.PHONY: build
+build: tools ## build target/release/walhook
+	$(CARGO) build --release --locked
+
+.PHONY: demo
+demo: build ## start throw-away servers and watch rows become messages (DEMO_SECONDS=N ends it)
+	@scripts/demo
+
+.PHONY: test
+test: services ## run all tests against real servers, the end-to-end ones on the oldest and newest too
+	$(CARGO) test --locked
+	@set -e; for pair in $(MATRIX); do \
+	    echo "== PostgreSQL $${pair%/*}, NATS $${pair#*/}"; \
+	    WALHOOK_TEST_POSTGRES=$${pair%/*} WALHOOK_TEST_NATS=$${pair#*/} \
+	        $(CARGO) test --locked $(addprefix --test ,$(MATRIX_TESTS)); \
+	done
+
+.PHONY: bench
+bench: services ## measure throughput and latency beside pg_recvlogical
+	$(CARGO) bench --locked --bench end_to_end
+
+.PHONY: fmt
+fmt: ## format the code
+	$(CARGO) fmt
+
+.PHONY: clippy
+clippy: tools ## lint with warnings as errors
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+.PHONY: check
+check: clippy ## all that CI checks before the tests
+	$(CARGO) fmt --check
+
+.PHONY: docker
+docker: ## build the container image, with docker, podman or no engine at all
+	scripts/image
+
+.PHONY: clean
+clean: ## remove what was built and fetched in this folder
+	rm -rf target .cache

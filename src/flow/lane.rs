@@ -1,0 +1,566 @@
+//! A lane: the ordered path of events into one stream.
+//!
+//! Comes in: events with their positions, answers of the server. Goes out: bytes for the socket, in order. Holds
+//! what is not settled, so that one remedy serves every failure: stop, read the stream's tail, drop what the tail
+//! shows as stored, send the rest again. Knows neither socket nor clock.
+//!
+//! Each message is a whole `HPUB` (NATS client protocol). Two places in it depend on the attempt and are therefore of
+//! fixed width, to be patched where they lie: the attempt's number in the reply subject, so that an answer to an
+//! earlier attempt is told apart, and the stream sequence expected in strict ordering.
+
+use std::collections::VecDeque;
+
+use super::{
+    event_id::EventPosition,
+    spool::{Place, Spool},
+};
+use crate::{
+    error::{Error, Result},
+    route::subject,
+};
+
+/// How a lane keeps its order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ordering {
+    /// Every message names the stream sequence it expects before it: after a hole nothing is stored.
+    Strict,
+    /// Message ids only, for streams with other writers.
+    Shared,
+}
+
+/// What a stream's tail shows, and what it takes.
+#[derive(Debug, Clone)]
+pub struct Tail {
+    /// The stream's last sequence.
+    pub last_sequence: u64,
+    /// The last event of ours in it, and its sequence.
+    pub ours: Option<(EventPosition, u64)>,
+    /// The subjects that the stream takes.
+    pub subjects: Vec<String>,
+    /// The server's `max_payload`, headers included, in bytes.
+    pub max_payload: usize,
+}
+
+/// Why the server did not store a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// Another last sequence than expected (10071): something before it is missing, or stored already.
+    WrongSequence,
+    /// It never will (too large for the stream, for example).
+    Never(String),
+    /// Not now.
+    NotNow(String),
+}
+
+/// An event that cannot be published, with all that a dead letter needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Condemned {
+    /// Its number in the window.
+    pub number: u64,
+    /// Its position.
+    pub position: EventPosition,
+    /// Its subject.
+    pub subject: String,
+    /// Its payload.
+    pub payload: Vec<u8>,
+    /// Why.
+    pub reason: String,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Lane {
+    stream: String,
+    ordering: Ordering,
+    /// Up to and with the last dot.
+    reply_prefix: Vec<u8>,
+    spool: Spool,
+    slots: VecDeque<Slot>,
+    /// The index of `slots[0]`, counted since the lane began.
+    base: u64,
+    /// While open: the message with this index expects this last sequence.
+    anchor: Option<Anchor>,
+    attempt: u8,
+    /// The last event of ours known to be in the stream, and its sequence there.
+    floor: Option<(EventPosition, u64)>,
+    bytes: usize,
+    max_payload: usize,
+    limit: Option<u64>,
+    stored: u64,
+    duplicates: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Anchor {
+    index: u64,
+    last_sequence: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    number: u64,
+    position: EventPosition,
+    place: Place,
+    length: usize,
+    layout: Layout,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Waiting,
+    /// At this sequence of the stream.
+    Stored(u64),
+    /// Another last sequence than expected.
+    OutOfOrder,
+    /// For the time being.
+    NotNow,
+}
+
+/// Where things lie in a message, in bytes from its beginning.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    subject_end: usize,
+    attempt_at: usize,
+    expected_at: Option<usize>,
+    body_at: usize,
+}
+
+/// A message that is being written: the head is there, the payload is to be appended to [`Lane::buffer`].
+#[derive(Debug)]
+pub struct Draft {
+    place: Place,
+    layout: Layout,
+    header_at: usize,
+}
+
+/// The parts of a message's head.
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
+    /// The subject; valid.
+    pub subject: &'a [u8],
+    /// The event's id.
+    pub id: &'a [u8],
+    /// The caller's own message id, which takes its place in deduplication; has no control characters.
+    pub message_id: Option<&'a [u8]>,
+    /// The word for the operation.
+    pub op: &'static str,
+    /// The run that publishes it.
+    pub epoch: u64,
+}
+
+/// Behind `HPUB `.
+const SUBJECT_AT: usize = 5;
+const ATTEMPT_DIGITS: usize = 2;
+const INDEX_DIGITS: usize = 8;
+const EXPECTED_SEQUENCE: &[u8] = b"Nats-Expected-Last-Sequence: ";
+/// Digits of the largest u64.
+const SEQUENCE_DIGITS: usize = 20;
+const HEADER_LENGTH_DIGITS: usize = 6;
+/// nats-server reads at most nine.
+const TOTAL_LENGTH_DIGITS: usize = 9;
+
+impl Lane {
+    /// A closed lane into `stream`; replies come to `<inbox>.<token>`.
+    pub fn new(stream: &str, ordering: Ordering, inbox: &str) -> Lane {
+        Lane {
+            stream: stream.to_owned(),
+            ordering,
+            reply_prefix: format!("{inbox}.").into_bytes(),
+            spool: Spool::default(),
+            slots: VecDeque::new(),
+            base: 0,
+            anchor: None,
+            attempt: 0,
+            floor: None,
+            bytes: 0,
+            max_payload: 1024 * 1024,
+            limit: None,
+            stored: 0,
+            duplicates: 0,
+        }
+    }
+
+    /// The stream's name.
+    pub fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    /// How it keeps its order.
+    pub fn ordering(&self) -> Ordering {
+        self.ordering
+    }
+
+    /// Whether messages may be sent.
+    pub fn is_open(&self) -> bool {
+        self.anchor.is_some()
+    }
+
+    /// Events not settled.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether all is settled.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Bytes not settled.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The number of the oldest event that is not settled.
+    pub fn oldest(&self) -> Option<u64> {
+        self.slots.front().map(|slot| slot.number)
+    }
+
+    /// The last event of ours known to be stored, with its stream sequence.
+    pub fn floor(&self) -> Option<(EventPosition, u64)> {
+        self.floor
+    }
+
+    /// Messages stored since the lane began, and acks that said `duplicate`.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.stored, self.duplicates)
+    }
+
+    /// Whether something was sent that has no answer yet.
+    pub fn awaits_answers(&self) -> bool {
+        let sent = self.spool.sent();
+        self.slots.iter().take_while(|slot| slot.place < sent).any(|slot| slot.state == State::Waiting)
+    }
+
+    /// Whether the stream has this event already, as far as is known.
+    ///
+    /// # Errors
+    /// The stream's tail and this event come from different histories.
+    pub fn has(&self, position: &EventPosition) -> Result<bool> {
+        let Some((floor, _)) = &self.floor else { return Ok(false) };
+        if position.contradicts(floor) {
+            return Err(self.rewritten(position, floor));
+        }
+        Ok(position.is_at_or_before(floor))
+    }
+
+    /// Begins a message.
+    pub fn draft(&mut self, head: Head<'_>) -> Draft {
+        let place = self.spool.begin();
+        let index = self.base + self.slots.len() as u64;
+        let expected = self.expected(index);
+        let (attempt, ordering) = (self.attempt, self.ordering);
+        let out = self.spool.buffer();
+        let start = out.len();
+        out.extend_from_slice(b"HPUB ");
+        out.extend_from_slice(head.subject);
+        let subject_end = out.len() - start;
+        out.push(b' ');
+        out.extend_from_slice(&self.reply_prefix);
+        let attempt_at = out.len() - start;
+        out.resize(out.len() + ATTEMPT_DIGITS + INDEX_DIGITS, b'0');
+        set_hex(attempt.into(), &mut out[start + attempt_at..][..ATTEMPT_DIGITS]);
+        set_hex(index, &mut out[start + attempt_at + ATTEMPT_DIGITS..][..INDEX_DIGITS]);
+        out.push(b' ');
+        out.resize(out.len() + HEADER_LENGTH_DIGITS, b'0');
+        out.push(b' ');
+        out.resize(out.len() + TOTAL_LENGTH_DIGITS, b'0');
+        out.extend_from_slice(b"\r\n");
+        let header_at = out.len() - start;
+        out.extend_from_slice(b"NATS/1.0\r\nNats-Msg-Id: ");
+        out.extend_from_slice(head.message_id.unwrap_or(head.id));
+        if head.message_id.is_some() {
+            out.extend_from_slice(b"\r\nWalhook-Id: ");
+            out.extend_from_slice(head.id);
+        }
+        out.extend_from_slice(b"\r\nNats-Expected-Stream: ");
+        out.extend_from_slice(self.stream.as_bytes());
+        let expected_at = (ordering == Ordering::Strict).then(|| {
+            out.extend_from_slice(b"\r\n");
+            out.extend_from_slice(EXPECTED_SEQUENCE);
+            let at = out.len() - start;
+            push_digits(expected, SEQUENCE_DIGITS, out);
+            at
+        });
+        out.extend_from_slice(b"\r\nWalhook-Op: ");
+        out.extend_from_slice(head.op.as_bytes());
+        out.extend_from_slice(b"\r\nWalhook-Epoch: ");
+        out.extend_from_slice(itoa::Buffer::new().format(head.epoch).as_bytes());
+        out.extend_from_slice(b"\r\n\r\n");
+        let body_at = out.len() - start;
+        Draft { place, layout: Layout { subject_end, attempt_at, expected_at, body_at }, header_at }
+    }
+
+    /// Where the payload of the draft is to be appended.
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
+        self.spool.buffer()
+    }
+
+    /// Completes a message and puts it in line as event `number`.
+    ///
+    /// # Errors
+    /// What of it can never be published, where it is larger than the server takes; the line is as before.
+    pub fn commit(&mut self, draft: Draft, number: u64, position: EventPosition) -> Result<(), Box<Condemned>> {
+        let Draft { place, layout, header_at } = draft;
+        let length = self.spool.length_since(place);
+        let total = length - header_at;
+        if total > self.max_payload {
+            let message = self.spool.message(place, length);
+            let condemned = Condemned {
+                number,
+                position,
+                subject: text(&message[SUBJECT_AT..layout.subject_end]),
+                payload: message[layout.body_at..].to_vec(),
+                reason: format!(
+                    "the message has {total} bytes with its headers, the server takes {} (max_payload)",
+                    self.max_payload
+                ),
+            };
+            self.spool.truncate(place);
+            return Err(Box::new(condemned));
+        }
+        let header_length = layout.body_at - header_at;
+        assert!(header_length < 1_000_000, "subject, ids and stream names are short");
+        self.spool.buffer().extend_from_slice(b"\r\n");
+        let message = self.spool.message_mut(place, length + 2);
+        let total_at = header_at - 2 - TOTAL_LENGTH_DIGITS;
+        let header_length_at = total_at - 1 - HEADER_LENGTH_DIGITS;
+        set_digits(header_length as u64, &mut message[header_length_at..header_length_at + HEADER_LENGTH_DIGITS]);
+        set_digits(total as u64, &mut message[total_at..total_at + TOTAL_LENGTH_DIGITS]);
+        self.bytes += length + 2;
+        self.slots.push_back(Slot { number, position, place, length: length + 2, layout, state: State::Waiting });
+        Ok(())
+    }
+
+    /// Messages numbered from `limit` on are held back: a dead letter before them is not durable yet.
+    pub fn hold_from(&mut self, limit: Option<u64>) {
+        self.limit = limit;
+    }
+
+    /// The next bytes for the socket.
+    pub fn unsent(&mut self) -> &[u8] {
+        if self.anchor.is_none() {
+            return &[];
+        }
+        let limit = self.limit.and_then(|limit| {
+            let held = self.slots.partition_point(|slot| slot.number < limit);
+            self.slots.get(held).map(|slot| slot.place)
+        });
+        self.spool.unsent(limit)
+    }
+
+    /// The socket took `count` of the unsent bytes.
+    pub fn mark_sent(&mut self, count: usize) {
+        self.spool.mark_sent(count);
+    }
+
+    /// Whether the bytes sent so far end with a whole message, so that another command may follow.
+    pub fn is_between_messages(&self) -> bool {
+        let sent = self.spool.sent();
+        self.spool.sent_whole_segment() || self.slots.binary_search_by_key(&sent, |slot| slot.place).is_ok()
+    }
+
+    /// Stops sending; answers are still taken. [`Lane::open`] is the way on.
+    pub fn close(&mut self) {
+        self.anchor = None;
+    }
+
+    /// Goes on after the stream's tail: what it shows as stored is settled, all else is to be sent (again).
+    /// Returns the events that this stream does not take.
+    ///
+    /// # Errors
+    /// The tail and our events come from different histories.
+    pub fn open(&mut self, tail: &Tail) -> Result<Vec<Condemned>> {
+        let mut reasons = Vec::new();
+        let mut stored_slots = 0;
+        if let Some((stored, sequence)) = &tail.ours {
+            if let Some(slot) = self.slots.iter().find(|slot| slot.position.contradicts(stored)) {
+                return Err(self.rewritten(&slot.position, stored));
+            }
+            stored_slots = self.slots.partition_point(|slot| slot.position.is_at_or_before(stored));
+            for index in 0..stored_slots {
+                // Refused, and yet later ones were stored: a foreign message took its place in the count.
+                if self.slots[index].state == State::OutOfOrder {
+                    let reason = format!(
+                        "another writer's message in stream {} took its place; a strict stream wants no other writer",
+                        self.stream
+                    );
+                    reasons.push((index, reason));
+                }
+            }
+            if self.floor.is_none_or(|(floor, _)| floor.is_at_or_before(stored)) {
+                self.floor = Some((*stored, *sequence));
+            }
+        }
+        for (index, slot) in self.slots.iter().enumerate().skip(stored_slots) {
+            let message = self.spool.message(slot.place, slot.length);
+            let subject = &message[SUBJECT_AT..slot.layout.subject_end];
+            if !tail.subjects.iter().any(|pattern| subject::matches(pattern.as_bytes(), subject)) {
+                let takes = tail.subjects.join(", ");
+                reasons.push((index, format!("stream {} takes {takes}, not this subject", self.stream)));
+            }
+        }
+        stored_slots -= reasons.iter().filter(|(index, _)| *index < stored_slots).count();
+        let condemned = self.take_out(reasons);
+        for slot in self.slots.drain(..stored_slots) {
+            self.bytes -= slot.length;
+            self.base += 1;
+            self.stored += u64::from(!matches!(slot.state, State::Stored(_)));
+        }
+        self.max_payload = tail.max_payload;
+        self.attempt = self.attempt.wrapping_add(1);
+        self.anchor = Some(Anchor { index: self.base, last_sequence: tail.last_sequence });
+        for offset in 0..self.slots.len() {
+            let index = self.base + offset as u64;
+            let expected = self.expected(index);
+            let slot = &mut self.slots[offset];
+            slot.state = State::Waiting;
+            let message = self.spool.message_mut(slot.place, slot.length);
+            set_hex(self.attempt.into(), &mut message[slot.layout.attempt_at..][..ATTEMPT_DIGITS]);
+            set_hex(index, &mut message[slot.layout.attempt_at + ATTEMPT_DIGITS..][..INDEX_DIGITS]);
+            if let Some(at) = slot.layout.expected_at {
+                set_digits(expected, &mut message[at..][..SEQUENCE_DIGITS]);
+            }
+        }
+        let first = self.slots.front().map_or_else(|| self.spool.end(), |slot| slot.place);
+        self.spool.rewind(first);
+        self.spool.release(first);
+        Ok(condemned)
+    }
+
+    /// The server stored the message whose reply token this is, or had it.
+    ///
+    /// # Errors
+    /// [`Refusal::WrongSequence`] where it was stored elsewhere than in its place: the lane has to be reopened.
+    pub fn acked(&mut self, token: &[u8], sequence: u64, duplicate: bool) -> Result<(), Refusal> {
+        let Some(index) = self.slot_of(token) else { return Ok(()) };
+        if !matches!(self.slots[index].state, State::Stored(_)) {
+            self.slots[index].state = State::Stored(sequence);
+            if duplicate {
+                self.duplicates += 1;
+            } else {
+                self.stored += 1;
+            }
+        }
+        let in_place = self.ordering == Ordering::Shared
+            || duplicate
+            || self.anchor.is_none()
+            || sequence == self.expected(self.base + index as u64) + 1;
+        while let Some(slot) = self.slots.front()
+            && let State::Stored(sequence) = slot.state
+        {
+            self.floor = Some((slot.position, sequence));
+            self.bytes -= slot.length;
+            self.base += 1;
+            self.slots.pop_front();
+        }
+        if index == 0 {
+            let first = self.slots.front().map_or_else(|| self.spool.end(), |slot| slot.place);
+            self.spool.release(first);
+        }
+        if in_place { Ok(()) } else { Err(Refusal::WrongSequence) }
+    }
+
+    /// The server did not store the message whose reply token this is. Returns whether that is news; then the lane
+    /// has to be closed and reopened. A message that is never stored is taken out and returned.
+    pub fn refused(&mut self, token: &[u8], refusal: &Refusal) -> (bool, Option<Condemned>) {
+        let Some(index) = self.slot_of(token) else { return (false, None) };
+        match refusal {
+            Refusal::Never(reason) => return (true, self.take_out(vec![(index, reason.clone())]).pop()),
+            Refusal::WrongSequence => self.slots[index].state = State::OutOfOrder,
+            Refusal::NotNow(_) => self.slots[index].state = State::NotNow,
+        }
+        (true, None)
+    }
+
+    /// Finds the slot of a reply token; `None` for answers to earlier attempts and to what is settled.
+    fn slot_of(&self, token: &[u8]) -> Option<usize> {
+        let token = std::str::from_utf8(token).ok().filter(|token| token.len() == ATTEMPT_DIGITS + INDEX_DIGITS)?;
+        let attempt = u8::from_str_radix(token.get(..ATTEMPT_DIGITS)?, 16).ok()?;
+        let low = u32::from_str_radix(token.get(ATTEMPT_DIGITS..)?, 16).ok()?;
+        if attempt != self.attempt {
+            return None;
+        }
+        // The low half of the index is enough: far fewer than 2^32 are in flight.
+        let base_low = u32::try_from(self.base & 0xFFFF_FFFF).expect("masked");
+        let index = usize::try_from(low.wrapping_sub(base_low)).expect("at least 32 bits");
+        (index < self.slots.len()).then_some(index)
+    }
+
+    /// Removes messages from the line (indexes rising) and closes the lane. Rare, so the spool is simply laid anew.
+    fn take_out(&mut self, reasons: Vec<(usize, String)>) -> Vec<Condemned> {
+        if reasons.is_empty() {
+            return Vec::new();
+        }
+        let mut reasons = reasons.into_iter().peekable();
+        let mut condemned = Vec::new();
+        let mut spool = Spool::default();
+        for (index, mut slot) in std::mem::take(&mut self.slots).into_iter().enumerate() {
+            let message = self.spool.message(slot.place, slot.length);
+            if let Some((_, reason)) = reasons.next_if(|(out, _)| *out == index) {
+                self.bytes -= slot.length;
+                condemned.push(Condemned {
+                    number: slot.number,
+                    position: slot.position,
+                    subject: text(&message[SUBJECT_AT..slot.layout.subject_end]),
+                    payload: message[slot.layout.body_at..message.len() - 2].to_vec(),
+                    reason,
+                });
+            } else {
+                slot.place = spool.begin();
+                spool.buffer().extend_from_slice(message);
+                self.slots.push_back(slot);
+            }
+        }
+        self.spool = spool;
+        self.anchor = None;
+        // Answers that are under way name places in a line that is no more.
+        self.attempt = self.attempt.wrapping_add(1);
+        condemned
+    }
+
+    fn expected(&self, index: u64) -> u64 {
+        self.anchor.map_or(0, |anchor| anchor.last_sequence + (index - anchor.index))
+    }
+
+    fn rewritten(&self, ours: &EventPosition, stored: &EventPosition) -> Error {
+        Error::untrusted(format!(
+            "go on in stream {}: its last event of ours is of a transaction at {} committed at {}, but PostgreSQL has \
+             another one there, committed at {} (µs since 2000-01-01)",
+            self.stream, stored.commit_lsn, stored.commit_time, ours.commit_time
+        ))
+        .hint(
+            "the database was restored or failed over to an earlier point; decide what of the stream is true, then \
+             start with another source name or another stream",
+        )
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Fills `out` with the low digits of a number.
+fn set_hex(value: u64, out: &mut [u8]) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut rest = value;
+    for digit in out.iter_mut().rev() {
+        *digit = HEX[usize::try_from(rest & 15).expect("four bits")];
+        rest >>= 4;
+    }
+}
+
+fn push_digits(value: u64, digits: usize, out: &mut Vec<u8>) {
+    let at = out.len();
+    out.resize(at + digits, b'0');
+    set_digits(value, &mut out[at..]);
+}
+
+/// Fills `out` with a number and leading zeros.
+fn set_digits(value: u64, out: &mut [u8]) {
+    let mut buffer = itoa::Buffer::new();
+    let text = buffer.format(value).as_bytes();
+    let zeros = out.len() - text.len();
+    out[..zeros].fill(b'0');
+    out[zeros..].copy_from_slice(text);
+}

@@ -1,0 +1,656 @@
+//! The one stateful heart: WAL stream in, messages for the lanes out, acks back, a confirmed LSN at the end.
+//!
+//! Comes in: CopyData payloads, one by one, and what the lanes' streams answer. Goes out: bytes in the lanes, dead
+//! letters, the status for PostgreSQL, notices for the log. Always holds:
+//!
+//! 1. `confirmed ≤ received`, and both only grow.
+//! 2. `confirmed` is the end of a commit before which every event is settled (stored, or durable as a dead letter), or
+//!    a keepalive's position while nothing is unsettled and no transaction is open.
+//! 3. An event is settled or in a lane or among the dead letters; none is dropped.
+//!
+//! Knows no socket and no clock, so tests and the simulator drive it directly.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::{
+    event_id::EventPosition,
+    lane::{Condemned, Head, Lane, Ordering},
+    window::Window,
+};
+use crate::{
+    error::{Error, Result},
+    route::{
+        payload::{self, Body, TransactionText},
+        plan::{EventColumns, Linked, Plan},
+        rules::{self, LaneKey, OnError, Rules},
+        subject,
+        tables::{Cell, NatsConfig, Stream, Table, Tables},
+        types::TypeCatalog,
+    },
+    wal::{
+        change::{Assembler, Change, Op, Position, Step},
+        frame::Frame,
+        lsn::Lsn,
+        pgoutput::{Column, Tuple},
+    },
+};
+
+/// How much may be unsettled before reading stops.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Events per lane.
+    pub window_events: usize,
+    /// Bytes per lane, of whole messages.
+    pub window_bytes: usize,
+}
+
+/// Dead letters that wait for their row, before reading stops.
+const DEAD_LETTERS_WAITING_MAX: usize = 1000;
+/// Longest message id of a caller's own that is taken, in bytes.
+const MESSAGE_ID_MAX: usize = 512;
+
+/// What a received message asks of the edge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Received {
+    /// Nothing.
+    Nothing,
+    /// The server wants a status at once.
+    ReplyRequested,
+    /// A table has columns of types that the catalog lacks: read it and call [`Streamer::set_types`].
+    UnknownTypes,
+}
+
+/// An event that cannot be published and waits for its row in `rule_nats_dead_letters`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the row's columns; sql/ explains them")]
+pub struct DeadLetter {
+    pub event_id: String,
+    pub webhook_id: i32,
+    pub webhook_name: Option<String>,
+    pub subject: String,
+    pub payload: Vec<u8>,
+    pub reason: String,
+    pub commit_lsn: Lsn,
+    number: u64,
+}
+
+/// Counters since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Row operations received.
+    pub changes: u64,
+    /// Events made of them.
+    pub events: u64,
+    /// Events that the stream had already.
+    pub skipped: u64,
+    /// Events that became dead letters.
+    pub dead_letters: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Streamer {
+    assembler: Assembler,
+    plans: Vec<Option<Plan>>,
+    router: Router,
+    out: Outlet,
+    /// A keepalive's position that may be confirmed once all is settled, if nothing comes before.
+    idle_upto: Option<Lsn>,
+    awaits_types: bool,
+}
+
+/// The configuration and what was compiled of it.
+#[derive(Debug)]
+struct Router {
+    tables: Tables,
+    rules: Rules,
+    types: TypeCatalog,
+    lane_keys: Vec<LaneKey>,
+    is_stale: bool,
+    generation: u64,
+    reported: HashMap<i32, String>,
+    notices: Vec<String>,
+}
+
+/// Where events go.
+#[derive(Debug)]
+struct Outlet {
+    source: String,
+    epoch: u64,
+    inbox: String,
+    limits: Limits,
+    lanes: Vec<Lane>,
+    window: Window,
+    dead_letters: VecDeque<DeadLetter>,
+    transaction: TransactionText,
+    counts: Counts,
+    // Working space, kept from event to event.
+    id: Vec<u8>,
+    subject: Vec<u8>,
+    scratch: Vec<u8>,
+}
+
+impl Streamer {
+    /// A streamer for the feed `source`, published by run `epoch`, with the configuration as read at the start.
+    /// Replies to messages come below the subject `inbox`. PostgreSQL has confirmed up to `confirmed`.
+    pub fn new(
+        source: &str,
+        epoch: u64,
+        inbox: &str,
+        limits: Limits,
+        tables: Tables,
+        types: TypeCatalog,
+        confirmed: Lsn,
+    ) -> Streamer {
+        let mut streamer = Streamer {
+            assembler: Assembler::default(),
+            plans: Vec::new(),
+            router: Router {
+                tables,
+                rules: Rules::default(),
+                types,
+                lane_keys: Vec::new(),
+                is_stale: true,
+                generation: 0,
+                reported: HashMap::new(),
+                notices: Vec::new(),
+            },
+            out: Outlet {
+                source: source.to_owned(),
+                epoch,
+                inbox: inbox.to_owned(),
+                limits,
+                lanes: Vec::new(),
+                window: Window::new(confirmed),
+                dead_letters: VecDeque::new(),
+                transaction: TransactionText::default(),
+                counts: Counts::default(),
+                id: Vec::new(),
+                subject: Vec::new(),
+                scratch: Vec::new(),
+            },
+            idle_upto: None,
+            awaits_types: false,
+        };
+        streamer.refresh();
+        streamer
+    }
+
+    /// Takes one CopyData payload.
+    ///
+    /// # Errors
+    /// Bytes that do not follow the protocol; an event that cannot be published for a webhook with `on_error = halt`;
+    /// a stream whose history is not this database's.
+    pub fn receive(&mut self, copy_data: &[u8]) -> Result<Received> {
+        let frame = Frame::parse(copy_data).map_err(|error| {
+            Error::protocol(format!("read the WAL stream after {}", self.out.window.received())).caused_by(error)
+        })?;
+        match frame {
+            Frame::Keepalive { end, reply_requested, .. } => {
+                if self.assembler.transaction().is_none() {
+                    self.idle_upto = Some(end);
+                    self.settle();
+                }
+                Ok(if reply_requested { Received::ReplyRequested } else { Received::Nothing })
+            }
+            Frame::XLogData { start, data, .. } => {
+                self.out.window.receive(start);
+                self.message(data, start)
+            }
+        }
+    }
+
+    fn message(&mut self, data: &[u8], at: Lsn) -> Result<Received> {
+        match self.assembler.take(data, at)? {
+            Step::Nothing => {}
+            Step::Begin => {
+                self.idle_upto = None;
+                let begun = self.assembler.transaction().expect("it has just begun");
+                self.out.transaction.render(&self.out.source, begun.commit_lsn, begun.commit_time, begun.xid);
+            }
+            Step::Relation(index) => {
+                self.plans.resize_with(self.assembler.relation_count(), || None);
+                self.plans[index] = None;
+                let relation = self.assembler.relation(index);
+                if relation.columns.iter().any(|column| self.router.types.class(column.type_oid).is_none()) {
+                    self.awaits_types = true;
+                    return Ok(Received::UnknownTypes);
+                }
+            }
+            Step::Change(change) => self.change(&change)?,
+            Step::Truncate(changes) => {
+                for change in &changes {
+                    self.change(change)?;
+                }
+            }
+            Step::Commit { end_lsn } => {
+                self.out.window.commit(end_lsn);
+                self.refresh();
+            }
+        }
+        Ok(Received::Nothing)
+    }
+
+    fn change(&mut self, change: &Change<'_>) -> Result<()> {
+        self.refresh();
+        self.out.counts.changes += 1;
+        let relation = self.assembler.relation(change.relation);
+        let plan = self.plans[change.relation].get_or_insert_with(|| self.router.plan(relation));
+        match plan {
+            Plan::Unlinked => Ok(()),
+            Plan::Configuration(table) => {
+                let columns = relation.columns.iter().map(|column| column.name.as_str());
+                self.router.configure(*table, change, columns).map_err(|error| {
+                    error.context(format!("follow the configuration at {}", change.position.commit_lsn))
+                })
+            }
+            Plan::Events(columns) => match (change.op, change.new) {
+                (Op::Insert, Some(row)) => self.out.call(&self.router.rules, columns, row, change.position),
+                // Trimming and mending of the event table are not events.
+                _ => Ok(()),
+            },
+            Plan::Linked(table) => self.out.row(&self.router.rules, table, change),
+        }
+    }
+
+    /// Compiles the rules anew where rows have changed, and opens places for new lanes.
+    fn refresh(&mut self) {
+        if !self.router.is_stale {
+            return;
+        }
+        self.router.compile();
+        self.plans.fill_with(|| None);
+        for key in &self.router.lane_keys[self.out.lanes.len()..] {
+            let shared =
+                self.router.lane_settings(key).is_some_and(|(_, row)| row.ordering.as_deref() == Some("shared"));
+            let ordering = if shared { Ordering::Shared } else { Ordering::Strict };
+            let inbox = format!("{}.{}", self.out.inbox, self.out.lanes.len());
+            self.out.lanes.push(Lane::new(&key.stream, ordering, &inbox));
+        }
+        self.out.hold_back();
+    }
+
+    /// Whether there is room for what the next message may bring.
+    pub fn has_room(&self) -> bool {
+        let Limits { window_events, window_bytes } = self.out.limits;
+        !self.awaits_types
+            && self.out.dead_letters.len() < DEAD_LETTERS_WAITING_MAX
+            && self.out.lanes.iter().all(|lane| lane.len() < window_events && lane.bytes() < window_bytes)
+    }
+
+    /// The catalog of types, read again.
+    pub fn set_types(&mut self, types: TypeCatalog) {
+        self.router.types = types;
+        self.awaits_types = false;
+        self.plans.fill_with(|| None);
+    }
+
+    /// How many lanes there are; it only grows.
+    pub fn lane_count(&self) -> usize {
+        self.out.lanes.len()
+    }
+
+    /// A lane.
+    pub fn lane(&self, index: usize) -> &Lane {
+        &self.out.lanes[index]
+    }
+
+    /// A lane, to be sent from and answered to.
+    pub fn lane_mut(&mut self, index: usize) -> &mut Lane {
+        &mut self.out.lanes[index]
+    }
+
+    /// The rows that say how to reach a lane's stream; `None` when they are gone.
+    pub fn lane_settings(&self, index: usize) -> Option<(NatsConfig, Stream)> {
+        self.router.lane_settings(&self.router.lane_keys[index])
+    }
+
+    /// The subject below which a lane's answers come.
+    pub fn lane_inbox(&self, index: usize) -> String {
+        format!("{}.{index}", self.out.inbox)
+    }
+
+    /// Counts the compilations of the rules: when it changes, lane settings may have.
+    pub fn generation(&self) -> u64 {
+        self.router.generation
+    }
+
+    /// Events that a lane gave up.
+    ///
+    /// # Errors
+    /// A webhook among theirs has `on_error = halt`.
+    pub fn condemn(&mut self, condemned: Vec<Condemned>) -> Result<()> {
+        for condemned in condemned {
+            self.out.condemn(&self.router.rules, condemned)?;
+        }
+        Ok(())
+    }
+
+    /// Dead letters that wait to be written, the oldest first.
+    pub fn dead_letters(&self) -> impl ExactSizeIterator<Item = &DeadLetter> {
+        self.out.dead_letters.iter()
+    }
+
+    /// The row of this dead letter is durable.
+    pub fn buried(&mut self, event_id: &str) {
+        self.out.dead_letters.retain(|letter| letter.event_id != event_id);
+        self.out.hold_back();
+        self.settle();
+    }
+
+    /// Moves `confirmed` as far as what is settled allows.
+    pub fn settle(&mut self) {
+        let oldest = self.out.oldest();
+        self.out.window.settle(oldest);
+        if let Some(upto) = self.idle_upto
+            && self.is_drained()
+        {
+            self.out.window.idle(upto);
+            self.idle_upto = None;
+        }
+    }
+
+    /// Whether all that was received whole is settled and no transaction is open.
+    pub fn is_drained(&self) -> bool {
+        self.assembler.transaction().is_none()
+            && self.out.window.is_settled()
+            && self.out.oldest() == self.out.window.next()
+    }
+
+    /// Whether every event made so far is settled, be its transaction complete or not.
+    pub fn has_nothing_in_flight(&self) -> bool {
+        self.out.oldest() == self.out.window.next()
+    }
+
+    /// What PostgreSQL may forget.
+    pub fn confirmed(&self) -> Lsn {
+        self.out.window.confirmed()
+    }
+
+    /// What has arrived.
+    pub fn received(&self) -> Lsn {
+        self.out.window.received()
+    }
+
+    /// Counters since the start.
+    pub fn counts(&self) -> Counts {
+        self.out.counts
+    }
+
+    /// What the log should tell, once.
+    pub fn take_notices(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.router.notices)
+    }
+}
+
+impl Router {
+    fn compile(&mut self) {
+        self.rules = Rules::compile(&self.tables, &mut self.lane_keys);
+        self.is_stale = false;
+        self.generation += 1;
+        let mut reported = HashMap::new();
+        for (webhook, problem) in self.rules.problems().filter(|(webhook, _)| webhook.publishes) {
+            if self.reported.get(&webhook.id).map(String::as_str) != Some(problem) {
+                self.notices.push(format!("webhook {} {:?} is set aside: {problem}", webhook.id, webhook.name));
+            }
+            reported.insert(webhook.id, problem.to_owned());
+        }
+        self.reported = reported;
+    }
+
+    fn plan(&mut self, relation: &crate::wal::change::Relation) -> Plan {
+        let plan = Plan::new(relation, &self.rules, &self.types, &mut self.notices);
+        let table = format!("{}.{}", relation.schema, relation.name);
+        match &plan {
+            Plan::Unlinked => self.notices.push(format!(
+                "table {table} is in the publication, but no link names it: its changes are passed over (was it \
+                 renamed? see rule_webhook_links)"
+            )),
+            Plan::Linked(linked) => {
+                for problem in linked.targets.iter().filter_map(|target| target.problem.as_deref()) {
+                    self.notices.push(format!("table {table}: {problem}"));
+                }
+            }
+            Plan::Events(_) | Plan::Configuration(_) => {}
+        }
+        plan
+    }
+
+    fn lane_settings(&self, key: &LaneKey) -> Option<(NatsConfig, Stream)> {
+        let config = self.tables.configs.get(&key.config_id)?;
+        let streams = rules::streams_of(key.config_id, config, &self.tables);
+        let stream = streams.into_iter().find(|stream| stream.stream_name == key.stream)?;
+        Some((config.clone(), stream))
+    }
+
+    /// A configuration row changed: it takes effect from here on.
+    fn configure<'c>(
+        &mut self,
+        table: Table,
+        change: &Change<'_>,
+        columns: impl Iterator<Item = &'c str> + Clone,
+    ) -> Result<()> {
+        let key_of = |tuple: Tuple<'_>| {
+            columns.clone().zip(tuple.iter()).find_map(|(name, value)| match value {
+                Column::Text(text) if name == table.key() => Some(String::from_utf8_lossy(text).into_owned()),
+                _ => None,
+            })
+        };
+        // Before the new row, for an update may have changed the key itself.
+        if let Some(key) = change.old.and_then(|old| key_of(old.tuple()))
+            && (change.op == Op::Delete || change.new.and_then(key_of).is_some_and(|new| new != key))
+        {
+            self.tables.remove(table, &key)?;
+        }
+        if let Some(new) = change.new {
+            let row: Vec<_> = columns
+                .zip(new.iter())
+                .map(|(name, value)| {
+                    let cell = match value {
+                        Column::Null => Cell::Null,
+                        Column::Unchanged => Cell::Unchanged,
+                        // The session's encoding is UTF-8; a database in SQL_ASCII may hold other bytes.
+                        Column::Text(text) | Column::Binary(text) => {
+                            Cell::Text(std::str::from_utf8(text).unwrap_or("\u{FFFD}"))
+                        }
+                    };
+                    (name, cell)
+                })
+                .collect();
+            self.tables.put(table, row.into_iter())?;
+        }
+        if change.op == Op::Truncate {
+            self.tables.clear(table);
+        }
+        self.is_stale = true;
+        Ok(())
+    }
+}
+
+impl Outlet {
+    /// A change of a linked table.
+    fn row(&mut self, rules: &Rules, table: &Linked, change: &Change<'_>) -> Result<()> {
+        for target in &table.targets {
+            if !target.wants(change, &table.columns, &mut self.scratch) {
+                continue;
+            }
+            let body = Body::Row { table, target, change };
+            self.subject.clear();
+            let missing =
+                target.subject.write(change.op, change.new.or(change.old.map(|old| old.tuple())), &mut self.subject);
+            let problem = match (&target.problem, missing) {
+                (Some(problem), _) => Some(problem.clone()),
+                (None, Err(column)) => {
+                    Some(format!("its subject needs column {column:?}, which is null, empty or not in the WAL"))
+                }
+                (None, Ok(())) if target.lane.is_some() => None,
+                (None, Ok(())) => subject::invalid(&self.subject).map(|why| format!("its subject is invalid: {why}")),
+            };
+            let lane = target.lane.or_else(|| rules.lane(target.webhook, &self.subject));
+            self.event(rules, Some(target.webhook), body, change, lane, None, problem)?;
+        }
+        Ok(())
+    }
+
+    /// A row of `rule_webhook_events`. It was accepted in the caller's transaction, so it is published even if its
+    /// webhook has been switched off since.
+    fn call(&mut self, rules: &Rules, columns: &EventColumns, row: Tuple<'_>, position: Position) -> Result<()> {
+        let cell = |index: usize| match row.iter().nth(index) {
+            Some(Column::Text(text)) => Some(text),
+            _ => None,
+        };
+        let webhook_id = cell(columns.webhook_id).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+        let webhook = webhook_id.and_then(|id| rules.webhook(id));
+        let own_subject = columns.subject.and_then(cell).filter(|subject| !subject.is_empty());
+        let message_id = columns.message_id.and_then(cell).filter(|id| !id.is_empty());
+        let body = Body::Call { columns, row };
+        self.subject.clear();
+        let mut problem = None;
+        if let Some(index) = webhook {
+            let webhook = &rules.webhooks[index];
+            self.subject.extend_from_slice(own_subject.unwrap_or(webhook.subject.as_bytes()));
+            problem = webhook
+                .problem
+                .clone()
+                .or_else(|| subject::invalid(&self.subject).map(|why| format!("its subject is invalid: {why}")));
+        } else {
+            problem = problem.or_else(|| Some("its webhook does not exist (any more)".to_owned()));
+        }
+        if let Some(id) = message_id
+            && (id.len() > MESSAGE_ID_MAX || id.iter().any(|&byte| byte < b' ' || byte == 0x7F))
+        {
+            problem.get_or_insert_with(|| {
+                format!("its message_id is longer than {MESSAGE_ID_MAX} bytes or has control characters")
+            });
+        }
+        let lane = webhook.and_then(|index| rules.lane(index, &self.subject));
+        let change = Change { position, xid: 0, op: Op::Insert, relation: 0, new: Some(row), old: None };
+        match webhook {
+            Some(_) => self.event(rules, webhook, body, &change, lane, message_id, problem),
+            None => {
+                let payload = cell(columns.payload).unwrap_or_default().to_vec();
+                let position = event_position(position, webhook_id.unwrap_or(0));
+                let condemned = Condemned {
+                    number: self.window.count_event(),
+                    position,
+                    subject: String::new(),
+                    payload,
+                    reason: problem.expect("set above"),
+                };
+                self.condemn(rules, condemned)
+            }
+        }
+    }
+
+    /// One change for one webhook: into its lane, or among the dead letters.
+    #[allow(clippy::too_many_arguments, reason = "what an event is made of; a struct would only name them twice")]
+    fn event(
+        &mut self,
+        rules: &Rules,
+        webhook: Option<usize>,
+        body: Body<'_>,
+        change: &Change<'_>,
+        lane: Option<usize>,
+        message_id: Option<&[u8]>,
+        problem: Option<String>,
+    ) -> Result<()> {
+        let webhook = &rules.webhooks[webhook.expect("an event has a webhook")];
+        let position = event_position(change.position, webhook.id);
+        self.counts.events += 1;
+        self.id.clear();
+        self.id.extend_from_slice(&self.transaction.id_prefix);
+        self.id.extend_from_slice(itoa::Buffer::new().format(position.ordinal).as_bytes());
+        self.id.push(b'-');
+        self.id.extend_from_slice(itoa::Buffer::new().format(webhook.id).as_bytes());
+        let (lane, reason) = match (problem, lane) {
+            (None, Some(lane)) => (lane, None),
+            (None, None) => {
+                let subject = String::from_utf8_lossy(&self.subject);
+                (0, Some(format!("no stream of its NATS configuration takes the subject {subject:?}")))
+            }
+            (Some(problem), _) => (0, Some(problem)),
+        };
+        if let Some(reason) = reason {
+            let mut payload = Vec::new();
+            payload::write(body, webhook, &self.source, &self.transaction, &self.id, &mut payload);
+            let condemned = Condemned {
+                number: self.window.count_event(),
+                position,
+                subject: String::from_utf8_lossy(&self.subject).into_owned(),
+                payload,
+                reason,
+            };
+            return self.condemn(rules, condemned);
+        }
+        let lane = &mut self.lanes[lane];
+        if lane.has(&position)? {
+            self.counts.skipped += 1;
+            return Ok(());
+        }
+        let draft = lane.draft(Head {
+            subject: &self.subject,
+            id: &self.id,
+            message_id,
+            op: change.op.as_str(),
+            epoch: self.epoch,
+        });
+        payload::write(body, webhook, &self.source, &self.transaction, &self.id, lane.buffer());
+        let number = self.window.count_event();
+        match lane.commit(draft, number, position) {
+            Ok(()) => Ok(()),
+            Err(condemned) => self.condemn(rules, *condemned),
+        }
+    }
+
+    fn condemn(&mut self, rules: &Rules, condemned: Condemned) -> Result<()> {
+        let Condemned { number, position, subject, payload, reason } = condemned;
+        let webhook = rules.webhook(position.webhook_id).map(|index| &rules.webhooks[index]);
+        let event_id = position.id(&self.source);
+        if let Some(webhook) = webhook.filter(|webhook| webhook.on_error == OnError::Halt) {
+            return Err(Error::config(format!(
+                "publish event {event_id} of webhook {} {:?} to {subject:?}: {reason}",
+                webhook.id, webhook.name
+            ))
+            .hint("the webhook has on_error = 'halt'; mend its configuration, or set on_error = 'dead_letter'"));
+        }
+        self.counts.dead_letters += 1;
+        let letter = DeadLetter {
+            event_id,
+            webhook_id: position.webhook_id,
+            webhook_name: webhook.map(|webhook| webhook.name.clone()),
+            subject,
+            payload,
+            reason,
+            commit_lsn: position.commit_lsn,
+            number,
+        };
+        let at = self.dead_letters.partition_point(|other| other.number < number);
+        self.dead_letters.insert(at, letter);
+        self.hold_back();
+        Ok(())
+    }
+
+    /// What comes after a dead letter must not reach a stream before the letter is durable: after a crash the
+    /// stream's tail would say that it was dealt with.
+    fn hold_back(&mut self) {
+        let limit = self.dead_letters.front().map(|letter| letter.number);
+        for lane in &mut self.lanes {
+            lane.hold_from(limit);
+        }
+    }
+
+    /// The number of the oldest event that is not settled, or of the next one.
+    fn oldest(&self) -> u64 {
+        let waiting = self.dead_letters.front().map(|letter| letter.number);
+        self.lanes.iter().filter_map(Lane::oldest).chain(waiting).min().unwrap_or_else(|| self.window.next())
+    }
+}
+
+fn event_position(position: Position, webhook_id: i32) -> EventPosition {
+    EventPosition {
+        commit_lsn: position.commit_lsn,
+        commit_time: position.commit_time,
+        ordinal: position.ordinal,
+        webhook_id,
+    }
+}

@@ -1,0 +1,232 @@
+//! The connection for the JetStream API: streams, tails, and whatever else is asked and answered.
+//!
+//! In: [`Settings`]. Out: a client of async-nats that dials, authenticates and encrypts as the publishing connections do,
+//! and [`Control::api`], which asks in JSON and answers in JSON. JSON because an update must send back all that a stream's
+//! configuration holds, also what this version of a client library has no field for.
+//!
+//! What always holds: every request ends, by its answer, by the server's refusal or by [`REQUEST_TIMEOUT`]; and
+//! [`connect`] ends at the first refusal of who we are.
+
+use std::{error::Error as StdError, time::Duration};
+
+use async_nats::{
+    AuthError, Client, ConnectErrorKind, ConnectOptions, Event, RequestErrorKind, ServerError,
+    connection::State as ConnectionState,
+};
+use serde_json::Value;
+use tokio::sync::broadcast;
+
+use super::{
+    handshake,
+    settings::{ServerAddr, Settings},
+    tls,
+};
+use crate::error::{Error, Result};
+
+/// How long an answer may take: electing a stream's new leader takes a cluster some six seconds.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Refusals kept for requests that are waiting; far more than there are requests at a time.
+const REFUSALS_KEPT: usize = 64;
+
+/// The connection for the JetStream API.
+#[derive(Clone)]
+pub struct Control {
+    client: Client,
+    /// Every `-ERR` of the server: a forbidden subject gets no answer but this.
+    refusals: broadcast::Sender<String>,
+}
+
+/// JetStream's answer where it is not what was asked for (manual, "JetStream API errors").
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiError {
+    /// As in HTTP: 404, 503, …
+    pub code: u64,
+    /// What exactly: 10059 no such stream, 10037 no such message, …
+    pub err_code: u64,
+    /// The server's words.
+    pub description: String,
+}
+
+impl std::fmt::Display for ApiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.description, self.err_code)
+    }
+}
+
+impl StdError for ApiError {}
+
+/// Connects; bounded: each server is tried once.
+pub async fn connect(settings: &Settings) -> Result<Control> {
+    let (refusals, _) = broadcast::channel(REFUSALS_KEPT);
+    let options = options(settings, refusals.clone()).await?;
+    let servers = settings.servers.iter().map(address).collect::<Result<Vec<_>>>()?;
+    let client = Box::pin(options.connect(servers)).await.map_err(|error| refused(settings, error))?;
+    Ok(Control { client, refusals })
+}
+
+async fn options(settings: &Settings, refusals: broadcast::Sender<String>) -> Result<ConnectOptions> {
+    let auth = settings.auth.clone();
+    // Asked for every new connection, so a rotated credentials file is taken up.
+    let mut options = ConnectOptions::with_auth_callback(move |nonce| {
+        let auth = auth.clone();
+        async move {
+            let nonce = String::from_utf8(nonce).map_err(|_| AuthError::new("the server's nonce is not text"))?;
+            let proof = auth.prove(Some(nonce.as_str()).filter(|nonce| !nonce.is_empty())).await;
+            let proof = proof.map_err(AuthError::new)?;
+            let mut answer = async_nats::Auth::new();
+            answer.username = proof.user;
+            answer.password = proof.password;
+            answer.token = proof.token;
+            answer.jwt = proof.jwt;
+            answer.nkey = proof.nkey;
+            answer.signature = proof.signature;
+            Ok(answer)
+        }
+    });
+    let servers = settings.servers.len();
+    let delay = settings.reconnect_delay;
+    options = options
+        .name(&settings.name)
+        .custom_inbox_prefix(&settings.inbox_prefix)
+        .connection_timeout(settings.connect_timeout)
+        .request_timeout(Some(REQUEST_TIMEOUT))
+        .retain_servers_order()
+        .ignore_discovered_servers() // the allow-list speaks of the settings' servers
+        // Counted by server, and 0 would mean for ever.
+        .max_reconnects(settings.max_reconnects.map(|attempts| (attempts as usize).max(1) * servers))
+        .reconnect_delay_callback(move |attempt| if attempt <= servers { Duration::ZERO } else { delay })
+        .event_callback(move |event| {
+            let refusals = refusals.clone();
+            async move { heard(&event, &refusals) }
+        })
+        .require_tls(settings.tls.required)
+        .tls_client_config(tls::client_config(&settings.tls).await?);
+    Ok(if settings.tls.first { options.tls_first() } else { options })
+}
+
+fn address(server: &ServerAddr) -> Result<async_nats::ServerAddr> {
+    server.to_string().parse().map_err(|_| Error::config(format!("{server} is not the address of a NATS server")))
+}
+
+fn heard(event: &Event, refusals: &broadcast::Sender<String>) {
+    match event {
+        Event::ServerError(ServerError::Other(text)) => {
+            tracing::debug!(text, "NATS refuses");
+            // Nobody waiting is fine.
+            let _ = refusals.send(text.clone());
+        }
+        event => tracing::debug!(%event, "NATS control connection"),
+    }
+}
+
+fn refused(settings: &Settings, error: async_nats::ConnectError) -> Error {
+    let servers = settings.servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let attempted = format!("NATS configuration {:?}: connect to {servers}", settings.config_name);
+    if let [server] = &settings.servers[..]
+        && let Some(error) = tls::refusal(server, &error)
+    {
+        return error.context(format!("NATS configuration {:?}", settings.config_name));
+    }
+    match error.kind() {
+        ConnectErrorKind::AuthorizationViolation => handshake::refusal("Authorization Violation").context(attempted),
+        // Our own answer to the nonce failed: a file is missing or a seed is wrong.
+        ConnectErrorKind::Authentication | ConnectErrorKind::ServerParse => {
+            Error::config(attempted).caused_by(innermost(&error))
+        }
+        ConnectErrorKind::Tls => Error::config(attempted).caused_by(error),
+        _ => match error.source().and_then(|source| source.downcast_ref::<ServerError>()) {
+            Some(ServerError::Other(text)) => handshake::refusal(text).context(attempted),
+            _ => {
+                Error::unavailable(attempted).caused_by(error).hint("Check the address, firewalls and the server's log")
+            }
+        },
+    }
+}
+
+fn innermost(error: &(dyn StdError + 'static)) -> String {
+    let mut this = error;
+    while let Some(source) = this.source() {
+        this = source;
+    }
+    this.to_string()
+}
+
+impl Control {
+    /// The client itself, for what the API is not.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Asks `$JS.API.<request>` with `body`. The outer error: nobody answered, or we may not ask. The inner one: JetStream
+    /// answered and says no.
+    pub async fn api(&self, request: &str, body: &Value) -> Result<Result<Value, ApiError>> {
+        let subject = format!("$JS.API.{request}");
+        let attempted = || format!("ask {subject}");
+        // Before sending, so that no refusal is missed.
+        let mut refusals = self.refusals.subscribe();
+        let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+        let answer = tokio::select! {
+            answer = self.client.request(subject.clone(), body.into()) => answer,
+            text = forbidden(&mut refusals, &subject) => {
+                return Err(Error::permission(format!("{}: the NATS server says: {text}", attempted()))
+                    .hint(format!("Allow this user to publish to {subject}")));
+            }
+        };
+        let message = answer.map_err(|error| match error.kind() {
+            RequestErrorKind::NoResponders => self.nobody(attempted()),
+            RequestErrorKind::TimedOut if self.client.connection_state() != ConnectionState::Connected => {
+                Error::unavailable(format!("{}: the connection to NATS is lost", attempted()))
+            }
+            RequestErrorKind::TimedOut => {
+                Error::unavailable(format!("{}: no answer within {} s", attempted(), REQUEST_TIMEOUT.as_secs()))
+                    .hint(format!("Check JetStream's health, and that this user may subscribe to {}", self.inbox()))
+            }
+            RequestErrorKind::InvalidSubject => Error::config(attempted()).caused_by(error),
+            _ => Error::unavailable(attempted()).caused_by(error),
+        })?;
+        let mut value: Value = serde_json::from_slice(&message.payload)
+            .map_err(|error| Error::protocol(format!("{}: the answer is not JSON", attempted())).caused_by(error))?;
+        match value.get_mut("error").map(Value::take) {
+            Some(error) if !error.is_null() => {
+                let number = |key: &str| error.get(key).and_then(Value::as_u64).unwrap_or(0);
+                let description = error.get("description").and_then(Value::as_str).unwrap_or("no description");
+                Ok(Err(ApiError {
+                    code: number("code"),
+                    err_code: number("err_code"),
+                    description: description.to_owned(),
+                }))
+            }
+            _ => Ok(Ok(value)),
+        }
+    }
+
+    /// 503: no JetStream, or none for now.
+    fn nobody(&self, attempted: String) -> Error {
+        let text = format!("{attempted}: no JetStream answers");
+        match self.client.server_info().jetstream {
+            true => {
+                Error::unavailable(text).hint("The server may still be starting; else check its JetStream settings")
+            }
+            false => Error::config(text)
+                .hint("Enable JetStream on the server (jetstream { store_dir: … }), or connect to one"),
+        }
+    }
+
+    fn inbox(&self) -> String {
+        let inbox = self.client.new_inbox();
+        inbox.rsplit_once('.').map_or_else(|| inbox.clone(), |(prefix, _)| format!("{prefix}.>"))
+    }
+}
+
+/// Ends when the server refuses `subject`; otherwise never.
+async fn forbidden(refusals: &mut broadcast::Receiver<String>, subject: &str) -> String {
+    let quoted = format!("\"{subject}\"");
+    loop {
+        match refusals.recv().await {
+            Ok(text) if text.contains(&quoted) => return text,
+            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+        }
+    }
+}

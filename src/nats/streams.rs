@@ -1,0 +1,646 @@
+//! Streams: rows of `rule_nats_streams` become JetStream's, or it is said why not.
+//!
+//! In: a row, and the stream as JetStream has it. Out: what to create or to change, decided in pure code, and what the
+//! stream then is. What always holds: a change keeps all that the row does not speak of; subjects are added and never
+//! taken away, for others may publish there; and no limit is lowered so far that stored messages would go at once.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::control::{ApiError, Control};
+use crate::error::{Error, Kind, Result};
+
+const NO_STREAM: u64 = 10059;
+const NAME_IN_USE: u64 = 10058;
+const INVALID_CONFIG: u64 = 10052;
+const SUBJECTS_OVERLAP: u64 = 10065;
+const NOT_CLUSTERED: u64 = 10074;
+const NO_PEERS: u64 = 10005;
+
+const NANOS_PER_SECOND: i64 = 1_000_000_000;
+const DUPLICATE_WINDOW_SECONDS: i64 = 120; // JetStream's own default
+
+/// One row of `rule_nats_streams`. NULL is `None`: the default for a new stream, and as it is for one that exists.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // the columns of RFC-0007, and `ordering`
+pub struct StreamRow {
+    pub stream_id: i32,
+    pub config_id: Option<i32>,
+    pub stream_name: String,
+    pub subjects: Vec<String>,
+    pub description: Option<String>,
+    pub storage_type: Option<String>,
+    pub max_messages: Option<i64>,
+    pub max_bytes: Option<i64>,
+    pub max_age_seconds: Option<i64>,
+    pub retention_policy: Option<String>,
+    pub discard_policy: Option<String>,
+    pub replicas: Option<i32>,
+    pub duplicate_window_seconds: Option<i32>,
+    pub enabled: Option<bool>,
+    /// `strict` (default) or `shared`.
+    pub ordering: Option<String>,
+}
+
+/// A stream as JetStream has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamState {
+    /// Its name.
+    pub name: String,
+    /// The subjects it takes.
+    pub subjects: Vec<String>,
+    /// When it was created, in nanoseconds since 1970: another time, another stream of the same name.
+    pub created_ns: i64,
+    /// The first sequence that may still be there.
+    pub first_sequence: u64,
+    /// The last sequence given.
+    pub last_sequence: u64,
+    /// How many messages are stored.
+    pub messages: u64,
+    /// How many bytes they take.
+    pub bytes: u64,
+    /// The largest message it takes, headers and body, where it is stricter than the server.
+    pub max_msg_size: Option<usize>,
+    /// `limits`, `interest` or `workqueue`.
+    pub retention: String,
+    /// `old` or `new`.
+    pub discard: String,
+    /// `file` or `memory`.
+    pub storage: String,
+    /// How many servers keep it.
+    pub replicas: u64,
+    /// For how long a `Nats-Msg-Id` is remembered.
+    pub duplicate_window: Duration,
+    /// Atomic batches are allowed, by a server that knows them.
+    pub allow_atomic: bool,
+    /// The server that leads it, in a cluster that has elected one.
+    pub leader: Option<String>,
+    /// What is allowed but unwise, for the log.
+    pub warnings: Vec<String>,
+}
+
+/// Makes the stream what the row says, as far as JetStream lets anybody.
+///
+/// [`Kind::Config`] where it does not, with what the stream has, what the row wants and what to do;
+/// [`Kind::Permission`] where we may not and what is there does not suit.
+pub async fn ensure(control: &Control, row: &StreamRow) -> Result<StreamState> {
+    let wanted = Wanted::parse(row)?;
+    let name = &wanted.name;
+    if let Some(info) = info(control, name).await? {
+        return amend(control, &wanted, &info).await;
+    }
+    let config = wanted.create();
+    match control.api(&format!("STREAM.CREATE.{name}"), &config).await {
+        Ok(Ok(answer)) => settle(&answer, &wanted.ordering, Vec::new()),
+        // Somebody was faster.
+        Ok(Err(error)) if error.err_code == NAME_IN_USE => match info(control, name).await? {
+            Some(info) => amend(control, &wanted, &info).await,
+            None => Err(api_error(format!("create stream {name:?}"), name, error)),
+        },
+        Ok(Err(error)) => Err(not_accepted(control, &wanted, format!("create stream {name:?}"), error).await),
+        Err(error) => Err(error.context(format!("stream {name:?} does not exist; create it"))),
+    }
+}
+
+async fn amend(control: &Control, wanted: &Wanted, info: &Value) -> Result<StreamState> {
+    let plan = plan(wanted, info)?;
+    let Some(config) = plan.config else { return settle(info, &wanted.ordering, plan.warnings) };
+    let name = &wanted.name;
+    let attempted = format!("update {} of stream {name:?}", plan.changed.join(", "));
+    match control.api(&format!("STREAM.UPDATE.{name}"), &config).await {
+        Ok(Ok(answer)) => settle(&answer, &wanted.ordering, plan.warnings),
+        Ok(Err(error)) => Err(not_accepted(control, wanted, attempted, error).await),
+        // It will do as it is, unless events have nowhere to go.
+        Err(error) if error.kind() == Kind::Permission && !plan.changed.contains(&"subjects") => {
+            let mut warnings = plan.warnings;
+            warnings.push(format!("{}; the stream stays as it is", error.context(attempted)));
+            settle(info, &wanted.ordering, warnings)
+        }
+        Err(error) => Err(error.context(attempted)),
+    }
+}
+
+/// The stream as it is. [`Kind::Config`] where there is none.
+pub async fn state(control: &Control, stream: &str) -> Result<StreamState> {
+    check_name(stream)?;
+    match info(control, stream).await? {
+        Some(info) => parse_state(&info),
+        None => Err(Error::config(format!("stream {stream:?} does not exist")).hint(
+            "Enable its row in rule_nats_streams (rule_nats_stream_create), or create it with the nats command line",
+        )),
+    }
+}
+
+/// `STREAM.INFO`, answered by the stream's leader; `None` where there is no such stream.
+async fn info(control: &Control, stream: &str) -> Result<Option<Value>> {
+    match control.api(&format!("STREAM.INFO.{stream}"), &Value::Null).await? {
+        Ok(info) => Ok(Some(info)),
+        Err(error) if error.err_code == NO_STREAM => Ok(None),
+        Err(error) => Err(api_error(format!("read the state of stream {stream:?}"), stream, error)),
+    }
+}
+
+/// JetStream's refusal, sorted by who must act.
+pub(super) fn api_error(attempted: String, stream: &str, error: ApiError) -> Error {
+    let (kind, hint) = match (error.err_code, error.code) {
+        (NO_STREAM, _) => (Kind::Config, format!("Create stream {stream:?}: it was there a moment ago, or never")),
+        (NOT_CLUSTERED, _) => (Kind::Config, "Set replicas to 1, or connect to a cluster".to_owned()),
+        (NO_PEERS, _) => (Kind::Config, "Lower replicas to the number of servers with JetStream and room".to_owned()),
+        (10039 | 10076, _) => (Kind::Config, "Enable JetStream for this account on the server".to_owned()),
+        (10047 | 10028 | 10023 | 10002, _) => {
+            (Kind::Config, "Lower max_bytes, or give JetStream or the account more room".to_owned())
+        }
+        (_, 503 | 500 | 408) => (Kind::Unavailable, "See the server's log".to_owned()),
+        _ => (Kind::Config, "Correct the row in rule_nats_streams".to_owned()),
+    };
+    Error::new(kind, attempted).caused_by(error).hint(hint)
+}
+
+async fn not_accepted(control: &Control, wanted: &Wanted, attempted: String, error: ApiError) -> Error {
+    match error.err_code {
+        SUBJECTS_OVERLAP => {
+            let others = overlapping(control, wanted).await;
+            let whose =
+                if others.is_empty() { "another stream".to_owned() } else { format!("stream {}", others.join(", ")) };
+            Error::config(format!("{attempted}: {} are taken by {whose}", wanted.subjects.join(", ")))
+                .caused_by(error)
+                .hint(
+                    "A subject goes to one stream: narrow the subjects of one of them, or name that stream in the row",
+                )
+        }
+        INVALID_CONFIG if error.description.contains("duplicates window") => Error::config(attempted)
+            .caused_by(error)
+            .hint("duplicate_window_seconds must not be longer than max_age_seconds"),
+        _ => api_error(attempted, &wanted.name, error),
+    }
+}
+
+/// The other streams that take a subject of ours, as far as we may ask.
+async fn overlapping(control: &Control, wanted: &Wanted) -> Vec<String> {
+    let mut names = BTreeSet::new();
+    for subject in &wanted.subjects {
+        if let Ok(Ok(answer)) = control.api("STREAM.NAMES", &json!({ "subject": subject })).await {
+            let streams = answer["streams"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            names.extend(streams.filter(|name| *name != wanted.name).map(|name| format!("{name:?}")));
+        }
+    }
+    names.into_iter().collect()
+}
+
+/// What a row wants, checked. `None`: as it is, or the default.
+#[derive(Debug)]
+struct Wanted {
+    name: String,
+    subjects: Vec<String>,
+    description: Option<String>,
+    storage: Option<String>,
+    max_msgs: Option<i64>,
+    max_bytes: Option<i64>,
+    max_age_ns: Option<i64>,
+    retention: Option<String>,
+    discard: Option<String>,
+    replicas: Option<i64>,
+    duplicate_window_ns: Option<i64>,
+    ordering: String,
+}
+
+impl Wanted {
+    fn parse(row: &StreamRow) -> Result<Wanted> {
+        parse_row(row).map_err(|error| error.context(format!("stream {:?} in rule_nats_streams", row.stream_name)))
+    }
+
+    /// The configuration of a new stream.
+    fn create(&self) -> Value {
+        let max_age = self.max_age_ns.unwrap_or(0);
+        let window = self.duplicate_window_ns.unwrap_or_else(|| {
+            let default = DUPLICATE_WINDOW_SECONDS * NANOS_PER_SECOND;
+            if max_age > 0 { default.min(max_age) } else { default }
+        });
+        let mut config = json!({
+            "name": self.name,
+            "subjects": self.subjects,
+            "storage": self.storage.as_deref().unwrap_or("file"),
+            "max_msgs": self.max_msgs.unwrap_or(-1),
+            "max_bytes": self.max_bytes.unwrap_or(-1),
+            "max_age": max_age,
+            "max_msg_size": -1,
+            "max_consumers": -1,
+            "max_msgs_per_subject": -1,
+            "retention": self.retention.as_deref().unwrap_or("limits"),
+            "discard": self.discard.as_deref().unwrap_or("old"),
+            "num_replicas": self.replicas.unwrap_or(1),
+            "duplicate_window": window,
+            "allow_direct": true, // for others' sake: readers may ask any replica. We never do.
+        });
+        if let Some(description) = &self.description {
+            config["description"] = json!(description);
+        }
+        config
+    }
+}
+
+fn parse_row(row: &StreamRow) -> Result<Wanted> {
+    check_name(&row.stream_name)?;
+    if row.subjects.is_empty() {
+        return Err(Error::config("subjects is empty").hint("Name what the stream takes, as in {webhooks.>}"));
+    }
+    for subject in &row.subjects {
+        check_subject(subject)?;
+    }
+    for (index, subject) in row.subjects.iter().enumerate() {
+        if let Some(other) = row.subjects[..index].iter().find(|other| overlap(other, subject)) {
+            return Err(Error::config(format!("the subjects {other:?} and {subject:?} overlap"))
+                .hint("Keep the wider of the two"));
+        }
+    }
+    let one_of = |column: &str, value: &Option<String>, allowed: &[&str]| match value.as_deref() {
+        Some(value) if !allowed.contains(&value) => {
+            Err(Error::config(format!("{column} {value:?} is not one of {}", allowed.join(", "))))
+        }
+        value => Ok(value.map(str::to_owned)),
+    };
+    // JetStream takes 0 for unlimited, and says -1.
+    let limit = |value: Option<i64>| value.map(|value| if value <= 0 { -1 } else { value });
+    let seconds = |column: &str, value: Option<i64>| match value {
+        None => Ok(None),
+        Some(seconds) if seconds <= 0 => Ok(Some(0)),
+        Some(seconds) => seconds
+            .checked_mul(NANOS_PER_SECOND)
+            .map(Some)
+            .ok_or_else(|| Error::config(format!("{column} is {seconds}, beyond what JetStream counts (292 years)"))),
+    };
+    let max_age_ns = seconds("max_age_seconds", row.max_age_seconds)?;
+    // 0 would be JetStream's default again.
+    let duplicate_window_ns =
+        seconds("duplicate_window_seconds", row.duplicate_window_seconds.map(i64::from))?.filter(|window| *window > 0);
+    if let (Some(age), Some(window)) = (max_age_ns.filter(|age| *age > 0), duplicate_window_ns)
+        && window > age
+    {
+        return Err(Error::config(format!(
+            "duplicate_window_seconds {} is longer than max_age_seconds {}",
+            window / NANOS_PER_SECOND,
+            age / NANOS_PER_SECOND
+        ))
+        .hint("JetStream remembers no message id for longer than it keeps the message: shorten the one, or lengthen the other"));
+    }
+    if let Some(replicas) = row.replicas.filter(|replicas| !(1..=5).contains(replicas)) {
+        return Err(
+            Error::config(format!("replicas is {replicas}")).hint("JetStream keeps 1 to 5; 3 outlives one server")
+        );
+    }
+    Ok(Wanted {
+        name: row.stream_name.clone(),
+        subjects: row.subjects.clone(),
+        description: row.description.clone().filter(|text| !text.is_empty()),
+        storage: one_of("storage_type", &row.storage_type, &["file", "memory"])?,
+        max_msgs: limit(row.max_messages),
+        max_bytes: limit(row.max_bytes),
+        max_age_ns,
+        retention: one_of("retention_policy", &row.retention_policy, &["limits", "interest", "workqueue"])?,
+        discard: one_of("discard_policy", &row.discard_policy, &["old", "new"])?,
+        replicas: row.replicas.map(i64::from),
+        duplicate_window_ns,
+        ordering: one_of("ordering", &row.ordering, &["strict", "shared"])?.unwrap_or_else(|| "strict".to_owned()),
+    })
+}
+
+/// A stream's name stands in subjects and in file names.
+fn check_name(name: &str) -> Result<()> {
+    let bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>' | '/' | '\\');
+    match name.is_empty() || name.len() > 255 || name.contains(bad) {
+        true => Err(Error::config(format!("{name:?} cannot be the name of a stream"))
+            .hint("1 to 255 bytes, without spaces and without . * > / \\")),
+        false => Ok(()),
+    }
+}
+
+fn check_subject(subject: &str) -> Result<()> {
+    let wrong = |why: &str| Err(Error::config(format!("subject {subject:?} {why}")));
+    if subject.is_empty() || subject.split('.').any(str::is_empty) {
+        return wrong("has an empty token");
+    }
+    if subject.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return wrong("has a space or a control character");
+    }
+    if subject.starts_with('$') {
+        return wrong("begins with $, which is NATS's own");
+    }
+    let mut tokens = subject.split('.').rev();
+    let last = tokens.next().unwrap_or_default();
+    if tokens.any(|token| token == ">") {
+        return wrong("has > before its end");
+    }
+    // Inside a token they are letters to the server, and never what was meant.
+    if subject.split('.').any(|token| token.len() > 1 && token.contains(['*', '>'])) {
+        return wrong("has * or > as a part of a token");
+    }
+    match last == ">" && subject == ">" {
+        true => wrong("takes everything, the answers of NATS itself too"),
+        false => Ok(()),
+    }
+}
+
+/// Whether some subject matches both patterns.
+fn overlap(a: &str, b: &str) -> bool {
+    let (mut a, mut b) = (a.split('.'), b.split('.'));
+    loop {
+        match (a.next(), b.next()) {
+            (None, None) => return true,
+            (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+            (Some(x), Some(y)) if x == y || x == "*" || y == "*" => {}
+            _ => return false,
+        }
+    }
+}
+
+/// Whether every subject that matches `narrow` matches `wide`.
+fn covers(wide: &str, narrow: &str) -> bool {
+    let (mut wide, mut narrow) = (wide.split('.'), narrow.split('.'));
+    loop {
+        match (wide.next(), narrow.next()) {
+            (None, None) => return true,
+            (Some(">"), Some(_)) => return true,
+            (Some("*"), Some(token)) if token != ">" => {}
+            (Some(x), Some(y)) if x == y => {}
+            _ => return false,
+        }
+    }
+}
+
+/// How to make a stream what its row wants.
+#[derive(Debug, Default)]
+struct Plan {
+    /// The whole new configuration; `None` where nothing differs.
+    config: Option<Value>,
+    /// The row's columns that differ.
+    changed: Vec<&'static str>,
+    warnings: Vec<String>,
+}
+
+fn plan(wanted: &Wanted, info: &Value) -> Result<Plan> {
+    let state = parse_info(info)?;
+    let has = state.config.as_object().ok_or_else(|| unreadable("config"))?;
+    let mut plan = Plan::default();
+    let mut config = has.clone();
+    refuse_unchangeable(wanted, has)?;
+    add_subjects(wanted, &mut config, &mut plan);
+    set(&mut config, &mut plan, ("description", "description"), wanted.description.as_ref().map(|text| json!(text)));
+    set(&mut config, &mut plan, ("retention_policy", "retention"), wanted.retention.as_ref().map(|text| json!(text)));
+    set(&mut config, &mut plan, ("discard_policy", "discard"), wanted.discard.as_ref().map(|text| json!(text)));
+    set(&mut config, &mut plan, ("replicas", "num_replicas"), wanted.replicas.map(|count| json!(count)));
+    for (column, key, limit, would_delete) in [
+        ("max_messages", "max_msgs", wanted.max_msgs, above(state.state.messages, wanted.max_msgs)),
+        ("max_bytes", "max_bytes", wanted.max_bytes, above(state.state.bytes, wanted.max_bytes)),
+        ("max_age_seconds", "max_age", wanted.max_age_ns, older(&state, wanted.max_age_ns)),
+    ] {
+        let Some(limit) = limit else { continue };
+        let now = number(&config, key, 0);
+        if would_delete && now != limit {
+            plan.warnings.push(format!(
+                "stream {:?}: {column} stays as it is ({key} {now}; the row's is {limit}), for messages stored already would be \
+                 deleted at once; if they may go, lower it yourself with the nats command line: nats stream edit {}",
+                wanted.name, wanted.name
+            ));
+        } else {
+            set(&mut config, &mut plan, (column, key), Some(json!(limit)));
+        }
+    }
+    fit_window(wanted, &mut config, &mut plan);
+    if !plan.changed.is_empty() {
+        plan.config = Some(Value::Object(config));
+    }
+    Ok(plan)
+}
+
+/// What JetStream changes for nobody.
+fn refuse_unchangeable(wanted: &Wanted, has: &Map<String, Value>) -> Result<()> {
+    let refuse = |column: &str, has: &str, wants: &str, remedy: &str| {
+        Err(Error::config(format!(
+            "stream {:?} has {column} {has}, its row in rule_nats_streams wants {wants}: JetStream cannot change that",
+            wanted.name
+        ))
+        .hint(remedy))
+    };
+    if let Some(mirrored) = has.get("mirror").and_then(|mirror| mirror.get("name")).and_then(Value::as_str) {
+        return Err(Error::config(format!(
+            "stream {:?} is a mirror of {mirrored:?} and takes no messages",
+            wanted.name
+        ))
+        .hint("Name the mirrored stream in the row, or another name"));
+    }
+    let storage = text(has, "storage", "file");
+    if let Some(wants) = wanted.storage.as_deref().filter(|wants| *wants != storage) {
+        return refuse("storage_type", storage, wants, "Correct the row, or move to a stream of another name");
+    }
+    let retention = text(has, "retention", "limits");
+    if let Some(wants) = wanted.retention.as_deref().filter(|wants| *wants != retention)
+        && (wants == "workqueue" || retention == "workqueue")
+    {
+        return refuse("retention_policy", retention, wants, "Correct the row, or move to a stream of another name");
+    }
+    Ok(())
+}
+
+fn add_subjects(wanted: &Wanted, config: &mut Map<String, Value>, plan: &mut Plan) {
+    let mut subjects = strings(config.get("subjects"));
+    let lacking: Vec<_> =
+        wanted.subjects.iter().filter(|subject| !subjects.iter().any(|has| covers(has, subject))).cloned().collect();
+    if !lacking.is_empty() {
+        // A wider one takes the place of those it covers: overlapping ones are refused.
+        subjects.retain(|has| !lacking.iter().any(|new| covers(new, has)));
+        subjects.extend(lacking);
+        config.insert("subjects".to_owned(), json!(subjects));
+        plan.changed.push("subjects");
+    }
+    let others: Vec<_> = subjects.iter().filter(|has| !wanted.subjects.iter().any(|own| covers(own, has))).collect();
+    if !others.is_empty() {
+        plan.warnings.push(format!(
+            "stream {:?} also takes {others:?}, which its row does not name; they are left, for others may publish there",
+            wanted.name
+        ));
+    }
+}
+
+/// The window may not outlast the messages.
+fn fit_window(wanted: &Wanted, config: &mut Map<String, Value>, plan: &mut Plan) {
+    let window = wanted.duplicate_window_ns.unwrap_or_else(|| number(config, "duplicate_window", 0));
+    let age = number(config, "max_age", 0);
+    let window = if age > 0 { window.min(age) } else { window };
+    set(config, plan, ("duplicate_window_seconds", "duplicate_window"), Some(json!(window)));
+}
+
+/// Sets `key` where it differs, and remembers the column.
+fn set(config: &mut Map<String, Value>, plan: &mut Plan, (column, key): (&'static str, &str), value: Option<Value>) {
+    let Some(value) = value else { return };
+    // A server leaves out what is 0.
+    let same = config.get(key).map_or_else(|| value == json!(0), |has| *has == value);
+    if !same {
+        config.insert(key.to_owned(), value);
+        plan.changed.push(column);
+    }
+}
+
+fn above(stored: u64, limit: Option<i64>) -> bool {
+    limit.and_then(|limit| u64::try_from(limit).ok()).is_some_and(|limit| stored > limit)
+}
+
+/// Whether the oldest message is older than `limit`, by the server's own clock.
+fn older(info: &Info, limit: Option<i64>) -> bool {
+    let Some(limit) = limit.filter(|limit| *limit > 0) else { return false };
+    if info.state.messages == 0 {
+        return false;
+    }
+    let times = (info.ts.as_deref().map(unix_ns), unix_ns(&info.state.first_ts));
+    let (Some(Ok(now)), Ok(first)) = times else { return true };
+    now.saturating_sub(first) > limit
+}
+
+/// The parts of `STREAM.INFO` that we read.
+#[derive(Deserialize)]
+struct Info {
+    config: Value,
+    created: String,
+    state: Stored,
+    #[serde(default)]
+    cluster: Option<Cluster>,
+    #[serde(default)]
+    ts: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Stored {
+    messages: u64,
+    bytes: u64,
+    first_seq: u64,
+    last_seq: u64,
+    #[serde(default)]
+    first_ts: String,
+}
+
+#[derive(Deserialize)]
+struct Cluster {
+    #[serde(default)]
+    leader: Option<String>,
+}
+
+fn parse_info(info: &Value) -> Result<Info> {
+    Info::deserialize(info).map_err(|error| Error::protocol("JetStream's answer about a stream").caused_by(error))
+}
+
+fn unreadable(what: &str) -> Error {
+    Error::protocol(format!("JetStream's answer about a stream has no readable {what}"))
+}
+
+fn parse_state(info: &Value) -> Result<StreamState> {
+    let info = parse_info(info)?;
+    let config = info.config.as_object().ok_or_else(|| unreadable("config"))?;
+    Ok(StreamState {
+        name: text(config, "name", "").to_owned(),
+        subjects: strings(config.get("subjects")),
+        created_ns: unix_ns(&info.created)?,
+        first_sequence: info.state.first_seq,
+        last_sequence: info.state.last_seq,
+        messages: info.state.messages,
+        bytes: info.state.bytes,
+        max_msg_size: usize::try_from(number(config, "max_msg_size", -1)).ok().filter(|size| *size > 0),
+        retention: text(config, "retention", "limits").to_owned(),
+        discard: text(config, "discard", "old").to_owned(),
+        storage: text(config, "storage", "file").to_owned(),
+        replicas: u64::try_from(number(config, "num_replicas", 1)).unwrap_or(1),
+        duplicate_window: Duration::from_nanos(u64::try_from(number(config, "duplicate_window", 0)).unwrap_or(0)),
+        allow_atomic: flag(config, "allow_atomic"),
+        leader: info.cluster.and_then(|cluster| cluster.leader).filter(|leader| !leader.is_empty()),
+        warnings: Vec::new(),
+    })
+}
+
+/// The state after all was done, judged.
+fn settle(info: &Value, ordering: &str, mut warnings: Vec<String>) -> Result<StreamState> {
+    let mut state = parse_state(info)?;
+    let config = info["config"].as_object().ok_or_else(|| unreadable("config"))?;
+    warnings.extend(judge(config, &state, ordering)?);
+    state.warnings = warnings;
+    Ok(state)
+}
+
+/// Whether an ack of this stream means that the message is stored. Errors where it never can be, warnings where it may not.
+fn judge(config: &Map<String, Value>, state: &StreamState, ordering: &str) -> Result<Vec<String>> {
+    let name = &state.name;
+    let useless = |what: &str, hint: &str| Err(Error::config(format!("stream {name:?} {what}")).hint(hint.to_owned()));
+    if flag(config, "sealed") {
+        return useless("is sealed and takes no messages", "Use a stream of another name; a seal cannot be broken");
+    }
+    if flag(config, "no_ack") {
+        return useless(
+            "acknowledges nothing (no_ack)",
+            "Turn it off: nats stream edit --ack; walhook goes on by acks only",
+        );
+    }
+    if config.get("mirror").is_some_and(|mirror| !mirror.is_null()) {
+        return useless("is a mirror and takes no messages", "Name the mirrored stream");
+    }
+    if flag(config, "allow_msg_counter") {
+        return useless("counts (allow_msg_counter) and takes no plain messages", "Use another stream");
+    }
+    let mut warnings = Vec::new();
+    let mut warn = |text: String| warnings.push(format!("stream {name:?} {text}"));
+    match state.retention.as_str() {
+        "interest" => warn(
+            "has interest retention: without a consumer it acknowledges messages and stores none, and stored ones go when \
+             all have acknowledged them; prefer limits"
+                .to_owned(),
+        ),
+        "workqueue" => warn(
+            "has workqueue retention: messages go when acknowledged, and each subject feeds one consumer; prefer limits"
+                .to_owned(),
+        ),
+        _ => {}
+    }
+    if text(config, "persist_mode", "default") == "async" {
+        warn(
+            "writes after it acknowledges (persist_mode async): a crash of the server loses acknowledged messages"
+                .to_owned(),
+        );
+    }
+    if state.storage == "memory" {
+        warn("lives in memory: it is gone when its servers stop".to_owned());
+    }
+    let limited =
+        ["max_msgs", "max_bytes", "max_msgs_per_subject"].into_iter().filter(|key| number(config, key, -1) > 0);
+    let limited: Vec<_> = limited.map(|key| format!("{key} {}", number(config, key, -1))).collect();
+    if state.discard == "old" && !limited.is_empty() {
+        warn(format!(
+            "drops its oldest messages beyond {}, read or not; discard_policy new holds publishing back instead",
+            limited.join(", ")
+        ));
+    }
+    if ordering == "strict" && config.get("sources").and_then(Value::as_array).is_some_and(|all| !all.is_empty()) {
+        warn("gathers from other streams, which break into strict ordering; set ordering to shared".to_owned());
+    }
+    Ok(warnings)
+}
+
+fn text<'a>(config: &'a Map<String, Value>, key: &str, default: &'a str) -> &'a str {
+    config.get(key).and_then(Value::as_str).unwrap_or(default)
+}
+
+fn number(config: &Map<String, Value>, key: &str, default: i64) -> i64 {
+    config.get(key).and_then(Value::as_i64).unwrap_or(default)
+}
+
+fn flag(config: &Map<String, Value>, key: &str) -> bool {
+    config.get(key).and_then(Value::as_bool).unwrap_or(false)
+}
+
+fn strings(value: Option<&Value>) -> Vec<String> {
+    value.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+/// A time of JetStream in nanoseconds since 1970.
+pub(super) fn unix_ns(text: &str) -> Result<i64> {
+    let wrong = || Error::protocol(format!("JetStream's time {text:?} cannot be read"));
+    let time = async_nats::datetime::parse_rfc3339(text).map_err(|_| wrong())?;
+    i64::try_from(time.unix_timestamp_nanos()).map_err(|_| wrong())
+}

@@ -1,0 +1,164 @@
+//! The end of a stream: the checkpoint.
+//!
+//! In: a stream's name and how to tell a message of ours. Out: the last sequence and our last message. `STREAM.MSG.GET`
+//! only, which the stream's leader answers; Direct Get may be answered by a replica that lags behind. It refuses to know
+//! what our ids mean.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use futures_util::future::try_join_all;
+use serde_json::{Value, json};
+
+use super::{
+    control::Control,
+    streams::{self, StreamState},
+};
+use crate::error::{Error, Result};
+
+/// How far back we look for a message of ours among foreign ones.
+pub const STEPS_MAX: u64 = 4096;
+
+/// Requests in flight while we look: each answer may hold a message of `max_payload`, in base64.
+const IN_FLIGHT_MAX: u64 = 16;
+
+/// "no message found": deleted, or not there yet.
+const NO_MESSAGE: u64 = 10037;
+
+/// A message in a stream, without its payload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Its sequence in the stream.
+    pub sequence: u64,
+    /// Its subject.
+    pub subject: String,
+    /// When the server stored it, in nanoseconds since 1970.
+    pub time_ns: i64,
+    /// The header block as it stands.
+    headers: String,
+}
+
+impl Stored {
+    /// The first value of the header `name`, spelled as it was published.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        header(&self.headers, name)
+    }
+}
+
+/// Where a stream ends.
+#[derive(Debug, Clone)]
+pub struct Tail {
+    /// The last sequence the stream has given, to whatever message, whether or not it is still there.
+    pub last_sequence: u64,
+    /// The first sequence that may still be there; `last_sequence + 1` where all were purged.
+    pub first_sequence: u64,
+    /// When the stream was created, in nanoseconds since 1970: another time, another stream.
+    pub created_ns: i64,
+    /// Our last message; `None` where there is none.
+    pub ours: Option<Stored>,
+}
+
+/// The message at `sequence`; `None` where it is deleted.
+pub async fn message(control: &Control, stream: &str, sequence: u64) -> Result<Option<Stored>> {
+    let attempted = || format!("read message {sequence} of stream {stream:?}");
+    match control.api(&format!("STREAM.MSG.GET.{stream}"), &json!({ "seq": sequence })).await? {
+        Ok(answer) => stored(&answer).map(Some).map_err(|error| error.context(attempted())),
+        Err(error) if error.err_code == NO_MESSAGE => Ok(None),
+        Err(error) => Err(streams::api_error(attempted(), stream, error)),
+    }
+}
+
+/// The stream's end and the last message for which `is_ours` holds.
+///
+/// Foreign and deleted messages are stepped over backwards; more than [`STEPS_MAX`] of them is
+/// [`crate::error::Kind::Untrusted`], since what lies before them we cannot know.
+pub async fn last_of_ours(control: &Control, stream: &str, is_ours: impl Fn(&Stored) -> bool) -> Result<Tail> {
+    let state = streams::state(control, stream).await?;
+    let ours = search(control, &state, is_ours).await?;
+    Ok(Tail {
+        last_sequence: state.last_sequence,
+        first_sequence: state.first_sequence,
+        created_ns: state.created_ns,
+        ours,
+    })
+}
+
+async fn search(control: &Control, state: &StreamState, is_ours: impl Fn(&Stored) -> bool) -> Result<Option<Stored>> {
+    if state.messages == 0 {
+        return Ok(None);
+    }
+    let first = state.first_sequence.max(1);
+    let mut next = state.last_sequence;
+    // The last message is ours nearly always: one request first, then ever more at a time.
+    let mut stride = 1;
+    while next >= first {
+        if state.last_sequence - next >= STEPS_MAX {
+            return Err(Error::untrusted(format!(
+                "the last {STEPS_MAX} messages of stream {:?} are not ours, or deleted",
+                state.name
+            ))
+            .hint("Give walhook a stream that nobody else publishes to, or make the publishing of others wait"));
+        }
+        let lowest = next.saturating_sub(stride - 1).max(first);
+        let batch = (lowest..=next).rev().map(|sequence| message(control, &state.name, sequence));
+        if let Some(ours) = try_join_all(batch).await?.into_iter().flatten().find(&is_ours) {
+            return Ok(Some(ours));
+        }
+        next = lowest - 1;
+        stride = (stride * 2).min(IN_FLIGHT_MAX);
+    }
+    Ok(None)
+}
+
+fn stored(answer: &Value) -> Result<Stored> {
+    let wrong = |what: &str| Error::protocol(format!("JetStream's answer has no {what}"));
+    let text = |key: &'static str| answer["message"][key].as_str();
+    let headers = match text("hdrs") {
+        None => String::new(),
+        Some(hdrs) => {
+            let bytes = STANDARD.decode(hdrs).map_err(|_| wrong("readable headers"))?;
+            // Ours are ASCII; what a stranger wrote must not stop us.
+            String::from_utf8_lossy(&bytes).into_owned()
+        }
+    };
+    Ok(Stored {
+        sequence: answer["message"]["seq"].as_u64().ok_or_else(|| wrong("sequence"))?,
+        subject: text("subject").ok_or_else(|| wrong("subject"))?.to_owned(),
+        time_ns: streams::unix_ns(text("time").ok_or_else(|| wrong("time"))?)?,
+        headers,
+    })
+}
+
+fn header<'a>(block: &'a str, name: &str) -> Option<&'a str> {
+    let value = |line: &'a str| line.strip_prefix(name)?.strip_prefix(':').map(str::trim);
+    block.split("\r\n").skip(1).find_map(value)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_is_found_by_its_whole_name() {
+        let block = "NATS/1.0\r\nNats-Msg-Id: pg-0-1\r\nWalhook-Op:insert\r\nEmpty:\r\n\r\n";
+        assert_eq!(header(block, "Nats-Msg-Id"), Some("pg-0-1"));
+        assert_eq!(header(block, "Walhook-Op"), Some("insert"));
+        assert_eq!(header(block, "Empty"), Some(""));
+        for absent in ["Walhook", "nats-msg-id", "NATS/1.0", ""] {
+            assert_eq!(header(block, absent), None, "{absent}");
+        }
+        assert_eq!(header("", "A"), None);
+    }
+
+    #[test]
+    fn an_answer_that_lacks_something_is_an_error() {
+        let whole =
+            json!({ "message": { "seq": 7, "subject": "a", "time": "2026-11-23T00:00:01.5Z", "hdrs": "AA==" } });
+        assert_eq!(stored(&whole).unwrap().time_ns, 1_795_392_001_500_000_000);
+        for key in ["seq", "subject", "time"] {
+            let mut part = whole.clone();
+            part["message"].as_object_mut().unwrap().remove(key);
+            assert!(stored(&part).is_err(), "{key}");
+        }
+        assert!(stored(&json!(null)).is_err());
+    }
+}

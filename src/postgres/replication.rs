@@ -1,0 +1,245 @@
+//! The walsender connection: commands, then the stream (manual, section 55.4).
+//!
+//! In come settings and a slot; out come the payloads of CopyData messages, borrowed from the read buffer, and in go those of
+//! our own. What the payloads say (WAL, keepalives, status) is not known here. Nothing here has a clock but
+//! [`Stream::finish`].
+
+use std::{future::poll_fn, ops::Range, task::Poll, time::Duration};
+
+use bytes::{BufMut, BytesMut};
+use postgres_protocol::message::frontend;
+use tokio::time::timeout;
+
+use super::{
+    auth, server_error,
+    settings::Settings,
+    wire::{self, Fields, Wire, is_aside, parse_error},
+};
+use crate::{
+    error::{Error, Result},
+    wal::lsn::Lsn,
+};
+
+/// How long a server may take to end the stream after we have. It may be busy decoding a large transaction; then the
+/// connection is dropped, which frees the slot as well, a moment later.
+const FINISH: Duration = Duration::from_secs(5);
+
+/// What IDENTIFY_SYSTEM answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SystemIdentity {
+    /// Identifies the cluster; the same on its physical standbys.
+    pub system_id: String,
+    /// Rises with each promotion.
+    pub timeline: u32,
+    /// How far the server's WAL is flushed.
+    pub flushed: Lsn,
+    /// The database of this connection.
+    pub dbname: String,
+}
+
+/// A walsender connection on which no stream has begun.
+#[derive(Debug)]
+pub struct Connection {
+    wire: Wire,
+}
+
+impl Connection {
+    /// Connects with `replication=database` and logs in.
+    ///
+    /// # Errors
+    /// Unavailable where waiting may help; Permission and Config where somebody must act.
+    pub async fn connect(settings: &Settings) -> Result<Connection> {
+        let wire = wire::connect(settings, async |dialled| auth::log_in(dialled, settings).await).await?;
+        Ok(Connection { wire })
+    }
+
+    /// Who the server is and how far its WAL goes.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub async fn identify_system(&mut self) -> Result<SystemIdentity> {
+        let rows = self.query("IDENTIFY_SYSTEM").await?;
+        let strange = || Error::protocol(format!("IDENTIFY_SYSTEM at {} has a strange answer", self.wire.target()));
+        let [row] = rows.as_slice() else { return Err(strange()) };
+        match row.as_slice() {
+            [Some(system_id), Some(timeline), Some(flushed), Some(dbname), ..] => Ok(SystemIdentity {
+                system_id: system_id.clone(),
+                timeline: timeline.parse().map_err(|_| strange())?,
+                flushed: flushed.parse().map_err(|_| strange())?,
+                dbname: dbname.clone(),
+            }),
+            _ => Err(strange()),
+        }
+    }
+
+    /// Runs SQL or a replication command by the simple protocol: the rows as text. The connection remains usable after an
+    /// error of the server's.
+    ///
+    /// # Errors
+    /// The server's, with its [`sqlstate`](super::sqlstate), and the connection's.
+    pub async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
+        let doing = || format!("run {sql:?}");
+        frontend::query(sql, &mut self.wire.outbox).map_err(|e| Error::config(doing()).caused_by(e))?;
+        let (mut rows, mut error) = (Vec::new(), None);
+        loop {
+            let (tag, body) = match self.wire.reply().await {
+                Ok(frame) => frame,
+                // A FATAL error's connection ends without ReadyForQuery; the error says more than the end.
+                Err(lost) => return Err(error.unwrap_or(lost)),
+            };
+            let body = self.wire.inbox.body(body);
+            match tag {
+                b'Z' => return error.map_or(Ok(rows), Err),
+                b'D' => rows.push(data_row(body)?),
+                b'E' => {
+                    error = Some(server_error(format!("{} at {}", doing(), self.wire.target()), parse_error(body)?))
+                }
+                b'T' | b'C' | b'I' => {}
+                tag => return Err(unexpected(tag, &doing())),
+            }
+        }
+    }
+
+    /// Begins the stream of `slot` at `start` (or at what the slot has confirmed, if that is later), with the plugin's
+    /// options. From now on the slot is ours.
+    ///
+    /// # Errors
+    /// The server's, with its [`sqlstate`](super::sqlstate): [`OBJECT_IN_USE`](super::OBJECT_IN_USE) where another session
+    /// has the slot (retryable), [`UNDEFINED_OBJECT`](super::UNDEFINED_OBJECT) where there is none.
+    pub async fn start_replication(mut self, slot: &str, start: Lsn, options: &[(&str, &str)]) -> Result<Stream> {
+        let doing = format!("start replication from slot {slot:?} at {}", self.wire.target());
+        let command = start_command(slot, start, options);
+        frontend::query(&command, &mut self.wire.outbox).map_err(|e| Error::config(doing.clone()).caused_by(e))?;
+        let (tag, body) = self.wire.reply().await.map_err(|e| e.context(&doing))?;
+        match tag {
+            b'W' => Ok(Stream { wire: self.wire }),
+            b'E' => Err(server_error(doing, parse_error(self.wire.inbox.body(body))?)),
+            tag => Err(unexpected(tag, &doing)),
+        }
+    }
+}
+
+fn start_command(slot: &str, start: Lsn, options: &[(&str, &str)]) -> String {
+    let quoted = |text: &str, quote: &str| format!("{quote}{}{quote}", text.replace(quote, &quote.repeat(2)));
+    let mut command = format!("START_REPLICATION SLOT {} LOGICAL {start}", quoted(slot, "\""));
+    let options: Vec<String> =
+        options.iter().map(|(name, value)| format!("{} {}", quoted(name, "\""), quoted(value, "'"))).collect();
+    if !options.is_empty() {
+        command.push_str(&format!(" ({})", options.join(", ")));
+    }
+    command
+}
+
+fn data_row(body: &[u8]) -> Result<Vec<Option<String>>> {
+    let mut fields = Fields::new(body, "DataRow");
+    let columns = fields.i16()?;
+    (0..columns)
+        .map(|_| match fields.i32()? {
+            -1 => Ok(None),
+            length => {
+                let bytes = fields.bytes(usize::try_from(length).map_err(|_| fields.short())?)?;
+                Ok(Some(String::from_utf8_lossy(bytes).into_owned()))
+            }
+        })
+        .collect()
+}
+
+fn unexpected(tag: u8, doing: &str) -> Error {
+    Error::protocol(format!("{doing}: the server sent a frame with tag {tag:#04x} where none is due"))
+}
+
+/// A logical replication stream: both sides send CopyData.
+#[derive(Debug)]
+pub struct Stream {
+    wire: Wire,
+}
+
+impl Stream {
+    /// Sends what is queued and, if `read`, reads what the socket has. Returns when something was read; with `read` false it
+    /// only sends, and never returns but by an error. So one `select!` arm can hold it always.
+    ///
+    /// Cancel-safe: bytes are in the buffers, not in the future. Take all that [`next_copy_data`](Self::next_copy_data) gives
+    /// before reading again: a full buffer with a whole message in it takes no more.
+    ///
+    /// # Errors
+    /// The connection is lost (retryable).
+    pub async fn drive(&mut self, read: bool) -> Result<()> {
+        poll_fn(|cx| {
+            if let Poll::Ready(Err(e)) = self.wire.poll_flush(cx) {
+                return Poll::Ready(Err(e));
+            }
+            if read { self.wire.poll_fill(cx) } else { Poll::Pending }
+        })
+        .await
+    }
+
+    /// The next whole CopyData payload in the buffer; `None`: read more.
+    ///
+    /// # Errors
+    /// The server's error, or its end of the stream (retryable: it is shutting down), or bytes that are no frame.
+    pub fn next_copy_data(&mut self) -> Result<Option<&[u8]>> {
+        Ok(self.next_payload()?.map(|place| self.wire.inbox.body(place)))
+    }
+
+    fn next_payload(&mut self) -> Result<Option<Range<usize>>> {
+        loop {
+            let Some((tag, body)) = self.wire.inbox.next()? else { return Ok(None) };
+            match tag {
+                b'd' => return Ok(Some(body)),
+                tag if is_aside(tag) => {}
+                b'E' => {
+                    let error = parse_error(self.wire.inbox.body(body))?;
+                    return Err(server_error(format!("replicate from {}", self.wire.target()), error));
+                }
+                b'c' | b'C' => {
+                    return Err(Error::unavailable(format!(
+                        "replicate from {}: the server ended the stream; it may be shutting down",
+                        self.wire.target()
+                    )));
+                }
+                tag => return Err(unexpected(tag, "replicate")),
+            }
+        }
+    }
+
+    /// Queues one CopyData message whose payload `write` appends; [`drive`](Self::drive) sends it. Says whether it was taken:
+    /// while much is unsent already nothing is added, as a later status update tells what this one would have.
+    pub fn queue_copy_data(&mut self, write: impl FnOnce(&mut BytesMut)) -> bool {
+        if self.wire.is_clogged() {
+            return false;
+        }
+        let out = &mut self.wire.outbox;
+        out.put_u8(b'd');
+        let start = out.len();
+        out.put_u32(0);
+        write(out);
+        let length = u32::try_from(out.len() - start).expect("a payload of ours is far below 4 GiB");
+        out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+        true
+    }
+
+    /// Sends what is queued, ends the stream on both sides and closes: the slot is free when this returns.
+    ///
+    /// # Errors
+    /// The connection is lost, or the server has not ended the stream in time; either frees the slot too, only later.
+    pub async fn finish(mut self) -> Result<()> {
+        frontend::copy_done(&mut self.wire.outbox);
+        let doing = format!("end replication from {}", self.wire.target());
+        let ended = async {
+            loop {
+                // A row on its way is dropped: it is not confirmed, so it comes again.
+                let (tag, body) = self.wire.reply().await?;
+                match tag {
+                    b'd' | b'c' | b'C' => {}
+                    b'Z' => return self.wire.terminate().await,
+                    b'E' => return Err(server_error(&doing, parse_error(self.wire.inbox.body(body))?)),
+                    tag => return Err(unexpected(tag, &doing)),
+                }
+            }
+        };
+        match timeout(FINISH, ended).await {
+            Ok(ended) => ended,
+            Err(_) => Err(Error::unavailable(format!("{doing}: the server did not end it within {FINISH:?}"))),
+        }
+    }
+}

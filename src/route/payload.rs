@@ -1,0 +1,399 @@
+//! An event's payload, written straight into the send buffer.
+//!
+//! Comes in: a change, the plan of its table, its webhook. Goes out: bytes of JSON, appended. No tree of values in
+//! between, no allocation per column.
+
+use super::{
+    plan::{ColumnPlan, EventColumns, Linked, Target},
+    rules::{Format, Webhook, visible_headers},
+    value::{write_json, write_json_str, write_json_string},
+};
+use crate::wal::{
+    change::{Change, Op},
+    lsn::Lsn,
+    pgoutput::{Column, OldTuple, Tuple},
+};
+
+/// What all events of a transaction have in common, rendered once.
+#[derive(Debug, Default)]
+pub struct TransactionText {
+    /// `<source>-<commit_lsn hex16>-<commit_time hex>-`: the beginning of its events' ids.
+    pub id_prefix: Vec<u8>,
+    /// The commit time, ISO 8601 in UTC.
+    pub timestamp: String,
+    /// The commit time in ms since 1970.
+    pub timestamp_ms: i64,
+    /// The commit LSN as PostgreSQL writes it.
+    pub lsn: String,
+    commit_lsn: Lsn,
+    xid: u32,
+}
+
+impl TransactionText {
+    /// Renders a transaction; `commit_time` in µs since 2000-01-01.
+    pub fn render(&mut self, source: &str, commit_lsn: Lsn, commit_time: i64, xid: u32) {
+        use std::{fmt::Write as _, io::Write as _};
+        self.id_prefix.clear();
+        write!(self.id_prefix, "{source}-{:016x}-{commit_time:x}-", commit_lsn.0).expect("writing to a vector");
+        self.timestamp.clear();
+        write_timestamp(commit_time, &mut self.timestamp);
+        self.timestamp_ms = commit_time.div_euclid(1000) + 946_684_800_000;
+        self.lsn.clear();
+        write!(self.lsn, "{commit_lsn}").expect("writing to a string");
+        self.commit_lsn = commit_lsn;
+        self.xid = xid;
+    }
+}
+
+/// Appends a time in µs since 2000-01-01 as `2026-11-23T10:11:12.123456Z`.
+fn write_timestamp(micros: i64, out: &mut String) {
+    use std::fmt::Write as _;
+    const DAY: i64 = 86_400_000_000;
+    let (days, micros) = (micros.div_euclid(DAY), micros.rem_euclid(DAY));
+    let (year, month, day) = civil_from_days(days + 10_957);
+    let seconds = micros / 1_000_000;
+    write!(
+        out,
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:06}Z",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60,
+        micros % 1_000_000
+    )
+    .expect("writing to a string");
+}
+
+/// Year, month and day of a number of days since 1970-01-01, by Howard Hinnant's algorithm of that name.
+fn civil_from_days(days: i64) -> (i64, i64, i64) {
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+}
+
+/// What an event is about.
+#[derive(Debug, Clone, Copy)]
+pub enum Body<'a> {
+    /// A change of a linked table.
+    Row {
+        /// The table.
+        table: &'a Linked,
+        /// The link.
+        target: &'a Target,
+        /// The change.
+        change: &'a Change<'a>,
+    },
+    /// A row of `rule_webhook_events`.
+    Call {
+        /// Where its columns are.
+        columns: &'a EventColumns,
+        /// The row.
+        row: Tuple<'a>,
+    },
+}
+
+/// Appends the payload of the event `id` for `webhook`.
+pub fn write(
+    body: Body<'_>,
+    webhook: &Webhook,
+    source: &str,
+    transaction: &TransactionText,
+    id: &[u8],
+    out: &mut Vec<u8>,
+) {
+    match webhook.format {
+        Format::Webhook => write_webhook(body, webhook, transaction, id, out),
+        Format::Data => write_data(body, out),
+        Format::Debezium => write_debezium(body, source, transaction, out),
+        Format::CloudEvents => write_cloudevents(body, source, transaction, id, out),
+    }
+}
+
+fn write_webhook(body: Body<'_>, webhook: &Webhook, transaction: &TransactionText, id: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"id\":\"");
+    out.extend_from_slice(id);
+    out.extend_from_slice(b"\",\"type\":\"");
+    write_type(body, out);
+    out.extend_from_slice(b"\",\"timestamp\":\"");
+    out.extend_from_slice(transaction.timestamp.as_bytes());
+    out.push(b'"');
+    out.extend_from_slice(&webhook.middle);
+    write_headers(body, webhook, out);
+    out.extend_from_slice(b",\"data\":");
+    write_data(body, out);
+    out.extend_from_slice(b",\"event\":{\"lsn\":\"");
+    out.extend_from_slice(transaction.lsn.as_bytes());
+    out.extend_from_slice(b"\",\"xid\":");
+    write_number(transaction.xid.into(), out);
+    out.extend_from_slice(b",\"op\":\"");
+    out.extend_from_slice(op(body).as_str().as_bytes());
+    out.extend_from_slice(b"\",\"table\":\"");
+    write_table(body, out);
+    out.extend_from_slice(b"\",\"commit_time\":\"");
+    out.extend_from_slice(transaction.timestamp.as_bytes());
+    out.push(b'"');
+    match body {
+        Body::Row { table, target, change } => {
+            if target.include_old
+                && change.op == Op::Update
+                && let Some(old) = change.old
+            {
+                out.extend_from_slice(b",\"old\":");
+                write_old(table, target, old, out);
+            }
+            write_unchanged(table, target, change, out);
+        }
+        Body::Call { columns, row } => {
+            for (key, index) in [
+                (&b",\"event_id\":"[..], Some(columns.event_id)),
+                (b",\"rule_execution_id\":", columns.rule_execution_id),
+            ] {
+                if let Some(Column::Text(text)) = index.map(|index| cell(row, index)) {
+                    out.extend_from_slice(key);
+                    out.extend_from_slice(text);
+                }
+            }
+            if let Some(Column::Text(text)) = columns.triggered_by.map(|index| cell(row, index)) {
+                out.extend_from_slice(b",\"triggered_by\":");
+                write_json_string(text, out);
+            }
+        }
+    }
+    out.extend_from_slice(b"}}");
+}
+
+/// The webhook's headers; an event's own are added and win.
+fn write_headers(body: Body<'_>, webhook: &Webhook, out: &mut Vec<u8>) {
+    if let Body::Call { columns, row } = body
+        && let Some(Column::Text(own)) = columns.headers.map(|index| cell(row, index))
+        && let Ok(own) = serde_json::from_slice::<serde_json::Map<_, _>>(own)
+        && let Ok(mut merged) = serde_json::from_slice::<serde_json::Map<_, _>>(&webhook.headers)
+    {
+        merged.extend(own);
+        out.extend_from_slice(&visible_headers(merged, webhook.expose_credentials));
+    } else {
+        out.extend_from_slice(&webhook.headers);
+    }
+}
+
+fn write_data(body: Body<'_>, out: &mut Vec<u8>) {
+    match body {
+        Body::Row { table, target, change } => match (change.new, change.old) {
+            (Some(new), old) => write_row(table, target, new, full(old), false, out),
+            (None, Some(old)) => write_old(table, target, old, out),
+            (None, None) => out.extend_from_slice(b"{}"),
+        },
+        Body::Call { columns, row } => match cell(row, columns.payload) {
+            Column::Text(payload) => write_json(super::types::Class::JSON, payload, out),
+            _ => out.extend_from_slice(b"null"),
+        },
+    }
+}
+
+/// Debezium's envelope, as its consumers read it (Debezium manual, PostgreSQL connector, "Data change events").
+fn write_debezium(body: Body<'_>, source: &str, transaction: &TransactionText, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"before\":");
+    match body {
+        Body::Row { table, target, change } => match change.old {
+            Some(old) => write_old(table, target, old, out),
+            None => out.extend_from_slice(b"null"),
+        },
+        Body::Call { .. } => out.extend_from_slice(b"null"),
+    }
+    out.extend_from_slice(b",\"after\":");
+    match body {
+        Body::Row { change, .. } if change.new.is_none() => out.extend_from_slice(b"null"),
+        _ => write_data(body, out),
+    }
+    out.extend_from_slice(b",\"source\":{\"version\":\"");
+    out.extend_from_slice(env!("CARGO_PKG_VERSION").as_bytes());
+    out.extend_from_slice(b"\",\"connector\":\"walhook\",\"name\":");
+    write_json_str(source, out);
+    out.extend_from_slice(b",\"ts_ms\":");
+    write_number(transaction.timestamp_ms, out);
+    out.extend_from_slice(b",\"snapshot\":\"false\",\"schema\":");
+    match body {
+        Body::Row { table, .. } => out.extend_from_slice(&table.schema),
+        Body::Call { .. } => out.extend_from_slice(b"\"public\""),
+    }
+    out.extend_from_slice(b",\"table\":");
+    match body {
+        Body::Row { table, .. } => out.extend_from_slice(&table.table),
+        Body::Call { .. } => out.extend_from_slice(b"\"rule_webhook_events\""),
+    }
+    out.extend_from_slice(b",\"txId\":");
+    write_number(transaction.xid.into(), out);
+    out.extend_from_slice(b",\"lsn\":");
+    out.extend_from_slice(itoa::Buffer::new().format(transaction.commit_lsn.0).as_bytes());
+    out.extend_from_slice(b"},\"op\":\"");
+    out.push(match op(body) {
+        Op::Insert => b'c',
+        Op::Update => b'u',
+        Op::Delete => b'd',
+        Op::Truncate => b't',
+    });
+    out.extend_from_slice(b"\",\"ts_ms\":");
+    write_number(transaction.timestamp_ms, out);
+    out.push(b'}');
+}
+
+/// A CloudEvent in JSON, structured mode (CloudEvents 1.0.2, JSON event format).
+fn write_cloudevents(body: Body<'_>, source: &str, transaction: &TransactionText, id: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"specversion\":\"1.0\",\"id\":\"");
+    out.extend_from_slice(id);
+    out.extend_from_slice(b"\",\"source\":\"/walhook/");
+    out.extend_from_slice(source.as_bytes());
+    out.extend_from_slice(b"\",\"type\":\"");
+    write_type(body, out);
+    out.extend_from_slice(b"\",\"time\":\"");
+    out.extend_from_slice(transaction.timestamp.as_bytes());
+    out.extend_from_slice(b"\",\"subject\":\"");
+    write_table(body, out);
+    out.extend_from_slice(b"\",\"datacontenttype\":\"application/json\",\"data\":");
+    write_data(body, out);
+    out.push(b'}');
+}
+
+fn op(body: Body<'_>) -> Op {
+    match body {
+        Body::Row { change, .. } => change.op,
+        Body::Call { .. } => Op::Insert,
+    }
+}
+
+fn write_type(body: Body<'_>, out: &mut Vec<u8>) {
+    match body {
+        Body::Row { table, change, .. } => {
+            out.extend_from_slice(&table.qualified);
+            out.push(b'.');
+            out.extend_from_slice(change.op.as_str().as_bytes());
+        }
+        Body::Call { .. } => out.extend_from_slice(b"webhook.call"),
+    }
+}
+
+fn write_table(body: Body<'_>, out: &mut Vec<u8>) {
+    match body {
+        Body::Row { table, .. } => out.extend_from_slice(&table.qualified),
+        Body::Call { .. } => out.extend_from_slice(b"public.rule_webhook_events"),
+    }
+}
+
+fn write_number(number: i64, out: &mut Vec<u8>) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
+fn cell(row: Tuple<'_>, index: usize) -> Column<'_> {
+    row.iter().nth(index).expect("the assembler checked the number of columns")
+}
+
+/// The whole row before, where the WAL has it.
+fn full(old: Option<OldTuple<'_>>) -> Option<Tuple<'_>> {
+    match old {
+        Some(OldTuple::Full(tuple)) => Some(tuple),
+        _ => None,
+    }
+}
+
+fn write_old(table: &Linked, target: &Target, old: OldTuple<'_>, out: &mut Vec<u8>) {
+    match old {
+        OldTuple::Full(tuple) => write_row(table, target, tuple, None, false, out),
+        OldTuple::Key(tuple) => write_row(table, target, tuple, None, true, out),
+    }
+}
+
+fn is_selected(target: &Target, index: usize) -> bool {
+    target.selected.as_ref().is_none_or(|selected| selected[index])
+}
+
+/// A row as an object. A large value that the update did not touch is taken from `before` where that is whole, and
+/// left out otherwise: it is never null.
+fn write_row(
+    table: &Linked,
+    target: &Target,
+    row: Tuple<'_>,
+    before: Option<Tuple<'_>>,
+    only_key: bool,
+    out: &mut Vec<u8>,
+) {
+    let mut separator = b'{';
+    for (index, (plan, value)) in table.columns.iter().zip(row.iter()).enumerate() {
+        if !is_selected(target, index) || (only_key && !plan.is_key) {
+            continue;
+        }
+        let value = match (value, before) {
+            (Column::Unchanged, Some(before)) => cell(before, index),
+            (value, _) => value,
+        };
+        separator = write_column(plan, value, separator, out);
+    }
+    if separator == b'{' {
+        out.push(b'{');
+    }
+    out.push(b'}');
+}
+
+/// Returns the separator that the next column needs.
+#[inline]
+fn write_column(plan: &ColumnPlan, value: Column<'_>, separator: u8, out: &mut Vec<u8>) -> u8 {
+    if matches!(value, Column::Unchanged) {
+        return separator;
+    }
+    out.push(separator);
+    out.extend_from_slice(&plan.key);
+    match value {
+        Column::Text(text) => write_json(plan.class, text, out),
+        // Not asked for (`binary` is off), so bytes that are no text are at least kept.
+        Column::Binary(bytes) => write_json_string(bytes, out),
+        Column::Null | Column::Unchanged => out.extend_from_slice(b"null"),
+    }
+    b','
+}
+
+/// `,"unchanged":["doc"]`: the columns that the payload lacks because the WAL does not have them.
+fn write_unchanged(table: &Linked, target: &Target, change: &Change<'_>, out: &mut Vec<u8>) {
+    let Some(new) = change.new.filter(|_| full(change.old).is_none()) else { return };
+    let mut first = true;
+    for (index, (plan, value)) in table.columns.iter().zip(new.iter()).enumerate() {
+        if matches!(value, Column::Unchanged) && is_selected(target, index) {
+            out.extend_from_slice(if first { b",\"unchanged\":[" } else { b"," });
+            first = false;
+            out.extend_from_slice(&plan.key[..plan.key.len() - 1]);
+        }
+    }
+    if !first {
+        out.push(b']');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_is_rendered_once_for_all_its_events() {
+        let mut text = TransactionText::default();
+        text.render("shop", Lsn(0x16B_3748), 848_743_872_123_456, 731);
+        assert_eq!(text.id_prefix, b"shop-00000000016b3748-303ee0b24d140-");
+        assert_eq!(text.timestamp, "2026-11-23T10:11:12.123456Z");
+        assert_eq!(text.timestamp_ms, 1_795_428_672_123);
+        assert_eq!(text.lsn, "0/16B3748");
+    }
+
+    #[test]
+    fn times_before_and_after_2000_are_right() {
+        let check = |micros: i64, expected: &str| {
+            let mut out = String::new();
+            write_timestamp(micros, &mut out);
+            assert_eq!(out, expected);
+        };
+        check(0, "2000-01-01T00:00:00.000000Z");
+        check(-1, "1999-12-31T23:59:59.999999Z");
+        check(5_097_600_000_000, "2000-02-29T00:00:00.000000Z");
+    }
+}

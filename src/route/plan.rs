@@ -1,0 +1,263 @@
+//! The rules laid over one table: computed once per table and change of rules, so that a row costs no look-ups.
+//!
+//! Comes in: a relation, the rules, the type catalog. Goes out: a [`Plan`] with column indexes where the rules had
+//! names. A link that does not fit its table (a column that was dropped) is set aside with the reason.
+
+use super::{
+    filter::{Filter, Seen},
+    rules::Rules,
+    subject::Template,
+    tables::{Link, Table},
+    types::{Class, TypeCatalog},
+    value::write_json_str,
+};
+use crate::wal::{
+    change::{Change, Op, Relation},
+    pgoutput::{Column, OldTuple, Tuple},
+};
+
+/// What walhook does with the changes of a table.
+#[derive(Debug)]
+pub enum Plan {
+    /// In the publication, but no link names it.
+    Unlinked,
+    /// One of the tables that configure us.
+    Configuration(Table),
+    /// `rule_webhook_events`.
+    Events(EventColumns),
+    /// A table that webhooks are linked to.
+    Linked(Linked),
+}
+
+/// Where the columns of `rule_webhook_events` are.
+#[derive(Debug)]
+#[allow(missing_docs, reason = "the columns' names; sql/ explains them")]
+pub struct EventColumns {
+    pub event_id: usize,
+    pub webhook_id: usize,
+    pub payload: usize,
+    pub subject: Option<usize>,
+    pub message_id: Option<usize>,
+    pub headers: Option<usize>,
+    pub triggered_by: Option<usize>,
+    pub rule_execution_id: Option<usize>,
+}
+
+/// A linked table.
+#[derive(Debug)]
+pub struct Linked {
+    /// `schema.table`, escaped for the inside of a JSON string.
+    pub qualified: Vec<u8>,
+    /// The schema as a JSON string.
+    pub schema: Vec<u8>,
+    /// The table's name as a JSON string.
+    pub table: Vec<u8>,
+    /// How to write each column.
+    pub columns: Vec<ColumnPlan>,
+    /// Who wants its changes, in the order of the webhooks' ids.
+    pub targets: Vec<Target>,
+}
+
+/// How to write a column.
+#[derive(Debug)]
+pub struct ColumnPlan {
+    /// `"name":`
+    pub key: Vec<u8>,
+    /// Which JSON it becomes.
+    pub class: Class,
+    /// Whether it is part of the replica identity.
+    pub is_key: bool,
+}
+
+/// A link, fitted to its table.
+#[derive(Debug)]
+pub struct Target {
+    /// An index into [`Rules::webhooks`].
+    pub webhook: usize,
+    /// Which columns go into the payload; all, where there is no list.
+    pub selected: Option<Vec<bool>>,
+    /// Whether the row before goes into the payload.
+    pub include_old: bool,
+    /// The subject.
+    pub subject: Template,
+    /// The lane, where the subject is the same for every row.
+    pub lane: Option<usize>,
+    /// Why events of this link cannot be published.
+    pub problem: Option<String>,
+    operations: [bool; 4],
+    filter: Option<Filter>,
+    when_changed: Vec<usize>,
+}
+
+impl Plan {
+    /// Lays the rules over `relation`. Complaints that are nobody's failure (a listed column that is gone) are
+    /// appended to `warnings`. A type that the catalog does not know is taken for text.
+    pub fn new(relation: &Relation, rules: &Rules, types: &TypeCatalog, warnings: &mut Vec<String>) -> Plan {
+        if let Some(table) = Table::named(&relation.schema, &relation.name) {
+            return Plan::Configuration(table);
+        }
+        if relation.schema == "public"
+            && relation.name == "rule_webhook_events"
+            && let Some(columns) = EventColumns::find(relation)
+        {
+            return Plan::Events(columns);
+        }
+        let links = rules.links(&relation.schema, &relation.name);
+        if links.is_empty() {
+            return Plan::Unlinked;
+        }
+        let columns = relation.columns.iter().map(|column| {
+            let mut key = Vec::new();
+            write_json_str(&column.name, &mut key);
+            key.push(b':');
+            let class = types.class(column.type_oid).unwrap_or(Class::TEXT);
+            ColumnPlan { key, class, is_key: column.is_key }
+        });
+        let columns = columns.collect();
+        let targets = links.iter().filter_map(|(id, link)| Target::new(*id, link, relation, rules, warnings)).collect();
+        let mut qualified = Vec::new();
+        write_json_str(&format!("{}.{}", relation.schema, relation.name), &mut qualified);
+        qualified.pop();
+        qualified.remove(0);
+        let json = |text: &str| {
+            let mut out = Vec::new();
+            write_json_str(text, &mut out);
+            out
+        };
+        let (schema, table) = (json(&relation.schema), json(&relation.name));
+        Plan::Linked(Linked { qualified, schema, table, columns, targets })
+    }
+}
+
+impl EventColumns {
+    fn find(relation: &Relation) -> Option<EventColumns> {
+        let index = |name: &str| relation.columns.iter().position(|column| column.name == name);
+        Some(EventColumns {
+            event_id: index("event_id")?,
+            webhook_id: index("webhook_id")?,
+            payload: index("payload")?,
+            subject: index("subject"),
+            message_id: index("message_id"),
+            headers: index("headers"),
+            triggered_by: index("triggered_by"),
+            rule_execution_id: index("rule_execution_id"),
+        })
+    }
+}
+
+impl Target {
+    /// `None` for a link that is switched off or whose webhook does not publish.
+    fn new(id: i32, link: &Link, relation: &Relation, rules: &Rules, warnings: &mut Vec<String>) -> Option<Target> {
+        let webhook = rules.webhook(link.webhook_id)?;
+        if !link.enabled || !rules.webhooks[webhook].publishes {
+            return None;
+        }
+        let table = format!("{}.{}", relation.schema, relation.name);
+        let mut problems: Vec<String> = rules.webhooks[webhook].problem.iter().cloned().collect();
+        let mut operations = [false; 4];
+        for operation in &link.operations {
+            match operation.as_str() {
+                "insert" => operations[Op::Insert as usize] = true,
+                "update" => operations[Op::Update as usize] = true,
+                "delete" => operations[Op::Delete as usize] = true,
+                "truncate" => operations[Op::Truncate as usize] = true,
+                other => {
+                    problems.push(format!("link {id}: {other:?} is none of insert, update, delete, truncate"));
+                }
+            }
+        }
+        let index = |name: &String| relation.columns.iter().position(|column| column.name == *name);
+        let selected = link.columns.as_ref().map(|names| {
+            for name in names.iter().filter(|name| index(name).is_none()) {
+                warnings.push(format!("link {id}: column {name:?} is not in {table}; its events go on without it"));
+            }
+            relation.columns.iter().map(|column| names.contains(&column.name)).collect()
+        });
+        let mut when_changed = Vec::new();
+        for name in link.when_changed.iter().flatten() {
+            match index(name) {
+                Some(index) => when_changed.push(index),
+                None => problems.push(format!("link {id}: when_changed: {name:?} is not a column of {table}")),
+            }
+        }
+        let filter = match link.filter.as_deref().map(|filter| Filter::parse(filter, relation)).transpose() {
+            Ok(filter) => filter,
+            Err(problem) => {
+                problems.push(format!("link {id}: {problem}"));
+                None
+            }
+        };
+        let subject = match link.subject_template.as_deref() {
+            Some(template) => Template::parse(template, relation).unwrap_or_else(|problem| {
+                problems.push(format!("link {id}: {problem}"));
+                Template::literal("")
+            }),
+            None => Template::literal(&rules.webhooks[webhook].subject),
+        };
+        let lane = subject.as_literal().and_then(|subject| rules.lane(webhook, subject));
+        Some(Target {
+            webhook,
+            selected,
+            include_old: link.include_old,
+            subject,
+            lane,
+            problem: (!problems.is_empty()).then(|| problems.join("; ")),
+            operations,
+            filter,
+            when_changed,
+        })
+    }
+
+    /// Whether this link wants the change: its operation, its filter, its changed columns.
+    pub fn wants(&self, change: &Change<'_>, columns: &[ColumnPlan], scratch: &mut Vec<u8>) -> bool {
+        self.operations[change.op as usize]
+            && self.filter.as_ref().is_none_or(|filter| {
+                change.op == Op::Truncate
+                    || filter.passes(|index| seen(change, columns, index), |index| columns[index].class, scratch)
+            })
+            && (self.when_changed.is_empty()
+                || change.op != Op::Update
+                || self.when_changed.iter().any(|&index| has_changed(change, columns, index)))
+    }
+}
+
+/// What a change shows of a column: the row after; for a delete the row before.
+fn seen<'a>(change: &Change<'a>, columns: &[ColumnPlan], index: usize) -> Seen<'a> {
+    let value = match (change.new, change.old) {
+        (Some(new), old) => match column(new, index) {
+            Column::Unchanged => old_column(old, columns, index),
+            value => Some(value),
+        },
+        (None, old) => old_column(old, columns, index),
+    };
+    match value {
+        Some(Column::Null) => Seen::Null,
+        Some(Column::Text(text)) => Seen::Text(text),
+        _ => Seen::Unknown,
+    }
+}
+
+/// Whether an update changed a column. Where the WAL does not tell (no old row), it may have: the change passes.
+fn has_changed(change: &Change<'_>, columns: &[ColumnPlan], index: usize) -> bool {
+    let Some(new) = change.new else { return true };
+    match (column(new, index), old_column(change.old, columns, index)) {
+        (Column::Unchanged, _) => false,
+        (_, None | Some(Column::Unchanged)) => {
+            // With the default identity the old key comes only when it changed; without it a key column is the same.
+            !(columns[index].is_key && change.old.is_none())
+        }
+        (new, Some(old)) => new != old,
+    }
+}
+
+fn column(tuple: Tuple<'_>, index: usize) -> Column<'_> {
+    tuple.iter().nth(index).expect("the assembler checked the number of columns")
+}
+
+/// A column of the row before, as far as its replica identity shows it.
+fn old_column<'a>(old: Option<OldTuple<'a>>, columns: &[ColumnPlan], index: usize) -> Option<Column<'a>> {
+    match old? {
+        OldTuple::Full(tuple) => Some(column(tuple, index)),
+        OldTuple::Key(tuple) => columns[index].is_key.then(|| column(tuple, index)),
+    }
+}

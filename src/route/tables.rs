@@ -1,0 +1,457 @@
+//! The configuration tables as rows: `rule_webhooks`, `rule_webhook_links`, `rule_nats_config`,
+//! `rule_nats_streams`.
+//!
+//! Comes in: rows, once from a snapshot at the start, then from the WAL, both as PostgreSQL's text. Goes out: typed
+//! rows by key. Whether a row makes sense is not judged here but in `rules`, so that a bad row is one webhook's
+//! problem and never the stream's.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+
+/// One of the tables that configure walhook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    /// `rule_webhooks`
+    Webhooks,
+    /// `rule_webhook_links`
+    Links,
+    /// `rule_nats_config`
+    Configs,
+    /// `rule_nats_streams`
+    Streams,
+}
+
+impl Table {
+    /// All of them, in the order of their references.
+    pub const ALL: [Table; 4] = [Table::Configs, Table::Streams, Table::Webhooks, Table::Links];
+
+    /// The table's name; its schema is `public`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Table::Webhooks => "rule_webhooks",
+            Table::Links => "rule_webhook_links",
+            Table::Configs => "rule_nats_config",
+            Table::Streams => "rule_nats_streams",
+        }
+    }
+
+    /// Its primary key.
+    pub fn key(self) -> &'static str {
+        match self {
+            Table::Webhooks => "webhook_id",
+            Table::Links => "link_id",
+            Table::Configs => "config_id",
+            Table::Streams => "stream_id",
+        }
+    }
+
+    /// The configuration table of this name, if it is one.
+    pub fn named(schema: &str, name: &str) -> Option<Table> {
+        (schema == "public").then(|| Table::ALL.into_iter().find(|table| table.name() == name)).flatten()
+    }
+}
+
+/// A row of `rule_webhooks`: what routing needs of it.
+#[derive(Debug, Clone, Default)]
+#[allow(missing_docs, reason = "the columns' names; sql/ explains them")]
+pub struct Webhook {
+    pub name: String,
+    pub url: String,
+    pub method: String,
+    /// A JSON object, as text.
+    pub headers: Option<String>,
+    pub enabled: bool,
+    pub nats_enabled: bool,
+    pub nats_subject: Option<String>,
+    pub nats_config_id: Option<i32>,
+    pub publish_mode: Option<String>,
+    pub payload_format: Option<String>,
+    pub on_error: Option<String>,
+    pub expose_credentials: bool,
+}
+
+/// A row of `rule_webhook_links`.
+#[derive(Debug, Clone, Default)]
+#[allow(missing_docs, reason = "the columns' names; sql/ explains them")]
+pub struct Link {
+    pub webhook_id: i32,
+    pub table_schema: String,
+    pub table_name: String,
+    pub operations: Vec<String>,
+    pub subject_template: Option<String>,
+    pub columns: Option<Vec<String>>,
+    /// A JSON object, as text.
+    pub filter: Option<String>,
+    pub when_changed: Option<Vec<String>>,
+    pub include_old: bool,
+    pub enabled: bool,
+}
+
+/// A row of `rule_nats_config`. Its `Debug` shows no secret.
+#[derive(Clone, Default, PartialEq)]
+#[allow(missing_docs, reason = "the columns' names; sql/ explains them")]
+pub struct NatsConfig {
+    pub config_id: i32,
+    pub config_name: String,
+    pub nats_url: String,
+    pub nats_cluster_urls: Vec<String>,
+    pub auth_type: Option<String>,
+    pub auth_token: Option<String>,
+    pub auth_credentials_file: Option<String>,
+    pub auth_nkey_seed: Option<String>,
+    pub tls_enabled: bool,
+    pub tls_cert_file: Option<String>,
+    pub tls_key_file: Option<String>,
+    pub tls_ca_file: Option<String>,
+    pub connection_timeout_ms: Option<i64>,
+    pub reconnect_delay_ms: Option<i64>,
+    pub max_reconnect_attempts: Option<i64>,
+    pub jetstream_enabled: bool,
+    pub stream_name: Option<String>,
+    pub subject_prefix: Option<String>,
+    pub enabled: bool,
+}
+
+impl std::fmt::Debug for NatsConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NatsConfig")
+            .field("config_name", &self.config_name)
+            .field("auth_type", &self.auth_type)
+            .field("tls_enabled", &self.tls_enabled)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A row of `rule_nats_streams`.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[allow(missing_docs, reason = "the columns' names; sql/ explains them")]
+pub struct Stream {
+    pub config_id: Option<i32>,
+    pub stream_name: String,
+    pub subjects: Vec<String>,
+    pub description: Option<String>,
+    pub storage_type: Option<String>,
+    pub max_messages: Option<i64>,
+    pub max_bytes: Option<i64>,
+    pub max_age_seconds: Option<i64>,
+    pub retention_policy: Option<String>,
+    pub discard_policy: Option<String>,
+    pub replicas: Option<i64>,
+    pub duplicate_window_seconds: Option<i64>,
+    pub ordering: Option<String>,
+    pub enabled: bool,
+}
+
+/// A column's value in a row that arrives.
+#[derive(Debug, Clone, Copy)]
+pub enum Cell<'a> {
+    /// SQL NULL.
+    Null,
+    /// A large value that the update did not touch: what is known stays.
+    Unchanged,
+    /// PostgreSQL's text.
+    Text(&'a str),
+}
+
+/// A typed row that takes its columns one by one; columns it does not know are none of its business.
+trait Row: Default + Clone {
+    fn set(&mut self, column: &str, value: Option<&str>) -> Result<()>;
+}
+
+/// All the configuration rows, by key.
+#[derive(Debug, Clone, Default)]
+pub struct Tables {
+    /// `rule_webhooks`
+    pub webhooks: BTreeMap<i32, Webhook>,
+    /// `rule_webhook_links`
+    pub links: BTreeMap<i32, Link>,
+    /// `rule_nats_config`
+    pub configs: BTreeMap<i32, NatsConfig>,
+    /// `rule_nats_streams`
+    pub streams: BTreeMap<i32, Stream>,
+}
+
+impl Tables {
+    /// Inserts or updates a row.
+    ///
+    /// # Errors
+    /// A value that is not of the column's type, or a row without its key.
+    pub fn put<'a>(&mut self, table: Table, row: impl Iterator<Item = (&'a str, Cell<'a>)> + Clone) -> Result<()> {
+        let key = row
+            .clone()
+            .find_map(|(column, cell)| match cell {
+                Cell::Text(text) if column == table.key() => Some(text),
+                _ => None,
+            })
+            .ok_or_else(|| Error::protocol(format!("read a row of {}: no {}", table.name(), table.key())))?;
+        let key = number(table.key(), key)?;
+        match table {
+            Table::Webhooks => fill(&mut self.webhooks, key, row),
+            Table::Links => fill(&mut self.links, key, row),
+            Table::Configs => fill(&mut self.configs, key, row),
+            Table::Streams => fill(&mut self.streams, key, row),
+        }
+        .map_err(|error| error.context(format!("read row {key} of {}", table.name())))
+    }
+
+    /// Removes a row; `key` is the text of its primary key.
+    ///
+    /// # Errors
+    /// A key that is no number.
+    pub fn remove(&mut self, table: Table, key: &str) -> Result<()> {
+        let key: i32 = number(table.key(), key)?;
+        match table {
+            Table::Webhooks => drop(self.webhooks.remove(&key)),
+            Table::Links => drop(self.links.remove(&key)),
+            Table::Configs => drop(self.configs.remove(&key)),
+            Table::Streams => drop(self.streams.remove(&key)),
+        }
+        Ok(())
+    }
+
+    /// Removes all rows of a table.
+    pub fn clear(&mut self, table: Table) {
+        match table {
+            Table::Webhooks => self.webhooks.clear(),
+            Table::Links => self.links.clear(),
+            Table::Configs => self.configs.clear(),
+            Table::Streams => self.streams.clear(),
+        }
+    }
+}
+
+fn fill<'a, R: Row>(
+    rows: &mut BTreeMap<i32, R>,
+    key: i32,
+    columns: impl Iterator<Item = (&'a str, Cell<'a>)>,
+) -> Result<()> {
+    // A copy is filled, so that an error leaves the row as it was.
+    let mut row = rows.get(&key).cloned().unwrap_or_default();
+    for (column, cell) in columns {
+        match cell {
+            Cell::Null => row.set(column, None)?,
+            Cell::Text(text) => row.set(column, Some(text))?,
+            Cell::Unchanged => {}
+        }
+    }
+    rows.insert(key, row);
+    Ok(())
+}
+
+impl Row for Webhook {
+    fn set(&mut self, column: &str, value: Option<&str>) -> Result<()> {
+        match column {
+            "webhook_name" => self.name = text(value),
+            "url" => self.url = text(value),
+            "method" => self.method = value.unwrap_or("POST").to_owned(),
+            "headers" => self.headers = optional(value),
+            "enabled" => self.enabled = boolean(column, value)?,
+            "nats_enabled" => self.nats_enabled = boolean(column, value)?,
+            "nats_subject" => self.nats_subject = optional(value),
+            "nats_config_id" => self.nats_config_id = value.map(|value| number(column, value)).transpose()?,
+            "publish_mode" => self.publish_mode = optional(value),
+            "payload_format" => self.payload_format = optional(value),
+            "on_error" => self.on_error = optional(value),
+            "expose_credentials" => self.expose_credentials = boolean(column, value)?,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl Row for Link {
+    fn set(&mut self, column: &str, value: Option<&str>) -> Result<()> {
+        match column {
+            "webhook_id" => self.webhook_id = number(column, value.unwrap_or_default())?,
+            "table_schema" => self.table_schema = text(value),
+            "table_name" => self.table_name = text(value),
+            "operations" => self.operations = array(column, value)?.unwrap_or_default(),
+            "subject_template" => self.subject_template = optional(value),
+            "columns" => self.columns = array(column, value)?,
+            "filter" => self.filter = optional(value),
+            "when_changed" => self.when_changed = array(column, value)?,
+            "include_old" => self.include_old = boolean(column, value)?,
+            "enabled" => self.enabled = boolean(column, value)?,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl Row for NatsConfig {
+    fn set(&mut self, column: &str, value: Option<&str>) -> Result<()> {
+        match column {
+            "config_id" => self.config_id = number(column, value.unwrap_or_default())?,
+            "config_name" => self.config_name = text(value),
+            "nats_url" => self.nats_url = text(value),
+            "nats_cluster_urls" => self.nats_cluster_urls = array(column, value)?.unwrap_or_default(),
+            "auth_type" => self.auth_type = optional(value),
+            "auth_token" => self.auth_token = optional(value),
+            "auth_credentials_file" => self.auth_credentials_file = optional(value),
+            "auth_nkey_seed" => self.auth_nkey_seed = optional(value),
+            "tls_enabled" => self.tls_enabled = boolean(column, value)?,
+            "tls_cert_file" => self.tls_cert_file = optional(value),
+            "tls_key_file" => self.tls_key_file = optional(value),
+            "tls_ca_file" => self.tls_ca_file = optional(value),
+            "connection_timeout_ms" => self.connection_timeout_ms = integer(column, value)?,
+            "reconnect_delay_ms" => self.reconnect_delay_ms = integer(column, value)?,
+            "max_reconnect_attempts" => self.max_reconnect_attempts = integer(column, value)?,
+            "jetstream_enabled" => self.jetstream_enabled = boolean(column, value)?,
+            "stream_name" => self.stream_name = optional(value),
+            "subject_prefix" => self.subject_prefix = optional(value),
+            "enabled" => self.enabled = boolean(column, value)?,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl Row for Stream {
+    fn set(&mut self, column: &str, value: Option<&str>) -> Result<()> {
+        match column {
+            "config_id" => self.config_id = value.map(|value| number(column, value)).transpose()?,
+            "stream_name" => self.stream_name = text(value),
+            "subjects" => self.subjects = array(column, value)?.unwrap_or_default(),
+            "description" => self.description = optional(value),
+            "storage_type" => self.storage_type = optional(value),
+            "max_messages" => self.max_messages = integer(column, value)?,
+            "max_bytes" => self.max_bytes = integer(column, value)?,
+            "max_age_seconds" => self.max_age_seconds = integer(column, value)?,
+            "retention_policy" => self.retention_policy = optional(value),
+            "discard_policy" => self.discard_policy = optional(value),
+            "replicas" => self.replicas = integer(column, value)?,
+            "duplicate_window_seconds" => self.duplicate_window_seconds = integer(column, value)?,
+            "ordering" => self.ordering = optional(value),
+            "enabled" => self.enabled = boolean(column, value)?,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn text(value: Option<&str>) -> String {
+    value.unwrap_or_default().to_owned()
+}
+
+fn optional(value: Option<&str>) -> Option<String> {
+    value.map(str::to_owned)
+}
+
+/// NULL counts as false: a switch that nobody set is off.
+fn boolean(column: &str, value: Option<&str>) -> Result<bool> {
+    match value {
+        None | Some("f" | "false") => Ok(false),
+        Some("t" | "true") => Ok(true),
+        Some(other) => Err(Error::protocol(format!("column {column}: {other:?} is not a boolean"))),
+    }
+}
+
+fn number<N: std::str::FromStr>(column: &str, value: &str) -> Result<N> {
+    value.parse().map_err(|_| Error::protocol(format!("column {column}: {value:?} is not a number that fits")))
+}
+
+fn integer(column: &str, value: Option<&str>) -> Result<Option<i64>> {
+    value.map(|value| number(column, value)).transpose()
+}
+
+fn array(column: &str, value: Option<&str>) -> Result<Option<Vec<String>>> {
+    value
+        .map(|value| {
+            parse_text_array(value)
+                .ok_or_else(|| Error::protocol(format!("column {column}: {value:?} is not a one-dimensional array")))
+        })
+        .transpose()
+}
+
+/// PostgreSQL's text of a `text[]` (manual, section 8.15.6); NULL elements are left out.
+fn parse_text_array(text: &str) -> Option<Vec<String>> {
+    let mut rest = text.strip_prefix('{')?.strip_suffix('}')?;
+    let mut elements = Vec::new();
+    while !rest.is_empty() {
+        let mut element = String::new();
+        let after = if let Some(quoted) = rest.strip_prefix('"') {
+            let mut chars = quoted.char_indices();
+            loop {
+                match chars.next()? {
+                    (_, '\\') => element.push(chars.next()?.1),
+                    (at, '"') => break &quoted[at + 1..],
+                    (_, other) => element.push(other),
+                }
+            }
+        } else {
+            let end = rest.find(',').unwrap_or(rest.len());
+            element.push_str(&rest[..end]);
+            if element.contains(['{', '}', '"']) {
+                return None;
+            }
+            &rest[end..]
+        };
+        if rest.starts_with('"') || !element.eq_ignore_ascii_case("null") {
+            elements.push(element);
+        }
+        rest = match after.strip_prefix(',') {
+            Some("") => return None,
+            Some(next) => next,
+            None if after.is_empty() => after,
+            None => return None,
+        };
+    }
+    Some(elements)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_array_is_read_as_postgresql_writes_it() {
+        let check = |text: &str, expected: &[&str]| {
+            let expected = expected.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+            assert_eq!(parse_text_array(text), Some(expected), "{text}");
+        };
+        check("{}", &[]);
+        check("{insert,update}", &["insert", "update"]);
+        check(r#"{"a b","c\"d\\e",""}"#, &["a b", r#"c"d\e"#, ""]);
+        check(r#"{NULL,"NULL",x}"#, &["NULL", "x"]);
+        for bad in ["", "{", "{a", "{\"a}", "{a,}", "{{a},{b}}", "{\"a\"b}"] {
+            assert_eq!(parse_text_array(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_update_keeps_what_it_did_not_touch() {
+        let mut tables = Tables::default();
+        let row = [
+            ("webhook_id", Cell::Text("7")),
+            ("webhook_name", Cell::Text("slack")),
+            ("headers", Cell::Text("{}")),
+            ("enabled", Cell::Text("t")),
+            ("nats_config_id", Cell::Null),
+            ("tags", Cell::Text("{}")),
+        ];
+        tables.put(Table::Webhooks, row.into_iter()).unwrap();
+        let update = [
+            ("webhook_id", Cell::Text("7")),
+            ("webhook_name", Cell::Text("mail")),
+            ("headers", Cell::Unchanged),
+            ("enabled", Cell::Text("f")),
+        ];
+        tables.put(Table::Webhooks, update.into_iter()).unwrap();
+        let webhook = &tables.webhooks[&7];
+        assert_eq!((webhook.name.as_str(), webhook.headers.as_deref(), webhook.enabled), ("mail", Some("{}"), false));
+        tables.remove(Table::Webhooks, "7").unwrap();
+        assert!(tables.webhooks.is_empty());
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_an_error_and_leaves_the_row_alone() {
+        let mut tables = Tables::default();
+        let row = [("webhook_id", Cell::Text("1")), ("enabled", Cell::Text("perhaps"))];
+        let error = tables.put(Table::Webhooks, row.into_iter()).unwrap_err().to_string();
+        assert!(error.contains("rule_webhooks") && error.contains("perhaps"), "{error}");
+        assert!(tables.webhooks.is_empty());
+        assert!(tables.put(Table::Links, [("enabled", Cell::Text("t"))].into_iter()).is_err());
+    }
+}
