@@ -1,0 +1,483 @@
+-- 005: the webhook base of RFC-0005, for databases that do not have it.
+--
+-- Comes in: any database of PostgreSQL 14 or newer. Goes out: the tables, views and functions of RFC-0005 in schema public.
+-- Always holds: what is there already stays as it is, table by table, view by view, function by function. Only functions
+-- that an earlier run of this file made (their comment begins with "walhook:") are replaced by newer ones.
+-- Running it twice changes nothing. It has no BEGIN, no COMMIT and no psql command: `psql -1 -f` and any driver load it.
+--
+-- All functions pin search_path to pg_catalog, pg_temp and name the schema of everything else, so that nobody who may
+-- create objects in public can put his own in the way.
+
+DO $tables$
+BEGIN
+    IF to_regclass('public.schema_migrations') IS NULL THEN
+        CREATE TABLE public.schema_migrations (
+            version TEXT PRIMARY KEY,
+            description TEXT,
+            applied_at TIMESTAMPTZ DEFAULT now()
+        );
+        COMMENT ON TABLE public.schema_migrations IS 'Which numbered SQL files this database has had, and when first';
+    END IF;
+
+    IF to_regclass('public.rule_webhooks') IS NULL THEN
+        CREATE TABLE public.rule_webhooks (
+            webhook_id SERIAL PRIMARY KEY,
+            webhook_name TEXT NOT NULL UNIQUE,
+            description TEXT,
+            url TEXT NOT NULL,
+            method TEXT DEFAULT 'POST',
+            headers JSONB DEFAULT '{}',
+            timeout_ms INTEGER DEFAULT 5000,
+            retry_enabled BOOLEAN DEFAULT true,
+            max_retries INTEGER DEFAULT 3,
+            retry_delay_ms INTEGER DEFAULT 1000,
+            retry_backoff_multiplier NUMERIC DEFAULT 2.0,
+            enabled BOOLEAN DEFAULT true,
+            created_at TIMESTAMPTZ DEFAULT now(),
+            created_by TEXT DEFAULT CURRENT_USER,
+            updated_at TIMESTAMPTZ DEFAULT now(),
+            tags TEXT[] DEFAULT '{}',
+            CONSTRAINT valid_method CHECK (method IN ('GET', 'POST', 'PUT', 'PATCH', 'DELETE')),
+            CONSTRAINT valid_timeout CHECK (timeout_ms > 0 AND timeout_ms <= 60000),
+            CONSTRAINT valid_retries CHECK (max_retries >= 0 AND max_retries <= 10),
+            CONSTRAINT valid_retry_delay CHECK (retry_delay_ms >= 0),
+            CONSTRAINT valid_backoff CHECK (retry_backoff_multiplier >= 1)
+        );
+        COMMENT ON TABLE public.rule_webhooks IS
+            'One row per webhook: where its calls go and how. In the publication: a change takes effect at its own commit.';
+        COMMENT ON COLUMN public.rule_webhooks.url IS 'Where a worker sends the call: http:// or https://';
+        COMMENT ON COLUMN public.rule_webhooks.headers IS
+            'Static HTTP headers, {name: string}. Secrets belong into rule_webhook_secrets';
+        COMMENT ON COLUMN public.rule_webhooks.timeout_ms IS 'How long a worker waits for the answer, ms, 1 to 60000';
+        COMMENT ON COLUMN public.rule_webhooks.retry_delay_ms IS
+            'Wait before the first retry, ms; multiplied by retry_backoff_multiplier for each one after it';
+        COMMENT ON COLUMN public.rule_webhooks.enabled IS 'false: calls are refused, linked tables publish nothing for it';
+    END IF;
+
+    IF to_regclass('public.rule_webhook_secrets') IS NULL THEN
+        CREATE TABLE public.rule_webhook_secrets (
+            secret_id SERIAL PRIMARY KEY,
+            webhook_id INTEGER REFERENCES public.rule_webhooks (webhook_id) ON DELETE CASCADE,
+            secret_name TEXT NOT NULL,
+            secret_value TEXT NOT NULL,
+            created_at TIMESTAMPTZ DEFAULT now(),
+            created_by TEXT DEFAULT CURRENT_USER,
+            UNIQUE (webhook_id, secret_name)
+        );
+        COMMENT ON TABLE public.rule_webhook_secrets IS
+            'Secrets of webhooks, in plain text: granted to nobody, never published, never linkable';
+    END IF;
+
+    IF to_regclass('public.rule_webhook_calls') IS NULL THEN
+        CREATE TABLE public.rule_webhook_calls (
+            call_id SERIAL PRIMARY KEY,
+            webhook_id INTEGER REFERENCES public.rule_webhooks (webhook_id) ON DELETE CASCADE,
+            status TEXT DEFAULT 'pending',
+            payload JSONB NOT NULL,
+            rule_name TEXT,
+            rule_execution_id BIGINT,
+            scheduled_at TIMESTAMPTZ DEFAULT now(),
+            started_at TIMESTAMPTZ,
+            completed_at TIMESTAMPTZ,
+            retry_count INTEGER DEFAULT 0,
+            next_retry_at TIMESTAMPTZ,
+            response_status INTEGER,
+            response_body TEXT,
+            response_headers JSONB,
+            error_message TEXT,
+            execution_time_ms NUMERIC,
+            created_at TIMESTAMPTZ DEFAULT now(),
+            CONSTRAINT valid_status CHECK (status IN ('pending', 'processing', 'success', 'failed', 'retrying'))
+        );
+        COMMENT ON TABLE public.rule_webhook_calls IS
+            'The queue in PostgreSQL: calls that polling workers take (publish_mode queue and both)';
+        CREATE INDEX idx_webhook_calls_webhook ON public.rule_webhook_calls (webhook_id);
+        CREATE INDEX idx_webhook_calls_due ON public.rule_webhook_calls (status, scheduled_at);
+        CREATE INDEX idx_webhook_calls_retry ON public.rule_webhook_calls (next_retry_at) WHERE status = 'retrying';
+    END IF;
+
+    IF to_regclass('public.rule_webhook_call_history') IS NULL THEN
+        CREATE TABLE public.rule_webhook_call_history (
+            history_id SERIAL PRIMARY KEY,
+            call_id INTEGER REFERENCES public.rule_webhook_calls (call_id) ON DELETE CASCADE,
+            attempt_number INTEGER NOT NULL,
+            started_at TIMESTAMPTZ DEFAULT now(),
+            completed_at TIMESTAMPTZ,
+            response_status INTEGER,
+            response_body TEXT,
+            error_message TEXT,
+            execution_time_ms NUMERIC
+        );
+        COMMENT ON TABLE public.rule_webhook_call_history IS 'One row per attempt of a queued call, written by its worker';
+        CREATE INDEX idx_webhook_call_history_call ON public.rule_webhook_call_history (call_id);
+    END IF;
+
+    IF to_regclass('public.webhook_status_summary') IS NULL THEN
+        CREATE VIEW public.webhook_status_summary AS
+        SELECT w.webhook_id,
+               w.webhook_name,
+               w.url,
+               w.enabled,
+               count(c.call_id) AS total_calls,
+               count(c.call_id) FILTER (WHERE c.status = 'success') AS successful_calls,
+               count(c.call_id) FILTER (WHERE c.status = 'failed') AS failed_calls,
+               count(c.call_id) FILTER (WHERE c.status = 'pending') AS pending_calls,
+               count(c.call_id) FILTER (WHERE c.status = 'retrying') AS retrying_calls,
+               round(avg(c.execution_time_ms), 2) AS avg_execution_time_ms,
+               max(c.created_at) AS last_call_at,
+               round(100.0 * count(c.call_id) FILTER (WHERE c.status = 'success') / nullif(count(c.call_id), 0), 2)
+                   AS success_rate_pct
+        FROM public.rule_webhooks w
+        LEFT JOIN public.rule_webhook_calls c USING (webhook_id)
+        GROUP BY w.webhook_id, w.webhook_name, w.url, w.enabled;
+        COMMENT ON VIEW public.webhook_status_summary IS 'Queued calls of each webhook, counted by status';
+    END IF;
+
+    IF to_regclass('public.webhook_recent_failures') IS NULL THEN
+        CREATE VIEW public.webhook_recent_failures AS
+        SELECT c.call_id, w.webhook_name, w.url, c.status, c.retry_count, c.error_message, c.response_status, c.payload,
+               c.created_at, c.completed_at
+        FROM public.rule_webhook_calls c
+        JOIN public.rule_webhooks w USING (webhook_id)
+        WHERE c.status IN ('failed', 'retrying')
+        ORDER BY c.created_at DESC
+        LIMIT 100;
+        COMMENT ON VIEW public.webhook_recent_failures IS 'The newest 100 queued calls that failed or wait for a retry';
+    END IF;
+
+    IF to_regclass('public.webhook_performance_stats') IS NULL THEN
+        CREATE VIEW public.webhook_performance_stats AS
+        SELECT w.webhook_id,
+               w.webhook_name,
+               count(c.call_id) AS total_calls,
+               round(avg(c.execution_time_ms), 2) AS avg_time_ms,
+               min(c.execution_time_ms) AS min_time_ms,
+               max(c.execution_time_ms) AS max_time_ms,
+               percentile_cont(0.5) WITHIN GROUP (ORDER BY c.execution_time_ms) AS p50_time_ms,
+               percentile_cont(0.95) WITHIN GROUP (ORDER BY c.execution_time_ms) AS p95_time_ms,
+               percentile_cont(0.99) WITHIN GROUP (ORDER BY c.execution_time_ms) AS p99_time_ms
+        FROM public.rule_webhooks w
+        JOIN public.rule_webhook_calls c USING (webhook_id)
+        WHERE c.status = 'success'
+        GROUP BY w.webhook_id, w.webhook_name;
+        COMMENT ON VIEW public.webhook_performance_stats IS 'How long successful queued calls took, per webhook';
+    END IF;
+END
+$tables$;
+
+-- The functions are written into a schema of their own first; the block at the end moves over those that are absent.
+CREATE SCHEMA walhook_staging;
+
+CREATE FUNCTION walhook_staging.rule_webhook_register(
+    p_name TEXT,
+    p_url TEXT,
+    p_method TEXT DEFAULT 'POST',
+    p_headers JSONB DEFAULT '{}',
+    p_description TEXT DEFAULT NULL,
+    p_timeout_ms INTEGER DEFAULT 5000,
+    p_max_retries INTEGER DEFAULT 3
+) RETURNS INTEGER LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_webhook_id INTEGER;
+BEGIN
+    IF p_name IS NULL OR p_name = '' THEN
+        RAISE EXCEPTION 'cannot register a webhook without a name' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF p_url IS NULL OR p_url !~* '^https?://.' THEN
+        RAISE EXCEPTION 'cannot register webhook %: its url is %, not http:// or https://', quote_literal(p_name),
+            coalesce(quote_literal(p_url), 'NULL') USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    INSERT INTO public.rule_webhooks (webhook_name, url, method, headers, description, timeout_ms, max_retries)
+    VALUES (p_name, p_url, p_method, coalesce(p_headers, '{}'), p_description, p_timeout_ms, p_max_retries)
+    RETURNING webhook_id INTO v_webhook_id;
+    RETURN v_webhook_id;
+END
+$$;
+COMMENT ON FUNCTION walhook_staging.rule_webhook_register IS
+    'walhook: registers a webhook and returns its id; a name that exists is a unique_violation';
+
+CREATE FUNCTION walhook_staging.rule_webhook_update(
+    p_webhook_id INTEGER,
+    p_url TEXT DEFAULT NULL,
+    p_method TEXT DEFAULT NULL,
+    p_headers JSONB DEFAULT NULL,
+    p_timeout_ms INTEGER DEFAULT NULL,
+    p_enabled BOOLEAN DEFAULT NULL
+) RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF p_url !~* '^https?://.' THEN
+        RAISE EXCEPTION 'cannot update webhook %: its url would be %, not http:// or https://', p_webhook_id,
+            quote_literal(p_url) USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    UPDATE public.rule_webhooks
+    SET url = coalesce(p_url, url),
+        method = coalesce(p_method, method),
+        headers = coalesce(p_headers, headers),
+        timeout_ms = coalesce(p_timeout_ms, timeout_ms),
+        enabled = coalesce(p_enabled, enabled),
+        updated_at = now()
+    WHERE webhook_id = p_webhook_id;
+    RETURN FOUND;
+END
+$$;
+COMMENT ON FUNCTION walhook_staging.rule_webhook_update IS
+    'walhook: changes what is not NULL; false where there is no such webhook';
+
+CREATE FUNCTION walhook_staging.rule_webhook_delete(p_webhook_id INTEGER)
+RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    DELETE FROM public.rule_webhooks WHERE webhook_id = p_webhook_id;
+    RETURN FOUND;
+END
+$$;
+COMMENT ON FUNCTION walhook_staging.rule_webhook_delete IS
+    'walhook: deletes a webhook with its secrets, calls, links and history; false where there is none';
+
+CREATE FUNCTION walhook_staging.rule_webhook_list(p_enabled_only BOOLEAN DEFAULT false)
+RETURNS TABLE (webhook_id INTEGER, webhook_name TEXT, url TEXT, method TEXT, enabled BOOLEAN, total_calls BIGINT,
+               success_rate NUMERIC, created_at TIMESTAMPTZ)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT w.webhook_id, w.webhook_name, w.url, w.method, w.enabled, count(c.call_id),
+           round(100.0 * count(c.call_id) FILTER (WHERE c.status = 'success') / nullif(count(c.call_id), 0), 2),
+           w.created_at
+    FROM public.rule_webhooks w
+    LEFT JOIN public.rule_webhook_calls c USING (webhook_id)
+    WHERE w.enabled OR NOT coalesce(p_enabled_only, false)
+    GROUP BY w.webhook_id
+    ORDER BY w.webhook_name
+$$;
+COMMENT ON FUNCTION walhook_staging.rule_webhook_list IS 'walhook: webhooks by name, with their queued calls counted';
+
+CREATE FUNCTION walhook_staging.rule_webhook_get(p_identifier TEXT)
+RETURNS JSON LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(
+        (SELECT to_json(w) FROM public.rule_webhooks w
+         WHERE w.webhook_name = p_identifier OR w.webhook_id::text = p_identifier
+         ORDER BY w.webhook_id::text = p_identifier DESC
+         LIMIT 1),
+        '{"error":"Webhook not found"}')
+$$;
+COMMENT ON FUNCTION walhook_staging.rule_webhook_get IS
+    'walhook: a webhook by id or name as JSON, or {"error":"Webhook not found"}';
+
+CREATE FUNCTION walhook_staging.rule_webhook_secret_set(p_webhook_id INTEGER, p_secret_name TEXT, p_secret_value TEXT)
+RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO public.rule_webhook_secrets (webhook_id, secret_name, secret_value)
+    VALUES (p_webhook_id, p_secret_name, p_secret_value)
+    ON CONFLICT (webhook_id, secret_name) DO UPDATE SET secret_value = excluded.secret_value;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION walhook_staging.rule_webhook_secret_set IS 'walhook: stores or replaces a secret of a webhook';
+
+CREATE FUNCTION walhook_staging.rule_webhook_secret_get(p_webhook_id INTEGER, p_secret_name TEXT)
+RETURNS TEXT LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT secret_value FROM public.rule_webhook_secrets
+    WHERE webhook_id = p_webhook_id AND secret_name = p_secret_name
+$$;
+COMMENT ON FUNCTION walhook_staging.rule_webhook_secret_get IS
+    'walhook: a secret of a webhook, or NULL. Runs with its owner''s rights: grant it to the workers'' roles only';
+
+CREATE FUNCTION walhook_staging.rule_webhook_secret_delete(p_webhook_id INTEGER, p_secret_name TEXT)
+RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    DELETE FROM public.rule_webhook_secrets WHERE webhook_id = p_webhook_id AND secret_name = p_secret_name;
+    RETURN FOUND;
+END
+$$;
+COMMENT ON FUNCTION walhook_staging.rule_webhook_secret_delete IS 'walhook: deletes a secret; false where there is none';
+
+-- Runs with its owner's rights, so that an application needs no right on the tables to call a webhook.
+CREATE FUNCTION walhook_staging.rule_webhook_enqueue(
+    p_webhook_id INTEGER,
+    p_payload JSONB,
+    p_rule_name TEXT DEFAULT NULL,
+    p_scheduled_at TIMESTAMPTZ DEFAULT now()
+) RETURNS INTEGER LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_enabled BOOLEAN;
+    v_call_id INTEGER;
+BEGIN
+    SELECT enabled INTO v_enabled FROM public.rule_webhooks WHERE webhook_id = p_webhook_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
+    END IF;
+    IF NOT coalesce(v_enabled, false) THEN
+        RAISE EXCEPTION 'Webhook % is disabled', p_webhook_id USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = format('SELECT rule_webhook_update(%s, p_enabled => true) enables it.', p_webhook_id);
+    END IF;
+    INSERT INTO public.rule_webhook_calls (webhook_id, payload, rule_name, scheduled_at)
+    VALUES (p_webhook_id, p_payload, p_rule_name, coalesce(p_scheduled_at, now()))
+    RETURNING call_id INTO v_call_id;
+    RETURN v_call_id;
+END
+$$;
+COMMENT ON FUNCTION walhook_staging.rule_webhook_enqueue IS
+    'walhook: puts a pending call into the PostgreSQL queue and returns its id; raises where the webhook is missing or disabled';
+
+CREATE FUNCTION walhook_staging.rule_webhook_call(p_webhook_id INTEGER, p_payload JSONB)
+RETURNS JSON LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_webhook RECORD;
+BEGIN
+    SELECT webhook_name, url, enabled INTO v_webhook FROM public.rule_webhooks WHERE webhook_id = p_webhook_id;
+    IF NOT FOUND THEN
+        RETURN json_build_object('success', false, 'error', 'Webhook not found');
+    END IF;
+    IF NOT coalesce(v_webhook.enabled, false) THEN
+        RETURN json_build_object('success', false, 'error', 'Webhook is disabled');
+    END IF;
+    RETURN json_build_object(
+        'success', true,
+        'call_id', public.rule_webhook_enqueue(p_webhook_id, p_payload),
+        'status', 'enqueued',
+        'webhook_name', v_webhook.webhook_name,
+        'url', v_webhook.url,
+        'message', 'Webhook call enqueued for a worker');
+END
+$$;
+COMMENT ON FUNCTION walhook_staging.rule_webhook_call IS
+    'walhook: enqueues a call and says so as JSON; {"success": false, "error"} where the webhook is missing or disabled';
+
+CREATE FUNCTION walhook_staging.rule_webhook_call_with_http(p_webhook_id INTEGER, p_payload JSONB)
+RETURNS JSON LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_webhook public.rule_webhooks;
+    v_http TEXT := (SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+                    WHERE e.extname = 'http');
+    v_call_id INTEGER;
+    v_started TIMESTAMPTZ := clock_timestamp();
+    v_status INTEGER;
+    v_body TEXT;
+    v_error TEXT;
+    v_elapsed_ms NUMERIC;
+BEGIN
+    SELECT * INTO v_webhook FROM public.rule_webhooks WHERE webhook_id = p_webhook_id;
+    IF NOT FOUND THEN
+        RETURN json_build_object('success', false, 'error', 'Webhook not found');
+    END IF;
+    IF NOT coalesce(v_webhook.enabled, false) THEN
+        RETURN json_build_object('success', false, 'error', 'Webhook is disabled');
+    END IF;
+    IF v_http IS NULL THEN
+        RETURN json_build_object('success', false, 'error',
+            'The extension http is not installed: CREATE EXTENSION http, or use rule_webhook_call_unified');
+    END IF;
+
+    INSERT INTO public.rule_webhook_calls (webhook_id, payload, status, started_at)
+    VALUES (p_webhook_id, p_payload, 'processing', v_started)
+    RETURNING call_id INTO v_call_id;
+
+    BEGIN
+        EXECUTE format('SELECT %I.http_set_curlopt(%L, %L)', v_http, 'CURLOPT_TIMEOUT_MS', v_webhook.timeout_ms);
+        EXECUTE format(
+            'SELECT r.status, r.content FROM %1$I.http(('
+            '$1, $2, (SELECT array_agg(%1$I.http_header(key, value)) FROM jsonb_each_text($3)), $4, $5'
+            ')::%1$I.http_request) r', v_http)
+        INTO v_status, v_body
+        USING v_webhook.method, v_webhook.url, v_webhook.headers, 'application/json', p_payload::text;
+        IF v_status NOT BETWEEN 200 AND 299 THEN
+            v_error := format('HTTP status %s', v_status);
+        END IF;
+    EXCEPTION WHEN OTHERS THEN
+        v_error := SQLERRM;
+    END;
+
+    v_elapsed_ms := round(extract(epoch FROM clock_timestamp() - v_started)::numeric * 1000, 2);
+    UPDATE public.rule_webhook_calls
+    SET status = CASE WHEN v_error IS NULL THEN 'success' ELSE 'failed' END,
+        completed_at = clock_timestamp(),
+        response_status = v_status,
+        response_body = v_body,
+        error_message = v_error,
+        execution_time_ms = v_elapsed_ms
+    WHERE call_id = v_call_id;
+    INSERT INTO public.rule_webhook_call_history
+        (call_id, attempt_number, started_at, completed_at, response_status, response_body, error_message, execution_time_ms)
+    VALUES (v_call_id, 1, v_started, clock_timestamp(), v_status, v_body, v_error, v_elapsed_ms);
+
+    RETURN json_build_object('success', v_error IS NULL, 'call_id', v_call_id, 'response_status', v_status,
+                             'response_body', v_body, 'error', v_error, 'execution_time_ms', v_elapsed_ms);
+END
+$$;
+COMMENT ON FUNCTION walhook_staging.rule_webhook_call_with_http IS
+    'walhook: calls the url inside the transaction; needs the extension http, else {"success": false, "error"}';
+
+CREATE FUNCTION walhook_staging.rule_webhook_retry(p_call_id INTEGER)
+RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_call RECORD;
+BEGIN
+    SELECT c.retry_count, w.retry_enabled, w.max_retries, w.retry_delay_ms, w.retry_backoff_multiplier INTO v_call
+    FROM public.rule_webhook_calls c
+    JOIN public.rule_webhooks w USING (webhook_id)
+    WHERE c.call_id = p_call_id
+    FOR UPDATE OF c;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    IF NOT coalesce(v_call.retry_enabled, true) OR v_call.retry_count >= v_call.max_retries THEN
+        UPDATE public.rule_webhook_calls SET status = 'failed', completed_at = now(), next_retry_at = NULL
+        WHERE call_id = p_call_id;
+        RETURN false;
+    END IF;
+    UPDATE public.rule_webhook_calls
+    SET status = 'retrying',
+        retry_count = retry_count + 1,
+        next_retry_at = now() + make_interval(secs =>
+            (v_call.retry_delay_ms * v_call.retry_backoff_multiplier ^ v_call.retry_count / 1000)::double precision)
+    WHERE call_id = p_call_id;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION walhook_staging.rule_webhook_retry IS
+    'walhook: plans the next retry after delay · multiplier^count; past max_retries the call has failed and it answers false';
+
+CREATE FUNCTION walhook_staging.rule_webhook_cleanup_old_calls(
+    p_older_than INTERVAL DEFAULT '30 days',
+    p_keep_failed BOOLEAN DEFAULT true
+) RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_deleted BIGINT;
+BEGIN
+    DELETE FROM public.rule_webhook_calls
+    WHERE created_at < now() - p_older_than
+      AND (status = 'success' OR status = 'failed' AND NOT p_keep_failed);
+    GET DIAGNOSTICS v_deleted = ROW_COUNT;
+    RETURN v_deleted;
+END
+$$;
+COMMENT ON FUNCTION walhook_staging.rule_webhook_cleanup_old_calls IS
+    'walhook: deletes finished calls older than that, failed ones only on request, and returns how many';
+
+DO $install$
+DECLARE
+    f RECORD;
+BEGIN
+    FOR f IN
+        SELECT p.oid, p.proname, oidvectortypes(p.proargtypes) AS args
+        FROM pg_proc p
+        WHERE p.pronamespace = 'walhook_staging'::regnamespace
+          AND NOT EXISTS (
+              SELECT FROM pg_proc theirs
+              WHERE theirs.pronamespace = 'public'::regnamespace
+                AND theirs.proname = p.proname
+                AND coalesce(obj_description(theirs.oid, 'pg_proc'), '') NOT LIKE 'walhook:%')
+    LOOP
+        EXECUTE regexp_replace(pg_get_functiondef(f.oid), 'walhook_staging\.', 'public.');
+        EXECUTE format('COMMENT ON FUNCTION public.%I(%s) IS %L', f.proname, f.args, obj_description(f.oid, 'pg_proc'));
+        EXECUTE format('REVOKE ALL ON FUNCTION public.%I(%s) FROM PUBLIC', f.proname, f.args);
+    END LOOP;
+    FOR f IN SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'walhook_staging'::regnamespace LOOP
+        EXECUTE format('DROP FUNCTION %s', f.oid::regprocedure);
+    END LOOP;
+END
+$install$;
+
+DROP SCHEMA walhook_staging;
+
+INSERT INTO public.schema_migrations (version, description)
+VALUES ('005', 'Webhooks of RFC-0005, where absent')
+ON CONFLICT (version) DO NOTHING;

@@ -1,0 +1,717 @@
+-- 007: NATS for webhooks, as RFC-0007 shows it to a user.
+--
+-- Comes in: a database that has 005 (ours or another's), perhaps with another's 007 and data in it. Goes out: the RFC's
+-- tables, views and the functions that configure and report; the functions that publish are in 008.
+-- Always holds: tables, columns, constraints and indexes that are there stay. Views keep every column they have. The
+-- functions named here become ours: another's of the same name are dropped (what was granted on them is granted again, but
+-- for PUBLIC), because a second function of the same name would make the RFC's calls ambiguous.
+-- Running it twice changes nothing; no BEGIN, COMMIT or psql command in it.
+
+-- ---------------------------------------------------------------------------------------------------------------- tables
+
+CREATE TABLE IF NOT EXISTS public.rule_nats_config (
+    config_id SERIAL PRIMARY KEY,
+    config_name TEXT NOT NULL UNIQUE DEFAULT 'default',
+    nats_url TEXT NOT NULL DEFAULT 'nats://localhost:4222',
+    nats_cluster_urls TEXT[],
+    auth_type TEXT DEFAULT 'none',
+    auth_token TEXT,
+    auth_credentials_file TEXT,
+    auth_nkey_seed TEXT,
+    tls_enabled BOOLEAN DEFAULT false,
+    tls_cert_file TEXT,
+    tls_key_file TEXT,
+    tls_ca_file TEXT,
+    max_connections INTEGER DEFAULT 10,
+    connection_timeout_ms INTEGER DEFAULT 5000,
+    reconnect_delay_ms INTEGER DEFAULT 2000,
+    max_reconnect_attempts INTEGER DEFAULT -1,
+    jetstream_enabled BOOLEAN DEFAULT true,
+    stream_name TEXT DEFAULT 'WEBHOOKS',
+    subject_prefix TEXT DEFAULT 'webhooks',
+    enabled BOOLEAN DEFAULT true,
+    created_at TIMESTAMPTZ DEFAULT CURRENT_TIMESTAMP,
+    updated_at TIMESTAMPTZ DEFAULT CURRENT_TIMESTAMP,
+    CONSTRAINT valid_auth_type CHECK (auth_type IN ('none', 'token', 'credentials', 'nkey'))
+);
+COMMENT ON TABLE public.rule_nats_config IS
+    'One row per NATS server or cluster. In the publication: a change takes effect at its own commit. What the streamer''s '
+    'environment says of NATS overrides the row.';
+COMMENT ON COLUMN public.rule_nats_config.nats_url IS 'nats:// or tls:// host:port; keep passwords out of it';
+COMMENT ON COLUMN public.rule_nats_config.nats_cluster_urls IS 'More servers of the same cluster, tried in turn';
+COMMENT ON COLUMN public.rule_nats_config.auth_token IS
+    'Plain text: whoever reads the table or a dump has it. Prefer the streamer''s environment or a file';
+COMMENT ON COLUMN public.rule_nats_config.auth_credentials_file IS 'A .creds file, read on the streamer''s machine';
+COMMENT ON COLUMN public.rule_nats_config.auth_nkey_seed IS
+    'Plain text: whoever reads the table or a dump has it. Prefer the streamer''s environment or a file';
+COMMENT ON COLUMN public.rule_nats_config.connection_timeout_ms IS 'How long one attempt to connect may take, ms';
+COMMENT ON COLUMN public.rule_nats_config.reconnect_delay_ms IS 'Wait between two attempts to connect, ms';
+COMMENT ON COLUMN public.rule_nats_config.max_reconnect_attempts IS '-1: for ever';
+COMMENT ON COLUMN public.rule_nats_config.jetstream_enabled IS
+    'false: core NATS, published and flushed but acknowledged by nobody';
+COMMENT ON COLUMN public.rule_nats_config.stream_name IS 'The stream that new subjects of webhooks are added to';
+COMMENT ON COLUMN public.rule_nats_config.subject_prefix IS 'A webhook without a subject publishes to <prefix>.<its name>';
+COMMENT ON COLUMN public.rule_nats_config.enabled IS 'false: publishing through it is refused';
+
+INSERT INTO public.rule_nats_config (config_name, nats_url)
+VALUES ('default', 'nats://localhost:4222')
+ON CONFLICT (config_name) DO NOTHING;
+
+CREATE TABLE IF NOT EXISTS public.rule_nats_streams (
+    stream_id SERIAL PRIMARY KEY,
+    config_id INTEGER REFERENCES public.rule_nats_config (config_id) ON DELETE CASCADE,
+    stream_name TEXT NOT NULL,
+    subjects TEXT[] NOT NULL,
+    description TEXT,
+    storage_type TEXT DEFAULT 'file',
+    max_messages BIGINT DEFAULT 1000000,
+    max_bytes BIGINT DEFAULT 1073741824,
+    max_age_seconds BIGINT DEFAULT 604800,
+    retention_policy TEXT DEFAULT 'limits',
+    discard_policy TEXT DEFAULT 'old',
+    replicas INTEGER DEFAULT 1,
+    duplicate_window_seconds INTEGER DEFAULT 120,
+    enabled BOOLEAN DEFAULT true,
+    created_at TIMESTAMPTZ DEFAULT CURRENT_TIMESTAMP,
+    UNIQUE (config_id, stream_name),
+    CONSTRAINT valid_storage CHECK (storage_type IN ('memory', 'file')),
+    CONSTRAINT valid_retention CHECK (retention_policy IN ('limits', 'interest', 'workqueue')),
+    CONSTRAINT valid_discard CHECK (discard_policy IN ('old', 'new'))
+);
+COMMENT ON TABLE public.rule_nats_streams IS
+    'JetStream streams that the streamer creates, and updates where JetStream allows. In the publication.';
+COMMENT ON COLUMN public.rule_nats_streams.subjects IS
+    'What the stream takes: * stands for one token, > at the end for one or more. webhooks.* does not take webhooks.a.b';
+COMMENT ON COLUMN public.rule_nats_streams.max_bytes IS 'Bytes, default 1 GiB';
+COMMENT ON COLUMN public.rule_nats_streams.max_age_seconds IS 'Seconds, default 7 days';
+COMMENT ON COLUMN public.rule_nats_streams.retention_policy IS
+    'limits keeps for every consumer; interest stores nothing while nobody consumes; workqueue allows one consumer';
+COMMENT ON COLUMN public.rule_nats_streams.duplicate_window_seconds IS 'How long JetStream remembers message ids, seconds';
+
+ALTER TABLE public.rule_webhooks
+    ADD COLUMN IF NOT EXISTS nats_enabled BOOLEAN DEFAULT false,
+    ADD COLUMN IF NOT EXISTS nats_subject TEXT,
+    ADD COLUMN IF NOT EXISTS nats_config_id INTEGER REFERENCES public.rule_nats_config (config_id),
+    ADD COLUMN IF NOT EXISTS publish_mode TEXT DEFAULT 'queue';
+COMMENT ON COLUMN public.rule_webhooks.nats_enabled IS 'Set by rule_webhook_enable_nats';
+COMMENT ON COLUMN public.rule_webhooks.nats_subject IS 'NULL: <subject_prefix>.<webhook_name>';
+COMMENT ON COLUMN public.rule_webhooks.nats_config_id IS 'NULL: the configuration named default';
+COMMENT ON COLUMN public.rule_webhooks.publish_mode IS
+    'queue: rule_webhook_calls; nats: JetStream; both: one call each';
+
+-- NOT VALID: a bad row from before stays where it is and is refused when it is called; no new one comes in.
+DO $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_constraint c
+        JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)
+        WHERE c.conrelid = 'public.rule_webhooks'::regclass AND c.contype = 'c' AND a.attname = 'publish_mode')
+    THEN
+        ALTER TABLE public.rule_webhooks ADD CONSTRAINT valid_publish_mode
+            CHECK (publish_mode IN ('queue', 'nats', 'both')) NOT VALID;
+    END IF;
+END
+$$;
+
+CREATE TABLE IF NOT EXISTS public.rule_nats_publish_history (
+    publish_id BIGSERIAL PRIMARY KEY,
+    webhook_id INTEGER REFERENCES public.rule_webhooks (webhook_id) ON DELETE CASCADE,
+    subject TEXT NOT NULL,
+    payload JSONB NOT NULL,
+    headers JSONB,
+    published_at TIMESTAMPTZ DEFAULT CURRENT_TIMESTAMP,
+    message_id TEXT,
+    sequence_number BIGINT,
+    success BOOLEAN NOT NULL,
+    error_message TEXT,
+    latency_ms NUMERIC(10, 2),
+    triggered_by TEXT,
+    rule_execution_id BIGINT,
+    expires_at TIMESTAMPTZ DEFAULT CURRENT_TIMESTAMP + INTERVAL '7 days'
+);
+COMMENT ON TABLE public.rule_nats_publish_history IS
+    'One row per event that JetStream acknowledged or that could not be published, written by the streamer. Holds payloads: '
+    'granted to nobody but the roles of 009. Never published, never linkable';
+COMMENT ON COLUMN public.rule_nats_publish_history.message_id IS 'Nats-Msg-Id: the caller''s, or <source>-<lsn>-<time>-<ordinal>-<webhook>';
+COMMENT ON COLUMN public.rule_nats_publish_history.sequence_number IS 'Sequence in the stream';
+COMMENT ON COLUMN public.rule_nats_publish_history.latency_ms IS 'From publish to ack, ms';
+COMMENT ON COLUMN public.rule_nats_publish_history.triggered_by IS 'The database user who made the event';
+COMMENT ON COLUMN public.rule_nats_publish_history.expires_at IS 'When rule_nats_cleanup_expired may delete it';
+
+CREATE INDEX IF NOT EXISTS idx_nats_publish_webhook ON public.rule_nats_publish_history (webhook_id);
+CREATE INDEX IF NOT EXISTS idx_nats_publish_time ON public.rule_nats_publish_history (published_at DESC);
+CREATE INDEX IF NOT EXISTS idx_nats_publish_subject ON public.rule_nats_publish_history (subject);
+CREATE INDEX IF NOT EXISTS idx_nats_publish_expires ON public.rule_nats_publish_history (expires_at);
+
+CREATE TABLE IF NOT EXISTS public.rule_nats_consumer_stats (
+    consumer_id SERIAL PRIMARY KEY,
+    stream_name TEXT NOT NULL,
+    consumer_name TEXT NOT NULL,
+    queue_group TEXT,
+    ack_policy TEXT,
+    max_deliver INTEGER,
+    messages_delivered BIGINT DEFAULT 0,
+    messages_acknowledged BIGINT DEFAULT 0,
+    messages_pending BIGINT DEFAULT 0,
+    messages_redelivered BIGINT DEFAULT 0,
+    avg_processing_time_ms NUMERIC(10, 2),
+    last_active_at TIMESTAMPTZ,
+    active BOOLEAN DEFAULT true,
+    created_at TIMESTAMPTZ DEFAULT CURRENT_TIMESTAMP,
+    updated_at TIMESTAMPTZ DEFAULT CURRENT_TIMESTAMP,
+    UNIQUE (stream_name, consumer_name)
+);
+COMMENT ON TABLE public.rule_nats_consumer_stats IS
+    'JetStream consumers: what the streamer reads of them, and what workers report by rule_nats_consumer_update_stats';
+
+-- ----------------------------------------------------------------------------------------------------------------- views
+-- A view that is there may have more columns, or the same in another order, and others may depend on it. So ours comes
+-- with its columns in their order, then the rest of ours; where even that is refused, theirs stays.
+
+DO $views$
+DECLARE
+    v_view TEXT;
+    v_ours TEXT;
+    v_comment TEXT;
+    v_columns TEXT;
+BEGIN
+    FOR v_view, v_comment, v_ours IN
+        VALUES
+        ('nats_publish_summary', 'Events of each webhook on NATS, counted from the history', $view$
+            SELECT w.webhook_id,
+                   w.webhook_name,
+                   w.nats_subject AS subject,
+                   w.publish_mode,
+                   count(h.publish_id) AS total_published,
+                   count(*) FILTER (WHERE h.success) AS successful,
+                   count(*) FILTER (WHERE NOT h.success) AS failed,
+                   round(100.0 * count(*) FILTER (WHERE h.success) / nullif(count(h.publish_id), 0), 2)
+                       AS success_rate_pct,
+                   round(avg(h.latency_ms), 2) AS avg_latency_ms,
+                   max(h.published_at) AS last_published_at,
+                   min(h.latency_ms) AS min_latency_ms,
+                   max(h.latency_ms) AS max_latency_ms
+            FROM public.rule_webhooks w
+            LEFT JOIN public.rule_nats_publish_history h ON h.webhook_id = w.webhook_id
+            WHERE w.nats_enabled
+            GROUP BY w.webhook_id, w.webhook_name, w.nats_subject, w.publish_mode$view$),
+        ('nats_recent_failures', 'The newest 100 events of the last 24 hours that could not be published', $view$
+            SELECT h.publish_id,
+                   w.webhook_name,
+                   h.subject,
+                   h.error_message,
+                   h.payload,
+                   h.published_at,
+                   h.latency_ms
+            FROM public.rule_nats_publish_history h
+            JOIN public.rule_webhooks w ON h.webhook_id = w.webhook_id
+            WHERE NOT h.success
+              AND h.published_at >= now() - INTERVAL '24 hours'
+            ORDER BY h.published_at DESC
+            LIMIT 100$view$),
+        ('nats_performance_stats', 'Latency from publish to ack over the last 24 hours, per webhook and subject', $view$
+            SELECT w.webhook_name,
+                   h.subject,
+                   count(*) AS message_count,
+                   round(avg(h.latency_ms), 2) AS avg_latency_ms,
+                   min(h.latency_ms) AS min_latency_ms,
+                   max(h.latency_ms) AS max_latency_ms,
+                   percentile_cont(0.5) WITHIN GROUP (ORDER BY h.latency_ms) AS p50_latency_ms,
+                   percentile_cont(0.95) WITHIN GROUP (ORDER BY h.latency_ms) AS p95_latency_ms,
+                   percentile_cont(0.99) WITHIN GROUP (ORDER BY h.latency_ms) AS p99_latency_ms
+            FROM public.rule_nats_publish_history h
+            JOIN public.rule_webhooks w ON h.webhook_id = w.webhook_id
+            WHERE h.success
+              AND h.published_at >= now() - INTERVAL '24 hours'
+            GROUP BY w.webhook_name, h.subject$view$)
+    LOOP
+        BEGIN
+            EXECUTE format('CREATE OR REPLACE VIEW public.%I AS %s', v_view, v_ours);
+        EXCEPTION WHEN invalid_table_definition THEN
+            BEGIN
+                EXECUTE format('CREATE TEMPORARY VIEW walhook_view AS %s', v_ours);
+                SELECT string_agg(quote_ident(name), ', ' ORDER BY theirs, ours) INTO v_columns
+                FROM (
+                    SELECT coalesce(t.attname, o.attname) AS name, t.attnum AS theirs, o.attnum AS ours
+                    FROM (SELECT * FROM pg_attribute WHERE attrelid = 'pg_temp.walhook_view'::regclass AND attnum > 0) o
+                    FULL JOIN (SELECT * FROM pg_attribute
+                               WHERE attrelid = to_regclass(format('public.%I', v_view)) AND attnum > 0) t
+                        ON t.attname = o.attname
+                ) c;
+                EXECUTE format('CREATE OR REPLACE VIEW public.%I AS SELECT %s FROM (%s) v', v_view, v_columns, v_ours);
+                DROP VIEW pg_temp.walhook_view;
+            EXCEPTION WHEN invalid_table_definition OR undefined_column OR wrong_object_type THEN
+                RAISE NOTICE 'the view public.% stays as it is: it has columns that ours has not, or of other types', v_view;
+            END;
+        END;
+        EXECUTE format('COMMENT ON VIEW public.%I IS %L', v_view, v_comment);
+    END LOOP;
+END
+$views$;
+
+-- ------------------------------------------------------------------------------------------------------------- functions
+-- Another's functions of the names that become ours make way; what was granted on them is kept and granted again at the
+-- end of the file, but for PUBLIC.
+
+CREATE OR REPLACE PROCEDURE public.rule_cdc_functions_open(p_names TEXT[])
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    f RECORD;
+BEGIN
+    CREATE TEMPORARY TABLE walhook_grants (function_name TEXT, grantee TEXT);
+    FOR f IN
+        SELECT p.oid, p.proname, p.proacl, p.proowner, e.extname
+        FROM pg_proc p
+        LEFT JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+        LEFT JOIN pg_extension e ON e.oid = d.refobjid
+        WHERE p.pronamespace = 'public'::regnamespace
+          AND p.proname = ANY (p_names)
+          AND coalesce(obj_description(p.oid, 'pg_proc'), '') NOT LIKE 'walhook:%'
+    LOOP
+        INSERT INTO pg_temp.walhook_grants
+        SELECT f.proname, pg_get_userbyid(a.grantee)
+        FROM aclexplode(f.proacl) a
+        WHERE a.grantee NOT IN (0, f.proowner);
+        IF f.extname IS NOT NULL THEN
+            EXECUTE format('ALTER EXTENSION %I DROP FUNCTION %s', f.extname, f.oid::regprocedure);
+        END IF;
+        EXECUTE format('DROP FUNCTION %s', f.oid::regprocedure);
+    END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE public.rule_cdc_functions_open IS
+    'walhook: for our migrations: drops functions of these names that are not ours, and remembers what was granted on them';
+
+CREATE OR REPLACE PROCEDURE public.rule_cdc_functions_close()
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    f RECORD;
+BEGIN
+    FOR f IN
+        SELECT p.oid FROM pg_proc p
+        WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
+    LOOP
+        EXECUTE format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', f.oid::regprocedure);
+    END LOOP;
+    FOR f IN
+        SELECT p.oid, g.grantee
+        FROM pg_temp.walhook_grants g
+        JOIN pg_proc p ON p.proname = g.function_name AND p.pronamespace = 'public'::regnamespace
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, f.grantee);
+    END LOOP;
+    DROP TABLE pg_temp.walhook_grants;
+END
+$$;
+COMMENT ON PROCEDURE public.rule_cdc_functions_close IS
+    'walhook: for our migrations: takes our functions from PUBLIC and grants again what rule_cdc_functions_open remembered';
+
+CALL public.rule_cdc_functions_open(ARRAY[
+    'rule_nats_configure', 'rule_nats_stream_create', 'rule_webhook_enable_nats', 'rule_webhook_disable_nats',
+    'rule_nats_stats', 'rule_nats_config_info', 'rule_nats_webhooks_list', 'rule_nats_cleanup_expired',
+    'rule_nats_cleanup_old_history', 'rule_nats_consumer_update_stats']);
+
+CREATE OR REPLACE FUNCTION public.rule_nats_subject_check(p_subject TEXT)
+RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE
+        WHEN p_subject IS NULL THEN 'it is NULL'
+        WHEN p_subject = '' THEN 'it is empty'
+        WHEN octet_length(p_subject) > 1024 THEN format('it has %s bytes, at most 1024 are allowed', octet_length(p_subject))
+        WHEN p_subject ~ '(^|\.)(\.|$)' THEN 'it has an empty token (two dots in a row, or a dot at an end)'
+        WHEN p_subject ~ '[*>]' THEN 'it has a wildcard (* or >): a message is published to one subject only'
+        WHEN p_subject ~ '\s' THEN 'it has white space'
+        WHEN p_subject ~ '[\x01-\x1f\x7f]' THEN 'it has a control character'
+        WHEN p_subject LIKE '$%' THEN 'subjects that begin with $ belong to the NATS server'
+    END
+$$;
+COMMENT ON FUNCTION public.rule_nats_subject_check IS
+    'walhook: why this subject cannot be published to, or NULL where it can';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_subject_token(p_text TEXT)
+RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN p_text ~ '^[A-Za-z0-9_-]*$' THEN p_text ELSE (
+        SELECT string_agg(
+            CASE WHEN chr(byte) ~ '[A-Za-z0-9_-]' AND byte < 128 THEN chr(byte)
+                 ELSE '%' || upper(lpad(to_hex(byte), 2, '0')) END,
+            '' ORDER BY i)
+        FROM (SELECT i, get_byte(convert_to(p_text, 'UTF8'), i) AS byte
+              FROM generate_series(0, octet_length(convert_to(p_text, 'UTF8')) - 1) i) bytes) END
+$$;
+COMMENT ON FUNCTION public.rule_nats_subject_token IS
+    'walhook: the text as one subject token: UTF-8 bytes outside [A-Za-z0-9_-] percent-encoded';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_subjects_overlap(p_a TEXT, p_b TEXT)
+RETURNS BOOLEAN LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_a TEXT[] := string_to_array(p_a, '.');
+    v_b TEXT[] := string_to_array(p_b, '.');
+BEGIN
+    FOR i IN 1 .. least(cardinality(v_a), cardinality(v_b)) LOOP
+        IF v_a[i] = '>' OR v_b[i] = '>' THEN
+            RETURN true;
+        END IF;
+        IF v_a[i] <> v_b[i] AND v_a[i] <> '*' AND v_b[i] <> '*' THEN
+            RETURN false;
+        END IF;
+    END LOOP;
+    RETURN cardinality(v_a) = cardinality(v_b);
+END
+$$;
+COMMENT ON FUNCTION public.rule_nats_subjects_overlap IS
+    'walhook: whether some subject matches both patterns (a plain subject is a pattern that matches itself)';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_stream_for(p_config_id INTEGER, p_subject TEXT)
+RETURNS TEXT[] LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(array_agg(s.stream_name ORDER BY s.stream_name), '{}')
+    FROM public.rule_nats_streams s
+    WHERE s.config_id = p_config_id
+      AND s.enabled
+      AND EXISTS (SELECT FROM unnest(s.subjects) pattern WHERE public.rule_nats_subjects_overlap(pattern, p_subject))
+$$;
+COMMENT ON FUNCTION public.rule_nats_stream_for IS
+    'walhook: the enabled streams of a configuration that take this subject; more than one is a mistake';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_configure(
+    p_config_name TEXT DEFAULT 'default',
+    p_nats_url TEXT DEFAULT 'nats://localhost:4222',
+    p_auth_type TEXT DEFAULT 'none',
+    p_jetstream_enabled BOOLEAN DEFAULT true,
+    p_stream_name TEXT DEFAULT NULL,
+    p_subject_prefix TEXT DEFAULT NULL
+) RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF p_config_name IS NULL OR p_config_name = '' THEN
+        RAISE EXCEPTION 'a NATS configuration needs a name' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF p_nats_url IS NULL OR p_nats_url !~* '^((nats|tls|ws|wss)://)?[^[:space:]/]+/?$' THEN
+        RAISE EXCEPTION 'NATS configuration %: cannot use the url %', quote_literal(p_config_name),
+            coalesce(quote_literal(regexp_replace(p_nats_url, '//[^@/]*@', '//…@')), 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Write it as nats://host:4222 or tls://host:4222.';
+    END IF;
+    IF p_auth_type IS NULL OR p_auth_type NOT IN ('none', 'token', 'credentials', 'nkey') THEN
+        RAISE EXCEPTION 'NATS configuration %: unknown auth_type %', quote_literal(p_config_name),
+            coalesce(quote_literal(p_auth_type), 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'It is none, token, credentials or nkey.';
+    END IF;
+    IF p_subject_prefix IS NOT NULL AND public.rule_nats_subject_check(p_subject_prefix) IS NOT NULL THEN
+        RAISE EXCEPTION 'NATS configuration %: cannot use the subject prefix %: %', quote_literal(p_config_name),
+            quote_literal(p_subject_prefix), public.rule_nats_subject_check(p_subject_prefix)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    INSERT INTO public.rule_nats_config AS c
+        (config_name, nats_url, auth_type, jetstream_enabled, stream_name, subject_prefix)
+    VALUES (p_config_name, p_nats_url, p_auth_type, coalesce(p_jetstream_enabled, true),
+            coalesce(p_stream_name, 'WEBHOOKS'), coalesce(p_subject_prefix, 'webhooks'))
+    ON CONFLICT (config_name) DO UPDATE SET
+        nats_url = excluded.nats_url,
+        auth_type = excluded.auth_type,
+        jetstream_enabled = excluded.jetstream_enabled,
+        stream_name = coalesce(p_stream_name, c.stream_name),
+        subject_prefix = coalesce(p_subject_prefix, c.subject_prefix),
+        updated_at = now();
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION public.rule_nats_configure IS
+    'walhook: writes a NATS configuration; secrets, TLS files and limits are columns of rule_nats_config, or the streamer''s environment';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_stream_create(
+    p_stream_name TEXT,
+    p_subjects TEXT[],
+    p_config_name TEXT DEFAULT 'default',
+    p_retention_policy TEXT DEFAULT 'limits',
+    p_max_age_seconds BIGINT DEFAULT 604800,
+    p_description TEXT DEFAULT NULL
+) RETURNS INTEGER LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_config_id INTEGER;
+    v_stream_id INTEGER;
+    v_subject TEXT;
+    v_other RECORD;
+BEGIN
+    IF p_stream_name IS NULL OR p_stream_name !~ '^[^[:space:].*>/\\[:cntrl:]]{1,255}$' THEN
+        RAISE EXCEPTION 'cannot name a stream %', coalesce(quote_literal(p_stream_name), 'NULL')
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'A stream name has 1 to 255 characters, and no space, dot, *, >, / or \ among them.';
+    END IF;
+    IF coalesce(cardinality(p_subjects), 0) = 0 THEN
+        RAISE EXCEPTION 'stream % needs at least one subject', quote_literal(p_stream_name)
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'For example ARRAY[''webhooks.>''].';
+    END IF;
+    FOREACH v_subject IN ARRAY p_subjects LOOP
+        -- A pattern is a subject once its wildcards, each a token of its own and > the last, are put aside.
+        IF public.rule_nats_subject_check(
+               regexp_replace(regexp_replace(v_subject, '(^|\.)>$', '\1x'), '(^|\.)\*(?=\.|$)', '\1x', 'g')) IS NOT NULL
+        THEN
+            RAISE EXCEPTION 'stream %: cannot take the subject %: %', quote_literal(p_stream_name),
+                coalesce(quote_literal(v_subject), 'NULL'),
+                public.rule_nats_subject_check(
+                    regexp_replace(regexp_replace(v_subject, '(^|\.)>$', '\1x'), '(^|\.)\*(?=\.|$)', '\1x', 'g'))
+                USING ERRCODE = 'invalid_parameter_value',
+                HINT = '* stands for one whole token, > for one or more at the end: orders.*, orders.>';
+        END IF;
+    END LOOP;
+    IF p_retention_policy IS NULL OR p_retention_policy NOT IN ('limits', 'interest', 'workqueue') THEN
+        RAISE EXCEPTION 'stream %: unknown retention policy %', quote_literal(p_stream_name),
+            coalesce(quote_literal(p_retention_policy), 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'It is limits, interest or workqueue.';
+    END IF;
+    SELECT config_id INTO v_config_id FROM public.rule_nats_config WHERE config_name = p_config_name;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'NATS config % not found', coalesce(p_config_name, 'NULL')
+            USING ERRCODE = 'no_data_found', HINT = format('SELECT rule_nats_configure(%L, ''nats://host:4222'')', p_config_name);
+    END IF;
+    SELECT s.stream_name, pattern, subject INTO v_other
+    FROM public.rule_nats_streams s, unnest(s.subjects) pattern, unnest(p_subjects) subject
+    WHERE s.config_id = v_config_id AND s.stream_name <> p_stream_name AND s.enabled
+      AND public.rule_nats_subjects_overlap(pattern, subject)
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'stream %: its subject % overlaps % of stream %', quote_literal(p_stream_name),
+            quote_literal(v_other.subject), quote_literal(v_other.pattern), quote_literal(v_other.stream_name)
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'JetStream lets one stream only take a subject. Narrow one of the two.';
+    END IF;
+    IF EXISTS (SELECT FROM public.rule_nats_streams WHERE config_id = v_config_id AND stream_name = p_stream_name) THEN
+        RAISE EXCEPTION 'stream % of NATS config % exists already', quote_literal(p_stream_name), quote_literal(p_config_name)
+            USING ERRCODE = 'unique_violation',
+            HINT = format('UPDATE rule_nats_streams SET … WHERE stream_name = %L changes it.', p_stream_name);
+    END IF;
+
+    INSERT INTO public.rule_nats_streams
+        (config_id, stream_name, subjects, retention_policy, max_age_seconds, description)
+    VALUES (v_config_id, p_stream_name, p_subjects, p_retention_policy, p_max_age_seconds, p_description)
+    RETURNING stream_id INTO v_stream_id;
+
+    FOR v_other IN
+        SELECT w.webhook_name, w.nats_subject
+        FROM public.rule_webhooks w
+        WHERE w.nats_enabled AND w.nats_config_id = v_config_id
+          AND public.rule_nats_stream_for(v_config_id, w.nats_subject) = '{}'
+    LOOP
+        RAISE NOTICE 'stream % does not take %, the subject of webhook %, nor does another stream',
+            quote_literal(p_stream_name), quote_literal(v_other.nats_subject), quote_literal(v_other.webhook_name);
+    END LOOP;
+    RETURN v_stream_id;
+END
+$$;
+COMMENT ON FUNCTION public.rule_nats_stream_create IS
+    'walhook: describes a stream for the streamer to create and returns its id; tells by NOTICE which webhooks'' subjects no stream takes';
+
+CREATE OR REPLACE FUNCTION public.rule_webhook_enable_nats(
+    p_webhook_id INTEGER,
+    p_nats_subject TEXT DEFAULT NULL,
+    p_publish_mode TEXT DEFAULT 'both',
+    p_config_name TEXT DEFAULT 'default'
+) RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_config RECORD;
+    v_name TEXT;
+    v_subject TEXT;
+    v_problem TEXT;
+BEGIN
+    IF p_publish_mode IS NULL OR p_publish_mode NOT IN ('queue', 'nats', 'both') THEN
+        RAISE EXCEPTION 'Invalid publish_mode %', coalesce(quote_literal(p_publish_mode), 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'It is queue, nats or both.';
+    END IF;
+    SELECT config_id, subject_prefix, stream_name, enabled, jetstream_enabled INTO v_config
+    FROM public.rule_nats_config WHERE config_name = p_config_name;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'NATS config % not found', coalesce(p_config_name, 'NULL')
+            USING ERRCODE = 'no_data_found',
+            HINT = format('SELECT rule_nats_configure(%L, ''nats://host:4222'') makes it.', p_config_name);
+    END IF;
+    SELECT webhook_name INTO v_name FROM public.rule_webhooks WHERE webhook_id = p_webhook_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
+    END IF;
+    v_subject := coalesce(p_nats_subject,
+                          coalesce(v_config.subject_prefix, 'webhooks') || '.' || public.rule_nats_subject_token(v_name));
+    v_problem := public.rule_nats_subject_check(v_subject);
+    IF v_problem IS NOT NULL THEN
+        RAISE EXCEPTION 'webhook %: cannot publish to the subject %: %', quote_literal(left(v_name, 200)),
+            quote_literal(left(v_subject, 200)), v_problem
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = format('For example: SELECT rule_webhook_enable_nats(%s, ''webhooks.%s'')', p_webhook_id, p_webhook_id);
+    END IF;
+
+    UPDATE public.rule_webhooks
+    SET nats_enabled = true,
+        nats_subject = v_subject,
+        nats_config_id = v_config.config_id,
+        publish_mode = p_publish_mode,
+        updated_at = now()
+    WHERE webhook_id = p_webhook_id;
+
+    IF NOT coalesce(v_config.enabled, true) THEN
+        RAISE NOTICE 'NATS config % is disabled: nothing is published until it is enabled', quote_literal(p_config_name);
+    END IF;
+    -- A subject that no stream takes would be refused by JetStream, one event after the other. The configuration's own
+    -- stream is told to take it, and so is the user.
+    IF coalesce(v_config.jetstream_enabled, true)
+       AND public.rule_nats_stream_for(v_config.config_id, v_subject) = '{}'
+    THEN
+        UPDATE public.rule_nats_streams SET subjects = subjects || v_subject
+        WHERE config_id = v_config.config_id AND stream_name = v_config.stream_name AND enabled;
+        IF FOUND THEN
+            RAISE NOTICE 'stream % did not take the subject % and now does', quote_literal(v_config.stream_name),
+                quote_literal(v_subject)
+                USING HINT = 'SELECT subjects FROM rule_nats_streams shows them all; a pattern with > takes more at once.';
+        ELSE
+            RAISE NOTICE 'no stream of NATS config % takes the subject % yet', quote_literal(p_config_name),
+                quote_literal(v_subject)
+                USING HINT = format('SELECT rule_nats_stream_create(%L, ARRAY[%L], %L)',
+                                    coalesce(v_config.stream_name, 'WEBHOOKS'),
+                                    coalesce(v_config.subject_prefix, 'webhooks') || '.>', p_config_name);
+        END IF;
+    END IF;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION public.rule_webhook_enable_nats IS
+    'walhook: publishes a webhook to NATS (mode nats), or to NATS and the queue (both); without a subject it is <subject_prefix>.<name>';
+
+CREATE OR REPLACE FUNCTION public.rule_webhook_disable_nats(p_webhook_id INTEGER)
+RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE public.rule_webhooks SET nats_enabled = false, publish_mode = 'queue', updated_at = now()
+    WHERE webhook_id = p_webhook_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
+    END IF;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION public.rule_webhook_disable_nats IS 'walhook: back to the PostgreSQL queue alone; links stay, and publish nothing';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_stats(p_webhook_id INTEGER DEFAULT NULL, p_hours INTEGER DEFAULT 24)
+RETURNS JSON LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT json_build_object(
+        'total_published', count(*),
+        'successful', count(*) FILTER (WHERE success),
+        'failed', count(*) FILTER (WHERE NOT success),
+        'success_rate_pct', round(100.0 * count(*) FILTER (WHERE success) / nullif(count(*), 0), 2),
+        'avg_latency_ms', round(avg(latency_ms), 2),
+        'min_latency_ms', min(latency_ms),
+        'max_latency_ms', max(latency_ms),
+        'p50_latency_ms', percentile_cont(0.5) WITHIN GROUP (ORDER BY latency_ms),
+        'p95_latency_ms', percentile_cont(0.95) WITHIN GROUP (ORDER BY latency_ms),
+        'p99_latency_ms', percentile_cont(0.99) WITHIN GROUP (ORDER BY latency_ms),
+        'unique_subjects', count(DISTINCT subject),
+        'time_range_hours', coalesce(p_hours, 24),
+        'period_start', min(published_at),
+        'period_end', max(published_at))
+    FROM public.rule_nats_publish_history
+    WHERE (p_webhook_id IS NULL OR webhook_id = p_webhook_id)
+      AND published_at >= now() - make_interval(hours => coalesce(p_hours, 24))
+$$;
+COMMENT ON FUNCTION public.rule_nats_stats IS
+    'walhook: counts and latencies from the history, of one webhook or (NULL) all, over the last p_hours hours (NULL: 24)';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_config_info(p_config_name TEXT DEFAULT 'default')
+RETURNS JSON LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_info JSON;
+BEGIN
+    SELECT json_build_object(
+        'config_id', config_id,
+        'config_name', config_name,
+        'nats_url', regexp_replace(nats_url, '//[^@/]*@', '//…@'),
+        'auth_type', auth_type,
+        'jetstream_enabled', jetstream_enabled,
+        'stream_name', stream_name,
+        'subject_prefix', subject_prefix,
+        'max_connections', max_connections,
+        'connection_timeout_ms', connection_timeout_ms,
+        'tls_enabled', tls_enabled,
+        'enabled', enabled,
+        'created_at', created_at,
+        'updated_at', updated_at)
+    INTO v_info
+    FROM public.rule_nats_config
+    WHERE config_name = p_config_name;
+    IF v_info IS NULL THEN
+        RAISE EXCEPTION 'NATS config % not found', coalesce(p_config_name, 'NULL') USING ERRCODE = 'no_data_found';
+    END IF;
+    RETURN v_info;
+END
+$$;
+COMMENT ON FUNCTION public.rule_nats_config_info IS 'walhook: a NATS configuration as JSON, without its secrets';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_webhooks_list()
+RETURNS TABLE (webhook_id INTEGER, webhook_name TEXT, nats_subject TEXT, publish_mode TEXT, config_name TEXT,
+               total_published BIGINT, success_rate NUMERIC)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT w.webhook_id, w.webhook_name, w.nats_subject, w.publish_mode, c.config_name, count(h.publish_id),
+           round(100.0 * count(*) FILTER (WHERE h.success) / nullif(count(h.publish_id), 0), 2)
+    FROM public.rule_webhooks w
+    LEFT JOIN public.rule_nats_config c ON c.config_id = w.nats_config_id
+    LEFT JOIN public.rule_nats_publish_history h ON h.webhook_id = w.webhook_id
+    WHERE w.nats_enabled
+    GROUP BY w.webhook_id, w.webhook_name, w.nats_subject, w.publish_mode, c.config_name
+    ORDER BY w.webhook_name
+$$;
+COMMENT ON FUNCTION public.rule_nats_webhooks_list IS 'walhook: webhooks that publish to NATS, with their history counted';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_cleanup_expired()
+RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_deleted BIGINT;
+BEGIN
+    DELETE FROM public.rule_nats_publish_history WHERE expires_at < now();
+    GET DIAGNOSTICS v_deleted = ROW_COUNT;
+    RETURN v_deleted;
+END
+$$;
+COMMENT ON FUNCTION public.rule_nats_cleanup_expired IS
+    'walhook: deletes history that has expired and returns how many rows; the streamer does so by itself, in small batches';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_cleanup_old_history(
+    p_older_than INTERVAL DEFAULT '30 days',
+    p_keep_failed BOOLEAN DEFAULT true
+) RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_deleted BIGINT;
+BEGIN
+    DELETE FROM public.rule_nats_publish_history
+    WHERE published_at < now() - p_older_than AND (success OR NOT coalesce(p_keep_failed, true));
+    GET DIAGNOSTICS v_deleted = ROW_COUNT;
+    RETURN v_deleted;
+END
+$$;
+COMMENT ON FUNCTION public.rule_nats_cleanup_old_history IS
+    'walhook: deletes history older than that, failures only on request, and returns how many rows';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_consumer_update_stats(
+    p_stream_name TEXT,
+    p_consumer_name TEXT,
+    p_messages_delivered BIGINT,
+    p_messages_acknowledged BIGINT,
+    p_messages_pending BIGINT,
+    p_avg_processing_time_ms NUMERIC DEFAULT NULL
+) RETURNS BOOLEAN LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO public.rule_nats_consumer_stats AS s
+        (stream_name, consumer_name, messages_delivered, messages_acknowledged, messages_pending, avg_processing_time_ms,
+         last_active_at, updated_at)
+    VALUES (p_stream_name, p_consumer_name, p_messages_delivered, p_messages_acknowledged, p_messages_pending,
+            p_avg_processing_time_ms, now(), now())
+    ON CONFLICT (stream_name, consumer_name) DO UPDATE SET
+        messages_delivered = excluded.messages_delivered,
+        messages_acknowledged = excluded.messages_acknowledged,
+        messages_pending = excluded.messages_pending,
+        avg_processing_time_ms = coalesce(excluded.avg_processing_time_ms, s.avg_processing_time_ms),
+        last_active_at = excluded.last_active_at,
+        updated_at = excluded.updated_at;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION public.rule_nats_consumer_update_stats IS 'walhook: what a worker reports of its own consumer';
+
+CALL public.rule_cdc_functions_close();
+
+INSERT INTO public.schema_migrations (version, description)
+VALUES ('007', 'NATS integration of RFC-0007')
+ON CONFLICT (version) DO NOTHING;

@@ -1,0 +1,1315 @@
+-- 008: what walhook adds: the event table, links, the publication and the slot, checkpoints, dead letters, the status of the
+-- running streamer, and the RFC's functions that publish.
+--
+-- Comes in: 005 and 007. Goes out: everything that `walhook run` reads and writes.
+-- Always holds: publishing is an INSERT into rule_webhook_events in the caller's transaction, so that a rollback publishes
+-- nothing and a NATS outage fails no application. What holds secrets, history or the streamer's own state is never in the
+-- publication (rule_cdc_table_problem). Running this file twice changes nothing; no BEGIN, COMMIT or psql command in it.
+
+-- ---------------------------------------------------------------------------------------------------------------- tables
+
+ALTER TABLE public.rule_webhooks
+    ADD COLUMN IF NOT EXISTS payload_format TEXT NOT NULL DEFAULT 'webhook',
+    ADD COLUMN IF NOT EXISTS on_error TEXT NOT NULL DEFAULT 'dead_letter',
+    ADD COLUMN IF NOT EXISTS expose_credentials BOOLEAN NOT NULL DEFAULT false;
+COMMENT ON COLUMN public.rule_webhooks.payload_format IS
+    'webhook: what the RFC''s workers read; data: the bare row or payload; debezium; cloudevents';
+COMMENT ON COLUMN public.rule_webhooks.on_error IS
+    'What becomes of an event that can never be published: halt, dead_letter (rule_nats_dead_letters), object_store (too large ones)';
+COMMENT ON COLUMN public.rule_webhooks.expose_credentials IS
+    'true: header values that look like credentials go into the payload too. The stream is no vault';
+
+ALTER TABLE public.rule_nats_streams ADD COLUMN IF NOT EXISTS ordering TEXT NOT NULL DEFAULT 'strict';
+COMMENT ON COLUMN public.rule_nats_streams.ordering IS
+    'strict: walhook is the only writer and the stream an exact prefix of commit order; shared: others write as well';
+
+ALTER TABLE public.rule_nats_config
+    ADD COLUMN IF NOT EXISTS history TEXT NOT NULL DEFAULT 'full',
+    ADD COLUMN IF NOT EXISTS history_payload TEXT NOT NULL DEFAULT 'full';
+COMMENT ON COLUMN public.rule_nats_config.history IS
+    'What goes into rule_nats_publish_history: full, failures or off. In full a commit is confirmed only with its history';
+COMMENT ON COLUMN public.rule_nats_config.history_payload IS 'How the history keeps payloads: full, hash or none';
+
+DO $checks$
+DECLARE
+    c RECORD;
+BEGIN
+    FOR c IN
+        VALUES ('rule_webhooks', 'valid_payload_format', 'payload_format', '{webhook,data,debezium,cloudevents}'::text[]),
+               ('rule_webhooks', 'valid_on_error', 'on_error', '{halt,dead_letter,object_store}'),
+               ('rule_nats_streams', 'valid_ordering', 'ordering', '{strict,shared}'),
+               ('rule_nats_config', 'valid_history', 'history', '{full,failures,off}'),
+               ('rule_nats_config', 'valid_history_payload', 'history_payload', '{full,hash,none}')
+    LOOP
+        IF NOT EXISTS (SELECT FROM pg_constraint
+                       WHERE conrelid = format('public.%I', c.column1)::regclass AND conname = c.column2) THEN
+            EXECUTE format('ALTER TABLE public.%I ADD CONSTRAINT %I CHECK (%I = ANY (%L::text[]))',
+                           c.column1, c.column2, c.column3, c.column4);
+        END IF;
+    END LOOP;
+END
+$checks$;
+
+CREATE TABLE IF NOT EXISTS public.rule_webhook_links (
+    link_id SERIAL PRIMARY KEY,
+    webhook_id INTEGER NOT NULL REFERENCES public.rule_webhooks (webhook_id) ON DELETE CASCADE,
+    table_schema TEXT NOT NULL,
+    table_name TEXT NOT NULL,
+    operations TEXT[] NOT NULL DEFAULT '{insert,update,delete}',
+    subject_template TEXT,
+    columns TEXT[],
+    filter JSONB,
+    when_changed TEXT[],
+    include_old BOOLEAN NOT NULL DEFAULT false,
+    enabled BOOLEAN NOT NULL DEFAULT true,
+    created_at TIMESTAMPTZ DEFAULT now(),
+    created_by TEXT DEFAULT CURRENT_USER,
+    UNIQUE (webhook_id, table_schema, table_name),
+    CONSTRAINT valid_operations CHECK (operations <@ '{insert,update,delete,truncate}' AND cardinality(operations) > 0)
+);
+COMMENT ON TABLE public.rule_webhook_links IS
+    'This webhook wants these operations of this table. Written by rule_webhook_link_table; in the publication, so that a '
+    'change takes effect at its own commit';
+COMMENT ON COLUMN public.rule_webhook_links.subject_template IS
+    'Subject with the tokens {schema} {table} {op} {column}, percent-encoded; NULL: the webhook''s subject';
+COMMENT ON COLUMN public.rule_webhook_links.columns IS 'The columns that go into the payload; NULL: all';
+COMMENT ON COLUMN public.rule_webhook_links.filter IS 'Only rows that contain this, as jsonb @> does; NULL: all';
+COMMENT ON COLUMN public.rule_webhook_links.when_changed IS 'Only updates that change one of these columns; NULL: all';
+COMMENT ON COLUMN public.rule_webhook_links.include_old IS 'Send the old row too, as far as the table''s replica identity holds it';
+
+CREATE TABLE IF NOT EXISTS public.rule_webhook_events (
+    event_id BIGSERIAL PRIMARY KEY,
+    webhook_id INTEGER NOT NULL,
+    payload JSONB NOT NULL,
+    subject TEXT,
+    message_id TEXT,
+    headers JSONB,
+    triggered_by TEXT DEFAULT CURRENT_USER,
+    rule_execution_id BIGINT,
+    created_at TIMESTAMPTZ DEFAULT now()
+);
+COMMENT ON TABLE public.rule_webhook_events IS
+    'Events made by SQL, on their way out. Published by inserts only: deleting rows sends nothing and loses nothing, the WAL '
+    'has them. Trimmed by the streamer';
+COMMENT ON COLUMN public.rule_webhook_events.webhook_id IS 'No foreign key: an event outlives its webhook';
+COMMENT ON COLUMN public.rule_webhook_events.subject IS 'As it was when the event was made: later edits of the webhook do not reroute it';
+COMMENT ON COLUMN public.rule_webhook_events.message_id IS 'The caller''s Nats-Msg-Id; NULL: made from the position in the WAL';
+
+CREATE TABLE IF NOT EXISTS public.rule_nats_checkpoints (
+    source TEXT,
+    config_name TEXT,
+    stream_name TEXT,
+    epoch BIGINT NOT NULL,
+    system_identifier TEXT,
+    timeline INTEGER,
+    commit_lsn PG_LSN,
+    commit_time BIGINT,
+    ordinal BIGINT,
+    webhook_id INTEGER,
+    sequence BIGINT,
+    stream_created TIMESTAMPTZ,
+    updated_at TIMESTAMPTZ DEFAULT now(),
+    PRIMARY KEY (source, config_name, stream_name)
+);
+COMMENT ON TABLE public.rule_nats_checkpoints IS
+    'The streamer''s own: the tail of each stream as last seen, to tell a stream that was replaced or cut. The source''s own '
+    'row (names empty) carries the newest epoch. Never published, never linkable';
+COMMENT ON COLUMN public.rule_nats_checkpoints.epoch IS 'Counts the runs that have held the slot; the newest may publish';
+COMMENT ON COLUMN public.rule_nats_checkpoints.commit_time IS 'Microseconds since 2000-01-01 UTC, as in the WAL';
+COMMENT ON COLUMN public.rule_nats_checkpoints.sequence IS 'The tail''s sequence in the stream';
+
+CREATE TABLE IF NOT EXISTS public.rule_nats_dead_letters (
+    dead_letter_id BIGSERIAL PRIMARY KEY,
+    event_id TEXT NOT NULL UNIQUE,
+    webhook_id INTEGER,
+    webhook_name TEXT,
+    subject TEXT,
+    headers JSONB,
+    payload BYTEA,
+    reason TEXT NOT NULL,
+    commit_lsn PG_LSN,
+    created_at TIMESTAMPTZ DEFAULT now(),
+    status TEXT NOT NULL DEFAULT 'dead',
+    CONSTRAINT valid_dead_letter_status CHECK (status IN ('dead', 'retried', 'dropped'))
+);
+COMMENT ON TABLE public.rule_nats_dead_letters IS
+    'Events that can never be published, whole, with the reason. Written before the lane goes on. Never published, never linkable';
+COMMENT ON COLUMN public.rule_nats_dead_letters.event_id IS '<source>-<commit lsn>-<commit time>-<ordinal>-<webhook id>';
+COMMENT ON COLUMN public.rule_nats_dead_letters.payload IS 'The message body as it would have been sent';
+
+CREATE TABLE IF NOT EXISTS public.rule_cdc_status (
+    source TEXT PRIMARY KEY,
+    slot_name TEXT,
+    publication TEXT,
+    pid INTEGER,
+    host TEXT,
+    version TEXT,
+    epoch BIGINT,
+    connected_since TIMESTAMPTZ,
+    nats JSONB NOT NULL DEFAULT '{}',
+    received_lsn PG_LSN,
+    confirmed_lsn PG_LSN,
+    events_published BIGINT,
+    events_failed BIGINT,
+    last_error TEXT,
+    last_error_at TIMESTAMPTZ,
+    heartbeat_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    heartbeat_seconds INTEGER NOT NULL DEFAULT 10
+);
+COMMENT ON TABLE public.rule_cdc_status IS
+    'What the running streamer last said of itself, one row per source. Never published, never linkable';
+COMMENT ON COLUMN public.rule_cdc_status.pid IS 'Process id on host';
+COMMENT ON COLUMN public.rule_cdc_status.connected_since IS 'Since when it holds the slot';
+COMMENT ON COLUMN public.rule_cdc_status.nats IS
+    '{"<config_name>": {"server": "nats://host:4222", "connected": true, "connected_since": "…", "last_error": null}}, no secrets';
+COMMENT ON COLUMN public.rule_cdc_status.heartbeat_seconds IS
+    'How often it writes heartbeat_at, s; three times that without one, and it counts as not running';
+
+-- The history is the RFC's; these two say which row of rule_webhook_events a row is about, and where it went.
+ALTER TABLE public.rule_nats_publish_history
+    ADD COLUMN IF NOT EXISTS webhook_event_id BIGINT,
+    ADD COLUMN IF NOT EXISTS stream_name TEXT;
+COMMENT ON COLUMN public.rule_nats_publish_history.webhook_event_id IS
+    'event_id in rule_webhook_events; NULL for a linked table''s event';
+COMMENT ON COLUMN public.rule_nats_publish_history.stream_name IS 'The stream that acknowledged it';
+CREATE INDEX IF NOT EXISTS idx_nats_publish_event ON public.rule_nats_publish_history (webhook_event_id)
+    WHERE webhook_event_id IS NOT NULL;
+
+-- ----------------------------------------------------------------------------------------------- functions of ours come in
+
+CALL public.rule_cdc_functions_open(ARRAY[
+    'rule_nats_init', 'rule_webhook_publish_nats', 'rule_webhook_call_unified', 'rule_nats_health_check',
+    'rule_nats_test_connection', 'rule_webhook_call_status', 'rule_webhook_process_retries']);
+
+-- ------------------------------------------------------------------------------------------------ publication and slot
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_publication_problem(p_name TEXT)
+RETURNS TEXT LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_name TEXT;
+    v_part TEXT;
+    v_whole_schema BOOLEAN;
+BEGIN
+    FOREACH v_part IN ARRAY ARRAY['_inserts', '_changes'] LOOP
+        v_name := p_name || v_part;
+        IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = v_name) THEN
+            RETURN format('publication %I does not exist', v_name);
+        END IF;
+        IF EXISTS (SELECT FROM pg_publication WHERE pubname = v_name AND puballtables) THEN
+            RETURN format('publication %I is FOR ALL TABLES: it would publish secrets, and the history of its own publishing',
+                          v_name);
+        END IF;
+        IF to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL THEN
+            EXECUTE 'SELECT EXISTS (SELECT FROM pg_catalog.pg_publication_namespace n
+                     JOIN pg_catalog.pg_publication p ON p.oid = n.pnpubid WHERE p.pubname = $1)'
+            INTO v_whole_schema USING v_name;
+            IF v_whole_schema THEN
+                RETURN format('publication %I publishes a whole schema: it takes in tables that nobody linked', v_name);
+            END IF;
+        END IF;
+    END LOOP;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_publication_problem IS
+    'walhook: why the pair <name>_inserts and <name>_changes cannot be used, or NULL where it can';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_publication_create(p_name TEXT DEFAULT 'walhook')
+RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_part RECORD;
+    v_name TEXT;
+    v_table TEXT;
+    v_publication RECORD;
+    v_problem TEXT;
+    v_done BOOLEAN := false;
+BEGIN
+    IF p_name IS NULL OR octet_length(p_name) NOT BETWEEN 1 AND 55 THEN
+        RAISE EXCEPTION 'cannot name a publication %', coalesce(quote_literal(p_name), 'NULL')
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Its name has 1 to 55 bytes: _inserts and _changes are added to it.';
+    END IF;
+    FOR v_part IN
+        VALUES ('_inserts', 'insert', ARRAY['rule_webhook_events']),
+               ('_changes', 'insert, update, delete, truncate',
+                ARRAY['rule_webhooks', 'rule_webhook_links', 'rule_nats_config', 'rule_nats_streams'])
+    LOOP
+        v_name := p_name || v_part.column1;
+        SELECT oid, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot INTO v_publication
+        FROM pg_publication WHERE pubname = v_name;
+        IF NOT FOUND THEN
+            EXECUTE format('CREATE PUBLICATION %I WITH (publish = %L, publish_via_partition_root = true)',
+                           v_name, v_part.column2);
+            EXECUTE format('COMMENT ON PUBLICATION %I IS %L', v_name,
+                           'walhook: ' || CASE v_part.column1
+                               WHEN '_inserts' THEN 'tables of which only inserts are linked'
+                               ELSE 'tables of which more is linked, and the configuration' END);
+            v_done := true;
+        ELSIF v_publication.pubupdate <> (v_part.column1 = '_changes')
+              OR v_publication.pubdelete <> (v_part.column1 = '_changes')
+              OR v_publication.pubtruncate <> (v_part.column1 = '_changes')
+              OR NOT v_publication.pubinsert OR NOT v_publication.pubviaroot
+        THEN
+            EXECUTE format('ALTER PUBLICATION %I SET (publish = %L, publish_via_partition_root = true)',
+                           v_name, v_part.column2);
+            v_done := true;
+        END IF;
+        FOREACH v_table IN ARRAY v_part.column3 LOOP
+            IF NOT EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+                           WHERE p.pubname = v_name AND r.prrelid = format('public.%I', v_table)::regclass)
+               AND NOT EXISTS (SELECT FROM pg_publication WHERE pubname = v_name AND puballtables)
+            THEN
+                EXECUTE format('ALTER PUBLICATION %I ADD TABLE ONLY public.%I', v_name, v_table);
+                v_done := true;
+            END IF;
+        END LOOP;
+    END LOOP;
+
+    v_problem := public.rule_cdc_publication_problem(p_name);
+    IF v_problem IS NOT NULL THEN
+        RAISE EXCEPTION 'cannot use publication %: %', quote_ident(p_name), v_problem
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'DROP PUBLICATION it, or choose another name: SELECT rule_cdc_publication_create(''other'').';
+    END IF;
+    RETURN v_done;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_publication_create IS
+    'walhook: makes or completes <name>_inserts and <name>_changes; true where something was done. Before the slot: a slot '
+    'cannot decode what lies before its publication';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_slot_create(
+    p_slot TEXT DEFAULT 'walhook',
+    p_failover BOOLEAN DEFAULT true,
+    p_publication TEXT DEFAULT 'walhook'
+) RETURNS PG_LSN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_slot RECORD;
+    v_problem TEXT := public.rule_cdc_publication_problem(p_publication);
+    v_lsn PG_LSN;
+BEGIN
+    IF v_problem IS NOT NULL THEN
+        RAISE EXCEPTION 'cannot create slot % yet: %', quote_literal(p_slot), v_problem
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = format('SELECT rule_cdc_publication_create(%L) first, in a transaction of its own: a slot cannot decode '
+                          'what lies before its publication.', p_publication);
+    END IF;
+    IF current_setting('wal_level') <> 'logical' THEN
+        RAISE EXCEPTION 'cannot create slot %: wal_level is %, not logical', quote_literal(p_slot), current_setting('wal_level')
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'ALTER SYSTEM SET wal_level = logical; then restart PostgreSQL.';
+    END IF;
+    SELECT s.plugin, s.slot_type, s.database, s.wal_status, s.confirmed_flush_lsn INTO v_slot
+    FROM pg_replication_slots s WHERE s.slot_name = p_slot;
+    IF FOUND THEN
+        IF v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
+            RAISE EXCEPTION 'slot % exists and is not ours: % slot, plugin %, database %', quote_literal(p_slot),
+                v_slot.slot_type, coalesce(v_slot.plugin, 'none'), coalesce(v_slot.database, 'none')
+                USING ERRCODE = 'duplicate_object', HINT = 'Choose another name for the slot.';
+        ELSIF v_slot.wal_status = 'lost' THEN
+            RAISE EXCEPTION 'slot % has lost WAL it needs: what was committed since % cannot be published from it any more',
+                quote_literal(p_slot), v_slot.confirmed_flush_lsn
+                USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = format('To go on with a gap: SELECT rule_cdc_slot_drop(%L), then create it again.', p_slot);
+        END IF;
+        RAISE NOTICE 'slot % exists already', quote_literal(p_slot);
+        RETURN v_slot.confirmed_flush_lsn;
+    END IF;
+    IF pg_current_xact_id_if_assigned() IS NOT NULL THEN
+        RAISE EXCEPTION 'cannot create slot % in a transaction that has written', quote_literal(p_slot)
+            USING ERRCODE = 'active_sql_transaction', HINT = 'Call it in a transaction of its own.';
+    END IF;
+    -- The failover argument exists from 17 on, so the call is put together for the server at hand. A standby has no
+    -- failover slots of its own.
+    IF current_setting('server_version_num')::integer >= 170000 THEN
+        EXECUTE 'SELECT lsn FROM pg_create_logical_replication_slot($1, ''pgoutput'', false, false, $2)'
+        INTO v_lsn USING p_slot, coalesce(p_failover, false) AND NOT pg_is_in_recovery();
+    ELSE
+        EXECUTE 'SELECT lsn FROM pg_create_logical_replication_slot($1, ''pgoutput'', false)' INTO v_lsn USING p_slot;
+    END IF;
+    RETURN v_lsn;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_slot_create IS
+    'walhook: makes the logical slot (failover slot on 17 and newer) and returns its start; one of ours that exists is left as '
+    'it is. Needs REPLICATION, and a transaction that has written nothing';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_slot_drop(p_slot TEXT DEFAULT 'walhook')
+RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_slot RECORD;
+BEGIN
+    SELECT s.plugin, s.database, s.active_pid INTO v_slot FROM pg_replication_slots s WHERE s.slot_name = p_slot;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    IF v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
+        RAISE EXCEPTION 'slot % is not ours: plugin %, database %', quote_literal(p_slot), coalesce(v_slot.plugin, 'none'),
+            coalesce(v_slot.database, 'none')
+            USING ERRCODE = 'wrong_object_type', HINT = 'pg_drop_replication_slot drops any slot.';
+    END IF;
+    IF v_slot.active_pid IS NOT NULL THEN
+        RAISE EXCEPTION 'slot % is in use by process %', quote_literal(p_slot), v_slot.active_pid
+            USING ERRCODE = 'object_in_use', HINT = 'Stop the walhook that streams from it first.';
+    END IF;
+    PERFORM pg_drop_replication_slot(p_slot);
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_slot_drop IS
+    'walhook: drops the slot, and with it what has not been published yet; false where there is none';
+
+-- pg_replication_slots differs by version; this view has the same columns on all, NULL where the server does not know.
+-- After pg_upgrade run this file again to fill them.
+DO $view$
+DECLARE
+    v_columns TEXT[] := ARRAY(SELECT attname FROM pg_attribute
+                              WHERE attrelid = 'pg_catalog.pg_replication_slots'::regclass AND attnum > 0);
+BEGIN
+    EXECUTE format($sql$
+        CREATE OR REPLACE VIEW public.rule_cdc_slots AS
+        SELECT s.slot_name,
+               s.database,
+               s.plugin,
+               s.active,
+               s.active_pid,
+               s.wal_status,
+               s.safe_wal_size,
+               pg_wal_lsn_diff(here.lsn, s.restart_lsn)::bigint AS retained_bytes,
+               pg_wal_lsn_diff(here.lsn, s.confirmed_flush_lsn)::bigint AS lag_bytes,
+               s.restart_lsn,
+               s.confirmed_flush_lsn,
+               %s AS failover,
+               %s AS invalidation_reason,
+               %s AS inactive_since
+        FROM pg_catalog.pg_replication_slots s,
+             (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END AS lsn) here
+        WHERE s.slot_type = 'logical' AND s.database = current_database()$sql$,
+        CASE WHEN 'failover' = ANY (v_columns) THEN 's.failover' ELSE 'NULL::boolean' END,
+        CASE WHEN 'invalidation_reason' = ANY (v_columns) THEN 's.invalidation_reason' ELSE 'NULL::text' END,
+        CASE WHEN 'inactive_since' = ANY (v_columns) THEN 's.inactive_since' ELSE 'NULL::timestamptz' END);
+END
+$view$;
+COMMENT ON VIEW public.rule_cdc_slots IS
+    'Logical slots of this database: retained_bytes is the WAL they keep on disk, lag_bytes what they have not confirmed';
+
+-- ----------------------------------------------------------------------------------------------------------------- links
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_table_problem(p_table REGCLASS)
+RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE
+        WHEN n.nspname = 'public' AND c.relname IN (
+            'schema_migrations', 'rule_webhooks', 'rule_webhook_secrets', 'rule_webhook_calls', 'rule_webhook_call_history',
+            'rule_webhook_links', 'rule_webhook_events', 'rule_nats_config', 'rule_nats_streams',
+            'rule_nats_publish_history', 'rule_nats_consumer_stats', 'rule_nats_checkpoints', 'rule_nats_dead_letters',
+            'rule_cdc_status')
+            THEN 'it is one of walhook''s own: linking it would publish secrets, or feed publishing with itself'
+        WHEN n.nspname IN ('pg_catalog', 'information_schema') OR n.nspname LIKE 'pg\_toast%' OR c.oid < 16384
+            THEN 'it is a system table'
+        WHEN c.relkind IN ('v', 'm') THEN 'it is a view: link the tables it reads'
+        WHEN c.relkind = 'f' THEN 'it is a foreign table: its changes are not in this server''s WAL'
+        WHEN c.relkind NOT IN ('r', 'p') THEN 'it is not a table'
+        WHEN c.relpersistence = 't' THEN 'it is a temporary table: its changes are not in the WAL'
+        WHEN c.relpersistence = 'u'
+            THEN format('it is unlogged: its changes are not in the WAL. ALTER TABLE %s SET LOGGED changes that', p_table)
+    END
+    FROM pg_class c
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.oid = p_table
+$$;
+COMMENT ON FUNCTION public.rule_cdc_table_problem IS 'walhook: why this table can never be linked, or NULL where it can';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_replica_identity(p_table REGCLASS)
+RETURNS TEXT[] LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE c.relreplident
+        WHEN 'f' THEN ARRAY(SELECT a.attname::text FROM pg_attribute a
+                            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum)
+        WHEN 'n' THEN NULL
+        ELSE (SELECT array_agg(a.attname::text ORDER BY a.attnum)
+              FROM pg_index i
+              JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey::int2[])
+              WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate
+                AND CASE c.relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END)
+        END
+    FROM pg_class c
+    WHERE c.oid = p_table
+$$;
+COMMENT ON FUNCTION public.rule_cdc_replica_identity IS
+    'walhook: the columns of the old row that the WAL has for an update or delete; NULL where it has none';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_link_problems(
+    p_table REGCLASS,
+    p_operations TEXT[],
+    p_subject_template TEXT,
+    p_columns TEXT[],
+    p_filter JSONB,
+    p_when_changed TEXT[],
+    p_include_old BOOLEAN
+) RETURNS TABLE (is_error BOOLEAN, problem TEXT, remedy TEXT)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_columns TEXT[] := ARRAY(SELECT a.attname::text FROM pg_attribute a
+                              WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+                              ORDER BY a.attnum);
+    v_tokens TEXT[] := ARRAY(SELECT DISTINCT t[1] FROM regexp_matches(p_subject_template, '\{([^{}]*)\}', 'g') t
+                             WHERE t[1] NOT IN ('schema', 'table', 'op'));
+    v_filter_keys TEXT[] := '{}';
+    v_needed TEXT[];
+    v_name TEXT;
+    v_leaf REGCLASS;
+    v_identity TEXT[];
+    v_full BOOLEAN;
+BEGIN
+    is_error := true;
+    problem := public.rule_cdc_table_problem(p_table);
+    IF problem IS NOT NULL THEN
+        remedy := 'Link another table.';
+        RETURN NEXT;
+        RETURN;
+    END IF;
+
+    IF coalesce(cardinality(p_operations), 0) = 0
+       OR NOT p_operations <@ '{insert,update,delete,truncate}' OR array_position(p_operations, NULL) IS NOT NULL
+    THEN
+        problem := format('its operations are %s', coalesce(quote_literal(p_operations::text), 'NULL'));
+        remedy := 'Choose from insert, update, delete, truncate: ARRAY[''insert'', ''update''].';
+        RETURN NEXT;
+        RETURN;
+    END IF;
+
+    IF p_filter IS NOT NULL THEN
+        IF jsonb_typeof(p_filter) <> 'object' THEN
+            problem := format('its filter is a JSON %s', jsonb_typeof(p_filter));
+            remedy := 'Write it as an object of columns and values: {"status": "paid"}.';
+            RETURN NEXT;
+        ELSE
+            v_filter_keys := ARRAY(SELECT jsonb_object_keys(p_filter));
+        END IF;
+    END IF;
+    IF cardinality(p_columns) = 0 THEN
+        problem := 'its list of columns is empty';
+        remedy := 'Leave it NULL for all columns.';
+        RETURN NEXT;
+    END IF;
+    IF cardinality(p_when_changed) = 0 THEN
+        problem := 'its when_changed is empty';
+        remedy := 'Leave it NULL for all updates.';
+        RETURN NEXT;
+    END IF;
+    FOR problem, v_name IN
+        SELECT format('%s names %s, which the table %s', place, coalesce(quote_literal(c), 'NULL'),
+                      CASE WHEN EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = p_table AND a.attname = c
+                                                                     AND a.attgenerated <> '')
+                           THEN 'generates: it is not sent' ELSE 'has not' END), c
+        FROM (SELECT 'columns' AS place, unnest(p_columns) AS c
+              UNION ALL SELECT 'filter', unnest(v_filter_keys)
+              UNION ALL SELECT 'when_changed', unnest(p_when_changed)
+              UNION ALL SELECT 'the subject template', unnest(v_tokens)) named
+        WHERE c IS NULL OR c <> ALL (v_columns)
+    LOOP
+        remedy := format('The columns are %s.', array_to_string(v_columns, ', '));
+        RETURN NEXT;
+    END LOOP;
+
+    IF p_subject_template IS NOT NULL THEN
+        v_name := regexp_replace(p_subject_template, '\{[^{}]*\}', 'x', 'g');
+        IF v_name ~ '[{}]' THEN
+            problem := format('its subject template %L has an odd brace', p_subject_template);
+            remedy := 'Tokens are {schema} {table} {op} and {a_column}.';
+            RETURN NEXT;
+        ELSIF public.rule_nats_subject_check(v_name) IS NOT NULL THEN
+            problem := format('its subject template %L is no subject: %s', p_subject_template,
+                              public.rule_nats_subject_check(v_name));
+            remedy := 'For example: orders.{op}.{customer_id}';
+            RETURN NEXT;
+        END IF;
+    END IF;
+
+    IF p_operations = '{insert}' THEN
+        RETURN;
+    END IF;
+    -- A row of a partitioned table is logged with the identity of its leaf.
+    FOR v_leaf IN
+        SELECT t.relid FROM pg_partition_tree(p_table) t WHERE t.isleaf
+        UNION SELECT p_table::oid WHERE NOT EXISTS (SELECT FROM pg_partition_tree(p_table) t WHERE t.isleaf)
+    LOOP
+        v_identity := public.rule_cdc_replica_identity(v_leaf);
+        v_full := (SELECT relreplident = 'f' FROM pg_class WHERE oid = v_leaf);
+        is_error := true;
+        IF v_identity IS NULL THEN
+            -- Also for insert and truncate: in the publication of changes, the application's own UPDATE would fail.
+            problem := format('%s has no replica identity: once published, UPDATE and DELETE on it would fail', v_leaf);
+            remedy := CASE
+                WHEN EXISTS (SELECT FROM pg_index WHERE indrelid = v_leaf AND indisprimary AND indimmediate)
+                    THEN format('ALTER TABLE %s REPLICA IDENTITY DEFAULT;', v_leaf)
+                ELSE format('ALTER TABLE %1$s REPLICA IDENTITY FULL; or ALTER TABLE %1$s ADD PRIMARY KEY (…);', v_leaf) END;
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
+        CONTINUE WHEN v_full;
+        remedy := format('ALTER TABLE %s REPLICA IDENTITY FULL;', v_leaf);
+        IF p_when_changed IS NOT NULL AND 'update' = ANY (p_operations) THEN
+            problem := format('when_changed compares with the old row, which the WAL has of %s only under REPLICA IDENTITY FULL',
+                              v_leaf);
+            RETURN NEXT;
+        END IF;
+        IF 'delete' = ANY (p_operations) THEN
+            v_needed := ARRAY(SELECT c FROM unnest(v_filter_keys || v_tokens) c
+                              WHERE c <> ALL (v_identity) AND c = ANY (v_columns) ORDER BY c);
+            IF v_needed <> '{}' THEN
+                problem := format('filter or subject need %s, which a DELETE on %s does not bring: only %s',
+                                  array_to_string(v_needed, ', '), v_leaf, array_to_string(v_identity, ', '));
+                remedy := format('ALTER TABLE %s REPLICA IDENTITY FULL; or link without delete.', v_leaf);
+                RETURN NEXT;
+                remedy := format('ALTER TABLE %s REPLICA IDENTITY FULL;', v_leaf);
+            END IF;
+        END IF;
+        IF p_include_old AND p_operations && '{update,delete}' THEN
+            is_error := false;
+            problem := format('of the old row of %s only %s will be there', v_leaf, array_to_string(v_identity, ', '));
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_link_problems IS
+    'walhook: what is wrong with such a link (is_error), or less than it seems, each with what to do about it';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_link_subjects(
+    p_webhook_id INTEGER,
+    p_table_schema TEXT,
+    p_table_name TEXT,
+    p_operations TEXT[],
+    p_subject_template TEXT
+) RETURNS TEXT[] LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT array_agg(DISTINCT regexp_replace(
+        replace(replace(replace(
+            coalesce(p_subject_template, w.nats_subject,
+                     coalesce(c.subject_prefix, 'webhooks') || '.' || public.rule_nats_subject_token(w.webhook_name)),
+            '{schema}', public.rule_nats_subject_token(p_table_schema)),
+            '{table}', public.rule_nats_subject_token(p_table_name)),
+            '{op}', op),
+        '[^.]*\{[^{}]*\}[^.]*', '*', 'g'))
+    FROM public.rule_webhooks w
+    LEFT JOIN public.rule_nats_config c ON c.config_id = w.nats_config_id
+    CROSS JOIN unnest(p_operations) op
+    WHERE w.webhook_id = p_webhook_id
+$$;
+COMMENT ON FUNCTION public.rule_cdc_link_subjects IS
+    'walhook: the subjects that a link publishes to, with * for what comes from a column';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_publication_place(p_table REGCLASS, p_publication TEXT, p_must BOOLEAN)
+RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_wanted TEXT;
+    v_statements TEXT[];
+    v_statement TEXT;
+BEGIN
+    SELECT CASE WHEN count(*) = 0 THEN NULL
+                WHEN bool_and(l.operations = '{insert}') THEN p_publication || '_inserts'
+                ELSE p_publication || '_changes' END
+    INTO v_wanted
+    FROM public.rule_webhook_links l
+    JOIN pg_class c ON c.relname = l.table_name
+    JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = l.table_schema
+    WHERE c.oid = p_table;
+
+    SELECT array_agg(format('ALTER PUBLICATION %I %s TABLE ONLY %s', name,
+                            CASE WHEN name = v_wanted THEN 'ADD' ELSE 'DROP' END, p_table)
+                     ORDER BY name = v_wanted DESC)
+    INTO v_statements
+    FROM (SELECT p_publication || part AS name FROM unnest('{_inserts,_changes}'::text[]) part) pair
+    WHERE (name IS NOT DISTINCT FROM v_wanted)
+          <> EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+                     WHERE p.pubname = pair.name AND r.prrelid = p_table);
+
+    FOREACH v_statement IN ARRAY coalesce(v_statements, '{}') LOOP
+        EXECUTE v_statement;
+    END LOOP;
+EXCEPTION WHEN insufficient_privilege THEN
+    IF p_must THEN
+        RAISE EXCEPTION 'cannot publish %: %', p_table, SQLERRM
+            USING ERRCODE = 'insufficient_privilege',
+            HINT = format('Let the owner of table and publication, or a superuser, run: %s; then call this again.',
+                          array_to_string(v_statements, '; '));
+    ELSE
+        RAISE WARNING 'the publication is left as it is: %', SQLERRM
+            USING HINT = format('Let the owner of table and publication, or a superuser, run: %s;',
+                                array_to_string(v_statements, '; '));
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_publication_place IS
+    'walhook: puts a table into the publication that its links ask for, and out of the other; names the statements where the '
+    'caller may not';
+
+CREATE OR REPLACE FUNCTION public.rule_webhook_link_table(
+    p_webhook INTEGER,
+    p_table REGCLASS,
+    p_operations TEXT[] DEFAULT '{insert,update,delete}',
+    p_subject_template TEXT DEFAULT NULL,
+    p_columns TEXT[] DEFAULT NULL,
+    p_filter JSONB DEFAULT NULL,
+    p_when_changed TEXT[] DEFAULT NULL,
+    p_include_old BOOLEAN DEFAULT false,
+    p_publication TEXT DEFAULT 'walhook'
+) RETURNS INTEGER LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_webhook RECORD;
+    v_schema TEXT;
+    v_table TEXT;
+    -- One order and no doubles, so that '{insert}' can be told by comparing.
+    v_operations TEXT[] := ARRAY(SELECT o FROM unnest('{insert,update,delete,truncate}'::text[]) o WHERE o = ANY (p_operations));
+    v_problem RECORD;
+    v_other TEXT;
+    v_subject TEXT;
+    v_streams TEXT[];
+    v_link_id INTEGER;
+BEGIN
+    SELECT w.webhook_id, w.webhook_name, w.enabled, w.nats_enabled, w.nats_config_id, c.config_name, c.jetstream_enabled
+    INTO v_webhook
+    FROM public.rule_webhooks w
+    LEFT JOIN public.rule_nats_config c ON c.config_id = w.nats_config_id
+    WHERE w.webhook_id = p_webhook;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook::text, 'NULL')
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
+    END IF;
+    SELECT n.nspname, c.relname INTO v_schema, v_table
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = p_table;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'cannot link webhook %: there is no table %', quote_literal(v_webhook.webhook_name),
+            coalesce(p_table::text, 'NULL') USING ERRCODE = 'undefined_table';
+    END IF;
+
+    FOR v_problem IN
+        SELECT * FROM public.rule_cdc_link_problems(p_table, p_operations, p_subject_template, p_columns, p_filter,
+                                                    p_when_changed, coalesce(p_include_old, false))
+    LOOP
+        IF v_problem.is_error THEN
+            RAISE EXCEPTION 'cannot link % to webhook %: %', p_table, quote_literal(v_webhook.webhook_name), v_problem.problem
+                USING ERRCODE = 'invalid_parameter_value', HINT = v_problem.remedy;
+        END IF;
+        RAISE WARNING 'link of % to webhook %: %', p_table, quote_literal(v_webhook.webhook_name), v_problem.problem
+            USING HINT = v_problem.remedy;
+    END LOOP;
+    IF NOT has_table_privilege(p_table, 'SELECT') THEN
+        RAISE EXCEPTION 'cannot link %: % may not read it', p_table, current_user
+            USING ERRCODE = 'insufficient_privilege',
+            HINT = format('GRANT SELECT ON %s TO %I; or let its owner link it.', p_table, current_user);
+    END IF;
+    v_other := public.rule_cdc_publication_problem(p_publication);
+    IF v_other IS NOT NULL THEN
+        RAISE EXCEPTION 'cannot link %: %', p_table, v_other
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = format('SELECT rule_cdc_publication_create(%L) makes it.', p_publication);
+    END IF;
+
+    -- Two links made at once must agree on where the table belongs.
+    PERFORM pg_advisory_xact_lock(hashtextextended('walhook: links', 0));
+
+    -- With publish_via_partition_root a published root swallows the changes of its published partitions.
+    SELECT l.table_schema || '.' || l.table_name INTO v_other
+    FROM public.rule_webhook_links l
+    JOIN pg_namespace n ON n.nspname = l.table_schema
+    JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = l.table_name
+    WHERE c.oid <> p_table
+      AND (c.oid IN (SELECT relid FROM pg_partition_ancestors(p_table) relid)
+           OR c.oid IN (SELECT relid FROM pg_partition_tree(p_table)))
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'cannot link %: % is linked, and the changes of a partition arrive as those of one table', p_table, v_other
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'Link the partitioned table or its partitions, not both.';
+    END IF;
+
+    INSERT INTO public.rule_webhook_links AS l
+        (webhook_id, table_schema, table_name, operations, subject_template, columns, filter, when_changed, include_old)
+    VALUES (v_webhook.webhook_id, v_schema, v_table, v_operations, p_subject_template, p_columns, p_filter, p_when_changed,
+            coalesce(p_include_old, false))
+    ON CONFLICT (webhook_id, table_schema, table_name) DO UPDATE SET
+        operations = excluded.operations,
+        subject_template = excluded.subject_template,
+        columns = excluded.columns,
+        filter = excluded.filter,
+        when_changed = excluded.when_changed,
+        include_old = excluded.include_old,
+        enabled = true
+    RETURNING l.link_id INTO v_link_id;
+    PERFORM public.rule_cdc_publication_place(p_table, p_publication, true);
+
+    IF NOT coalesce(v_webhook.nats_enabled, false) THEN
+        RAISE NOTICE 'webhook % does not publish to NATS yet', quote_literal(v_webhook.webhook_name)
+            USING HINT = format('SELECT rule_webhook_enable_nats(%s)', v_webhook.webhook_id);
+    ELSIF coalesce(v_webhook.jetstream_enabled, true) THEN
+        FOREACH v_subject IN ARRAY public.rule_cdc_link_subjects(v_webhook.webhook_id, v_schema, v_table, v_operations,
+                                                                 p_subject_template)
+        LOOP
+            v_streams := public.rule_nats_stream_for(v_webhook.nats_config_id, v_subject);
+            IF v_streams = '{}' THEN
+                RAISE NOTICE 'no stream of NATS config % takes the subject % yet', quote_literal(v_webhook.config_name),
+                    quote_literal(v_subject)
+                    USING HINT = format('SELECT rule_nats_stream_create(''A_NAME'', ARRAY[%L], %L), or: '
+                                        'UPDATE rule_nats_streams SET subjects = subjects || %L WHERE stream_name = …',
+                                        v_subject, v_webhook.config_name, v_subject);
+            END IF;
+        END LOOP;
+    END IF;
+    RETURN v_link_id;
+END
+$$;
+COMMENT ON FUNCTION public.rule_webhook_link_table(INTEGER, REGCLASS, TEXT[], TEXT, TEXT[], JSONB, TEXT[], BOOLEAN, TEXT) IS
+    'walhook: publishes the changes of a table for a webhook, from this commit on, and returns the link''s id; again: changes the link';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_webhook_id(p_webhook TEXT)
+RETURNS INTEGER LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_webhook_id INTEGER;
+BEGIN
+    SELECT webhook_id INTO v_webhook_id FROM public.rule_webhooks WHERE webhook_name = p_webhook;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'Webhook % not found', coalesce(quote_literal(left(p_webhook, 200)), 'NULL')
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
+    END IF;
+    RETURN v_webhook_id;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_webhook_id IS 'walhook: the id of the webhook of this name; raises where there is none';
+
+CREATE OR REPLACE FUNCTION public.rule_webhook_link_table(
+    p_webhook TEXT,
+    p_table REGCLASS,
+    p_operations TEXT[] DEFAULT '{insert,update,delete}',
+    p_subject_template TEXT DEFAULT NULL,
+    p_columns TEXT[] DEFAULT NULL,
+    p_filter JSONB DEFAULT NULL,
+    p_when_changed TEXT[] DEFAULT NULL,
+    p_include_old BOOLEAN DEFAULT false,
+    p_publication TEXT DEFAULT 'walhook'
+) RETURNS INTEGER LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT public.rule_webhook_link_table(public.rule_cdc_webhook_id(p_webhook), p_table, p_operations, p_subject_template,
+                                          p_columns, p_filter, p_when_changed, p_include_old, p_publication)
+$$;
+COMMENT ON FUNCTION public.rule_webhook_link_table(TEXT, REGCLASS, TEXT[], TEXT, TEXT[], JSONB, TEXT[], BOOLEAN, TEXT) IS
+    'walhook: the same, by the webhook''s name';
+
+CREATE OR REPLACE FUNCTION public.rule_webhook_unlink_table(
+    p_webhook INTEGER,
+    p_table REGCLASS,
+    p_publication TEXT DEFAULT 'walhook'
+) RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('walhook: links', 0));
+    DELETE FROM public.rule_webhook_links l
+    USING pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.oid = p_table AND l.webhook_id = p_webhook AND l.table_schema = n.nspname AND l.table_name = c.relname;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM public.rule_cdc_publication_place(p_table, p_publication, false);
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION public.rule_webhook_unlink_table(INTEGER, REGCLASS, TEXT) IS
+    'walhook: ends a link at this commit; the table leaves the publication with its last link. false where there was no link';
+
+CREATE OR REPLACE FUNCTION public.rule_webhook_unlink_table(
+    p_webhook TEXT,
+    p_table REGCLASS,
+    p_publication TEXT DEFAULT 'walhook'
+) RETURNS BOOLEAN LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT public.rule_webhook_unlink_table(public.rule_cdc_webhook_id(p_webhook), p_table, p_publication)
+$$;
+COMMENT ON FUNCTION public.rule_webhook_unlink_table(TEXT, REGCLASS, TEXT) IS 'walhook: the same, by the webhook''s name';
+
+CREATE OR REPLACE FUNCTION public.rule_webhook_links_check(p_publication TEXT DEFAULT 'walhook')
+RETURNS TABLE (link_id INTEGER, webhook_id INTEGER, webhook_name TEXT, table_name TEXT, operations TEXT[], subjects TEXT[],
+               streams TEXT[], publication TEXT, ok BOOLEAN, problems TEXT[])
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    l RECORD;
+    v_table REGCLASS;
+    v_wanted TEXT;
+    v_subject TEXT;
+    v_taken TEXT[];
+BEGIN
+    FOR l IN
+        SELECT k.*, w.webhook_name AS name, w.enabled AS webhook_enabled, w.nats_enabled, w.nats_config_id, w.publish_mode,
+               c.config_name, c.enabled AS config_enabled, c.jetstream_enabled
+        FROM public.rule_webhook_links k
+        JOIN public.rule_webhooks w ON w.webhook_id = k.webhook_id
+        LEFT JOIN public.rule_nats_config c ON c.config_id = coalesce(
+            w.nats_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
+        ORDER BY k.link_id
+    LOOP
+        link_id := l.link_id;
+        webhook_id := l.webhook_id;
+        webhook_name := l.name;
+        table_name := format('%I.%I', l.table_schema, l.table_name);
+        operations := l.operations;
+        subjects := public.rule_cdc_link_subjects(l.webhook_id, l.table_schema, l.table_name, l.operations, l.subject_template);
+        streams := '{}';
+        publication := NULL;
+        problems := '{}';
+        IF NOT l.enabled THEN
+            problems := problems || 'the link is disabled'::text;
+        END IF;
+        IF NOT coalesce(l.webhook_enabled, false) THEN
+            problems := problems || 'the webhook is disabled'::text;
+        END IF;
+        IF NOT coalesce(l.nats_enabled, false) OR coalesce(l.publish_mode, 'queue') NOT IN ('nats', 'both') THEN
+            problems := problems || format('the webhook does not publish to NATS: SELECT rule_webhook_enable_nats(%s)',
+                                           l.webhook_id);
+        ELSIF l.config_name IS NULL THEN
+            problems := problems || 'the webhook has no NATS configuration'::text;
+        ELSIF NOT coalesce(l.config_enabled, true) THEN
+            problems := problems || format('NATS config %L is disabled', l.config_name);
+        ELSIF coalesce(l.jetstream_enabled, true) THEN
+            FOREACH v_subject IN ARRAY subjects LOOP
+                v_taken := public.rule_nats_stream_for(l.nats_config_id, v_subject);
+                IF v_taken = '{}' THEN
+                    problems := problems || format('no stream of NATS config %L takes %s', l.config_name, v_subject);
+                ELSIF cardinality(v_taken) > 1 AND v_subject !~ '\*' THEN
+                    problems := problems || format('more than one stream takes %s: %s', v_subject,
+                                                   array_to_string(v_taken, ', '));
+                END IF;
+                streams := ARRAY(SELECT DISTINCT s FROM unnest(streams || v_taken) s ORDER BY s);
+            END LOOP;
+        END IF;
+
+        v_table := to_regclass(table_name);
+        IF v_table IS NULL THEN
+            problems := problems || format('there is no table %s (any more)', table_name);
+        ELSE
+            problems := problems || ARRAY(
+                SELECT CASE WHEN p.is_error THEN '' ELSE 'note: ' END || p.problem || coalesce('. ' || p.remedy, '')
+                FROM public.rule_cdc_link_problems(v_table, l.operations, l.subject_template, l.columns, l.filter,
+                                                   l.when_changed, l.include_old) p);
+            SELECT string_agg(p.pubname, ', ' ORDER BY p.pubname) INTO publication
+            FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+            WHERE r.prrelid = v_table AND p.pubname IN (p_publication || '_inserts', p_publication || '_changes');
+            v_wanted := p_publication || CASE WHEN l.operations = '{insert}' THEN '_inserts' ELSE '_changes' END;
+            IF publication IS NULL OR publication NOT LIKE '%\_changes' AND v_wanted LIKE '%\_changes' THEN
+                problems := problems || format('the table is not in publication %I: ALTER PUBLICATION %1$I ADD TABLE ONLY %s;',
+                                               v_wanted, v_table);
+            ELSIF publication LIKE '%,%' THEN
+                problems := problems || 'the table is in both publications: link it again'::text;
+            END IF;
+        END IF;
+        IF public.rule_cdc_publication_problem(p_publication) IS NOT NULL THEN
+            problems := problems || public.rule_cdc_publication_problem(p_publication);
+        END IF;
+        ok := NOT EXISTS (SELECT FROM unnest(problems) p WHERE p NOT LIKE 'note: %');
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION public.rule_webhook_links_check IS
+    'walhook: every link: which subjects it publishes to (* for what comes from a column), which streams take them, and why not';
+
+-- ------------------------------------------------------------------------------------------------------------ publishing
+
+CREATE OR REPLACE FUNCTION public.rule_nats_headers_problem(p_headers JSONB)
+RETURNS TEXT LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_name TEXT;
+    v_value JSONB;
+BEGIN
+    IF p_headers IS NULL OR p_headers = '{}' THEN
+        RETURN NULL;
+    END IF;
+    IF jsonb_typeof(p_headers) <> 'object' THEN
+        RETURN format('headers are a JSON %s, not an object of strings', jsonb_typeof(p_headers));
+    END IF;
+    FOR v_name, v_value IN SELECT key, value FROM jsonb_each(p_headers) LOOP
+        IF v_name !~ '^[!-9;-~]+$' THEN
+            RETURN format('%L is no header name: visible ASCII without a colon', left(v_name, 200));
+        ELSIF v_name ~* '^(nats|walhook)-' THEN
+            RETURN format('the header %s is reserved', v_name);
+        ELSIF jsonb_typeof(v_value) <> 'string' THEN
+            RETURN format('the header %s is a JSON %s, not a string', v_name, jsonb_typeof(v_value));
+        ELSIF v_value #>> '{}' ~ '[\x01-\x08\x0a-\x1f\x7f]' THEN
+            RETURN format('the header %s has a control character in its value', v_name);
+        END IF;
+    END LOOP;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION public.rule_nats_headers_problem IS
+    'walhook: why these cannot be the headers of a message, or NULL where they can';
+
+-- The functions below run with their owner's rights, so that an application needs EXECUTE on them and nothing else. The
+-- caller is therefore not current_user: it is the role he has SET, else the one he logged in as.
+
+CREATE OR REPLACE FUNCTION public.rule_webhook_publish_nats(
+    webhook_id INTEGER,
+    payload JSONB,
+    message_id TEXT DEFAULT NULL,
+    headers JSONB DEFAULT NULL,
+    rule_execution_id BIGINT DEFAULT NULL,
+    triggered_by TEXT DEFAULT NULL
+) RETURNS JSONB LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    p_webhook_id CONSTANT INTEGER := webhook_id;
+    p_payload CONSTANT JSONB := payload;
+    p_message_id CONSTANT TEXT := message_id;
+    p_headers CONSTANT JSONB := headers;
+    p_rule_execution_id CONSTANT BIGINT := rule_execution_id;
+    p_triggered_by CONSTANT TEXT := triggered_by;
+    v_webhook RECORD;
+    v_subject TEXT;
+    v_problem TEXT;
+    v_event_id BIGINT;
+BEGIN
+    SELECT w.webhook_name, w.enabled, w.nats_enabled, w.nats_subject, c.config_name, c.subject_prefix,
+           c.enabled AS config_enabled
+    INTO v_webhook
+    FROM public.rule_webhooks w
+    LEFT JOIN public.rule_nats_config c ON c.config_id = coalesce(
+        w.nats_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
+    WHERE w.webhook_id = p_webhook_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
+    END IF;
+    IF NOT coalesce(v_webhook.enabled, false) THEN
+        RAISE EXCEPTION 'Webhook % (%) is disabled', p_webhook_id, v_webhook.webhook_name
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = format('SELECT rule_webhook_update(%s, p_enabled => true) enables it.', p_webhook_id);
+    END IF;
+    IF NOT coalesce(v_webhook.nats_enabled, false) THEN
+        RAISE EXCEPTION 'Webhook % (%) is not enabled for NATS', p_webhook_id, v_webhook.webhook_name
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = format('SELECT rule_webhook_enable_nats(%s) enables it.', p_webhook_id);
+    END IF;
+    IF v_webhook.config_name IS NULL THEN
+        RAISE EXCEPTION 'Webhook % (%) has no NATS configuration', p_webhook_id, v_webhook.webhook_name
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'SELECT rule_nats_configure(''default'', ''nats://host:4222'') makes the default one.';
+    END IF;
+    IF NOT coalesce(v_webhook.config_enabled, true) THEN
+        RAISE EXCEPTION 'Webhook % (%): its NATS config % is disabled', p_webhook_id, v_webhook.webhook_name,
+            quote_literal(v_webhook.config_name)
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = format('UPDATE rule_nats_config SET enabled = true WHERE config_name = %L', v_webhook.config_name);
+    END IF;
+    v_subject := coalesce(v_webhook.nats_subject, coalesce(v_webhook.subject_prefix, 'webhooks') || '.'
+                                                  || public.rule_nats_subject_token(v_webhook.webhook_name));
+    v_problem := public.rule_nats_subject_check(v_subject);
+    IF v_problem IS NOT NULL THEN
+        RAISE EXCEPTION 'Webhook %: cannot publish to the subject %: %', p_webhook_id, quote_literal(left(v_subject, 200)),
+            v_problem
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = format('SELECT rule_webhook_enable_nats(%s, ''a.subject'') sets another.', p_webhook_id);
+    END IF;
+    IF p_payload IS NULL THEN
+        RAISE EXCEPTION 'Webhook % (%): the payload is NULL', p_webhook_id, v_webhook.webhook_name
+            USING ERRCODE = 'null_value_not_allowed', HINT = 'JSON''s own null is allowed: ''null''::jsonb.';
+    END IF;
+    IF p_message_id = '' OR octet_length(p_message_id) > 512 OR p_message_id ~ '[\x01-\x1f\x7f]' THEN
+        RAISE EXCEPTION 'Webhook % (%): cannot use % as message id', p_webhook_id, v_webhook.webhook_name,
+            quote_literal(left(p_message_id, 100))
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'It has 1 to 512 bytes and no control characters.';
+    END IF;
+    v_problem := public.rule_nats_headers_problem(p_headers);
+    IF v_problem IS NOT NULL THEN
+        RAISE EXCEPTION 'Webhook % (%): %', p_webhook_id, v_webhook.webhook_name, v_problem
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Write headers as {"Name": "value"}.';
+    END IF;
+
+    INSERT INTO public.rule_webhook_events
+        (webhook_id, payload, subject, message_id, headers, rule_execution_id, triggered_by)
+    VALUES (p_webhook_id, p_payload, v_subject, p_message_id, p_headers, p_rule_execution_id,
+            coalesce(p_triggered_by, nullif(current_setting('role', true), 'none'), session_user))
+    RETURNING event_id INTO v_event_id;
+    RETURN jsonb_build_object('success', true, 'status', 'enqueued', 'event_id', v_event_id, 'subject', v_subject,
+                              'message_id', p_message_id);
+END
+$$;
+COMMENT ON FUNCTION public.rule_webhook_publish_nats IS
+    'walhook: makes an event for NATS in this transaction and returns at once; it is published after the commit. '
+    'rule_nats_event_status tells what became of it. message_id NULL: made from the position in the WAL';
+
+CREATE OR REPLACE FUNCTION public.rule_webhook_call_unified(
+    webhook_id INTEGER,
+    payload JSONB,
+    message_id TEXT DEFAULT NULL,
+    headers JSONB DEFAULT NULL,
+    rule_execution_id BIGINT DEFAULT NULL,
+    triggered_by TEXT DEFAULT NULL
+) RETURNS JSONB LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    p_webhook_id CONSTANT INTEGER := webhook_id;
+    p_payload CONSTANT JSONB := payload;
+    v_mode TEXT;
+    v_result JSONB;
+BEGIN
+    SELECT coalesce(w.publish_mode, 'queue') INTO v_mode FROM public.rule_webhooks w WHERE w.webhook_id = p_webhook_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
+    END IF;
+    IF v_mode NOT IN ('queue', 'nats', 'both') THEN
+        RAISE EXCEPTION 'Webhook %: Invalid publish_mode %', p_webhook_id, quote_literal(v_mode)
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = format('It is queue, nats or both: SELECT rule_webhook_enable_nats(%s, NULL, ''nats'').', p_webhook_id);
+    END IF;
+    IF p_payload IS NULL THEN
+        RAISE EXCEPTION 'Webhook %: the payload is NULL', p_webhook_id
+            USING ERRCODE = 'null_value_not_allowed', HINT = 'JSON''s own null is allowed: ''null''::jsonb.';
+    END IF;
+    v_result := jsonb_build_object('success', true, 'status', 'enqueued', 'webhook_id', p_webhook_id, 'publish_mode', v_mode);
+    IF v_mode IN ('queue', 'both') THEN
+        v_result := v_result || jsonb_build_object('queue', jsonb_build_object(
+            'success', true, 'status', 'enqueued', 'call_id', public.rule_webhook_enqueue(p_webhook_id, p_payload)));
+    END IF;
+    IF v_mode IN ('nats', 'both') THEN
+        v_result := v_result || jsonb_build_object('nats', public.rule_webhook_publish_nats(
+            p_webhook_id, p_payload, rule_webhook_call_unified.message_id, rule_webhook_call_unified.headers,
+            rule_webhook_call_unified.rule_execution_id, rule_webhook_call_unified.triggered_by));
+    END IF;
+    RETURN v_result;
+END
+$$;
+COMMENT ON FUNCTION public.rule_webhook_call_unified IS
+    'walhook: calls a webhook by its publish_mode: into the queue, to NATS or both, all in this transaction. '
+    '{"success", "status", "queue": {"call_id"}, "nats": {"event_id", "subject", …}}';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_event_status(event_id BIGINT)
+RETURNS JSONB LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    p_event_id CONSTANT BIGINT := event_id;
+    v_row RECORD;
+BEGIN
+    SELECT h.success, h.subject, h.message_id, h.stream_name, h.sequence_number, h.latency_ms, h.published_at, h.error_message
+    INTO v_row
+    FROM public.rule_nats_publish_history h
+    WHERE h.webhook_event_id = p_event_id
+    ORDER BY h.success DESC, h.publish_id DESC
+    LIMIT 1;
+    IF FOUND AND v_row.success THEN
+        RETURN jsonb_build_object(
+            'event_id', p_event_id, 'status', 'published', 'success', true, 'subject', v_row.subject,
+            'message_id', v_row.message_id, 'stream', v_row.stream_name, 'sequence', v_row.sequence_number,
+            'latency_ms', v_row.latency_ms, 'published_at', v_row.published_at);
+    ELSIF FOUND THEN
+        RETURN jsonb_build_object(
+            'event_id', p_event_id, 'status', 'failed', 'success', false, 'subject', v_row.subject,
+            'message_id', v_row.message_id, 'error', v_row.error_message, 'published_at', v_row.published_at);
+    END IF;
+    SELECT e.subject, e.message_id, e.created_at, coalesce(c.history, 'full') AS history INTO v_row
+    FROM public.rule_webhook_events e
+    LEFT JOIN public.rule_webhooks w ON w.webhook_id = e.webhook_id
+    LEFT JOIN public.rule_nats_config c ON c.config_id = coalesce(
+        w.nats_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
+    WHERE e.event_id = p_event_id;
+    IF NOT FOUND THEN
+        RETURN jsonb_build_object('event_id', p_event_id, 'status', 'unknown',
+            'message', 'no such event, or it was trimmed and its history has expired or was not kept');
+    END IF;
+    RETURN jsonb_build_object(
+        'event_id', p_event_id, 'status', 'enqueued', 'subject', v_row.subject, 'message_id', v_row.message_id,
+        'created_at', v_row.created_at,
+        'message', CASE
+            WHEN v_row.history <> 'full' THEN format('history is %s: an acknowledgement leaves no trace here', v_row.history)
+            WHEN NOT EXISTS (SELECT FROM public.rule_cdc_status s
+                             WHERE s.heartbeat_at > clock_timestamp() - make_interval(secs => 3 * s.heartbeat_seconds))
+                THEN 'no walhook is running; it will be published when one is'
+            ELSE 'not acknowledged yet' END);
+END
+$$;
+COMMENT ON FUNCTION public.rule_nats_event_status IS
+    'walhook: what became of an event: enqueued; published, with stream, sequence and latency_ms; failed, with error; unknown';
+
+CREATE OR REPLACE PROCEDURE public.rule_nats_wait(
+    event_id BIGINT,
+    timeout INTERVAL DEFAULT '10 seconds',
+    INOUT result JSONB DEFAULT NULL
+) LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    p_event_id CONSTANT BIGINT := event_id;
+    v_deadline CONSTANT TIMESTAMPTZ := clock_timestamp() + coalesce(timeout, '10 seconds');
+    v_pause DOUBLE PRECISION := 0.005;
+BEGIN
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION 'cannot wait for event % in a % transaction: it would not see the answer', p_event_id,
+            current_setting('transaction_isolation')
+            USING ERRCODE = 'active_sql_transaction', HINT = 'Commit, then CALL rule_nats_wait outside of a transaction.';
+    END IF;
+    IF EXISTS (SELECT FROM public.rule_webhook_events e
+               WHERE e.event_id = p_event_id AND e.xmin = (pg_current_xact_id_if_assigned())::xid) THEN
+        RAISE EXCEPTION 'cannot wait for event %: this transaction made it, and nothing is published before the commit', p_event_id
+            USING ERRCODE = 'active_sql_transaction', HINT = 'COMMIT, then CALL rule_nats_wait.';
+    END IF;
+    LOOP
+        result := public.rule_nats_event_status(p_event_id);
+        EXIT WHEN result ->> 'status' <> 'enqueued';
+        IF clock_timestamp() >= v_deadline THEN
+            result := result || '{"timed_out": true}';
+            EXIT;
+        END IF;
+        PERFORM pg_sleep(v_pause);
+        v_pause := least(v_pause * 2, 0.1);
+    END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE public.rule_nats_wait IS
+    'walhook: waits until the event of a committed transaction is published or has failed, and answers as rule_nats_event_status; '
+    'after the timeout with "timed_out": true';
+
+CREATE OR REPLACE FUNCTION public.rule_webhook_events_cleanup(
+    p_older_than INTERVAL DEFAULT '24 hours',
+    p_limit INTEGER DEFAULT 10000
+) RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_deleted BIGINT;
+BEGIN
+    DELETE FROM public.rule_webhook_events
+    WHERE event_id IN (SELECT e.event_id FROM public.rule_webhook_events e
+                       WHERE e.created_at < now() - p_older_than
+                       ORDER BY e.event_id
+                       LIMIT p_limit
+                       FOR UPDATE SKIP LOCKED);
+    GET DIAGNOSTICS v_deleted = ROW_COUNT;
+    RETURN v_deleted;
+END
+$$;
+COMMENT ON FUNCTION public.rule_webhook_events_cleanup IS
+    'walhook: deletes events older than that, the oldest p_limit at most, and returns how many. Loses nothing: what is not '
+    'published yet is in the WAL';
+
+-- -------------------------------------------------------------------------------------- what the running streamer reports
+
+CREATE OR REPLACE FUNCTION public.rule_nats_report(p_config_name TEXT)
+RETURNS JSONB LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_config RECORD;
+    v_status RECORD;
+    v_nats JSONB;
+    v_connected BOOLEAN;
+    v_running BOOLEAN;
+BEGIN
+    SELECT enabled INTO v_config FROM public.rule_nats_config WHERE config_name = p_config_name;
+    IF NOT FOUND THEN
+        RETURN jsonb_build_object('success', false, 'config', p_config_name, 'connected', false, 'running', false,
+                                  'message', format('NATS config %s not found', coalesce(p_config_name, 'NULL')));
+    END IF;
+    SELECT s.*, s.heartbeat_at > clock_timestamp() - make_interval(secs => 3 * s.heartbeat_seconds) AS running INTO v_status
+    FROM public.rule_cdc_status s
+    ORDER BY s.heartbeat_at > clock_timestamp() - make_interval(secs => 3 * s.heartbeat_seconds) DESC,
+             s.nats ? p_config_name DESC, s.heartbeat_at DESC
+    LIMIT 1;
+    v_running := coalesce(v_status.running, false);
+    v_nats := v_status.nats -> p_config_name;
+    v_connected := v_running AND coalesce((v_nats ->> 'connected')::boolean, false);
+    RETURN jsonb_build_object(
+        'success', v_connected,
+        'config', p_config_name,
+        'connected', v_connected,
+        'running', v_running,
+        'message', CASE
+            WHEN NOT coalesce(v_config.enabled, true) THEN format('NATS config %s is disabled', p_config_name)
+            WHEN v_status.source IS NULL THEN 'no walhook has run on this database yet: start `walhook run`'
+            WHEN NOT v_running THEN format('no walhook is running: the last one was heard of at %s', v_status.heartbeat_at)
+            WHEN v_connected THEN 'NATS connection initialized'
+            WHEN v_nats IS NULL THEN 'walhook is running and has no connection for this configuration: no enabled webhook uses it'
+            ELSE 'walhook is running and not connected to NATS: see last_error' END,
+        'server', v_nats ->> 'server',
+        'nats_connected_since', v_nats ->> 'connected_since',
+        'last_error', coalesce(v_nats ->> 'last_error', v_status.last_error),
+        'source', v_status.source,
+        'pid', v_status.pid,
+        'host', v_status.host,
+        'version', v_status.version,
+        'epoch', v_status.epoch,
+        'connected_since', v_status.connected_since,
+        'confirmed_lsn', v_status.confirmed_lsn,
+        'heartbeat_at', v_status.heartbeat_at);
+END
+$$;
+COMMENT ON FUNCTION public.rule_nats_report IS
+    'walhook: what the running streamer last said of the connection of this configuration; it asks nobody';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_init(config_name TEXT DEFAULT 'default')
+RETURNS JSONB LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+BEGIN
+    IF NOT EXISTS (SELECT FROM public.rule_nats_config c WHERE c.config_name = rule_nats_init.config_name) THEN
+        RAISE EXCEPTION 'NATS config % not found', coalesce(config_name, 'NULL')
+            USING ERRCODE = 'no_data_found',
+            HINT = format('SELECT rule_nats_configure(%L, ''nats://host:4222'') makes it.', config_name);
+    END IF;
+    RETURN public.rule_nats_report(config_name);
+END
+$$;
+COMMENT ON FUNCTION public.rule_nats_init IS
+    'walhook: there is nothing to initialize in the server: answers whether the running streamer is connected, and why not';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_health_check(config_name TEXT DEFAULT 'default')
+RETURNS JSONB LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT public.rule_nats_report($1)
+$$;
+COMMENT ON FUNCTION public.rule_nats_health_check IS
+    'walhook: {"success", "config", "connected", "running", "message", …}; an unknown configuration is success false';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_test_connection(p_config_name TEXT DEFAULT 'default')
+RETURNS JSON LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT public.rule_nats_report(p_config_name)::json
+$$;
+COMMENT ON FUNCTION public.rule_nats_test_connection IS 'walhook: as rule_nats_health_check, as json';
+
+-- ---------------------------------------------------------------- two functions of RFC-0005 that were broken as shipped
+
+CREATE OR REPLACE FUNCTION public.rule_webhook_call_status(p_call_id INTEGER)
+RETURNS JSON LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(
+        (SELECT json_build_object(
+            'call_id', c.call_id, 'webhook_id', c.webhook_id, 'webhook_name', w.webhook_name, 'status', c.status,
+            'rule_name', c.rule_name, 'retry_count', c.retry_count, 'next_retry_at', c.next_retry_at,
+            'scheduled_at', c.scheduled_at, 'started_at', c.started_at, 'completed_at', c.completed_at,
+            'response_status', c.response_status, 'error_message', c.error_message,
+            'execution_time_ms', c.execution_time_ms, 'created_at', c.created_at,
+            'history', coalesce((SELECT json_agg(json_build_object(
+                'attempt_number', h.attempt_number, 'started_at', h.started_at, 'completed_at', h.completed_at,
+                'response_status', h.response_status, 'error_message', h.error_message,
+                'execution_time_ms', h.execution_time_ms) ORDER BY h.attempt_number)
+                FROM public.rule_webhook_call_history h WHERE h.call_id = c.call_id), '[]'))
+         FROM public.rule_webhook_calls c
+         JOIN public.rule_webhooks w USING (webhook_id)
+         WHERE c.call_id = p_call_id),
+        '{"error":"Call not found"}')
+$$;
+COMMENT ON FUNCTION public.rule_webhook_call_status IS
+    'walhook: a queued call and its attempts as JSON, or {"error":"Call not found"}';
+
+CREATE OR REPLACE FUNCTION public.rule_webhook_process_retries()
+RETURNS TABLE (call_id INTEGER, webhook_name TEXT, retry_result JSON)
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    WITH due AS (
+        SELECT c.call_id, w.webhook_name
+        FROM public.rule_webhook_calls c
+        JOIN public.rule_webhooks w USING (webhook_id)
+        WHERE c.status = 'retrying' AND c.next_retry_at <= now() AND w.enabled
+        FOR UPDATE OF c SKIP LOCKED
+    ), again AS (
+        UPDATE public.rule_webhook_calls c SET status = 'pending', scheduled_at = now(), next_retry_at = NULL
+        FROM due
+        WHERE c.call_id = due.call_id
+        RETURNING c.call_id, due.webhook_name, c.retry_count
+    )
+    SELECT again.call_id, again.webhook_name,
+           json_build_object('success', true, 'call_id', again.call_id, 'status', 'pending', 'retry_count', again.retry_count)
+    FROM again
+$$;
+COMMENT ON FUNCTION public.rule_webhook_process_retries IS
+    'walhook: gives calls whose retry is due back to the workers (status pending), one row for each';
+
+CALL public.rule_cdc_functions_close();
+
+INSERT INTO public.schema_migrations (version, description)
+VALUES ('008', 'walhook: events, links, publication and slot, publishing')
+ON CONFLICT (version) DO NOTHING;
