@@ -44,6 +44,8 @@ pub struct Lanes {
     identity: Identity,
     overrides: Overrides,
     ack_timeout: Duration,
+    /// What the server had written when the session began: no tail of ours is beyond it and what came since.
+    server_wal: Lsn,
     generation: u64,
 }
 
@@ -88,8 +90,8 @@ struct Opened {
 
 impl Lanes {
     /// No connection yet; the first [`Lanes::poll`] begins.
-    pub fn new(identity: Identity, overrides: Overrides, ack_timeout: Duration) -> Lanes {
-        Lanes { drivers: Vec::new(), identity, overrides, ack_timeout, generation: 0 }
+    pub fn new(identity: Identity, overrides: Overrides, ack_timeout: Duration, server_wal: Lsn) -> Lanes {
+        Lanes { drivers: Vec::new(), identity, overrides, ack_timeout, server_wal, generation: 0 }
     }
 
     /// Sends, takes answers, mends. Ready when a lane was opened or gave something up, and, if `eager`, whenever an
@@ -179,7 +181,7 @@ impl Lanes {
             self.overrides.clone(),
             self.identity.clone(),
             streamer.lane_inbox(index),
-            streamer.received(),
+            streamer.received().max(self.server_wal),
             driver.control.clone(),
             publisher,
             wait,
@@ -411,7 +413,7 @@ async fn open(
     overrides: Overrides,
     identity: Identity,
     inbox: String,
-    received: Lsn,
+    server_wal: Lsn,
     control: Option<Control>,
     publisher: Option<Publisher>,
     wait: Duration,
@@ -453,10 +455,10 @@ async fn open(
         }
     }
     if let Some((position, sequence)) = &ours
-        && position.commit_lsn > received
+        && position.commit_lsn > server_wal
     {
         return Err(Error::untrusted(format!(
-            "go on in stream {:?}: its message {sequence} is of {}, beyond PostgreSQL's WAL, which ends at {received}",
+            "go on in stream {:?}: its message {sequence} is of {}, beyond PostgreSQL's WAL, which ends at {server_wal}",
             stream.stream_name, position.commit_lsn
         ))
         .hint(

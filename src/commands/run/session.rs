@@ -57,7 +57,7 @@ pub async fn session(config: &Config, shutdown: &mut watch::Receiver<bool>, stre
     let inbox = format!("_INBOX.walhook.{:016x}", fastrand::u64(..));
     let streamer = Streamer::new(&config.source, epoch, &inbox, config.limits, tables, types, confirmed);
     let identity = Identity { source: config.source.clone(), epoch };
-    let lanes = Lanes::new(identity, config.nats.clone(), config.ack_timeout);
+    let lanes = Lanes::new(identity, config.nats.clone(), config.ack_timeout, system.flushed);
     let interval = status_interval(config, &client).await?;
     let mut session = Session {
         config,

@@ -1,0 +1,139 @@
+//! `walhook status`: what the database knows of slot, streams, webhooks and dead letters, for a person or as JSON.
+
+use serde_json::{Value, json};
+use tokio_postgres::Client;
+
+use crate::{
+    config::Config,
+    error::{Error, Result},
+    postgres::sql,
+};
+
+/// One statement each, whose answer is one JSON value.
+const SLOT: &str = "SELECT row_to_json(s)::text FROM public.rule_cdc_slots s WHERE s.slot_name::text = $1";
+const STREAMS: &str = "SELECT COALESCE(json_agg(json_build_object( \
+        'config', config_name, 'stream', stream_name, 'epoch', epoch, 'sequence', sequence, 'commit_lsn', commit_lsn, \
+        'updated_at', updated_at) ORDER BY config_name, stream_name), '[]')::text \
+    FROM public.rule_nats_checkpoints WHERE source = $1 AND stream_name <> ''";
+const WEBHOOKS: &str = "SELECT json_build_object( \
+        'total', count(*), \
+        'publishing', count(*) FILTER (WHERE enabled AND nats_enabled AND publish_mode IN ('nats', 'both')), \
+        'linked_tables', (SELECT count(DISTINCT (table_schema, table_name)) FROM public.rule_webhook_links WHERE enabled) \
+    )::text FROM public.rule_webhooks";
+const DEAD_LETTERS: &str = "SELECT json_build_object('dead', count(*), 'newest', max(created_at), \
+        'newest_reason', (array_agg(reason ORDER BY dead_letter_id DESC))[1])::text \
+    FROM public.rule_nats_dead_letters WHERE status = 'dead'";
+
+/// Prints the status.
+///
+/// # Errors
+/// PostgreSQL cannot be asked, or the slot is missing or lost.
+pub async fn status(config: &Config, as_json: bool) -> Result<()> {
+    let client = sql::connect(&config.postgres).await?;
+    let slot = ask(&client, SLOT, Some(&config.slot)).await?;
+    let status = json!({
+        "source": config.source,
+        "slot": slot,
+        "streams": ask(&client, STREAMS, Some(&config.source)).await?,
+        "webhooks": ask(&client, WEBHOOKS, None).await?,
+        "dead_letters": ask(&client, DEAD_LETTERS, None).await?,
+    });
+    if as_json {
+        println!("{status}");
+    } else {
+        print!("{}", render(config, &status));
+    }
+    if slot.is_null() {
+        return Err(
+            Error::config(format!("replication slot {:?} does not exist", config.slot)).hint("run `walhook setup`")
+        );
+    }
+    if slot["wal_status"] == "lost" {
+        return Err(Error::untrusted(format!("replication slot {:?} is lost", config.slot)));
+    }
+    Ok(())
+}
+
+/// `Null` where there is no row.
+async fn ask(client: &Client, statement: &str, name: Option<&String>) -> Result<Value> {
+    let attempted = "read the status";
+    let row = match name {
+        Some(name) => client.query_opt(statement, &[name]).await,
+        None => client.query_opt(statement, &[]).await,
+    };
+    let row = row.map_err(|error| {
+        let error = sql::error(attempted, error);
+        match crate::postgres::sqlstate(&error) {
+            Some("42P01") => Error::config(error.to_string()).hint("run `walhook setup`, which applies the migrations"),
+            _ => error,
+        }
+    })?;
+    let Some(row) = row else { return Ok(Value::Null) };
+    let text: &str = row.get(0);
+    serde_json::from_str(text).map_err(|error| Error::protocol(attempted).caused_by(error))
+}
+
+fn render(config: &Config, status: &Value) -> String {
+    let slot = &status["slot"];
+    let mut lines = vec![format!("source        {}", config.source)];
+    if slot.is_null() {
+        lines.push(format!("slot          {} does not exist", config.slot));
+    } else {
+        let held = match slot["active_pid"].as_i64() {
+            Some(pid) => format!("held by walsender {pid}"),
+            None => "held by nobody: no walhook is streaming".to_owned(),
+        };
+        let bytes = |key: &str| slot[key].as_i64().map_or_else(|| "?".to_owned(), human);
+        lines.push(format!("slot          {} ({held}), WAL {}", config.slot, plain(&slot["wal_status"])));
+        lines.push(format!(
+            "confirmed     {}, {} behind; {} of WAL retained",
+            plain(&slot["confirmed_flush_lsn"]),
+            bytes("lag_bytes"),
+            bytes("retained_bytes")
+        ));
+    }
+    for stream in status["streams"].as_array().into_iter().flatten() {
+        lines.push(format!(
+            "stream        {} ({}): sequence {} at {}, noted {}",
+            plain(&stream["stream"]),
+            plain(&stream["config"]),
+            plain(&stream["sequence"]),
+            plain(&stream["commit_lsn"]),
+            plain(&stream["updated_at"])
+        ));
+    }
+    let webhooks = &status["webhooks"];
+    lines.push(format!(
+        "webhooks      {} ({} publish to NATS), {} linked tables",
+        plain(&webhooks["total"]),
+        plain(&webhooks["publishing"]),
+        plain(&webhooks["linked_tables"])
+    ));
+    let dead = &status["dead_letters"];
+    let newest = match dead["newest_reason"].as_str() {
+        Some(reason) => format!(", the newest of {}: {reason}", plain(&dead["newest"])),
+        None => String::new(),
+    };
+    lines.push(format!("dead letters  {}{newest}", plain(&dead["dead"])));
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn human(bytes: i64) -> String {
+    let mut scaled = bytes.max(0);
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if scaled < 10_240 {
+            return format!("{scaled} {unit}");
+        }
+        scaled /= 1024;
+    }
+    format!("{scaled} TiB")
+}
