@@ -1,26 +1,28 @@
-# A small image that holds walhook and nothing it does not need: no compiler, no shell scripts, no root.
+# An image that holds walhook, the libraries it links, the root certificates, and nothing else: no shell, no package
+# manager, no root. It writes no files, so its root file system may be read-only:
+#   docker run --read-only --cap-drop ALL --security-opt no-new-privileges walhook
 #
-# Run it with a read-only root file system; it writes nothing but logs:
-#   docker run --read-only --cap-drop ALL --security-opt no-new-privileges walhook run
-# Both bases are arguments, so that a machine without a registry can bring its own (see scripts/image).
+# The base is an argument, for machines that cannot pull it (see scripts/image).
 ARG BUILD_BASE=rust:1-slim-bookworm
-ARG RUN_BASE=debian:bookworm-slim
 
 FROM ${BUILD_BASE} AS build
-# ring compiles C; rust's slim image has gcc, other bases may not.
-RUN command -v cc >/dev/null || { apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev; }
 WORKDIR /src
 COPY . .
-RUN cargo build --release --locked --bin walhook && strip target/release/walhook -o /walhook
+RUN cargo build --release --locked --bin walhook
+# Everything into a root of its own. glibc resolves names by itself since 2.34; what ldd lists is all there is to load.
+RUN set -eu; \
+    install -D target/release/walhook /image/usr/local/bin/walhook; \
+    strip /image/usr/local/bin/walhook; \
+    ldd /image/usr/local/bin/walhook | grep -o '/[^ ]*' | xargs -I{} cp -L --parents {} /image/; \
+    cp -L --parents /etc/ssl/certs/ca-certificates.crt /image/; \
+    echo 'walhook:x:65532:65532::/:/usr/sbin/nologin' > /image/etc/passwd; \
+    echo 'hosts: files dns' > /image/etc/nsswitch.conf
 
-FROM ${RUN_BASE}
-RUN test -e /etc/ssl/certs/ca-certificates.crt || { \
-      apt-get update && apt-get install -y --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*; }
-COPY --from=build /walhook /usr/local/bin/walhook
-# A number, so that Kubernetes can see that it is not root; nobody else has it.
+FROM scratch
+COPY --from=build /image /
+# A number, so that Kubernetes can see that it is not root.
 USER 65532:65532
-WORKDIR /
-# SIGTERM drains and confirms within 25 s: give it 30 (docker stop --time 30).
+# SIGTERM drains and confirms within 25 s: grant it 30 (docker stop --time 30).
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/walhook"]
 CMD ["run"]

@@ -33,7 +33,7 @@ demo: build ## start throw-away servers and watch rows become messages (DEMO_SEC
 
 .PHONY: test
 test: services ## run all tests against real servers, the end-to-end ones on the oldest and newest too
-	$(CARGO) test --locked
+	$(CARGO) test --locked --no-fail-fast
 	@set -e; for pair in $(MATRIX); do \
 	    echo "== PostgreSQL $${pair%/*}, NATS $${pair#*/}"; \
 	    WALHOOK_TEST_POSTGRES=$${pair%/*} WALHOOK_TEST_NATS=$${pair#*/} \
