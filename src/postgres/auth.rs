@@ -16,8 +16,9 @@ use super::{
 use crate::error::{Error, Result};
 
 /// What walhook's decoding relies on, whatever the role's or the database's own settings are. It wins over `options`.
-const SESSION: [(&str, &str); 6] = [
+const SESSION: [(&str, &str); 7] = [
     ("client_encoding", "UTF8"),
+    ("client_min_messages", "warning"), // a missing publication is one, since version 18
     ("DateStyle", "ISO"),
     ("IntervalStyle", "iso_8601"),
     ("TimeZone", "UTC"),

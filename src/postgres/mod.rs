@@ -1,8 +1,9 @@
 //! The edge towards PostgreSQL.
 //!
-//! [`settings`] says where the server is and who we are; [`wire`] dials it, [`tls`] protects and [`auth`] authenticates
-//! the connection; [`replication`] speaks the walsender's protocol on it and [`sql`] gives ordinary SQL by tokio-postgres
-//! over the same socket, TLS and settings. What comes through here is bytes and rows; what they mean is not known here.
+//! [`settings`] says where the server is and who we are; [`wire`] dials it, [`tls`] protects and [`auth`]
+//! authenticates the connection; [`replication`] speaks the walsender's protocol on it and [`sql`] gives ordinary SQL
+//! by tokio-postgres over the same socket, TLS and settings. What comes through here is bytes and rows; what they
+//! mean is not known here.
 
 mod auth;
 pub mod replication;
@@ -17,7 +18,7 @@ use crate::error::{Error, Kind};
 
 pub use settings::{Secret, Settings};
 
-/// What PostgreSQL's server said in an ErrorResponse (manual, section 55.8).
+/// What PostgreSQL's server said in an ErrorResponse or NoticeResponse (manual, section 55.8).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServerError {
     /// Five characters (manual, appendix A).
@@ -90,7 +91,7 @@ fn sort(server: &ServerError) -> (Kind, &'static str) {
             (Kind::Untrusted, "WAL this slot needed is gone: changes are lost; see the documentation on lost slots")
         }
         "42704" if says("replication slot") => (Kind::Config, "create the slot with: walhook setup"),
-        "42704" if says("publication") => (
+        "42704" | "55000" if says("publication") => (
             Kind::Config,
             "create the publication with: walhook setup; it must be older than the slot's position, so if it was \
              dropped, the slot must be made anew",

@@ -1,7 +1,7 @@
 //! The walsender connection: commands, then the stream (manual, section 55.4).
 //!
-//! In come settings and a slot; out come the payloads of CopyData messages, borrowed from the read buffer, and in go those of
-//! our own. What the payloads say (WAL, keepalives, status) is not known here. Nothing here has a clock but
+//! In come settings and a slot; out come the payloads of CopyData messages, borrowed from the read buffer, and in go
+//! those of our own. What the payloads say (WAL, keepalives, status) is not known here. Nothing here has a clock but
 //! [`Stream::finish`].
 
 use std::{future::poll_fn, ops::Range, task::Poll, time::Duration};
@@ -11,7 +11,7 @@ use postgres_protocol::message::frontend;
 use tokio::time::timeout;
 
 use super::{
-    auth, server_error,
+    ServerError, auth, server_error,
     settings::Settings,
     wire::{self, Fields, Wire, is_aside, parse_error},
 };
@@ -72,8 +72,8 @@ impl Connection {
         }
     }
 
-    /// Runs SQL or a replication command by the simple protocol: the rows as text. The connection remains usable after an
-    /// error of the server's.
+    /// Runs SQL or a replication command by the simple protocol: the rows as text. The connection remains usable
+    /// after an error of the server's.
     ///
     /// # Errors
     /// The server's, with its [`sqlstate`](super::sqlstate), and the connection's.
@@ -104,8 +104,8 @@ impl Connection {
     /// options. From now on the slot is ours.
     ///
     /// # Errors
-    /// The server's, with its [`sqlstate`](super::sqlstate): [`OBJECT_IN_USE`](super::OBJECT_IN_USE) where another session
-    /// has the slot (retryable), [`UNDEFINED_OBJECT`](super::UNDEFINED_OBJECT) where there is none.
+    /// The server's, with its [`sqlstate`](super::sqlstate): [`OBJECT_IN_USE`](super::OBJECT_IN_USE) where another
+    /// session has the slot (retryable), [`UNDEFINED_OBJECT`](super::UNDEFINED_OBJECT) where there is none.
     pub async fn start_replication(mut self, slot: &str, start: Lsn, options: &[(&str, &str)]) -> Result<Stream> {
         let doing = format!("start replication from slot {slot:?} at {}", self.wire.target());
         let command = start_command(slot, start, options);
@@ -155,11 +155,12 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Sends what is queued and, if `read`, reads what the socket has. Returns when something was read; with `read` false it
-    /// only sends, and never returns but by an error. So one `select!` arm can hold it always.
+    /// Sends what is queued and, if `read`, reads what the socket has. Returns when something was read; with `read`
+    /// false it only sends, and never returns but by an error. So one `select!` arm can hold it always.
     ///
-    /// Cancel-safe: bytes are in the buffers, not in the future. Take all that [`next_copy_data`](Self::next_copy_data) gives
-    /// before reading again: a full buffer with a whole message in it takes no more.
+    /// Cancel-safe: bytes are in the buffers, not in the future. Take all that
+    /// [`next_copy_data`](Self::next_copy_data) gives before reading again: a full buffer with a whole message in it
+    /// takes no more.
     ///
     /// # Errors
     /// The connection is lost (retryable).
@@ -186,6 +187,7 @@ impl Stream {
             let Some((tag, body)) = self.wire.inbox.next()? else { return Ok(None) };
             match tag {
                 b'd' => return Ok(Some(body)),
+                b'N' => self.heed(parse_error(self.wire.inbox.body(body))?)?,
                 tag if is_aside(tag) => {}
                 b'E' => {
                     let error = parse_error(self.wire.inbox.body(body))?;
@@ -202,8 +204,20 @@ impl Stream {
         }
     }
 
-    /// Queues one CopyData message whose payload `write` appends; [`drive`](Self::drive) sends it. Says whether it was taken:
-    /// while much is unsent already nothing is added, as a later status update tells what this one would have.
+    /// From version 18 on a missing publication is a warning, and what it would have published is left out. To us
+    /// that is as much an end as the error of the versions before: nothing is skipped in silence.
+    fn heed(&self, notice: ServerError) -> Result<()> {
+        let doing = format!("replicate from {}", self.wire.target());
+        if notice.message.contains("skipped loading publication") {
+            return Err(server_error(doing, notice));
+        }
+        tracing::debug!(%notice, "PostgreSQL's remark on the stream");
+        Ok(())
+    }
+
+    /// Queues one CopyData message whose payload `write` appends; [`drive`](Self::drive) sends it. Says whether it
+    /// was taken: while much is unsent already nothing is added, as a later status update tells what this one would
+    /// have.
     pub fn queue_copy_data(&mut self, write: impl FnOnce(&mut BytesMut)) -> bool {
         if self.wire.is_clogged() {
             return false;

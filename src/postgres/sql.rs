@@ -1,6 +1,7 @@
 //! Ordinary SQL, by tokio-postgres over the socket that [`wire`](super::wire) dials: the same hosts, TLS and login.
 //!
-//! In come settings; out goes a client whose connection runs as a task of its own and whose loss shows as `is_closed()`.
+//! In come settings; out goes a client whose connection runs as a task of its own and whose loss shows as
+//! `is_closed()`.
 
 use std::{
     convert::Infallible,

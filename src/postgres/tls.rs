@@ -2,9 +2,10 @@
 //!
 //! In come the settings' modes and files; out goes a rustls configuration, and from a finished handshake the hash
 //! that binds SCRAM to this channel. The crypto provider is ring, named here: no process-wide default is asked for.
-//! Names, chains and signatures are checked by webpki; what is libpq's own are three leniences that its users rely on, as the PostgreSQL
-//! manual's recipes (section 19.9.5) make such certificates: one that is itself listed as trusted needs no authority, one
-//! without alternative names may carry the host in its common name, and one of version 1 will do.
+//! Names, chains and signatures are checked by webpki; what is libpq's own are three leniences that its users rely
+//! on, as the PostgreSQL manual's recipes (section 19.9.5) make such certificates: one that is itself listed as
+//! trusted needs no authority, one without alternative names may carry the host in its common name, and one of
+//! version 1 will do.
 
 use std::{io, net::IpAddr, path::Path, sync::Arc};
 
@@ -166,8 +167,8 @@ impl Verifier {
         }
     }
 
-    /// Whether `root` itself has signed `cert`. webpki reads version 3 only; version 1 has no place for the rules about who may
-    /// sign for whom, so nothing between the two is believed.
+    /// Whether `root` itself has signed `cert`. webpki reads version 3 only; version 1 has no place for the rules
+    /// about who may sign for whom, so nothing between the two is believed.
     fn has_signed(&self, root: &CertificateDer<'_>, cert: &X509Certificate<'_>) -> bool {
         let Ok(root) = parse(root) else { return false };
         let (key, signature) = (&root.public_key().subject_public_key.data, &cert.signature_value.data);
@@ -249,8 +250,8 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Whether a certificate without any alternative name carries this host as its only common name. libpq accepts that, and many
-/// a PostgreSQL certificate has nothing else (the manual's own example, section 19.9.5).
+/// Whether a certificate without any alternative name carries this host as its only common name. libpq accepts that,
+/// and many a PostgreSQL certificate has nothing else (the manual's own example, section 19.9.5).
 fn common_name_is(cert: &X509Certificate<'_>, name: &ServerName<'_>) -> bool {
     match cert.subject_alternative_name() {
         Err(_) => return false,
@@ -278,8 +279,9 @@ fn common_name_is(cert: &X509Certificate<'_>, name: &ServerName<'_>) -> bool {
     }
 }
 
-/// The hash of the server's certificate that `tls-server-end-point` means (RFC 5929, section 4.1): by the certificate's own
-/// signature algorithm, SHA-256 in place of MD5 and SHA-1. `None` where no hash is defined (Ed25519).
+/// The hash of the server's certificate that `tls-server-end-point` means (RFC 5929, section 4.1): by the
+/// certificate's own signature algorithm, SHA-256 in place of MD5 and SHA-1. `None` where no hash is defined
+/// (Ed25519).
 pub(super) fn end_point_hash(cert: &CertificateDer<'_>) -> Option<Vec<u8>> {
     let (_, parsed) = X509Certificate::from_der(cert).ok()?;
     let algorithm = &parsed.signature_algorithm;

@@ -1,8 +1,8 @@
 //! A dialled socket, and the frames on it.
 //!
-//! In come settings; out comes a socket (TCP, unix, TLS) that somebody logs in on, tried host by host as libpq does. From the
-//! socket come the server's frames: a tag, a length, a body (manual, section 55.7). Lengths are foreign: each is checked, and
-//! memory grows only as bytes arrive. What a frame means is not known here.
+//! In come settings; out comes a socket (TCP, unix, TLS) that somebody logs in on, tried host by host as libpq does.
+//! From the socket come the server's frames: a tag, a length, a body (manual, section 55.7). Lengths are foreign:
+//! each is checked, and memory grows only as bytes arrive. What a frame means is not known here.
 
 use std::{
     fmt, io,
@@ -237,7 +237,8 @@ impl Attempt<'_> {
             Ok(logged_in) => return Ok(logged_in),
             Err(Failed { error, refused, was_tls }) => (error, refused, was_tls),
         };
-        // Only what the other kind of connection may cure: TLS that failed, or a server that turned us away on this kind.
+        // Only what the other kind of connection may cure: TLS that failed, or a server that turned us away on this
+        // kind.
         let second = second.filter(|second| refused && was_tls != (*second == Encryption::Always));
         let Some(second) = second else { return Err(error) };
         match self.once(second, log_in).await {
@@ -608,7 +609,8 @@ impl<'a> Fields<'a> {
         Ok(i32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
     }
 
-    /// Up to a NUL byte. Before the session's encoding is settled a message may be in any; what is not UTF-8 is replaced.
+    /// Up to a NUL byte. Before the session's encoding is settled a message may be in any; what is not UTF-8 is
+    /// replaced.
     pub(super) fn text(&mut self) -> Result<String> {
         let end = memchr::memchr(0, self.rest).ok_or_else(|| self.short())?;
         let text = String::from_utf8_lossy(&self.rest[..end]).into_owned();
