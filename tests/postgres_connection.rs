@@ -372,6 +372,18 @@ async fn who_is_refused_reads_why_and_what_to_do() {
 }
 
 #[tokio::test]
+async fn connecting_may_be_left_to_a_task() {
+    let pg = Postgres::start().await;
+    let settings = settings(&pg.conninfo());
+    tokio::spawn(async move {
+        Connection::connect(&settings).await.unwrap().query("SELECT 1").await.unwrap();
+        sql::connect(&settings).await.unwrap().batch_execute("SELECT 1").await.unwrap();
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
 async fn a_role_without_replication_is_told_which_right_it_lacks() {
     let pg = Postgres::start().await;
     pg.psql("CREATE ROLE plain LOGIN");

@@ -49,7 +49,7 @@ impl Connection {
     /// # Errors
     /// Unavailable where waiting may help; Permission and Config where somebody must act.
     pub async fn connect(settings: &Settings) -> Result<Connection> {
-        let wire = wire::connect(settings, async |dialled| auth::log_in(dialled, settings).await).await?;
+        let wire = wire::connect(settings, |dialled| auth::log_in(dialled, settings)).await?;
         Ok(Connection { wire })
     }
 
@@ -165,11 +165,12 @@ impl Stream {
     /// # Errors
     /// The connection is lost (retryable).
     pub async fn drive(&mut self, read: bool) -> Result<()> {
-        poll_fn(|cx| {
-            if let Poll::Ready(Err(e)) = self.wire.poll_flush(cx) {
-                return Poll::Ready(Err(e));
-            }
-            if read { self.wire.poll_fill(cx) } else { Poll::Pending }
+        poll_fn(|cx| match read {
+            true => self.wire.poll_exchange(cx),
+            false => match self.wire.poll_flush(cx) {
+                Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+                _ => Poll::Pending,
+            },
         })
         .await
     }
