@@ -447,7 +447,7 @@ async fn hosts_are_tried_in_order_until_one_is_of_the_wanted_kind() {
 }
 
 #[tokio::test]
-async fn the_system_is_identified_as_its_control_file_says() {
+async fn the_system_is_identified_as_its_control_file_and_settings_say() {
     let pg = Postgres::start().await;
     let mut connection = Connection::connect(&settings(&pg.conninfo())).await.unwrap();
     let before: Lsn = pg.psql("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
@@ -457,6 +457,10 @@ async fn the_system_is_identified_as_its_control_file_says() {
     assert_eq!(system.timeline.to_string(), pg.psql("SELECT timeline_id FROM pg_control_checkpoint()"));
     assert!(before <= system.flushed && system.flushed <= after, "{before} {} {after}", system.flushed);
     assert_eq!(system.dbname, "postgres");
+    for (value, wanted) in [("7s", Some(Duration::from_secs(7))), ("0", None)] {
+        connection.query(&format!("SET wal_sender_timeout = '{value}'")).await.unwrap();
+        assert_eq!(connection.wal_sender_timeout().await.unwrap(), wanted);
+    }
 }
 
 #[tokio::test]

@@ -72,6 +72,20 @@ impl Connection {
         }
     }
 
+    /// How long the server waits for a sign of life from us before it closes the stream; `None`: for ever. It asks for
+    /// one after half of this.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub async fn wal_sender_timeout(&mut self) -> Result<Option<Duration>> {
+        let rows = self.query("SELECT setting FROM pg_settings WHERE name = 'wal_sender_timeout'").await?; // in ms
+        match rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok()) {
+            None => Err(Error::protocol(format!("wal_sender_timeout at {} is no number", self.wire.target()))),
+            Some(0) => Ok(None),
+            Some(milliseconds) => Ok(Some(Duration::from_millis(milliseconds))),
+        }
+    }
+
     /// Runs SQL or a replication command by the simple protocol: the rows as text. The connection remains usable
     /// after an error of the server's.
     ///
