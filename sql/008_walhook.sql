@@ -531,7 +531,8 @@ BEGIN
     -- A row of a partitioned table is logged with the identity of its leaf.
     FOR v_leaf IN
         SELECT t.relid FROM pg_partition_tree(p_table) t WHERE t.isleaf
-        UNION SELECT p_table::oid WHERE NOT EXISTS (SELECT FROM pg_partition_tree(p_table) t WHERE t.isleaf)
+        UNION SELECT p_table WHERE NOT EXISTS (SELECT FROM pg_partition_tree(p_table) t WHERE t.isleaf)
+        ORDER BY relid
     LOOP
         v_identity := public.rule_cdc_replica_identity(v_leaf);
         v_full := (SELECT relreplident = 'f' FROM pg_class WHERE oid = v_leaf);
@@ -1172,8 +1173,7 @@ BEGIN
     WHERE event_id IN (SELECT e.event_id FROM public.rule_webhook_events e
                        WHERE e.created_at < now() - p_older_than
                        ORDER BY e.event_id
-                       LIMIT p_limit
-                       FOR UPDATE SKIP LOCKED);
+                       LIMIT p_limit);
     GET DIAGNOSTICS v_deleted = ROW_COUNT;
     RETURN v_deleted;
 END
