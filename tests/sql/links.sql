@@ -114,10 +114,14 @@ SELECT rule_webhook_disable_nats(1);
 UPDATE rule_webhooks SET enabled = false;
 SELECT assert.that(problems('public.orders') LIKE 'the webhook is disabled | the webhook does not publish to NATS%', 'disabled');
 
--- A webhook goes, and its links with it; the next link or unlink tidies the publication.
+-- A webhook goes, and its links with it; its tables stay published until somebody tidies up.
 SELECT rule_webhook_delete(1);
 SELECT assert.equal((SELECT count(*) FROM rule_webhook_links), 0);
 SELECT assert.equal((SELECT count(*) FROM rule_webhook_links_check()), 0);
+SELECT assert.equal(published('orders'), 'walhook_changes');
+SELECT assert.equal(rule_cdc_publication_tidy(), 2);
+SELECT assert.equal(published('orders'), NULL);
+SELECT assert.equal(published('rule_webhooks'), 'walhook_changes');
 
 -- Publications of others
 CREATE PUBLICATION everything_inserts FOR ALL TABLES;
