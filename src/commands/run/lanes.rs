@@ -249,7 +249,7 @@ impl Lanes {
                         self.opened(index, streamer, opened)?;
                         notable = true;
                     }
-                    Poll::Ready(Err(error)) => self.failed(index, streamer, error, None)?,
+                    Poll::Ready(Err(error)) => self.failed(index, streamer, error)?,
                 },
                 Phase::Running(publisher) => {
                     let lane = streamer.lane_mut(index);
@@ -267,7 +267,7 @@ impl Lanes {
                                 return Ok(notable);
                             };
                             // An answer that does not come may mean a connection that is dead without knowing it.
-                            self.failed(index, streamer, error, None)?;
+                            self.failed(index, streamer, error)?;
                         }
                         Ok(Trouble::Refused { error, condemned }) => {
                             streamer.lane_mut(index).close();
@@ -279,7 +279,7 @@ impl Lanes {
                             };
                             driver.phase = Phase::Settling(publisher, Box::pin(sleep(SETTLE)));
                         }
-                        Err(error) => self.failed(index, streamer, error, None)?,
+                        Err(error) => self.failed(index, streamer, error)?,
                     }
                 }
                 Phase::Settling(publisher, until) => {
@@ -302,9 +302,11 @@ impl Lanes {
                             let first = driver.backoff.failures == 0;
                             let wait = driver.backoff.next();
                             let wait = if first { Duration::ZERO } else { wait };
-                            self.open(index, streamer, Some(publisher), wait);
+                            // One that was cut off within a message is of no more use.
+                            let publisher = Some(publisher).filter(Publisher::is_between);
+                            self.open(index, streamer, publisher, wait);
                         }
-                        Err(error) => self.failed(index, streamer, error, None)?,
+                        Err(error) => self.failed(index, streamer, error)?,
                     }
                 }
             }
@@ -343,24 +345,20 @@ impl Lanes {
     }
 
     /// Something failed: back to opening, unless nobody but the operator can help.
-    fn failed(
-        &mut self,
-        index: usize,
-        streamer: &mut Streamer,
-        error: Error,
-        publisher: Option<Publisher>,
-    ) -> Result<()> {
+    fn failed(&mut self, index: usize, streamer: &mut Streamer, error: Error) -> Result<()> {
         let stream = streamer.lane(index).stream();
         let error = error.context(format!("stream {stream:?}"));
         streamer.lane_mut(index).close();
         // A row that makes no sense is its own streams' problem; the others flow.
-        if !matches!(error.kind(), Kind::Unavailable | Kind::Config) {
+        if !matches!(error.kind(), Kind::Unavailable | Kind::Config | Kind::Protocol) {
             return Err(error);
         }
         let driver = &mut self.drivers[index];
         tell(driver, &error);
+        // A new one reads files and certificates anew.
+        driver.control = None;
         let wait = driver.backoff.next();
-        self.open(index, streamer, publisher, wait);
+        self.open(index, streamer, None, wait);
         Ok(())
     }
 }
@@ -405,18 +403,16 @@ enum Trouble {
 /// Moves bytes out and answers in, as far as the socket allows.
 fn exchange(cx: &mut Context<'_>, publisher: &mut Publisher, lane: &mut Lane) -> Result<Trouble> {
     loop {
-        let between = lane.is_between_messages();
         let bytes = lane.unsent();
         if bytes.is_empty() {
-            // Nothing is left to write, so the connection stands between two messages even when the lane is closed
-            // in the midst of one: then it is not used for messages again.
-            if lane.is_open() {
-                let _ = publisher.poll_flush(cx, between)?;
-            }
+            let _ = publisher.poll_flush(cx)?;
             break;
         }
-        match publisher.poll_write(cx, bytes, between)? {
-            Poll::Ready(count) => lane.mark_sent(count),
+        match publisher.poll_write(cx, bytes)? {
+            Poll::Ready(count) => {
+                lane.mark_sent(count);
+                publisher.set_between(lane.is_between_messages());
+            }
             Poll::Pending => break,
         }
     }
