@@ -1054,7 +1054,9 @@ BEGIN
             quote_literal(left(p_message_id, 100))
             USING ERRCODE = 'invalid_parameter_value', HINT = 'It has 1 to 512 bytes, no control characters, and no space at its ends.';
     END IF;
-    v_problem := public.rule_nats_headers_problem(p_headers);
+    IF p_headers IS NOT NULL THEN
+        v_problem := public.rule_nats_headers_problem(p_headers);
+    END IF;
     IF v_problem IS NOT NULL THEN
         RAISE EXCEPTION 'Webhook % (%): %', p_webhook_id, v_webhook.webhook_name, v_problem
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Write headers as {"Name": "value"}.';

@@ -126,6 +126,19 @@ async fn every_object_is_described_pins_its_search_path_and_is_closed_to_the_pub
 }
 
 #[tokio::test]
+async fn the_reference_names_every_function_table_and_view() {
+    let pg = Postgres::start().await;
+    load(&pg.client().await).await;
+    let names = pg.psql(
+        "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+         UNION SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v')",
+    );
+    let reference = fs::read_to_string(root().join("docs/sql.md")).unwrap();
+    let missing: Vec<_> = names.lines().filter(|&name| !reference.contains(&format!("`{name}"))).collect();
+    assert_eq!(missing, [""; 0], "not in docs/sql.md");
+}
+
+#[tokio::test]
 async fn the_sql_surface_does_what_its_test_files_say_on_every_version() {
     for version in VERSIONS {
         let pg = Postgres::builder().version(version).start().await;
