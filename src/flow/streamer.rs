@@ -24,7 +24,7 @@ use crate::{
         plan::{EventColumns, Linked, Plan},
         rules::{self, LaneKey, OnError, Rules},
         subject,
-        tables::{Cell, NatsConfig, Stream, Table, Tables},
+        tables::{Cell, ConfigRow, StreamRow, Table, Tables},
         types::TypeCatalog,
     },
     wal::{
@@ -318,7 +318,7 @@ impl Streamer {
     }
 
     /// The rows that say how to reach a lane's stream; `None` when they are gone.
-    pub fn lane_settings(&self, index: usize) -> Option<(NatsConfig, Stream)> {
+    pub fn lane_settings(&self, index: usize) -> Option<(ConfigRow, StreamRow)> {
         self.router.lane_settings(&self.router.lane_keys[index])
     }
 
@@ -433,7 +433,7 @@ impl Router {
         plan
     }
 
-    fn lane_settings(&self, key: &LaneKey) -> Option<(NatsConfig, Stream)> {
+    fn lane_settings(&self, key: &LaneKey) -> Option<(ConfigRow, StreamRow)> {
         let config = self.tables.configs.get(&key.config_id)?;
         let streams = rules::streams_of(key.config_id, config, &self.tables);
         let stream = streams.into_iter().find(|stream| stream.stream_name == key.stream)?;
