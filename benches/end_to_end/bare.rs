@@ -15,8 +15,9 @@ use walhook::{
     nats::{
         ack::Ack,
         publish::Publisher,
-        settings::{ConfigRow, Overrides, Settings},
+        settings::{Overrides, Settings},
     },
+    route::tables::ConfigRow,
     wal::lsn::Lsn,
 };
 
@@ -98,14 +99,16 @@ fn write(lane: &mut Lane, number: u64, payload: &[u8]) {
 
 fn exchange(cx: &mut Context<'_>, publisher: &mut Publisher, lane: &mut Lane) {
     loop {
-        let between = lane.is_between_messages();
         let bytes = lane.unsent();
         if bytes.is_empty() {
-            let _ = publisher.poll_flush(cx, between).map(Result::unwrap);
+            let _ = publisher.poll_flush(cx).map(Result::unwrap);
             break;
         }
-        match publisher.poll_write(cx, bytes, between).map(Result::unwrap) {
-            Poll::Ready(count) => lane.mark_sent(count),
+        match publisher.poll_write(cx, bytes).map(Result::unwrap) {
+            Poll::Ready(count) => {
+                lane.mark_sent(count);
+                publisher.set_between(lane.is_between_messages());
+            }
             Poll::Pending => break,
         }
     }
