@@ -265,7 +265,7 @@ RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO public.rule_webhook_secrets (webhook_id, secret_name, secret_value)
     VALUES (p_webhook_id, p_secret_name, p_secret_value)
-    ON CONFLICT (webhook_id, secret_name) DO UPDATE SET secret_value = excluded.secret_value;
+    ON CONFLICT (webhook_id, secret_name) DO UPDATE SET secret_value = p_secret_value;
     RETURN true;
 END
 $$;

@@ -383,7 +383,7 @@ BEGIN
     IF p_config_name IS NULL OR p_config_name = '' THEN
         RAISE EXCEPTION 'a NATS configuration needs a name' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF p_nats_url IS NULL OR p_nats_url !~* '^((nats|tls|ws|wss)://)?[^[:space:]/]+/?$' THEN
+    IF p_nats_url IS NULL OR p_nats_url !~* '^((nats|tls|ws|wss)://)?([^[:space:]/@]*@)?[^[:space:]/@]+/?$' THEN
         RAISE EXCEPTION 'NATS configuration %: cannot use the url %', quote_literal(p_config_name),
             coalesce(quote_literal(regexp_replace(p_nats_url, '//[^@/]*@', '//…@')), 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Write it as nats://host:4222 or tls://host:4222.';

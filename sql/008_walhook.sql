@@ -181,6 +181,22 @@ CALL public.rule_cdc_functions_open(ARRAY[
     'rule_nats_init', 'rule_webhook_publish_nats', 'rule_webhook_call_unified', 'rule_nats_health_check',
     'rule_nats_test_connection', 'rule_webhook_call_status', 'rule_webhook_process_retries']);
 
+-- rule_webhook_call_unified calls rule_webhook_enqueue. Where that is another's, it looks its tables up in the caller's
+-- search_path, and ours has none of them: so it gets one of its own.
+DO $pin$
+DECLARE
+    f RECORD;
+BEGIN
+    FOR f IN
+        SELECT p.oid FROM pg_proc p
+        WHERE p.pronamespace = 'public'::regnamespace AND p.proname = 'rule_webhook_enqueue'
+          AND NOT EXISTS (SELECT FROM unnest(p.proconfig) setting WHERE setting LIKE 'search_path=%')
+    LOOP
+        EXECUTE format('ALTER ROUTINE %s SET search_path = pg_catalog, public, pg_temp', f.oid::regprocedure);
+    END LOOP;
+END
+$pin$;
+
 -- ------------------------------------------------------------------------------------------------ publication and slot
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_publication_problem(p_name TEXT)
@@ -531,7 +547,8 @@ BEGIN
     -- A row of a partitioned table is logged with the identity of its leaf.
     FOR v_leaf IN
         SELECT t.relid FROM pg_partition_tree(p_table) t WHERE t.isleaf
-        UNION SELECT p_table::oid WHERE NOT EXISTS (SELECT FROM pg_partition_tree(p_table) t WHERE t.isleaf)
+        UNION SELECT p_table WHERE NOT EXISTS (SELECT FROM pg_partition_tree(p_table) t WHERE t.isleaf)
+        ORDER BY relid
     LOOP
         v_identity := public.rule_cdc_replica_identity(v_leaf);
         v_full := (SELECT relreplident = 'f' FROM pg_class WHERE oid = v_leaf);
@@ -642,6 +659,31 @@ $$;
 COMMENT ON FUNCTION public.rule_cdc_publication_place IS
     'walhook: puts a table into the publication that its links ask for, and out of the other; names the statements where the '
     'caller may not';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_publication_tidy(p_publication TEXT DEFAULT 'walhook')
+RETURNS INTEGER LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_table REGCLASS;
+    v_tidied INTEGER := 0;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('walhook: links', 0));
+    FOR v_table IN
+        SELECT DISTINCT r.prrelid FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+        WHERE p.pubname IN (p_publication || '_inserts', p_publication || '_changes')
+          AND public.rule_cdc_table_problem(r.prrelid) IS NULL
+          AND NOT EXISTS (SELECT FROM public.rule_webhook_links l
+                          JOIN pg_namespace n ON n.nspname = l.table_schema
+                          JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = l.table_name
+                          WHERE c.oid = r.prrelid)
+    LOOP
+        PERFORM public.rule_cdc_publication_place(v_table, p_publication, false);
+        v_tidied := v_tidied + 1;
+    END LOOP;
+    RETURN v_tidied;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_publication_tidy IS
+    'walhook: takes tables that no link names out of the publication (their webhook was deleted), and returns how many';
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_link_table(
     p_webhook INTEGER,
@@ -1007,12 +1049,14 @@ BEGIN
         RAISE EXCEPTION 'Webhook % (%): the payload is NULL', p_webhook_id, v_webhook.webhook_name
             USING ERRCODE = 'null_value_not_allowed', HINT = 'JSON''s own null is allowed: ''null''::jsonb.';
     END IF;
-    IF p_message_id = '' OR octet_length(p_message_id) > 512 OR p_message_id ~ '[\x01-\x1f\x7f]' THEN
+    IF p_message_id = '' OR octet_length(p_message_id) > 512 OR p_message_id ~ '[\x01-\x1f\x7f]|^ | $' THEN
         RAISE EXCEPTION 'Webhook % (%): cannot use % as message id', p_webhook_id, v_webhook.webhook_name,
             quote_literal(left(p_message_id, 100))
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'It has 1 to 512 bytes and no control characters.';
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'It has 1 to 512 bytes, no control characters, and no space at its ends.';
     END IF;
-    v_problem := public.rule_nats_headers_problem(p_headers);
+    IF p_headers IS NOT NULL THEN
+        v_problem := public.rule_nats_headers_problem(p_headers);
+    END IF;
     IF v_problem IS NOT NULL THEN
         RAISE EXCEPTION 'Webhook % (%): %', p_webhook_id, v_webhook.webhook_name, v_problem
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Write headers as {"Name": "value"}.';
@@ -1172,8 +1216,7 @@ BEGIN
     WHERE event_id IN (SELECT e.event_id FROM public.rule_webhook_events e
                        WHERE e.created_at < now() - p_older_than
                        ORDER BY e.event_id
-                       LIMIT p_limit
-                       FOR UPDATE SKIP LOCKED);
+                       LIMIT p_limit);
     GET DIAGNOSTICS v_deleted = ROW_COUNT;
     RETURN v_deleted;
 END

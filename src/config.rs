@@ -74,6 +74,8 @@ struct File {
     ack_timeout_ms: Option<u64>,
     status_interval_ms: Option<u64>,
     shutdown_timeout_ms: Option<u64>,
+    events_retention_hours: Option<u64>,
+    nats_config: Option<String>,
     postgres: PostgresFile,
     nats: nats::settings::Overrides,
     log: LogFile,
@@ -121,6 +123,10 @@ pub struct Config {
     pub status_interval: Duration,
     /// How long a shutdown may wait for acks.
     pub shutdown_timeout: Duration,
+    /// How long rows stay in `rule_webhook_events` after they were written; published they are sooner.
+    pub events_retention: Duration,
+    /// The `rule_nats_config` row that `nats` overrides; the others are taken as they are.
+    pub nats_config: String,
     /// How the log is written.
     pub log_format: LogFormat,
     /// What the log tells, as `tracing_subscriber::EnvFilter` reads it.
@@ -165,6 +171,10 @@ impl Config {
             ack_timeout: millis("ack_timeout_ms", file.ack_timeout_ms, 10_000, 100, 600_000)?,
             status_interval: millis("status_interval_ms", file.status_interval_ms, 1000, 10, 60_000)?,
             shutdown_timeout: millis("shutdown_timeout_ms", file.shutdown_timeout_ms, 20_000, 0, 600_000)?,
+            events_retention: Duration::from_secs(
+                3600 * in_range("events_retention_hours", file.events_retention_hours.unwrap_or(24), 0, 87_600)?,
+            ),
+            nats_config: file.nats_config.unwrap_or_else(|| "default".to_owned()),
             log_format: options.log_format.or(file.log.format).unwrap_or_default(),
             log: options.log.clone().or(file.log.level).unwrap_or_else(|| "info".to_owned()),
         })

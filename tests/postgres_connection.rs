@@ -372,6 +372,18 @@ async fn who_is_refused_reads_why_and_what_to_do() {
 }
 
 #[tokio::test]
+async fn connecting_may_be_left_to_a_task() {
+    let pg = Postgres::start().await;
+    let settings = settings(&pg.conninfo());
+    tokio::spawn(async move {
+        Connection::connect(&settings).await.unwrap().query("SELECT 1").await.unwrap();
+        sql::connect(&settings).await.unwrap().batch_execute("SELECT 1").await.unwrap();
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
 async fn a_role_without_replication_is_told_which_right_it_lacks() {
     let pg = Postgres::start().await;
     pg.psql("CREATE ROLE plain LOGIN");
@@ -435,7 +447,7 @@ async fn hosts_are_tried_in_order_until_one_is_of_the_wanted_kind() {
 }
 
 #[tokio::test]
-async fn the_system_is_identified_as_its_control_file_says() {
+async fn the_system_is_identified_as_its_control_file_and_settings_say() {
     let pg = Postgres::start().await;
     let mut connection = Connection::connect(&settings(&pg.conninfo())).await.unwrap();
     let before: Lsn = pg.psql("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
@@ -445,6 +457,10 @@ async fn the_system_is_identified_as_its_control_file_says() {
     assert_eq!(system.timeline.to_string(), pg.psql("SELECT timeline_id FROM pg_control_checkpoint()"));
     assert!(before <= system.flushed && system.flushed <= after, "{before} {} {after}", system.flushed);
     assert_eq!(system.dbname, "postgres");
+    for (value, wanted) in [("7s", Some(Duration::from_secs(7))), ("0", None)] {
+        connection.query(&format!("SET wal_sender_timeout = '{value}'")).await.unwrap();
+        assert_eq!(connection.wal_sender_timeout().await.unwrap(), wanted);
+    }
 }
 
 #[tokio::test]

@@ -33,9 +33,10 @@ pub async fn run(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result
         "walhook starts"
     );
     let mut backoff = Backoff::default();
+    let mut last_error: Option<String> = None;
     loop {
         let mut streamed = false;
-        match session::session(config, &mut shutdown, &mut streamed).await {
+        match session::session(config, &mut shutdown, &mut streamed, last_error.as_deref()).await {
             Ok(()) => return Ok(()),
             Err(error) if !error.is_retryable() => return Err(error),
             Err(error) => {
@@ -44,6 +45,7 @@ pub async fn run(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result
                 }
                 let wait = backoff.next();
                 tracing::warn!(retry_in_ms = wait.as_millis(), "{error}");
+                last_error = Some(error.to_string());
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
                     _ = shutdown.wait_for(|stop| *stop) => return Ok(()),

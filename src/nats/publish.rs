@@ -37,6 +37,8 @@ pub struct Publisher {
     info: ServerInfo,
     target: String,
     read: BytesMut,
+    /// What was written last ended with a whole message.
+    is_between: bool,
     /// The server asked; the answer has to wait for the end of a message.
     owes_pong: bool,
     /// What of a PONG is still to be written.
@@ -65,6 +67,7 @@ impl Publisher {
             info: opened.info,
             target,
             read: opened.leftover,
+            is_between: true,
             owes_pong: false,
             control: b"",
         };
@@ -109,15 +112,22 @@ impl Publisher {
         &self.target
     }
 
-    /// Writes some of `bytes`, the next of the messages. `between` says that what was written before ended with a whole
-    /// message: only then may an answer to the server's PING come first.
+    /// Whether a message may begin here: not where an earlier one was cut off, for the server still waits for its rest.
+    pub fn is_between(&self) -> bool {
+        self.is_between
+    }
+
+    /// Says whether what was written so far ends with a whole message.
+    pub fn set_between(&mut self, is_between: bool) {
+        self.is_between = is_between;
+    }
+
+    /// Writes some of `bytes`, the next of the messages. Between two of them an answer to the server's PING comes first.
     ///
     /// # Errors
     /// The connection is lost.
-    pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8], between: bool) -> Poll<Result<usize>> {
-        if between {
-            ready!(self.poll_control(cx))?;
-        }
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+        ready!(self.poll_control(cx))?;
         let written = ready!(Pin::new(&mut self.io).poll_write(cx, bytes)).map_err(|error| self.lost(error))?;
         if written == 0 {
             return Poll::Ready(Err(self.lost(io::ErrorKind::WriteZero.into())));
@@ -125,20 +135,18 @@ impl Publisher {
         Poll::Ready(Ok(written))
     }
 
-    /// Writes what is owed besides messages, and pushes all out. To be called between messages.
+    /// Writes what is owed besides messages, and pushes all out.
     ///
     /// # Errors
     /// The connection is lost.
-    pub fn poll_flush(&mut self, cx: &mut Context<'_>, between: bool) -> Poll<Result<()>> {
-        if between {
-            ready!(self.poll_control(cx))?;
-        }
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        ready!(self.poll_control(cx))?;
         ready!(Pin::new(&mut self.io).poll_flush(cx)).map_err(|error| self.lost(error))?;
         Poll::Ready(Ok(()))
     }
 
     fn poll_control(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        if std::mem::take(&mut self.owes_pong) {
+        if self.is_between && self.control.is_empty() && std::mem::take(&mut self.owes_pong) {
             self.control = b"PONG\r\n";
         }
         while !self.control.is_empty() {

@@ -49,7 +49,7 @@ impl Connection {
     /// # Errors
     /// Unavailable where waiting may help; Permission and Config where somebody must act.
     pub async fn connect(settings: &Settings) -> Result<Connection> {
-        let wire = wire::connect(settings, async |dialled| auth::log_in(dialled, settings).await).await?;
+        let wire = wire::connect(settings, |dialled| auth::log_in(dialled, settings)).await?;
         Ok(Connection { wire })
     }
 
@@ -69,6 +69,20 @@ impl Connection {
                 dbname: dbname.clone(),
             }),
             _ => Err(strange()),
+        }
+    }
+
+    /// How long the server waits for a sign of life from us before it closes the stream; `None`: for ever. It asks for
+    /// one after half of this.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub async fn wal_sender_timeout(&mut self) -> Result<Option<Duration>> {
+        let rows = self.query("SELECT setting FROM pg_settings WHERE name = 'wal_sender_timeout'").await?; // in ms
+        match rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok()) {
+            None => Err(Error::protocol(format!("wal_sender_timeout at {} is no number", self.wire.target()))),
+            Some(0) => Ok(None),
+            Some(milliseconds) => Ok(Some(Duration::from_millis(milliseconds))),
         }
     }
 
@@ -165,11 +179,12 @@ impl Stream {
     /// # Errors
     /// The connection is lost (retryable).
     pub async fn drive(&mut self, read: bool) -> Result<()> {
-        poll_fn(|cx| {
-            if let Poll::Ready(Err(e)) = self.wire.poll_flush(cx) {
-                return Poll::Ready(Err(e));
-            }
-            if read { self.wire.poll_fill(cx) } else { Poll::Pending }
+        poll_fn(|cx| match read {
+            true => self.wire.poll_exchange(cx),
+            false => match self.wire.poll_flush(cx) {
+                Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+                _ => Poll::Pending,
+            },
         })
         .await
     }

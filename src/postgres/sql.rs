@@ -20,7 +20,7 @@ use super::{
     ServerError, auth, server_error,
     settings::{ChannelBinding, Secret, Settings},
     tls,
-    wire::{self, Attributes, LoggedIn, Socket},
+    wire::{self, Attributes, Dialled, LoggedIn, Socket},
 };
 use crate::error::{Error, Result};
 
@@ -29,21 +29,22 @@ use crate::error::{Error, Result};
 /// # Errors
 /// As [`Connection::connect`](super::replication::Connection::connect).
 pub async fn connect(settings: &Settings) -> Result<Client> {
-    wire::connect(settings, async |dialled| {
-        let config = config(settings, dialled.password.as_ref());
-        let (client, connection) = config.connect_raw(dialled.socket, Protected).await.map_err(not_let_in)?;
-        let is_on = |parameter| connection.parameter(parameter) == Some("on");
-        let attributes =
-            Attributes { in_hot_standby: is_on("in_hot_standby"), read_only: is_on("default_transaction_read_only") };
-        tokio::spawn(async move {
-            // Whoever uses the client gets the error; this tells why, to those who look closely.
-            if let Err(e) = connection.await {
-                tracing::debug!(target = dialled.target, error = %e, "an SQL connection ended");
-            }
-        });
-        Ok(LoggedIn { session: client, attributes })
-    })
-    .await
+    wire::connect(settings, |dialled| log_in(dialled, settings)).await
+}
+
+async fn log_in(dialled: Dialled, settings: &Settings) -> Result<LoggedIn<Client>> {
+    let config = config(settings, dialled.password.as_ref());
+    let (client, connection) = config.connect_raw(dialled.socket, Protected).await.map_err(not_let_in)?;
+    let is_on = |parameter| connection.parameter(parameter) == Some("on");
+    let attributes =
+        Attributes { in_hot_standby: is_on("in_hot_standby"), read_only: is_on("default_transaction_read_only") };
+    tokio::spawn(async move {
+        // Whoever uses the client gets the error; this tells why, to those who look closely.
+        if let Err(e) = connection.await {
+            tracing::debug!(target = dialled.target, error = %e, "an SQL connection ended");
+        }
+    });
+    Ok(LoggedIn { session: client, attributes })
 }
 
 fn config(settings: &Settings, password: Option<&Secret>) -> Config {

@@ -124,9 +124,10 @@ impl Attributes {
 ///
 /// # Errors
 /// The first that trying elsewhere would not cure (a refused password, say), or one that tells of every attempt.
-pub(super) async fn connect<T, F>(settings: &Settings, log_in: F) -> Result<T>
+pub(super) async fn connect<T, F, L>(settings: &Settings, log_in: F) -> Result<T>
 where
-    F: AsyncFn(Dialled) -> Result<LoggedIn<T>>,
+    F: Fn(Dialled) -> L,
+    L: Future<Output = Result<LoggedIn<T>>>,
 {
     let passes: &[TargetSessionAttrs] = match settings.target_session_attrs {
         TargetSessionAttrs::PreferStandby => &[TargetSessionAttrs::Standby, TargetSessionAttrs::Any],
@@ -199,7 +200,11 @@ async fn addresses(host: &Host) -> Result<Vec<Dial>> {
             let found = tokio::net::lookup_host((name.as_str(), host.port)).await.map_err(|e| {
                 Error::unavailable(format!("find the address of {name:?}")).caused_by(e).hint("check the host's name")
             })?;
-            Ok(found.map(Dial::Tcp).collect())
+            let found: Vec<Dial> = found.map(Dial::Tcp).collect();
+            if found.is_empty() {
+                return Err(Error::unavailable(format!("find the address of {name:?}: it has none")));
+            }
+            Ok(found)
         }
     }
 }
@@ -221,9 +226,10 @@ struct Attempt<'a> {
 
 impl Attempt<'_> {
     /// Tries with and without TLS as the mode says (manual, table 34.1, and libpq where that is silent).
-    async fn run<T, F>(&self, log_in: &F) -> Result<LoggedIn<T>>
+    async fn run<T, F, L>(&self, log_in: &F) -> Result<LoggedIn<T>>
     where
-        F: AsyncFn(Dialled) -> Result<LoggedIn<T>>,
+        F: Fn(Dialled) -> L,
+        L: Future<Output = Result<LoggedIn<T>>>,
     {
         let unix = matches!(self.address, Dial::Unix(_));
         let (first, second) = match self.settings.sslmode {
@@ -251,9 +257,10 @@ impl Attempt<'_> {
         }
     }
 
-    async fn once<T, F>(&self, encryption: Encryption, log_in: &F) -> Result<LoggedIn<T>, Failed>
+    async fn once<T, F, L>(&self, encryption: Encryption, log_in: &F) -> Result<LoggedIn<T>, Failed>
     where
-        F: AsyncFn(Dialled) -> Result<LoggedIn<T>>,
+        F: Fn(Dialled) -> L,
+        L: Future<Output = Result<LoggedIn<T>>>,
     {
         let plain = self.dial().await.map_err(|error| Failed { error, refused: false, was_tls: false })?;
         let socket =
@@ -303,11 +310,12 @@ impl Attempt<'_> {
 
     /// Asks for TLS and shakes hands (manual, section 55.2.11).
     async fn protect(&self, socket: Socket, encryption: Encryption) -> Result<Socket> {
-        let (mut tcp, name, config) = match (socket, &self.host.address, self.tls) {
-            (Socket::Tcp(tcp), Address::Tcp { name, .. }, Some(config)) if encryption != Encryption::Never => {
-                (tcp, name, config)
-            }
-            (socket, ..) => return Ok(socket),
+        if encryption == Encryption::Never {
+            return Ok(socket);
+        }
+        let (Socket::Tcp(mut tcp), Address::Tcp { name, .. }, Some(config)) = (socket, &self.host.address, self.tls)
+        else {
+            panic!("TLS is tried by TCP only, and then there is a configuration for it");
         };
         if self.settings.sslnegotiation == SslNegotiation::Postgres {
             let mut request = BytesMut::new();
@@ -452,6 +460,8 @@ pub(super) struct Wire {
     socket: Socket,
     pub(super) inbox: Inbox,
     pub(super) outbox: BytesMut,
+    /// Whether TLS may hold bytes that have left the outbox and not yet the process.
+    unflushed: bool,
     target: String,
 }
 
@@ -463,7 +473,13 @@ impl fmt::Debug for Wire {
 
 impl Wire {
     pub(super) fn new(dialled: Dialled) -> Self {
-        Wire { socket: dialled.socket, inbox: Inbox::new(), outbox: BytesMut::new(), target: dialled.target }
+        Wire {
+            socket: dialled.socket,
+            inbox: Inbox::new(),
+            outbox: BytesMut::new(),
+            unflushed: false,
+            target: dialled.target,
+        }
     }
 
     pub(super) fn target(&self) -> &str {
@@ -481,21 +497,27 @@ impl Wire {
 
     /// Sends what waits, as far as the socket takes it. Ready when nothing is left.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        if self.outbox.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
         while !self.outbox.is_empty() {
             match Pin::new(&mut self.socket).poll_write(cx, &self.outbox) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(self.lost("write", io::ErrorKind::WriteZero.into()))),
-                Poll::Ready(Ok(sent)) => self.outbox.advance(sent),
+                Poll::Ready(Ok(sent)) => {
+                    self.outbox.advance(sent);
+                    self.unflushed = true;
+                }
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(self.lost("write", e))),
             }
         }
-        self.outbox.clear();
+        if !self.unflushed {
+            return Poll::Ready(Ok(()));
+        }
         match Pin::new(&mut self.socket).poll_flush(cx) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Ready(Ok(())) => {
+                self.unflushed = false;
+                self.outbox.clear();
+                Poll::Ready(Ok(()))
+            }
             Poll::Ready(Err(e)) => Poll::Ready(Err(self.lost("write", e))),
         }
     }
@@ -535,19 +557,25 @@ impl Wire {
         tls::io_error(format!("{what} on the connection to PostgreSQL at {}", self.target), e)
     }
 
-    /// Sends all that waits.
-    pub(super) async fn flush(&mut self) -> Result<()> {
+    async fn flush(&mut self) -> Result<()> {
         std::future::poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    /// Sends what waits and reads what comes; ready when something came. Neither waits for the other.
+    pub(super) fn poll_exchange(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        match self.poll_flush(cx) {
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            _ => self.poll_fill(cx),
+        }
     }
 
     /// Sends what waits and reads the next frame.
     pub(super) async fn frame(&mut self) -> Result<(u8, Range<usize>)> {
-        self.flush().await?;
         loop {
             if let Some(frame) = self.inbox.next()? {
                 return Ok(frame);
             }
-            std::future::poll_fn(|cx| self.poll_fill(cx)).await?;
+            std::future::poll_fn(|cx| self.poll_exchange(cx)).await?;
         }
     }
 

@@ -46,7 +46,7 @@ impl TransactionText {
 }
 
 /// Appends a time in µs since 2000-01-01 as `2026-11-23T10:11:12.123456Z`.
-fn write_timestamp(micros: i64, out: &mut String) {
+pub fn write_timestamp(micros: i64, out: &mut String) {
     use std::fmt::Write as _;
     const DAY: i64 = 86_400_000_000;
     let (days, micros) = (micros.div_euclid(DAY), micros.rem_euclid(DAY));

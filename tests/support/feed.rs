@@ -60,9 +60,19 @@ impl Feed {
         Walhook::command(verb).env("DATABASE_URL", self.pg.conninfo())
     }
 
+    /// `walhook run` by the role that the migrations made for it, to be completed.
+    pub fn streamer(&self) -> Builder {
+        self.command("run").env("DATABASE_URL", self.streamer_conninfo())
+    }
+
+    /// How the streamer's role connects.
+    pub fn streamer_conninfo(&self) -> String {
+        format!("host=127.0.0.1 port={} dbname=postgres user=walhook_streamer", self.pg.port())
+    }
+
     /// `walhook run`, started.
     pub fn run(&self) -> Walhook {
-        self.command("run").start()
+        self.streamer().start()
     }
 
     /// A webhook in mode `nats`; returns its id.

@@ -8,13 +8,14 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Backoff, ledger::Checkpoint};
 use crate::{
+    config::Config,
     error::{Error, Kind, Result},
     flow::{
         event_id::EventPosition,
@@ -29,7 +30,10 @@ use crate::{
         streams::{self, StreamRow},
         tail,
     },
-    route::tables::{NatsConfig, Stream},
+    route::{
+        payload::write_timestamp,
+        tables::{NatsConfig, Stream},
+    },
     wal::lsn::Lsn,
 };
 
@@ -43,6 +47,8 @@ pub struct Lanes {
     drivers: Vec<Driver>,
     identity: Identity,
     overrides: Overrides,
+    /// The configuration that they override.
+    overridden: String,
     ack_timeout: Duration,
     /// What the server had written when the session began: no tail of ours is beyond it and what came since.
     server_wal: Lsn,
@@ -67,6 +73,8 @@ struct Driver {
     /// The last failure told, so that the log does not repeat it at every attempt.
     told: Option<String>,
     created_ns: i64,
+    /// While connected: since when, in seconds since 1970.
+    since: Option<u64>,
     /// The oldest event that waits for its answer, and since when.
     waiting: Option<(u64, Instant)>,
 }
@@ -90,8 +98,16 @@ struct Opened {
 
 impl Lanes {
     /// No connection yet; the first [`Lanes::poll`] begins.
-    pub fn new(identity: Identity, overrides: Overrides, ack_timeout: Duration, server_wal: Lsn) -> Lanes {
-        Lanes { drivers: Vec::new(), identity, overrides, ack_timeout, server_wal, generation: 0 }
+    pub fn new(identity: Identity, config: &Config, server_wal: Lsn) -> Lanes {
+        Lanes {
+            drivers: Vec::new(),
+            identity,
+            overrides: config.nats.clone(),
+            overridden: config.nats_config.clone(),
+            ack_timeout: config.ack_timeout,
+            server_wal,
+            generation: 0,
+        }
     }
 
     /// Sends, takes answers, mends. Ready when a lane was opened or gave something up, and, if `eager`, whenever an
@@ -125,6 +141,30 @@ impl Lanes {
         self.drivers.iter().enumerate().filter_map(checkpoint).collect()
     }
 
+    /// For each configuration: where it is connected and since when, or why not.
+    pub fn connections(&self) -> serde_json::Value {
+        let mut connections = serde_json::Map::new();
+        for driver in &self.drivers {
+            let Some((config, _)) = &driver.settings else { continue };
+            let server = match &driver.phase {
+                Phase::Running(publisher) | Phase::Settling(publisher, _) => Some(publisher.target()),
+                Phase::Absent | Phase::Opening(_) => None,
+            };
+            let connection = serde_json::json!({
+                "server": server,
+                "connected": server.is_some(),
+                "connected_since": driver.since.filter(|_| server.is_some()).map(timestamp),
+                "last_error": driver.told,
+            });
+            // Of several streams the one that is down tells more.
+            let entry = connections.entry(config.config_name.clone()).or_insert_with(|| connection.clone());
+            if server.is_none() {
+                *entry = connection;
+            }
+        }
+        connections.into()
+    }
+
     /// Lanes that are not open, by their streams' names.
     pub fn closed<'s>(&self, streamer: &'s Streamer) -> impl Iterator<Item = &'s str> {
         (0..self.drivers.len()).map(|index| streamer.lane(index)).filter(|lane| !lane.is_open()).map(Lane::stream)
@@ -146,6 +186,7 @@ impl Lanes {
                     backoff: Backoff::default(),
                     told: None,
                     created_ns: 0,
+                    since: None,
                     waiting: None,
                 };
                 self.drivers.push(driver);
@@ -175,10 +216,16 @@ impl Lanes {
             driver.phase = Phase::Absent;
             return;
         };
+        let overrides = if config.config_name == self.overridden {
+            self.overrides.clone()
+        } else {
+            let Overrides { allowed_hosts, allowed_dirs, .. } = self.overrides.clone();
+            Overrides { allowed_hosts, allowed_dirs, ..Overrides::default() }
+        };
         let opening = open(
             config,
             stream,
-            self.overrides.clone(),
+            overrides,
             self.identity.clone(),
             streamer.lane_inbox(index),
             streamer.received().max(self.server_wal),
@@ -202,7 +249,7 @@ impl Lanes {
                         self.opened(index, streamer, opened)?;
                         notable = true;
                     }
-                    Poll::Ready(Err(error)) => self.failed(index, streamer, error, None)?,
+                    Poll::Ready(Err(error)) => self.failed(index, streamer, error)?,
                 },
                 Phase::Running(publisher) => {
                     let lane = streamer.lane_mut(index);
@@ -220,7 +267,7 @@ impl Lanes {
                                 return Ok(notable);
                             };
                             // An answer that does not come may mean a connection that is dead without knowing it.
-                            self.failed(index, streamer, error, None)?;
+                            self.failed(index, streamer, error)?;
                         }
                         Ok(Trouble::Refused { error, condemned }) => {
                             streamer.lane_mut(index).close();
@@ -232,7 +279,7 @@ impl Lanes {
                             };
                             driver.phase = Phase::Settling(publisher, Box::pin(sleep(SETTLE)));
                         }
-                        Err(error) => self.failed(index, streamer, error, None)?,
+                        Err(error) => self.failed(index, streamer, error)?,
                     }
                 }
                 Phase::Settling(publisher, until) => {
@@ -255,9 +302,11 @@ impl Lanes {
                             let first = driver.backoff.failures == 0;
                             let wait = driver.backoff.next();
                             let wait = if first { Duration::ZERO } else { wait };
-                            self.open(index, streamer, Some(publisher), wait);
+                            // One that was cut off within a message is of no more use.
+                            let publisher = Some(publisher).filter(Publisher::is_between);
+                            self.open(index, streamer, publisher, wait);
                         }
-                        Err(error) => self.failed(index, streamer, error, None)?,
+                        Err(error) => self.failed(index, streamer, error)?,
                     }
                 }
             }
@@ -282,6 +331,7 @@ impl Lanes {
         );
         driver.control = Some(opened.control);
         driver.created_ns = opened.created_ns;
+        driver.since = SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
         driver.waiting = None;
         driver.phase = Phase::Running(opened.publisher);
         // A stream that does not take a subject has closed the lane again; the next round opens it without those.
@@ -295,26 +345,30 @@ impl Lanes {
     }
 
     /// Something failed: back to opening, unless nobody but the operator can help.
-    fn failed(
-        &mut self,
-        index: usize,
-        streamer: &mut Streamer,
-        error: Error,
-        publisher: Option<Publisher>,
-    ) -> Result<()> {
+    fn failed(&mut self, index: usize, streamer: &mut Streamer, error: Error) -> Result<()> {
         let stream = streamer.lane(index).stream();
         let error = error.context(format!("stream {stream:?}"));
         streamer.lane_mut(index).close();
         // A row that makes no sense is its own streams' problem; the others flow.
-        if !matches!(error.kind(), Kind::Unavailable | Kind::Config) {
+        if !matches!(error.kind(), Kind::Unavailable | Kind::Config | Kind::Protocol) {
             return Err(error);
         }
         let driver = &mut self.drivers[index];
         tell(driver, &error);
+        // A new one reads files and certificates anew.
+        driver.control = None;
         let wait = driver.backoff.next();
-        self.open(index, streamer, publisher, wait);
+        self.open(index, streamer, None, wait);
         Ok(())
     }
+}
+
+/// ISO 8601 of a number of seconds since 1970.
+fn timestamp(seconds: u64) -> String {
+    const Y2K: i64 = 946_684_800;
+    let mut text = String::new();
+    write_timestamp((i64::try_from(seconds).unwrap_or(i64::MAX / 2_000_000) - Y2K) * 1_000_000, &mut text);
+    text
 }
 
 /// Logs a failure unless it is the one logged last.
@@ -349,18 +403,16 @@ enum Trouble {
 /// Moves bytes out and answers in, as far as the socket allows.
 fn exchange(cx: &mut Context<'_>, publisher: &mut Publisher, lane: &mut Lane) -> Result<Trouble> {
     loop {
-        let between = lane.is_between_messages();
         let bytes = lane.unsent();
         if bytes.is_empty() {
-            // Nothing is left to write, so the connection stands between two messages even when the lane is closed
-            // in the midst of one: then it is not used for messages again.
-            if lane.is_open() {
-                let _ = publisher.poll_flush(cx, between)?;
-            }
+            let _ = publisher.poll_flush(cx)?;
             break;
         }
-        match publisher.poll_write(cx, bytes, between)? {
-            Poll::Ready(count) => lane.mark_sent(count),
+        match publisher.poll_write(cx, bytes)? {
+            Poll::Ready(count) => {
+                lane.mark_sent(count);
+                publisher.set_between(lane.is_between_messages());
+            }
             Poll::Pending => break,
         }
     }

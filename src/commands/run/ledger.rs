@@ -1,6 +1,8 @@
 //! What a run reads from and writes into the database by ordinary SQL: the configuration at the start, the epoch,
 //! checkpoints, dead letters.
 
+use std::time::Duration;
+
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use crate::{
@@ -11,6 +13,7 @@ use crate::{
         tables::{Cell, Table, Tables},
         types::{TypeCatalog, TypeKind},
     },
+    wal::lsn::Lsn,
 };
 
 /// What the slot and the publications must be before anything starts.
@@ -113,7 +116,7 @@ const DENIED: [&str; 8] = [
 ];
 
 /// Where the slot stands.
-pub async fn confirmed(client: &Client, slot: &str) -> Result<crate::wal::lsn::Lsn> {
+pub async fn confirmed(client: &Client, slot: &str) -> Result<Lsn> {
     let row = client
         .query_one(
             "SELECT COALESCE(confirmed_flush_lsn, '0/0')::text FROM pg_catalog.pg_replication_slots \
@@ -282,4 +285,91 @@ pub async fn checkpoint(
             .map_err(|error| sql::error(format!("write the checkpoint of stream {stream:?}"), error))?;
     }
     Ok(())
+}
+
+/// What a run says of itself.
+#[derive(Debug)]
+pub struct Report<'a> {
+    /// The feed.
+    pub source: &'a str,
+    /// Its slot.
+    pub slot: &'a str,
+    /// The stem of its publications.
+    pub publication: &'a str,
+    /// The count of this run.
+    pub epoch: u64,
+    /// By configuration: server, connected, connected_since, last_error.
+    pub nats: serde_json::Value,
+    /// What has arrived.
+    pub received: Lsn,
+    /// What is confirmed.
+    pub confirmed: Lsn,
+    /// Messages stored in this session.
+    pub published: u64,
+    /// Events that became dead letters in this session.
+    pub failed: u64,
+    /// Why the session before this one ended.
+    pub last_error: Option<&'a str>,
+    /// In how many seconds the next report comes; 0: this is the last one.
+    pub next_in_seconds: i32,
+}
+
+/// Writes `rule_cdc_status`, unless a newer run has.
+pub async fn report(client: &Client, report: &Report<'_>) -> Result<()> {
+    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let pid = i32::try_from(std::process::id()).unwrap_or(0);
+    client
+        .execute(
+            "INSERT INTO public.rule_cdc_status AS s \
+                 (source, slot_name, publication, pid, host, version, epoch, connected_since, nats, received_lsn, \
+                  confirmed_lsn, events_published, events_failed, last_error, last_error_at, heartbeat_at, \
+                  heartbeat_seconds) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, now(), $8::text::jsonb, $9::text::pg_lsn, $10::text::pg_lsn, $11, $12, \
+                     $13, CASE WHEN $13::text IS NOT NULL THEN now() END, now(), $14) \
+             ON CONFLICT (source) DO UPDATE SET \
+                 slot_name = excluded.slot_name, publication = excluded.publication, pid = excluded.pid, \
+                 host = excluded.host, version = excluded.version, epoch = excluded.epoch, \
+                 connected_since = CASE WHEN s.epoch = excluded.epoch THEN s.connected_since ELSE now() END, \
+                 nats = excluded.nats, received_lsn = excluded.received_lsn, confirmed_lsn = excluded.confirmed_lsn, \
+                 events_published = excluded.events_published, events_failed = excluded.events_failed, \
+                 last_error = COALESCE(excluded.last_error, s.last_error), \
+                 last_error_at = CASE WHEN excluded.last_error IS DISTINCT FROM s.last_error \
+                     AND excluded.last_error IS NOT NULL THEN now() ELSE s.last_error_at END, \
+                 heartbeat_at = now(), heartbeat_seconds = excluded.heartbeat_seconds \
+             WHERE s.epoch IS NULL OR s.epoch <= excluded.epoch",
+            &[
+                &report.source,
+                &report.slot,
+                &report.publication,
+                &pid,
+                &host.trim(),
+                &env!("CARGO_PKG_VERSION"),
+                &signed(report.epoch),
+                &report.nats.to_string(),
+                &report.received.to_string(),
+                &report.confirmed.to_string(),
+                &signed(report.published),
+                &signed(report.failed),
+                &report.last_error,
+                &report.next_in_seconds,
+            ],
+        )
+        .await
+        .map_err(|error| missing_table(sql::error("write rule_cdc_status", error)))?;
+    Ok(())
+}
+
+/// Deletes events older than `retention` and expired history, some at a time; returns how many rows went. What is not
+/// published yet is in the WAL, so nothing is lost.
+pub async fn tidy(client: &Client, retention: Duration) -> Result<i64> {
+    let row = client
+        .query_one(
+            "SELECT public.rule_webhook_events_cleanup($1::float8 * interval '1 second') \
+                    + public.rule_nats_cleanup_expired()",
+            &[&retention.as_secs_f64()],
+        )
+        .await
+        .map_err(|error| sql::error("trim rule_webhook_events and rule_nats_publish_history", error))?;
+    Ok(row.get(0))
 }

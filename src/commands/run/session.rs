@@ -40,11 +40,21 @@ const TAKE_OVER: Duration = Duration::from_millis(500);
 const IDLE_ASK: Duration = Duration::from_secs(5);
 /// How often checkpoints are written, if streams have moved.
 const CHECKPOINT: Duration = Duration::from_secs(10);
+/// How often `rule_cdc_status` is written, if nothing of note happens.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// How often old rows are trimmed.
+const TIDY: Duration = Duration::from_secs(60);
 /// Dead letters written together.
 const BURY_MAX: usize = 200;
 
-/// Streams until shutdown. `streamed` turns true once the slot is ours.
-pub async fn session(config: &Config, shutdown: &mut watch::Receiver<bool>, streamed: &mut bool) -> Result<()> {
+/// Streams until shutdown. `streamed` turns true once the slot is ours; `last_error` is why the session before this one
+/// ended.
+pub async fn session(
+    config: &Config,
+    shutdown: &mut watch::Receiver<bool>,
+    streamed: &mut bool,
+    last_error: Option<&str>,
+) -> Result<()> {
     let mut client = sql::connect(&config.postgres).await?;
     let publications = [format!("{}_inserts", config.publication), format!("{}_changes", config.publication)];
     ledger::check(&client, &config.slot, &publications).await?;
@@ -57,7 +67,7 @@ pub async fn session(config: &Config, shutdown: &mut watch::Receiver<bool>, stre
     let inbox = format!("_INBOX.walhook.{:016x}", fastrand::u64(..));
     let streamer = Streamer::new(&config.source, epoch, &inbox, config.limits, tables, types, confirmed);
     let identity = Identity { source: config.source.clone(), epoch };
-    let lanes = Lanes::new(identity, config.nats.clone(), config.ack_timeout, system.flushed);
+    let lanes = Lanes::new(identity, config, system.flushed);
     let interval = status_interval(config, &client).await?;
     let mut session = Session {
         config,
@@ -71,6 +81,10 @@ pub async fn session(config: &Config, shutdown: &mut watch::Receiver<bool>, stre
         last_heard: Instant::now(),
         last_checkpoint: Instant::now(),
         checkpoints: Vec::new(),
+        last_heartbeat: None,
+        connections: serde_json::Value::Null,
+        last_tidy: Instant::now(),
+        last_error,
         is_paused: false,
     };
     let outcome = session.stream(shutdown, interval).await;
@@ -140,6 +154,11 @@ struct Session<'c> {
     last_heard: Instant,
     last_checkpoint: Instant,
     checkpoints: Vec<ledger::Checkpoint>,
+    last_heartbeat: Option<Instant>,
+    /// As last reported.
+    connections: serde_json::Value,
+    last_tidy: Instant,
+    last_error: Option<&'c str>,
     /// The window was full and has not emptied enough yet.
     is_paused: bool,
 }
@@ -150,7 +169,7 @@ type Job = Pin<Box<dyn Future<Output = Result<Done>>>>;
 enum Done {
     Buried(Vec<String>),
     Types(TypeCatalog),
-    Checkpointed,
+    Written,
 }
 
 impl Session<'_> {
@@ -247,10 +266,57 @@ impl Session<'_> {
                 ledger::bury(&client, &letters).await?;
                 Ok(Done::Buried(letters.into_iter().map(|letter| letter.event_id).collect()))
             }));
+        } else if self.is_heartbeat_due() {
+            self.job = Some(self.heartbeat(i32::try_from(HEARTBEAT.as_secs()).expect("a few seconds")));
         } else if self.last_checkpoint.elapsed() >= CHECKPOINT {
             self.last_checkpoint = Instant::now();
             self.job = self.checkpoint();
+        } else if self.last_tidy.elapsed() >= TIDY {
+            self.last_tidy = Instant::now();
+            let retention = self.config.events_retention;
+            self.job = Some(Box::pin(async move {
+                let gone = ledger::tidy(&client, retention).await?;
+                tracing::debug!(rows = gone, "trimmed");
+                Ok(Done::Written)
+            }));
         }
+    }
+
+    /// It is time, or a connection has come or gone.
+    fn is_heartbeat_due(&mut self) -> bool {
+        match self.last_heartbeat {
+            None => true,
+            Some(last) if last.elapsed() >= HEARTBEAT => true,
+            Some(last) => last.elapsed() >= Duration::from_secs(1) && self.lanes.connections() != self.connections,
+        }
+    }
+
+    /// Says in `rule_cdc_status` that we live.
+    fn heartbeat(&mut self, next_in_seconds: i32) -> Job {
+        self.last_heartbeat = Some(Instant::now());
+        self.connections = self.lanes.connections();
+        let (client, nats, epoch) = (Rc::clone(&self.client), self.connections.clone(), self.epoch);
+        let Config { source, slot, publication, .. } = self.config.clone();
+        let (received, confirmed) = (self.streamer.received(), self.streamer.confirmed());
+        let published = (0..self.streamer.lane_count()).map(|index| self.streamer.lane(index).counts().0).sum();
+        let failed = self.streamer.counts().dead_letters;
+        let last_error = self.last_error.map(str::to_owned);
+        Box::pin(async move {
+            let report = ledger::Report {
+                source: &source,
+                slot: &slot,
+                publication: &publication,
+                epoch,
+                nats,
+                received,
+                confirmed,
+                published,
+                failed,
+                last_error: last_error.as_deref(),
+                next_in_seconds,
+            };
+            ledger::report(&client, &report).await.map(|()| Done::Written)
+        })
     }
 
     /// Writes where the streams stand, if they have moved.
@@ -264,7 +330,7 @@ impl Session<'_> {
         let (system, timeline) = (self.system.system_id.clone(), self.system.timeline);
         Some(Box::pin(async move {
             ledger::checkpoint(&client, &source, epoch, &system, timeline, &checkpoints).await?;
-            Ok(Done::Checkpointed)
+            Ok(Done::Written)
         }))
     }
 
@@ -277,7 +343,7 @@ impl Session<'_> {
                 }
             }
             Done::Types(types) => self.streamer.set_types(types),
-            Done::Checkpointed => {}
+            Done::Written => {}
         }
     }
 
@@ -297,14 +363,21 @@ impl Session<'_> {
         if self.client.is_closed() {
             return Err(gone("write the checkpoints"));
         }
-        if let Some(job) = self.checkpoint() {
-            let limit = until.max(Instant::now() + Duration::from_secs(2));
-            match timeout_at(limit, job).await {
-                Ok(done) => drop(done?),
-                Err(_) => tracing::warn!("the checkpoints could not be written in time"),
+        let limit = until.max(Instant::now() + Duration::from_secs(2));
+        let last_words = [self.job.take(), self.checkpoint(), Some(self.heartbeat(0))];
+        let written = async {
+            for job in last_words.into_iter().flatten() {
+                job.await?;
+            }
+            Ok(())
+        };
+        match timeout_at(limit, written).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                tracing::warn!("checkpoints and status could not be written in time");
+                Ok(())
             }
         }
-        Ok(())
     }
 }
 

@@ -1,0 +1,354 @@
+//! The SQL surface: what is in sql/ loads everywhere, twice, over what others have left there, and does what docs/sql.md
+//! says. The statements themselves are in tests/sql/*.sql.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use futures_util::future::join_all;
+use support::Postgres;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+/// The oldest, the default and the newest.
+const VERSIONS: [&str; 3] = ["14", "default", "18"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn sql_files(folder: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(root().join(folder)).unwrap();
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "sql"));
+    files.sort();
+    assert!(!files.is_empty(), "no SQL in {folder}");
+    files
+}
+
+async fn connect(pg: &Postgres, user: &str, database: &str) -> Client {
+    let conninfo = format!("host=127.0.0.1 port={} user={user} dbname={database}", pg.port());
+    let (client, connection) = tokio_postgres::connect(&conninfo, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// Runs a file as one transaction, or as many as it has `-- commit` lines and one.
+async fn run(client: &Client, path: &Path) {
+    for part in fs::read_to_string(path).unwrap().split("\n-- commit\n") {
+        if let Err(error) = client.batch_execute(part).await {
+            match error.as_db_error() {
+                Some(error) => panic!("{}: {error}\n{error:#?}", path.display()),
+                None => panic!("{}: {error:?}", path.display()),
+            }
+        }
+    }
+}
+
+/// All migrations, each in a transaction.
+async fn load(client: &Client) {
+    for path in sql_files("sql") {
+        run(client, &path).await;
+    }
+}
+
+/// Everything in schema public and about the roles that a migration could change, as text.
+async fn fingerprint(client: &Client) -> String {
+    let sql = "
+        SELECT string_agg(line, E'\\n' ORDER BY line COLLATE \"C\") FROM (
+            SELECT format('function %s %s %s %s %s %s', p.oid::regprocedure, md5(prosrc), proconfig, prosecdef,
+                          ARRAY(SELECT a::text FROM unnest(proacl) a ORDER BY 1), obj_description(p.oid, 'pg_proc')) AS line
+            FROM pg_proc p WHERE pronamespace = 'public'::regnamespace
+            UNION ALL
+            SELECT format('relation %s %s %s %s', relname, relkind, ARRAY(SELECT a::text FROM unnest(relacl) a ORDER BY 1),
+                          obj_description(oid, 'pg_class'))
+            FROM pg_class WHERE relnamespace = 'public'::regnamespace
+            UNION ALL
+            SELECT format('column %s.%s %s %s %s %s %s', c.relname, attname, attnum, format_type(atttypid, atttypmod),
+                          attnotnull, pg_get_expr(d.adbin, d.adrelid), attacl)
+            FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+            LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+            WHERE c.relnamespace = 'public'::regnamespace AND attnum > 0
+            UNION ALL
+            SELECT format('constraint %s %s %s', conrelid::regclass, conname, pg_get_constraintdef(oid))
+            FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+            UNION ALL
+            SELECT format('index %s', indexdef) FROM pg_indexes WHERE schemaname = 'public'
+            UNION ALL
+            SELECT format('view %s %s', viewname, definition) FROM pg_views WHERE schemaname = 'public'
+            UNION ALL
+            SELECT format('schema %s', nspname) FROM pg_namespace WHERE nspname NOT LIKE 'pg\\_%'
+            UNION ALL
+            SELECT format('role %s %s %s', rolname, rolcanlogin, rolreplication) FROM pg_roles WHERE rolname LIKE 'walhook%'
+            UNION ALL
+            SELECT format('migration %s %s %s', version, description, applied_at) FROM public.schema_migrations
+            UNION ALL
+            SELECT format('config %s', c) FROM public.rule_nats_config c
+        ) lines";
+    client.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+#[tokio::test]
+async fn the_migrations_load_on_every_version_and_a_second_time_change_nothing() {
+    for version in VERSIONS {
+        let pg = Postgres::builder().version(version).start().await;
+        let client = pg.client().await;
+        load(&client).await;
+        let before = fingerprint(&client).await;
+        load(&client).await;
+        assert_eq!(fingerprint(&client).await, before, "PostgreSQL {version}");
+        let recorded = pg.psql("SELECT string_agg(version, ' ' ORDER BY version) FROM schema_migrations");
+        assert_eq!(recorded, "005 007 008 009", "PostgreSQL {version}");
+    }
+}
+
+#[tokio::test]
+async fn every_object_is_described_pins_its_search_path_and_is_closed_to_the_public() {
+    let pg = Postgres::start().await;
+    load(&pg.client().await).await;
+    let bare = pg.psql(
+        "SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND (
+            obj_description(oid, 'pg_proc') NOT LIKE 'walhook:%' OR obj_description(oid, 'pg_proc') IS NULL
+            OR proconfig IS DISTINCT FROM ARRAY['search_path=pg_catalog, pg_temp']
+            OR has_function_privilege('public', oid, 'EXECUTE'))",
+    );
+    assert_eq!(bare, "", "functions without description or pin, or open to PUBLIC");
+    let bare = pg.psql(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v') AND (
+            obj_description(oid, 'pg_class') IS NULL OR has_table_privilege('public', oid, 'SELECT'))",
+    );
+    assert_eq!(bare, "", "tables and views without description, or open to PUBLIC");
+}
+
+#[tokio::test]
+async fn the_reference_names_every_function_table_and_view() {
+    let pg = Postgres::start().await;
+    load(&pg.client().await).await;
+    let names = pg.psql(
+        "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+         UNION SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v')",
+    );
+    let reference = fs::read_to_string(root().join("docs/sql.md")).unwrap();
+    let missing: Vec<_> = names.lines().filter(|&name| !reference.contains(&format!("`{name}"))).collect();
+    assert_eq!(missing, [""; 0], "not in docs/sql.md");
+}
+
+#[tokio::test]
+async fn the_sql_surface_does_what_its_test_files_say_on_every_version() {
+    for version in VERSIONS {
+        let pg = Postgres::builder().version(version).start().await;
+        for path in sql_files("tests/sql") {
+            let database = path.file_stem().unwrap().to_str().unwrap();
+            pg.psql(&format!("CREATE DATABASE {database}"));
+            let client = connect(&pg, "postgres", database).await;
+            load(&client).await;
+            run(&client, &root().join("tests/sql/fixtures/assert.sql")).await;
+            run(&client, &path).await;
+        }
+    }
+}
+
+/// psql commits each statement; nothing may depend on being one transaction, nor on not being one.
+#[tokio::test]
+async fn psql_loads_the_migrations_and_runs_the_test_files_as_well() {
+    let pg = Postgres::start().await;
+    let psql = |database: &str, arguments: &[&str], path: &Path| {
+        let output = Command::new("psql")
+            .args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", "postgres", "-d", database])
+            .args(["-p", &pg.port().to_string()])
+            .args(arguments)
+            .arg("-f")
+            .arg(path)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&output.stderr));
+    };
+    if Command::new("psql").arg("--version").output().is_err() {
+        eprintln!("no psql here: nothing tested");
+        return;
+    }
+    for path in sql_files("tests/sql") {
+        let database = path.file_stem().unwrap().to_str().unwrap();
+        pg.psql(&format!("CREATE DATABASE {database}"));
+        for migration in sql_files("sql") {
+            psql(database, &["-1"], &migration);
+            psql(database, &[], &migration);
+        }
+        psql(database, &[], &root().join("tests/sql/fixtures/assert.sql"));
+        psql(database, &[], &path);
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_has_the_upstreams_tables_keeps_them_and_its_data() {
+    for version in VERSIONS {
+        let pg = Postgres::builder().version(version).start().await;
+        let client = pg.client().await;
+        run(&client, &root().join("tests/sql/fixtures/upstream.sql")).await;
+        load(&client).await;
+        let before = fingerprint(&client).await;
+        load(&client).await;
+        assert_eq!(fingerprint(&client).await, before, "PostgreSQL {version}, the second time");
+
+        let check = |sql: &str, expected: &str| assert_eq!(pg.psql(sql), expected, "PostgreSQL {version}: {sql}");
+        check(
+            "SELECT their_own_column, publish_mode, payload_format FROM rule_webhooks WHERE webhook_id = 1",
+            "kept|both|webhook",
+        );
+        check("SELECT nats_url, auth_token, history FROM rule_nats_config", "nats://theirs:4222|secret|full");
+        check("SELECT version, description FROM schema_migrations WHERE version = '005'", "005|theirs");
+        check(
+            "SELECT conname FROM pg_constraint WHERE conrelid = 'rule_webhooks'::regclass AND conname LIKE '%check' \
+             AND pg_get_constraintdef(oid) LIKE '%publish_mode%'",
+            "their_check",
+        );
+        check(
+            "SELECT is_nullable FROM information_schema.columns WHERE table_name = 'rule_nats_streams' AND column_name = 'config_id'",
+            "NO",
+        );
+        // Their function of RFC-0005 is called, the broken ones are mended, the SECURITY DEFINER one is closed.
+        check("SELECT rule_webhook_call_unified(1, '{}') #>> '{queue,call_id}'", "2");
+        check("SELECT rule_name FROM rule_webhook_calls WHERE call_id = 2", "theirs");
+        check("SELECT rule_webhook_call_status(1) ->> 'status'", "pending");
+        check("SELECT count(*) FROM rule_webhook_process_retries()", "0");
+        check(
+            "SELECT proconfig, has_function_privilege('public', oid, 'EXECUTE') FROM pg_proc WHERE proname = 'rule_webhook_secret_get'",
+            "{\"search_path=pg_catalog, public, pg_temp\"}|f",
+        );
+        check("SELECT rule_webhook_secret_get(1, 'key')", "hush");
+        // Calls of theirs are not ambiguous, and whom they had trusted is still trusted.
+        check("SELECT rule_nats_stream_create('RFC', ARRAY['rfc.>'], 'default', 'limits', 604800) > 0", "t");
+        check("SELECT rule_webhook_publish_nats(1, '{}', 'id') ->> 'success'", "true");
+        check(
+            "SELECT bool_and(has_function_privilege('their_admin', oid, 'EXECUTE')) FROM pg_proc WHERE proname = 'rule_nats_stream_create'",
+            "t",
+        );
+        // Views: their columns where they were, ours where they fit, and their dependents.
+        check(
+            "SELECT total_published, success_rate_pct, min_latency_ms, last_published_at IS NOT NULL FROM nats_publish_summary",
+            "2|50.00|1.50|t",
+        );
+        check(
+            "SELECT attname FROM pg_attribute WHERE attrelid = 'nats_publish_summary'::regclass AND attnum = 10",
+            "min_latency_ms",
+        );
+        check("SELECT * FROM their_dashboard", "theirs|1.50");
+        check("SELECT theirs FROM nats_recent_failures", "x");
+        check(
+            "SELECT has_table_privilege('public', 'nats_recent_failures', 'SELECT'), has_table_privilege('public', 'rule_nats_publish_history', 'SELECT')",
+            "f|f",
+        );
+        check("SELECT count(*) FROM rule_nats_publish_history", "2");
+    }
+}
+
+#[tokio::test]
+async fn a_row_with_an_unknown_publish_mode_from_before_stays_and_is_refused_when_called() {
+    let pg = Postgres::start().await;
+    let client = pg.client().await;
+    let files = sql_files("sql");
+    run(&client, &files[0]).await;
+    pg.psql(
+        "ALTER TABLE rule_webhooks ADD COLUMN publish_mode TEXT DEFAULT 'queue';
+         INSERT INTO rule_webhooks (webhook_name, url, publish_mode) VALUES ('odd', 'https://example.com', 'carrier pigeon')",
+    );
+    load(&client).await;
+    assert_eq!(pg.psql("SELECT publish_mode FROM rule_webhooks"), "carrier pigeon");
+    let error = pg.try_psql("SELECT rule_webhook_call_unified(1, '{}')").unwrap_err();
+    let error = error.as_db_error().unwrap();
+    assert_eq!(error.message(), "Webhook 1: Invalid publish_mode 'carrier pigeon'");
+    assert!(error.hint().unwrap().contains("queue, nats or both"));
+    assert_eq!(pg.psql("SELECT rule_webhook_enable_nats(1, NULL, 'nats')"), "t");
+}
+
+#[tokio::test]
+async fn the_owner_of_a_database_sets_it_up_without_being_superuser() {
+    for version in VERSIONS {
+        let pg = Postgres::builder().version(version).start().await;
+        pg.psql("CREATE ROLE owner LOGIN");
+        pg.psql("CREATE DATABASE theirs OWNER owner");
+        let client = connect(&pg, "owner", "theirs").await;
+        load(&client).await;
+        load(&client).await;
+        client
+            .batch_execute(
+                "SELECT rule_cdc_publication_create();
+                 SELECT rule_webhook_register('hook', 'https://example.com');
+                 CREATE TABLE orders (id int PRIMARY KEY);
+                 SELECT rule_webhook_link_table('hook', 'orders')",
+            )
+            .await
+            .unwrap();
+        assert_eq!(pg.psql("SELECT count(*) FROM pg_roles WHERE rolname LIKE 'walhook%'"), "0");
+        let error = client.batch_execute("SELECT rule_cdc_slot_create()").await.unwrap_err();
+        assert!(error.as_db_error().unwrap().message().contains("replication"), "{error:?}");
+        // A superuser makes the roles in another database; the owner's next run grants what they need here.
+        load(&pg.client().await).await;
+        load(&client).await;
+        let streamer = connect(&pg, "walhook_streamer", "theirs").await;
+        streamer.batch_execute("SELECT rule_cdc_slot_create()").await.unwrap();
+        streamer
+            .batch_execute("SELECT * FROM rule_nats_config; SELECT * FROM rule_webhook_links_check()")
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn waiting_for_an_event_ends_when_its_acknowledgement_is_in_the_history() {
+    let pg = Postgres::start().await;
+    let client = pg.client().await;
+    load(&client).await;
+    pg.psql("SELECT rule_webhook_register('hook', 'https://example.com'); SELECT rule_webhook_enable_nats(1)");
+    let event = pg.psql("SELECT rule_webhook_publish_nats(1, '{}') ->> 'event_id'");
+    let waiting = format!("CALL rule_nats_wait({event}, '30 seconds')");
+    let history = format!(
+        "INSERT INTO rule_nats_publish_history (webhook_id, subject, payload, success, stream_name, sequence_number, webhook_event_id) \
+         VALUES (1, 'webhooks.hook', '{{}}', true, 'WEBHOOKS', 41, {event})"
+    );
+    let (answer, ()) = tokio::join!(client.simple_query(&waiting), async {
+        support::eventually("the procedure to be waiting", async || {
+            (pg.psql("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'") == "1").then_some(())
+        })
+        .await;
+        pg.psql(&history);
+    });
+    let answer = answer.unwrap().into_iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    });
+    let answer = answer.unwrap();
+    assert!(answer.contains(r#""sequence": 41"#) && answer.contains(r#""status": "published""#), "{answer}");
+
+    let inside = pg.try_psql("BEGIN; SELECT rule_webhook_publish_nats(1, '{}'); CALL rule_nats_wait(2, '30 seconds')");
+    assert!(inside.unwrap_err().as_db_error().unwrap().message().contains("this transaction made it"));
+}
+
+#[tokio::test]
+async fn links_made_at_once_agree_on_the_publication_of_their_table() {
+    let pg = Postgres::start().await;
+    load(&pg.client().await).await;
+    pg.psql("SELECT rule_cdc_publication_create(); CREATE TABLE orders (id int PRIMARY KEY)");
+    pg.psql("SELECT rule_webhook_register('hook' || i, 'https://example.com') FROM generate_series(1, 8) i");
+    let clients = join_all((0..8).map(|_| pg.client())).await;
+    let statements: Vec<String> = (1..=8)
+        .map(|id| {
+            format!(
+                "SELECT rule_webhook_link_table({id}, 'orders', '{{insert{}}}')",
+                if id == 5 { ",update" } else { "" }
+            )
+        })
+        .collect();
+    let links = clients.iter().zip(&statements).map(|(client, statement)| client.batch_execute(statement));
+    for link in join_all(links).await {
+        link.unwrap();
+    }
+    let publications = "SELECT string_agg(p.pubname, ' ') FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
+                        WHERE r.prrelid = 'orders'::regclass";
+    assert_eq!(pg.psql(publications), "walhook_changes");
+}
