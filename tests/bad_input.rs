@@ -320,6 +320,20 @@ async fn an_event_over_max_payload_is_a_dead_letter_with_its_payload_and_the_nex
 }
 
 #[tokio::test]
+async fn what_is_too_large_is_judged_by_the_server_that_is_there_and_not_before_it_is_known() {
+    let nats = Nats::builder().config("max_payload: 4MB").start().await;
+    let feed = linked_on(Postgres::start().await, nats);
+    feed.nats.stop();
+    let mut walhook = feed.run();
+    walhook.logged("WARN").await;
+    feed.pg.psql("INSERT INTO t VALUES (1, 'a'), (2, repeat('x', 2000000)), (3, repeat('x', 5000000)), (4, 'b')");
+    feed.nats.restart().await;
+    assert_eq!(ids(&feed).await, [1, 2, 4]);
+    assert!(letters(&feed).starts_with("3|"), "{}", letters(&feed));
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
 async fn events_too_large_for_the_stream_alone_are_dead_letters_too() {
     let feed = linked().await;
     let jetstream = feed.nats.jetstream().await;
