@@ -123,6 +123,7 @@ struct Layout {
     subject_end: usize,
     attempt_at: usize,
     expected_at: Option<usize>,
+    header_at: usize,
     body_at: usize,
 }
 
@@ -131,7 +132,6 @@ struct Layout {
 pub struct Draft {
     place: Place,
     layout: Layout,
-    header_at: usize,
 }
 
 /// The parts of a message's head.
@@ -149,6 +149,8 @@ pub struct Head<'a> {
     pub epoch: u64,
 }
 
+/// The most that a server can be told to take; what this one takes is known when the lane opens.
+const MAX_PAYLOAD_MAX: usize = 64 * 1024 * 1024;
 /// Behind `HPUB `.
 const SUBJECT_AT: usize = 5;
 const ATTEMPT_DIGITS: usize = 2;
@@ -174,7 +176,7 @@ impl Lane {
             attempt: 0,
             floor: None,
             bytes: 0,
-            max_payload: 1024 * 1024,
+            max_payload: MAX_PAYLOAD_MAX,
             limit: None,
             stored: 0,
             duplicates: 0,
@@ -288,7 +290,7 @@ impl Lane {
         out.extend_from_slice(itoa::Buffer::new().format(head.epoch).as_bytes());
         out.extend_from_slice(b"\r\n\r\n");
         let body_at = out.len() - start;
-        Draft { place, layout: Layout { subject_end, attempt_at, expected_at, body_at }, header_at }
+        Draft { place, layout: Layout { subject_end, attempt_at, expected_at, header_at, body_at } }
     }
 
     /// Where the payload of the draft is to be appended.
@@ -301,8 +303,9 @@ impl Lane {
     /// # Errors
     /// What of it can never be published, where it is larger than the server takes; the line is as before.
     pub fn commit(&mut self, draft: Draft, number: u64, position: EventPosition) -> Result<(), Box<Condemned>> {
-        let Draft { place, layout, header_at } = draft;
+        let Draft { place, layout } = draft;
         let length = self.spool.length_since(place);
+        let header_at = layout.header_at;
         let total = length - header_at;
         if total > self.max_payload {
             let message = self.spool.message(place, length);
@@ -311,10 +314,7 @@ impl Lane {
                 position,
                 subject: text(&message[SUBJECT_AT..layout.subject_end]),
                 payload: message[layout.body_at..].to_vec(),
-                reason: format!(
-                    "the message has {total} bytes with its headers, the server takes {} (max_payload)",
-                    self.max_payload
-                ),
+                reason: too_large(total, self.max_payload),
             };
             self.spool.truncate(place);
             return Err(Box::new(condemned));
@@ -398,6 +398,12 @@ impl Lane {
             if !tail.subjects.iter().any(|pattern| subject::matches(pattern.as_bytes(), subject)) {
                 let takes = tail.subjects.join(", ");
                 reasons.push((index, format!("stream {} takes {takes}, not this subject", self.stream)));
+                continue;
+            }
+            // Queued before the server had said what it takes, or while another one did.
+            let total = slot.length - b"\r\n".len() - slot.layout.header_at;
+            if total > tail.max_payload {
+                reasons.push((index, too_large(total, tail.max_payload)));
             }
         }
         stored_slots -= reasons.iter().filter(|(index, _)| *index < stored_slots).count();
@@ -534,6 +540,10 @@ impl Lane {
              start with another source name or another stream",
         )
     }
+}
+
+fn too_large(total: usize, max_payload: usize) -> String {
+    format!("the message has {total} bytes with its headers, the server takes {max_payload} (max_payload)")
 }
 
 fn text(bytes: &[u8]) -> String {
