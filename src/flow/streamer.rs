@@ -120,6 +120,8 @@ struct Router {
     rules: Rules,
     types: TypeCatalog,
     lane_keys: Vec<LaneKey>,
+    /// The rows that each lane was last reached by: where they are gone, what is in the lane still has to get there.
+    lane_rows: Vec<Option<(ConfigRow, StreamRow)>>,
     is_stale: bool,
     generation: u64,
     reported: HashMap<i32, String>,
@@ -166,6 +168,7 @@ impl Streamer {
                 rules: Rules::default(),
                 types,
                 lane_keys: Vec::new(),
+                lane_rows: Vec::new(),
                 is_stale: true,
                 generation: 0,
                 reported: HashMap::new(),
@@ -284,9 +287,10 @@ impl Streamer {
         }
         self.router.compile();
         self.plans.fill_with(|| None);
-        for key in &self.router.lane_keys[self.out.lanes.len()..] {
-            let shared =
-                self.router.lane_settings(key).is_some_and(|(_, row)| row.ordering.as_deref() == Some("shared"));
+        for index in self.out.lanes.len()..self.router.lane_keys.len() {
+            let key = &self.router.lane_keys[index];
+            let rows = self.router.lane_rows[index].as_ref();
+            let shared = rows.is_some_and(|(_, row)| row.ordering.as_deref() == Some("shared"));
             let ordering = if shared { Ordering::Shared } else { Ordering::Strict };
             let inbox = format!("{}.{}", self.out.inbox, self.out.lanes.len());
             self.out.lanes.push(Lane::new(&key.stream, ordering, &inbox));
@@ -341,9 +345,9 @@ impl Streamer {
         &mut self.out.lanes[index]
     }
 
-    /// The rows that say how to reach a lane's stream; `None` when they are gone.
+    /// The rows that say how to reach a lane's stream; when they are gone, as they last were.
     pub fn lane_settings(&self, index: usize) -> Option<(ConfigRow, StreamRow)> {
-        self.router.lane_settings(&self.router.lane_keys[index])
+        self.router.lane_rows[index].clone()
     }
 
     /// The subject below which a lane's answers come.
@@ -427,6 +431,12 @@ impl Streamer {
 impl Router {
     fn compile(&mut self) {
         self.rules = Rules::compile(&self.tables, &mut self.lane_keys);
+        self.lane_rows.resize_with(self.lane_keys.len(), || None);
+        for index in 0..self.lane_keys.len() {
+            if let Some(rows) = self.lane_settings(&self.lane_keys[index]) {
+                self.lane_rows[index] = Some(rows);
+            }
+        }
         self.is_stale = false;
         self.generation += 1;
         let mut reported = HashMap::new();
