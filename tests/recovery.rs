@@ -399,3 +399,101 @@ async fn a_quiet_linked_table_beside_busy_ones_does_not_hold_the_slot_back() {
     exactly(&feed, 1).await;
     ended_well(&mut walhook);
 }
+
+#[tokio::test]
+async fn a_stream_that_was_purged_is_gone_on_with_and_nothing_comes_twice() {
+    let feed = linked().await;
+    let mut walhook = feed.run();
+    insert(&feed, 0, 100);
+    feed.confirmed().await;
+    ended_well(&mut walhook);
+    let stream = feed.nats.jetstream().await.get_stream("WEBHOOKS").await.unwrap();
+    stream.purge().await.unwrap();
+    // The crash takes the slot back, so the old rows come again, and no tail tells that the stream had them.
+    feed.pg.kill9();
+    feed.pg.restart().await;
+    let mut walhook = feed.run();
+    insert(&feed, 100, 200);
+    feed.confirmed().await;
+    assert_eq!(ids(&feed).await, (100..200).collect::<Vec<_>>());
+    assert_eq!(feed.last_sequence("WEBHOOKS").await, 200);
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_stream_that_was_deleted_ends_walhook_with_the_code_for_distrust_until_somebody_accepts_it() {
+    let feed = linked().await;
+    let jetstream = feed.nats.jetstream().await;
+    for is_running in [false, true] {
+        let mut walhook = feed.run();
+        insert(&feed, 0, 100);
+        feed.confirmed().await;
+        if is_running {
+            jetstream.delete_stream("WEBHOOKS").await.unwrap();
+            feed.pg.psql("INSERT INTO t VALUES (1000)");
+        } else {
+            ended_well(&mut walhook);
+            jetstream.delete_stream("WEBHOOKS").await.unwrap();
+            walhook = feed.run();
+        }
+        assert_eq!(walhook.wait(Duration::from_secs(30)), 3, "{}", walhook.log());
+        let log = walhook.log();
+        let last = log.lines().last().unwrap();
+        for word in
+            ["WEBHOOKS", "message 100", "made anew", "DELETE FROM rule_nats_checkpoints WHERE config_name = 'default'"]
+        {
+            assert!(last.contains(word), "no {word:?} in {last}");
+        }
+        feed.pg.psql("DELETE FROM rule_nats_checkpoints WHERE config_name = 'default' AND stream_name = 'WEBHOOKS'");
+        feed.pg.psql("TRUNCATE t");
+    }
+    let mut walhook = feed.run();
+    feed.confirmed().await;
+    assert_eq!(ids(&feed).await, [1000]);
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_stream_that_was_set_back_ends_walhook_with_the_code_for_distrust() {
+    let feed = linked().await;
+    let mut walhook = feed.run();
+    insert(&feed, 0, 100);
+    feed.confirmed().await;
+    ended_well(&mut walhook);
+    feed.nats.stop();
+    let backup = tempfile::tempdir().unwrap();
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        let _ = std::fs::remove_dir_all(to);
+        assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+    };
+    copy(&feed.nats.store_dir(), &backup.path().join("store"));
+    feed.nats.restart().await;
+    let mut walhook = feed.run();
+    insert(&feed, 100, 200);
+    feed.confirmed().await;
+    ended_well(&mut walhook);
+    feed.nats.stop();
+    copy(&backup.path().join("store"), &feed.nats.store_dir());
+    feed.nats.restart().await;
+    let mut walhook = feed.run();
+    assert_eq!(walhook.wait(Duration::from_secs(30)), 3, "{}", walhook.log());
+    let log = walhook.log();
+    assert!(log.lines().last().unwrap().contains("it ends at message 100 now"), "{log}");
+}
+
+#[tokio::test]
+async fn a_stream_in_memory_that_was_lost_with_its_server_is_begun_anew_with_a_warning() {
+    let feed = linked().await;
+    feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");
+    feed.pg.psql("UPDATE rule_nats_streams SET storage_type = 'memory'");
+    let mut walhook = feed.run();
+    insert(&feed, 0, 100);
+    feed.confirmed().await;
+    feed.nats.kill9();
+    feed.nats.restart().await;
+    insert(&feed, 100, 200);
+    feed.confirmed().await;
+    assert_eq!(ids(&feed).await, (100..200).collect::<Vec<_>>());
+    assert!(walhook.log().contains("made anew"), "{}", walhook.log());
+    ended_well(&mut walhook);
+}

@@ -223,6 +223,11 @@ impl Lane {
         self.floor
     }
 
+    /// The stream is another one from here on: what the old one holds says nothing of it.
+    pub fn forget_floor(&mut self) {
+        self.floor = None;
+    }
+
     /// Messages stored since the lane began, and acks that said `duplicate`.
     pub fn counts(&self) -> (u64, u64) {
         (self.stored, self.duplicates)

@@ -41,6 +41,9 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// Bytes read from one connection before the others have their turn.
 const READS_AT_A_TIME: usize = 8;
 
+/// The database keeps microseconds of a stream's time of creation.
+const CREATED_TOLERANCE_NS: u64 = 1_000_000;
+
 /// All lanes' connections.
 pub struct Lanes {
     drivers: Vec<Driver>,
@@ -51,6 +54,8 @@ pub struct Lanes {
     ack_timeout: Duration,
     /// What the server had written when the session began: no tail of ours is beyond it and what came since.
     server_wal: Lsn,
+    /// Where earlier runs saw the streams stand.
+    checkpoints: Vec<Checkpoint>,
     generation: u64,
 }
 
@@ -71,11 +76,28 @@ struct Driver {
     backoff: Backoff,
     /// The last failure told, so that the log does not repeat it at every attempt.
     told: Option<String>,
+    /// Where the stream was last seen to stand, by this run or an earlier one.
+    known: Option<Checkpoint>,
     created_ns: i64,
     /// While connected: since when, in seconds since 1970.
     since: Option<u64>,
     /// The oldest event that waits for its answer, and since when.
     waiting: Option<(u64, Instant)>,
+}
+
+impl Driver {
+    /// Where its stream stands; nothing while that was never seen.
+    fn stands(&self, lane: &Lane) -> Option<Checkpoint> {
+        let (position, sequence) = lane.floor()?;
+        let (config, _) = self.settings.as_ref().filter(|_| self.created_ns != 0)?;
+        Some(Checkpoint {
+            config_name: config.config_name.clone(),
+            stream: lane.stream().to_owned(),
+            created_ns: self.created_ns,
+            position,
+            sequence,
+        })
+    }
 }
 
 enum Phase {
@@ -93,11 +115,12 @@ struct Opened {
     tail: Tail,
     created_ns: i64,
     warnings: Vec<String>,
+    is_in_memory: bool,
 }
 
 impl Lanes {
     /// No connection yet; the first [`Lanes::poll`] begins.
-    pub fn new(identity: Identity, config: &Config, server_wal: Lsn) -> Lanes {
+    pub fn new(identity: Identity, config: &Config, server_wal: Lsn, checkpoints: Vec<Checkpoint>) -> Lanes {
         Lanes {
             drivers: Vec::new(),
             identity,
@@ -105,6 +128,7 @@ impl Lanes {
             overridden: config.nats_config.clone(),
             ack_timeout: config.ack_timeout,
             server_wal,
+            checkpoints,
             generation: 0,
         }
     }
@@ -125,19 +149,8 @@ impl Lanes {
 
     /// Where the streams stand, as far as acks have told.
     pub fn checkpoints(&self, streamer: &Streamer) -> Vec<Checkpoint> {
-        let checkpoint = |(index, driver): (usize, &Driver)| {
-            let lane = streamer.lane(index);
-            let (position, sequence) = lane.floor()?;
-            let (config, _) = driver.settings.as_ref()?;
-            Some(Checkpoint {
-                config_name: config.config_name.clone(),
-                stream: lane.stream().to_owned(),
-                created_ns: driver.created_ns,
-                position,
-                sequence,
-            })
-        };
-        self.drivers.iter().enumerate().filter_map(checkpoint).collect()
+        let drivers = self.drivers.iter().enumerate();
+        drivers.filter_map(|(index, driver)| driver.stands(streamer.lane(index))).collect()
     }
 
     /// For each configuration: where it is connected and since when, or why not.
@@ -184,6 +197,12 @@ impl Lanes {
                     control: None,
                     backoff: Backoff::default(),
                     told: None,
+                    known: settings.as_ref().and_then(|(config, stream)| {
+                        let is_its = |known: &&Checkpoint| {
+                            known.config_name == config.config_name && known.stream == stream.stream_name
+                        };
+                        self.checkpoints.iter().find(is_its).cloned()
+                    }),
                     created_ns: 0,
                     since: None,
                     waiting: None,
@@ -196,6 +215,15 @@ impl Lanes {
                 continue;
             }
             let same_server = driver.settings.as_ref().map(|(config, _)| config) == settings.as_ref().map(|(c, _)| c);
+            let servers = |settings: &Option<(ConfigRow, StreamRow)>| {
+                settings.as_ref().map(|(config, _)| (config.nats_url.clone(), config.nats_cluster_urls.clone()))
+            };
+            if driver.settings.is_some() && servers(&driver.settings) != servers(&settings) {
+                // Another server's stream begins anew.
+                driver.known = None;
+                driver.created_ns = 0;
+                streamer.lane_mut(index).forget_floor();
+            }
             driver.settings = settings;
             driver.told = None;
             driver.backoff = Backoff::default();
@@ -211,6 +239,7 @@ impl Lanes {
     fn open(&mut self, index: usize, streamer: &Streamer, publisher: Option<Publisher>, wait: Duration) {
         let driver = &mut self.drivers[index];
         driver.waiting = None;
+        driver.known = driver.stands(streamer.lane(index)).or(driver.known.take());
         let Some((config, stream)) = driver.settings.clone() else {
             driver.phase = Phase::Absent;
             return;
@@ -312,9 +341,25 @@ impl Lanes {
         }
     }
 
-    fn opened(&mut self, index: usize, streamer: &mut Streamer, opened: Opened) -> Result<()> {
+    fn opened(&mut self, index: usize, streamer: &mut Streamer, mut opened: Opened) -> Result<()> {
         let driver = &mut self.drivers[index];
         let lane = streamer.lane_mut(index);
+        if let Some(known) = &driver.known {
+            match trusted(known, opened.created_ns, &opened.tail) {
+                // Removed since (purged, expired): the checkpoint knows what was there.
+                Ok(()) => {
+                    let is_newer = |(ours, _): &(EventPosition, u64)| known.position.is_at_or_before(ours);
+                    if !opened.tail.ours.as_ref().is_some_and(is_newer) {
+                        opened.tail.ours = Some((known.position, known.sequence));
+                    }
+                }
+                Err(error) if opened.is_in_memory => {
+                    opened.warnings.push(error.to_string());
+                    lane.forget_floor();
+                }
+                Err(error) => return Err(error),
+            }
+        }
         let condemned = lane.open(&opened.tail)?;
         for warning in opened.warnings {
             tracing::warn!(stream = lane.stream(), "{warning}");
@@ -330,6 +375,7 @@ impl Lanes {
         );
         driver.control = Some(opened.control);
         driver.created_ns = opened.created_ns;
+        driver.known = driver.stands(lane);
         driver.since = SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
         driver.waiting = None;
         driver.phase = Phase::Running(opened.publisher);
@@ -523,7 +569,27 @@ async fn open(
     };
     let max_payload = publisher.info().max_payload.min(state.max_msg_size.unwrap_or(usize::MAX));
     let tail = Tail { last_sequence: end.last_sequence, ours, subjects: state.subjects, max_payload };
-    Ok(Opened { publisher, control, tail, created_ns: end.created_ns, warnings })
+    let is_in_memory = state.storage == "memory";
+    Ok(Opened { publisher, control, tail, created_ns: end.created_ns, warnings, is_in_memory })
+}
+
+/// Whether a stream is the one that was known and has kept what it acknowledged. What was removed from it in an orderly
+/// way still counts in its last sequence.
+fn trusted(known: &Checkpoint, created_ns: i64, tail: &Tail) -> Result<()> {
+    let Checkpoint { config_name, stream, sequence, .. } = known;
+    let what = if known.created_ns.abs_diff(created_ns) > CREATED_TOLERANCE_NS {
+        "it was made anew since".to_owned()
+    } else if tail.last_sequence < *sequence {
+        format!("it ends at message {} now", tail.last_sequence)
+    } else {
+        return Ok(());
+    };
+    Err(Error::untrusted(format!("go on in stream {stream:?}, which had taken message {sequence}: {what}")).hint(
+        format!(
+            "acknowledged events are missing from it: bring the old stream back, or accept the loss by DELETE FROM \
+         rule_nats_checkpoints WHERE config_name = '{config_name}' AND stream_name = '{stream}'"
+        ),
+    ))
 }
 
 fn position_of(stored: &tail::Stored, source: &str) -> Option<EventPosition> {

@@ -245,6 +245,54 @@ pub struct Checkpoint {
     pub sequence: u64,
 }
 
+/// Where the streams of `source` stood when an earlier run last looked.
+///
+/// # Errors
+/// [`crate::error::Kind::Untrusted`] where they were written on another PostgreSQL than `system_identifier`: its WAL
+/// positions say nothing here.
+pub async fn checkpoints(client: &Client, source: &str, system_identifier: &str) -> Result<Vec<Checkpoint>> {
+    let attempted = "read rule_nats_checkpoints";
+    let rows = client
+        .query(
+            "SELECT config_name, stream_name, (extract(epoch FROM stream_created) * 1000000)::bigint, \
+                    commit_lsn::text, commit_time, ordinal, webhook_id, sequence, system_identifier \
+             FROM public.rule_nats_checkpoints \
+             WHERE source = $1 AND commit_lsn IS NOT NULL AND commit_time IS NOT NULL AND ordinal IS NOT NULL \
+               AND webhook_id IS NOT NULL AND sequence IS NOT NULL AND stream_created IS NOT NULL",
+            &[&source],
+        )
+        .await
+        .map_err(|error| missing_table(sql::error(attempted, error)))?;
+    let checkpoint = |row: &tokio_postgres::Row| {
+        let other: Option<&str> = row.get(8);
+        if other.is_some_and(|other| other != system_identifier) {
+            return Err(Error::untrusted(format!(
+                "go on with source {source:?}: its checkpoints are of another PostgreSQL (system {}), this is system \
+                 {system_identifier}",
+                other.unwrap_or_default()
+            ))
+            .hint(format!(
+                "after a move by dump or pg_upgrade, once all of the old one is published: start with another source \
+                 name, or DELETE FROM rule_nats_checkpoints WHERE source = '{source}'"
+            )));
+        }
+        let commit_lsn = row.get::<_, &str>(3);
+        Ok(Checkpoint {
+            config_name: row.get(0),
+            stream: row.get(1),
+            created_ns: row.get::<_, i64>(2).saturating_mul(1000),
+            position: EventPosition {
+                commit_lsn: commit_lsn.parse().map_err(|error| Error::protocol(attempted).caused_by(error))?,
+                commit_time: row.get(4),
+                ordinal: row.get::<_, i64>(5).cast_unsigned(),
+                webhook_id: row.get(6),
+            },
+            sequence: row.get::<_, i64>(7).cast_unsigned(),
+        })
+    };
+    rows.iter().map(checkpoint).collect()
+}
+
 /// Writes checkpoints.
 pub async fn checkpoint(
     client: &Client,

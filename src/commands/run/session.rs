@@ -72,6 +72,7 @@ pub async fn session(
     *streamed = true;
     let confirmed = ledger::confirmed(&client, &config.slot).await?;
     let epoch = ledger::raise_epoch(&client, &config.source).await?;
+    let checkpoints = ledger::checkpoints(&client, &config.source, &system.system_id).await?;
     let (tables, types, snapshot) = ledger::snapshot(&mut client).await?;
     tracing::info!(%confirmed, epoch, timeline = system.timeline, system = system.system_id, "slot taken");
     let inbox = format!("_INBOX.walhook.{:016x}", fastrand::u64(..));
@@ -80,7 +81,7 @@ pub async fn session(
         streamer.keep_rules_as_read(snapshot);
     }
     let identity = Identity { source: config.source.clone(), epoch };
-    let lanes = Lanes::new(identity, config, system.flushed);
+    let lanes = Lanes::new(identity, config, system.flushed, checkpoints);
     let interval = status_interval(config, &client).await?;
     let mut session = Session {
         config,
