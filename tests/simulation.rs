@@ -1,0 +1,64 @@
+//! The pure core against models of PostgreSQL and JetStream, from seeds.
+//!
+//! `WALHOOK_SEEDS=N` runs N seeds, `WALHOOK_SEED=N` replays one and tells its story.
+
+#![allow(clippy::unwrap_used)]
+
+mod simulation {
+    pub mod configuration;
+    pub mod jetstream;
+    pub mod oracle;
+    pub mod postgres;
+    pub mod swarm;
+    pub mod world;
+}
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use simulation::{swarm::Bug, world::World};
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
+}
+
+/// Runs a seed; `Err` with what did not hold, be it an assertion of the core's own.
+fn run(seed: u64, bug: Bug, with_story: bool) -> Result<World, String> {
+    let mut world = World::new(seed, bug);
+    world.log = with_story.then(String::new);
+    let outcome = catch_unwind(AssertUnwindSafe(|| world.live())).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        Err(text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default())
+    });
+    if let Some(story) = &world.log {
+        eprintln!("{story}");
+    }
+    outcome.map(|()| world)
+}
+
+#[test]
+fn every_seed_keeps_the_promise() {
+    if let Some(seed) = number("WALHOOK_SEED") {
+        run(seed, Bug::None, true).unwrap();
+        return;
+    }
+    let first = number("WALHOOK_FIRST_SEED").unwrap_or(0);
+    let mut tally = std::collections::BTreeMap::new();
+    let mut failed = 0;
+    let seeds = number("WALHOOK_SEEDS").unwrap_or(3000);
+    for seed in first..first + seeds {
+        match run(seed, Bug::None, false) {
+            Ok(world) => {
+                for (what, count) in world.tally() {
+                    *tally.entry(what).or_insert(0) += count;
+                }
+            }
+            Err(problem) => {
+                eprintln!("WALHOOK_SEED={seed}: {problem}");
+                failed += 1;
+                assert!(failed < 10, "replay one with WALHOOK_SEED=N");
+            }
+        }
+    }
+    eprintln!("{seeds} seeds: {tally:?}");
+    assert_eq!(failed, 0, "replay with WALHOOK_SEED=N");
+}
