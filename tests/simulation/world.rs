@@ -434,7 +434,7 @@ impl World {
             .rev()
             .find_map(|message| Some((EventPosition::parse(message.event.as_ref()?, SOURCE)?, message.sequence)));
         if let Some((position, _)) = &ours {
-            let known = run.streamer.received().0.max(run.server_wal);
+            let known = run.streamer.known_wal().0.max(run.server_wal);
             if position.commit_lsn.0 > known {
                 return Err(format!("{position:?} is taken for one beyond the WAL, which ends at {known}"));
             }
@@ -442,6 +442,13 @@ impl World {
         let mut tail = Tail {
             last_sequence: stream.last_sequence,
             ours,
+            listed: match run.streamer.lane(index).lists_behind() {
+                None => Vec::new(),
+                Some(behind) => {
+                    let behind = stream.messages.iter().filter(|message| message.sequence > behind);
+                    behind.filter_map(|message| EventPosition::parse(message.event.as_ref()?, SOURCE)).collect()
+                }
+            },
             subjects: vec![format!("{name}.>")],
             max_payload: self.jetstream.max_payload.min(self.jetstream.max_msg_size),
         };
@@ -477,7 +484,7 @@ impl World {
         driver.waiting = None;
         let opened = run.streamer.lane_mut(index).open(&tail);
         let text = format!("lane {index} opens behind {tail:?}: {opened:?}");
-        let outcome = opened.and_then(|condemned| run.streamer.condemn(condemned));
+        let outcome = opened.and_then(|()| run.streamer.condemn());
         self.say(|| text);
         match outcome {
             Ok(()) => Ok(()),
@@ -525,7 +532,6 @@ impl World {
             link.is_between = lane.is_between_messages();
         }
         let mut refused = false;
-        let mut outcome = Ok(());
         for _ in 0..self.rng.usize(..10) {
             let (mut token, answer) = match self.jetstream.read(link.connection) {
                 Ok(Some(answer)) => answer,
@@ -549,13 +555,10 @@ impl World {
                 Answer::Refused(code) => Refusal::NotNow(code.to_string()),
                 Answer::NoResponders => Refusal::NotNow("no responders".to_owned()),
             };
-            let (is_news, condemned) = lane.refused(&token, &refusal);
-            refused |= is_news || refusal == Refusal::WrongSequence;
-            outcome = run.streamer.condemn(condemned.into_iter().collect());
-            if outcome.is_err() {
-                break;
-            }
+            refused |= lane.refused(&token, &refusal) || refusal == Refusal::WrongSequence;
         }
+        // As late as the edge might.
+        let outcome = run.streamer.condemn();
         if let Err(error) = outcome {
             self.ends(&error)?;
         }
