@@ -35,6 +35,58 @@ fn run(seed: u64, bug: Bug, with_story: bool) -> Result<World, String> {
     outcome.map(|()| world)
 }
 
+/// The harness must be able to fail: with a classic bug brought back some seed must, and soon.
+fn check_caught(bug: Bug, within: u64) {
+    let caught = (0..within).find_map(|seed| run(seed, bug, false).err().map(|problem| (seed, problem)));
+    let (seed, problem) = caught.unwrap_or_else(|| panic!("{bug:?} goes unnoticed in {within} seeds"));
+    eprintln!("{bug:?}: seed {seed}: {problem}");
+}
+
+#[test]
+fn confirming_on_receipt_is_caught() {
+    check_caught(Bug::ConfirmOnReceipt, 200);
+}
+
+#[test]
+fn confirming_every_keepalive_is_caught() {
+    check_caught(Bug::ConfirmKeepalives, 500);
+}
+
+#[test]
+fn sending_again_without_reading_the_tail_is_caught() {
+    check_caught(Bug::BlindRetry, 500);
+}
+
+#[test]
+fn publishing_without_the_expected_sequence_is_caught() {
+    check_caught(Bug::NoExpectedSequence, 500);
+}
+
+#[test]
+fn not_waiting_for_dead_letters_is_caught() {
+    check_caught(Bug::IgnoreHolds, 3000);
+}
+
+#[test]
+fn taking_a_dead_letter_for_buried_when_it_is_sent_off_is_caught() {
+    check_caught(Bug::BuryOnSend, 500);
+}
+
+#[test]
+fn publishing_what_the_tail_shows_as_stored_is_caught() {
+    check_caught(Bug::IgnoreTail, 500);
+}
+
+#[test]
+fn believing_answers_to_earlier_attempts_is_caught() {
+    check_caught(Bug::StaleAcks, 3000);
+}
+
+#[test]
+fn beginning_a_message_in_the_midst_of_another_is_caught() {
+    check_caught(Bug::ReuseTornConnection, 3000);
+}
+
 #[test]
 fn every_seed_keeps_the_promise() {
     if let Some(seed) = number("WALHOOK_SEED") {

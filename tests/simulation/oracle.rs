@@ -5,8 +5,8 @@
 //! ("a replay may route by newer rules") and no more:
 //!
 //! - Confirmed ⇒ every event before it, by the rules of the run that confirms it, is stored in its stream or durable as
-//!   a dead letter. An event that has moved to another stream since it was committed may be missing there, if it comes
-//!   before what that stream has: the tail is taken for all that went before. (The one hole that the design leaves.)
+//!   a dead letter. What some run has routed otherwise than the rules at its commit say may be missing, if it comes
+//!   before what its stream has: the tail is taken for all that went before. (The one hole that the design leaves.)
 //! - Dead letters are only those that cannot be published: no stream, an impossible subject, too large.
 //! - What is stored was an event in some run, of a committed transaction, under that subject, with that content.
 //! - In strict streams each event is there once, and positions rise. In shared ones it is there at least once.
@@ -32,7 +32,6 @@ struct Expected {
     marker: String,
     message_id: Option<String>,
     is_huge: bool,
-    is_rerouted: bool,
 }
 
 type Position = (u64, u64, i32);
@@ -42,6 +41,8 @@ pub struct Oracle {
     /// By stream and id, of all runs.
     ever: HashMap<(String, String), Vec<Expected>>,
     may_die: HashSet<String>,
+    /// Ids of what some run has routed otherwise than the rules at its commit say.
+    rerouted: HashSet<String>,
     pub dead_letters: HashSet<String>,
     checked: HashMap<String, (usize, Option<Position>)>,
 }
@@ -96,12 +97,15 @@ impl Oracle {
                 };
                 for (of_table, routes) in routes.into_iter().enumerate() {
                     let original = &transaction.routes[number][of_table];
+                    let (lsn, time) = (transaction.commit_lsn, transaction.commit_time);
+                    let id = |webhook| format!("{SOURCE}-{lsn:016x}-{time:x}-{}-{webhook}", view.ordinal);
+                    let differ = original.iter().filter(|route| !routes.contains(route));
+                    let differ = differ.chain(routes.iter().filter(|route| !original.contains(route)));
+                    self.rerouted.extend(differ.map(|route| id(route.webhook)));
                     for route in routes {
-                        let (lsn, time) = (transaction.commit_lsn, transaction.commit_time);
                         let expected = Expected {
                             commit_lsn: lsn,
-                            id: format!("{SOURCE}-{lsn:016x}-{time:x}-{}-{}", view.ordinal, route.webhook),
-                            is_rerouted: !original.contains(&route),
+                            id: id(route.webhook),
                             stream: route.stream,
                             subject: route.subject,
                             marker: marker.clone(),
@@ -164,7 +168,7 @@ impl Oracle {
             || (event.is_huge && is_dead)
             || event.message_id.as_ref().is_some_and(|id| stream.message_ids.contains(id))
             || jetstream.forgotten.contains(&event.id)
-            || event.is_rerouted
+            || self.rerouted.contains(&event.id)
     }
 
     /// A dead letter's row is in.

@@ -85,7 +85,7 @@ impl Swarm {
             knob(20),
             knob(20),
             knob(20),
-            knob(10),
+            knob(500),
             knob(50),
             knob(300),
             knob(300),

@@ -46,6 +46,7 @@ pub struct World {
     runs: u64,
     shared: HashSet<String>,
     knows_new_type: bool,
+    may_halt: bool,
     pub log: Option<String>,
 }
 
@@ -61,7 +62,6 @@ struct Run {
     server_wal: u64,
     is_paused: bool,
     burial: Option<(Vec<DeadLetter>, bool)>,
-    epoch: u64,
     last_keepalive: u64,
 }
 
@@ -95,6 +95,7 @@ impl World {
         let swarm = Swarm::new(&mut rng);
         let postgres = Postgres::new(&mut rng, &swarm);
         let shared = postgres.configuration.streams.values().filter(|row| row.shared).map(|row| row.name.clone());
+        let may_halt = swarm.halt > 0;
         World {
             shared: shared.collect(),
             jetstream: JetStream::new(&swarm),
@@ -107,6 +108,7 @@ impl World {
             run: None,
             runs: 0,
             knows_new_type: false,
+            may_halt,
             log: None,
         }
     }
@@ -261,7 +263,6 @@ impl World {
             server_wal: self.postgres.wal_end,
             is_paused: false,
             burial: None,
-            epoch,
             last_keepalive: 0,
         });
         self.follow();
@@ -292,7 +293,7 @@ impl World {
         self.say(|| format!("{error:?}"));
         let rows = self.postgres.configuration.webhooks.clone();
         match error.kind() {
-            Kind::Config if rows.values().any(|row| row.halt) || self.swarm.halt > 0 => {
+            Kind::Config if rows.values().any(|row| row.halt) || self.may_halt => {
                 // The operator says that it shall go on.
                 let ops = rows.into_iter().map(|(id, row)| {
                     Op::Configure(Row::Webhook(id, Some(super::configuration::Webhook { halt: false, ..row })))
