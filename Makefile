@@ -28,7 +28,7 @@ build: tools ## build target/release/walhook
 	$(CARGO) build --release --locked
 
 .PHONY: demo
-demo: build ## start throw-away servers and watch rows become messages (DEMO_SECONDS=N ends it)
+demo: tools ## start throw-away servers and watch rows become messages (DEMO_SECONDS=N ends it)
 	@scripts/demo
 
 .PHONY: test

@@ -186,7 +186,7 @@ fn read_file(path: &PathBuf) -> Result<File> {
         .map_err(|error| Error::config(format!("read the settings file {}", path.display())).caused_by(error))?;
     toml::from_str(&text).map_err(|error| {
         // The library's own text quotes the line, which may hold a secret.
-        let line = error.span().map(|span| text[..span.start].lines().count().max(1));
+        let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
         let line = line.map(|line| format!(", line {line}")).unwrap_or_default();
         Error::config(format!("read the settings file {}{line}: {}", path.display(), error.message()))
             .hint("config/walhook.toml shows every setting")

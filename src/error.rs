@@ -125,7 +125,7 @@ impl fmt::Display for Error {
             cause = this.source();
         }
         if let Some(hint) = &self.0.hint {
-            write!(f, ". {hint}")?;
+            write!(f, ". Hint: {hint}")?;
         }
         Ok(())
     }

@@ -20,8 +20,9 @@ use walhook::{
         control,
         handshake::{self, Opened},
         ops::{self, Op},
-        settings::{ConfigRow, Overrides, Settings},
+        settings::{Overrides, Settings},
     },
+    route::tables::ConfigRow,
 };
 
 const VERSIONS: [&str; 2] = ["2.10", "2.15"];

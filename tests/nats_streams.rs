@@ -16,10 +16,11 @@ use walhook::{
     error::{Error, Kind},
     nats::{
         control::{self, Control},
-        settings::{ConfigRow, Overrides, Settings},
-        streams::{self, StreamRow, StreamState},
+        settings::{Overrides, Settings},
+        streams::{self, StreamState},
         tail::{self, Stored, Tail},
     },
+    route::tables::{ConfigRow, StreamRow},
 };
 
 const VERSIONS: [&str; 2] = ["2.10", "2.15"];

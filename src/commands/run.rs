@@ -2,7 +2,8 @@
 //!
 //! One task holds everything; [`session`] is its one `select!`. Whatever goes wrong with PostgreSQL ends the session,
 //! and the next one starts as the first did: from the slot and the streams' tails. What goes wrong with one stream is
-//! its lane's own matter ([`lanes`]).
+//! its lane's own matter ([`lanes`]). What a webhook halts at is tried once more by the rules as they are by then, for
+//! mending them is what a halt waits for.
 
 mod lanes;
 mod ledger;
@@ -15,7 +16,9 @@ use tokio::sync::watch;
 use crate::{
     config::Config,
     error::{Error, Result},
+    flow::streamer::Halted,
 };
+use session::History;
 
 /// First and longest wait between two sessions.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -34,12 +37,18 @@ pub async fn run(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result
     );
     let mut backoff = Backoff::default();
     let mut last_error: Option<String> = None;
+    let mut history = History::AsItWas;
     loop {
         let mut streamed = false;
-        match session::session(config, &mut shutdown, &mut streamed, last_error.as_deref()).await {
+        match session::session(config, &mut shutdown, &mut streamed, history, last_error.as_deref()).await {
             Ok(()) => return Ok(()),
+            Err(error) if error.cause_as::<Halted>().is_some() && history == History::AsItWas => {
+                tracing::warn!("{error}; trying once more by the rules as they are now");
+                history = History::AsOfNow;
+            }
             Err(error) if !error.is_retryable() => return Err(error),
             Err(error) => {
+                history = History::AsItWas;
                 if streamed {
                     backoff = Backoff::default();
                 }

@@ -143,8 +143,8 @@ enum State {
 struct Layout {
     subject_end: usize,
     attempt_at: usize,
-    header_at: usize,
     expected_at: Option<usize>,
+    header_at: usize,
     body_at: usize,
 }
 
@@ -170,6 +170,8 @@ pub struct Head<'a> {
     pub epoch: u64,
 }
 
+/// The most that a server can be told to take; what this one takes is known when the lane opens.
+const MAX_PAYLOAD_MAX: usize = 64 * 1024 * 1024;
 /// Behind `HPUB `.
 const SUBJECT_AT: usize = 5;
 const ATTEMPT_DIGITS: usize = 2;
@@ -201,7 +203,7 @@ impl Lane {
             known: VecDeque::new(),
             last_seen: None,
             bytes: 0,
-            max_payload: 1024 * 1024,
+            max_payload: MAX_PAYLOAD_MAX,
             limit: None,
             stored: 0,
             duplicates: 0,

@@ -24,7 +24,7 @@ use crate::{
         plan::{EventColumns, Linked, Plan},
         rules::{self, LaneKey, OnError, Rules},
         subject,
-        tables::{Cell, NatsConfig, Stream, Table, Tables},
+        tables::{Cell, ConfigRow, StreamRow, Table, Tables},
         types::TypeCatalog,
     },
     wal::{
@@ -32,6 +32,7 @@ use crate::{
         frame::Frame,
         lsn::Lsn,
         pgoutput::{Column, Tuple},
+        snapshot::Snapshot,
     },
 };
 
@@ -74,6 +75,19 @@ pub struct DeadLetter {
     number: u64,
 }
 
+/// Why an event of a webhook with `on_error = halt` cannot be published: the cause of the error that says so, by which
+/// it is told from others.
+#[derive(Debug)]
+pub struct Halted(String);
+
+impl std::fmt::Display for Halted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Halted {}
+
 /// Counters since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -110,6 +124,8 @@ struct Router {
     generation: u64,
     reported: HashMap<i32, String>,
     notices: Vec<String>,
+    /// Changes of the configuration that are in it already are passed over.
+    snapshot: Option<Snapshot>,
 }
 
 /// Where events go.
@@ -154,6 +170,7 @@ impl Streamer {
                 generation: 0,
                 reported: HashMap::new(),
                 notices: Vec::new(),
+                snapshot: None,
             },
             out: Outlet {
                 source: source.to_owned(),
@@ -174,6 +191,13 @@ impl Streamer {
         };
         streamer.refresh();
         streamer
+    }
+
+    /// What comes again from before the start is routed by the rules as they were read, which `snapshot` shows, and not
+    /// by those of its time: changes of the rules that were read already are passed over. So rules that were mended since
+    /// reach back to an event that stopped an earlier run.
+    pub fn keep_rules_as_read(&mut self, snapshot: Snapshot) {
+        self.router.snapshot = Some(snapshot);
     }
 
     /// Takes one CopyData payload.
@@ -318,7 +342,7 @@ impl Streamer {
     }
 
     /// The rows that say how to reach a lane's stream; `None` when they are gone.
-    pub fn lane_settings(&self, index: usize) -> Option<(NatsConfig, Stream)> {
+    pub fn lane_settings(&self, index: usize) -> Option<(ConfigRow, StreamRow)> {
         self.router.lane_settings(&self.router.lane_keys[index])
     }
 
@@ -443,7 +467,7 @@ impl Router {
         plan
     }
 
-    fn lane_settings(&self, key: &LaneKey) -> Option<(NatsConfig, Stream)> {
+    fn lane_settings(&self, key: &LaneKey) -> Option<(ConfigRow, StreamRow)> {
         let config = self.tables.configs.get(&key.config_id)?;
         let streams = rules::streams_of(key.config_id, config, &self.tables);
         let stream = streams.into_iter().find(|stream| stream.stream_name == key.stream)?;
@@ -457,6 +481,9 @@ impl Router {
         change: &Change<'_>,
         columns: impl Iterator<Item = &'c str> + Clone,
     ) -> Result<()> {
+        if self.snapshot.as_ref().is_some_and(|snapshot| snapshot.shows(change.xid)) {
+            return Ok(());
+        }
         let key_of = |tuple: Tuple<'_>| {
             columns.clone().zip(tuple.iter()).find_map(|(name, value)| match value {
                 Column::Text(text) if name == table.key() => Some(String::from_utf8_lossy(text).into_owned()),
@@ -635,9 +662,10 @@ impl Outlet {
         let event_id = position.id(&self.source);
         if let Some(webhook) = webhook.filter(|webhook| webhook.on_error == OnError::Halt) {
             return Err(Error::config(format!(
-                "publish event {event_id} of webhook {} {:?} to {subject:?}: {reason}",
+                "publish event {event_id} of webhook {} {:?} to {subject:?}",
                 webhook.id, webhook.name
             ))
+            .caused_by(Halted(reason))
             .hint("the webhook has on_error = 'halt'; mend its configuration, or set on_error = 'dead_letter'"));
         }
         self.counts.dead_letters += 1;

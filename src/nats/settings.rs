@@ -14,7 +14,10 @@ use std::{
 use serde::Deserialize;
 
 use super::auth::Auth;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    route::tables::ConfigRow,
+};
 
 /// The port where a URL names none.
 pub const PORT: u16 = 4222;
@@ -24,45 +27,6 @@ const RECONNECT_DELAY: Duration = Duration::from_millis(2000);
 const MAX_CONNECTIONS: usize = 10;
 const CLIENT_NAME: &str = "walhook";
 const INBOX_PREFIX: &str = "_INBOX";
-
-/// One row of `rule_nats_config`, column by column. NULL is `None` and means the column's default.
-#[derive(Clone, Default, PartialEq, Eq)]
-#[allow(missing_docs)] // the columns of RFC-0007
-pub struct ConfigRow {
-    pub config_id: i32,
-    pub config_name: String,
-    pub nats_url: Option<String>,
-    pub nats_cluster_urls: Vec<String>,
-    pub auth_type: Option<String>,
-    pub auth_token: Option<String>,
-    pub auth_credentials_file: Option<String>,
-    pub auth_nkey_seed: Option<String>,
-    pub tls_enabled: Option<bool>,
-    pub tls_cert_file: Option<String>,
-    pub tls_key_file: Option<String>,
-    pub tls_ca_file: Option<String>,
-    pub max_connections: Option<i32>,
-    pub connection_timeout_ms: Option<i32>,
-    pub reconnect_delay_ms: Option<i32>,
-    pub max_reconnect_attempts: Option<i32>,
-    pub jetstream_enabled: Option<bool>,
-    pub stream_name: Option<String>,
-    pub subject_prefix: Option<String>,
-    pub enabled: Option<bool>,
-}
-
-/// Without secrets: the URL may hold one too.
-impl fmt::Debug for ConfigRow {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConfigRow")
-            .field("config_id", &self.config_id)
-            .field("config_name", &self.config_name)
-            .field("auth_type", &self.auth_type)
-            .field("stream_name", &self.stream_name)
-            .field("enabled", &self.enabled)
-            .finish_non_exhaustive()
-    }
-}
 
 /// What the process's own settings say of NATS: `NATS_*`, flags, or `[nats]` in the configuration file.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]

@@ -10,7 +10,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::control::{ApiError, Control};
-use crate::error::{Error, Kind, Result};
+use crate::{
+    error::{Error, Kind, Result},
+    route::tables::StreamRow,
+};
 
 const NO_STREAM: u64 = 10059;
 const NAME_IN_USE: u64 = 10058;
@@ -21,28 +24,6 @@ const NO_PEERS: u64 = 10005;
 
 const NANOS_PER_SECOND: i64 = 1_000_000_000;
 const DUPLICATE_WINDOW_SECONDS: i64 = 120; // JetStream's own default
-
-/// One row of `rule_nats_streams`. NULL is `None`: the default for a new stream, and as it is for one that exists.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[allow(missing_docs)] // the columns of RFC-0007, and `ordering`
-pub struct StreamRow {
-    pub stream_id: i32,
-    pub config_id: Option<i32>,
-    pub stream_name: String,
-    pub subjects: Vec<String>,
-    pub description: Option<String>,
-    pub storage_type: Option<String>,
-    pub max_messages: Option<i64>,
-    pub max_bytes: Option<i64>,
-    pub max_age_seconds: Option<i64>,
-    pub retention_policy: Option<String>,
-    pub discard_policy: Option<String>,
-    pub replicas: Option<i32>,
-    pub duplicate_window_seconds: Option<i32>,
-    pub enabled: Option<bool>,
-    /// `strict` (default) or `shared`.
-    pub ordering: Option<String>,
-}
 
 /// A stream as JetStream has it.
 #[derive(Debug, Clone, PartialEq, Eq)]

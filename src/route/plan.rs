@@ -7,7 +7,7 @@ use super::{
     filter::{Filter, Seen},
     rules::Rules,
     subject::Template,
-    tables::{Link, Table},
+    tables::{LinkRow, Table},
     types::{Class, TypeCatalog},
     value::write_json_str,
 };
@@ -147,7 +147,7 @@ impl EventColumns {
 
 impl Target {
     /// `None` for a link that is switched off or whose webhook does not publish.
-    fn new(id: i32, link: &Link, relation: &Relation, rules: &Rules, warnings: &mut Vec<String>) -> Option<Target> {
+    fn new(id: i32, link: &LinkRow, relation: &Relation, rules: &Rules, warnings: &mut Vec<String>) -> Option<Target> {
         let webhook = rules.webhook(link.webhook_id)?;
         if !link.enabled || !rules.webhooks[webhook].publishes {
             return None;

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use super::{
     subject,
-    tables::{self, Link, Tables},
+    tables::{ConfigRow, LinkRow, StreamRow, Tables, WebhookRow},
     value::write_json_str,
 };
 
@@ -84,7 +84,7 @@ pub struct Rules {
     pub webhooks: Vec<Webhook>,
     by_id: HashMap<i32, usize>,
     configs: HashMap<i32, Config>,
-    links: HashMap<(String, String), Vec<(i32, Link)>>,
+    links: HashMap<(String, String), Vec<(i32, LinkRow)>>,
 }
 
 impl Rules {
@@ -119,7 +119,7 @@ impl Rules {
     }
 
     /// The links of a table with their ids, in the order of their webhooks.
-    pub fn links(&self, schema: &str, table: &str) -> &[(i32, Link)] {
+    pub fn links(&self, schema: &str, table: &str) -> &[(i32, LinkRow)] {
         // Asked once per table and change of rules, so the two strings do not matter.
         self.links.get(&(schema.to_owned(), table.to_owned())).map_or(&[], Vec::as_slice)
     }
@@ -142,12 +142,12 @@ impl Rules {
 
 /// The streams of a configuration: its rows in `rule_nats_streams`, and, where none of them has the name that the
 /// configuration itself gives (`stream_name`, by default WEBHOOKS), that one with `<subject_prefix>.>`.
-pub fn streams_of(config_id: i32, row: &tables::NatsConfig, tables: &Tables) -> Vec<tables::Stream> {
+pub fn streams_of(config_id: i32, row: &ConfigRow, tables: &Tables) -> Vec<StreamRow> {
     let default_config = row.config_name == "default";
     let mut streams: Vec<_> = tables
         .streams
         .values()
-        .filter(|stream| stream.enabled)
+        .filter(|stream| stream.enabled != Some(false))
         .filter(|stream| stream.config_id == Some(config_id) || (stream.config_id.is_none() && default_config))
         .cloned()
         .collect();
@@ -159,12 +159,12 @@ pub fn streams_of(config_id: i32, row: &tables::NatsConfig, tables: &Tables) -> 
         let pattern = format!("{prefix}.>");
         // Where a row takes these subjects already, JetStream would refuse a second stream for them.
         if !streams.iter().any(|stream| stream.subjects.iter().any(|other| overlaps(other, &pattern))) {
-            streams.push(tables::Stream {
+            streams.push(StreamRow {
                 config_id: Some(config_id),
                 stream_name: name.to_owned(),
                 subjects: vec![pattern],
-                enabled: true,
-                ..tables::Stream::default()
+                enabled: Some(true),
+                ..StreamRow::default()
             });
         }
     }
@@ -184,10 +184,10 @@ fn overlaps(a: &str, b: &str) -> bool {
     }
 }
 
-fn compile_config(id: i32, row: &tables::NatsConfig, tables: &Tables, lanes: &mut Vec<LaneKey>) -> Config {
-    let problem = if !row.enabled {
+fn compile_config(id: i32, row: &ConfigRow, tables: &Tables, lanes: &mut Vec<LaneKey>) -> Config {
+    let problem = if row.enabled == Some(false) {
         Some(format!("NATS configuration {:?} is not enabled", row.config_name))
-    } else if !row.jetstream_enabled {
+    } else if row.jetstream_enabled == Some(false) {
         Some(format!(
             "NATS configuration {:?} has jetstream_enabled = false, and core NATS gives no acknowledgement to wait for",
             row.config_name
@@ -212,9 +212,9 @@ fn compile_config(id: i32, row: &tables::NatsConfig, tables: &Tables, lanes: &mu
 
 fn compile_webhook(
     id: i32,
-    row: &tables::Webhook,
+    row: &WebhookRow,
     config_id: Option<i32>,
-    config_row: Option<&tables::NatsConfig>,
+    config_row: Option<&ConfigRow>,
     configs: &HashMap<i32, Config>,
 ) -> Webhook {
     let mut problems = Vec::new();
@@ -344,17 +344,17 @@ mod tests {
 
     fn tables() -> Tables {
         let mut tables = Tables::default();
-        let config = tables::NatsConfig {
+        let config = ConfigRow {
             config_id: 1,
             config_name: "default".to_owned(),
-            jetstream_enabled: true,
-            enabled: true,
+            jetstream_enabled: Some(true),
+            enabled: Some(true),
             stream_name: Some("WEBHOOKS".to_owned()),
             subject_prefix: Some("webhooks".to_owned()),
             ..Default::default()
         };
         tables.configs.insert(1, config);
-        let webhook = tables::Webhook {
+        let webhook = WebhookRow {
             name: "sla.ck".to_owned(),
             url: "https://example.com".to_owned(),
             method: "POST".to_owned(),
@@ -392,7 +392,7 @@ mod tests {
         check(|t| t.webhooks.get_mut(&1).unwrap().payload_format = Some("xml".to_owned()), "\"xml\"");
         check(|t| t.webhooks.get_mut(&1).unwrap().headers = Some("[1]".to_owned()), "not a JSON object");
         check(|t| t.webhooks.get_mut(&1).unwrap().nats_config_id = Some(9), "9 does not exist");
-        check(|t| t.configs.get_mut(&1).unwrap().enabled = false, "not enabled");
+        check(|t| t.configs.get_mut(&1).unwrap().enabled = Some(false), "not enabled");
         check(|t| t.webhooks.get_mut(&1).unwrap().nats_subject = Some("webhooks.*".to_owned()), "wildcard");
         check(|t| t.configs.clear(), "names no NATS configuration");
     }
@@ -402,11 +402,11 @@ mod tests {
         let mut tables = tables();
         let mut lanes = Vec::new();
         Rules::compile(&tables, &mut lanes);
-        let stream = tables::Stream {
+        let stream = StreamRow {
             config_id: Some(1),
             stream_name: "A".to_owned(),
             subjects: vec!["events.>".to_owned()],
-            enabled: true,
+            enabled: Some(true),
             ..Default::default()
         };
         tables.streams.insert(1, stream);
@@ -418,11 +418,11 @@ mod tests {
     #[test]
     fn the_default_stream_gives_way_to_a_row_that_takes_its_subjects() {
         let mut tables = tables();
-        let stream = tables::Stream {
+        let stream = StreamRow {
             config_id: Some(1),
             stream_name: "MINE".to_owned(),
             subjects: vec!["webhooks.*".to_owned()],
-            enabled: true,
+            enabled: Some(true),
             ..Default::default()
         };
         tables.streams.insert(1, stream);

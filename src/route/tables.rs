@@ -55,7 +55,7 @@ impl Table {
 /// A row of `rule_webhooks`: what routing needs of it.
 #[derive(Debug, Clone, Default)]
 #[allow(missing_docs, reason = "the columns' names; sql/ explains them")]
-pub struct Webhook {
+pub struct WebhookRow {
     pub name: String,
     pub url: String,
     pub method: String,
@@ -74,7 +74,7 @@ pub struct Webhook {
 /// A row of `rule_webhook_links`.
 #[derive(Debug, Clone, Default)]
 #[allow(missing_docs, reason = "the columns' names; sql/ explains them")]
-pub struct Link {
+pub struct LinkRow {
     pub webhook_id: i32,
     pub table_schema: String,
     pub table_name: String,
@@ -88,45 +88,49 @@ pub struct Link {
     pub enabled: bool,
 }
 
-/// A row of `rule_nats_config`. Its `Debug` shows no secret.
-#[derive(Clone, Default, PartialEq)]
+/// A row of `rule_nats_config`, column by column. NULL is `None` and means the column's default.
+#[derive(Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the columns' names; sql/ explains them")]
-pub struct NatsConfig {
+pub struct ConfigRow {
     pub config_id: i32,
     pub config_name: String,
-    pub nats_url: String,
+    pub nats_url: Option<String>,
     pub nats_cluster_urls: Vec<String>,
     pub auth_type: Option<String>,
     pub auth_token: Option<String>,
     pub auth_credentials_file: Option<String>,
     pub auth_nkey_seed: Option<String>,
-    pub tls_enabled: bool,
+    pub tls_enabled: Option<bool>,
     pub tls_cert_file: Option<String>,
     pub tls_key_file: Option<String>,
     pub tls_ca_file: Option<String>,
-    pub connection_timeout_ms: Option<i64>,
-    pub reconnect_delay_ms: Option<i64>,
-    pub max_reconnect_attempts: Option<i64>,
-    pub jetstream_enabled: bool,
+    pub max_connections: Option<i32>,
+    pub connection_timeout_ms: Option<i32>,
+    pub reconnect_delay_ms: Option<i32>,
+    pub max_reconnect_attempts: Option<i32>,
+    pub jetstream_enabled: Option<bool>,
     pub stream_name: Option<String>,
     pub subject_prefix: Option<String>,
-    pub enabled: bool,
+    pub enabled: Option<bool>,
 }
 
-impl std::fmt::Debug for NatsConfig {
+/// Without secrets: the URL may hold one too.
+impl std::fmt::Debug for ConfigRow {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NatsConfig")
+        f.debug_struct("ConfigRow")
+            .field("config_id", &self.config_id)
             .field("config_name", &self.config_name)
             .field("auth_type", &self.auth_type)
-            .field("tls_enabled", &self.tls_enabled)
+            .field("stream_name", &self.stream_name)
+            .field("enabled", &self.enabled)
             .finish_non_exhaustive()
     }
 }
 
-/// A row of `rule_nats_streams`.
-#[derive(Debug, Clone, Default, PartialEq)]
+/// A row of `rule_nats_streams`. NULL is `None`: the default for a new stream, and as it is for one that exists.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the columns' names; sql/ explains them")]
-pub struct Stream {
+pub struct StreamRow {
     pub config_id: Option<i32>,
     pub stream_name: String,
     pub subjects: Vec<String>,
@@ -137,10 +141,11 @@ pub struct Stream {
     pub max_age_seconds: Option<i64>,
     pub retention_policy: Option<String>,
     pub discard_policy: Option<String>,
-    pub replicas: Option<i64>,
-    pub duplicate_window_seconds: Option<i64>,
+    pub replicas: Option<i32>,
+    pub duplicate_window_seconds: Option<i32>,
+    pub enabled: Option<bool>,
+    /// `strict` (default) or `shared`.
     pub ordering: Option<String>,
-    pub enabled: bool,
 }
 
 /// A column's value in a row that arrives.
@@ -163,13 +168,13 @@ trait Row: Default + Clone {
 #[derive(Debug, Clone, Default)]
 pub struct Tables {
     /// `rule_webhooks`
-    pub webhooks: BTreeMap<i32, Webhook>,
+    pub webhooks: BTreeMap<i32, WebhookRow>,
     /// `rule_webhook_links`
-    pub links: BTreeMap<i32, Link>,
+    pub links: BTreeMap<i32, LinkRow>,
     /// `rule_nats_config`
-    pub configs: BTreeMap<i32, NatsConfig>,
+    pub configs: BTreeMap<i32, ConfigRow>,
     /// `rule_nats_streams`
-    pub streams: BTreeMap<i32, Stream>,
+    pub streams: BTreeMap<i32, StreamRow>,
 }
 
 impl Tables {
@@ -239,7 +244,7 @@ fn fill<'a, R: Row>(
     Ok(())
 }
 
-impl Row for Webhook {
+impl Row for WebhookRow {
     fn set(&mut self, column: &str, value: Option<&str>) -> Result<()> {
         match column {
             "webhook_name" => self.name = text(value),
@@ -249,7 +254,7 @@ impl Row for Webhook {
             "enabled" => self.enabled = boolean(column, value)?,
             "nats_enabled" => self.nats_enabled = boolean(column, value)?,
             "nats_subject" => self.nats_subject = optional(value),
-            "nats_config_id" => self.nats_config_id = value.map(|value| number(column, value)).transpose()?,
+            "nats_config_id" => self.nats_config_id = optional_number(column, value)?,
             "publish_mode" => self.publish_mode = optional(value),
             "payload_format" => self.payload_format = optional(value),
             "on_error" => self.on_error = optional(value),
@@ -260,7 +265,7 @@ impl Row for Webhook {
     }
 }
 
-impl Row for Link {
+impl Row for LinkRow {
     fn set(&mut self, column: &str, value: Option<&str>) -> Result<()> {
         match column {
             "webhook_id" => self.webhook_id = number(column, value.unwrap_or_default())?,
@@ -279,51 +284,52 @@ impl Row for Link {
     }
 }
 
-impl Row for NatsConfig {
+impl Row for ConfigRow {
     fn set(&mut self, column: &str, value: Option<&str>) -> Result<()> {
         match column {
             "config_id" => self.config_id = number(column, value.unwrap_or_default())?,
             "config_name" => self.config_name = text(value),
-            "nats_url" => self.nats_url = text(value),
+            "nats_url" => self.nats_url = optional(value),
             "nats_cluster_urls" => self.nats_cluster_urls = array(column, value)?.unwrap_or_default(),
             "auth_type" => self.auth_type = optional(value),
             "auth_token" => self.auth_token = optional(value),
             "auth_credentials_file" => self.auth_credentials_file = optional(value),
             "auth_nkey_seed" => self.auth_nkey_seed = optional(value),
-            "tls_enabled" => self.tls_enabled = boolean(column, value)?,
+            "tls_enabled" => self.tls_enabled = switch(column, value)?,
             "tls_cert_file" => self.tls_cert_file = optional(value),
             "tls_key_file" => self.tls_key_file = optional(value),
             "tls_ca_file" => self.tls_ca_file = optional(value),
-            "connection_timeout_ms" => self.connection_timeout_ms = integer(column, value)?,
-            "reconnect_delay_ms" => self.reconnect_delay_ms = integer(column, value)?,
-            "max_reconnect_attempts" => self.max_reconnect_attempts = integer(column, value)?,
-            "jetstream_enabled" => self.jetstream_enabled = boolean(column, value)?,
+            "connection_timeout_ms" => self.connection_timeout_ms = optional_number(column, value)?,
+            "reconnect_delay_ms" => self.reconnect_delay_ms = optional_number(column, value)?,
+            "max_connections" => self.max_connections = optional_number(column, value)?,
+            "max_reconnect_attempts" => self.max_reconnect_attempts = optional_number(column, value)?,
+            "jetstream_enabled" => self.jetstream_enabled = switch(column, value)?,
             "stream_name" => self.stream_name = optional(value),
             "subject_prefix" => self.subject_prefix = optional(value),
-            "enabled" => self.enabled = boolean(column, value)?,
+            "enabled" => self.enabled = switch(column, value)?,
             _ => {}
         }
         Ok(())
     }
 }
 
-impl Row for Stream {
+impl Row for StreamRow {
     fn set(&mut self, column: &str, value: Option<&str>) -> Result<()> {
         match column {
-            "config_id" => self.config_id = value.map(|value| number(column, value)).transpose()?,
+            "config_id" => self.config_id = optional_number(column, value)?,
             "stream_name" => self.stream_name = text(value),
             "subjects" => self.subjects = array(column, value)?.unwrap_or_default(),
             "description" => self.description = optional(value),
             "storage_type" => self.storage_type = optional(value),
-            "max_messages" => self.max_messages = integer(column, value)?,
-            "max_bytes" => self.max_bytes = integer(column, value)?,
-            "max_age_seconds" => self.max_age_seconds = integer(column, value)?,
+            "max_messages" => self.max_messages = optional_number(column, value)?,
+            "max_bytes" => self.max_bytes = optional_number(column, value)?,
+            "max_age_seconds" => self.max_age_seconds = optional_number(column, value)?,
             "retention_policy" => self.retention_policy = optional(value),
             "discard_policy" => self.discard_policy = optional(value),
-            "replicas" => self.replicas = integer(column, value)?,
-            "duplicate_window_seconds" => self.duplicate_window_seconds = integer(column, value)?,
+            "replicas" => self.replicas = optional_number(column, value)?,
+            "duplicate_window_seconds" => self.duplicate_window_seconds = optional_number(column, value)?,
             "ordering" => self.ordering = optional(value),
-            "enabled" => self.enabled = boolean(column, value)?,
+            "enabled" => self.enabled = switch(column, value)?,
             _ => {}
         }
         Ok(())
@@ -347,12 +353,17 @@ fn boolean(column: &str, value: Option<&str>) -> Result<bool> {
     }
 }
 
-fn number<N: std::str::FromStr>(column: &str, value: &str) -> Result<N> {
-    value.parse().map_err(|_| Error::protocol(format!("column {column}: {value:?} is not a number that fits")))
+/// NULL is left to the reader.
+fn switch(column: &str, value: Option<&str>) -> Result<Option<bool>> {
+    value.map(|value| boolean(column, Some(value))).transpose()
 }
 
-fn integer(column: &str, value: Option<&str>) -> Result<Option<i64>> {
+fn optional_number<N: std::str::FromStr>(column: &str, value: Option<&str>) -> Result<Option<N>> {
     value.map(|value| number(column, value)).transpose()
+}
+
+fn number<N: std::str::FromStr>(column: &str, value: &str) -> Result<N> {
+    value.parse().map_err(|_| Error::protocol(format!("column {column}: {value:?} is not a number that fits")))
 }
 
 fn array(column: &str, value: Option<&str>) -> Result<Option<Vec<String>>> {

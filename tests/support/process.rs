@@ -8,6 +8,7 @@ use std::{
     ffi::OsStr,
     fs::{self, File, OpenOptions},
     io,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{LazyLock, mpsc},
@@ -48,6 +49,7 @@ impl User {
             command.args([&format!("--reuid={id}"), &format!("--regid={id}"), "--clear-groups"]);
         }
         command.args(["--pdeathsig", "KILL", "--"]).arg(program).stdin(Stdio::null());
+        command.process_group(0); // Ctrl-C on our terminal is for us; when they end is ours to say
         command
     }
 }

@@ -81,7 +81,7 @@ impl Builder {
     }
 
     fn command(self) -> Command {
-        let mut command = User::Ourselves.command(env!("CARGO_BIN_EXE_walhook"));
+        let mut command = User::Ourselves.command(binary());
         command.env_clear();
         for inherited in ["PATH", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"] {
             if let Some(value) = std::env::var_os(inherited) {
@@ -169,5 +169,15 @@ impl Walhook {
     /// A folder of its own, for files its settings name.
     pub fn folder(&self) -> PathBuf {
         self.folder.path().to_owned()
+    }
+}
+
+/// Cargo tells tests where it is; an example (the demo) lies in a folder beside it.
+fn binary() -> PathBuf {
+    match option_env!("CARGO_BIN_EXE_walhook") {
+        Some(path) => path.into(),
+        None => {
+            std::env::current_exe().unwrap().ancestors().nth(2).expect("target/<profile>/examples/…").join("walhook")
+        }
     }
 }

@@ -26,13 +26,12 @@ use crate::{
         ack::{Ack, HEADER_EXCEEDS_MAXIMUM, MESSAGE_EXCEEDS_MAXIMUM, WRONG_LAST_SEQUENCE},
         control::{self, Control},
         publish::Publisher,
-        settings::{ConfigRow, Overrides, Settings},
-        streams::{self, StreamRow},
-        tail,
+        settings::{Overrides, Settings},
+        streams, tail,
     },
     route::{
         payload::write_timestamp,
-        tables::{NatsConfig, Stream},
+        tables::{ConfigRow, StreamRow},
     },
     wal::lsn::Lsn,
 };
@@ -67,7 +66,7 @@ pub struct Identity {
 struct Driver {
     phase: Phase,
     /// The rows that the connection was made by.
-    settings: Option<(NatsConfig, Stream)>,
+    settings: Option<(ConfigRow, StreamRow)>,
     control: Option<Control>,
     backoff: Backoff,
     /// The last failure told, so that the log does not repeat it at every attempt.
@@ -451,8 +450,8 @@ fn exchange(cx: &mut Context<'_>, publisher: &mut Publisher, lane: &mut Lane) ->
 
 #[allow(clippy::too_many_arguments, reason = "a future of its own holds all that it needs")]
 async fn open(
-    config: NatsConfig,
-    stream: Stream,
+    config: ConfigRow,
+    stream: StreamRow,
     overrides: Overrides,
     identity: Identity,
     inbox: String,
@@ -463,13 +462,13 @@ async fn open(
     wait: Duration,
 ) -> Result<Opened> {
     sleep_until(Instant::now() + wait).await;
-    let settings = Settings::resolve(&config_row(&config), &overrides)?;
+    let settings = Settings::resolve(&config, &overrides)?;
     let control = match control {
         Some(control) => control,
         None => control::connect(&settings).await?,
     };
     let mut warnings = settings.warnings.clone();
-    let state = match streams::ensure(&control, &stream_row(&stream)).await {
+    let state = match streams::ensure(&control, &stream).await {
         Ok(state) => state,
         // The row wants what JetStream does not allow. Where the stream exists, events flow into it as it is.
         Err(error) if error.kind() == Kind::Config => {
@@ -525,55 +524,6 @@ async fn open(
     };
     let tail = Tail { last_sequence: end.last_sequence, ours, listed, subjects: state.subjects, max_payload };
     Ok(Opened { publisher, control, tail, created_ns: end.created_ns, warnings })
-}
-
-/// The row as the edge wants it.
-fn config_row(row: &NatsConfig) -> ConfigRow {
-    let small = |value: Option<i64>| value.and_then(|value| i32::try_from(value).ok());
-    ConfigRow {
-        config_id: row.config_id,
-        config_name: row.config_name.clone(),
-        nats_url: Some(row.nats_url.clone()),
-        nats_cluster_urls: row.nats_cluster_urls.clone(),
-        auth_type: row.auth_type.clone(),
-        auth_token: row.auth_token.clone(),
-        auth_credentials_file: row.auth_credentials_file.clone(),
-        auth_nkey_seed: row.auth_nkey_seed.clone(),
-        tls_enabled: Some(row.tls_enabled),
-        tls_cert_file: row.tls_cert_file.clone(),
-        tls_key_file: row.tls_key_file.clone(),
-        tls_ca_file: row.tls_ca_file.clone(),
-        max_connections: None,
-        connection_timeout_ms: small(row.connection_timeout_ms),
-        reconnect_delay_ms: small(row.reconnect_delay_ms),
-        max_reconnect_attempts: small(row.max_reconnect_attempts),
-        jetstream_enabled: Some(row.jetstream_enabled),
-        stream_name: row.stream_name.clone(),
-        subject_prefix: row.subject_prefix.clone(),
-        enabled: Some(row.enabled),
-    }
-}
-
-/// The row as the edge wants it.
-fn stream_row(row: &Stream) -> StreamRow {
-    let small = |value: Option<i64>| value.and_then(|value| i32::try_from(value).ok());
-    StreamRow {
-        stream_id: 0,
-        config_id: row.config_id,
-        stream_name: row.stream_name.clone(),
-        subjects: row.subjects.clone(),
-        description: row.description.clone(),
-        storage_type: row.storage_type.clone(),
-        max_messages: row.max_messages,
-        max_bytes: row.max_bytes,
-        max_age_seconds: row.max_age_seconds,
-        retention_policy: row.retention_policy.clone(),
-        discard_policy: row.discard_policy.clone(),
-        replicas: small(row.replicas),
-        duplicate_window_seconds: small(row.duplicate_window_seconds),
-        enabled: Some(row.enabled),
-        ordering: row.ordering.clone(),
-    }
 }
 
 fn position_of(stored: &tail::Stored, source: &str) -> Option<EventPosition> {

@@ -13,7 +13,7 @@ use crate::{
         tables::{Cell, Table, Tables},
         types::{TypeCatalog, TypeKind},
     },
-    wal::lsn::Lsn,
+    wal::{lsn::Lsn, snapshot::Snapshot},
 };
 
 /// What the slot and the publications must be before anything starts.
@@ -145,8 +145,8 @@ pub async fn raise_epoch(client: &Client, source: &str) -> Result<u64> {
     u64::try_from(epoch).map_err(|_| Error::config(format!("the epoch of source {source:?} is negative: {epoch}")))
 }
 
-/// The configuration rows and the types, in one snapshot.
-pub async fn snapshot(client: &mut Client) -> Result<(Tables, TypeCatalog)> {
+/// The configuration rows and the types, in one snapshot, and which transactions it shows.
+pub async fn snapshot(client: &mut Client) -> Result<(Tables, TypeCatalog, Snapshot)> {
     let attempted = "read the configuration tables";
     let transaction = client
         .build_transaction()
@@ -173,8 +173,13 @@ pub async fn snapshot(client: &mut Client) -> Result<(Tables, TypeCatalog)> {
         }
     }
     let types = transaction.query(TypeCatalog::QUERY, &[]).await.map_err(|error| sql::error(attempted, error))?;
+    let shown = transaction
+        .query_one("SELECT pg_catalog.pg_current_snapshot()::text", &[])
+        .await
+        .map_err(|error| sql::error(attempted, error))?;
+    let shown = shown.get::<_, &str>(0).parse().map_err(|error: String| Error::protocol(attempted).caused_by(error))?;
     transaction.commit().await.map_err(|error| sql::error(attempted, error))?;
-    Ok((tables, catalog(&types)))
+    Ok((tables, catalog(&types), shown))
 }
 
 fn missing_table(error: Error) -> Error {

@@ -47,12 +47,22 @@ const TIDY: Duration = Duration::from_secs(60);
 /// Dead letters written together.
 const BURY_MAX: usize = 200;
 
+/// By which rules changes from before the start are routed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum History {
+    /// By those in force at each, as far as their changes come again as well.
+    AsItWas,
+    /// By those that are read at the start.
+    AsOfNow,
+}
+
 /// Streams until shutdown. `streamed` turns true once the slot is ours; `last_error` is why the session before this one
 /// ended.
 pub async fn session(
     config: &Config,
     shutdown: &mut watch::Receiver<bool>,
     streamed: &mut bool,
+    history: History,
     last_error: Option<&str>,
 ) -> Result<()> {
     let mut client = sql::connect(&config.postgres).await?;
@@ -62,10 +72,13 @@ pub async fn session(
     *streamed = true;
     let confirmed = ledger::confirmed(&client, &config.slot).await?;
     let epoch = ledger::raise_epoch(&client, &config.source).await?;
-    let (tables, types) = ledger::snapshot(&mut client).await?;
+    let (tables, types, snapshot) = ledger::snapshot(&mut client).await?;
     tracing::info!(%confirmed, epoch, timeline = system.timeline, system = system.system_id, "slot taken");
     let inbox = format!("_INBOX.walhook.{:016x}", fastrand::u64(..));
-    let streamer = Streamer::new(&config.source, epoch, &inbox, config.limits, tables, types, confirmed);
+    let mut streamer = Streamer::new(&config.source, epoch, &inbox, config.limits, tables, types, confirmed);
+    if history == History::AsOfNow {
+        streamer.keep_rules_as_read(snapshot);
+    }
     let identity = Identity { source: config.source.clone(), epoch };
     let lanes = Lanes::new(identity, config, system.flushed);
     let interval = status_interval(config, &client).await?;

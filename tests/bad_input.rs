@@ -1,0 +1,585 @@
+//! What is wrong is said clearly: what was attempted, on what, and what to try; and nothing is lost.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use support::{Nats, Postgres, Walhook, feed::Feed, walhook::Finished};
+
+/// A feed whose table `t` is linked to webhook 1, `webhooks.w`.
+async fn linked() -> Feed {
+    linked_on(Postgres::start().await, Nats::start().await)
+}
+
+fn linked_on(pg: Postgres, nats: Nats) -> Feed {
+    let feed = Feed::on(pg, nats);
+    assert_eq!(feed.webhook("w"), 1);
+    feed.pg.psql("CREATE TABLE t (id int PRIMARY KEY, note text)");
+    feed.pg.psql("SELECT rule_webhook_link_table(1, 't')");
+    feed
+}
+
+/// `walhook run` ends by itself with this exit code, and its last words hold all of these.
+fn refuses(run: support::walhook::Builder, code: i32, words: &[&str]) -> String {
+    let mut walhook = run.start();
+    let ended = walhook.wait(Duration::from_secs(30));
+    let log = walhook.log();
+    let last = log.lines().last().unwrap_or_default();
+    assert_eq!(ended, code, "{log}");
+    for word in words {
+        assert!(last.contains(word), "no {word:?} in: {last}");
+    }
+    log
+}
+
+/// The command line ends at once with this code, and says all of these.
+fn says(finished: &Finished, code: i32, words: &[&str]) {
+    assert_eq!(finished.code, Some(code), "{finished:?}");
+    for word in words {
+        assert!(finished.stderr.contains(word), "no {word:?} in: {}", finished.stderr);
+    }
+}
+
+async fn ids(feed: &Feed) -> Vec<i64> {
+    feed.confirmed().await;
+    feed.messages().await.iter().map(|message| message.data()["id"].as_i64().unwrap()).collect()
+}
+
+/// Reason and id of each dead letter's row.
+fn letters(feed: &Feed) -> String {
+    feed.pg.psql(
+        "SELECT convert_from(payload, 'UTF8')::jsonb -> 'data' ->> 'id', reason FROM rule_nats_dead_letters \
+         ORDER BY dead_letter_id",
+    )
+}
+
+fn ended_well(walhook: &mut Walhook) {
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+}
+
+// ------------------------------------------------------------------------------------------------------ the command line
+
+#[test]
+fn an_unknown_flag_or_verb_is_refused_with_the_usage() {
+    for arguments in [["run", "--no-such-flag"], ["walk", "--log=info"], ["status", "--log-format=xml"]] {
+        let finished = Walhook::command(arguments[0]).arg(arguments[1]).finish();
+        says(&finished, 2, &["error:", "--help"]);
+    }
+}
+
+#[tokio::test]
+async fn a_settings_file_that_cannot_be_used_is_named_with_what_is_wrong_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("walhook.toml");
+    let path = path.to_str().unwrap();
+    let run = || Walhook::command("run").args(["--config", path]).env("PGUSER", "x").finish();
+    says(&run(), 2, &["read the settings file", path, "No such file"]);
+    for (text, words) in [
+        ("slot = \"a\"\nnonsense = 1\n", &["line 2", "nonsense", "config/walhook.toml"][..]),
+        ("slot = 'Not A Slot'", &["slot \"Not A Slot\"", "lower-case"]),
+        ("window_events = 0", &["window_events = 0", "between 1 and"]),
+        ("[nats]\ntoken = verysecret", &["line 2"]),
+    ] {
+        std::fs::write(path, text).unwrap();
+        let finished = run();
+        says(&finished, 2, words);
+        assert!(!finished.stderr.contains("verysecret"), "{}", finished.stderr);
+    }
+}
+
+#[test]
+fn a_secret_file_that_is_not_there_is_named() {
+    let finished = Walhook::command("run").env("PGUSER", "x").env("PGPASSWORD_FILE", "/no/such/file").finish();
+    says(&finished, 2, &["/no/such/file", "PGPASSWORD_FILE"]);
+}
+
+// ------------------------------------------------------------------------------------------------------------ PostgreSQL
+
+#[tokio::test]
+async fn an_unreachable_postgresql_is_tried_again_and_named() {
+    let feed = linked().await;
+    feed.pg.stop();
+    let mut walhook = feed.run();
+    walhook.logged("retry_in_ms").await;
+    let log = walhook.log();
+    assert!(log.contains(&format!("127.0.0.1:{}", feed.pg.port())), "{log}");
+    assert!(walhook.exited().is_none());
+    feed.pg.restart().await;
+    feed.pg.psql("INSERT INTO t VALUES (1)");
+    assert_eq!(ids(&feed).await, [1]);
+    // Other verbs do not wait.
+    feed.pg.stop();
+    let finished = feed.command("status").finish();
+    says(&finished, 1, &["connect", &format!("127.0.0.1:{}", feed.pg.port())]);
+}
+
+#[tokio::test]
+async fn a_wrong_password_ends_it_with_the_code_for_permission_and_is_not_shown() {
+    let hba = "host all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 scram-sha-256";
+    let pg = Postgres::builder().hba(hba).start().await;
+    pg.psql("ALTER ROLE postgres PASSWORD 'right'");
+    let run = Walhook::run().env("DATABASE_URL", pg.conninfo()).env("PGPASSWORD", "wrong-hunter2");
+    let log = refuses(run, 4, &["postgres", "28P01", "password", "PGPASSWORD"]);
+    assert!(!log.contains("hunter2"), "{log}");
+    let run = Walhook::run().env("DATABASE_URL", pg.conninfo());
+    refuses(run, 4, &["password"]);
+}
+
+#[tokio::test]
+async fn a_role_without_the_right_to_replicate_ends_it_with_the_remedy() {
+    let feed = linked().await;
+    feed.pg.psql("CREATE ROLE reader LOGIN SUPERUSER NOREPLICATION");
+    feed.pg.psql("CREATE ROLE plain LOGIN");
+    let run = feed.command("run").env("DATABASE_URL", feed.pg.conninfo().replace("user=postgres", "user=plain"));
+    refuses(run, 4, &["plain", "REPLICATION"]);
+}
+
+#[tokio::test]
+async fn a_wal_level_that_is_not_logical_ends_it_with_the_remedy() {
+    let pg = Postgres::builder().conf("wal_level = replica").start().await;
+    let finished = Walhook::command("setup").env("DATABASE_URL", pg.conninfo()).finish();
+    says(&finished, 2, &["wal_level", "replica", "ALTER SYSTEM SET wal_level = logical"]);
+    let run = Walhook::run().env("DATABASE_URL", pg.conninfo());
+    refuses(run, 2, &["slot \"walhook\"", "wal_level is \"replica\"", "ALTER SYSTEM SET wal_level"]);
+}
+
+#[tokio::test]
+async fn a_database_without_setup_ends_it_with_the_remedy() {
+    let pg = Postgres::start().await;
+    let run = Walhook::run().env("DATABASE_URL", pg.conninfo());
+    refuses(run, 2, &["publication \"walhook_inserts\" does not exist", "postgres", "walhook setup"]);
+    let finished = Walhook::command("status").env("DATABASE_URL", pg.conninfo()).finish();
+    says(&finished, 2, &["walhook setup"]);
+}
+
+#[tokio::test]
+async fn a_slot_that_is_missing_or_not_ours_ends_it_with_the_remedy() {
+    let feed = linked().await;
+    feed.pg.psql("SELECT pg_drop_replication_slot('walhook')");
+    refuses(feed.command("run"), 2, &["slot \"walhook\" does not exist", "walhook setup"]);
+    feed.pg.psql("SELECT pg_create_logical_replication_slot('walhook', 'test_decoding')");
+    refuses(feed.command("run"), 2, &["slot \"walhook\"", "test_decoding", "--slot"]);
+    feed.pg.psql("SELECT pg_drop_replication_slot('walhook'), pg_create_physical_replication_slot('walhook')");
+    refuses(feed.command("run"), 2, &["slot \"walhook\"", "physical"]);
+}
+
+#[tokio::test]
+async fn a_slot_that_has_lost_its_wal_ends_it_with_the_code_for_distrust() {
+    let pg = Postgres::builder()
+        .conf("max_slot_wal_keep_size = 1MB\nmin_wal_size = 32MB\nmax_wal_size = 32MB")
+        .start()
+        .await;
+    let feed = linked_on(pg, Nats::start().await);
+    for _ in 0..4 {
+        feed.pg.psql("SELECT pg_switch_wal(); CREATE TABLE filler (); DROP TABLE filler");
+    }
+    feed.pg.psql("CHECKPOINT");
+    assert_eq!(feed.pg.psql("SELECT wal_status FROM pg_replication_slots"), "lost");
+    refuses(feed.command("run"), 3, &["slot \"walhook\" is lost", "max_slot_wal_keep_size"]);
+}
+
+#[tokio::test]
+async fn a_publication_that_is_missing_or_for_all_tables_ends_it_with_the_remedy() {
+    let feed = linked().await;
+    feed.pg.psql("DROP PUBLICATION walhook_changes; CREATE PUBLICATION walhook_changes FOR ALL TABLES");
+    refuses(feed.command("run"), 2, &["\"walhook_changes\" is FOR ALL TABLES", "walhook setup"]);
+    feed.pg.psql("DROP PUBLICATION walhook_changes");
+    refuses(feed.command("run"), 2, &["publication \"walhook_changes\" does not exist", "walhook setup"]);
+}
+
+#[tokio::test]
+async fn a_publication_that_goes_while_it_runs_ends_it_with_the_remedy() {
+    let feed = linked().await;
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t VALUES (1)");
+    feed.stored(1).await;
+    feed.pg.psql("DROP PUBLICATION walhook_changes");
+    feed.pg.psql("INSERT INTO t VALUES (2)");
+    feed.pg.psql("INSERT INTO rule_webhook_events (webhook_id, payload) VALUES (1, '{\"id\": 3}')");
+    assert_eq!(walhook.wait(Duration::from_secs(30)), 2, "{}", walhook.log());
+    assert!(walhook.log().lines().last().unwrap().contains("walhook_changes"), "{}", walhook.log());
+}
+
+#[tokio::test]
+async fn a_publication_with_a_table_of_secrets_is_refused() {
+    let feed = linked().await;
+    feed.pg.psql("ALTER PUBLICATION walhook_inserts ADD TABLE rule_webhook_secrets");
+    refuses(feed.command("run"), 2, &["rule_webhook_secrets", "ALTER PUBLICATION", "DROP TABLE"]);
+}
+
+// ------------------------------------------------------------------------------------------------------------------ NATS
+
+#[tokio::test]
+async fn an_unreachable_nats_is_tried_again_and_named_without_its_password() {
+    let feed = linked().await;
+    feed.nats.stop();
+    let port = feed.nats.port();
+    let run = feed.command("run").env("NATS_URL", format!("nats://u:hunter2@127.0.0.1:{port}"));
+    let mut walhook = run.start();
+    walhook.logged("WARN").await;
+    let log = walhook.log();
+    assert!(log.contains(&format!("127.0.0.1:{port}")) && log.contains("WEBHOOKS"), "{log}");
+    assert!(!log.contains("hunter2"), "{log}");
+    feed.pg.psql("INSERT INTO t VALUES (1)");
+    feed.nats.restart().await;
+    assert_eq!(ids(&feed).await, [1]);
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_password_that_nats_does_not_take_ends_it_with_the_code_for_permission() {
+    let nats = Nats::builder().config("authorization { user: app, password: right }").start().await;
+    let feed = linked_on(Postgres::start().await, nats);
+    let run = feed.command("run").env("NATS_USER", "app").env("NATS_PASSWORD", "hunter2");
+    let log = refuses(run, 4, &["WEBHOOKS", &format!("127.0.0.1:{}", feed.nats.port())]);
+    assert!(!log.contains("hunter2"), "{log}");
+    refuses(feed.command("run"), 4, &["WEBHOOKS"]);
+}
+
+#[tokio::test]
+async fn no_secret_of_the_database_or_the_environment_is_ever_logged() {
+    let nats = Nats::builder().config("authorization { token: hunter2-token }").start().await;
+    let hba = "host all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 scram-sha-256";
+    let pg = Postgres::builder().hba(hba).start().await;
+    pg.psql("ALTER ROLE postgres PASSWORD 'hunter2-pg'");
+    let url = format!("postgres://postgres:hunter2-pg@127.0.0.1:{}/postgres", pg.port());
+    let setup = Walhook::command("setup").env("DATABASE_URL", &url).finish();
+    says(&setup, 0, &[]);
+    let feed = Feed { pg, nats };
+    feed.pg.psql(&format!("SELECT rule_nats_configure('default', '{}', 'token')", feed.nats.url()));
+    feed.pg.psql("UPDATE rule_nats_config SET auth_token = 'hunter2-token'");
+    let id = feed.webhook("w");
+    feed.pg.psql(&format!("SELECT rule_webhook_secret_set({id}, 'key', 'hunter2-secret')"));
+    let mut walhook = Walhook::run().env("DATABASE_URL", &url).env("WALHOOK_LOG", "trace").start();
+    walhook.logged("stream opened").await;
+    feed.pg.psql("UPDATE rule_nats_config SET auth_token = 'hunter2-wrong'");
+    let ended = walhook.wait(Duration::from_secs(30));
+    assert_eq!(ended, 4, "{}", walhook.log());
+    let log = walhook.log();
+    assert!(log.contains("WARN") && log.contains("auth_token"), "a plaintext secret in a row is warned of:\n{log}");
+    for part in [&log, &setup.stderr, &setup.stdout] {
+        assert!(!part.contains("hunter2"), "{part}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_cannot_be_made_is_waited_for_and_the_others_flow() {
+    let feed = linked().await;
+    let fenced = feed.webhook("other");
+    feed.pg.psql("SELECT rule_nats_stream_create('HUGE', ARRAY['huge.>'])");
+    feed.pg.psql("UPDATE rule_nats_streams SET replicas = 3");
+    feed.pg.psql(&format!("UPDATE rule_webhooks SET nats_subject = 'huge.x' WHERE webhook_id = {fenced}"));
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t VALUES (1)");
+    feed.pg.psql(&format!("SELECT rule_webhook_publish_nats({fenced}, '{{\"id\": 2}}')"));
+    feed.pg.psql("INSERT INTO t VALUES (3)");
+    feed.stored(2).await;
+    walhook.logged("HUGE").await;
+    let line = walhook.log().lines().find(|line| line.contains("HUGE")).unwrap().to_owned();
+    assert!(line.contains("replicas"), "{line}");
+    feed.pg.psql("UPDATE rule_nats_streams SET replicas = 1");
+    assert_eq!(ids(&feed).await, [1, 3]);
+    assert_eq!(feed.messages_of("HUGE").await[0].data()["id"], 2);
+    assert_eq!(letters(&feed), "");
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_subject_outside_every_stream_is_a_dead_letter_that_says_so_and_the_next_event_flows() {
+    let feed = linked().await;
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t VALUES (1)");
+    feed.pg.psql("UPDATE rule_webhooks SET nats_subject = 'elsewhere.x'");
+    feed.pg.psql("INSERT INTO t VALUES (2)");
+    feed.pg.psql("UPDATE rule_webhooks SET nats_subject = 'webhooks.w'");
+    feed.pg.psql("INSERT INTO t VALUES (3)");
+    assert_eq!(ids(&feed).await, [1, 3]);
+    assert_eq!(letters(&feed), "2|no stream of its NATS configuration takes the subject \"elsewhere.x\"");
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn an_event_over_max_payload_is_a_dead_letter_with_its_payload_and_the_next_event_flows() {
+    let nats = Nats::builder().config("max_payload: 64KB").start().await;
+    let feed = linked_on(Postgres::start().await, nats);
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t VALUES (1, 'small')");
+    feed.pg.psql("INSERT INTO t VALUES (2, repeat('x', 70000)), (3, repeat('y', 60000)), (4, repeat('z', 65536))");
+    feed.pg.psql("INSERT INTO t VALUES (5, 'small')");
+    assert_eq!(ids(&feed).await, [1, 3, 5]);
+    let rows = feed.pg.psql(
+        "SELECT convert_from(payload, 'UTF8')::jsonb -> 'data' ->> 'id', reason LIKE '%65536 (max_payload)%', subject, \
+                webhook_name, status, octet_length(payload) > 65536 FROM rule_nats_dead_letters ORDER BY dead_letter_id",
+    );
+    assert_eq!(rows, "2|t|webhooks.w|w|dead|t\n4|t|webhooks.w|w|dead|t");
+    let log = walhook.log();
+    assert!(log.contains("dead letter") && log.contains("max_payload"), "{log}");
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn what_is_too_large_is_judged_by_the_server_that_is_there_and_not_before_it_is_known() {
+    let nats = Nats::builder().config("max_payload: 4MB").start().await;
+    let feed = linked_on(Postgres::start().await, nats);
+    feed.nats.stop();
+    let mut walhook = feed.run();
+    walhook.logged("WARN").await;
+    feed.pg.psql("INSERT INTO t VALUES (1, 'a'), (2, repeat('x', 2000000)), (3, repeat('x', 5000000)), (4, 'b')");
+    feed.nats.restart().await;
+    assert_eq!(ids(&feed).await, [1, 2, 4]);
+    assert!(letters(&feed).starts_with("3|"), "{}", letters(&feed));
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn events_too_large_for_the_stream_alone_are_dead_letters_too() {
+    let feed = linked().await;
+    let jetstream = feed.nats.jetstream().await;
+    let config = async_nats::jetstream::stream::Config {
+        name: "WEBHOOKS".to_owned(),
+        subjects: vec!["webhooks.>".to_owned()],
+        max_message_size: 2000,
+        ..Default::default()
+    };
+    jetstream.create_stream(config).await.unwrap();
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t VALUES (1, 'small'), (2, repeat('x', 3000)), (3, 'small')");
+    assert_eq!(ids(&feed).await, [1, 3]);
+    assert!(letters(&feed).starts_with("2|"), "{}", letters(&feed));
+    ended_well(&mut walhook);
+}
+
+// ------------------------------------------------------------------------------------------------------ rows of nonsense
+
+#[tokio::test]
+async fn subjects_and_templates_that_cannot_be_are_refused_by_the_database_and_survived_by_walhook() {
+    let feed = linked().await;
+    // The functions refuse them …
+    for bad in ["webhooks.*", "webhooks.a b", "webhooks..a", "webhooks.", "$SYS.x", ">"] {
+        let refused = feed.pg.try_psql(&format!("SELECT rule_webhook_enable_nats(1, '{bad}')")).unwrap_err();
+        let text = refused.as_db_error().unwrap().to_string();
+        assert!(text.contains("cannot publish to the subject"), "{bad}: {text}");
+    }
+    for bad in ["a.{nope}", "a.{id", "a..{id}", "a.*"] {
+        let refused = feed.pg.try_psql(&format!("SELECT rule_webhook_link_table(1, 't', subject_template => '{bad}')"));
+        assert!(refused.is_err(), "{bad}");
+        let refused =
+            feed.pg.try_psql(&format!("SELECT rule_webhook_link_table(1, 't', p_subject_template => '{bad}')"));
+        assert!(refused.unwrap_err().as_db_error().is_some_and(|error| error.message().contains("template")), "{bad}");
+    }
+    // … and where somebody writes the rows by hand, they cost their own events only, and each says why.
+    let mut walhook = feed.run();
+    let mut id = 0;
+    let mut expected = Vec::new();
+    for (bad, why) in [
+        ("webhooks.*", "wildcard"),
+        ("webhooks.a b", "space"),
+        ("webhooks..a", "empty token"),
+        ("webhooks.a.", "empty token"),
+        ("$JS.API.x", "server"),
+        ("webhooks.\n", "control"),
+    ] {
+        id += 1;
+        feed.pg.psql(&format!("UPDATE rule_webhooks SET nats_subject = '{bad}'; INSERT INTO t VALUES ({id})"));
+        expected.push((id, why));
+    }
+    feed.pg.psql("UPDATE rule_webhooks SET nats_subject = 'webhooks.w'");
+    for (bad, why) in [
+        ("a.{nope}", "\"nope\" is neither"),
+        ("a.{id", "braces"),
+        ("a.id}", "braces"),
+        ("a..{id}", "empty token"),
+        ("a.*.{id}", "wildcard"),
+        ("webhooks.{note}", "note"),
+    ] {
+        id += 1;
+        feed.pg.psql(&format!("UPDATE rule_webhook_links SET subject_template = '{bad}'; INSERT INTO t VALUES ({id})"));
+        expected.push((id, why));
+    }
+    feed.pg.psql("UPDATE rule_webhook_links SET subject_template = NULL; INSERT INTO t VALUES (100)");
+    assert_eq!(ids(&feed).await, [100]);
+    let letters = letters(&feed);
+    assert_eq!(letters.lines().count(), expected.len(), "{letters}");
+    for (line, (id, why)) in letters.lines().zip(expected) {
+        assert!(line.starts_with(&format!("{id}|")) && line.contains(why), "no {why:?} in {line}");
+    }
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn an_unknown_mode_format_or_filter_sets_its_webhook_aside_with_the_reason() {
+    let feed = linked().await;
+    feed.pg.psql(
+        "ALTER TABLE rule_webhooks DROP CONSTRAINT valid_publish_mode, DROP CONSTRAINT valid_payload_format, \
+             DROP CONSTRAINT valid_on_error; ALTER TABLE rule_webhook_links DROP CONSTRAINT valid_operations",
+    );
+    let good = feed.webhook("good");
+    feed.pg.psql(&format!("SELECT rule_webhook_link_table({good}, 't')"));
+    let mut walhook = feed.run();
+    let mut expected = Vec::new();
+    for (id, (table, set, back, why)) in [
+        ("webhooks", "publish_mode = 'carrier'", "publish_mode = 'nats'", "publish_mode \"carrier\" is none of"),
+        ("webhooks", "payload_format = 'xml'", "payload_format = 'webhook'", "payload_format \"xml\" is none of"),
+        ("webhooks", "on_error = 'panic'", "on_error = 'dead_letter'", "on_error \"panic\" is none of"),
+        ("webhooks", "headers = '[1]'", "headers = '{}'", "not a JSON object"),
+        ("webhook_links", "filter = '[1]'", "filter = NULL", "filter is not a JSON object"),
+        ("webhook_links", "filter = '{\"nope\": 1}'", "filter = NULL", "\"nope\" is not a column"),
+        ("webhook_links", "when_changed = '{nope}'", "when_changed = NULL", "\"nope\" is not a column"),
+        ("webhook_links", "operations = '{insert,upsert}'", "operations = '{insert}'", "\"upsert\" is none of"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        feed.pg.psql(&format!("UPDATE rule_{table} SET {set} WHERE webhook_id = 1"));
+        feed.pg.psql(&format!("INSERT INTO t VALUES ({id})"));
+        feed.pg.psql(&format!("UPDATE rule_{table} SET {back} WHERE webhook_id = 1"));
+        expected.push(why);
+    }
+    feed.confirmed().await;
+    let letters = letters(&feed);
+    assert_eq!(letters.lines().count(), expected.len(), "{letters}");
+    for (id, (line, why)) in letters.lines().zip(&expected).enumerate() {
+        assert!(line.starts_with(&format!("{id}|")) && line.contains(why), "no {why:?} in {line}");
+    }
+    assert_eq!(feed.messages().await.len(), expected.len(), "the good one had them all");
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn events_for_no_webhook_or_with_an_impossible_message_id_are_dead_letters() {
+    let feed = linked().await;
+    let mut walhook = feed.run();
+    for (webhook, message_id, id) in [
+        (1, "'a\r\nNats-Rollup: all'", 1),
+        (1, "'a\tb'", 2),
+        (1, "repeat('x', 600)", 3),
+        (77, "NULL", 4),
+        (1, "'ä ö'", 5),
+    ] {
+        feed.pg.psql(&format!(
+            "INSERT INTO rule_webhook_events (webhook_id, payload, message_id) VALUES ({webhook}, '{{\"id\": {id}}}', {message_id})"
+        ));
+    }
+    assert_eq!(ids(&feed).await, [5]);
+    let reasons = feed.pg.psql("SELECT webhook_id, reason FROM rule_nats_dead_letters ORDER BY dead_letter_id");
+    let reasons: Vec<_> = reasons.lines().collect();
+    assert_eq!(reasons.len(), 4, "{reasons:?}");
+    assert!(reasons[..3].iter().all(|reason| reason.starts_with("1|") && reason.contains("message_id")), "{reasons:?}");
+    assert!(reasons[3].starts_with("77|") && reasons[3].contains("does not exist"), "{reasons:?}");
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_webhook_that_halts_stops_walhook_at_its_event_and_goes_on_there_when_mended() {
+    let feed = linked().await;
+    feed.pg.psql("UPDATE rule_webhooks SET on_error = 'halt'");
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t VALUES (1)");
+    feed.stored(1).await;
+    feed.pg.psql("INSERT INTO t VALUES (2)");
+    feed.pg.psql("UPDATE rule_webhooks SET nats_subject = 'elsewhere.x'");
+    feed.pg.psql("INSERT INTO t VALUES (3)");
+    assert_eq!(walhook.wait(Duration::from_secs(30)), 2, "{}", walhook.log());
+    let log = walhook.log();
+    let last = log.lines().last().unwrap();
+    for word in ["webhook 1 \"w\"", "elsewhere.x", "no stream", "on_error"] {
+        assert!(last.contains(word), "no {word:?} in {last}");
+    }
+    // It stays so until somebody acts.
+    refuses(feed.command("run"), 2, &["elsewhere.x"]);
+    feed.pg.psql("UPDATE rule_webhooks SET nats_subject = 'webhooks.w'");
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t VALUES (4)");
+    assert_eq!(ids(&feed).await, [1, 2, 3, 4]);
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_webhook_that_halts_in_the_transaction_that_broke_it_goes_on_when_mended() {
+    let feed = linked().await;
+    feed.pg.psql("UPDATE rule_webhooks SET on_error = 'halt'");
+    let mut walhook = feed.run();
+    feed.pg.psql(
+        "BEGIN; INSERT INTO t VALUES (1); UPDATE rule_webhooks SET nats_subject = 'elsewhere.x'; \
+         INSERT INTO t VALUES (2); COMMIT",
+    );
+    assert_eq!(walhook.wait(Duration::from_secs(30)), 2, "{}", walhook.log());
+    feed.pg.psql("UPDATE rule_webhooks SET nats_subject = 'webhooks.w'");
+    let mut walhook = feed.run();
+    assert_eq!(ids(&feed).await, [1, 2]);
+    ended_well(&mut walhook);
+}
+
+// ------------------------------------------------------------------------------------------------------- tables that change
+
+#[tokio::test]
+async fn a_linked_table_may_change_its_columns_while_rows_flow() {
+    let feed = linked().await;
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t VALUES (1, 'a')");
+    feed.pg.psql("BEGIN; ALTER TABLE t ADD extra int DEFAULT 7; INSERT INTO t VALUES (2, 'b'); COMMIT");
+    feed.pg.psql("ALTER TABLE t RENAME note TO remark");
+    feed.pg.psql("INSERT INTO t VALUES (3, 'c', 8)");
+    feed.pg.psql("ALTER TABLE t DROP remark");
+    feed.pg.psql("INSERT INTO t VALUES (4, 9)");
+    feed.pg.psql("ALTER TABLE t ALTER extra TYPE text USING 'n' || extra");
+    feed.pg.psql("INSERT INTO t VALUES (5, 'ten')");
+    feed.pg.psql("CREATE TYPE mood AS ENUM ('good', 'bad'); ALTER TABLE t ADD mood mood, ADD moods mood[]");
+    feed.pg.psql("INSERT INTO t VALUES (6, 'x', 'good', '{good,bad}')");
+    feed.confirmed().await;
+    let rows: Vec<_> = feed.messages().await.iter().map(|message| message.data().clone()).collect();
+    assert_eq!(
+        rows,
+        [
+            serde_json::json!({"id": 1, "note": "a"}),
+            serde_json::json!({"id": 2, "note": "b", "extra": 7}),
+            serde_json::json!({"id": 3, "remark": "c", "extra": 8}),
+            serde_json::json!({"id": 4, "extra": 9}),
+            serde_json::json!({"id": 5, "extra": "ten"}),
+            serde_json::json!({"id": 6, "extra": "x", "mood": "good", "moods": ["good", "bad"]}),
+        ]
+    );
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_column_that_a_link_needs_and_that_is_dropped_costs_its_events_only_until_the_link_is_mended() {
+    let feed = linked().await;
+    feed.pg.psql("SELECT rule_webhook_link_table(1, 't', p_subject_template => 'webhooks.{note}', p_columns => '{id,note}', p_operations => '{insert}')");
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t VALUES (1, 'a')");
+    feed.pg.psql("ALTER TABLE t DROP note");
+    feed.pg.psql("INSERT INTO t VALUES (2)");
+    feed.pg.psql("UPDATE rule_webhook_links SET subject_template = NULL");
+    feed.pg.psql("INSERT INTO t VALUES (3)");
+    assert_eq!(ids(&feed).await, [1, 3]);
+    let letters = letters(&feed);
+    assert!(letters.starts_with("2|") && letters.contains("\"note\"") && letters.lines().count() == 1, "{letters}");
+    let log = walhook.log();
+    assert!(log.contains("column \"note\" is not in public.t"), "{log}");
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_linked_table_may_be_dropped_made_again_and_renamed_while_others_flow() {
+    let feed = linked().await;
+    feed.pg.psql("CREATE TABLE u (id int PRIMARY KEY)");
+    feed.pg.psql("SELECT rule_webhook_link_table(1, 'u')");
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t VALUES (1)");
+    feed.pg.psql("DROP TABLE t");
+    feed.pg.psql("INSERT INTO u VALUES (2)");
+    feed.pg.psql("CREATE TABLE t (id bigint PRIMARY KEY)");
+    feed.pg.psql("INSERT INTO t VALUES (3)");
+    feed.pg.psql("SELECT rule_webhook_link_table(1, 't')");
+    feed.pg.psql("INSERT INTO t VALUES (4)");
+    feed.pg.psql("ALTER TABLE t RENAME TO renamed");
+    feed.pg.psql("INSERT INTO renamed VALUES (5)");
+    feed.pg.psql("INSERT INTO u VALUES (6)");
+    assert_eq!(ids(&feed).await, [1, 2, 4, 6]);
+    let log = walhook.log();
+    assert!(log.contains("public.renamed") && log.contains("was it renamed?"), "{log}");
+    ended_well(&mut walhook);
+}
