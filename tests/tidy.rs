@@ -19,7 +19,7 @@ const MAY_USE: [(&str, &[&str]); 6] = [
     ("route", &["wal"]),
     ("flow", &["route", "wal"]),
     ("postgres", &["wal"]),
-    ("nats", &[]),
+    ("nats", &["route"]), // the rows of the configuration tables, nothing else
     ("error", &[]),
 ];
 

@@ -17,7 +17,8 @@ pub struct EventPosition {
 }
 
 impl EventPosition {
-    fn rank(&self) -> (Lsn, u64, i32) {
+    /// What it is ordered by.
+    pub fn rank(&self) -> (Lsn, u64, i32) {
         (self.commit_lsn, self.ordinal, self.webhook_id)
     }
 

@@ -35,6 +35,8 @@ pub struct Tail {
     pub last_sequence: u64,
     /// The last event of ours in it, and its sequence.
     pub ours: Option<(EventPosition, u64)>,
+    /// The events of ours behind the sequence that [`Lane::lists_behind`] names, in any order.
+    pub listed: Vec<EventPosition>,
     /// The subjects that the stream takes.
     pub subjects: Vec<String>,
     /// The server's `max_payload`, headers included, in bytes.
@@ -76,13 +78,23 @@ pub struct Lane {
     reply_prefix: Vec<u8>,
     spool: Spool,
     slots: VecDeque<Slot>,
+    /// Given up, and not taken from here yet.
+    condemned: Vec<Condemned>,
     /// The index of `slots[0]`, counted since the lane began.
     base: u64,
     /// While open: the message with this index expects this last sequence.
     anchor: Option<Anchor>,
     attempt: u8,
+    /// The stream's last sequence when the lane was opened: what is not settled was not stored up to there.
+    opened_behind: u64,
+    /// The highest sequence that the stream is known to have reached.
+    reached: u64,
     /// The last event of ours known to be in the stream, and its sequence there.
     floor: Option<(EventPosition, u64)>,
+    /// In shared ordering: events in the stream that have not come down the slot yet, in their order.
+    known: VecDeque<EventPosition>,
+    /// The last event that came down the slot.
+    last_seen: Option<EventPosition>,
     bytes: usize,
     max_payload: usize,
     limit: Option<u64>,
@@ -104,6 +116,15 @@ struct Slot {
     length: usize,
     layout: Layout,
     state: State,
+}
+
+/// Why an event leaves the line.
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    /// The stream has it.
+    Stored,
+    /// It can never be published.
+    Condemned(String),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,6 +180,7 @@ const EXPECTED_SEQUENCE: &[u8] = b"Nats-Expected-Last-Sequence: ";
 /// Digits of the largest u64.
 const SEQUENCE_DIGITS: usize = 20;
 const HEADER_LENGTH_DIGITS: usize = 6;
+const CRLF: &[u8] = b"\r\n";
 /// nats-server reads at most nine.
 const TOTAL_LENGTH_DIGITS: usize = 9;
 
@@ -171,10 +193,15 @@ impl Lane {
             reply_prefix: format!("{inbox}.").into_bytes(),
             spool: Spool::default(),
             slots: VecDeque::new(),
+            condemned: Vec::new(),
             base: 0,
             anchor: None,
             attempt: 0,
+            opened_behind: 0,
+            reached: 0,
             floor: None,
+            known: VecDeque::new(),
+            last_seen: None,
             bytes: 0,
             max_payload: MAX_PAYLOAD_MAX,
             limit: None,
@@ -198,24 +225,44 @@ impl Lane {
         self.anchor.is_some()
     }
 
-    /// Events not settled.
+    /// Events in line.
     pub fn len(&self) -> usize {
         self.slots.len()
     }
 
     /// Whether all is settled.
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+        self.slots.is_empty() && self.condemned.is_empty()
     }
 
-    /// Bytes not settled.
+    /// Bytes in line.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// The number of the oldest event that is not settled.
     pub fn oldest(&self) -> Option<u64> {
-        self.slots.front().map(|slot| slot.number)
+        let given_up = self.condemned.iter().map(|condemned| condemned.number);
+        self.slots.front().map(|slot| slot.number).into_iter().chain(given_up).min()
+    }
+
+    /// Events that can never be published, given up since the last call. Until they are taken from here nothing is
+    /// sent, and they count as not settled: they cannot get lost between the lane and its owner.
+    pub fn take_condemned(&mut self) -> Vec<Condemned> {
+        std::mem::take(&mut self.condemned)
+    }
+
+    /// Behind which sequence the next tail has to list all events of ours, where its last one does not tell enough.
+    ///
+    /// In strict ordering that is when a message was refused for its place: an older copy of it may have come in late,
+    /// or another writer's message may have taken the place. In shared ordering holes are possible at any time.
+    pub fn lists_behind(&self) -> Option<u64> {
+        match self.ordering {
+            Ordering::Shared => Some(self.opened_behind),
+            Ordering::Strict => {
+                self.slots.iter().any(|slot| slot.state == State::OutOfOrder).then_some(self.opened_behind)
+            }
+        }
     }
 
     /// The last event of ours known to be stored, with its stream sequence.
@@ -226,6 +273,8 @@ impl Lane {
     /// The stream is another one from here on: what the old one holds says nothing of it.
     pub fn forget_floor(&mut self) {
         self.floor = None;
+        self.reached = 0;
+        self.opened_behind = 0;
     }
 
     /// Messages stored since the lane began, and acks that said `duplicate`.
@@ -239,16 +288,31 @@ impl Lane {
         self.slots.iter().take_while(|slot| slot.place < sent).any(|slot| slot.state == State::Waiting)
     }
 
-    /// Whether the stream has this event already, as far as is known.
+    /// Whether the stream has this event already, as far as is known. To be asked for every event, in their order.
     ///
     /// # Errors
     /// The stream's tail and this event come from different histories.
-    pub fn has(&self, position: &EventPosition) -> Result<bool> {
-        let Some((floor, _)) = &self.floor else { return Ok(false) };
-        if position.contradicts(floor) {
+    pub fn has(&mut self, position: &EventPosition) -> Result<bool> {
+        self.last_seen = Some(*position);
+        if let Some((floor, _)) = &self.floor
+            && position.contradicts(floor)
+        {
             return Err(self.rewritten(position, floor));
         }
-        Ok(position.is_at_or_before(floor))
+        match self.ordering {
+            Ordering::Strict => Ok(self.floor.is_some_and(|(floor, _)| position.is_at_or_before(&floor))),
+            // That a later one is there says nothing of those before it.
+            Ordering::Shared => {
+                let mut is_known = false;
+                while let Some(known) = self.known.front()
+                    && known.is_at_or_before(position)
+                {
+                    is_known |= known == position;
+                    self.known.pop_front();
+                }
+                Ok(is_known)
+            }
+        }
     }
 
     /// Begins a message.
@@ -295,7 +359,7 @@ impl Lane {
         out.extend_from_slice(itoa::Buffer::new().format(head.epoch).as_bytes());
         out.extend_from_slice(b"\r\n\r\n");
         let body_at = out.len() - start;
-        Draft { place, layout: Layout { subject_end, attempt_at, expected_at, header_at, body_at } }
+        Draft { place, layout: Layout { subject_end, attempt_at, header_at, expected_at, body_at } }
     }
 
     /// Where the payload of the draft is to be appended.
@@ -309,8 +373,8 @@ impl Lane {
     /// What of it can never be published, where it is larger than the server takes; the line is as before.
     pub fn commit(&mut self, draft: Draft, number: u64, position: EventPosition) -> Result<(), Box<Condemned>> {
         let Draft { place, layout } = draft;
+        let Layout { header_at, .. } = layout;
         let length = self.spool.length_since(place);
-        let header_at = layout.header_at;
         let total = length - header_at;
         if total > self.max_payload {
             let message = self.spool.message(place, length);
@@ -344,7 +408,7 @@ impl Lane {
 
     /// The next bytes for the socket.
     pub fn unsent(&mut self) -> &[u8] {
-        if self.anchor.is_none() {
+        if self.anchor.is_none() || !self.condemned.is_empty() {
             return &[];
         }
         let limit = self.limit.and_then(|limit| {
@@ -370,56 +434,46 @@ impl Lane {
         self.anchor = None;
     }
 
-    /// Goes on after the stream's tail: what it shows as stored is settled, all else is to be sent (again).
-    /// Returns the events that this stream does not take.
+    /// Goes on after the stream's tail: what it shows as stored is settled, what this stream does not take is given up
+    /// ([`Lane::take_condemned`]), all else is to be sent (again).
     ///
     /// # Errors
-    /// The tail and our events come from different histories.
-    pub fn open(&mut self, tail: &Tail) -> Result<Vec<Condemned>> {
-        let mut reasons = Vec::new();
-        let mut stored_slots = 0;
-        if let Some((stored, sequence)) = &tail.ours {
-            if let Some(slot) = self.slots.iter().find(|slot| slot.position.contradicts(stored)) {
+    /// The tail and our events come from different histories, or the stream has lost what it had.
+    pub fn open(&mut self, tail: &Tail) -> Result<()> {
+        if tail.last_sequence < self.reached {
+            return Err(self.shortened(tail.last_sequence));
+        }
+        let mut listed = tail.listed.clone();
+        listed.sort_unstable_by_key(EventPosition::rank);
+        let mut fates = Vec::new();
+        for (index, slot) in self.slots.iter().enumerate() {
+            if let Some((stored, _)) = &tail.ours
+                && slot.position.contradicts(stored)
+            {
                 return Err(self.rewritten(&slot.position, stored));
             }
-            stored_slots = self.slots.partition_point(|slot| slot.position.is_at_or_before(stored));
-            for index in 0..stored_slots {
-                // Refused, and yet later ones were stored: a foreign message took its place in the count.
-                if self.slots[index].state == State::OutOfOrder {
-                    let reason = format!(
-                        "another writer's message in stream {} took its place; a strict stream wants no other writer",
-                        self.stream
-                    );
-                    reasons.push((index, reason));
-                }
-            }
-            if self.floor.is_none_or(|(floor, _)| floor.is_at_or_before(stored)) {
-                self.floor = Some((*stored, *sequence));
+            if let Some(fate) = self.fate(slot, tail, &listed) {
+                fates.push((index, fate));
             }
         }
-        for (index, slot) in self.slots.iter().enumerate().skip(stored_slots) {
-            let message = self.spool.message(slot.place, slot.length);
-            let subject = &message[SUBJECT_AT..slot.layout.subject_end];
-            if !tail.subjects.iter().any(|pattern| subject::matches(pattern.as_bytes(), subject)) {
-                let takes = tail.subjects.join(", ");
-                reasons.push((index, format!("stream {} takes {takes}, not this subject", self.stream)));
-                continue;
-            }
-            // Queued before the server had said what it takes, or while another one did.
-            let total = slot.length - b"\r\n".len() - slot.layout.header_at;
-            if total > tail.max_payload {
-                reasons.push((index, too_large(total, tail.max_payload)));
+        self.take_out(fates);
+        if let Some((stored, sequence)) = &tail.ours
+            && self.floor.is_none_or(|(floor, _)| floor.is_at_or_before(stored))
+        {
+            self.floor = Some((*stored, *sequence));
+        }
+        if self.ordering == Ordering::Shared {
+            self.known.extend(listed);
+            self.known.make_contiguous().sort_unstable_by_key(EventPosition::rank);
+            while let (Some(known), Some(seen)) = (self.known.front(), &self.last_seen)
+                && known.is_at_or_before(seen)
+            {
+                self.known.pop_front();
             }
         }
-        stored_slots -= reasons.iter().filter(|(index, _)| *index < stored_slots).count();
-        let condemned = self.take_out(reasons);
-        for slot in self.slots.drain(..stored_slots) {
-            self.bytes -= slot.length;
-            self.base += 1;
-            self.stored += u64::from(!matches!(slot.state, State::Stored(_)));
-        }
+        self.reached = tail.last_sequence;
+        self.opened_behind = tail.last_sequence;
         self.max_payload = tail.max_payload;
-        self.attempt = self.attempt.wrapping_add(1);
         self.anchor = Some(Anchor { index: self.base, last_sequence: tail.last_sequence });
         for offset in 0..self.slots.len() {
             let index = self.base + offset as u64;
@@ -436,7 +490,42 @@ impl Lane {
         let first = self.slots.front().map_or_else(|| self.spool.end(), |slot| slot.place);
         self.spool.rewind(first);
         self.spool.release(first);
-        Ok(condemned)
+        Ok(())
+    }
+
+    /// What a tail says of an event in line; `None`: it is to be sent.
+    fn fate(&self, slot: &Slot, tail: &Tail, listed: &[EventPosition]) -> Option<Fate> {
+        let is_listed = || listed.binary_search_by_key(&slot.position.rank(), EventPosition::rank).is_ok();
+        match self.ordering {
+            Ordering::Strict => {
+                if tail.ours.is_some_and(|(stored, _)| slot.position.is_at_or_before(&stored)) {
+                    // Nothing is stored behind a hole, unless another writer fills it.
+                    return Some(if slot.state != State::OutOfOrder || is_listed() {
+                        Fate::Stored
+                    } else {
+                        Fate::Condemned(format!(
+                            "another writer's message in stream {} took its place; a strict stream wants no other writer",
+                            self.stream
+                        ))
+                    });
+                }
+            }
+            Ordering::Shared => {
+                if matches!(slot.state, State::Stored(_)) || is_listed() {
+                    return Some(Fate::Stored);
+                }
+            }
+        }
+        let message = self.spool.message(slot.place, slot.length);
+        let subject = &message[SUBJECT_AT..slot.layout.subject_end];
+        if !tail.subjects.iter().any(|pattern| subject::matches(pattern.as_bytes(), subject)) {
+            let takes = tail.subjects.join(", ");
+            return Some(Fate::Condemned(format!("stream {} takes {takes}, not this subject", self.stream)));
+        }
+        // It was put in line before the server's limit was known, or before it was lowered; such a message would cost
+        // the connection, again and again.
+        let total = slot.length - CRLF.len() - slot.layout.header_at;
+        (total > tail.max_payload).then(|| Fate::Condemned(too_large(total, tail.max_payload)))
     }
 
     /// The server stored the message whose reply token this is, or had it.
@@ -445,6 +534,7 @@ impl Lane {
     /// [`Refusal::WrongSequence`] where it was stored elsewhere than in its place: the lane has to be reopened.
     pub fn acked(&mut self, token: &[u8], sequence: u64, duplicate: bool) -> Result<(), Refusal> {
         let Some(index) = self.slot_of(token) else { return Ok(()) };
+        self.reached = self.reached.max(sequence);
         if !matches!(self.slots[index].state, State::Stored(_)) {
             self.slots[index].state = State::Stored(sequence);
             if duplicate {
@@ -473,15 +563,15 @@ impl Lane {
     }
 
     /// The server did not store the message whose reply token this is. Returns whether that is news; then the lane
-    /// has to be closed and reopened. A message that is never stored is taken out and returned.
-    pub fn refused(&mut self, token: &[u8], refusal: &Refusal) -> (bool, Option<Condemned>) {
-        let Some(index) = self.slot_of(token) else { return (false, None) };
+    /// has to be closed and reopened. A message that is never stored is given up ([`Lane::take_condemned`]).
+    pub fn refused(&mut self, token: &[u8], refusal: &Refusal) -> bool {
+        let Some(index) = self.slot_of(token) else { return false };
         match refusal {
-            Refusal::Never(reason) => return (true, self.take_out(vec![(index, reason.clone())]).pop()),
+            Refusal::Never(reason) => self.take_out(vec![(index, Fate::Condemned(reason.clone()))]),
             Refusal::WrongSequence => self.slots[index].state = State::OutOfOrder,
             Refusal::NotNow(_) => self.slots[index].state = State::NotNow,
         }
-        (true, None)
+        true
     }
 
     /// Finds the slot of a reply token; `None` for answers to earlier attempts and to what is settled.
@@ -498,40 +588,58 @@ impl Lane {
         (index < self.slots.len()).then_some(index)
     }
 
-    /// Removes messages from the line (indexes rising) and closes the lane. Rare, so the spool is simply laid anew.
-    fn take_out(&mut self, reasons: Vec<(usize, String)>) -> Vec<Condemned> {
-        if reasons.is_empty() {
-            return Vec::new();
-        }
-        let mut reasons = reasons.into_iter().peekable();
-        let mut condemned = Vec::new();
-        let mut spool = Spool::default();
-        for (index, mut slot) in std::mem::take(&mut self.slots).into_iter().enumerate() {
-            let message = self.spool.message(slot.place, slot.length);
-            if let Some((_, reason)) = reasons.next_if(|(out, _)| *out == index) {
-                self.bytes -= slot.length;
-                condemned.push(Condemned {
-                    number: slot.number,
-                    position: slot.position,
-                    subject: text(&message[SUBJECT_AT..slot.layout.subject_end]),
-                    payload: message[slot.layout.body_at..message.len() - 2].to_vec(),
-                    reason,
-                });
-            } else {
-                slot.place = spool.begin();
-                spool.buffer().extend_from_slice(message);
-                self.slots.push_back(slot);
-            }
-        }
-        self.spool = spool;
+    /// Removes messages from the line (indexes rising) and closes the lane.
+    fn take_out(&mut self, fates: Vec<(usize, Fate)>) {
         self.anchor = None;
         // Answers that are under way name places in a line that is no more.
         self.attempt = self.attempt.wrapping_add(1);
-        condemned
+        if fates.iter().enumerate().all(|(at, (index, fate))| at == *index && *fate == Fate::Stored) {
+            for slot in self.slots.drain(..fates.len()) {
+                self.bytes -= slot.length;
+                self.base += 1;
+                self.stored += u64::from(!matches!(slot.state, State::Stored(_)));
+            }
+            return;
+        }
+        // Something within the line goes. Rare, so the spool is simply laid anew.
+        let mut fates = fates.into_iter().peekable();
+        let mut spool = Spool::default();
+        for (index, mut slot) in std::mem::take(&mut self.slots).into_iter().enumerate() {
+            let message = self.spool.message(slot.place, slot.length);
+            let Some((_, fate)) = fates.next_if(|(out, _)| *out == index) else {
+                slot.place = spool.begin();
+                spool.buffer().extend_from_slice(message);
+                self.slots.push_back(slot);
+                continue;
+            };
+            self.bytes -= slot.length;
+            match fate {
+                Fate::Stored => self.stored += u64::from(!matches!(slot.state, State::Stored(_))),
+                Fate::Condemned(reason) => self.condemned.push(Condemned {
+                    number: slot.number,
+                    position: slot.position,
+                    subject: text(&message[SUBJECT_AT..slot.layout.subject_end]),
+                    payload: message[slot.layout.body_at..message.len() - CRLF.len()].to_vec(),
+                    reason,
+                }),
+            }
+        }
+        self.spool = spool;
     }
 
     fn expected(&self, index: u64) -> u64 {
         self.anchor.map_or(0, |anchor| anchor.last_sequence + (index - anchor.index))
+    }
+
+    fn shortened(&self, last_sequence: u64) -> Error {
+        Error::untrusted(format!(
+            "go on in stream {}: it had reached sequence {} and ends at {last_sequence} now",
+            self.stream, self.reached
+        ))
+        .hint(
+            "JetStream has lost messages that it had acknowledged, or the stream was made anew; what is confirmed to \
+             PostgreSQL does not come again: see to what is missing, then start walhook again",
+        )
     }
 
     fn rewritten(&self, ours: &EventPosition, stored: &EventPosition) -> Error {

@@ -360,13 +360,16 @@ impl Streamer {
         self.router.generation
     }
 
-    /// Events that a lane gave up.
+    /// Makes dead letters of the events that the lanes gave up. To be called when a lane was opened or refused
+    /// something; until then nothing behind such an event is sent or confirmed.
     ///
     /// # Errors
     /// A webhook among theirs has `on_error = halt`.
-    pub fn condemn(&mut self, condemned: Vec<Condemned>) -> Result<()> {
-        for condemned in condemned {
-            self.out.condemn(&self.router.rules, condemned)?;
+    pub fn condemn(&mut self) -> Result<()> {
+        for index in 0..self.out.lanes.len() {
+            for condemned in self.out.lanes[index].take_condemned() {
+                self.out.condemn(&self.router.rules, condemned)?;
+            }
         }
         Ok(())
     }
@@ -415,6 +418,13 @@ impl Streamer {
     /// What has arrived.
     pub fn received(&self) -> Lsn {
         self.out.window.received()
+    }
+
+    /// How far PostgreSQL's WAL reaches, as far as it has told: what has arrived, and the commit of the transaction
+    /// whose rows are arriving, which lies ahead of them.
+    pub fn known_wal(&self) -> Lsn {
+        let open = self.assembler.transaction().map(|transaction| transaction.commit_lsn);
+        self.received().max(open.unwrap_or(Lsn::ZERO))
     }
 
     /// Counters since the start.

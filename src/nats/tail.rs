@@ -81,6 +81,26 @@ pub async fn last_of_ours(control: &Control, stream: &str, is_ours: impl Fn(&Sto
     })
 }
 
+/// Our messages behind sequence `behind`, up to `last`, the newest first; of the last [`STEPS_MAX`] only.
+pub async fn ours_behind(
+    control: &Control,
+    stream: &str,
+    behind: u64,
+    last: u64,
+    is_ours: impl Fn(&Stored) -> bool,
+) -> Result<Vec<Stored>> {
+    let lowest = (behind + 1).max((last + 1).saturating_sub(STEPS_MAX));
+    let mut ours = Vec::new();
+    let mut next = last;
+    while next >= lowest {
+        let until = next.saturating_sub(IN_FLIGHT_MAX - 1).max(lowest);
+        let batch = (until..=next).rev().map(|sequence| message(control, stream, sequence));
+        ours.extend(try_join_all(batch).await?.into_iter().flatten().filter(&is_ours));
+        next = until - 1;
+    }
+    Ok(ours)
+}
+
 async fn search(control: &Control, state: &StreamState, is_ours: impl Fn(&Stored) -> bool) -> Result<Option<Stored>> {
     if state.messages == 0 {
         return Ok(None);

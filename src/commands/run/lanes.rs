@@ -256,7 +256,8 @@ impl Lanes {
             overrides,
             self.identity.clone(),
             streamer.lane_inbox(index),
-            streamer.received().max(self.server_wal),
+            streamer.known_wal().max(self.server_wal),
+            streamer.lane(index).lists_behind(),
             driver.control.clone(),
             publisher,
             wait,
@@ -297,9 +298,9 @@ impl Lanes {
                             // An answer that does not come may mean a connection that is dead without knowing it.
                             self.failed(index, streamer, error)?;
                         }
-                        Ok(Trouble::Refused { error, condemned }) => {
+                        Ok(Trouble::Refused(error)) => {
                             streamer.lane_mut(index).close();
-                            streamer.condemn(condemned)?;
+                            streamer.condemn()?;
                             notable = true;
                             tell(driver, &error);
                             let Phase::Running(publisher) = std::mem::replace(&mut driver.phase, Phase::Absent) else {
@@ -315,10 +316,8 @@ impl Lanes {
                     let outcome = exchange(cx, publisher, lane);
                     let settled = !lane.awaits_answers() || until.as_mut().poll(cx).is_ready();
                     match outcome {
-                        Ok(trouble) => {
-                            if let Trouble::Refused { condemned, .. } = trouble {
-                                streamer.condemn(condemned)?;
-                            }
+                        Ok(_) => {
+                            streamer.condemn()?;
                             if !settled {
                                 return Ok(notable);
                             }
@@ -360,7 +359,7 @@ impl Lanes {
                 Err(error) => return Err(error),
             }
         }
-        let condemned = lane.open(&opened.tail)?;
+        lane.open(&opened.tail)?;
         for warning in opened.warnings {
             tracing::warn!(stream = lane.stream(), "{warning}");
         }
@@ -379,14 +378,7 @@ impl Lanes {
         driver.since = SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
         driver.waiting = None;
         driver.phase = Phase::Running(opened.publisher);
-        // A stream that does not take a subject has closed the lane again; the next round opens it without those.
-        if !condemned.is_empty() {
-            streamer.condemn(condemned)?;
-        }
-        if !streamer.lane(index).is_open() {
-            self.open(index, streamer, None, Duration::ZERO);
-        }
-        Ok(())
+        streamer.condemn()
     }
 
     /// Something failed: back to opening, unless nobody but the operator can help.
@@ -394,6 +386,7 @@ impl Lanes {
         let stream = streamer.lane(index).stream();
         let error = error.context(format!("stream {stream:?}"));
         streamer.lane_mut(index).close();
+        streamer.condemn()?;
         // A row that makes no sense is its own streams' problem; the others flow.
         if !matches!(error.kind(), Kind::Unavailable | Kind::Config | Kind::Protocol) {
             return Err(error);
@@ -442,7 +435,7 @@ fn overdue(driver: &mut Driver, lane: &Lane, ack_timeout: Duration) -> Option<Er
 
 enum Trouble {
     None,
-    Refused { error: Error, condemned: Vec<crate::flow::lane::Condemned> },
+    Refused(Error),
 }
 
 /// Moves bytes out and answers in, as far as the socket allows.
@@ -480,11 +473,9 @@ fn exchange(cx: &mut Context<'_>, publisher: &mut Publisher, lane: &mut Lane) ->
                 Ack::Refused { code, description } => Refusal::NotNow(format!("{description} ({code})")),
                 Ack::NoResponders => Refusal::NotNow("no stream takes its subject, or JetStream is away".to_owned()),
             };
-            let (is_news, taken_out) = lane.refused(answer.token, &refusal);
+            let is_news = lane.refused(answer.token, &refusal);
             let out_of_place = refusal == Refusal::WrongSequence;
-            if let Trouble::Refused { condemned, .. } = &mut trouble {
-                condemned.extend(taken_out);
-            } else if is_news || out_of_place {
+            if matches!(trouble, Trouble::None) && (is_news || out_of_place) {
                 let why = match refusal {
                     Refusal::WrongSequence => "another last sequence than expected".to_owned(),
                     Refusal::Never(why) | Refusal::NotNow(why) => why,
@@ -493,7 +484,7 @@ fn exchange(cx: &mut Context<'_>, publisher: &mut Publisher, lane: &mut Lane) ->
                     "stream {:?} refused a message: {why}; reading its tail to go on from there",
                     lane.stream()
                 ));
-                trouble = Trouble::Refused { error, condemned: taken_out.into_iter().collect() };
+                trouble = Trouble::Refused(error);
             }
             Ok(())
         })?;
@@ -511,6 +502,7 @@ async fn open(
     identity: Identity,
     inbox: String,
     server_wal: Lsn,
+    lists_behind: Option<u64>,
     control: Option<Control>,
     publisher: Option<Publisher>,
     wait: Duration,
@@ -568,7 +560,15 @@ async fn open(
         None => Publisher::open(&settings, &inbox).await?,
     };
     let max_payload = publisher.info().max_payload.min(state.max_msg_size.unwrap_or(usize::MAX));
-    let tail = Tail { last_sequence: end.last_sequence, ours, subjects: state.subjects, max_payload };
+    let listed = match lists_behind {
+        None => Vec::new(),
+        Some(behind) => {
+            let is_ours = |stored: &tail::Stored| position_of(stored, &identity.source).is_some();
+            let stored = tail::ours_behind(&control, &stream.stream_name, behind, end.last_sequence, is_ours).await?;
+            stored.iter().filter_map(|stored| position_of(stored, &identity.source)).collect()
+        }
+    };
+    let tail = Tail { last_sequence: end.last_sequence, ours, listed, subjects: state.subjects, max_payload };
     let is_in_memory = state.storage == "memory";
     Ok(Opened { publisher, control, tail, created_ns: end.created_ns, warnings, is_in_memory })
 }

@@ -1,0 +1,335 @@
+//! The model of a NATS server with JetStream: connections that carry real `HPUB` bytes, streams with deduplication and
+//! expected sequences, answers that are delayed, lost or doubled.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use fastrand::Rng;
+
+use super::swarm::{Bug, Swarm, happens};
+
+#[derive(Debug, Clone)]
+pub struct Message {
+    pub sequence: u64,
+    pub subject: String,
+    pub message_id: Option<String>,
+    /// The id of an event of ours.
+    pub event: Option<String>,
+    pub payload: Vec<u8>,
+    stored_at: u64,
+}
+
+#[derive(Debug, Default)]
+pub struct Stream {
+    pub name: String,
+    pub messages: Vec<Message>,
+    pub last_sequence: u64,
+    /// Message ids of the whole life of the stream.
+    pub message_ids: HashSet<String>,
+    /// Ids of the events in it.
+    pub events: HashMap<String, u64>,
+    synced: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    Stored { sequence: u64, duplicate: bool },
+    Refused(u64),
+    NoResponders,
+}
+
+#[derive(Debug, Default)]
+struct Connection {
+    inbox: String,
+    inbound: VecDeque<u8>,
+    /// The last token of the reply subject and what is told.
+    answers: VecDeque<(Vec<u8>, Answer)>,
+    is_left: bool,
+    is_cut: bool,
+}
+
+#[derive(Debug)]
+pub struct JetStream {
+    pub streams: Vec<Stream>,
+    connections: Vec<Connection>,
+    pub max_payload: usize,
+    pub max_msg_size: usize,
+    pub is_down: bool,
+    /// While set, stores are refused by this answer.
+    pub refusing: Option<Answer>,
+    /// Events that the server has acknowledged and lost.
+    pub forgotten: HashSet<String>,
+}
+
+impl JetStream {
+    pub fn new(swarm: &Swarm) -> JetStream {
+        let streams = (0..swarm.streams).map(|id| Stream { name: format!("S{id}"), ..Stream::default() }).collect();
+        JetStream {
+            streams,
+            connections: Vec::new(),
+            max_payload: swarm.max_payload,
+            max_msg_size: swarm.max_msg_size,
+            is_down: false,
+            refusing: None,
+            forgotten: HashSet::new(),
+        }
+    }
+
+    pub fn stream(&self, name: &str) -> &Stream {
+        self.streams.iter().find(|stream| stream.name == name).unwrap()
+    }
+
+    pub fn connect(&mut self, inbox: &str) -> Option<usize> {
+        if self.is_down {
+            return None;
+        }
+        self.connections.push(Connection { inbox: inbox.to_owned(), ..Connection::default() });
+        Some(self.connections.len() - 1)
+    }
+
+    /// Takes bytes of a client; `None`: the connection is lost.
+    pub fn write(&mut self, connection: usize, bytes: &[u8]) -> Option<()> {
+        let connection = &mut self.connections[connection];
+        if connection.is_cut {
+            return None;
+        }
+        connection.inbound.extend(bytes);
+        Some(())
+    }
+
+    /// The next answer for a client; `Err`: the connection is lost.
+    pub fn read(&mut self, connection: usize) -> Result<Option<(Vec<u8>, Answer)>, ()> {
+        let connection = &mut self.connections[connection];
+        match connection.answers.pop_front() {
+            None if connection.is_cut => Err(()),
+            answer => Ok(answer),
+        }
+    }
+
+    /// The client has gone (a crash, a cut line): what it had written may still come in, up to some byte.
+    pub fn leave(&mut self, connection: usize, rng: &mut Rng, swarm: &Swarm) {
+        let connection = &mut self.connections[connection];
+        connection.is_left = true;
+        let kept = if happens(rng, swarm.late) { rng.usize(..=connection.inbound.len()) } else { 0 };
+        connection.inbound.truncate(kept);
+    }
+
+    /// Cuts a connection as the client sees it.
+    pub fn cut(&mut self, rng: &mut Rng) {
+        let live: Vec<_> = (0..self.connections.len()).filter(|&index| !self.connections[index].is_cut).collect();
+        if let Some(&index) = live.get(rng.usize(..live.len().max(1))) {
+            self.connections[index].is_cut = true;
+            let kept = rng.usize(..=self.connections[index].answers.len());
+            self.connections[index].answers.truncate(kept);
+        }
+    }
+
+    pub fn crash(&mut self) {
+        self.is_down = true;
+        for connection in &mut self.connections {
+            connection.is_cut = true;
+            connection.inbound.clear();
+            connection.answers.clear();
+        }
+    }
+
+    /// All that is stored is on disk.
+    pub fn sync(&mut self) {
+        for stream in &mut self.streams {
+            stream.synced = stream.messages.len();
+        }
+    }
+
+    /// Loses what is not on disk.
+    pub fn forget(&mut self, rng: &mut Rng) {
+        for stream in &mut self.streams {
+            let keep = rng.usize(stream.synced..=stream.messages.len());
+            for message in stream.messages.split_off(keep) {
+                if let Some(event) = message.event {
+                    stream.events.remove(&event);
+                    self.forgotten.insert(event);
+                }
+            }
+            stream.last_sequence = stream.messages.last().map_or(0, |message| message.sequence);
+        }
+    }
+
+    pub fn foreign(&mut self, stream: usize, now: u64) {
+        let stream = &mut self.streams[stream];
+        stream.last_sequence += 1;
+        let sequence = stream.last_sequence;
+        stream.messages.push(Message {
+            sequence,
+            subject: format!("{}.foreign", stream.name),
+            message_id: None,
+            event: None,
+            payload: Vec::new(),
+            stored_at: now,
+        });
+    }
+
+    /// Works on what some connection has sent.
+    ///
+    /// # Errors
+    /// The bytes are not what the protocol wants.
+    pub fn process(&mut self, rng: &mut Rng, swarm: &Swarm, bug: Bug, now: u64) -> Result<(), String> {
+        let waiting: Vec<_> =
+            (0..self.connections.len()).filter(|&index| !self.connections[index].inbound.is_empty()).collect();
+        if waiting.is_empty() || self.is_down {
+            return Ok(());
+        }
+        let index = waiting[rng.usize(..waiting.len())];
+        for _ in 0..rng.usize(1..10) {
+            let connection = &mut self.connections[index];
+            let Some(publish) = Publish::read(connection.inbound.make_contiguous())? else {
+                if connection.is_left {
+                    connection.inbound.clear();
+                }
+                break;
+            };
+            connection.inbound.drain(..publish.length);
+            if publish.total > self.max_payload {
+                // -ERR 'Maximum Payload Violation', and the server closes the connection.
+                connection.is_cut = true;
+                connection.inbound.clear();
+                break;
+            }
+            if happens(rng, swarm.swallow) {
+                continue;
+            }
+            let answer = self.store(&publish, rng, swarm, bug, now);
+            self.answer(&publish.reply, answer, rng, swarm);
+        }
+        Ok(())
+    }
+
+    fn store(&mut self, publish: &Publish, rng: &mut Rng, swarm: &Swarm, bug: Bug, now: u64) -> Answer {
+        let Some(stream) =
+            self.streams.iter_mut().find(|stream| publish.subject.starts_with(&format!("{}.", stream.name)))
+        else {
+            return Answer::NoResponders;
+        };
+        if publish.headers.get("Nats-Expected-Stream").is_some_and(|expected| *expected != stream.name) {
+            return Answer::Refused(10060);
+        }
+        if let Some(answer) = self.refusing
+            && rng.u8(..4) > 0
+        {
+            return answer;
+        }
+        if publish.total > self.max_msg_size || (publish.total > 3000 && happens(rng, swarm.too_large)) {
+            return Answer::Refused(10054);
+        }
+        let message_id = publish.headers.get("Nats-Msg-Id").cloned();
+        let known = || {
+            let is_known = |message: &&Message| {
+                message.message_id == message_id && now.saturating_sub(message.stored_at) < swarm.dedup_window
+            };
+            stream.messages.iter().rev().find(is_known).map(|message| message.sequence)
+        };
+        let duplicate = message_id.as_ref().and_then(|_| known());
+        if let Some(sequence) = duplicate
+            && !swarm.expected_before_dedup
+        {
+            return Answer::Stored { sequence, duplicate: true };
+        }
+        let expected: Option<u64> =
+            publish.headers.get("Nats-Expected-Last-Sequence").map(|text| text.parse().unwrap());
+        if expected.is_some_and(|expected| expected != stream.last_sequence) && bug != Bug::NoExpectedSequence {
+            return Answer::Refused(10071);
+        }
+        if let Some(sequence) = duplicate {
+            return Answer::Stored { sequence, duplicate: true };
+        }
+        stream.last_sequence += 1;
+        let sequence = stream.last_sequence;
+        let event = publish.headers.get("Walhook-Id").or(message_id.as_ref()).cloned();
+        stream.message_ids.extend(message_id.clone());
+        stream.events.insert(event.clone().expect("ours"), sequence);
+        stream.messages.push(Message {
+            sequence,
+            subject: publish.subject.clone(),
+            message_id,
+            event,
+            payload: publish.payload.clone(),
+            stored_at: now,
+        });
+        Answer::Stored { sequence, duplicate: false }
+    }
+
+    fn answer(&mut self, reply: &str, answer: Answer, rng: &mut Rng, swarm: &Swarm) {
+        if happens(rng, swarm.lose_ack) {
+            return;
+        }
+        let Some((inbox, token)) = reply.rsplit_once('.') else { return };
+        let listens =
+            |connection: &&mut Connection| !connection.is_left && !connection.is_cut && connection.inbox == inbox;
+        // An answer to what an older connection sent comes to the one that listens now.
+        if let Some(connection) = self.connections.iter_mut().rev().find(listens) {
+            let entry = (token.as_bytes().to_vec(), answer);
+            if happens(rng, swarm.double_ack) {
+                connection.answers.push_back(entry.clone());
+            }
+            connection.answers.push_back(entry);
+        }
+    }
+}
+
+/// An `HPUB` as the server's parser reads it.
+struct Publish {
+    subject: String,
+    reply: String,
+    headers: HashMap<String, String>,
+    payload: Vec<u8>,
+    /// Of the whole command.
+    length: usize,
+    /// Of headers and payload.
+    total: usize,
+}
+
+impl Publish {
+    fn read(bytes: &[u8]) -> Result<Option<Publish>, String> {
+        let bad = |what: &str| {
+            format!("the server cannot parse: {what}: {:?}", bytes[..bytes.len().min(200)].escape_ascii().to_string())
+        };
+        let Some(line_end) = bytes.windows(2).position(|pair| pair == b"\r\n") else {
+            return if bytes.len() > 4096 || !b"HPUB ".starts_with(&bytes[..bytes.len().min(5)]) {
+                Err(bad("control line"))
+            } else {
+                Ok(None)
+            };
+        };
+        let line = std::str::from_utf8(&bytes[..line_end]).map_err(|_| bad("control line"))?;
+        let words: Vec<&str> = line.split(' ').collect();
+        let ["HPUB", subject, reply, header_length, total] = words[..] else { return Err(bad("words")) };
+        let number = |text: &str| {
+            let is_number = text.len() <= 9 && text.bytes().all(|byte| byte.is_ascii_digit());
+            is_number.then(|| text.parse::<usize>().ok()).flatten().ok_or_else(|| bad("length"))
+        };
+        let (header_length, total) = (number(header_length)?, number(total)?);
+        let start = line_end + 2;
+        if bytes.len() < start + total + 2 {
+            return Ok(None);
+        }
+        if &bytes[start + total..start + total + 2] != b"\r\n" {
+            return Err(bad("no CRLF behind the payload"));
+        }
+        let header = bytes.get(start..start + header_length).ok_or_else(|| bad("header length"))?;
+        let header = std::str::from_utf8(header).map_err(|_| bad("header"))?;
+        let lines = header.strip_prefix("NATS/1.0\r\n").and_then(|rest| rest.strip_suffix("\r\n\r\n"));
+        let mut headers = HashMap::new();
+        for line in lines.ok_or_else(|| bad("header block"))?.split("\r\n") {
+            let (name, value) = line.split_once(": ").ok_or_else(|| bad("header line"))?;
+            if headers.insert(name.to_owned(), value.to_owned()).is_some() {
+                return Err(bad("header twice"));
+            }
+        }
+        Ok(Some(Publish {
+            subject: subject.to_owned(),
+            reply: reply.to_owned(),
+            headers,
+            payload: bytes[start + header_length..start + total].to_vec(),
+            length: start + total + 2,
+            total,
+        }))
+    }
+}

@@ -1,0 +1,217 @@
+//! What must hold, checked while it runs.
+//!
+//! For every run of walhook the oracle routes what that run has received by a configuration of its own: the rows as
+//! they were when the run began, then each change of them at its place. That is what the design allows after a restart
+//! ("a replay may route by newer rules") and no more:
+//!
+//! - Confirmed ⇒ every event before it, by the rules of the run that confirms it, is stored in its stream or durable as
+//!   a dead letter. What some run has routed otherwise than the rules at its commit say may be missing, if it comes
+//!   before what its stream has: the tail is taken for all that went before. (The one hole that the design leaves.)
+//! - Dead letters are only those that cannot be published: no stream, an impossible subject, too large.
+//! - What is stored was an event in some run, of a committed transaction, under that subject, with that content.
+//! - In strict streams each event is there once, and positions rise. In shared ones it is there at least once.
+//! - Where the server has lost what it acknowledged, only that may be missing, and walhook may stop (`Untrusted`).
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use super::{
+    configuration::Configuration,
+    jetstream::JetStream,
+    postgres::{Mark, Op, Postgres, routes_of},
+};
+
+pub const SOURCE: &str = "sim";
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Expected {
+    commit_lsn: u64,
+    id: String,
+    stream: Option<String>,
+    subject: String,
+    /// What its payload must contain.
+    marker: String,
+    message_id: Option<String>,
+    is_huge: bool,
+}
+
+type Position = (u64, u64, i32);
+
+#[derive(Debug, Default)]
+pub struct Oracle {
+    /// By stream and id, of all runs.
+    ever: HashMap<(String, String), Vec<Expected>>,
+    may_die: HashSet<String>,
+    /// Ids of what some run has routed otherwise than the rules at its commit say.
+    rerouted: HashSet<String>,
+    pub dead_letters: HashSet<String>,
+    checked: HashMap<String, (usize, Option<Position>)>,
+}
+
+/// What the oracle knows of one run.
+#[derive(Debug)]
+pub struct View {
+    configuration: Configuration,
+    waiting: VecDeque<Expected>,
+    ordinal: u64,
+    /// Transactions before this one have arrived whole.
+    upto: usize,
+    confirmed: u64,
+    last_keepalive: u64,
+}
+
+impl View {
+    pub fn new(postgres: &Postgres) -> View {
+        View {
+            configuration: postgres.configuration.clone(),
+            waiting: VecDeque::new(),
+            ordinal: 0,
+            upto: postgres.transactions.partition_point(|transaction| transaction.commit_lsn < postgres.confirmed),
+            confirmed: postgres.confirmed,
+            last_keepalive: 0,
+        }
+    }
+}
+
+impl Oracle {
+    /// A frame is about to be given to the run.
+    pub fn receives(&mut self, view: &mut View, mark: Mark, postgres: &Postgres) {
+        match mark {
+            Mark::Nothing => {}
+            Mark::Keepalive(end) => view.last_keepalive = end,
+            Mark::Commit(index) => {
+                view.upto = index + 1;
+                view.ordinal = 0;
+            }
+            Mark::Op(index, number) => {
+                let transaction = &postgres.transactions[index];
+                let op = &transaction.ops[number].2;
+                let routes = routes_of(&view.configuration, op);
+                if let Op::Configure(row) = op {
+                    view.configuration.apply(row);
+                }
+                let (marker, message_id, is_huge) = match op {
+                    Op::Change { op: "delete", id, .. } => (format!("\"id\":{id}"), None, false),
+                    Op::Change { note, huge, .. } => (format!("\"{note}\""), None, *huge),
+                    Op::Call { note, message_id, huge, .. } => (format!("\"{note}\""), message_id.clone(), *huge),
+                    Op::Truncate { .. } | Op::Configure(_) => (String::new(), None, false),
+                };
+                for (of_table, routes) in routes.into_iter().enumerate() {
+                    let original = &transaction.routes[number][of_table];
+                    let (lsn, time) = (transaction.commit_lsn, transaction.commit_time);
+                    let id = |webhook| format!("{SOURCE}-{lsn:016x}-{time:x}-{}-{webhook}", view.ordinal);
+                    let differ = original.iter().filter(|route| !routes.contains(route));
+                    let differ = differ.chain(routes.iter().filter(|route| !original.contains(route)));
+                    self.rerouted.extend(differ.map(|route| id(route.webhook)));
+                    for route in routes {
+                        let expected = Expected {
+                            commit_lsn: lsn,
+                            id: id(route.webhook),
+                            stream: route.stream,
+                            subject: route.subject,
+                            marker: marker.clone(),
+                            message_id: message_id.clone(),
+                            is_huge,
+                        };
+                        match &expected.stream {
+                            None => drop(self.may_die.insert(expected.id.clone())),
+                            Some(stream) => {
+                                let of_id = self.ever.entry((stream.clone(), expected.id.clone())).or_default();
+                                if !of_id.contains(&expected) {
+                                    of_id.push(expected.clone());
+                                }
+                            }
+                        }
+                        if is_huge {
+                            self.may_die.insert(expected.id.clone());
+                        }
+                        view.waiting.push_back(expected);
+                    }
+                    view.ordinal += 1;
+                }
+            }
+        }
+    }
+
+    /// The run confirms (or would confirm) up to here.
+    pub fn confirms(
+        &self,
+        view: &mut View,
+        confirmed: u64,
+        postgres: &Postgres,
+        jetstream: &JetStream,
+    ) -> Result<(), String> {
+        if confirmed < view.confirmed {
+            return Err(format!("confirmed went down from {} to {confirmed}", view.confirmed));
+        }
+        view.confirmed = confirmed;
+        if let Some(missed) = postgres.transactions.get(view.upto)
+            && missed.commit_lsn < confirmed
+        {
+            return Err(format!("{confirmed} is confirmed, but the commit at {} has not come", missed.commit_lsn));
+        }
+        while let Some(event) = view.waiting.front()
+            && event.commit_lsn < confirmed
+        {
+            if !self.is_settled(event, jetstream) {
+                return Err(format!("{confirmed} is confirmed, but nobody has {event:?}"));
+            }
+            view.waiting.pop_front();
+        }
+        Ok(())
+    }
+
+    fn is_settled(&self, event: &Expected, jetstream: &JetStream) -> bool {
+        let is_dead = self.dead_letters.contains(&event.id);
+        let Some(name) = &event.stream else { return is_dead };
+        let stream = jetstream.stream(name);
+        stream.events.contains_key(&event.id)
+            || (event.is_huge && is_dead)
+            || event.message_id.as_ref().is_some_and(|id| stream.message_ids.contains(id))
+            || jetstream.forgotten.contains(&event.id)
+            || self.rerouted.contains(&event.id)
+    }
+
+    /// A dead letter's row is in.
+    pub fn buries(&mut self, event_id: &str, reason: &str) -> Result<(), String> {
+        self.dead_letters.insert(event_id.to_owned());
+        if self.may_die.contains(event_id) { Ok(()) } else { Err(format!("{event_id} needs no dead letter: {reason}")) }
+    }
+
+    /// Looks at what the streams have got since it last looked.
+    pub fn looks(&mut self, jetstream: &JetStream, shared: &HashSet<String>) -> Result<(), String> {
+        for stream in &jetstream.streams {
+            let checked = self.checked.entry(stream.name.clone()).or_default();
+            if checked.0 > stream.messages.len() {
+                // The server has forgotten some.
+                let before = stream.messages.iter().rev().find_map(|message| position(message.event.as_ref()?));
+                *checked = (stream.messages.len(), before);
+            }
+            for message in &stream.messages[checked.0..] {
+                let Some(event) = &message.event else { continue };
+                let known = self.ever.get(&(stream.name.clone(), event.clone()));
+                let payload = String::from_utf8_lossy(&message.payload);
+                if !known.is_some_and(|known| {
+                    known.iter().any(|event| event.subject == message.subject && payload.contains(&event.marker))
+                }) {
+                    return Err(format!("{message:?} of {} is no event", stream.name));
+                }
+                let here = position(event).ok_or_else(|| format!("{event} is no id"))?;
+                if !shared.contains(&stream.name)
+                    && let Some(before) = checked.1.filter(|before| *before >= here)
+                {
+                    return Err(format!("{} has {event} behind {before:?}", stream.name));
+                }
+                checked.1 = Some(here);
+            }
+            checked.0 = stream.messages.len();
+        }
+        Ok(())
+    }
+}
+
+fn position(id: &str) -> Option<Position> {
+    let mut parts = id.strip_prefix(SOURCE)?.strip_prefix('-')?.split('-');
+    let lsn = u64::from_str_radix(parts.next()?, 16).ok()?;
+    let _time = parts.next()?;
+    Some((lsn, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}

@@ -1,0 +1,161 @@
+//! What a seed turns on: each run disables some kinds of fault entirely and weights the rest wildly, since rare
+//! coincidences are found where much else is quiet.
+
+use fastrand::Rng;
+
+/// Classic bugs, brought back on the driver's or the servers' side, to see that the oracle notices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    None,
+    /// What has arrived is confirmed.
+    ConfirmOnReceipt,
+    /// The position of every keepalive is confirmed, within a transaction too.
+    ConfirmKeepalives,
+    /// After a failure the messages are sent again without reading the stream's tail.
+    BlindRetry,
+    /// As if messages did not say which sequence they expect.
+    NoExpectedSequence,
+    /// What comes after a dead letter does not wait for its row.
+    IgnoreHolds,
+    /// A dead letter counts as buried when its row is sent off.
+    BuryOnSend,
+    /// At the start nothing is taken as stored.
+    IgnoreTail,
+    /// Answers to earlier attempts are taken for answers to this one.
+    StaleAcks,
+    /// A message is begun on a connection that was left in the midst of another.
+    ReuseTornConnection,
+}
+
+/// Chances in thousandths, per step or per occasion.
+#[derive(Debug)]
+pub struct Swarm {
+    pub steps: u64,
+    pub window_events: usize,
+    pub window_bytes: usize,
+    pub max_payload: usize,
+    pub max_msg_size: usize,
+    /// In steps.
+    pub dedup_window: u64,
+    /// R1 on 2.12 and later; otherwise as R3 and 2.10 do.
+    pub expected_before_dedup: bool,
+    pub streams: usize,
+    pub tables: usize,
+    pub big_rows: u32,
+    pub huge_rows: u32,
+    pub ddl: u32,
+    pub configuration: u32,
+    pub halt: u32,
+    pub keepalives: u32,
+    pub own_message_ids: u32,
+    pub crash_us: u32,
+    pub crash_postgres: u32,
+    pub crash_nats: u32,
+    pub forget: u32,
+    pub cut: u32,
+    pub lose_ack: u32,
+    pub double_ack: u32,
+    pub refuse: u32,
+    pub swallow: u32,
+    pub too_large: u32,
+    pub change_max_payload: u32,
+    pub foreign: u32,
+    pub late: u32,
+    /// How many bytes a socket takes at a time.
+    pub write_max: usize,
+}
+
+impl Swarm {
+    pub fn new(rng: &mut Rng) -> Swarm {
+        let mut knob = |most: u32| {
+            if rng.bool() {
+                return 0;
+            }
+            let weights = [1, 3, 10, 30, 100, 300, 1000];
+            weights[rng.usize(..weights.len())].min(most)
+        };
+        let chances = [
+            knob(300),
+            knob(300),
+            knob(300),
+            knob(100),
+            knob(1000),
+            knob(1000),
+            knob(1000),
+            knob(20),
+            knob(20),
+            knob(20),
+            knob(500),
+            knob(50),
+            knob(300),
+            knob(300),
+            knob(300),
+            knob(300),
+            knob(100),
+            knob(20),
+            knob(300),
+            knob(1000),
+        ];
+        let [
+            big_rows,
+            huge_rows,
+            ddl,
+            configuration,
+            halt,
+            keepalives,
+            own_message_ids,
+            crash_us,
+            crash_postgres,
+            crash_nats,
+            forget,
+            cut,
+            lose_ack,
+            double_ack,
+            refuse,
+            swallow,
+            too_large,
+            change_max_payload,
+            foreign,
+            late,
+        ] = chances;
+        let pick = |rng: &mut Rng, choices: &[usize]| choices[rng.usize(..choices.len())];
+        Swarm {
+            steps: rng.u64(100..600),
+            window_events: pick(rng, &[1, 2, 5, 20, 100]),
+            window_bytes: pick(rng, &[1, 1000, 5000, 1 << 20]),
+            max_payload: 1 << 20,
+            max_msg_size: pick(rng, &[2900, 1 << 20]),
+            dedup_window: pick(rng, &[1, 20, 200, 100_000]) as u64,
+            expected_before_dedup: rng.bool(),
+            streams: rng.usize(1..=3),
+            tables: rng.usize(1..=3),
+            big_rows,
+            huge_rows,
+            ddl,
+            configuration,
+            halt,
+            keepalives,
+            own_message_ids,
+            crash_us,
+            crash_postgres,
+            crash_nats,
+            // It breaks the condition of the promise, and then little can be asked.
+            forget: if rng.u8(..10) == 0 { forget } else { 0 },
+            cut,
+            lose_ack,
+            double_ack,
+            refuse,
+            swallow,
+            too_large,
+            change_max_payload,
+            foreign,
+            late,
+            write_max: pick(rng, &[7, 100, 2000, 1 << 20]),
+        }
+    }
+}
+
+/// Whether something with a chance of so many thousandths happens.
+pub fn happens(rng: &mut Rng, thousandths: u32) -> bool {
+    thousandths > 0 && rng.u32(..1000) < thousandths
+}

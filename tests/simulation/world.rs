@@ -1,0 +1,655 @@
+//! All together: one seed, one history. Our side is driven as `commands/run` does it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Write as _,
+};
+
+use fastrand::Rng;
+use walhook::{
+    error::Kind,
+    flow::{
+        event_id::EventPosition,
+        lane::{Refusal, Tail},
+        streamer::{DeadLetter, Limits, Received, Streamer},
+    },
+    route::types::{Scalar, TypeCatalog, TypeKind},
+    wal::lsn::Lsn,
+};
+
+use super::{
+    configuration::Row,
+    jetstream::{Answer, JetStream},
+    oracle::{Oracle, SOURCE, View},
+    postgres::{NEW_TYPE, Op, Postgres, Walsender},
+    swarm::{Bug, Swarm, happens},
+};
+
+/// Events that one message can make: each webhook for each truncated table.
+const EVENTS_A_MESSAGE: usize = 12;
+/// Bytes of the largest message.
+const MESSAGE_MAX: usize = 6000;
+const ACK_TIMEOUT: u64 = 60;
+const SETTLE: u64 = 20;
+const BACKOFF_MAX: u64 = 16;
+
+#[derive(Debug)]
+pub struct World {
+    rng: Rng,
+    swarm: Swarm,
+    bug: Bug,
+    now: u64,
+    postgres: Postgres,
+    jetstream: JetStream,
+    oracle: Oracle,
+    run: Option<Run>,
+    runs: u64,
+    shared: HashSet<String>,
+    knows_new_type: bool,
+    may_halt: bool,
+    pub log: Option<String>,
+}
+
+/// A run of walhook, gone without a word when it crashes.
+#[derive(Debug)]
+struct Run {
+    streamer: Streamer,
+    view: View,
+    walsender: Walsender,
+    inbox: String,
+    drivers: Vec<Driver>,
+    generation: u64,
+    server_wal: u64,
+    is_paused: bool,
+    burial: Option<(Vec<DeadLetter>, bool)>,
+    last_keepalive: u64,
+}
+
+#[derive(Debug)]
+struct Driver {
+    phase: Phase,
+    failures: u32,
+    waiting: Option<(u64, u64)>,
+    first_tail: Option<Tail>,
+    /// As the last message written says.
+    attempt: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Absent,
+    Opening { since: u64, tail: Option<Tail>, connection: Option<Link> },
+    Running(Link),
+    Settling(Link, u64),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    connection: usize,
+    is_between: bool,
+}
+
+impl World {
+    pub fn new(seed: u64, bug: Bug) -> World {
+        let mut rng = Rng::with_seed(seed);
+        let swarm = Swarm::new(&mut rng);
+        let postgres = Postgres::new(&mut rng, &swarm);
+        let shared = postgres.configuration.streams.values().filter(|row| row.shared).map(|row| row.name.clone());
+        let may_halt = swarm.halt > 0;
+        World {
+            shared: shared.collect(),
+            jetstream: JetStream::new(&swarm),
+            rng,
+            swarm,
+            bug,
+            now: 0,
+            postgres,
+            oracle: Oracle::default(),
+            run: None,
+            runs: 0,
+            knows_new_type: false,
+            may_halt,
+            log: None,
+        }
+    }
+
+    fn say(&mut self, what: impl FnOnce() -> String) {
+        let now = self.now;
+        if let Some(log) = &mut self.log {
+            let _ = writeln!(log, "{now}: {}", what());
+        }
+    }
+
+    /// Lives through the seed's history.
+    ///
+    /// # Errors
+    /// What did not hold.
+    pub fn live(&mut self) -> Result<(), String> {
+        let swarm = format!("{:?}", self.swarm);
+        self.say(|| swarm);
+        for _ in 0..self.swarm.steps {
+            self.step()?;
+            self.faults();
+        }
+        self.calm_down()
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        self.now += 1;
+        if self.run.is_none() {
+            self.start();
+        }
+        match self.rng.u8(..20) {
+            0 if self.rng.bool() => self.postgres.other_activity(&mut self.rng),
+            0..=1 if self.postgres.transactions.len() < 80 => self.postgres.commit_random(&mut self.rng, &self.swarm),
+            2..=7 => self.pump(10)?,
+            8..=12 => {
+                let lanes = self.run.as_ref().map_or(0, |run| run.drivers.len());
+                if lanes > 0 {
+                    self.drive(self.rng.clone().usize(..lanes))?;
+                    self.rng.bool();
+                }
+            }
+            13..=15 => {
+                self.jetstream.process(&mut self.rng, &self.swarm, self.bug, self.now)?;
+            }
+            16 => self.report()?,
+            17 => self.job()?,
+            18 if self.rng.bool() => self.postgres.checkpoint(),
+            18 => self.jetstream.sync(),
+            _ => {}
+        }
+        self.check()
+    }
+
+    fn faults(&mut self) {
+        let World { rng, swarm, .. } = self;
+        if happens(rng, swarm.crash_us) {
+            self.crash("we crash");
+        } else if happens(rng, swarm.crash_postgres) {
+            self.postgres.crash();
+            self.crash("PostgreSQL crashes");
+        } else if happens(rng, swarm.crash_nats) {
+            self.say(|| "NATS crashes".to_owned());
+            self.jetstream.crash();
+            if happens(&mut self.rng, self.swarm.forget) {
+                self.jetstream.forget(&mut self.rng);
+            }
+            if happens(&mut self.rng, self.swarm.change_max_payload * 10) {
+                self.jetstream.max_payload = if self.rng.bool() { 2900 } else { 1 << 20 };
+            }
+        } else if self.jetstream.is_down && self.rng.u8(..8) == 0 {
+            self.jetstream.is_down = false;
+        } else if happens(&mut self.rng, self.swarm.cut) {
+            self.jetstream.cut(&mut self.rng);
+        } else if self.jetstream.refusing.is_some() && self.rng.u8(..6) == 0 {
+            self.jetstream.refusing = None;
+        } else if happens(&mut self.rng, self.swarm.refuse / 10) {
+            let answers = [Answer::Refused(429), Answer::Refused(10077), Answer::NoResponders];
+            self.jetstream.refusing = Some(answers[self.rng.usize(..answers.len())]);
+        } else if happens(&mut self.rng, self.swarm.foreign) && !self.shared.is_empty() {
+            let index = self.rng.usize(..self.jetstream.streams.len());
+            if self.shared.contains(&self.jetstream.streams[index].name) {
+                self.jetstream.foreign(index, self.now);
+            }
+        }
+    }
+
+    /// No more faults: all must be published and confirmed before long.
+    fn calm_down(&mut self) -> Result<(), String> {
+        self.say(|| "calm".to_owned());
+        let quiet = Swarm {
+            crash_us: 0,
+            crash_postgres: 0,
+            crash_nats: 0,
+            cut: 0,
+            lose_ack: 0,
+            refuse: 0,
+            swallow: 0,
+            too_large: 0,
+            foreign: 0,
+            ..Swarm::new(&mut Rng::with_seed(0))
+        };
+        let Swarm { window_events, window_bytes, dedup_window, expected_before_dedup, .. } = self.swarm;
+        self.swarm =
+            Swarm { window_events, window_bytes, dedup_window, expected_before_dedup, write_max: 100_000, ..quiet };
+        self.jetstream.is_down = false;
+        self.jetstream.refusing = None;
+        for _ in 0..4000 {
+            self.now += 1;
+            if self.run.is_none() {
+                self.start();
+            }
+            self.pump(50)?;
+            for index in 0..self.run.as_ref().map_or(0, |run| run.drivers.len()) {
+                self.drive(index)?;
+            }
+            for _ in 0..4 {
+                self.jetstream.process(&mut self.rng, &self.swarm, self.bug, self.now)?;
+            }
+            self.job()?;
+            self.report()?;
+            self.check()?;
+            if let Some(run) = &self.run
+                && run.walsender.is_idle(&self.postgres)
+                && run.streamer.is_drained()
+                && self.postgres.confirmed == self.postgres.wal_end
+            {
+                return Ok(());
+            }
+        }
+        let lanes = self.run.as_ref().map(|run| &run.drivers);
+        Err(format!(
+            "it does not come to rest: slot {} of {}: {lanes:?}",
+            self.postgres.confirmed, self.postgres.wal_end
+        ))
+    }
+
+    fn start(&mut self) {
+        self.runs += 1;
+        let epoch = self.runs;
+        self.say(|| format!("run {epoch} starts"));
+        let inbox = format!("_INBOX.{epoch}");
+        let limits = Limits { window_events: self.swarm.window_events, window_bytes: self.swarm.window_bytes };
+        let (tables, confirmed) = (self.postgres.configuration.tables(), Lsn(self.postgres.confirmed));
+        let streamer = Streamer::new(SOURCE, epoch, &inbox, limits, tables, self.types(), confirmed);
+        self.run = Some(Run {
+            streamer,
+            view: View::new(&self.postgres),
+            walsender: self.postgres.start_replication(),
+            inbox,
+            drivers: Vec::new(),
+            generation: 0,
+            server_wal: self.postgres.wal_end,
+            is_paused: false,
+            burial: None,
+            last_keepalive: 0,
+        });
+        self.follow();
+    }
+
+    fn types(&self) -> TypeCatalog {
+        let mut types = TypeCatalog::new();
+        if self.knows_new_type {
+            types.insert(NEW_TYPE, TypeKind::Scalar(Scalar::Text));
+        }
+        types
+    }
+
+    fn crash(&mut self, why: &str) {
+        self.say(|| why.to_owned());
+        let Some(run) = self.run.take() else { return };
+        for driver in run.drivers {
+            let link = match driver.phase {
+                Phase::Running(link) | Phase::Settling(link, _) | Phase::Opening { connection: Some(link), .. } => link,
+                _ => continue,
+            };
+            self.jetstream.leave(link.connection, &mut self.rng, &self.swarm);
+        }
+    }
+
+    /// walhook ends with an error: only where that is right.
+    fn ends(&mut self, error: &walhook::error::Error) -> Result<(), String> {
+        self.say(|| format!("{error:?}"));
+        let rows = self.postgres.configuration.webhooks.clone();
+        match error.kind() {
+            Kind::Config if rows.values().any(|row| row.halt) || self.may_halt => {
+                // The operator says that it shall go on.
+                let ops = rows.into_iter().map(|(id, row)| {
+                    Op::Configure(Row::Webhook(id, Some(super::configuration::Webhook { halt: false, ..row })))
+                });
+                let ops = ops.collect();
+                self.postgres.commit(&mut self.rng, ops);
+            }
+            Kind::Untrusted if !self.jetstream.forgotten.is_empty() => {}
+            _ => return Err(format!("walhook stops: {error:?}")),
+        }
+        self.crash("the run ends");
+        Ok(())
+    }
+
+    /// Takes frames while there is room.
+    fn pump(&mut self, most: usize) -> Result<(), String> {
+        for _ in 0..self.rng.usize(1..=most) {
+            let Some(run) = &mut self.run else { return Ok(()) };
+            let has_room = if run.is_paused { run.streamer.has_ample_room() } else { run.streamer.has_room() };
+            run.is_paused = !has_room;
+            if run.is_paused {
+                break;
+            }
+            let Some((frame, mark)) = run.walsender.next(&self.postgres, &mut self.rng, &self.swarm) else { break };
+            if let super::postgres::Mark::Keepalive(end) = mark {
+                run.last_keepalive = end;
+            }
+            self.oracle.receives(&mut run.view, mark, &self.postgres);
+            match run.streamer.receive(&frame) {
+                Ok(Received::ReplyRequested) => self.report()?,
+                Ok(_) => {}
+                Err(error) => return self.ends(&error),
+            }
+        }
+        self.follow();
+        Ok(())
+    }
+
+    /// New lanes get a driver; lanes whose rows have changed are opened anew.
+    fn follow(&mut self) {
+        let Some(run) = &mut self.run else { return };
+        if run.generation == run.streamer.generation() {
+            return;
+        }
+        run.generation = run.streamer.generation();
+        for index in run.drivers.len()..run.streamer.lane_count() {
+            run.drivers.push(Driver {
+                phase: Phase::Absent,
+                failures: 0,
+                waiting: None,
+                first_tail: None,
+                attempt: Vec::new(),
+            });
+            if run.streamer.lane_settings(index).is_some() {
+                run.drivers[index].phase = Phase::Opening { since: self.now, tail: None, connection: None };
+            }
+        }
+        for (index, driver) in run.drivers.iter_mut().enumerate() {
+            if matches!(driver.phase, Phase::Absent) && run.streamer.lane_settings(index).is_some() {
+                driver.phase = Phase::Opening { since: self.now, tail: None, connection: None };
+            }
+        }
+    }
+
+    /// Lets one lane's driver do what it can.
+    fn drive(&mut self, index: usize) -> Result<(), String> {
+        let Some(run) = &mut self.run else { return Ok(()) };
+        if self.bug == Bug::IgnoreHolds {
+            run.streamer.lane_mut(index).hold_from(None);
+        }
+        let driver = &mut run.drivers[index];
+        match &mut driver.phase {
+            Phase::Absent => Ok(()),
+            Phase::Opening { since, .. } if self.now < *since => Ok(()),
+            Phase::Opening { tail: None, .. } => self.read_tail(index),
+            Phase::Opening { .. } => self.open(index),
+            Phase::Running(_) => {
+                let outcome = self.exchange(index)?;
+                let Some(run) = &mut self.run else { return Ok(()) };
+                let driver = &mut run.drivers[index];
+                match outcome {
+                    Err(()) => self.failed(index),
+                    Ok(true) => {
+                        run.streamer.lane_mut(index).close();
+                        let Phase::Running(link) = driver.phase else { unreachable!("matched above") };
+                        driver.phase = Phase::Settling(link, self.now + SETTLE);
+                        Ok(())
+                    }
+                    Ok(false) => {
+                        let lane = run.streamer.lane(index);
+                        let oldest = lane.oldest().filter(|_| lane.awaits_answers());
+                        match (oldest, driver.waiting) {
+                            (Some(oldest), Some((waiting, since))) if oldest == waiting => {
+                                if self.now - since > ACK_TIMEOUT {
+                                    return self.failed(index);
+                                }
+                            }
+                            (oldest, _) => driver.waiting = oldest.map(|oldest| (oldest, self.now)),
+                        }
+                        Ok(())
+                    }
+                }
+            }
+            Phase::Settling(..) => {
+                let outcome = self.exchange(index)?;
+                let Some(run) = &mut self.run else { return Ok(()) };
+                let driver = &mut run.drivers[index];
+                let Phase::Settling(link, until) = driver.phase else { unreachable!("matched above") };
+                if outcome.is_err() {
+                    return self.failed(index);
+                }
+                if run.streamer.lane(index).awaits_answers() && self.now < until {
+                    return Ok(());
+                }
+                let reusable = link.is_between || self.bug == Bug::ReuseTornConnection;
+                if !reusable {
+                    self.jetstream.leave(link.connection, &mut self.rng, &self.swarm);
+                }
+                driver.failures += 1;
+                let wait = if driver.failures == 1 { 0 } else { BACKOFF_MAX.min(1 << driver.failures.min(10)) };
+                driver.waiting = None;
+                let connection = reusable.then_some(Link { is_between: true, ..link });
+                driver.phase = Phase::Opening { since: self.now + wait, tail: None, connection };
+                Ok(())
+            }
+        }
+    }
+
+    fn read_tail(&mut self, index: usize) -> Result<(), String> {
+        let Some(run) = &mut self.run else { return Ok(()) };
+        if self.jetstream.is_down {
+            return self.failed(index);
+        }
+        let name = run.streamer.lane(index).stream().to_owned();
+        let stream = self.jetstream.stream(&name);
+        let ours = stream
+            .messages
+            .iter()
+            .rev()
+            .find_map(|message| Some((EventPosition::parse(message.event.as_ref()?, SOURCE)?, message.sequence)));
+        if let Some((position, _)) = &ours {
+            let known = run.streamer.known_wal().0.max(run.server_wal);
+            if position.commit_lsn.0 > known {
+                return Err(format!("{position:?} is taken for one beyond the WAL, which ends at {known}"));
+            }
+        }
+        let mut tail = Tail {
+            last_sequence: stream.last_sequence,
+            ours,
+            listed: match run.streamer.lane(index).lists_behind() {
+                None => Vec::new(),
+                Some(behind) => {
+                    let behind = stream.messages.iter().filter(|message| message.sequence > behind);
+                    behind.filter_map(|message| EventPosition::parse(message.event.as_ref()?, SOURCE)).collect()
+                }
+            },
+            subjects: vec![format!("{name}.>")],
+            max_payload: self.jetstream.max_payload.min(self.jetstream.max_msg_size),
+        };
+        let driver = &mut run.drivers[index];
+        match self.bug {
+            Bug::IgnoreTail => tail.ours = None,
+            Bug::BlindRetry => {
+                let first = driver.first_tail.get_or_insert_with(|| tail.clone());
+                if let Some((position, sequence)) = run.streamer.lane(index).floor() {
+                    first.last_sequence = sequence;
+                    first.ours = Some((position, sequence));
+                }
+                tail = first.clone();
+            }
+            _ => {}
+        }
+        if let Phase::Opening { tail: read, .. } = &mut driver.phase {
+            *read = Some(tail);
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, index: usize) -> Result<(), String> {
+        let Some(run) = &mut self.run else { return Ok(()) };
+        let inbox = format!("{}.{index}", run.inbox);
+        assert_eq!(inbox, run.streamer.lane_inbox(index));
+        let driver = &mut run.drivers[index];
+        let Phase::Opening { tail, connection, .. } = &mut driver.phase else { unreachable!("the caller looked") };
+        let tail = tail.take().expect("the caller looked");
+        let fresh = || Some(Link { connection: self.jetstream.connect(&inbox)?, is_between: true });
+        let Some(link) = connection.take().or_else(fresh) else { return self.failed(index) };
+        driver.phase = Phase::Running(link);
+        driver.waiting = None;
+        let opened = run.streamer.lane_mut(index).open(&tail);
+        let text = format!("lane {index} opens behind {tail:?}: {opened:?}");
+        let outcome = opened.and_then(|()| run.streamer.condemn());
+        self.say(|| text);
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(error) => self.ends(&error),
+        }
+    }
+
+    fn failed(&mut self, index: usize) -> Result<(), String> {
+        self.say(|| format!("lane {index} fails"));
+        let Some(run) = &mut self.run else { return Ok(()) };
+        run.streamer.lane_mut(index).close();
+        let driver = &mut run.drivers[index];
+        if let Phase::Running(link) | Phase::Settling(link, _) | Phase::Opening { connection: Some(link), .. } =
+            driver.phase
+        {
+            self.jetstream.leave(link.connection, &mut self.rng, &self.swarm);
+        }
+        driver.failures += 1;
+        driver.waiting = None;
+        let wait = BACKOFF_MAX.min(1 << driver.failures.min(10));
+        driver.phase = Phase::Opening { since: self.now + wait, tail: None, connection: None };
+        Ok(())
+    }
+
+    /// Bytes out, answers in. `Ok(true)`: something was refused; `Err`: the connection is lost.
+    fn exchange(&mut self, index: usize) -> Result<Result<bool, ()>, String> {
+        let Some(run) = &mut self.run else { return Ok(Ok(false)) };
+        let driver = &mut run.drivers[index];
+        let (Phase::Running(link) | Phase::Settling(link, _)) = &mut driver.phase else { return Ok(Ok(false)) };
+        let lane = run.streamer.lane_mut(index);
+        for _ in 0..self.rng.usize(1..5) {
+            let bytes = lane.unsent();
+            if bytes.is_empty() {
+                break;
+            }
+            let count = self.rng.usize(1..=self.swarm.write_max).min(bytes.len());
+            if link.is_between {
+                let word = bytes.split(|&byte| byte == b' ').nth(2).expect("a reply subject");
+                driver.attempt = word[word.len() - 10..word.len() - 8].to_vec();
+            }
+            if self.jetstream.write(link.connection, &bytes[..count]).is_none() {
+                return Ok(Err(()));
+            }
+            lane.mark_sent(count);
+            link.is_between = lane.is_between_messages();
+        }
+        let mut refused = false;
+        for _ in 0..self.rng.usize(..10) {
+            let (mut token, answer) = match self.jetstream.read(link.connection) {
+                Ok(Some(answer)) => answer,
+                Ok(None) => break,
+                Err(()) => return Ok(Err(())),
+            };
+            if self.bug == Bug::StaleAcks {
+                token[..2].copy_from_slice(&driver.attempt);
+            }
+            let lane = run.streamer.lane_mut(index);
+            let refusal = match answer {
+                Answer::Stored { sequence, duplicate } => match lane.acked(&token, sequence, duplicate) {
+                    Ok(()) => {
+                        driver.failures = 0;
+                        continue;
+                    }
+                    Err(refusal) => refusal,
+                },
+                Answer::Refused(10071) => Refusal::WrongSequence,
+                Answer::Refused(10054) => Refusal::Never("message size exceeds maximum allowed".to_owned()),
+                Answer::Refused(code) => Refusal::NotNow(code.to_string()),
+                Answer::NoResponders => Refusal::NotNow("no responders".to_owned()),
+            };
+            refused |= lane.refused(&token, &refusal) || refusal == Refusal::WrongSequence;
+        }
+        // As late as the edge might.
+        let outcome = run.streamer.condemn();
+        if let Err(error) = outcome {
+            self.ends(&error)?;
+        }
+        Ok(Ok(refused))
+    }
+
+    /// The status for PostgreSQL.
+    fn report(&mut self) -> Result<(), String> {
+        let Some(run) = &mut self.run else { return Ok(()) };
+        run.streamer.settle();
+        let mut confirmed = run.streamer.confirmed().0;
+        match self.bug {
+            Bug::ConfirmOnReceipt => confirmed = run.streamer.received().0,
+            Bug::ConfirmKeepalives => confirmed = confirmed.max(run.last_keepalive),
+            _ => {}
+        }
+        self.oracle.confirms(&mut run.view, confirmed, &self.postgres, &self.jetstream)?;
+        self.postgres.confirmed = self.postgres.confirmed.max(confirmed);
+        self.follow();
+        Ok(())
+    }
+
+    /// The SQL connection: types, dead letters.
+    fn job(&mut self) -> Result<(), String> {
+        let Some(run) = &mut self.run else { return Ok(()) };
+        match run.burial.take() {
+            Some((letters, false)) => {
+                for letter in &letters {
+                    self.oracle.buries(&letter.event_id, &letter.reason)?;
+                }
+                run.burial = Some((letters, true));
+            }
+            Some((letters, true)) => {
+                for letter in letters {
+                    run.streamer.buried(&letter.event_id);
+                }
+            }
+            None if run.streamer.awaits_types() => {
+                self.knows_new_type = true;
+                let types = self.types();
+                self.run.as_mut().expect("it runs").streamer.set_types(types);
+            }
+            None => {
+                let most = self.rng.usize(1..10);
+                let letters: Vec<_> = run.streamer.dead_letters().take(most).cloned().collect();
+                if !letters.is_empty() {
+                    if self.bug == Bug::BuryOnSend {
+                        letters.iter().for_each(|letter| run.streamer.buried(&letter.event_id));
+                    }
+                    run.burial = Some((letters, false));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What must hold after every step.
+    fn check(&mut self) -> Result<(), String> {
+        self.oracle.looks(&self.jetstream, &self.shared)?;
+        let Some(run) = &mut self.run else { return Ok(()) };
+        let (confirmed, received) = (run.streamer.confirmed(), run.streamer.received());
+        if confirmed > received {
+            return Err(format!("{confirmed} is confirmed, {received} received"));
+        }
+        self.oracle.confirms(
+            &mut run.view,
+            confirmed.0.max(self.postgres.confirmed),
+            &self.postgres,
+            &self.jetstream,
+        )?;
+        for index in 0..run.streamer.lane_count() {
+            let lane = run.streamer.lane(index);
+            if lane.len() > self.swarm.window_events + EVENTS_A_MESSAGE
+                || lane.bytes() > self.swarm.window_bytes + EVENTS_A_MESSAGE * MESSAGE_MAX
+            {
+                return Err(format!("lane {index} holds {} events, {} bytes", lane.len(), lane.bytes()));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a passed seed has seen, to know that the simulation is not idle.
+    pub fn tally(&self) -> HashMap<&'static str, u64> {
+        let stored = self.jetstream.streams.iter().map(|stream| stream.events.len() as u64).sum();
+        HashMap::from([
+            ("stored", stored),
+            ("dead letters", self.oracle.dead_letters.len() as u64),
+            ("runs", self.runs),
+            ("transactions", self.postgres.transactions.len() as u64),
+            ("forgotten", self.jetstream.forgotten.len() as u64),
+        ])
+    }
+}
