@@ -78,11 +78,6 @@ fn publishing_what_the_tail_shows_as_stored_is_caught() {
 }
 
 #[test]
-fn believing_answers_to_earlier_attempts_is_caught() {
-    check_caught(Bug::StaleAcks, 3000);
-}
-
-#[test]
 fn beginning_a_message_in_the_midst_of_another_is_caught() {
     check_caught(Bug::ReuseTornConnection, 3000);
 }
@@ -96,7 +91,7 @@ fn every_seed_keeps_the_promise() {
     let first = number("WALHOOK_FIRST_SEED").unwrap_or(0);
     let mut tally = std::collections::BTreeMap::new();
     let mut failed = 0;
-    let seeds = number("WALHOOK_SEEDS").unwrap_or(3000);
+    let seeds = number("WALHOOK_SEEDS").unwrap_or(1500);
     for seed in first..first + seeds {
         match run(seed, Bug::None, false) {
             Ok(world) => {

@@ -51,6 +51,8 @@ pub struct Oracle {
 #[derive(Debug)]
 pub struct View {
     configuration: Configuration,
+    /// Changes of the configuration by transactions before this one were read with it.
+    configured_upto: usize,
     waiting: VecDeque<Expected>,
     ordinal: u64,
     /// Transactions before this one have arrived whole.
@@ -60,8 +62,9 @@ pub struct View {
 }
 
 impl View {
-    pub fn new(postgres: &Postgres) -> View {
+    pub fn new(postgres: &Postgres, as_of_now: bool) -> View {
         View {
+            configured_upto: if as_of_now { postgres.transactions.len() } else { 0 },
             configuration: postgres.configuration.clone(),
             waiting: VecDeque::new(),
             ordinal: 0,
@@ -86,7 +89,9 @@ impl Oracle {
                 let transaction = &postgres.transactions[index];
                 let op = &transaction.ops[number].2;
                 let routes = routes_of(&view.configuration, op);
-                if let Op::Configure(row) = op {
+                if let Op::Configure(row) = op
+                    && index >= view.configured_upto
+                {
                     view.configuration.apply(row);
                 }
                 let (marker, message_id, is_huge) = match op {
