@@ -120,6 +120,8 @@ struct Router {
     rules: Rules,
     types: TypeCatalog,
     lane_keys: Vec<LaneKey>,
+    /// The rows that say how to reach each lane's stream, as they last were: a lane outlives them with what is in it.
+    lane_rows: Vec<(ConfigRow, StreamRow)>,
     is_stale: bool,
     generation: u64,
     reported: HashMap<i32, String>,
@@ -166,6 +168,7 @@ impl Streamer {
                 rules: Rules::default(),
                 types,
                 lane_keys: Vec::new(),
+                lane_rows: Vec::new(),
                 is_stale: true,
                 generation: 0,
                 reported: HashMap::new(),
@@ -284,9 +287,9 @@ impl Streamer {
         }
         self.router.compile();
         self.plans.fill_with(|| None);
-        for key in &self.router.lane_keys[self.out.lanes.len()..] {
-            let shared =
-                self.router.lane_settings(key).is_some_and(|(_, row)| row.ordering.as_deref() == Some("shared"));
+        for index in self.out.lanes.len()..self.router.lane_keys.len() {
+            let (key, (_, row)) = (&self.router.lane_keys[index], &self.router.lane_rows[index]);
+            let shared = row.ordering.as_deref() == Some("shared");
             let ordering = if shared { Ordering::Shared } else { Ordering::Strict };
             let inbox = format!("{}.{}", self.out.inbox, self.out.lanes.len());
             self.out.lanes.push(Lane::new(&key.stream, ordering, &inbox));
@@ -341,9 +344,10 @@ impl Streamer {
         &mut self.out.lanes[index]
     }
 
-    /// The rows that say how to reach a lane's stream; `None` when they are gone.
-    pub fn lane_settings(&self, index: usize) -> Option<(ConfigRow, StreamRow)> {
-        self.router.lane_settings(&self.router.lane_keys[index])
+    /// The rows that say how to reach a lane's stream. Where they are gone, as they last were: what is in the lane has
+    /// to get out.
+    pub fn lane_settings(&self, index: usize) -> &(ConfigRow, StreamRow) {
+        &self.router.lane_rows[index]
     }
 
     /// The subject below which a lane's answers come.
@@ -437,6 +441,7 @@ impl Streamer {
 impl Router {
     fn compile(&mut self) {
         self.rules = Rules::compile(&self.tables, &mut self.lane_keys);
+        self.follow_lanes();
         self.is_stale = false;
         self.generation += 1;
         let mut reported = HashMap::new();
@@ -467,11 +472,20 @@ impl Router {
         plan
     }
 
-    fn lane_settings(&self, key: &LaneKey) -> Option<(ConfigRow, StreamRow)> {
-        let config = self.tables.configs.get(&key.config_id)?;
-        let streams = rules::streams_of(key.config_id, config, &self.tables);
-        let stream = streams.into_iter().find(|stream| stream.stream_name == key.stream)?;
-        Some((config.clone(), stream))
+    /// Takes over the lanes' rows where they still exist.
+    fn follow_lanes(&mut self) {
+        for (index, key) in self.lane_keys.iter().enumerate() {
+            let rows = self.tables.configs.get(&key.config_id).and_then(|config| {
+                let streams = rules::streams_of(key.config_id, config, &self.tables);
+                let stream = streams.into_iter().find(|stream| stream.stream_name == key.stream)?;
+                Some((config.clone(), stream))
+            });
+            match (rows, self.lane_rows.get_mut(index)) {
+                (Some(rows), Some(known)) => *known = rows,
+                (Some(rows), None) => self.lane_rows.push(rows),
+                (None, known) => assert!(known.is_some(), "a lane comes from its rows"),
+            }
+        }
     }
 
     /// A configuration row changed: it takes effect from here on.

@@ -76,7 +76,6 @@ struct Driver {
 
 #[derive(Debug)]
 enum Phase {
-    Absent,
     Opening { since: u64, tail: Option<Tail>, connection: Option<Link> },
     Running(Link),
     Settling(Link, u64),
@@ -347,15 +346,14 @@ impl World {
         }
         run.generation = run.streamer.generation();
         for index in run.drivers.len()..run.streamer.lane_count() {
-            run.drivers.push(Driver { phase: Phase::Absent, failures: 0, waiting: None, first_tail: None });
-            if run.streamer.lane_settings(index).is_some() {
-                run.drivers[index].phase = Phase::Opening { since: self.now, tail: None, connection: None };
-            }
-        }
-        for (index, driver) in run.drivers.iter_mut().enumerate() {
-            if matches!(driver.phase, Phase::Absent) && run.streamer.lane_settings(index).is_some() {
-                driver.phase = Phase::Opening { since: self.now, tail: None, connection: None };
-            }
+            run.drivers.push(Driver {
+                phase: Phase::Opening { since: self.now, tail: None, connection: None },
+                failures: 0,
+                waiting: None,
+                first_tail: None,
+            });
+            let (_, row) = run.streamer.lane_settings(index);
+            assert_eq!(row.stream_name, run.streamer.lane(index).stream());
         }
     }
 
@@ -367,7 +365,6 @@ impl World {
         }
         let driver = &mut run.drivers[index];
         match &mut driver.phase {
-            Phase::Absent => Ok(()),
             Phase::Opening { since, .. } if self.now < *since => Ok(()),
             Phase::Opening { tail: None, .. } => self.read_tail(index),
             Phase::Opening { .. } => self.open(index),
