@@ -307,7 +307,7 @@ impl World {
                 let ops = ops.collect();
                 self.postgres.commit(&mut self.rng, ops);
             }
-            Kind::Untrusted if !self.jetstream.forgotten.is_empty() => {}
+            Kind::Untrusted if self.jetstream.has_forgotten => {}
             _ => return Err(format!("walhook stops: {error:?}")),
         }
         self.crash("the run ends");
