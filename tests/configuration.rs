@@ -293,3 +293,21 @@ async fn a_walhook_that_starts_later_reads_the_rules_as_they_are_and_follows_tho
     assert_eq!(seen(&messages), [("webhooks.first", 1), ("webhooks.second", 2), ("webhooks.third", 3)]);
     assert_eq!(walhook.terminate(), 0);
 }
+
+#[tokio::test]
+async fn a_stream_row_that_came_and_went_while_walhook_was_away_still_gets_its_events() {
+    let (feed, mut walhook) = running().await;
+    feed.confirmed().await;
+    assert_eq!(walhook.terminate(), 0);
+    // In one transaction, so that no pause between two messages lets anybody look.
+    feed.pg.psql(
+        "BEGIN; SELECT rule_nats_stream_create('EVENTS', ARRAY['events.>']); \
+         UPDATE rule_webhooks SET nats_subject = 'events.t'; INSERT INTO t VALUES (1); \
+         UPDATE rule_webhooks SET nats_subject = 'webhooks.first'; DELETE FROM rule_nats_streams; COMMIT",
+    );
+    feed.pg.psql("INSERT INTO t VALUES (2)");
+    let mut walhook = feed.run();
+    assert_eq!(seen(&settled(&feed).await), [("webhooks.first", 2)]);
+    assert_eq!(seen(&feed.messages_of("EVENTS").await), [("events.t", 1)]);
+    assert_eq!(walhook.terminate(), 0);
+}

@@ -37,6 +37,23 @@ fn insert(feed: &Feed, from: i64, to: i64) {
     }
 }
 
+/// The same; returns a place in the WAL before the last row, for [`received`].
+fn insert_to_be_received(feed: &Feed, from: i64, to: i64) -> String {
+    insert(feed, from, to - 1);
+    let before_last = feed.pg.psql("SELECT pg_current_wal_lsn()");
+    insert(feed, to - 1, to);
+    before_last
+}
+
+/// Waits until walhook has read more than that.
+async fn received(feed: &Feed, before_last: &str) {
+    eventually("the rows to be received", async || {
+        let asked = format!("SELECT write_lsn > '{before_last}' FROM pg_stat_replication");
+        (feed.pg.psql(&asked) == "t").then_some(())
+    })
+    .await;
+}
+
 async fn ids(feed: &Feed) -> Vec<i64> {
     feed.messages().await.iter().map(|message| message.data()["id"].as_i64().unwrap()).collect()
 }
@@ -172,14 +189,9 @@ async fn nats_that_is_down_at_the_start_is_waited_for_and_the_log_says_so_once()
     let feed = linked().await;
     feed.nats.stop();
     let mut walhook = feed.run();
-    insert(&feed, 0, 100);
+    let last = insert_to_be_received(&feed, 0, 100);
     walhook.logged("WEBHOOKS").await;
-    let received = feed.pg.psql("SELECT pg_current_wal_lsn()");
-    eventually("walhook to have read the rows", async || {
-        let asked = format!("SELECT write_lsn >= '{received}' FROM pg_stat_replication");
-        (feed.pg.psql(&asked) == "t").then_some(())
-    })
-    .await;
+    received(&feed, &last).await;
     let ahead = feed.pg.psql("SELECT confirmed_flush_lsn >= pg_current_wal_lsn() FROM pg_replication_slots");
     assert_eq!(ahead, "f", "nothing is confirmed that no stream has");
     feed.nats.restart().await;
@@ -253,13 +265,8 @@ async fn a_walhook_that_was_frozen_while_another_took_over_publishes_nothing_mor
     taken(&feed, 200).await;
     // Rows that it has received but not published when it freezes.
     feed.nats.pause();
-    insert(&feed, 200, 400);
-    let written = feed.pg.psql("SELECT pg_current_wal_lsn()");
-    eventually("the rows to be received", async || {
-        let asked = format!("SELECT write_lsn >= '{written}' FROM pg_stat_replication");
-        (feed.pg.psql(&asked) == "t").then_some(())
-    })
-    .await;
+    let last = insert_to_be_received(&feed, 200, 400);
+    received(&feed, &last).await;
     frozen.pause();
     feed.nats.resume();
     let mut second = feed.run();
@@ -315,16 +322,8 @@ async fn a_shutdown_waits_for_acks_that_are_late_and_a_second_signal_does_not() 
     insert(&feed, 0, 100);
     feed.confirmed().await;
     feed.nats.pause();
-    insert(&feed, 100, 200);
-    let written = feed.pg.psql("SELECT pg_current_wal_lsn()");
-    let received = async || {
-        eventually("the rows to be received", async || {
-            let asked = format!("SELECT write_lsn >= '{written}' FROM pg_stat_replication");
-            (feed.pg.psql(&asked) == "t").then_some(())
-        })
-        .await;
-    };
-    received().await;
+    let last = insert_to_be_received(&feed, 100, 200);
+    received(&feed, &last).await;
     walhook.signal(Signal::TERM);
     walhook.logged("stopping").await;
     assert!(walhook.exited().is_none());
@@ -332,7 +331,7 @@ async fn a_shutdown_waits_for_acks_that_are_late_and_a_second_signal_does_not() 
     assert_eq!(walhook.wait(Duration::from_secs(5)), 1);
     // The next one is patient.
     let mut walhook = feed.run();
-    received().await;
+    received(&feed, &last).await;
     walhook.signal(Signal::TERM);
     walhook.logged("stopping").await;
     feed.nats.resume();

@@ -7,6 +7,7 @@
 
 mod lanes;
 mod ledger;
+mod pace;
 mod session;
 
 use std::time::Duration;

@@ -120,8 +120,8 @@ struct Router {
     rules: Rules,
     types: TypeCatalog,
     lane_keys: Vec<LaneKey>,
-    /// The rows that say how to reach each lane's stream, as they last were: a lane outlives them with what is in it.
-    lane_rows: Vec<(ConfigRow, StreamRow)>,
+    /// The rows that each lane was last reached by: where they are gone, what is in the lane still has to get there.
+    lane_rows: Vec<Option<(ConfigRow, StreamRow)>>,
     is_stale: bool,
     generation: u64,
     reported: HashMap<i32, String>,
@@ -288,8 +288,9 @@ impl Streamer {
         self.router.compile();
         self.plans.fill_with(|| None);
         for index in self.out.lanes.len()..self.router.lane_keys.len() {
-            let (key, (_, row)) = (&self.router.lane_keys[index], &self.router.lane_rows[index]);
-            let shared = row.ordering.as_deref() == Some("shared");
+            let key = &self.router.lane_keys[index];
+            let rows = self.router.lane_rows[index].as_ref();
+            let shared = rows.is_some_and(|(_, row)| row.ordering.as_deref() == Some("shared"));
             let ordering = if shared { Ordering::Shared } else { Ordering::Strict };
             let inbox = format!("{}.{}", self.out.inbox, self.out.lanes.len());
             self.out.lanes.push(Lane::new(&key.stream, ordering, &inbox));
@@ -344,10 +345,9 @@ impl Streamer {
         &mut self.out.lanes[index]
     }
 
-    /// The rows that say how to reach a lane's stream. Where they are gone, as they last were: what is in the lane has
-    /// to get out.
-    pub fn lane_settings(&self, index: usize) -> &(ConfigRow, StreamRow) {
-        &self.router.lane_rows[index]
+    /// The rows that say how to reach a lane's stream; when they are gone, as they last were.
+    pub fn lane_settings(&self, index: usize) -> Option<(ConfigRow, StreamRow)> {
+        self.router.lane_rows[index].clone()
     }
 
     /// The subject below which a lane's answers come.
@@ -441,7 +441,12 @@ impl Streamer {
 impl Router {
     fn compile(&mut self) {
         self.rules = Rules::compile(&self.tables, &mut self.lane_keys);
-        self.follow_lanes();
+        self.lane_rows.resize_with(self.lane_keys.len(), || None);
+        for index in 0..self.lane_keys.len() {
+            if let Some(rows) = self.lane_settings(&self.lane_keys[index]) {
+                self.lane_rows[index] = Some(rows);
+            }
+        }
         self.is_stale = false;
         self.generation += 1;
         let mut reported = HashMap::new();
@@ -472,20 +477,11 @@ impl Router {
         plan
     }
 
-    /// Takes over the lanes' rows where they still exist.
-    fn follow_lanes(&mut self) {
-        for (index, key) in self.lane_keys.iter().enumerate() {
-            let rows = self.tables.configs.get(&key.config_id).and_then(|config| {
-                let streams = rules::streams_of(key.config_id, config, &self.tables);
-                let stream = streams.into_iter().find(|stream| stream.stream_name == key.stream)?;
-                Some((config.clone(), stream))
-            });
-            match (rows, self.lane_rows.get_mut(index)) {
-                (Some(rows), Some(known)) => *known = rows,
-                (Some(rows), None) => self.lane_rows.push(rows),
-                (None, known) => assert!(known.is_some(), "a lane comes from its rows"),
-            }
-        }
+    fn lane_settings(&self, key: &LaneKey) -> Option<(ConfigRow, StreamRow)> {
+        let config = self.tables.configs.get(&key.config_id)?;
+        let streams = rules::streams_of(key.config_id, config, &self.tables);
+        let stream = streams.into_iter().find(|stream| stream.stream_name == key.stream)?;
+        Some((config.clone(), stream))
     }
 
     /// A configuration row changed: it takes effect from here on.

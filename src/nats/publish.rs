@@ -6,15 +6,15 @@
 //! and nats-server every microsecond per event is taken from them. What the messages are is not known here.
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::{Buf, BytesMut};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     time::timeout,
 };
 
@@ -36,7 +36,9 @@ pub struct Publisher {
     io: Io,
     info: ServerInfo,
     target: String,
-    read: BytesMut,
+    /// Zeroed once: `ReadBuf` over initialised memory needs no `unsafe`. The bytes in `unread` are to be parsed.
+    read: Vec<u8>,
+    unread: std::ops::Range<usize>,
     /// What was written last ended with a whole message.
     is_between: bool,
     /// The server asked; the answer has to wait for the end of a message.
@@ -66,7 +68,8 @@ impl Publisher {
             io: opened.io,
             info: opened.info,
             target,
-            read: opened.leftover,
+            unread: 0..opened.leftover.len(),
+            read: opened.leftover.into(),
             is_between: true,
             owes_pong: false,
             control: b"",
@@ -78,27 +81,27 @@ impl Publisher {
     }
 
     async fn subscribe(&mut self, inbox: &str) -> Result<()> {
-        let attempted = || format!("subscribe to {inbox}.* at {}", self.target);
-        let lost = |error: io::Error| Error::unavailable(attempted()).caused_by(error);
+        let attempted = format!("subscribe to {inbox}.* at {}", self.target);
+        let lost = |error: io::Error| Error::unavailable(&attempted).caused_by(error);
         let command = format!("SUB {inbox}.* 1\r\nPING\r\n");
         self.io.write_all(command.as_bytes()).await.map_err(lost)?;
         self.io.flush().await.map_err(lost)?;
         loop {
-            while let Some((op, length)) = ops::parse(&self.read)? {
-                match op {
-                    Op::Pong => {
-                        self.read.advance(length);
-                        return Ok(());
+            while let Some((op, length)) = ops::parse(&self.read[self.unread.clone()])? {
+                let is_confirmed = match op {
+                    Op::Pong => true,
+                    Op::Err(text) => return Err(handshake::refusal(text).context(attempted)),
+                    op => {
+                        self.owes_pong |= op == Op::Ping;
+                        false
                     }
-                    Op::Err(text) => return Err(handshake::refusal(text).context(attempted())),
-                    Op::Ping => self.owes_pong = true,
-                    _ => {}
+                };
+                self.unread.start += length;
+                if is_confirmed {
+                    return Ok(());
                 }
-                self.read.advance(length);
             }
-            if self.io.read_buf(&mut self.read).await.map_err(lost)? == 0 {
-                return Err(Error::unavailable(format!("{}: the server closed the connection", attempted())));
-            }
+            poll_fn(|cx| self.poll_read(cx)).await.map_err(|error| error.context(&attempted))?;
         }
     }
 
@@ -165,13 +168,16 @@ impl Publisher {
     /// # Errors
     /// The connection is lost.
     pub fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        // Zeroed once as it grows: `ReadBuf` over initialised memory needs no `unsafe`.
-        let filled = self.read.len();
-        self.read.resize(filled + READ_BYTES, 0);
-        let mut buffer = ReadBuf::new(&mut self.read[filled..]);
+        // What is left is the beginning of an answer, so moving it costs next to nothing.
+        self.read.copy_within(self.unread.clone(), 0);
+        self.unread = 0..self.unread.len();
+        if self.read.len() - self.unread.end < READ_BYTES / 2 {
+            self.read.resize(self.unread.end + READ_BYTES, 0);
+        }
+        let mut buffer = ReadBuf::new(&mut self.read[self.unread.end..]);
         let polled = Pin::new(&mut self.io).poll_read(cx, &mut buffer);
         let count = buffer.filled().len();
-        self.read.truncate(filled + count);
+        self.unread.end += count;
         match ready!(polled) {
             Ok(()) if count == 0 => Poll::Ready(Err(self.lost(io::ErrorKind::UnexpectedEof.into()))),
             Ok(()) => Poll::Ready(Ok(())),
@@ -184,9 +190,9 @@ impl Publisher {
     /// # Errors
     /// The server refuses something (`-ERR`), or its bytes cannot be read.
     pub fn answers(&mut self, mut take: impl FnMut(Answer<'_>) -> Result<()>) -> Result<()> {
-        let mut at = 0;
+        let mut at = self.unread.start;
         let outcome = loop {
-            let (op, length) = match ops::parse(&self.read[at..]) {
+            let (op, length) = match ops::parse(&self.read[at..self.unread.end]) {
                 Ok(Some(parsed)) => parsed,
                 Ok(None) => break Ok(()),
                 Err(malformed) => break Err(malformed.into()),
@@ -210,7 +216,7 @@ impl Publisher {
                 break Err(error);
             }
         };
-        self.read.advance(at);
+        self.unread.start = at;
         outcome
     }
 

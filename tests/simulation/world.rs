@@ -352,7 +352,7 @@ impl World {
                 waiting: None,
                 first_tail: None,
             });
-            let (_, row) = run.streamer.lane_settings(index);
+            let (_, row) = run.streamer.lane_settings(index).expect("a lane comes from its rows");
             assert_eq!(row.stream_name, run.streamer.lane(index).stream());
         }
     }

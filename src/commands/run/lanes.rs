@@ -189,7 +189,7 @@ impl Lanes {
         }
         self.generation = streamer.generation();
         for index in 0..streamer.lane_count() {
-            let settings = Some(streamer.lane_settings(index).clone());
+            let settings = streamer.lane_settings(index);
             if index == self.drivers.len() {
                 let driver = Driver {
                     phase: Phase::Absent,
@@ -210,7 +210,8 @@ impl Lanes {
                 self.drivers.push(driver);
             }
             let driver = &mut self.drivers[index];
-            if driver.settings == settings {
+            if settings.is_none() || driver.settings == settings {
+                // Rows that are gone leave the lane to drain as it is.
                 continue;
             }
             let same_server = driver.settings.as_ref().map(|(config, _)| config) == settings.as_ref().map(|(c, _)| c);

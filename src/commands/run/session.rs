@@ -20,6 +20,7 @@ use super::{
     gone,
     lanes::{Identity, Lanes},
     ledger,
+    pace::Pace,
 };
 use crate::{
     config::Config,
@@ -100,6 +101,7 @@ pub async fn session(
         last_tidy: Instant::now(),
         last_error,
         is_paused: false,
+        pace: Pace::new(Instant::now()),
     };
     let outcome = session.stream(shutdown, interval).await;
     let Session { stream, .. } = session;
@@ -175,6 +177,7 @@ struct Session<'c> {
     last_error: Option<&'c str>,
     /// The window was full and has not emptied enough yet.
     is_paused: bool,
+    pace: Pace,
 }
 
 type Job = Pin<Box<dyn Future<Output = Result<Done>>>>;
@@ -200,7 +203,7 @@ impl Session<'_> {
             {
                 return self.farewell(until).await;
             }
-            let Session { stream, streamer, lanes, job, .. } = self;
+            let Session { stream, streamer, lanes, job, pace, .. } = self;
             tokio::select! {
                 biased;
                 _ = shutdown.wait_for(|stop| *stop), if drain_until.is_none() => {
@@ -210,28 +213,31 @@ impl Session<'_> {
                 outcome = poll_fn(|cx| lanes.poll(cx, streamer, !is_reading)) => outcome?,
                 _ = tick.tick() => self.report(),
                 done = run_job(job) => self.finish_job(done?),
-                outcome = stream.drive(is_reading) => outcome?,
+                // Polled last, when the lanes have sent all they could.
+                outcome = async { if is_reading { pace.gather() } stream.drive(is_reading).await } => outcome?,
             }
         }
     }
 
     /// Takes what is buffered while there is room. Returns whether more may be read.
     fn pump(&mut self) -> Result<bool> {
-        let mut heard = false;
+        let mut heard = 0;
         let has_room = if self.is_paused { self.streamer.has_ample_room() } else { self.streamer.has_room() };
         self.is_paused = !has_room;
         while !self.is_paused {
             let Some(copy_data) = self.stream.next_copy_data()? else { break };
-            heard = true;
+            heard += 1;
             match self.streamer.receive(copy_data)? {
                 Received::Nothing | Received::UnknownTypes => {}
                 Received::ReplyRequested => self.report(),
             }
             self.is_paused = !self.streamer.has_room();
         }
-        if heard {
-            self.last_heard = Instant::now();
+        let now = Instant::now();
+        if heard > 0 {
+            self.last_heard = now;
         }
+        self.pace.count(heard, now);
         for notice in self.streamer.take_notices() {
             tracing::warn!("{notice}");
         }
