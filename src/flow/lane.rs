@@ -687,3 +687,6 @@ fn set_digits(value: u64, out: &mut [u8]) {
     out[..zeros].fill(b'0');
     out[zeros..].copy_from_slice(text);
 }
+
+#[cfg(test)]
+mod tests;

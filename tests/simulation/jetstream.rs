@@ -56,6 +56,8 @@ pub struct JetStream {
     pub is_down: bool,
     /// While set, stores are refused by this answer.
     pub refusing: Option<Answer>,
+    /// It has lost messages, anybody's, that it had acknowledged.
+    pub has_forgotten: bool,
     /// Events that the server has acknowledged and lost.
     pub forgotten: HashSet<String>,
 }
@@ -70,6 +72,7 @@ impl JetStream {
             max_msg_size: swarm.max_msg_size,
             is_down: false,
             refusing: None,
+            has_forgotten: false,
             forgotten: HashSet::new(),
         }
     }
@@ -144,6 +147,7 @@ impl JetStream {
         for stream in &mut self.streams {
             let keep = rng.usize(stream.synced..=stream.messages.len());
             for message in stream.messages.split_off(keep) {
+                self.has_forgotten = true;
                 if let Some(event) = message.event {
                     stream.events.remove(&event);
                     self.forgotten.insert(event);

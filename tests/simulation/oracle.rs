@@ -7,7 +7,8 @@
 //! - Confirmed ⇒ every event before it, by the rules of the run that confirms it, is stored in its stream or durable as
 //!   a dead letter. What some run has routed otherwise than the rules at its commit say may be missing, if it comes
 //!   before what its stream has: the tail is taken for all that went before. (The one hole that the design leaves.)
-//! - Dead letters are only those that cannot be published: no stream, an impossible subject, too large.
+//! - Dead letters are only those that cannot be published: no stream, an impossible subject, too large; or those whose
+//!   place was taken by a message that an earlier run, which routed otherwise, had left on the way.
 //! - What is stored was an event in some run, of a committed transaction, under that subject, with that content.
 //! - In strict streams each event is there once, and positions rise. In shared ones it is there at least once.
 //! - Where the server has lost what it acknowledged, only that may be missing, and walhook may stop (`Untrusted`).
@@ -51,6 +52,8 @@ pub struct Oracle {
 #[derive(Debug)]
 pub struct View {
     configuration: Configuration,
+    /// Changes of the configuration by transactions before this one were read with it.
+    configured_upto: usize,
     waiting: VecDeque<Expected>,
     ordinal: u64,
     /// Transactions before this one have arrived whole.
@@ -60,8 +63,9 @@ pub struct View {
 }
 
 impl View {
-    pub fn new(postgres: &Postgres) -> View {
+    pub fn new(postgres: &Postgres, as_of_now: bool) -> View {
         View {
+            configured_upto: if as_of_now { postgres.transactions.len() } else { 0 },
             configuration: postgres.configuration.clone(),
             waiting: VecDeque::new(),
             ordinal: 0,
@@ -86,7 +90,9 @@ impl Oracle {
                 let transaction = &postgres.transactions[index];
                 let op = &transaction.ops[number].2;
                 let routes = routes_of(&view.configuration, op);
-                if let Op::Configure(row) = op {
+                if let Op::Configure(row) = op
+                    && index >= view.configured_upto
+                {
                     view.configuration.apply(row);
                 }
                 let (marker, message_id, is_huge) = match op {
@@ -174,7 +180,11 @@ impl Oracle {
     /// A dead letter's row is in.
     pub fn buries(&mut self, event_id: &str, reason: &str) -> Result<(), String> {
         self.dead_letters.insert(event_id.to_owned());
-        if self.may_die.contains(event_id) { Ok(()) } else { Err(format!("{event_id} needs no dead letter: {reason}")) }
+        if self.may_die.contains(event_id) || self.rerouted.contains(event_id) {
+            Ok(())
+        } else {
+            Err(format!("{event_id} needs no dead letter: {reason}"))
+        }
     }
 
     /// Looks at what the streams have got since it last looked.

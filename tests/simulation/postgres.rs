@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use fastrand::Rng;
+use walhook::wal::snapshot::Snapshot;
 
 use super::{
     configuration::{Configuration, Route, Row},
@@ -79,6 +80,7 @@ pub enum Mark {
 }
 
 const EVENTS: u32 = 50;
+const FIRST_XID: u32 = 700;
 /// A type that the catalog does not know until it is read again.
 pub const NEW_TYPE: u32 = 20_000;
 
@@ -104,11 +106,7 @@ impl Postgres {
             next_row: 1,
         };
         for _ in 0..rng.usize(1..6) {
-            // Only here: a row changed back to `halt` in replayed WAL halts again, whatever the row says now.
-            let mut row = postgres.change_of_webhooks(rng, swarm);
-            if let Row::Webhook(_, Some(webhook)) = &mut row {
-                webhook.halt = happens(rng, swarm.halt);
-            }
+            let row = postgres.change_of_webhooks(rng, swarm);
             postgres.configuration.apply(&row);
             let row = postgres.change_of_links(rng, swarm);
             postgres.configuration.apply(&row);
@@ -123,7 +121,8 @@ impl Postgres {
             1 => "S0.with space".to_owned(),
             _ => format!("S{}.w{id}", rng.usize(..swarm.streams)),
         };
-        let webhook = super::configuration::Webhook { enabled: rng.u8(..6) > 0, subject, halt: false };
+        let webhook =
+            super::configuration::Webhook { enabled: rng.u8(..6) > 0, subject, halt: happens(rng, swarm.halt) };
         Row::Webhook(id, Some(webhook).filter(|_| rng.u8(..10) > 0))
     }
 
@@ -220,7 +219,7 @@ impl Postgres {
             commit_lsn,
             end_lsn,
             commit_time: 1_000_000 + i64::try_from(index).unwrap(),
-            xid: 700 + u32::try_from(index).unwrap(),
+            xid: FIRST_XID + u32::try_from(index).unwrap(),
             ops: placed,
             routes,
         });
@@ -238,6 +237,12 @@ impl Postgres {
 
     pub fn crash(&mut self) {
         self.confirmed = self.durable_confirmed;
+    }
+
+    /// What a read sees now: everything.
+    pub fn snapshot(&self) -> Snapshot {
+        let next = FIRST_XID + u32::try_from(self.transactions.len()).unwrap();
+        format!("{next}:{next}:").parse().unwrap()
     }
 
     /// A walsender for the slot, from where it stands.

@@ -21,8 +21,6 @@ pub enum Bug {
     BuryOnSend,
     /// At the start nothing is taken as stored.
     IgnoreTail,
-    /// Answers to earlier attempts are taken for answers to this one.
-    StaleAcks,
     /// A message is begun on a connection that was left in the midst of another.
     ReuseTornConnection,
 }

@@ -11,7 +11,7 @@ use walhook::{
     flow::{
         event_id::EventPosition,
         lane::{Refusal, Tail},
-        streamer::{DeadLetter, Limits, Received, Streamer},
+        streamer::{DeadLetter, Halted, Limits, Received, Streamer},
     },
     route::types::{Scalar, TypeCatalog, TypeKind},
     wal::lsn::Lsn,
@@ -46,7 +46,8 @@ pub struct World {
     runs: u64,
     shared: HashSet<String>,
     knows_new_type: bool,
-    may_halt: bool,
+    /// The run before halted: the next one tries by the rules as they are.
+    as_of_now: bool,
     pub log: Option<String>,
 }
 
@@ -71,13 +72,10 @@ struct Driver {
     failures: u32,
     waiting: Option<(u64, u64)>,
     first_tail: Option<Tail>,
-    /// As the last message written says.
-    attempt: Vec<u8>,
 }
 
 #[derive(Debug)]
 enum Phase {
-    Absent,
     Opening { since: u64, tail: Option<Tail>, connection: Option<Link> },
     Running(Link),
     Settling(Link, u64),
@@ -95,7 +93,6 @@ impl World {
         let swarm = Swarm::new(&mut rng);
         let postgres = Postgres::new(&mut rng, &swarm);
         let shared = postgres.configuration.streams.values().filter(|row| row.shared).map(|row| row.name.clone());
-        let may_halt = swarm.halt > 0;
         World {
             shared: shared.collect(),
             jetstream: JetStream::new(&swarm),
@@ -108,7 +105,7 @@ impl World {
             run: None,
             runs: 0,
             knows_new_type: false,
-            may_halt,
+            as_of_now: false,
             log: None,
         }
     }
@@ -252,10 +249,13 @@ impl World {
         let inbox = format!("_INBOX.{epoch}");
         let limits = Limits { window_events: self.swarm.window_events, window_bytes: self.swarm.window_bytes };
         let (tables, confirmed) = (self.postgres.configuration.tables(), Lsn(self.postgres.confirmed));
-        let streamer = Streamer::new(SOURCE, epoch, &inbox, limits, tables, self.types(), confirmed);
+        let mut streamer = Streamer::new(SOURCE, epoch, &inbox, limits, tables, self.types(), confirmed);
+        if self.as_of_now {
+            streamer.keep_rules_as_read(self.postgres.snapshot());
+        }
         self.run = Some(Run {
             streamer,
-            view: View::new(&self.postgres),
+            view: View::new(&self.postgres, self.as_of_now),
             walsender: self.postgres.start_replication(),
             inbox,
             drivers: Vec::new(),
@@ -291,9 +291,15 @@ impl World {
     /// walhook ends with an error: only where that is right.
     fn ends(&mut self, error: &walhook::error::Error) -> Result<(), String> {
         self.say(|| format!("{error:?}"));
-        let rows = self.postgres.configuration.webhooks.clone();
         match error.kind() {
-            Kind::Config if rows.values().any(|row| row.halt) || self.may_halt => {
+            Kind::Config if error.cause_as::<Halted>().is_some() && !self.as_of_now => {
+                self.as_of_now = true;
+                self.crash("the run halts");
+                return Ok(());
+            }
+            Kind::Config if error.cause_as::<Halted>().is_some() => {
+                self.as_of_now = false;
+                let rows = self.postgres.configuration.webhooks.clone();
                 // The operator says that it shall go on.
                 let ops = rows.into_iter().map(|(id, row)| {
                     Op::Configure(Row::Webhook(id, Some(super::configuration::Webhook { halt: false, ..row })))
@@ -301,7 +307,7 @@ impl World {
                 let ops = ops.collect();
                 self.postgres.commit(&mut self.rng, ops);
             }
-            Kind::Untrusted if !self.jetstream.forgotten.is_empty() => {}
+            Kind::Untrusted if self.jetstream.has_forgotten => {}
             _ => return Err(format!("walhook stops: {error:?}")),
         }
         self.crash("the run ends");
@@ -341,20 +347,13 @@ impl World {
         run.generation = run.streamer.generation();
         for index in run.drivers.len()..run.streamer.lane_count() {
             run.drivers.push(Driver {
-                phase: Phase::Absent,
+                phase: Phase::Opening { since: self.now, tail: None, connection: None },
                 failures: 0,
                 waiting: None,
                 first_tail: None,
-                attempt: Vec::new(),
             });
-            if run.streamer.lane_settings(index).is_some() {
-                run.drivers[index].phase = Phase::Opening { since: self.now, tail: None, connection: None };
-            }
-        }
-        for (index, driver) in run.drivers.iter_mut().enumerate() {
-            if matches!(driver.phase, Phase::Absent) && run.streamer.lane_settings(index).is_some() {
-                driver.phase = Phase::Opening { since: self.now, tail: None, connection: None };
-            }
+            let (_, row) = run.streamer.lane_settings(index).expect("a lane comes from its rows");
+            assert_eq!(row.stream_name, run.streamer.lane(index).stream());
         }
     }
 
@@ -366,7 +365,6 @@ impl World {
         }
         let driver = &mut run.drivers[index];
         match &mut driver.phase {
-            Phase::Absent => Ok(()),
             Phase::Opening { since, .. } if self.now < *since => Ok(()),
             Phase::Opening { tail: None, .. } => self.read_tail(index),
             Phase::Opening { .. } => self.open(index),
@@ -522,10 +520,6 @@ impl World {
                 break;
             }
             let count = self.rng.usize(1..=self.swarm.write_max).min(bytes.len());
-            if link.is_between {
-                let word = bytes.split(|&byte| byte == b' ').nth(2).expect("a reply subject");
-                driver.attempt = word[word.len() - 10..word.len() - 8].to_vec();
-            }
             if self.jetstream.write(link.connection, &bytes[..count]).is_none() {
                 return Ok(Err(()));
             }
@@ -534,14 +528,11 @@ impl World {
         }
         let mut refused = false;
         for _ in 0..self.rng.usize(..10) {
-            let (mut token, answer) = match self.jetstream.read(link.connection) {
+            let (token, answer) = match self.jetstream.read(link.connection) {
                 Ok(Some(answer)) => answer,
                 Ok(None) => break,
                 Err(()) => return Ok(Err(())),
             };
-            if self.bug == Bug::StaleAcks {
-                token[..2].copy_from_slice(&driver.attempt);
-            }
             let lane = run.streamer.lane_mut(index);
             let refusal = match answer {
                 Answer::Stored { sequence, duplicate } => match lane.acked(&token, sequence, duplicate) {

@@ -1,0 +1,349 @@
+//! The lane by literals: what it sends, and what it makes of answers and tails.
+
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::wal::lsn::Lsn;
+
+fn at(commit: u64) -> EventPosition {
+    EventPosition { commit_lsn: Lsn(commit), commit_time: 9, ordinal: 0, webhook_id: 1 }
+}
+
+/// A tail whose last event of ours is at the given commit and sequence; any stranger's messages come behind it.
+fn tail(last_sequence: u64, ours: Option<(u64, u64)>) -> Tail {
+    Tail {
+        last_sequence,
+        ours: ours.map(|(commit, sequence)| (at(commit), sequence)),
+        listed: Vec::new(),
+        subjects: vec!["s.>".to_owned()],
+        max_payload: 1000,
+    }
+}
+
+fn put_as(lane: &mut Lane, commit: u64, subject: &str, message_id: Option<&[u8]>, body: &[u8]) {
+    let id = at(commit).id("src");
+    let head = Head { subject: subject.as_bytes(), id: id.as_bytes(), message_id, op: "insert", epoch: 3 };
+    let draft = lane.draft(head);
+    lane.buffer().extend_from_slice(body);
+    lane.commit(draft, commit, at(commit)).unwrap();
+}
+
+/// A lane of the events at commits 1, 2, …, each with its commit as its number.
+fn lane_of(ordering: Ordering, count: u64) -> Lane {
+    let mut lane = Lane::new("S", ordering, "_INBOX.i.0");
+    (1..=count).for_each(|commit| put_as(&mut lane, commit, "s.a", None, b"{}"));
+    lane
+}
+
+fn send(lane: &mut Lane) -> String {
+    let mut sent = Vec::new();
+    while !lane.unsent().is_empty() {
+        let bytes = lane.unsent();
+        sent.extend_from_slice(bytes);
+        let count = bytes.len();
+        lane.mark_sent(count);
+    }
+    String::from_utf8(sent).unwrap()
+}
+
+/// Reply tokens and expected sequences of what is sent.
+fn sent(lane: &mut Lane) -> Vec<(String, Option<u64>)> {
+    let text = send(lane);
+    let messages = text.split("HPUB ").skip(1).map(|message| {
+        let token = message.split(' ').nth(1).unwrap().rsplit('.').next().unwrap().to_owned();
+        let expected = message.split_once("Nats-Expected-Last-Sequence: ");
+        (token, expected.map(|(_, rest)| rest.split("\r\n").next().unwrap().parse().unwrap()))
+    });
+    messages.collect()
+}
+
+fn tokens(lane: &mut Lane) -> Vec<String> {
+    sent(lane).into_iter().map(|(token, _)| token).collect()
+}
+
+#[test]
+fn a_message_is_an_hpub_with_its_ids_and_what_the_stream_must_have_before_it() {
+    let mut lane = Lane::new("S", Ordering::Strict, "_INBOX.i.0");
+    put_as(&mut lane, 1, "s.a", None, b"{\"a\":1}");
+    put_as(&mut lane, 2, "s.b", Some(b"mine"), b"");
+    assert_eq!(send(&mut lane), "", "closed");
+    lane.open(&tail(41, None)).unwrap();
+    let header = "NATS/1.0\r\nNats-Msg-Id: src-0000000000000001-9-0-1\r\nNats-Expected-Stream: S\r\n\
+                  Nats-Expected-Last-Sequence: 00000000000000000041\r\nWalhook-Op: insert\r\nWalhook-Epoch: 3\r\n\r\n";
+    let second = "NATS/1.0\r\nNats-Msg-Id: mine\r\nWalhook-Id: src-0000000000000002-9-0-1\r\n\
+                  Nats-Expected-Stream: S\r\nNats-Expected-Last-Sequence: 00000000000000000042\r\n\
+                  Walhook-Op: insert\r\nWalhook-Epoch: 3\r\n\r\n";
+    let expected = format!(
+        "HPUB s.a _INBOX.i.0.0100000000 {:06} {:09}\r\n{header}{{\"a\":1}}\r\n\
+         HPUB s.b _INBOX.i.0.0100000001 {:06} {:09}\r\n{second}\r\n",
+        header.len(),
+        header.len() + 7,
+        second.len(),
+        second.len()
+    );
+    assert_eq!(send(&mut lane), expected);
+}
+
+#[test]
+fn a_shared_stream_is_not_told_which_sequence_to_expect() {
+    let mut lane = lane_of(Ordering::Shared, 1);
+    lane.open(&tail(7, None)).unwrap();
+    assert_eq!(sent(&mut lane), [("0100000000".to_owned(), None)]);
+}
+
+#[test]
+fn a_message_larger_than_the_server_takes_leaves_the_line_as_it_was() {
+    let mut lane = lane_of(Ordering::Strict, 1);
+    lane.open(&tail(0, None)).unwrap();
+    let bytes = lane.bytes();
+    let draft = lane.draft(Head { subject: b"s.a", id: b"id", message_id: None, op: "insert", epoch: 3 });
+    lane.buffer().extend_from_slice(&[b'x'; 1000]);
+    let condemned = lane.commit(draft, 2, at(2)).unwrap_err();
+    assert_eq!((condemned.number, condemned.subject.as_str(), condemned.payload.len()), (2, "s.a", 1000));
+    assert!(condemned.reason.contains("the server takes 1000"), "{}", condemned.reason);
+    assert_eq!((lane.len(), lane.bytes(), lane.oldest()), (1, bytes, Some(1)));
+    assert_eq!(tokens(&mut lane).len(), 1);
+}
+
+#[test]
+fn what_was_in_line_before_the_limit_was_known_is_judged_when_the_lane_opens() {
+    let mut lane = lane_of(Ordering::Strict, 1);
+    put_as(&mut lane, 2, "s.a", None, &[b'x'; 1000]);
+    put_as(&mut lane, 3, "t.a", None, b"");
+    put_as(&mut lane, 4, "s.a", None, b"");
+    lane.open(&tail(5, None)).unwrap();
+    assert_eq!(lane.unsent(), b"", "not before the dead letters are taken");
+    assert_eq!(lane.oldest(), Some(1));
+    let condemned = lane.take_condemned();
+    assert_eq!(condemned.iter().map(|condemned| condemned.number).collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(condemned[0].payload, [b'x'; 1000]);
+    assert!(condemned[1].reason.contains("takes s.>"), "{}", condemned[1].reason);
+    assert_eq!(sent(&mut lane).iter().map(|(_, expected)| expected.unwrap()).collect::<Vec<_>>(), [5, 6]);
+}
+
+#[test]
+fn a_condemned_event_counts_as_not_settled_until_it_is_taken() {
+    let mut lane = lane_of(Ordering::Strict, 1);
+    lane.open(&tail(0, None)).unwrap();
+    let token = tokens(&mut lane).remove(0);
+    assert!(lane.refused(token.as_bytes(), &Refusal::Never("too large".to_owned())));
+    assert_eq!((lane.len(), lane.oldest(), lane.is_empty()), (0, Some(1), false));
+    assert_eq!(lane.take_condemned().len(), 1);
+    assert_eq!((lane.oldest(), lane.is_empty()), (None, true));
+}
+
+/// A strict lane of four events opens behind a tail; what is left to send, and the sequence before it.
+fn check_open(tail: &Tail, expected: &[u64]) {
+    let mut lane = lane_of(Ordering::Strict, 4);
+    lane.open(tail).unwrap();
+    let left = sent(&mut lane).into_iter().map(|(_, expected)| expected.unwrap()).collect::<Vec<_>>();
+    assert_eq!(left, expected, "{tail:?}");
+}
+
+#[test]
+fn a_lane_goes_on_behind_the_tail() {
+    check_open(&tail(0, None), &[0, 1, 2, 3]);
+    check_open(&tail(70, None), &[70, 71, 72, 73]);
+    check_open(&tail(70, Some((1, 70))), &[70, 71, 72]);
+    check_open(&tail(75, Some((3, 72))), &[75]);
+    check_open(&tail(80, Some((4, 80))), &[]);
+    check_open(&tail(80, Some((9, 80))), &[]);
+}
+
+#[test]
+fn a_tail_of_another_history_is_not_believed() {
+    let mut lane = lane_of(Ordering::Strict, 3);
+    let mut other = tail(5, Some((2, 5)));
+    other.ours.as_mut().unwrap().0.commit_time = 10;
+    assert!(lane.open(&other).unwrap_err().to_string().contains("another one there"));
+    let mut lane = lane_of(Ordering::Strict, 0);
+    lane.open(&other).unwrap();
+    assert!(lane.has(&at(1)).unwrap());
+    assert!(lane.has(&at(2)).is_err());
+}
+
+#[test]
+fn a_stream_that_has_become_shorter_is_not_believed() {
+    let mut lane = lane_of(Ordering::Strict, 2);
+    lane.open(&tail(5, None)).unwrap();
+    let token = tokens(&mut lane).remove(0);
+    lane.acked(token.as_bytes(), 6, false).unwrap();
+    lane.close();
+    let error = lane.open(&tail(5, None)).unwrap_err();
+    assert_eq!(error.kind(), crate::error::Kind::Untrusted, "{error}");
+    lane.open(&tail(6, Some((1, 6)))).unwrap();
+}
+
+#[test]
+fn an_older_copy_that_came_in_late_is_told_from_another_writers_message() {
+    for (listed, dead) in [(vec![at(1), at(2)], vec![]), (vec![at(2)], vec![1])] {
+        let mut lane = lane_of(Ordering::Strict, 3);
+        lane.open(&tail(10, None)).unwrap();
+        let first = tokens(&mut lane).remove(0);
+        assert_eq!(lane.lists_behind(), None);
+        assert!(lane.refused(first.as_bytes(), &Refusal::WrongSequence));
+        lane.close();
+        assert_eq!(lane.lists_behind(), Some(10));
+        lane.open(&Tail { listed, ..tail(12, Some((2, 12))) }).unwrap();
+        let condemned = lane.take_condemned();
+        assert_eq!(condemned.iter().map(|condemned| condemned.number).collect::<Vec<_>>(), dead);
+        assert_eq!(sent(&mut lane).into_iter().map(|(_, expected)| expected).collect::<Vec<_>>(), [Some(12)]);
+    }
+}
+
+#[test]
+fn a_hole_in_a_shared_stream_is_filled_and_nothing_else_sent_again() {
+    let mut lane = lane_of(Ordering::Shared, 4);
+    lane.open(&tail(0, None)).unwrap();
+    let sent = tokens(&mut lane);
+    assert!(lane.refused(sent[0].as_bytes(), &Refusal::NotNow("429".to_owned())));
+    lane.acked(sent[1].as_bytes(), 1, false).unwrap();
+    lane.close();
+    assert_eq!(lane.lists_behind(), Some(0));
+    // The ack of the third was lost.
+    lane.open(&Tail { listed: vec![at(3), at(2)], ..tail(2, Some((3, 2))) }).unwrap();
+    assert!(send(&mut lane).split("HPUB").skip(1).map(|message| message.contains("0000001-9")).eq([true, false]));
+    assert_eq!((lane.len(), lane.oldest()), (2, Some(1)));
+}
+
+#[test]
+fn a_shared_stream_has_what_is_listed_and_not_what_comes_before_it() {
+    let mut lane = lane_of(Ordering::Shared, 0);
+    lane.open(&Tail { listed: vec![at(5), at(2)], ..tail(2, Some((5, 2))) }).unwrap();
+    let has = (1..=6).filter(|&commit| lane.has(&at(commit)).unwrap()).collect::<Vec<_>>();
+    assert_eq!(has, [2, 5]);
+    let mut strict = lane_of(Ordering::Strict, 0);
+    strict.open(&tail(2, Some((5, 2)))).unwrap();
+    assert_eq!((1..=6).filter(|&commit| strict.has(&at(commit)).unwrap()).count(), 5);
+}
+
+#[test]
+fn answers_to_earlier_attempts_and_to_what_is_settled_mean_nothing() {
+    let mut lane = lane_of(Ordering::Strict, 2);
+    lane.open(&tail(0, None)).unwrap();
+    let first = tokens(&mut lane);
+    lane.close();
+    lane.open(&tail(0, None)).unwrap();
+    let second = tokens(&mut lane);
+    for old in &first {
+        lane.acked(old.as_bytes(), 1, false).unwrap();
+        assert!(!lane.refused(old.as_bytes(), &Refusal::WrongSequence));
+    }
+    assert_eq!(lane.len(), 2);
+    for token in [second[0].as_str(), second[0].as_str(), "", "zz", "0200000009", "02ffffffff", "02+0000000"] {
+        lane.acked(token.as_bytes(), 1, false).unwrap();
+    }
+    assert_eq!((lane.len(), lane.counts()), (1, (1, 0)));
+}
+
+#[test]
+fn attempts_may_be_counted_round() {
+    let mut lane = lane_of(Ordering::Strict, 1);
+    for attempt in 1..600u64 {
+        lane.open(&tail(0, None)).unwrap();
+        let token = tokens(&mut lane).remove(0);
+        assert_eq!(token, format!("{:02x}00000000", attempt % 256));
+        assert!(lane.refused(token.as_bytes(), &Refusal::NotNow(String::new())));
+        lane.close();
+    }
+}
+
+#[test]
+fn acks_out_of_their_order_settle_from_the_front() {
+    let mut lane = lane_of(Ordering::Shared, 3);
+    lane.open(&tail(0, None)).unwrap();
+    let tokens = tokens(&mut lane);
+    assert!(lane.awaits_answers());
+    lane.acked(tokens[2].as_bytes(), 3, false).unwrap();
+    lane.acked(tokens[1].as_bytes(), 2, true).unwrap();
+    assert_eq!((lane.oldest(), lane.floor()), (Some(1), None));
+    lane.acked(tokens[0].as_bytes(), 1, false).unwrap();
+    assert_eq!((lane.oldest(), lane.floor(), lane.counts()), (None, Some((at(3), 3)), (2, 1)));
+    assert!(!lane.awaits_answers());
+}
+
+#[test]
+fn a_message_stored_out_of_its_place_has_the_lane_opened_anew() {
+    let mut lane = lane_of(Ordering::Strict, 1);
+    lane.open(&tail(4, None)).unwrap();
+    let token = tokens(&mut lane).remove(0);
+    assert_eq!(lane.acked(token.as_bytes(), 9, false), Err(Refusal::WrongSequence));
+}
+
+#[test]
+fn a_duplicate_of_a_callers_own_id_takes_no_sequence_and_holds_nothing_up() {
+    let mut lane = Lane::new("S", Ordering::Strict, "_INBOX.i.0");
+    put_as(&mut lane, 1, "s.a", Some(b"own"), b"");
+    put_as(&mut lane, 2, "s.a", None, b"");
+    lane.open(&tail(8, None)).unwrap();
+    let first = tokens(&mut lane);
+    lane.acked(first[0].as_bytes(), 3, true).unwrap();
+    assert!(lane.refused(first[1].as_bytes(), &Refusal::WrongSequence));
+    lane.close();
+    lane.open(&tail(8, None)).unwrap();
+    let second = sent(&mut lane);
+    assert_eq!(second.iter().map(|(_, expected)| expected.unwrap()).collect::<Vec<_>>(), [8]);
+    lane.acked(second[0].0.as_bytes(), 9, false).unwrap();
+    assert!(lane.is_empty());
+}
+
+#[test]
+fn what_comes_after_a_limit_is_held_back_and_a_begun_message_stays_begun() {
+    let mut lane = lane_of(Ordering::Strict, 3);
+    lane.open(&tail(0, None)).unwrap();
+    lane.hold_from(Some(2));
+    assert_eq!(tokens(&mut lane), ["0100000000"]);
+    assert!(lane.is_between_messages());
+    lane.hold_from(None);
+    let whole = lane.unsent().len() / 2;
+    lane.mark_sent(5);
+    assert!(!lane.is_between_messages());
+    lane.hold_from(Some(1));
+    assert_eq!(lane.unsent(), b"");
+    lane.hold_from(Some(3));
+    assert_eq!(lane.unsent().len(), whole - 5);
+    lane.mark_sent(whole - 5);
+    assert!(lane.is_between_messages());
+    assert_eq!(lane.unsent(), b"");
+}
+
+#[test]
+fn between_messages_is_known_over_segments_and_partial_writes() {
+    let mut lane = Lane::new("S", Ordering::Strict, "_INBOX.i.0");
+    let lengths: Vec<usize> = (1..=6)
+        .map(|commit| {
+            let before = lane.bytes();
+            put_as(&mut lane, commit, "s.a", None, &[b'x'; 70_000]);
+            lane.bytes() - before
+        })
+        .collect();
+    lane.open(&Tail { max_payload: 1 << 20, ..tail(0, None) }).unwrap();
+    for length in lengths {
+        assert!(lane.is_between_messages());
+        lane.unsent();
+        lane.mark_sent(1);
+        assert!(!lane.is_between_messages());
+        lane.mark_sent(length - 2);
+        assert!(!lane.is_between_messages());
+        lane.mark_sent(1);
+    }
+    assert!(lane.is_between_messages());
+    assert_eq!(lane.unsent(), b"");
+}
+
+#[test]
+fn an_event_taken_out_of_the_middle_leaves_the_others_as_they_were() {
+    let mut lane = lane_of(Ordering::Strict, 3);
+    lane.open(&tail(0, None)).unwrap();
+    let first = tokens(&mut lane);
+    assert!(lane.refused(first[1].as_bytes(), &Refusal::Never("no".to_owned())));
+    assert!(!lane.is_open() && !lane.awaits_answers());
+    // Answers under way name places in a line that is no more.
+    lane.acked(first[2].as_bytes(), 3, false).unwrap();
+    assert_eq!(lane.take_condemned()[0].position, at(2));
+    put_as(&mut lane, 4, "s.a", None, b"");
+    lane.open(&tail(1, Some((1, 1)))).unwrap();
+    let text = send(&mut lane);
+    let ids = text.split("Nats-Msg-Id: ").skip(1).map(|rest| rest.split("\r\n").next().unwrap());
+    assert_eq!(ids.collect::<Vec<_>>(), [at(3).id("src"), at(4).id("src")]);
+}
