@@ -380,7 +380,11 @@ async fn a_cluster_keeps_as_many_copies_as_the_row_says() {
         .await;
         assert_eq!((created.replicas, created.leader.is_some()), (1, true));
 
-        let three = streams::ensure(&control, &StreamRow { replicas: Some(3), ..row() }).await.unwrap();
+        // A peer that the leader has not heard of yet cannot take a copy.
+        let three = support::eventually("every server to offer room for a copy", async || {
+            streams::ensure(&control, &StreamRow { replicas: Some(3), ..row() }).await.ok()
+        })
+        .await;
         assert_eq!(three.replicas, 3);
         publish(&servers[1], &["a", "b", "!c"]).await;
         let tail = last(&control).await;
