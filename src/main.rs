@@ -70,13 +70,11 @@ fn main() -> ExitCode {
 async fn execute(arguments: Arguments) -> Result<()> {
     let Arguments { options, command } = arguments;
     if let Command::Version = command {
-        println!("{}", commands::version());
-        return Ok(());
+        return commands::say(&format!("{}\n", commands::version()));
     }
     if let Command::Setup { print: true } = command {
         // Nothing is connected to, so nothing but the names is needed.
-        print!("{}", commands::setup::script(&options)?);
-        return Ok(());
+        return commands::say(&commands::setup::script(&options)?);
     }
     let config = Config::load(&options, |name| std::env::var(name).ok())?;
     log(&config)?;

@@ -135,3 +135,16 @@ async fn logs_are_json_where_asked_for() {
         assert!(line["level"].is_string() && line["message"].is_string(), "{line}");
     }
 }
+
+#[tokio::test]
+async fn a_reader_who_has_seen_enough_is_no_error() {
+    let mut setup = std::process::Command::new(env!("CARGO_BIN_EXE_walhook"))
+        .args(["setup", "--print"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(setup.stdout.take()); // as `| head` does
+    let ended = setup.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), String::from_utf8_lossy(&ended.stderr).as_ref()), (Some(0), ""));
+}

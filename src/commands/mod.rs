@@ -4,6 +4,24 @@ pub mod run;
 pub mod setup;
 pub mod status;
 
+use std::io::{self, Write};
+
+use crate::error::{Error, Result};
+
+/// Writes an answer to standard output. A reader who has seen enough (`| head`) is no error.
+///
+/// # Errors
+/// Standard output cannot be written to: a full disk, for example.
+pub fn say(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::unavailable("write to standard output").caused_by(error))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// `walhook version`: one line.
 pub fn version() -> String {
     format!("walhook {}", env!("CARGO_PKG_VERSION"))

@@ -39,9 +39,9 @@ pub async fn status(config: &Config, as_json: bool) -> Result<()> {
         "dead_letters": ask(&client, DEAD_LETTERS, None).await?,
     });
     if as_json {
-        println!("{status}");
+        super::say(&format!("{status}\n"))?;
     } else {
-        print!("{}", render(config, &status));
+        super::say(&render(config, &status))?;
     }
     if slot.is_null() {
         return Err(
