@@ -87,7 +87,8 @@ async fn execute(arguments: Arguments) -> Result<()> {
 }
 
 fn log(config: &Config) -> Result<()> {
-    let filter = EnvFilter::try_new(&config.log)
+    // The client tells of every connection of its own; ours are told by the lanes. A directive of the user wins.
+    let filter = EnvFilter::try_new(format!("async_nats=warn,{}", config.log))
         .map_err(|error| Error::config(format!("log level {:?}", config.log)).caused_by(error))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr);
     match config.log_format {
