@@ -3,6 +3,8 @@
 //! Comes in: a change, the plan of its table, its webhook. Goes out: bytes of JSON, appended. No tree of values in
 //! between, no allocation per column.
 
+use std::ops::Range;
+
 use super::{
     plan::{ColumnPlan, EventColumns, Linked, Target},
     rules::{Format, Webhook, visible_headers},
@@ -97,7 +99,8 @@ pub enum Body<'a> {
     },
 }
 
-/// Appends the payload of the event `id` for `webhook`.
+/// Appends the payload of the event `id` for `webhook`. Returns where in `out` its data is, the row or the caller's payload:
+/// what the history keeps of it.
 pub fn write(
     body: Body<'_>,
     webhook: &Webhook,
@@ -105,16 +108,27 @@ pub fn write(
     transaction: &TransactionText,
     id: &[u8],
     out: &mut Vec<u8>,
-) {
+) -> Range<usize> {
     match webhook.format {
         Format::Webhook => write_webhook(body, webhook, transaction, id, out),
         Format::Data => write_data(body, out),
-        Format::Debezium => write_debezium(body, source, transaction, out),
+        // Before and after are one thing there.
+        Format::Debezium => {
+            let start = out.len();
+            write_debezium(body, source, transaction, out);
+            start..out.len()
+        }
         Format::CloudEvents => write_cloudevents(body, source, transaction, id, out),
     }
 }
 
-fn write_webhook(body: Body<'_>, webhook: &Webhook, transaction: &TransactionText, id: &[u8], out: &mut Vec<u8>) {
+fn write_webhook(
+    body: Body<'_>,
+    webhook: &Webhook,
+    transaction: &TransactionText,
+    id: &[u8],
+    out: &mut Vec<u8>,
+) -> Range<usize> {
     out.extend_from_slice(b"{\"id\":\"");
     out.extend_from_slice(id);
     out.extend_from_slice(b"\",\"type\":\"");
@@ -125,7 +139,7 @@ fn write_webhook(body: Body<'_>, webhook: &Webhook, transaction: &TransactionTex
     out.extend_from_slice(&webhook.middle);
     write_headers(body, webhook, out);
     out.extend_from_slice(b",\"data\":");
-    write_data(body, out);
+    let data = write_data(body, out);
     out.extend_from_slice(b",\"event\":{\"lsn\":\"");
     out.extend_from_slice(transaction.lsn.as_bytes());
     out.extend_from_slice(b"\",\"xid\":");
@@ -165,10 +179,11 @@ fn write_webhook(body: Body<'_>, webhook: &Webhook, transaction: &TransactionTex
         }
     }
     out.extend_from_slice(b"}}");
+    data
 }
 
 /// The webhook's headers; an event's own are added and win.
-fn write_headers(body: Body<'_>, webhook: &Webhook, out: &mut Vec<u8>) {
+pub fn write_headers(body: Body<'_>, webhook: &Webhook, out: &mut Vec<u8>) {
     if let Body::Call { columns, row } = body
         && let Some(Column::Text(own)) = columns.headers.map(|index| cell(row, index))
         && let Ok(own) = serde_json::from_slice::<serde_json::Map<_, _>>(own)
@@ -181,7 +196,8 @@ fn write_headers(body: Body<'_>, webhook: &Webhook, out: &mut Vec<u8>) {
     }
 }
 
-fn write_data(body: Body<'_>, out: &mut Vec<u8>) {
+fn write_data(body: Body<'_>, out: &mut Vec<u8>) -> Range<usize> {
+    let start = out.len();
     match body {
         Body::Row { table, target, change } => match (change.new, change.old) {
             (Some(new), old) => write_row(table, target, new, full(old), false, out),
@@ -193,6 +209,7 @@ fn write_data(body: Body<'_>, out: &mut Vec<u8>) {
             _ => out.extend_from_slice(b"null"),
         },
     }
+    start..out.len()
 }
 
 /// Debezium's envelope, as its consumers read it (Debezium manual, PostgreSQL connector, "Data change events").
@@ -208,7 +225,7 @@ fn write_debezium(body: Body<'_>, source: &str, transaction: &TransactionText, o
     out.extend_from_slice(b",\"after\":");
     match body {
         Body::Row { change, .. } if change.new.is_none() => out.extend_from_slice(b"null"),
-        _ => write_data(body, out),
+        _ => drop(write_data(body, out)),
     }
     out.extend_from_slice(b",\"source\":{\"version\":\"");
     out.extend_from_slice(env!("CARGO_PKG_VERSION").as_bytes());
@@ -243,7 +260,13 @@ fn write_debezium(body: Body<'_>, source: &str, transaction: &TransactionText, o
 }
 
 /// A CloudEvent in JSON, structured mode (CloudEvents 1.0.2, JSON event format).
-fn write_cloudevents(body: Body<'_>, source: &str, transaction: &TransactionText, id: &[u8], out: &mut Vec<u8>) {
+fn write_cloudevents(
+    body: Body<'_>,
+    source: &str,
+    transaction: &TransactionText,
+    id: &[u8],
+    out: &mut Vec<u8>,
+) -> Range<usize> {
     out.extend_from_slice(b"{\"specversion\":\"1.0\",\"id\":\"");
     out.extend_from_slice(id);
     out.extend_from_slice(b"\",\"source\":\"/walhook/");
@@ -255,8 +278,9 @@ fn write_cloudevents(body: Body<'_>, source: &str, transaction: &TransactionText
     out.extend_from_slice(b"\",\"subject\":\"");
     write_table(body, out);
     out.extend_from_slice(b"\",\"datacontenttype\":\"application/json\",\"data\":");
-    write_data(body, out);
+    let data = write_data(body, out);
     out.push(b'}');
+    data
 }
 
 fn op(body: Body<'_>) -> Op {
@@ -266,7 +290,8 @@ fn op(body: Body<'_>) -> Op {
     }
 }
 
-fn write_type(body: Body<'_>, out: &mut Vec<u8>) {
+/// What happened: `public.orders.insert`, or `webhook.call`.
+pub fn write_type(body: Body<'_>, out: &mut Vec<u8>) {
     match body {
         Body::Row { table, change, .. } => {
             out.extend_from_slice(&table.qualified);
