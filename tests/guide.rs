@@ -43,6 +43,7 @@ async fn the_guide_runs_from_top_to_bottom_and_says_what_arrives() {
         "webhooks.orders.insert",
         "webhooks.orders.insert", // 17: the configuration changes between two rows
         "webhooks.orders.insert",
+        "webhooks.orders", // 19: the call that is waited for
     ];
     let expected: Vec<_> = expected.iter().enumerate().map(|(at, subject)| format!("{} {subject}", at + 1)).collect();
     assert_eq!(seen, expected);
@@ -56,5 +57,7 @@ async fn the_guide_runs_from_top_to_bottom_and_says_what_arrives() {
     assert_eq!(messages[16].payload["event"]["op"], "insert");
     assert_eq!(messages[17].payload["id"], 21);
     assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_dead_letters"), "1");
+    let history = "SELECT count(*) FILTER (WHERE success), count(*) FILTER (WHERE NOT success) FROM rule_nats_publish_history";
+    assert_eq!(feed.pg.psql(history), "19|1");
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
 }
