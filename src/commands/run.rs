@@ -5,6 +5,7 @@
 //! its lane's own matter ([`lanes`]). What a webhook halts at is tried once more by the rules as they are by then, for
 //! mending them is what a halt waits for.
 
+mod consumers;
 mod lanes;
 mod ledger;
 mod pace;

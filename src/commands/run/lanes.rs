@@ -17,7 +17,7 @@ use std::{
 
 use tokio::time::sleep;
 
-use super::{Backoff, ledger::Checkpoint};
+use super::{Backoff, consumers::Source, ledger::Checkpoint};
 use crate::{
     config::Config,
     error::{Error, Kind, Result},
@@ -136,6 +136,23 @@ impl Lanes {
             connection["unsettled"] = (counted + unsettled as u64).into();
         }
         connections.into()
+    }
+
+    /// The streams that rows lead to, with a connection to ask about them: those of the configuration "default" first,
+    /// then by the order of the configurations.
+    pub fn sources(&self, streamer: &Streamer) -> Vec<Source> {
+        let mut groups: Vec<_> = self.groups.iter().collect();
+        groups.sort_by_key(|group| (group.row.config_name != "default", group.row.config_id));
+        let sources = groups.into_iter().filter_map(|group| Some((group, group.control.as_ref()?)));
+        let sources = sources.flat_map(|(group, control)| {
+            let lanes = group.lanes.iter().filter(|&&index| self.drivers[index].is_wanted);
+            lanes.map(move |&index| Source {
+                config_name: group.row.config_name.clone(),
+                stream: streamer.lane(index).stream().to_owned(),
+                control: control.clone(),
+            })
+        });
+        sources.collect()
     }
 
     /// Lanes that hold something and are not open, by their streams' names.

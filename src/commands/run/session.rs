@@ -4,6 +4,7 @@
 //! lanes have read their streams' tails is anything published.
 
 use std::{
+    collections::HashSet,
     future::{Future, poll_fn},
     pin::Pin,
     rc::Rc,
@@ -17,7 +18,7 @@ use tokio::{
 use tokio_postgres::Client;
 
 use super::{
-    gone,
+    consumers, gone,
     lanes::{Identity, Lanes},
     ledger,
     pace::Pace,
@@ -99,6 +100,8 @@ pub async fn session(
         last_heartbeat: None,
         connections: serde_json::Map::new(),
         last_tidy: Instant::now(),
+        last_survey: None,
+        surveyed: HashSet::new(),
         last_error,
         is_paused: false,
         pace: Pace::new(Instant::now()),
@@ -174,6 +177,10 @@ struct Session<'c> {
     /// As last reported.
     connections: serde_json::Map<String, serde_json::Value>,
     last_tidy: Instant,
+    /// When JetStream was last asked for its consumers.
+    last_survey: Option<Instant>,
+    /// What went wrong with it and has been told.
+    surveyed: HashSet<String>,
     last_error: Option<&'c str>,
     /// The window was full and has not emptied enough yet.
     is_paused: bool,
@@ -186,6 +193,8 @@ type Job = Pin<Box<dyn Future<Output = Result<Done>>>>;
 enum Done {
     Buried(Vec<String>),
     Types(TypeCatalog),
+    /// The consumers are; these are the problems.
+    Surveyed(Vec<String>),
     Written,
 }
 
@@ -291,6 +300,10 @@ impl Session<'_> {
         } else if self.last_checkpoint.elapsed() >= CHECKPOINT {
             self.last_checkpoint = Instant::now();
             self.job = self.checkpoint();
+        } else if self.is_survey_due() {
+            self.last_survey = Some(Instant::now());
+            let sources = self.lanes.sources(&self.streamer);
+            self.job = Some(Box::pin(async move { Ok(Done::Surveyed(consumers::keep(&client, sources).await)) }));
         } else if self.last_tidy.elapsed() >= TIDY {
             self.last_tidy = Instant::now();
             let retention = self.config.events_retention;
@@ -311,6 +324,12 @@ impl Session<'_> {
                 last.elapsed() >= Duration::from_secs(1) && self.lanes.connections(&self.streamer) != self.connections
             }
         }
+    }
+
+    /// It is time to ask JetStream for the consumers.
+    fn is_survey_due(&self) -> bool {
+        let interval = self.config.consumer_stats_interval;
+        !interval.is_zero() && self.last_survey.is_none_or(|last| last.elapsed() >= interval)
     }
 
     /// Says in `rule_cdc_status` that we live.
@@ -365,6 +384,14 @@ impl Session<'_> {
                 }
             }
             Done::Types(types) => self.streamer.set_types(types),
+            Done::Surveyed(problems) => {
+                for problem in problems {
+                    if !self.surveyed.contains(&problem) {
+                        tracing::warn!("{problem}");
+                        self.surveyed.insert(problem);
+                    }
+                }
+            }
             Done::Written => {}
         }
     }
