@@ -57,7 +57,8 @@ async fn the_guide_runs_from_top_to_bottom_and_says_what_arrives() {
     assert_eq!(messages[16].payload["event"]["op"], "insert");
     assert_eq!(messages[17].payload["id"], 21);
     assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_dead_letters"), "1");
-    let history = "SELECT count(*) FILTER (WHERE success), count(*) FILTER (WHERE NOT success) FROM rule_nats_publish_history";
+    let history =
+        "SELECT count(*) FILTER (WHERE success), count(*) FILTER (WHERE NOT success) FROM rule_nats_publish_history";
     assert_eq!(feed.pg.psql(history), "19|1");
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
 }

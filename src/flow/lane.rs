@@ -30,6 +30,8 @@ pub enum Ordering {
     Strict,
     /// Message ids only, for streams with other writers.
     Shared,
+    /// No stream at all: core NATS, which acknowledges nothing (see `core`).
+    Core,
 }
 
 /// What a stream's tail shows, and what it takes.
@@ -115,6 +117,10 @@ pub struct Lane {
     bytes: usize,
     max_payload: usize,
     limit: Option<u64>,
+    /// What a closed lane still owes the socket: the end of the message that it was in the midst of.
+    rest: Vec<u8>,
+    /// In core NATS: a PING is under way behind all messages before this index.
+    pinged: Option<u64>,
     stored: u64,
     duplicates: u64,
     /// The notes of the events in line, in their order.
@@ -167,7 +173,7 @@ enum Fate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Waiting,
-    /// At this sequence of the stream.
+    /// At this sequence of the stream; 0 where there is no stream.
     Stored(u64),
     /// Another last sequence than expected.
     OutOfOrder,
@@ -179,7 +185,8 @@ enum State {
 #[derive(Debug, Clone, Copy)]
 struct Layout {
     subject_end: usize,
-    attempt_at: usize,
+    /// Nobody answers a message of core NATS.
+    attempt_at: Option<usize>,
     expected_at: Option<usize>,
     header_at: usize,
     body_at: usize,
@@ -248,6 +255,8 @@ impl Lane {
             bytes: 0,
             max_payload: MAX_PAYLOAD_MAX,
             limit: None,
+            rest: Vec::new(),
+            pinged: None,
             stored: 0,
             duplicates: 0,
             notes: Spool::default(),
@@ -322,6 +331,7 @@ impl Lane {
             Ordering::Strict => {
                 self.slots.iter().any(|slot| slot.state == State::OutOfOrder).then_some(self.opened_behind)
             }
+            Ordering::Core => None,
         }
     }
 
@@ -372,6 +382,7 @@ impl Lane {
                 }
                 Ok(is_known)
             }
+            Ordering::Core => Ok(false),
         }
     }
 
@@ -387,12 +398,15 @@ impl Lane {
         out.extend_from_slice(head.subject);
         let subject_end = out.len() - start;
         out.push(b' ');
-        out.extend_from_slice(&self.reply_prefix);
-        let attempt_at = out.len() - start;
-        out.resize(out.len() + ATTEMPT_DIGITS + INDEX_DIGITS, b'0');
-        set_hex(attempt.into(), &mut out[start + attempt_at..][..ATTEMPT_DIGITS]);
-        set_hex(index, &mut out[start + attempt_at + ATTEMPT_DIGITS..][..INDEX_DIGITS]);
-        out.push(b' ');
+        let attempt_at = (ordering != Ordering::Core).then(|| {
+            out.extend_from_slice(&self.reply_prefix);
+            let at = out.len() - start;
+            out.resize(out.len() + ATTEMPT_DIGITS + INDEX_DIGITS, b'0');
+            set_hex(attempt.into(), &mut out[start + at..][..ATTEMPT_DIGITS]);
+            set_hex(index, &mut out[start + at + ATTEMPT_DIGITS..][..INDEX_DIGITS]);
+            out.push(b' ');
+            at
+        });
         out.resize(out.len() + HEADER_LENGTH_DIGITS, b'0');
         out.push(b' ');
         out.resize(out.len() + TOTAL_LENGTH_DIGITS, b'0');
@@ -404,8 +418,10 @@ impl Lane {
             out.extend_from_slice(b"\r\nWalhook-Id: ");
             out.extend_from_slice(head.id);
         }
-        out.extend_from_slice(b"\r\nNats-Expected-Stream: ");
-        out.extend_from_slice(self.stream.as_bytes());
+        if ordering != Ordering::Core {
+            out.extend_from_slice(b"\r\nNats-Expected-Stream: ");
+            out.extend_from_slice(self.stream.as_bytes());
+        }
         let expected_at = (ordering == Ordering::Strict).then(|| {
             out.extend_from_slice(b"\r\n");
             out.extend_from_slice(EXPECTED_SEQUENCE);
@@ -514,6 +530,9 @@ impl Lane {
 
     /// The next bytes for the socket.
     pub fn unsent(&mut self) -> &[u8] {
+        if !self.rest.is_empty() {
+            return &self.rest;
+        }
         if self.anchor.is_none() || !self.condemned.is_empty() {
             return &[];
         }
@@ -526,6 +545,10 @@ impl Lane {
 
     /// The socket took `count` of the unsent bytes.
     pub fn mark_sent(&mut self, count: usize) {
+        if !self.rest.is_empty() {
+            self.rest.drain(..count);
+            return;
+        }
         self.spool.mark_sent(count);
         let sent = self.spool.sent();
         self.sent_upto = self.sent_upto.max(self.base);
@@ -538,12 +561,23 @@ impl Lane {
 
     /// Whether the bytes sent so far end with a whole message, so that another command may follow.
     pub fn is_between_messages(&self) -> bool {
+        if self.anchor.is_none() {
+            return self.rest.is_empty();
+        }
         let sent = self.spool.sent();
         self.spool.sent_whole_segment() || self.slots.binary_search_by_key(&sent, |slot| slot.place).is_ok()
     }
 
-    /// Stops sending; answers are still taken. [`Lane::open`] is the way on.
+    /// Stops sending, but for the end of a message that is under way: others may share the connection. Answers are
+    /// still taken. [`Lane::open`] is the way on.
     pub fn close(&mut self) {
+        if self.anchor.is_some() && !self.is_between_messages() {
+            let sent = self.spool.sent();
+            let begun = self.slots.partition_point(|slot| slot.place < sent);
+            if let Some(slot) = begun.checked_sub(1).map(|last| &self.slots[last]) {
+                self.rest.extend_from_slice(self.spool.message_after(slot.place, slot.length, sent));
+            }
+        }
         self.anchor = None;
     }
 
@@ -570,6 +604,9 @@ impl Lane {
             }
         }
         self.take_out(fates);
+        // By now it was sent, or the connection is another one.
+        self.rest.clear();
+        self.pinged = None;
         if let Some((stored, sequence)) = &tail.ours
             && self.floor.is_none_or(|(floor, _)| floor.is_at_or_before(stored))
         {
@@ -594,8 +631,10 @@ impl Lane {
             let slot = &mut self.slots[offset];
             slot.state = State::Waiting;
             let message = self.spool.message_mut(slot.place, slot.length);
-            set_hex(self.attempt.into(), &mut message[slot.layout.attempt_at..][..ATTEMPT_DIGITS]);
-            set_hex(index, &mut message[slot.layout.attempt_at + ATTEMPT_DIGITS..][..INDEX_DIGITS]);
+            if let Some(at) = slot.layout.attempt_at {
+                set_hex(self.attempt.into(), &mut message[at..][..ATTEMPT_DIGITS]);
+                set_hex(index, &mut message[at + ATTEMPT_DIGITS..][..INDEX_DIGITS]);
+            }
             if let Some(at) = slot.layout.expected_at {
                 set_digits(expected, &mut message[at..][..SEQUENCE_DIGITS]);
             }
@@ -629,6 +668,7 @@ impl Lane {
                     return Some(Fate::Stored);
                 }
             }
+            Ordering::Core => {}
         }
         let message = self.spool.message(slot.place, slot.length);
         let subject = &message[SUBJECT_AT..slot.layout.subject_end];
@@ -661,6 +701,14 @@ impl Lane {
             || duplicate
             || self.anchor.is_none()
             || sequence == self.expected(self.base + index as u64) + 1;
+        if index == 0 {
+            self.let_go();
+        }
+        if in_place { Ok(()) } else { Err(Refusal::WrongSequence) }
+    }
+
+    /// What is stored leaves at the front.
+    fn let_go(&mut self) {
         while let Some(slot) = self.slots.front()
             && let State::Stored(sequence) = slot.state
         {
@@ -670,12 +718,9 @@ impl Lane {
             self.base += 1;
             self.slots.pop_front();
         }
-        if index == 0 {
-            let first = self.slots.front().map_or_else(|| self.spool.end(), |slot| slot.place);
-            self.spool.release(first);
-            self.release_notes();
-        }
-        if in_place { Ok(()) } else { Err(Refusal::WrongSequence) }
+        let first = self.slots.front().map_or_else(|| self.spool.end(), |slot| slot.place);
+        self.spool.release(first);
+        self.release_notes();
     }
 
     /// The server did not store the message whose reply token this is. Returns whether that is news; then the lane
@@ -706,7 +751,7 @@ impl Lane {
 
     /// Removes messages from the line (indexes rising) and closes the lane.
     fn take_out(&mut self, fates: Vec<(usize, Fate)>) {
-        self.anchor = None;
+        self.close();
         // Answers that are under way name places in a line that is no more.
         self.attempt = self.attempt.wrapping_add(1);
         if fates.iter().enumerate().all(|(at, (index, fate))| at == *index && *fate == Fate::Stored) {
@@ -842,5 +887,6 @@ fn set_digits(value: u64, out: &mut [u8]) {
     out[zeros..].copy_from_slice(text);
 }
 
+mod core;
 #[cfg(test)]
 mod tests;
