@@ -20,6 +20,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     route::{
+        headers,
         payload::{self, Body, TransactionText},
         plan::{EventColumns, Linked, Plan},
         rules::{self, LaneKey, OnError, Rules},
@@ -69,6 +70,7 @@ pub struct DeadLetter {
     pub webhook_id: i32,
     pub webhook_name: Option<String>,
     pub subject: String,
+    pub headers: String,
     pub payload: Vec<u8>,
     pub reason: String,
     pub commit_lsn: Lsn,
@@ -196,6 +198,11 @@ impl Streamer {
         streamer
     }
 
+    /// The name of the database, for payloads that tell it.
+    pub fn set_database(&mut self, name: &str) {
+        name.clone_into(&mut self.out.transaction.database);
+    }
+
     /// What comes again from before the start is routed by the rules as they were read, which `snapshot` shows, and not
     /// by those of its time: changes of the rules that were read already are passed over. So rules that were mended since
     /// reach back to an event that stopped an earlier run.
@@ -228,6 +235,7 @@ impl Streamer {
     }
 
     fn message(&mut self, data: &[u8], at: Lsn) -> Result<Received> {
+        self.out.transaction.row_lsn = at;
         match self.assembler.take(data, at)? {
             Step::Nothing => {}
             Step::Begin => {
@@ -567,7 +575,13 @@ impl Outlet {
         let webhook = webhook_id.and_then(|id| rules.webhook(id));
         let own_subject = columns.subject.and_then(cell).filter(|subject| !subject.is_empty());
         let message_id = columns.message_id.and_then(cell).filter(|id| !id.is_empty());
-        let body = Body::Call { columns, row };
+        let own =
+            columns.headers.and_then(cell).and_then(|own| serde_json::from_slice::<serde_json::Map<_, _>>(own).ok());
+        let own = own.as_ref();
+        let body = Body::Call { columns, row, own };
+        // A dead letter that is published again says what happened in the first place.
+        let is_again = columns.body.and_then(cell).is_some();
+        let first_op = own.filter(|_| is_again).and_then(|own| Op::parse(own.get("Walhook-Op")?.as_str()?));
         self.subject.clear();
         let mut problem = None;
         if let Some(index) = webhook {
@@ -587,17 +601,35 @@ impl Outlet {
                 format!("its message_id is longer than {MESSAGE_ID_MAX} bytes or has control characters")
             });
         }
+        let of = match webhook.map(|index| rules.webhooks[index].format.is_cloudevent()) {
+            _ if is_again => headers::Of::Again,
+            Some(true) => headers::Of::CloudEvent,
+            _ => headers::Of::Message,
+        };
+        if let Some(why) = own.and_then(|own| headers::invalid(own, of)) {
+            problem.get_or_insert_with(|| format!("its own headers cannot be sent: {why}"));
+        }
         let lane = webhook.and_then(|index| rules.lane(index, &self.subject));
-        let change = Change { position, xid: 0, op: Op::Insert, relation: 0, new: Some(row), old: None };
+        let op = first_op.unwrap_or(Op::Insert);
+        let change = Change { position, xid: 0, op, relation: 0, new: Some(row), old: None };
         match webhook {
             Some(_) => self.event(rules, webhook, body, &change, lane, message_id, problem),
             None => {
                 let payload = cell(columns.payload).unwrap_or_default().to_vec();
                 let position = event_position(position, webhook_id.unwrap_or(0));
+                let id = position.id(&self.source);
+                let head = Head { subject: b"", id: id.as_bytes(), message_id, op: op.as_str(), epoch: self.epoch };
+                let mut block = Vec::new();
+                head.write_ids(&mut block);
+                head.write_origin(&mut block);
+                if let Some(own) = own {
+                    headers::write_again(own, &mut block);
+                }
                 let condemned = Condemned {
                     number: self.window.count_event(),
                     position,
                     subject: String::new(),
+                    headers: headers::to_json(&block),
                     payload,
                     reason: problem.expect("set above"),
                 };
@@ -634,13 +666,20 @@ impl Outlet {
             }
             (Some(problem), _) => (0, Some(problem)),
         };
+        let head = Head { subject: &self.subject, id: &self.id, message_id, op: change.op.as_str(), epoch: self.epoch };
+        let (source, transaction) = (&self.source, &self.transaction);
         if let Some(reason) = reason {
+            let mut block = Vec::new();
+            head.write_ids(&mut block);
+            head.write_origin(&mut block);
+            payload::write_headers(body, webhook, source, transaction, &self.id, &mut block);
             let mut payload = Vec::new();
-            payload::write(body, webhook, &self.source, &self.transaction, &self.id, &mut payload);
+            payload::write(body, webhook, source, transaction, &self.id, &mut payload);
             let condemned = Condemned {
                 number: self.window.count_event(),
                 position,
                 subject: String::from_utf8_lossy(&self.subject).into_owned(),
+                headers: headers::to_json(&block),
                 payload,
                 reason,
             };
@@ -651,14 +690,8 @@ impl Outlet {
             self.counts.skipped += 1;
             return Ok(());
         }
-        let draft = lane.draft(Head {
-            subject: &self.subject,
-            id: &self.id,
-            message_id,
-            op: change.op.as_str(),
-            epoch: self.epoch,
-        });
-        payload::write(body, webhook, &self.source, &self.transaction, &self.id, lane.buffer());
+        let draft = lane.draft(head, |out| payload::write_headers(body, webhook, source, transaction, &self.id, out));
+        payload::write(body, webhook, source, transaction, &self.id, lane.buffer());
         let number = self.window.count_event();
         match lane.commit(draft, number, position) {
             Ok(()) => Ok(()),
@@ -667,7 +700,7 @@ impl Outlet {
     }
 
     fn condemn(&mut self, rules: &Rules, condemned: Condemned) -> Result<()> {
-        let Condemned { number, position, subject, payload, reason } = condemned;
+        let Condemned { number, position, subject, headers, payload, reason } = condemned;
         let webhook = rules.webhook(position.webhook_id).map(|index| &rules.webhooks[index]);
         let event_id = position.id(&self.source);
         if let Some(webhook) = webhook.filter(|webhook| webhook.on_error == OnError::Halt) {
@@ -684,6 +717,7 @@ impl Outlet {
             webhook_id: position.webhook_id,
             webhook_name: webhook.map(|webhook| webhook.name.clone()),
             subject,
+            headers,
             payload,
             reason,
             commit_lsn: position.commit_lsn,
