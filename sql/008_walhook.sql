@@ -190,24 +190,32 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_status (
     heartbeat_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     heartbeat_seconds INTEGER NOT NULL DEFAULT 10
 );
+ALTER TABLE public.rule_cdc_status ADD COLUMN IF NOT EXISTS history_lost BIGINT;
 COMMENT ON TABLE public.rule_cdc_status IS
     'What the running streamer last said of itself, one row per source. Never published, never linkable';
 COMMENT ON COLUMN public.rule_cdc_status.pid IS 'Process id on host';
 COMMENT ON COLUMN public.rule_cdc_status.connected_since IS 'Since when it holds the slot';
 COMMENT ON COLUMN public.rule_cdc_status.nats IS
     '{"<config_name>": {"server": "nats://host:4222", "connected": true, "connected_since": "…", "last_error": null}}, no secrets';
+COMMENT ON COLUMN public.rule_cdc_status.history_lost IS
+    'Rows that rule_nats_publish_history did not take, in this session; their events are delivered';
 COMMENT ON COLUMN public.rule_cdc_status.heartbeat_seconds IS
     'How often it writes heartbeat_at, s; three times that without one, and it counts as not running';
 
--- The history is the RFC's; these two say which row of rule_webhook_events a row is about, and where it went.
+-- The history is the RFC's; these say which event a row is about, and where it went.
 ALTER TABLE public.rule_nats_publish_history
+    ADD COLUMN IF NOT EXISTS event_id TEXT,
     ADD COLUMN IF NOT EXISTS webhook_event_id BIGINT,
     ADD COLUMN IF NOT EXISTS stream_name TEXT;
+COMMENT ON COLUMN public.rule_nats_publish_history.event_id IS
+    '<source>-<commit lsn>-<commit time>-<ordinal>-<webhook id>: here once, however often a killed streamer writes it again';
 COMMENT ON COLUMN public.rule_nats_publish_history.webhook_event_id IS
     'event_id in rule_webhook_events; NULL for a linked table''s event';
 COMMENT ON COLUMN public.rule_nats_publish_history.stream_name IS 'The stream that acknowledged it';
 CREATE INDEX IF NOT EXISTS idx_nats_publish_event ON public.rule_nats_publish_history (webhook_event_id)
     WHERE webhook_event_id IS NOT NULL;
+CREATE UNIQUE INDEX IF NOT EXISTS idx_nats_publish_event_id ON public.rule_nats_publish_history (event_id)
+    WHERE event_id IS NOT NULL;
 
 -- ----------------------------------------------------------------------------------------------- functions of ours come in
 
@@ -1331,6 +1339,109 @@ $$;
 COMMENT ON PROCEDURE public.rule_nats_wait IS
     'walhook: waits until the event of a committed transaction is published or has failed, and answers as rule_nats_event_status; '
     'after the timeout with "timed_out": true';
+
+-- -------------------------------------------------------------------------------------- the publish history, by the streamer
+
+CREATE OR REPLACE FUNCTION public.rule_nats_history_open()
+RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    CREATE TEMPORARY TABLE IF NOT EXISTS walhook_history (
+        published_at TIMESTAMPTZ NOT NULL, -- 2000-01-01 where the ack was not seen
+        sequence BIGINT NOT NULL,          -- 0: none
+        latency_us BIGINT NOT NULL,        -- -1: not known
+        success BOOLEAN NOT NULL,
+        webhook_id INTEGER NOT NULL,
+        event_id TEXT NOT NULL,
+        subject TEXT NOT NULL,
+        headers TEXT NOT NULL,
+        message_id TEXT NOT NULL,
+        triggered_by TEXT,
+        rule_execution_id TEXT,
+        webhook_event_id TEXT,
+        stream_name TEXT,
+        payload TEXT,
+        error_message TEXT
+    ) ON COMMIT DELETE ROWS;
+END
+$$;
+COMMENT ON FUNCTION public.rule_nats_history_open IS
+    'walhook: the streamer''s: makes the session''s temporary table into which it copies rows of the history';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_history_json(p_text TEXT)
+RETURNS JSONB LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN p_text::jsonb;
+EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
+    -- JSON that jsonb cannot hold, such as a text with \u0000.
+    RETURN jsonb_build_object('unstorable', SQLERRM);
+END
+$$;
+COMMENT ON FUNCTION public.rule_nats_history_json IS
+    'walhook: the streamer''s: a payload as jsonb, or {"unstorable": why} where it cannot be one';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_history_insert(p_first TID, p_last TID, p_careful BOOLEAN)
+RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO public.rule_nats_publish_history AS h
+        (webhook_id, subject, payload, headers, published_at, message_id, sequence_number, success, error_message,
+         latency_ms, triggered_by, rule_execution_id, event_id, webhook_event_id, stream_name)
+    SELECT n.webhook_id, n.subject,
+           CASE WHEN p_careful THEN coalesce(public.rule_nats_history_json(n.payload), 'null')
+                ELSE coalesce(n.payload::jsonb, 'null') END,
+           CASE WHEN p_careful THEN public.rule_nats_history_json(n.headers) ELSE n.headers::jsonb END,
+           CASE WHEN n.published_at = '2000-01-01 00:00:00+00' THEN now() ELSE n.published_at END,
+           n.message_id, nullif(n.sequence, 0), n.success AND d.event_id IS NULL, coalesce(n.error_message, d.reason),
+           CASE WHEN n.latency_us >= 0 THEN least(n.latency_us / 1000.0, 99999999.99) END,
+           n.triggered_by, n.rule_execution_id::bigint, n.event_id, n.webhook_event_id::bigint, n.stream_name
+    FROM pg_temp.walhook_history n
+    -- What comes again after a restart and is not in its stream, although the stream has what came after it: either it
+    -- has expired there, or it was a dead letter.
+    LEFT JOIN public.rule_nats_dead_letters d ON n.success AND n.sequence = 0 AND d.event_id = n.event_id
+    WHERE n.ctid >= p_first AND n.ctid <= p_last
+      AND EXISTS (SELECT FROM public.rule_webhooks w WHERE w.webhook_id = n.webhook_id)
+    -- One that failed can succeed later: when the streamer was killed in between and the cause mended.
+    ON CONFLICT (event_id) WHERE event_id IS NOT NULL DO UPDATE SET
+        success = true, error_message = NULL, sequence_number = excluded.sequence_number,
+        latency_ms = excluded.latency_ms, published_at = excluded.published_at, stream_name = excluded.stream_name
+    WHERE NOT h.success AND excluded.success AND excluded.sequence_number IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION public.rule_nats_history_insert IS
+    'walhook: the streamer''s: moves rows of its temporary table into the history; carefully means what jsonb cannot hold too';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_history_write(OUT lost BIGINT, OUT problem TEXT)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_row RECORD;
+BEGIN
+    SELECT count(*), format('webhook %s does not exist any more', min(n.webhook_id)) INTO lost, problem
+    FROM pg_temp.walhook_history n
+    WHERE NOT EXISTS (SELECT FROM public.rule_webhooks w WHERE w.webhook_id = n.webhook_id);
+    BEGIN
+        PERFORM public.rule_nats_history_insert('(0,0)', '(4294967295,65535)', false);
+    EXCEPTION WHEN OTHERS THEN
+        -- The table itself, the server or the moment: no row fares better than another.
+        IF SQLSTATE ~ '^(08|25|40|42|53|55|57|58|XX)' THEN
+            RAISE;
+        END IF;
+        FOR v_row IN SELECT n.ctid AS at FROM pg_temp.walhook_history n LOOP
+            BEGIN
+                PERFORM public.rule_nats_history_insert(v_row.at, v_row.at, true);
+            EXCEPTION WHEN OTHERS THEN
+                IF SQLSTATE ~ '^(08|25|40|42|53|55|57|58|XX)' THEN
+                    RAISE;
+                END IF;
+                problem := CASE WHEN lost = 0 THEN SQLERRM ELSE problem END;
+                lost := lost + 1;
+            END;
+        END LOOP;
+    END;
+    problem := CASE WHEN lost > 0 THEN problem END;
+END
+$$;
+COMMENT ON FUNCTION public.rule_nats_history_write IS
+    'walhook: the streamer''s: moves its temporary table into the history; rows that are refused (their webhook was deleted, a '
+    'constraint of yours) are left out: how many, and why the first';
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_events_cleanup(
     p_older_than INTERVAL DEFAULT '24 hours',

@@ -76,8 +76,7 @@ BEGIN
                ('walhook_streamer', 'SELECT, DELETE', ARRAY['rule_webhook_events']),
                ('walhook_streamer', 'SELECT, INSERT, UPDATE', ARRAY['rule_nats_checkpoints', 'rule_nats_dead_letters',
                     'rule_nats_consumer_stats']),
-               ('walhook_streamer', 'SELECT, INSERT, DELETE', ARRAY['rule_nats_publish_history']),
-               ('walhook_streamer', 'SELECT, INSERT, UPDATE, DELETE', ARRAY['rule_cdc_status']),
+               ('walhook_streamer', 'SELECT, INSERT, UPDATE, DELETE', ARRAY['rule_nats_publish_history', 'rule_cdc_status']),
                ('walhook_operator', 'SELECT', ARRAY['rule_nats_publish_history', 'rule_nats_consumer_stats',
                     'rule_webhook_events', 'rule_nats_checkpoints', 'rule_nats_dead_letters', 'rule_cdc_status',
                     'rule_cdc_slots', 'schema_migrations', 'webhook_status_summary', 'webhook_recent_failures',
@@ -145,7 +144,8 @@ BEGIN
                   'rule_nats_cleanup_expired', 'rule_webhook_links_check', 'rule_cdc_link_problems',
                   'rule_cdc_link_subjects', 'rule_cdc_table_problem', 'rule_cdc_replica_identity', 'rule_nats_stream_for',
                   'rule_nats_subject_check', 'rule_nats_subject_token', 'rule_nats_subjects_overlap',
-                  'rule_nats_headers_problem', 'rule_nats_report', 'rule_nats_health_check',
+                  'rule_nats_headers_problem', 'rule_nats_report', 'rule_nats_health_check', 'rule_nats_history_open',
+                  'rule_nats_history_json', 'rule_nats_history_insert', 'rule_nats_history_write',
                   'rule_nats_dead_letter_retry', 'rule_nats_dead_letter_drop')
               WHEN 'walhook_operator' THEN p.proname NOT IN (
                   'rule_webhook_secret_get', 'rule_cdc_functions_open', 'rule_cdc_functions_close')
@@ -169,6 +169,10 @@ BEGIN
         END IF;
         IF NOT has_database_privilege(v_role, current_database(), 'CONNECT') THEN
             EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), v_role);
+        END IF;
+        -- Through a temporary table the history's rows come in.
+        IF v_role = 'walhook_streamer' AND NOT has_database_privilege(v_role, current_database(), 'TEMPORARY') THEN
+            EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO %I', current_database(), v_role);
         END IF;
     END LOOP;
 EXCEPTION WHEN insufficient_privilege THEN

@@ -154,9 +154,12 @@ impl Config {
         if publication.is_empty() || publication.len() > 54 {
             return Err(Error::config(format!("publication {publication:?}: its name has 1 to 54 bytes")));
         }
+        let window_bytes = in_range("window_bytes", file.window_bytes.unwrap_or(8 << 20), 64 << 10, 1 << 30)?;
         let limits = Limits {
             window_events: in_range("window_events", file.window_events.unwrap_or(4096), 1, 32_768)?,
-            window_bytes: in_range("window_bytes", file.window_bytes.unwrap_or(8 << 20), 64 << 10, 1 << 30)?,
+            window_bytes,
+            // Its rows are about as large as the messages.
+            history_bytes: window_bytes,
         };
         let millis = |name, value: Option<u64>, default, min, max| {
             in_range(name, value.unwrap_or(default), min, max).map(Duration::from_millis)

@@ -87,6 +87,11 @@ fn publishing_what_the_tail_shows_as_stored_is_caught() {
 }
 
 #[test]
+fn taking_rows_of_the_history_for_durable_when_they_are_sent_off_is_caught() {
+    check_caught(Bug::RecordOnSend, 500);
+}
+
+#[test]
 fn beginning_a_message_in_the_midst_of_another_is_caught() {
     check_caught(Bug::ReuseTornConnection, 3000);
 }

@@ -5,8 +5,10 @@
 //! its lane's own matter ([`lanes`]). What a webhook halts at is tried once more by the rules as they are by then, for
 //! mending them is what a halt waits for.
 
+mod history;
 mod lanes;
 mod ledger;
+mod office;
 mod pace;
 mod session;
 
@@ -19,7 +21,7 @@ use crate::{
     error::{Error, Result},
     flow::streamer::Halted,
 };
-use session::History;
+use session::Routing;
 
 /// First and longest wait between two sessions.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -38,18 +40,18 @@ pub async fn run(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result
     );
     let mut backoff = Backoff::default();
     let mut last_error: Option<String> = None;
-    let mut history = History::AsItWas;
+    let mut routing = Routing::AsItWas;
     loop {
         let mut streamed = false;
-        match session::session(config, &mut shutdown, &mut streamed, history, last_error.as_deref()).await {
+        match session::session(config, &mut shutdown, &mut streamed, routing, last_error.as_deref()).await {
             Ok(()) => return Ok(()),
-            Err(error) if error.cause_as::<Halted>().is_some() && history == History::AsItWas => {
+            Err(error) if error.cause_as::<Halted>().is_some() && routing == Routing::AsItWas => {
                 tracing::warn!("{error}; trying once more by the rules as they are now");
-                history = History::AsOfNow;
+                routing = Routing::AsOfNow;
             }
             Err(error) if !error.is_retryable() => return Err(error),
             Err(error) => {
-                history = History::AsItWas;
+                routing = Routing::AsItWas;
                 if streamed {
                     backoff = Backoff::default();
                 }

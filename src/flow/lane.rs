@@ -8,15 +8,20 @@
 //! fixed width, to be patched where they lie: the attempt's number in the reply subject, so that an answer to an
 //! earlier attempt is told apart, and the stream sequence expected in strict ordering.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, ops::Range};
 
 use super::{
     event_id::EventPosition,
+    history::{History, Note, Outcome},
     spool::{Place, Spool},
 };
 use crate::{
     error::{Error, Result},
-    route::{headers, subject},
+    route::{
+        headers,
+        rules::{Keep, KeepPayload},
+        subject,
+    },
 };
 
 /// How a lane keeps its order.
@@ -69,6 +74,19 @@ pub struct Condemned {
     pub payload: Vec<u8>,
     /// Why.
     pub reason: String,
+    /// What its history begins with, where it has one.
+    pub noted: Option<Noted>,
+}
+
+/// What a row of the history is made of, besides what became of the event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Noted {
+    /// A [`Note`], written.
+    pub note: Vec<u8>,
+    /// How the payload is kept.
+    pub keep: KeepPayload,
+    /// What of the payload is kept.
+    pub data: Range<usize>,
 }
 
 /// See the module.
@@ -102,6 +120,21 @@ pub struct Lane {
     limit: Option<u64>,
     stored: u64,
     duplicates: u64,
+    /// The notes of the events in line, in their order.
+    notes: Spool,
+    history: History,
+    now: Moment,
+    /// The index of the first message that was not handed to the socket since the lane was opened.
+    sent_upto: u64,
+}
+
+/// A moment by two clocks.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Moment {
+    /// The time of day, in µs since 2000-01-01.
+    pub wall: i64,
+    /// A clock that only goes forward, in µs.
+    pub steady: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -118,6 +151,11 @@ struct Slot {
     length: usize,
     layout: Layout,
     state: State,
+    /// When it was handed to the socket, by the steady clock.
+    sent_at: u64,
+    /// Where its note is; none has no length.
+    note: (Place, usize),
+    keep: Keep,
 }
 
 /// Why an event leaves the line.
@@ -148,13 +186,19 @@ struct Layout {
     expected_at: Option<usize>,
     header_at: usize,
     body_at: usize,
+    /// What of the body the history keeps.
+    data: (usize, usize),
 }
 
 /// A message that is being written: the head is there, the payload is to be appended to [`Lane::buffer`].
 #[derive(Debug)]
 pub struct Draft {
     place: Place,
+    /// Where it begins in the buffer.
+    start: usize,
     layout: Layout,
+    note: (Place, usize),
+    keep: Keep,
 }
 
 /// The parts of a message's head.
@@ -229,7 +273,18 @@ impl Lane {
             limit: None,
             stored: 0,
             duplicates: 0,
+            notes: Spool::default(),
+            history: History::new(usize::MAX),
+            now: Moment::default(),
+            sent_upto: 0,
         }
+    }
+
+    /// The same, with so much room for rows of the history, in bytes.
+    #[must_use]
+    pub fn with_history_room(mut self, bytes: usize) -> Lane {
+        self.history = History::new(bytes);
+        self
     }
 
     /// The stream's name.
@@ -254,7 +309,7 @@ impl Lane {
 
     /// Whether all is settled.
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty() && self.condemned.is_empty()
+        self.slots.is_empty() && self.condemned.is_empty() && self.history.oldest().is_none()
     }
 
     /// Bytes in line.
@@ -262,10 +317,16 @@ impl Lane {
         self.bytes
     }
 
-    /// The number of the oldest event that is not settled.
+    /// The number of the oldest event in line.
+    pub fn front(&self) -> Option<u64> {
+        self.slots.front().map(|slot| slot.number)
+    }
+
+    /// The number of the oldest event that is not settled: not stored yet, given up and not taken from here yet, or with
+    /// a row of the history that is not durable.
     pub fn oldest(&self) -> Option<u64> {
         let given_up = self.condemned.iter().map(|condemned| condemned.number);
-        self.slots.front().map(|slot| slot.number).into_iter().chain(given_up).min()
+        self.front().into_iter().chain(given_up).chain(self.history.oldest()).min()
     }
 
     /// Events that can never be published, given up since the last call. Until they are taken from here nothing is
@@ -375,7 +436,50 @@ impl Lane {
         more(out);
         out.extend_from_slice(b"\r\n\r\n");
         let body_at = out.len() - start;
-        Draft { place, layout: Layout { subject_end, attempt_at, header_at, expected_at, body_at } }
+        let layout = Layout { subject_end, attempt_at, header_at, expected_at, body_at, data: (body_at, body_at) };
+        Draft { place, start, layout, note: (self.notes.end(), 0), keep: Keep::Nothing }
+    }
+
+    /// Says where in [`Lane::buffer`] the draft's data is, and what the history is to keep of the event.
+    pub fn note(&mut self, draft: &mut Draft, data: Range<usize>, keep: Keep, note: &Note<'_>) {
+        draft.layout.data = (data.start - draft.start, data.end - draft.start);
+        if keep == Keep::Nothing || !self.history.takes_notes() {
+            return;
+        }
+        let place = self.notes.begin();
+        note.write(Some(&self.stream), self.notes.buffer());
+        draft.note = (place, self.notes.length_since(place));
+        draft.keep = keep;
+    }
+
+    /// The draft's event turns out to be in the stream already: its row goes into the history, nothing is sent.
+    pub fn skip(&mut self, draft: Draft, number: u64, position: EventPosition) {
+        let Draft { place, layout, note, keep, .. } = draft;
+        if let Keep::Everything(payload) = keep {
+            let message = self.spool.message(place, self.spool.length_since(place));
+            let data = &message[layout.data.0..layout.data.1];
+            let outcome = Outcome::Stored { at: None, sequence: None, latency: None };
+            self.history.push(number, &position, self.notes.message(note.0, note.1), data, payload, outcome);
+        }
+        self.spool.truncate(place);
+        if note.1 > 0 {
+            self.notes.truncate(note.0);
+        }
+    }
+
+    /// What became of the lane's events, for the publish history.
+    pub fn history(&mut self) -> &mut History {
+        &mut self.history
+    }
+
+    /// Whether the history's rows need not be waited for before more is read.
+    pub fn history_lets_pass(&self) -> bool {
+        self.history.lets_pass()
+    }
+
+    /// What time it is, for what happens from here on.
+    pub fn set_time(&mut self, now: Moment) {
+        self.now = now;
     }
 
     /// Where the payload of the draft is to be appended.
@@ -388,7 +492,7 @@ impl Lane {
     /// # Errors
     /// What of it can never be published, where it is larger than the server takes; the line is as before.
     pub fn commit(&mut self, draft: Draft, number: u64, position: EventPosition) -> Result<(), Box<Condemned>> {
-        let Draft { place, layout } = draft;
+        let Draft { place, layout, note, keep, .. } = draft;
         let Layout { header_at, .. } = layout;
         let length = self.spool.length_since(place);
         let total = length - header_at;
@@ -401,6 +505,7 @@ impl Lane {
                 headers: headers::to_json(&message[layout.header_at..layout.body_at]),
                 payload: message[layout.body_at..].to_vec(),
                 reason: too_large(total, self.max_payload),
+                noted: noted(&self.notes, note, keep, layout),
             };
             self.spool.truncate(place);
             return Err(Box::new(condemned));
@@ -414,7 +519,9 @@ impl Lane {
         set_digits(header_length as u64, &mut message[header_length_at..header_length_at + HEADER_LENGTH_DIGITS]);
         set_digits(total as u64, &mut message[total_at..total_at + TOTAL_LENGTH_DIGITS]);
         self.bytes += length + 2;
-        self.slots.push_back(Slot { number, position, place, length: length + 2, layout, state: State::Waiting });
+        let length = length + 2;
+        let (state, sent_at) = (State::Waiting, 0);
+        self.slots.push_back(Slot { number, position, place, length, layout, state, sent_at, note, keep });
         Ok(())
     }
 
@@ -438,6 +545,13 @@ impl Lane {
     /// The socket took `count` of the unsent bytes.
     pub fn mark_sent(&mut self, count: usize) {
         self.spool.mark_sent(count);
+        let sent = self.spool.sent();
+        self.sent_upto = self.sent_upto.max(self.base);
+        let from = usize::try_from(self.sent_upto - self.base).expect("within the line");
+        for slot in self.slots.range_mut(from..).take_while(|slot| slot.place < sent) {
+            slot.sent_at = self.now.steady;
+            self.sent_upto += 1;
+        }
     }
 
     /// Whether the bytes sent so far end with a whole message, so that another command may follow.
@@ -507,6 +621,7 @@ impl Lane {
         let first = self.slots.front().map_or_else(|| self.spool.end(), |slot| slot.place);
         self.spool.rewind(first);
         self.spool.release(first);
+        self.sent_upto = self.base;
         Ok(())
     }
 
@@ -568,6 +683,7 @@ impl Lane {
             && let State::Stored(sequence) = slot.state
         {
             self.floor = Some((slot.position, sequence));
+            record(&mut self.history, &self.notes, &self.spool, slot, Some(sequence), self.now);
             self.bytes -= slot.length;
             self.base += 1;
             self.slots.pop_front();
@@ -575,6 +691,7 @@ impl Lane {
         if index == 0 {
             let first = self.slots.front().map_or_else(|| self.spool.end(), |slot| slot.place);
             self.spool.release(first);
+            self.release_notes();
         }
         if in_place { Ok(()) } else { Err(Refusal::WrongSequence) }
     }
@@ -612,10 +729,12 @@ impl Lane {
         self.attempt = self.attempt.wrapping_add(1);
         if fates.iter().enumerate().all(|(at, (index, fate))| at == *index && *fate == Fate::Stored) {
             for slot in self.slots.drain(..fates.len()) {
+                record(&mut self.history, &self.notes, &self.spool, &slot, slot.sequence(), self.now);
                 self.bytes -= slot.length;
                 self.base += 1;
                 self.stored += u64::from(!matches!(slot.state, State::Stored(_)));
             }
+            self.release_notes();
             return;
         }
         // Something within the line goes. Rare, so the spool is simply laid anew.
@@ -631,7 +750,10 @@ impl Lane {
             };
             self.bytes -= slot.length;
             match fate {
-                Fate::Stored => self.stored += u64::from(!matches!(slot.state, State::Stored(_))),
+                Fate::Stored => {
+                    record(&mut self.history, &self.notes, &self.spool, &slot, slot.sequence(), self.now);
+                    self.stored += u64::from(!matches!(slot.state, State::Stored(_)));
+                }
                 Fate::Condemned(reason) => self.condemned.push(Condemned {
                     number: slot.number,
                     position: slot.position,
@@ -639,10 +761,18 @@ impl Lane {
                     headers: headers::to_json(&message[slot.layout.header_at..slot.layout.body_at]),
                     payload: message[slot.layout.body_at..message.len() - CRLF.len()].to_vec(),
                     reason,
+                    noted: noted(&self.notes, slot.note, slot.keep, slot.layout),
                 }),
             }
         }
         self.spool = spool;
+        self.release_notes();
+    }
+
+    /// Forgets the notes of events that are no longer in line.
+    fn release_notes(&mut self) {
+        let first = self.slots.front().map_or_else(|| self.notes.end(), |slot| slot.note.0);
+        self.notes.release(first);
     }
 
     fn expected(&self, index: u64) -> u64 {
@@ -671,6 +801,31 @@ impl Lane {
              start with another source name or another stream",
         )
     }
+}
+
+impl Slot {
+    fn sequence(&self) -> Option<u64> {
+        match self.state {
+            State::Stored(sequence) => Some(sequence),
+            _ => None,
+        }
+    }
+}
+
+/// Puts the row of a stored event into the history, where it has one.
+fn record(history: &mut History, notes: &Spool, spool: &Spool, slot: &Slot, sequence: Option<u64>, now: Moment) {
+    let Keep::Everything(payload) = slot.keep else { return };
+    let data = &spool.message(slot.place, slot.length)[slot.layout.data.0..slot.layout.data.1];
+    let latency = Some(now.steady.saturating_sub(slot.sent_at));
+    let outcome = Outcome::Stored { at: Some(now.wall), sequence, latency };
+    history.push(slot.number, &slot.position, notes.message(slot.note.0, slot.note.1), data, payload, outcome);
+}
+
+/// What the history of an event that is given up begins with.
+fn noted(notes: &Spool, note: (Place, usize), keep: Keep, layout: Layout) -> Option<Noted> {
+    let (Keep::Everything(keep) | Keep::Failures(keep)) = keep else { return None };
+    let data = layout.data.0 - layout.body_at..layout.data.1 - layout.body_at;
+    Some(Noted { note: notes.message(note.0, note.1).to_vec(), keep, data })
 }
 
 fn too_large(total: usize, max_payload: usize) -> String {

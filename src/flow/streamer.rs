@@ -14,7 +14,8 @@ use std::collections::{HashMap, VecDeque};
 
 use super::{
     event_id::EventPosition,
-    lane::{Condemned, Head, Lane, Ordering},
+    history::{Batch, Book, History, Origin, Outcome},
+    lane::{Condemned, Head, Lane, Noted, Ordering},
     window::Window,
 };
 use crate::{
@@ -23,7 +24,7 @@ use crate::{
         headers,
         payload::{self, Body, TransactionText},
         plan::{EventColumns, Linked, Plan},
-        rules::{self, LaneKey, OnError, Rules},
+        rules::{self, Keep, LaneKey, OnError, Rules, Webhook},
         subject,
         tables::{Cell, ConfigRow, StreamRow, Table, Tables},
         types::TypeCatalog,
@@ -44,6 +45,8 @@ pub struct Limits {
     pub window_events: usize,
     /// Bytes per lane, of whole messages.
     pub window_bytes: usize,
+    /// Bytes per lane, of rows of the history that are not durable yet.
+    pub history_bytes: usize,
 }
 
 /// Dead letters that wait for their row, before reading stops.
@@ -75,6 +78,8 @@ pub struct DeadLetter {
     pub reason: String,
     pub commit_lsn: Lsn,
     number: u64,
+    position: EventPosition,
+    noted: Option<Noted>,
 }
 
 /// Why an event of a webhook with `on_error = halt` cannot be published: the cause of the error that says so, by which
@@ -142,12 +147,15 @@ struct Outlet {
     lanes: Vec<Lane>,
     window: Window,
     dead_letters: VecDeque<DeadLetter>,
+    /// Of dead letters that are durable.
+    history: History,
     transaction: TransactionText,
     counts: Counts,
     // Working space, kept from event to event.
     id: Vec<u8>,
     subject: Vec<u8>,
     scratch: Vec<u8>,
+    origin: Origin,
 }
 
 impl Streamer {
@@ -185,11 +193,13 @@ impl Streamer {
                 lanes: Vec::new(),
                 window: Window::new(confirmed),
                 dead_letters: VecDeque::new(),
+                history: History::new(limits.history_bytes),
                 transaction: TransactionText::default(),
                 counts: Counts::default(),
                 id: Vec::new(),
                 subject: Vec::new(),
                 scratch: Vec::new(),
+                origin: Origin::default(),
             },
             idle_upto: None,
             awaits_types: false,
@@ -301,23 +311,29 @@ impl Streamer {
             let shared = rows.is_some_and(|(_, row)| row.ordering.as_deref() == Some("shared"));
             let ordering = if shared { Ordering::Shared } else { Ordering::Strict };
             let inbox = format!("{}.{}", self.out.inbox, self.out.lanes.len());
-            self.out.lanes.push(Lane::new(&key.stream, ordering, &inbox));
+            let lane = Lane::new(&key.stream, ordering, &inbox);
+            self.out.lanes.push(lane.with_history_room(self.out.limits.history_bytes));
         }
         self.out.hold_back();
     }
 
     /// Whether there is room for what the next message may bring.
     pub fn has_room(&self) -> bool {
-        let Limits { window_events, window_bytes } = self.out.limits;
+        let Limits { window_events, window_bytes, .. } = self.out.limits;
         !self.awaits_types
             && self.out.dead_letters.len() < DEAD_LETTERS_WAITING_MAX
-            && self.out.lanes.iter().all(|lane| lane.len() < window_events && lane.bytes() < window_bytes)
+            && self.out.history.lets_pass()
+            && self
+                .out
+                .lanes
+                .iter()
+                .all(|lane| lane.len() < window_events && lane.bytes() < window_bytes && lane.history_lets_pass())
     }
 
     /// Whether so much room has come back that reading is worth while again: a window that was full and is opened for
     /// every ack would be filled a message at a time.
     pub fn has_ample_room(&self) -> bool {
-        let Limits { window_events, window_bytes } = self.out.limits;
+        let Limits { window_events, window_bytes, .. } = self.out.limits;
         self.has_room()
             && self
                 .out
@@ -389,9 +405,55 @@ impl Streamer {
 
     /// The row of this dead letter is durable.
     pub fn buried(&mut self, event_id: &str) {
-        self.out.dead_letters.retain(|letter| letter.event_id != event_id);
+        while let Some(index) = self.out.dead_letters.iter().position(|letter| letter.event_id == event_id) {
+            let letter = self.out.dead_letters.remove(index).expect("just found");
+            if let Some(Noted { note, keep, data }) = &letter.noted {
+                let outcome = Outcome::Failed { reason: &letter.reason };
+                let data = &letter.payload[data.clone()];
+                self.out.history.push(letter.number, &letter.position, note, data, *keep, outcome);
+            }
+        }
         self.out.hold_back();
         self.settle();
+    }
+
+    /// Rows for the publish history, to be written; of each book one batch at a time. To be given back to
+    /// [`Streamer::recorded`] once they are durable. Rows whose sequence has to be looked up come only from lanes whose
+    /// stream `can_be_asked`.
+    pub fn take_history(&mut self, can_be_asked: impl Fn(usize) -> bool) -> Vec<(Book, Batch)> {
+        let lanes = self.out.lanes.iter_mut().enumerate();
+        let of_lanes = lanes.filter_map(|(index, lane)| {
+            let history = lane.history();
+            let batch = (!history.asks() || can_be_asked(index)).then(|| history.take())??;
+            Some((Book::Lane(index), batch))
+        });
+        let mut batches: Vec<_> = of_lanes.collect();
+        batches.extend(self.out.history.take().map(|batch| (Book::DeadLetters, batch)));
+        batches
+    }
+
+    /// The rows of this batch are durable, or will never be and are given up.
+    pub fn recorded(&mut self, book: Book, batch: Batch) {
+        match book {
+            Book::Lane(index) => self.out.lanes[index].history().recorded(batch),
+            Book::DeadLetters => self.out.history.recorded(batch),
+        }
+        self.settle();
+    }
+
+    /// Says whether the history's table takes no rows at present. Then delivery goes on without: rows that there is no
+    /// room for are left out, and hold the confirmation until the slot is read again ([`Streamer::owes_history`]).
+    pub fn set_history_stuck(&mut self, is_stuck: bool) {
+        self.out.history.set_stuck(is_stuck);
+        for lane in &mut self.out.lanes {
+            lane.history().set_stuck(is_stuck);
+        }
+    }
+
+    /// Whether rows of the history were left out, and all others are durable: it is time to read the slot again.
+    pub fn owes_history(&mut self) -> bool {
+        let unkept = |history: &mut History| history.unkept().is_some();
+        unkept(&mut self.out.history) || self.out.lanes.iter_mut().any(|lane| unkept(lane.history()))
     }
 
     /// Moves `confirmed` as far as what is settled allows.
@@ -559,7 +621,7 @@ impl Outlet {
                 (None, Ok(())) => subject::invalid(&self.subject).map(|why| format!("its subject is invalid: {why}")),
             };
             let lane = target.lane.or_else(|| rules.lane(target.webhook, &self.subject));
-            self.event(rules, Some(target.webhook), body, change, lane, None, problem)?;
+            self.event(rules, target.webhook, body, change, lane, None, problem)?;
         }
         Ok(())
     }
@@ -613,7 +675,7 @@ impl Outlet {
         let op = first_op.unwrap_or(Op::Insert);
         let change = Change { position, xid: 0, op, relation: 0, new: Some(row), old: None };
         match webhook {
-            Some(_) => self.event(rules, webhook, body, &change, lane, message_id, problem),
+            Some(webhook) => self.event(rules, webhook, body, &change, lane, message_id, problem),
             None => {
                 let payload = cell(columns.payload).unwrap_or_default().to_vec();
                 let position = event_position(position, webhook_id.unwrap_or(0));
@@ -632,6 +694,8 @@ impl Outlet {
                     headers: headers::to_json(&block),
                     payload,
                     reason: problem.expect("set above"),
+                    // It has no webhook that a row could name.
+                    noted: None,
                 };
                 self.condemn(rules, condemned)
             }
@@ -643,14 +707,14 @@ impl Outlet {
     fn event(
         &mut self,
         rules: &Rules,
-        webhook: Option<usize>,
+        webhook: usize,
         body: Body<'_>,
         change: &Change<'_>,
         lane: Option<usize>,
         message_id: Option<&[u8]>,
         problem: Option<String>,
     ) -> Result<()> {
-        let webhook = &rules.webhooks[webhook.expect("an event has a webhook")];
+        let webhook = &rules.webhooks[webhook];
         let position = event_position(change.position, webhook.id);
         self.counts.events += 1;
         self.id.clear();
@@ -658,49 +722,85 @@ impl Outlet {
         self.id.extend_from_slice(itoa::Buffer::new().format(position.ordinal).as_bytes());
         self.id.push(b'-');
         self.id.extend_from_slice(itoa::Buffer::new().format(webhook.id).as_bytes());
-        let (lane, reason) = match (problem, lane) {
-            (None, Some(lane)) => (lane, None),
-            (None, None) => {
-                let subject = String::from_utf8_lossy(&self.subject);
-                (0, Some(format!("no stream of its NATS configuration takes the subject {subject:?}")))
+        let lane = match (problem, lane) {
+            (None, Some(lane)) => lane,
+            (problem, _) => {
+                let reason = problem.unwrap_or_else(|| {
+                    let subject = String::from_utf8_lossy(&self.subject);
+                    format!("no stream of its NATS configuration takes the subject {subject:?}")
+                });
+                let condemned = self.impossible(webhook, body, change, message_id, reason);
+                return self.condemn(rules, condemned);
             }
-            (Some(problem), _) => (0, Some(problem)),
         };
-        let head = Head { subject: &self.subject, id: &self.id, message_id, op: change.op.as_str(), epoch: self.epoch };
-        let (source, transaction) = (&self.source, &self.transaction);
-        if let Some(reason) = reason {
-            let mut block = Vec::new();
-            head.write_ids(&mut block);
-            head.write_origin(&mut block);
-            payload::write_headers(body, webhook, source, transaction, &self.id, &mut block);
-            let mut payload = Vec::new();
-            payload::write(body, webhook, source, transaction, &self.id, &mut payload);
-            let condemned = Condemned {
-                number: self.window.count_event(),
-                position,
-                subject: String::from_utf8_lossy(&self.subject).into_owned(),
-                headers: headers::to_json(&block),
-                payload,
-                reason,
-            };
-            return self.condemn(rules, condemned);
-        }
-        let lane = &mut self.lanes[lane];
-        if lane.has(&position)? {
+        let is_stored = self.lanes[lane].has(&position)?;
+        if is_stored {
             self.counts.skipped += 1;
+            if !matches!(webhook.keep, Keep::Everything(_)) {
+                return Ok(());
+            }
+        }
+        let (source, transaction) = (&self.source, &self.transaction);
+        let lane = &mut self.lanes[lane];
+        let head = Head { subject: &self.subject, id: &self.id, message_id, op: change.op.as_str(), epoch: self.epoch };
+        let mut draft =
+            lane.draft(head, |out| payload::write_headers(body, webhook, source, transaction, &self.id, out));
+        let data = payload::write(body, webhook, source, transaction, &self.id, lane.buffer());
+        if webhook.keep != Keep::Nothing {
+            self.origin.fill(body, webhook);
+            let note = self.origin.note(body, webhook, &self.id, &self.subject, message_id);
+            lane.note(&mut draft, data, webhook.keep, &note);
+        }
+        let number = self.window.count_event();
+        if is_stored {
+            lane.skip(draft, number, position);
             return Ok(());
         }
-        let draft = lane.draft(head, |out| payload::write_headers(body, webhook, source, transaction, &self.id, out));
-        payload::write(body, webhook, source, transaction, &self.id, lane.buffer());
-        let number = self.window.count_event();
         match lane.commit(draft, number, position) {
             Ok(()) => Ok(()),
             Err(condemned) => self.condemn(rules, *condemned),
         }
     }
 
+    /// An event that no lane can take.
+    fn impossible(
+        &mut self,
+        webhook: &Webhook,
+        body: Body<'_>,
+        change: &Change<'_>,
+        message_id: Option<&[u8]>,
+        reason: String,
+    ) -> Condemned {
+        let (source, transaction) = (&self.source, &self.transaction);
+        let head = Head { subject: &self.subject, id: &self.id, message_id, op: change.op.as_str(), epoch: self.epoch };
+        let mut block = Vec::new();
+        head.write_ids(&mut block);
+        head.write_origin(&mut block);
+        payload::write_headers(body, webhook, source, transaction, &self.id, &mut block);
+        let mut payload = Vec::new();
+        let data = payload::write(body, webhook, source, transaction, &self.id, &mut payload);
+        let noted = match webhook.keep {
+            Keep::Nothing => None,
+            Keep::Failures(keep) | Keep::Everything(keep) => {
+                let mut note = Vec::new();
+                self.origin.fill(body, webhook);
+                self.origin.note(body, webhook, &self.id, &self.subject, message_id).write(None, &mut note);
+                Some(Noted { note, keep, data })
+            }
+        };
+        Condemned {
+            number: self.window.count_event(),
+            position: event_position(change.position, webhook.id),
+            subject: String::from_utf8_lossy(&self.subject).into_owned(),
+            headers: headers::to_json(&block),
+            payload,
+            reason,
+            noted,
+        }
+    }
+
     fn condemn(&mut self, rules: &Rules, condemned: Condemned) -> Result<()> {
-        let Condemned { number, position, subject, headers, payload, reason } = condemned;
+        let Condemned { number, position, subject, headers, payload, reason, noted } = condemned;
         let webhook = rules.webhook(position.webhook_id).map(|index| &rules.webhooks[index]);
         let event_id = position.id(&self.source);
         if let Some(webhook) = webhook.filter(|webhook| webhook.on_error == OnError::Halt) {
@@ -722,6 +822,8 @@ impl Outlet {
             reason,
             commit_lsn: position.commit_lsn,
             number,
+            position,
+            noted,
         };
         let at = self.dead_letters.partition_point(|other| other.number < number);
         self.dead_letters.insert(at, letter);
@@ -741,7 +843,8 @@ impl Outlet {
     /// The number of the oldest event that is not settled, or of the next one.
     fn oldest(&self) -> u64 {
         let waiting = self.dead_letters.front().map(|letter| letter.number);
-        self.lanes.iter().filter_map(Lane::oldest).chain(waiting).min().unwrap_or_else(|| self.window.next())
+        let lanes = self.lanes.iter().filter_map(Lane::oldest);
+        lanes.chain(waiting).chain(self.history.oldest()).min().unwrap_or_else(|| self.window.next())
     }
 }
 
@@ -755,56 +858,4 @@ fn event_position(position: Position, webhook_id: i32) -> EventPosition {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    fn streamer() -> Streamer {
-        let limits = Limits { window_events: 10, window_bytes: 1 << 20 };
-        Streamer::new("src", 1, "_INBOX.i", limits, Tables::default(), TypeCatalog::new(), Lsn(100))
-    }
-
-    /// XLogData at `at` with a Begin or a Commit of the transaction that commits from 500 to 548.
-    fn frame(at: u64, kind: u8) -> Vec<u8> {
-        let mut frame = vec![b'w'];
-        frame.extend([at, at, 0].into_iter().flat_map(u64::to_be_bytes));
-        frame.push(kind);
-        match kind {
-            b'B' => frame.extend([500u64, 7].into_iter().flat_map(u64::to_be_bytes).chain([0, 0, 2, 188])),
-            _ => frame.extend([0].into_iter().chain([500u64, 548, 7].into_iter().flat_map(u64::to_be_bytes))),
-        }
-        frame
-    }
-
-    fn keepalive(end: u64, reply_requested: bool) -> Vec<u8> {
-        let parts = [end, 0].into_iter().flat_map(u64::to_be_bytes);
-        [b'k'].into_iter().chain(parts).chain([u8::from(reply_requested)]).collect()
-    }
-
-    #[test]
-    fn a_keepalive_moves_the_confirmed_position_only_between_transactions() {
-        let mut streamer = streamer();
-        let mut check = |frame: &[u8], asks: bool, received: u64, known: u64, confirmed: u64| {
-            let asked = streamer.receive(frame).unwrap() == Received::ReplyRequested;
-            streamer.settle();
-            let positions = (streamer.received(), streamer.known_wal(), streamer.confirmed());
-            assert_eq!((asked, positions), (asks, (Lsn(received), Lsn(known), Lsn(confirmed))));
-        };
-        check(&keepalive(120, true), true, 120, 120, 120);
-        // The rows of a transaction lie before its commit; of that PostgreSQL has told nevertheless.
-        check(&frame(300, b'B'), false, 300, 500, 120);
-        check(&keepalive(400, true), true, 300, 500, 120);
-        check(&frame(500, b'C'), false, 548, 548, 548);
-        check(&keepalive(540, false), false, 548, 548, 548);
-        check(&keepalive(600, false), false, 600, 600, 600);
-    }
-
-    #[test]
-    fn a_transaction_that_is_cut_off_is_not_confirmed() {
-        let mut streamer = streamer();
-        streamer.receive(&frame(300, b'B')).unwrap();
-        streamer.settle();
-        assert_eq!((streamer.confirmed(), streamer.is_drained()), (Lsn(100), false));
-        assert!(streamer.receive(&frame(300, b'B')).is_err(), "a transaction within another");
-    }
-}
+mod tests;

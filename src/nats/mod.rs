@@ -1,6 +1,7 @@
 //! The edge towards NATS.
 //!
-//! Two connections per configuration: a client of async-nats for the JetStream API ([`control`]: [`streams`], [`tail`]),
+//! Two connections per configuration: a client of async-nats for the JetStream API ([`control`]: [`streams`], [`tail`],
+//! [`locate`]),
 //! and thin publishing connections of our own, opened by [`handshake`], driven by [`publish`] and read by [`ops`] and [`ack`]. Both take the same
 //! [`settings`], prove who they are by the same [`auth`] and encrypt by the same [`tls`].
 
@@ -8,6 +9,7 @@ pub mod ack;
 pub mod auth;
 pub mod control;
 pub mod handshake;
+pub mod locate;
 pub mod ops;
 pub mod publish;
 pub mod settings;

@@ -58,8 +58,17 @@ pub struct Tail {
 
 /// The message at `sequence`; `None` where it is deleted.
 pub async fn message(control: &Control, stream: &str, sequence: u64) -> Result<Option<Stored>> {
+    get(control, stream, sequence, &json!({ "seq": sequence })).await
+}
+
+/// The first message from `sequence` on that is there; `None` where there is none.
+pub async fn next_message(control: &Control, stream: &str, sequence: u64) -> Result<Option<Stored>> {
+    get(control, stream, sequence, &json!({ "seq": sequence, "next_by_subj": ">" })).await
+}
+
+async fn get(control: &Control, stream: &str, sequence: u64, request: &Value) -> Result<Option<Stored>> {
     let attempted = || format!("read message {sequence} of stream {stream:?}");
-    match control.api(&format!("STREAM.MSG.GET.{stream}"), &json!({ "seq": sequence })).await? {
+    match control.api(&format!("STREAM.MSG.GET.{stream}"), request).await? {
         Ok(answer) => stored(&answer).map(Some).map_err(|error| error.context(attempted())),
         Err(error) if error.err_code == NO_MESSAGE => Ok(None),
         Err(error) => Err(streams::api_error(attempted(), stream, error)),

@@ -12,7 +12,10 @@ pub mod sql;
 mod tls;
 mod wire;
 
-use std::fmt;
+use std::{
+    fmt,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use crate::error::{Error, Kind};
 
@@ -42,6 +45,12 @@ impl fmt::Display for ServerError {
 }
 
 impl std::error::Error for ServerError {}
+
+/// µs since 2000-01-01, as PostgreSQL counts time.
+pub fn now() -> i64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    i64::try_from(since_1970).unwrap_or(i64::MAX) - 946_684_800_000_000
+}
 
 /// The server's error code, where `error` came from the server.
 pub fn sqlstate(error: &Error) -> Option<&str> {

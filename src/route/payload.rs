@@ -3,6 +3,8 @@
 //! Comes in: a change, the plan of its table, its webhook. Goes out: bytes of JSON, appended. No tree of values in
 //! between, no allocation per column.
 
+use std::ops::Range;
+
 use serde_json::{Map, Value};
 
 use super::{
@@ -145,7 +147,8 @@ fn again(body: Body<'_>) -> Option<&[u8]> {
     }
 }
 
-/// Appends the payload of the event `id` for `webhook`.
+/// Appends the payload of the event `id` for `webhook`. Returns where in `out` its data is, the row or the caller's payload:
+/// what the history keeps of it.
 pub fn write(
     body: Body<'_>,
     webhook: &Webhook,
@@ -153,19 +156,31 @@ pub fn write(
     transaction: &TransactionText,
     id: &[u8],
     out: &mut Vec<u8>,
-) {
+) -> Range<usize> {
+    let start = out.len();
     if let Some(bytes) = again(body) {
-        return write_bytes(bytes, out);
+        write_bytes(bytes, out);
+        return start..out.len();
     }
     match webhook.format {
         Format::Webhook => write_webhook(body, webhook, transaction, id, out),
         Format::Data | Format::CloudEventsBinary => write_data(body, out),
-        Format::Debezium => debezium::write(body, source, transaction, out),
+        // Before and after are one thing there.
+        Format::Debezium => {
+            debezium::write(body, source, transaction, out);
+            start..out.len()
+        }
         Format::CloudEvents => cloudevents::write(body, source, transaction, id, out),
     }
 }
 
-fn write_webhook(body: Body<'_>, webhook: &Webhook, transaction: &TransactionText, id: &[u8], out: &mut Vec<u8>) {
+fn write_webhook(
+    body: Body<'_>,
+    webhook: &Webhook,
+    transaction: &TransactionText,
+    id: &[u8],
+    out: &mut Vec<u8>,
+) -> Range<usize> {
     out.extend_from_slice(b"{\"id\":\"");
     out.extend_from_slice(id);
     out.extend_from_slice(b"\",\"type\":\"");
@@ -176,7 +191,7 @@ fn write_webhook(body: Body<'_>, webhook: &Webhook, transaction: &TransactionTex
     out.extend_from_slice(&webhook.middle);
     write_shown_headers(body, webhook, out);
     out.extend_from_slice(b",\"data\":");
-    write_data(body, out);
+    let data = write_data(body, out);
     out.extend_from_slice(b",\"event\":{\"lsn\":\"");
     out.extend_from_slice(transaction.lsn.as_bytes());
     out.extend_from_slice(b"\",\"xid\":");
@@ -216,10 +231,11 @@ fn write_webhook(body: Body<'_>, webhook: &Webhook, transaction: &TransactionTex
         }
     }
     out.extend_from_slice(b"}}");
+    data
 }
 
 /// The webhook's headers; an event's own are added and win.
-fn write_shown_headers(body: Body<'_>, webhook: &Webhook, out: &mut Vec<u8>) {
+pub fn write_shown_headers(body: Body<'_>, webhook: &Webhook, out: &mut Vec<u8>) {
     if let Body::Call { own: Some(own), .. } = body
         && let Ok(mut merged) = serde_json::from_slice::<Map<_, _>>(&webhook.headers)
     {
@@ -230,7 +246,8 @@ fn write_shown_headers(body: Body<'_>, webhook: &Webhook, out: &mut Vec<u8>) {
     }
 }
 
-fn write_data(body: Body<'_>, out: &mut Vec<u8>) {
+fn write_data(body: Body<'_>, out: &mut Vec<u8>) -> Range<usize> {
+    let start = out.len();
     match body {
         Body::Row { table, target, change } => match (change.new, change.old) {
             (Some(new), old) => write_row(table, target, new, full(old), false, out),
@@ -242,6 +259,7 @@ fn write_data(body: Body<'_>, out: &mut Vec<u8>) {
             _ => out.extend_from_slice(b"null"),
         },
     }
+    start..out.len()
 }
 
 fn op(body: Body<'_>) -> Op {
@@ -251,7 +269,8 @@ fn op(body: Body<'_>) -> Op {
     }
 }
 
-fn write_type(body: Body<'_>, out: &mut Vec<u8>) {
+/// What happened: `public.orders.insert`, or `webhook.call`.
+pub fn write_type(body: Body<'_>, out: &mut Vec<u8>) {
     match body {
         Body::Row { table, change, .. } => {
             out.extend_from_slice(&table.qualified);

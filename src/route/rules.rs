@@ -67,6 +67,28 @@ pub enum OnError {
     DeadLetter,
 }
 
+/// What the publish history keeps of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing.
+    Nothing,
+    /// A row if it cannot be published.
+    Failures(KeepPayload),
+    /// A row whatever becomes of it; nothing is confirmed before it is durable.
+    Everything(KeepPayload),
+}
+
+/// How the history keeps a payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeepPayload {
+    /// As it is.
+    Full,
+    /// Its SHA-256 and length.
+    Hash,
+    /// Not at all.
+    None,
+}
+
 /// A compiled webhook.
 #[derive(Debug, Clone)]
 pub struct Webhook {
@@ -82,6 +104,8 @@ pub struct Webhook {
     pub format: Format,
     /// What becomes of its impossible events.
     pub on_error: OnError,
+    /// What the history keeps of its events.
+    pub keep: Keep,
     /// The subject where neither link nor event names one.
     pub subject: String,
     /// The `webhook` format's constant middle: `,"webhook_id":…,"method":"POST","headers":`
@@ -319,12 +343,27 @@ fn compile_webhook(
         problem: (!problems.is_empty()).then(|| problems.join("; ")),
         format,
         on_error,
+        keep: keep(config_row),
         subject,
         middle,
         expose_credentials: row.expose_credentials,
         headers,
         message_headers,
         config_id: config_id.unwrap_or(-1),
+    }
+}
+
+/// What a configuration keeps in the history. A word that is unknown, which the table's check lets nobody write, keeps all.
+fn keep(config: Option<&ConfigRow>) -> Keep {
+    let payload = match config.and_then(|config| config.history_payload.as_deref()) {
+        Some("hash") => KeepPayload::Hash,
+        Some("none") => KeepPayload::None,
+        _ => KeepPayload::Full,
+    };
+    match config.and_then(|config| config.history.as_deref()) {
+        Some("off") => Keep::Nothing,
+        Some("failures") => Keep::Failures(payload),
+        _ => Keep::Everything(payload),
     }
 }
 

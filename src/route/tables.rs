@@ -114,6 +114,10 @@ pub struct ConfigRow {
     pub stream_name: Option<String>,
     pub subject_prefix: Option<String>,
     pub enabled: Option<bool>,
+    /// `full` (default), `failures` or `off`.
+    pub history: Option<String>,
+    /// `full` (default), `hash` or `none`.
+    pub history_payload: Option<String>,
 }
 
 /// Without secrets: the URL may hold one too.
@@ -309,6 +313,8 @@ impl Row for ConfigRow {
             "jetstream_enabled" => self.jetstream_enabled = switch(column, value)?,
             "stream_name" => self.stream_name = optional(value),
             "subject_prefix" => self.subject_prefix = optional(value),
+            "history" => self.history = optional(value),
+            "history_payload" => self.history_payload = optional(value),
             "enabled" => self.enabled = switch(column, value)?,
             _ => {}
         }

@@ -32,6 +32,8 @@ pub struct Configuration {
     pub webhooks: BTreeMap<i32, Webhook>,
     pub links: BTreeMap<i32, Link>,
     pub streams: BTreeMap<i32, Stream>,
+    /// `rule_nats_config.history`; it does not change.
+    pub history: &'static str,
 }
 
 /// A changed row; `None`: it is deleted.
@@ -93,6 +95,7 @@ impl Configuration {
             ("nats_url", "nats://model"),
             ("jetstream_enabled", "t"),
             ("enabled", "t"),
+            ("history", self.history),
         ];
         tables.put(Table::Configs, config.into_iter().map(|(name, text)| (name, Cell::Text(text)))).unwrap();
         let rows = (self.webhooks.iter().map(|(id, row)| Row::Webhook(*id, Some(row.clone()))))

@@ -25,7 +25,7 @@ pub struct Stream {
     pub last_sequence: u64,
     /// Message ids of the whole life of the stream.
     pub message_ids: HashSet<String>,
-    /// Ids of the events in it.
+    /// Ids of the events in it, and where they are.
     pub events: HashMap<String, u64>,
     synced: usize,
 }

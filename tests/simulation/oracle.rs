@@ -11,13 +11,15 @@
 //!   place was taken by a message that an earlier run, which routed otherwise, had left on the way.
 //! - What is stored was an event in some run, of a committed transaction, under that subject, with that content.
 //! - In strict streams each event is there once, and positions rise. In shared ones it is there at least once.
+//! - In the mode `full` nothing is confirmed whose row is not in the history; there each event has one row, which tells
+//!   the truth about where it is stored.
 //! - Where the server has lost what it acknowledged, only that may be missing, and walhook may stop (`Untrusted`).
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque, hash_map::Entry};
 
 use super::{
     configuration::Configuration,
-    jetstream::JetStream,
+    jetstream::{JetStream, Message},
     postgres::{Mark, Op, Postgres, routes_of},
 };
 
@@ -33,6 +35,16 @@ struct Expected {
     marker: String,
     message_id: Option<String>,
     is_huge: bool,
+    has_webhook: bool,
+}
+
+/// A row of the publish history.
+#[derive(Debug)]
+struct Recorded {
+    message_id: String,
+    stream: String,
+    sequence: u64,
+    success: bool,
 }
 
 type Position = (u64, u64, i32);
@@ -45,6 +57,8 @@ pub struct Oracle {
     /// Ids of what some run has routed otherwise than the rules at its commit say.
     rerouted: HashSet<String>,
     pub dead_letters: HashSet<String>,
+    /// By event id, which is unique there.
+    history: HashMap<String, Recorded>,
     checked: HashMap<String, (usize, Option<Position>)>,
 }
 
@@ -90,6 +104,7 @@ impl Oracle {
                 let transaction = &postgres.transactions[index];
                 let op = &transaction.ops[number].2;
                 let routes = routes_of(&view.configuration, op);
+                let webhooks: HashSet<_> = view.configuration.webhooks.keys().copied().collect();
                 if let Op::Configure(row) = op
                     && index >= view.configured_upto
                 {
@@ -117,6 +132,7 @@ impl Oracle {
                             marker: marker.clone(),
                             message_id: message_id.clone(),
                             is_huge,
+                            has_webhook: webhooks.contains(&route.webhook),
                         };
                         match &expected.stream {
                             None => drop(self.may_die.insert(expected.id.clone())),
@@ -161,6 +177,13 @@ impl Oracle {
             if !self.is_settled(event, jetstream) {
                 return Err(format!("{confirmed} is confirmed, but nobody has {event:?}"));
             }
+            if view.configuration.history == "full"
+                && event.has_webhook
+                && !self.history.contains_key(&event.id)
+                && !self.rerouted.contains(&event.id)
+            {
+                return Err(format!("{confirmed} is confirmed, but the history does not have {event:?}"));
+            }
             view.waiting.pop_front();
         }
         Ok(())
@@ -185,6 +208,56 @@ impl Oracle {
         } else {
             Err(format!("{event_id} needs no dead letter: {reason}"))
         }
+    }
+
+    /// Rows of the history are in, in PostgreSQL's binary COPY format.
+    pub fn records(&mut self, mut bytes: &[u8], rows: usize) {
+        for _ in 0..rows {
+            let fields: Vec<Option<&[u8]>> = (0..take(&mut bytes, 2)[1])
+                .map(|_| {
+                    let length = i32::from_be_bytes(take(&mut bytes, 4).try_into().unwrap());
+                    usize::try_from(length).ok().map(|length| take(&mut bytes, length))
+                })
+                .collect();
+            let text = |index: usize| fields[index].map(|text| String::from_utf8(text.to_vec()).unwrap());
+            let mut row = Recorded {
+                sequence: u64::from_be_bytes(fields[1].unwrap().try_into().unwrap()),
+                success: fields[3].unwrap()[0] != 0,
+                message_id: text(8).unwrap(),
+                stream: text(12).unwrap_or_default(),
+            };
+            // As rule_nats_history_insert does.
+            let id = text(5).unwrap();
+            row.success &= row.sequence != 0 || !self.dead_letters.contains(&id);
+            match self.history.entry(id) {
+                Entry::Occupied(mut old) if !old.get().success && row.success && row.sequence != 0 => {
+                    old.insert(row);
+                }
+                Entry::Occupied(_) => {}
+                Entry::Vacant(vacant) => drop(vacant.insert(row)),
+            }
+        }
+    }
+
+    /// Whether the history tells the truth, at the end.
+    pub fn reads_history(&self, jetstream: &JetStream) -> Result<(), String> {
+        for (id, row) in &self.history {
+            let is_true = if !row.success {
+                self.dead_letters.contains(id)
+            } else {
+                let stream = jetstream.stream(&row.stream);
+                let at = stream.messages.iter().find(|message| message.sequence == row.sequence);
+                let is_its = |message: &&Message| {
+                    message.event.as_deref() == Some(id) || message.message_id.as_ref() == Some(&row.message_id)
+                };
+                // What the server has forgotten and replaced, nobody can tell any more.
+                at.is_some_and(|message| is_its(&message)) || jetstream.has_forgotten || self.rerouted.contains(id)
+            };
+            if !is_true {
+                return Err(format!("the history says of {id}: {row:?}"));
+            }
+        }
+        Ok(())
     }
 
     /// Looks at what the streams have got since it last looked.
@@ -217,6 +290,12 @@ impl Oracle {
         }
         Ok(())
     }
+}
+
+fn take<'b>(bytes: &mut &'b [u8], count: usize) -> &'b [u8] {
+    let (taken, rest) = bytes.split_at(count);
+    *bytes = rest;
+    taken
 }
 
 fn position(id: &str) -> Option<Position> {

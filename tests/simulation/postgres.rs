@@ -86,7 +86,7 @@ pub const NEW_TYPE: u32 = 20_000;
 
 impl Postgres {
     pub fn new(rng: &mut Rng, swarm: &Swarm) -> Postgres {
-        let mut configuration = Configuration::default();
+        let mut configuration = Configuration { history: swarm.history, ..Configuration::default() };
         for id in 0..swarm.streams {
             let stream = super::configuration::Stream {
                 name: format!("S{id}"),

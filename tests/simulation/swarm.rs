@@ -23,6 +23,8 @@ pub enum Bug {
     IgnoreTail,
     /// A message is begun on a connection that was left in the midst of another.
     ReuseTornConnection,
+    /// Rows of the history count as durable when they are sent off.
+    RecordOnSend,
 }
 
 /// Chances in thousandths, per step or per occasion.
@@ -31,12 +33,14 @@ pub struct Swarm {
     pub steps: u64,
     pub window_events: usize,
     pub window_bytes: usize,
+    pub history_bytes: usize,
     pub max_payload: usize,
     pub max_msg_size: usize,
     /// In steps.
     pub dedup_window: u64,
     /// R1 on 2.12 and later; otherwise as R3 and 2.10 do.
     pub expected_before_dedup: bool,
+    pub history: &'static str,
     pub streams: usize,
     pub tables: usize,
     pub big_rows: u32,
@@ -59,6 +63,7 @@ pub struct Swarm {
     pub change_max_payload: u32,
     pub foreign: u32,
     pub late: u32,
+    pub lock_history: u32,
     /// How many bytes a socket takes at a time.
     pub write_max: usize,
 }
@@ -93,6 +98,7 @@ impl Swarm {
             knob(20),
             knob(300),
             knob(1000),
+            knob(30),
         ];
         let [
             big_rows,
@@ -115,16 +121,19 @@ impl Swarm {
             change_max_payload,
             foreign,
             late,
+            lock_history,
         ] = chances;
         let pick = |rng: &mut Rng, choices: &[usize]| choices[rng.usize(..choices.len())];
         Swarm {
             steps: rng.u64(100..600),
             window_events: pick(rng, &[1, 2, 5, 20, 100]),
             window_bytes: pick(rng, &[1, 1000, 5000, 1 << 20]),
+            history_bytes: pick(rng, &[1, 2000, 20_000, 1 << 20]),
             max_payload: 1 << 20,
             max_msg_size: pick(rng, &[2900, 1 << 20]),
             dedup_window: pick(rng, &[1, 20, 200, 100_000]) as u64,
             expected_before_dedup: rng.bool(),
+            history: ["full", "full", "failures", "off"][rng.usize(..4)],
             streams: rng.usize(1..=3),
             tables: rng.usize(1..=3),
             big_rows,
@@ -148,6 +157,7 @@ impl Swarm {
             change_max_payload,
             foreign,
             late,
+            lock_history,
             write_max: pick(rng, &[7, 100, 2000, 1 << 20]),
         }
     }

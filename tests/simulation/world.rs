@@ -10,6 +10,7 @@ use walhook::{
     error::Kind,
     flow::{
         event_id::EventPosition,
+        history::{Batch, Book},
         lane::{Refusal, Tail},
         streamer::{DeadLetter, Halted, Limits, Received, Streamer},
     },
@@ -48,6 +49,7 @@ pub struct World {
     knows_new_type: bool,
     /// The run before halted: the next one tries by the rules as they are.
     as_of_now: bool,
+    history_is_locked: bool,
     pub log: Option<String>,
 }
 
@@ -63,6 +65,10 @@ struct Run {
     server_wal: u64,
     is_paused: bool,
     burial: Option<(Vec<DeadLetter>, bool)>,
+    /// Rows of the history under way, and whether they are in.
+    recording: Option<(Vec<(Book, Batch)>, bool)>,
+    /// With the bug: rows that are on their way.
+    sent_off: Vec<(Vec<u8>, usize)>,
     last_keepalive: u64,
 }
 
@@ -106,6 +112,7 @@ impl World {
             runs: 0,
             knows_new_type: false,
             as_of_now: false,
+            history_is_locked: false,
             log: None,
         }
     }
@@ -136,7 +143,7 @@ impl World {
         if self.run.is_none() {
             self.start();
         }
-        match self.rng.u8(..20) {
+        match self.rng.u8(..21) {
             0 if self.rng.bool() => self.postgres.other_activity(&mut self.rng),
             0..=1 if self.postgres.transactions.len() < 80 => self.postgres.commit_random(&mut self.rng, &self.swarm),
             2..=7 => self.pump(10)?,
@@ -152,8 +159,10 @@ impl World {
             }
             16 => self.report()?,
             17 => self.job()?,
-            18 if self.rng.bool() => self.postgres.checkpoint(),
-            18 => self.jetstream.sync(),
+            18 if !self.history_is_locked => self.record()?,
+            18 => self.postgres.checkpoint(),
+            19 if self.rng.bool() => self.postgres.checkpoint(),
+            19 => self.jetstream.sync(),
             _ => {}
         }
         self.check()
@@ -184,6 +193,10 @@ impl World {
         } else if happens(&mut self.rng, self.swarm.refuse / 10) {
             let answers = [Answer::Refused(429), Answer::Refused(10077), Answer::NoResponders];
             self.jetstream.refusing = Some(answers[self.rng.usize(..answers.len())]);
+        } else if happens(&mut self.rng, self.swarm.lock_history) {
+            self.history_is_locked = !self.history_is_locked;
+            let is_locked = self.history_is_locked;
+            self.say(|| format!("the history is locked: {is_locked}"));
         } else if happens(&mut self.rng, self.swarm.foreign) && !self.shared.is_empty() {
             let index = self.rng.usize(..self.jetstream.streams.len());
             if self.shared.contains(&self.jetstream.streams[index].name) {
@@ -205,11 +218,20 @@ impl World {
             swallow: 0,
             too_large: 0,
             foreign: 0,
+            lock_history: 0,
             ..Swarm::new(&mut Rng::with_seed(0))
         };
-        let Swarm { window_events, window_bytes, dedup_window, expected_before_dedup, .. } = self.swarm;
-        self.swarm =
-            Swarm { window_events, window_bytes, dedup_window, expected_before_dedup, write_max: 100_000, ..quiet };
+        let Swarm { window_events, window_bytes, history_bytes, dedup_window, expected_before_dedup, .. } = self.swarm;
+        self.swarm = Swarm {
+            window_events,
+            window_bytes,
+            history_bytes,
+            dedup_window,
+            expected_before_dedup,
+            write_max: 100_000,
+            ..quiet
+        };
+        self.history_is_locked = false;
         self.jetstream.is_down = false;
         self.jetstream.refusing = None;
         for _ in 0..4000 {
@@ -225,6 +247,7 @@ impl World {
                 self.jetstream.process(&mut self.rng, &self.swarm, self.bug, self.now)?;
             }
             self.job()?;
+            self.record()?;
             self.report()?;
             self.check()?;
             if let Some(run) = &self.run
@@ -232,7 +255,7 @@ impl World {
                 && run.streamer.is_drained()
                 && self.postgres.confirmed == self.postgres.wal_end
             {
-                return Ok(());
+                return self.oracle.reads_history(&self.jetstream);
             }
         }
         let lanes = self.run.as_ref().map(|run| &run.drivers);
@@ -247,7 +270,11 @@ impl World {
         let epoch = self.runs;
         self.say(|| format!("run {epoch} starts"));
         let inbox = format!("_INBOX.{epoch}");
-        let limits = Limits { window_events: self.swarm.window_events, window_bytes: self.swarm.window_bytes };
+        let limits = Limits {
+            window_events: self.swarm.window_events,
+            window_bytes: self.swarm.window_bytes,
+            history_bytes: self.swarm.history_bytes,
+        };
         let (tables, confirmed) = (self.postgres.configuration.tables(), Lsn(self.postgres.confirmed));
         let mut streamer = Streamer::new(SOURCE, epoch, &inbox, limits, tables, self.types(), confirmed);
         if self.as_of_now {
@@ -263,6 +290,8 @@ impl World {
             server_wal: self.postgres.wal_end,
             is_paused: false,
             burial: None,
+            recording: None,
+            sent_off: Vec::new(),
             last_keepalive: 0,
         });
         self.follow();
@@ -382,7 +411,7 @@ impl World {
                     }
                     Ok(false) => {
                         let lane = run.streamer.lane(index);
-                        let oldest = lane.oldest().filter(|_| lane.awaits_answers());
+                        let oldest = lane.front().filter(|_| lane.awaits_answers());
                         match (oldest, driver.waiting) {
                             (Some(oldest), Some((waiting, since))) if oldest == waiting => {
                                 if self.now - since > ACK_TIMEOUT {
@@ -604,6 +633,53 @@ impl World {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// The back office: rows of the history.
+    fn record(&mut self) -> Result<(), String> {
+        let Some(run) = &mut self.run else { return Ok(()) };
+        for (bytes, rows) in std::mem::take(&mut run.sent_off) {
+            self.oracle.records(&bytes, rows);
+        }
+        let (rows, is_written) = match run.recording.take() {
+            Some(recording) => recording,
+            None => {
+                // Whether the patience of the edge has run out is a matter of chance here.
+                run.streamer.set_history_stuck(self.swarm.lock_history > 0 && self.rng.bool());
+                let rows = run.streamer.take_history(|_| true);
+                if rows.is_empty() {
+                    if run.streamer.owes_history() {
+                        self.crash("history was left out: the slot is read again");
+                    }
+                    return Ok(());
+                }
+                (rows, false)
+            }
+        };
+        if is_written {
+            rows.into_iter().for_each(|(book, batch)| run.streamer.recorded(book, batch));
+            return Ok(());
+        }
+        let mut rows = rows;
+        for (book, batch) in &mut rows {
+            if let Book::Lane(index) = book {
+                let stream = self.jetstream.stream(run.streamer.lane(*index).stream());
+                let sequence_of = |position: &EventPosition| stream.events.get(&position.id(SOURCE)).copied();
+                let sequences: Vec<_> = batch.unlocated().map(sequence_of).collect();
+                batch.locate(&sequences);
+            }
+            if self.bug == Bug::RecordOnSend {
+                run.sent_off.push((batch.bytes().to_vec(), batch.len()));
+            } else {
+                self.oracle.records(batch.bytes(), batch.len());
+            }
+        }
+        if self.bug == Bug::RecordOnSend {
+            rows.into_iter().for_each(|(book, batch)| run.streamer.recorded(book, batch));
+            return Ok(());
+        }
+        run.recording = Some((rows, true));
         Ok(())
     }
 

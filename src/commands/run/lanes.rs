@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Kind, Result},
     flow::{
         event_id::EventPosition,
-        lane::{Lane, Refusal, Tail},
+        lane::{Lane, Moment, Refusal, Tail},
         streamer::Streamer,
     },
     nats::{
@@ -29,6 +29,7 @@ use crate::{
         settings::{Overrides, Settings},
         streams, tail,
     },
+    postgres,
     route::{
         payload::write_timestamp,
         tables::{ConfigRow, StreamRow},
@@ -57,6 +58,8 @@ pub struct Lanes {
     /// Where earlier runs saw the streams stand.
     checkpoints: Vec<Checkpoint>,
     generation: u64,
+    /// The steady clock's zero.
+    began: Instant,
 }
 
 /// What tells a message of ours, and of this run.
@@ -130,7 +133,13 @@ impl Lanes {
             server_wal,
             checkpoints,
             generation: 0,
+            began: Instant::now(),
         }
+    }
+
+    /// The connection for the JetStream API of a lane's servers, while there is one.
+    pub fn control(&self, index: usize) -> Option<&Control> {
+        self.drivers.get(index)?.control.as_ref()
     }
 
     /// Sends, takes answers, mends. Ready when a lane was opened or gave something up, and, if `eager`, whenever an
@@ -283,6 +292,7 @@ impl Lanes {
                 Phase::Running(publisher) => {
                     let lane = streamer.lane_mut(index);
                     let before = lane.len();
+                    lane.set_time(moment(self.began));
                     let outcome = exchange(cx, publisher, lane);
                     let answered = lane.len() != before;
                     notable |= answered && eager;
@@ -313,6 +323,7 @@ impl Lanes {
                 }
                 Phase::Settling(publisher, until) => {
                     let lane = streamer.lane_mut(index);
+                    lane.set_time(moment(self.began));
                     let outcome = exchange(cx, publisher, lane);
                     let settled = !lane.awaits_answers() || until.as_mut().poll(cx).is_ready();
                     match outcome {
@@ -359,6 +370,7 @@ impl Lanes {
                 Err(error) => return Err(error),
             }
         }
+        lane.set_time(moment(self.began));
         lane.open(&opened.tail)?;
         for warning in opened.warnings {
             tracing::warn!(stream = lane.stream(), "{warning}");
@@ -401,6 +413,14 @@ impl Lanes {
     }
 }
 
+/// Now, the steady clock counted from `began`.
+fn moment(began: Instant) -> Moment {
+    Moment {
+        wall: postgres::now(),
+        steady: u64::try_from(began.elapsed().as_micros()).expect("some hundred thousand years"),
+    }
+}
+
 /// ISO 8601 of a number of seconds since 1970.
 fn timestamp(seconds: u64) -> String {
     const Y2K: i64 = 946_684_800;
@@ -420,7 +440,7 @@ fn tell(driver: &mut Driver, error: &Error) {
 
 /// The error of a lane whose oldest message has waited too long.
 fn overdue(driver: &mut Driver, lane: &Lane, ack_timeout: Duration) -> Option<Error> {
-    let oldest = lane.oldest().filter(|_| lane.awaits_answers())?;
+    let oldest = lane.front().filter(|_| lane.awaits_answers())?;
     match driver.waiting {
         Some((waiting, since)) if waiting == oldest => (since.elapsed() >= ack_timeout).then(|| {
             Error::unavailable(format!("no answer from stream {:?} for {} ms", lane.stream(), ack_timeout.as_millis()))
@@ -592,7 +612,8 @@ fn trusted(known: &Checkpoint, created_ns: i64, tail: &Tail) -> Result<()> {
     ))
 }
 
-fn position_of(stored: &tail::Stored, source: &str) -> Option<EventPosition> {
+/// The position that a stored message of ours tells.
+pub fn position_of(stored: &tail::Stored, source: &str) -> Option<EventPosition> {
     let id = stored.header("Walhook-Id").or_else(|| stored.header("Nats-Msg-Id"))?;
     EventPosition::parse(id, source)
 }

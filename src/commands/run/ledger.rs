@@ -361,6 +361,8 @@ pub struct Report<'a> {
     pub published: u64,
     /// Events that became dead letters in this session.
     pub failed: u64,
+    /// Rows of the history that were lost in this session.
+    pub history_lost: u64,
     /// Why the session before this one ended.
     pub last_error: Option<&'a str>,
     /// In how many seconds the next report comes; 0: this is the last one.
@@ -377,9 +379,9 @@ pub async fn report(client: &Client, report: &Report<'_>) -> Result<()> {
             "INSERT INTO public.rule_cdc_status AS s \
                  (source, slot_name, publication, pid, host, version, epoch, connected_since, nats, received_lsn, \
                   confirmed_lsn, events_published, events_failed, last_error, last_error_at, heartbeat_at, \
-                  heartbeat_seconds) \
+                  heartbeat_seconds, history_lost) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, now(), $8::text::jsonb, $9::text::pg_lsn, $10::text::pg_lsn, $11, $12, \
-                     $13, CASE WHEN $13::text IS NOT NULL THEN now() END, now(), $14) \
+                     $13, CASE WHEN $13::text IS NOT NULL THEN now() END, now(), $14, $15) \
              ON CONFLICT (source) DO UPDATE SET \
                  slot_name = excluded.slot_name, publication = excluded.publication, pid = excluded.pid, \
                  host = excluded.host, version = excluded.version, epoch = excluded.epoch, \
@@ -389,7 +391,8 @@ pub async fn report(client: &Client, report: &Report<'_>) -> Result<()> {
                  last_error = COALESCE(excluded.last_error, s.last_error), \
                  last_error_at = CASE WHEN excluded.last_error IS DISTINCT FROM s.last_error \
                      AND excluded.last_error IS NOT NULL THEN now() ELSE s.last_error_at END, \
-                 heartbeat_at = now(), heartbeat_seconds = excluded.heartbeat_seconds \
+                 heartbeat_at = now(), heartbeat_seconds = excluded.heartbeat_seconds, \
+                 history_lost = excluded.history_lost \
              WHERE s.epoch IS NULL OR s.epoch <= excluded.epoch",
             &[
                 &report.source,
@@ -406,6 +409,7 @@ pub async fn report(client: &Client, report: &Report<'_>) -> Result<()> {
                 &signed(report.failed),
                 &report.last_error,
                 &report.next_in_seconds,
+                &signed(report.history_lost),
             ],
         )
         .await
@@ -413,16 +417,15 @@ pub async fn report(client: &Client, report: &Report<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Deletes events older than `retention` and expired history, some at a time; returns how many rows went. What is not
-/// published yet is in the WAL, so nothing is lost.
-pub async fn tidy(client: &Client, retention: Duration) -> Result<i64> {
+/// Deletes events older than `retention`, at most `most`; returns how many. What is not published yet is in the WAL, so
+/// nothing is lost.
+pub async fn trim_events(client: &Client, retention: Duration, most: i64) -> Result<u64> {
     let row = client
         .query_one(
-            "SELECT public.rule_webhook_events_cleanup($1::float8 * interval '1 second') \
-                    + public.rule_nats_cleanup_expired()",
-            &[&retention.as_secs_f64()],
+            "SELECT public.rule_webhook_events_cleanup($1::float8 * interval '1 second', $2::bigint::integer)",
+            &[&retention.as_secs_f64(), &most],
         )
         .await
-        .map_err(|error| sql::error("trim rule_webhook_events and rule_nats_publish_history", error))?;
-    Ok(row.get(0))
+        .map_err(|error| sql::error("trim rule_webhook_events", error))?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
 }

@@ -7,7 +7,7 @@ use std::{
     future::{Future, poll_fn},
     pin::Pin,
     rc::Rc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use tokio::{
@@ -20,6 +20,7 @@ use super::{
     gone,
     lanes::{Identity, Lanes},
     ledger,
+    office::Office,
     pace::Pace,
 };
 use crate::{
@@ -43,14 +44,12 @@ const IDLE_ASK: Duration = Duration::from_secs(5);
 const CHECKPOINT: Duration = Duration::from_secs(10);
 /// How often `rule_cdc_status` is written, if nothing of note happens.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-/// How often old rows are trimmed.
-const TIDY: Duration = Duration::from_secs(60);
 /// Dead letters written together.
 const BURY_MAX: usize = 200;
 
 /// By which rules changes from before the start are routed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum History {
+pub enum Routing {
     /// By those in force at each, as far as their changes come again as well.
     AsItWas,
     /// By those that are read at the start.
@@ -63,7 +62,7 @@ pub async fn session(
     config: &Config,
     shutdown: &mut watch::Receiver<bool>,
     streamed: &mut bool,
-    history: History,
+    routing: Routing,
     last_error: Option<&str>,
 ) -> Result<()> {
     let mut client = sql::connect(&config.postgres).await?;
@@ -79,7 +78,7 @@ pub async fn session(
     let inbox = format!("_INBOX.walhook.{:016x}", fastrand::u64(..));
     let mut streamer = Streamer::new(&config.source, epoch, &inbox, config.limits, tables, types, confirmed);
     streamer.set_database(&system.dbname);
-    if history == History::AsOfNow {
+    if routing == Routing::AsOfNow {
         streamer.keep_rules_as_read(snapshot);
     }
     let identity = Identity { source: config.source.clone(), epoch };
@@ -99,7 +98,7 @@ pub async fn session(
         checkpoints: Vec::new(),
         last_heartbeat: None,
         connections: serde_json::Value::Null,
-        last_tidy: Instant::now(),
+        office: Office::new(config),
         last_error,
         is_paused: false,
         pace: Pace::new(Instant::now()),
@@ -174,7 +173,7 @@ struct Session<'c> {
     last_heartbeat: Option<Instant>,
     /// As last reported.
     connections: serde_json::Value,
-    last_tidy: Instant,
+    office: Office,
     last_error: Option<&'c str>,
     /// The window was full and has not emptied enough yet.
     is_paused: bool,
@@ -191,7 +190,8 @@ enum Done {
 }
 
 impl Session<'_> {
-    /// The loop. The arms in their order: (1) shutdown, (2) lanes, (3) status timer, (4) SQL, (5) the WAL stream.
+    /// The loop. The arms in their order: (1) shutdown, (2) lanes, (3) status timer, (4) SQL, (5) the back
+    /// office, (6) the WAL stream.
     async fn stream(&mut self, shutdown: &mut watch::Receiver<bool>, status: Duration) -> Result<()> {
         let mut tick = interval(status);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -199,12 +199,13 @@ impl Session<'_> {
         loop {
             let is_reading = drain_until.is_none() && self.pump()?;
             self.start_job();
+            self.office.look(&mut self.streamer, &self.lanes)?;
             if let Some(until) = drain_until
                 && (self.streamer.has_nothing_in_flight() || Instant::now() >= until)
             {
                 return self.farewell(until).await;
             }
-            let Session { stream, streamer, lanes, job, pace, .. } = self;
+            let Session { stream, streamer, lanes, job, office, pace, .. } = self;
             tokio::select! {
                 biased;
                 _ = shutdown.wait_for(|stop| *stop), if drain_until.is_none() => {
@@ -214,6 +215,7 @@ impl Session<'_> {
                 outcome = poll_fn(|cx| lanes.poll(cx, streamer, !is_reading)) => outcome?,
                 _ = tick.tick() => self.report(),
                 done = run_job(job) => self.finish_job(done?),
+                done = office.run() => self.office.finish(done, &mut self.streamer),
                 // Polled last, when the lanes have sent all they could.
                 outcome = async { if is_reading { pace.gather() } stream.drive(is_reading).await } => outcome?,
             }
@@ -257,7 +259,7 @@ impl Session<'_> {
             written: self.streamer.received(),
             flushed: confirmed,
             applied: confirmed,
-            sent_at: now(),
+            sent_at: postgres::now(),
             reply_requested: ask,
         };
         // Where much is unsent already, a later status tells what this one would have.
@@ -292,14 +294,6 @@ impl Session<'_> {
         } else if self.last_checkpoint.elapsed() >= CHECKPOINT {
             self.last_checkpoint = Instant::now();
             self.job = self.checkpoint();
-        } else if self.last_tidy.elapsed() >= TIDY {
-            self.last_tidy = Instant::now();
-            let retention = self.config.events_retention;
-            self.job = Some(Box::pin(async move {
-                let gone = ledger::tidy(&client, retention).await?;
-                tracing::debug!(rows = gone, "trimmed");
-                Ok(Done::Written)
-            }));
         }
     }
 
@@ -321,6 +315,7 @@ impl Session<'_> {
         let (received, confirmed) = (self.streamer.received(), self.streamer.confirmed());
         let published = (0..self.streamer.lane_count()).map(|index| self.streamer.lane(index).counts().0).sum();
         let failed = self.streamer.counts().dead_letters;
+        let history_lost = self.office.lost();
         let last_error = self.last_error.map(str::to_owned);
         Box::pin(async move {
             let report = ledger::Report {
@@ -333,6 +328,7 @@ impl Session<'_> {
                 confirmed,
                 published,
                 failed,
+                history_lost,
                 last_error: last_error.as_deref(),
                 next_in_seconds,
             };
@@ -408,10 +404,4 @@ async fn run_job(job: &mut Option<Job>) -> Result<Done> {
         Some(job) => job.await,
         None => std::future::pending().await,
     }
-}
-
-/// µs since 2000-01-01, as the protocol counts.
-fn now() -> i64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-    i64::try_from(since_1970).unwrap_or(i64::MAX) - 946_684_800_000_000
 }

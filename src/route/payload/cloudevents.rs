@@ -1,11 +1,19 @@
 //! CloudEvents 1.0.2 in both modes of its NATS binding: structured, where the payload is the event in JSON, and binary,
 //! where the attributes are headers `ce-…` and the payload is the data.
 
+use std::ops::Range;
+
 use super::{Body, TransactionText, write_data, write_table, write_type};
 use crate::route::headers::push_encoded;
 
-/// Appends the event, structured.
-pub fn write(body: Body<'_>, source: &str, transaction: &TransactionText, id: &[u8], out: &mut Vec<u8>) {
+/// Appends the event, structured. Returns where its data is.
+pub fn write(
+    body: Body<'_>,
+    source: &str,
+    transaction: &TransactionText,
+    id: &[u8],
+    out: &mut Vec<u8>,
+) -> Range<usize> {
     out.extend_from_slice(b"{\"specversion\":\"1.0\",\"id\":\"");
     out.extend_from_slice(id);
     out.extend_from_slice(b"\",\"source\":\"/walhook/");
@@ -17,8 +25,9 @@ pub fn write(body: Body<'_>, source: &str, transaction: &TransactionText, id: &[
     out.extend_from_slice(b"\",\"subject\":\"");
     write_table(body, out);
     out.extend_from_slice(b"\",\"datacontenttype\":\"application/json\",\"data\":");
-    write_data(body, out);
+    let data = write_data(body, out);
     out.push(b'}');
+    data
 }
 
 /// Appends the attributes that differ from event to event, as headers. Source and id have no character to encode.

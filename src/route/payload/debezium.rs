@@ -24,7 +24,7 @@ pub fn write(body: Body<'_>, source: &str, transaction: &TransactionText, out: &
     out.extend_from_slice(b",\"after\":");
     match body {
         Body::Row { change, .. } if change.new.is_none() => out.extend_from_slice(b"null"),
-        _ => write_data(body, out),
+        _ => drop(write_data(body, out)),
     }
     write_source(body, source, transaction, out);
     out.extend_from_slice(b",\"transaction\":null,\"op\":\"");

@@ -1,0 +1,106 @@
+//! The publish history's way into the database: rows in batches by COPY, off the delivery path.
+//!
+//! In: batches of rows as [`crate::flow::history`] made them. Out: rows in `rule_nats_publish_history`, each event once however
+//! often it is written: the table knows the event's id. What the table refuses is told and counted, and holds up nothing.
+
+use std::pin::pin;
+
+use bytes::Bytes;
+use futures_util::SinkExt;
+use tokio_postgres::{Client, Statement};
+
+use crate::{error::Result, flow::history::Batch, postgres::sql};
+
+/// How a stream of binary COPY begins: signature, flags, and no extension (manual, "COPY", Binary Format).
+const HEADER: &[u8] = b"PGCOPY\n\xFF\r\n\0\0\0\0\0\0\0\0\0";
+/// How it ends.
+const TRAILER: &[u8] = b"\xFF\xFF";
+
+/// What became of rows.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Rows that the table did not take.
+    pub lost: u64,
+    /// Why, for the first of them.
+    pub problem: Option<String>,
+}
+
+/// A connection to write by.
+pub struct Writer {
+    client: Client,
+    /// Prepared when the first rows come.
+    statements: Option<Statements>,
+}
+
+struct Statements {
+    copy: Statement,
+    write: Statement,
+}
+
+impl Writer {
+    /// Over this connection.
+    pub fn new(client: Client) -> Writer {
+        Writer { client, statements: None }
+    }
+
+    /// The connection, for other work.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Writes the rows of all batches in one transaction. Rows that the table refuses are left out.
+    ///
+    /// # Errors
+    /// Nothing was written.
+    pub async fn write<'b>(&mut self, batches: impl Iterator<Item = &'b Batch> + Clone) -> Result<Written> {
+        let count: usize = batches.clone().map(Batch::len).sum();
+        let failed = |error| sql::error(format!("write {count} rows into rule_nats_publish_history"), error);
+        let statements = match self.statements.take() {
+            Some(statements) => statements,
+            None => prepare(&self.client).await.map_err(failed)?,
+        };
+        let outcome = copy(&self.client, &statements, batches).await;
+        self.statements = Some(statements);
+        // Also where it failed: a transaction left open would take the next batch with it.
+        let ended = self.client.batch_execute(if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+        outcome.and_then(|written| ended.map(|()| written)).map_err(failed)
+    }
+}
+
+async fn prepare(client: &Client) -> Result<Statements, tokio_postgres::Error> {
+    client.batch_execute("SELECT public.rule_nats_history_open()").await?;
+    Ok(Statements {
+        copy: client.prepare("COPY pg_temp.walhook_history FROM STDIN (FORMAT binary)").await?,
+        write: client.prepare("SELECT lost, problem FROM public.rule_nats_history_write()").await?,
+    })
+}
+
+async fn copy<'b>(
+    client: &Client,
+    statements: &Statements,
+    batches: impl Iterator<Item = &'b Batch>,
+) -> Result<Written, tokio_postgres::Error> {
+    client.batch_execute("BEGIN").await?;
+    let mut sink = pin!(client.copy_in::<_, Bytes>(&statements.copy).await?);
+    sink.feed(Bytes::from_static(HEADER)).await?;
+    for batch in batches {
+        sink.feed(Bytes::copy_from_slice(batch.bytes())).await?;
+    }
+    sink.feed(Bytes::from_static(TRAILER)).await?;
+    sink.finish().await?;
+    let row = client.query_one(&statements.write, &[]).await?;
+    Ok(Written { lost: u64::try_from(row.get::<_, i64>(0)).unwrap_or(0), problem: row.get(1) })
+}
+
+/// Deletes rows that have expired, at most `most` of them; returns how many.
+pub async fn expire(client: &Client, most: i64) -> Result<u64> {
+    client
+        .execute(
+            "DELETE FROM public.rule_nats_publish_history WHERE publish_id IN (\
+                 SELECT h.publish_id FROM public.rule_nats_publish_history h \
+                 WHERE h.expires_at < now() ORDER BY h.expires_at LIMIT $1)",
+            &[&most],
+        )
+        .await
+        .map_err(|error| sql::error("trim rule_nats_publish_history", error))
+}

@@ -1,0 +1,297 @@
+//! The back office: what a run writes besides delivery's own books, on an SQL connection of its own, one piece of work
+//! at a time. Delivery never waits for it.
+//!
+//! In: rows of the publish history from the streamer. Out: the same rows, durable, back to the streamer, which confirms no
+//! event without them; old rows trimmed. While the history takes no rows (somebody holds a lock on it), delivery goes on
+//! and only the confirmation waits; when rows had to be left out meanwhile, the session ends and the next one reads them
+//! from the slot again ([`Office::look`]). Nothing that goes wrong here ends a session otherwise.
+
+use std::{future::Future, pin::Pin, rc::Rc, time::Duration};
+
+use tokio::time::{Instant, sleep};
+
+use super::{
+    Backoff,
+    history::{self, Writer, Written},
+    lanes::{Lanes, position_of},
+    ledger,
+};
+use crate::{
+    config::Config,
+    error::{Error, Kind, Result},
+    flow::{
+        event_id::EventPosition,
+        history::{Batch, Book},
+        streamer::Streamer,
+    },
+    nats::{control::Control, locate::locate},
+    postgres::sql,
+};
+
+/// Rows that are under way for so long mean that the history is stuck: no statement takes that long by itself.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often old rows are trimmed …
+const TIDY: Duration = Duration::from_secs(60);
+/// … and how many at a time. While there are more, the next come at once.
+const TIDY_ROWS: i64 = 5000;
+
+type Work = Pin<Box<dyn Future<Output = Done>>>;
+
+/// See the module.
+pub struct Office {
+    config: Rc<Config>,
+    work: Option<Work>,
+    writer: Option<Writer>,
+    /// Rows that could not be written yet.
+    kept: Vec<Batches>,
+    backoff: Backoff,
+    /// No work before this.
+    rests_until: Option<Instant>,
+    /// Since when rows have been under way.
+    busy_since: Option<Instant>,
+    /// `None`: it is time.
+    last_tidy: Option<Instant>,
+    /// Rows of the history that were lost.
+    lost: u64,
+    /// The last failure told, so that the log does not repeat it.
+    told: Option<String>,
+}
+
+/// One book's rows, and where their events are stored.
+struct Batches {
+    book: Book,
+    batch: Batch,
+}
+
+/// A piece of work that has ended.
+pub struct Done {
+    /// Not where the connection is lost, or may be in the midst of something.
+    writer: Option<Writer>,
+    outcome: Outcome,
+}
+
+enum Outcome {
+    History(Vec<Batches>, Result<Written>),
+    Tidied(Result<u64>),
+}
+
+impl Office {
+    /// Nothing to do yet.
+    pub fn new(config: &Config) -> Office {
+        Office {
+            config: Rc::new(config.clone()),
+            work: None,
+            writer: None,
+            kept: Vec::new(),
+            backoff: Backoff::default(),
+            rests_until: None,
+            busy_since: None,
+            last_tidy: None,
+            lost: 0,
+            told: None,
+        }
+    }
+
+    /// Rows of the history that were lost in this session.
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// Begins the next piece of work if there is one, and tells the streamer whether the history is stuck.
+    ///
+    /// # Errors
+    /// Rows were left out while it was, and it is not any more: the session has to begin anew, from the slot.
+    pub fn look(&mut self, streamer: &mut Streamer, lanes: &Lanes) -> Result<()> {
+        let is_stuck = self.busy_since.is_some_and(|since| since.elapsed() >= PATIENCE);
+        streamer.set_history_stuck(is_stuck);
+        if self.work.is_some() {
+            return Ok(());
+        }
+        if self.kept.is_empty() {
+            let batches = streamer.take_history(|lane| lanes.control(lane).is_some());
+            self.kept.extend(batches.into_iter().map(|(book, batch)| Batches { book, batch }));
+            if self.kept.is_empty() {
+                self.busy_since = None;
+                if !is_stuck && streamer.owes_history() {
+                    return Err(Error::unavailable(format!(
+                        "rule_nats_publish_history took no rows for a while; events were delivered without, and are read \
+                         again from {} for their rows",
+                        streamer.confirmed()
+                    )));
+                }
+            } else {
+                self.busy_since = Some(Instant::now());
+            }
+        }
+        self.work = self.next(streamer, lanes);
+        Ok(())
+    }
+
+    fn next(&mut self, streamer: &Streamer, lanes: &Lanes) -> Option<Work> {
+        let wait = self.rests_until.map(|until| until.saturating_duration_since(Instant::now())).unwrap_or_default();
+        let config = Rc::clone(&self.config);
+        if !self.kept.is_empty() {
+            let batches = std::mem::take(&mut self.kept);
+            let streams = batches.iter().map(|Batches { book, batch }| match book {
+                Book::Lane(lane) if batch.unlocated().len() > 0 => {
+                    Some((lanes.control(*lane)?.clone(), streamer.lane(*lane).stream().to_owned()))
+                }
+                _ => None,
+            });
+            let (streams, writer) = (streams.collect(), self.writer.take());
+            return Some(Box::pin(async move {
+                sleep(wait).await;
+                record(&config, writer, batches, streams).await
+            }));
+        }
+        if self.last_tidy.is_none_or(|last| last.elapsed() >= TIDY) {
+            self.last_tidy = Some(Instant::now());
+            let writer = self.writer.take();
+            return Some(Box::pin(async move {
+                sleep(wait).await;
+                tidy(&config, writer).await
+            }));
+        }
+        None
+    }
+
+    /// Waits for the work under way; for ever where there is none. Cancel-safe.
+    pub async fn run(&mut self) -> Done {
+        match &mut self.work {
+            Some(work) => work.await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes in what the work achieved.
+    pub fn finish(&mut self, Done { writer, outcome }: Done, streamer: &mut Streamer) {
+        self.work = None;
+        self.writer = writer;
+        let failure = match outcome {
+            Outcome::History(batches, Ok(Written { lost, problem })) => {
+                self.given_back(batches, streamer);
+                self.lost += lost;
+                problem.filter(|_| lost > 0).map(|problem| not_taken(lost, &problem))
+            }
+            Outcome::History(batches, Err(error)) if error.kind() == Kind::Unavailable => {
+                self.kept = batches;
+                self.rests_until = Some(Instant::now() + self.backoff.next());
+                Some(error)
+            }
+            // The table or the function is missing, or we may not use them: waiting mends nothing, and the events are
+            // delivered.
+            Outcome::History(batches, Err(error)) => {
+                let lost = batches.iter().map(|batches| batches.batch.len() as u64).sum();
+                self.given_back(batches, streamer);
+                self.lost += lost;
+                Some(not_taken(lost, &error.to_string()))
+            }
+            Outcome::Tidied(Ok(rows)) => {
+                tracing::debug!(rows, "trimmed");
+                if rows >= TIDY_ROWS.unsigned_abs() {
+                    self.last_tidy = None;
+                }
+                return;
+            }
+            Outcome::Tidied(Err(error)) => Some(error),
+        };
+        match failure {
+            None => {
+                self.told = None;
+                self.backoff = Backoff::default();
+                self.rests_until = None;
+            }
+            Some(error) => self.tell(&error),
+        }
+    }
+
+    fn given_back(&mut self, batches: Vec<Batches>, streamer: &mut Streamer) {
+        self.busy_since = None;
+        for Batches { book, batch } in batches {
+            streamer.recorded(book, batch);
+        }
+    }
+
+    fn tell(&mut self, error: &Error) {
+        let text = error.to_string();
+        if self.told.as_ref() != Some(&text) {
+            tracing::warn!("{text}");
+            self.told = Some(text);
+        }
+    }
+}
+
+/// Looks up the sequences that are not known, and writes the rows.
+async fn record(
+    config: &Config,
+    writer: Option<Writer>,
+    mut batches: Vec<Batches>,
+    streams: Vec<Option<(Control, String)>>,
+) -> Done {
+    for (Batches { batch, .. }, stream) in batches.iter_mut().zip(&streams) {
+        if let Err(error) = look_up(config, batch, stream.as_ref()).await {
+            return Done { writer, outcome: Outcome::History(batches, Err(error)) };
+        }
+    }
+    match reach(config, writer).await {
+        Err(error) => Done { writer: None, outcome: Outcome::History(batches, Err(error)) },
+        Ok(mut writer) => {
+            let written = writer.write(batches.iter().map(|Batches { batch, .. }| batch)).await;
+            Done { writer: Some(writer).filter(|_| written.is_ok()), outcome: Outcome::History(batches, written) }
+        }
+    }
+}
+
+async fn look_up(config: &Config, batch: &mut Batch, stream: Option<&(Control, String)>) -> Result<()> {
+    let keys: Vec<_> = batch.unlocated().map(EventPosition::rank).collect();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let Some((control, stream)) = stream else {
+        return Err(Error::unavailable("look up sequences for the history: the stream's lane is not open"));
+    };
+    let key_of = |stored: &_| position_of(stored, &config.source).map(|position| position.rank());
+    let sequences = match locate(control, stream, &keys, key_of).await {
+        Ok(sequences) => sequences,
+        Err(error) if error.kind() == Kind::Unavailable => return Err(error),
+        Err(error) => {
+            tracing::warn!("the history goes without {} sequence numbers: {error}", keys.len());
+            vec![None; keys.len()]
+        }
+    };
+    batch.locate(&sequences);
+    Ok(())
+}
+
+async fn tidy(config: &Config, writer: Option<Writer>) -> Done {
+    match reach(config, writer).await {
+        Err(error) => Done { writer: None, outcome: Outcome::Tidied(Err(error)) },
+        Ok(writer) => {
+            let tidied = async {
+                let client = writer.client();
+                // Behind somebody's lock it would keep the history waiting.
+                let limited = client.batch_execute("SET lock_timeout = '1s'").await;
+                limited.map_err(|error| sql::error("limit how long trimming waits for locks", error))?;
+                let events = ledger::trim_events(client, config.events_retention, TIDY_ROWS).await?;
+                let rows = history::expire(client, TIDY_ROWS).await?;
+                let free = client.batch_execute("RESET lock_timeout").await;
+                free.map_err(|error| sql::error("let statements wait for locks again", error))?;
+                Ok(events.max(rows))
+            };
+            let tidied = tidied.await;
+            Done { writer: Some(writer).filter(|_| tidied.is_ok()), outcome: Outcome::Tidied(tidied) }
+        }
+    }
+}
+
+async fn reach(config: &Config, writer: Option<Writer>) -> Result<Writer> {
+    match writer {
+        Some(writer) => Ok(writer),
+        None => Ok(Writer::new(sql::connect(&config.postgres).await?)),
+    }
+}
+
+fn not_taken(lost: u64, problem: &str) -> Error {
+    Error::config(format!("rule_nats_publish_history did not take {lost} rows, whose events are delivered: {problem}"))
+        .hint("see to the table (`walhook setup` mends what is missing), or set history = 'off' in rule_nats_config")
+}

@@ -1,0 +1,472 @@
+//! Rows for `rule_nats_publish_history`, from the event's making until they are durable.
+//!
+//! Comes in: a [`Note`] of what is known when the event is made, later what became of it. Goes out: [`Batch`]es of rows in
+//! PostgreSQL's binary COPY format, ready for the wire. Always holds: an event that is noted counts as unrecorded
+//! ([`History::oldest`]) until its batch is recorded, so nothing is confirmed whose row could be lost. Where rows cannot be
+//! written for long they are not kept either: [`History::unkept`] remembers from which event on, and the slot, which still has
+//! them all, is read again from there. Knows no clock and no database.
+
+use super::event_id::EventPosition;
+use crate::{
+    route::{
+        payload::{self, Body},
+        rules::{KeepPayload, Webhook},
+    },
+    wal::pgoutput::Column,
+};
+
+/// Bytes that an empty batch keeps for the next rows.
+const SPARE_BYTES_MAX: usize = 2 << 20;
+
+/// Columns of a row, as `rule_nats_history_write` in sql/ expects them.
+const COLUMNS: i16 = 15;
+/// Where the sequence's eight bytes are: behind the count of columns, a time with its length, and its own length.
+const SEQUENCE_AT: usize = 2 + 12 + 4;
+/// A length of -1 stands for NULL.
+const NULL: [u8; 4] = (-1i32).to_be_bytes();
+
+/// What is known of an event when it is made; the columns that are not settled by what becomes of it.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs, reason = "the row's columns; sql/ explains them")]
+pub struct Note<'a> {
+    pub webhook_id: i32,
+    pub event_id: &'a [u8],
+    pub subject: &'a [u8],
+    pub headers: &'a [u8],
+    pub message_id: &'a [u8],
+    pub triggered_by: Option<&'a [u8]>,
+    pub rule_execution_id: Option<&'a [u8]>,
+    pub webhook_event_id: Option<&'a [u8]>,
+}
+
+impl Note<'_> {
+    /// Appends the columns from `webhook_id` to `stream_name`: the stream it goes to, if one takes it.
+    pub fn write(&self, stream: Option<&str>, out: &mut Vec<u8>) {
+        field(Some(&self.webhook_id.to_be_bytes()), out);
+        field(Some(self.event_id), out);
+        field(Some(self.subject), out);
+        field(Some(self.headers), out);
+        field(Some(self.message_id), out);
+        field(self.triggered_by, out);
+        field(self.rule_execution_id, out);
+        field(self.webhook_event_id, out);
+        field(stream.map(str::as_bytes), out);
+    }
+}
+
+/// Where the words of a [`Note`] are put together; kept from event to event.
+#[derive(Debug, Default)]
+pub struct Origin {
+    headers: Vec<u8>,
+    /// What made the event, where no user did.
+    trigger: Vec<u8>,
+}
+
+impl Origin {
+    /// Takes what has to be written for an event.
+    pub fn fill(&mut self, body: Body<'_>, webhook: &Webhook) {
+        self.headers.clear();
+        payload::write_shown_headers(body, webhook, &mut self.headers);
+        self.trigger.clear();
+        payload::write_type(body, &mut self.trigger);
+    }
+
+    /// The note of the event that was taken last.
+    pub fn note<'a>(
+        &'a self,
+        body: Body<'a>,
+        webhook: &Webhook,
+        id: &'a [u8],
+        subject: &'a [u8],
+        message_id: Option<&'a [u8]>,
+    ) -> Note<'a> {
+        let (user, execution, event) = match body {
+            Body::Row { .. } => (None, None, None),
+            Body::Call { columns, row, .. } => {
+                let cell = |index: Option<usize>| match row.iter().nth(index?) {
+                    Some(Column::Text(text)) => Some(text),
+                    _ => None,
+                };
+                (cell(columns.triggered_by), cell(columns.rule_execution_id), cell(Some(columns.event_id)))
+            }
+        };
+        Note {
+            webhook_id: webhook.id,
+            event_id: id,
+            subject,
+            headers: &self.headers,
+            message_id: message_id.unwrap_or(id),
+            triggered_by: user.or(Some(&self.trigger)),
+            rule_execution_id: execution,
+            webhook_event_id: event,
+        }
+    }
+}
+
+/// What became of an event.
+#[derive(Debug, Clone, Copy)]
+pub enum Outcome<'a> {
+    /// Stored.
+    Stored {
+        /// When the ack came, in µs since 2000-01-01; `None` where it was not seen.
+        at: Option<i64>,
+        /// Its sequence; `None` where it has to be looked up.
+        sequence: Option<u64>,
+        /// From publish to ack, in µs.
+        latency: Option<u64>,
+    },
+    /// It never will be.
+    Failed {
+        /// Why.
+        reason: &'a str,
+    },
+}
+
+/// Rows that are complete.
+#[derive(Debug, Default)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    rows: usize,
+    /// The oldest event of them.
+    oldest: Option<u64>,
+    /// Rows whose sequence has to be looked up, by where they begin in `bytes`; from [`History::take`] on in the order
+    /// of their positions.
+    unlocated: Vec<(usize, EventPosition)>,
+}
+
+impl Batch {
+    /// How many rows there are.
+    pub fn len(&self) -> usize {
+        self.rows
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// The rows in binary COPY format, without its header and trailer (manual, "COPY", File Formats).
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The events that are stored at a sequence not known yet, in the order of their positions.
+    pub fn unlocated(&self) -> impl ExactSizeIterator<Item = &EventPosition> {
+        self.unlocated.iter().map(|(_, position)| position)
+    }
+
+    /// Fills in the sequences of [`Batch::unlocated`], one for each; what the stream does not have any more stays without.
+    pub fn locate(&mut self, sequences: &[Option<u64>]) {
+        assert_eq!(sequences.len(), self.unlocated.len(), "an answer for each question");
+        for ((row, _), sequence) in self.unlocated.drain(..).zip(sequences) {
+            let at = row + SEQUENCE_AT;
+            self.bytes[at..at + 8].copy_from_slice(&sequence.unwrap_or(0).to_be_bytes());
+        }
+    }
+
+    fn push(&mut self, number: u64, note: &[u8], payload: &[u8], kept: KeepPayload, outcome: Outcome<'_>) {
+        let out = &mut self.bytes;
+        let (time, sequence, latency, reason) = match outcome {
+            Outcome::Stored { at, sequence, latency } => (at.unwrap_or(0), sequence.unwrap_or(0), latency, None),
+            Outcome::Failed { reason } => (0, 0, None, Some(reason)),
+        };
+        let latency = latency.map_or(-1, |latency| i64::try_from(latency).unwrap_or(i64::MAX));
+        out.extend_from_slice(&COLUMNS.to_be_bytes());
+        field(Some(&time.to_be_bytes()), out);
+        field(Some(&sequence.to_be_bytes()), out);
+        field(Some(&latency.to_be_bytes()), out);
+        field(Some(&[u8::from(reason.is_none())]), out);
+        out.extend_from_slice(note);
+        match kept {
+            KeepPayload::Full => field(Some(payload), out),
+            KeepPayload::Hash => field(Some(digest(payload).as_bytes()), out),
+            KeepPayload::None => field(None, out),
+        }
+        field(reason.map(str::as_bytes), out);
+        self.rows += 1;
+        self.oldest = Some(self.oldest.map_or(number, |oldest| oldest.min(number)));
+    }
+
+    /// Empty again, with its memory kept unless a burst has blown it up.
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.rows = 0;
+        self.oldest = None;
+        self.unlocated.clear();
+        if self.bytes.capacity() > SPARE_BYTES_MAX {
+            self.bytes.shrink_to(SPARE_BYTES_MAX);
+        }
+    }
+}
+
+fn field(value: Option<&[u8]>, out: &mut Vec<u8>) {
+    match value {
+        Some(value) => {
+            // PostgreSQL takes no field of more than 1 GB, and no event is larger than 64 MiB.
+            out.extend_from_slice(&i32::try_from(value.len()).expect("an event's parts are small").to_be_bytes());
+            out.extend_from_slice(value);
+        }
+        None => out.extend_from_slice(&NULL),
+    }
+}
+
+fn digest(payload: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let digest = ring::digest::digest(&ring::digest::SHA256, payload);
+    let mut text = "{\"sha256\":\"".to_owned();
+    for byte in digest.as_ref() {
+        write!(text, "{byte:02x}").expect("writing to a string");
+    }
+    write!(text, "\",\"bytes\":{}}}", payload.len()).expect("writing to a string");
+    text
+}
+
+/// Where rows of the history come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Book {
+    /// The events of a lane.
+    Lane(usize),
+    /// The dead letters.
+    DeadLetters,
+}
+
+/// The rows of one lane, or of the dead letters.
+#[derive(Debug)]
+pub struct History {
+    /// How many bytes of rows may wait or be under way before reading stops.
+    room: usize,
+    waiting: Batch,
+    /// The oldest event of the batch that is being written, and its bytes.
+    writing: Option<(u64, usize)>,
+    /// An empty batch whose memory is kept.
+    spare: Batch,
+    unkept: Option<u64>,
+    is_stuck: bool,
+}
+
+impl History {
+    /// Nothing happened yet; `room` in bytes.
+    pub fn new(room: usize) -> History {
+        History {
+            room,
+            waiting: Batch::default(),
+            writing: None,
+            spare: Batch::default(),
+            unkept: None,
+            is_stuck: false,
+        }
+    }
+
+    /// Takes the row of event `number`.
+    pub fn push(
+        &mut self,
+        number: u64,
+        position: &EventPosition,
+        note: &[u8],
+        payload: &[u8],
+        kept: KeepPayload,
+        outcome: Outcome<'_>,
+    ) {
+        if self.unkept.is_some() || (self.is_stuck && !self.has_room()) {
+            self.leave_out(number);
+            return;
+        }
+        if matches!(outcome, Outcome::Stored { sequence: None, .. }) {
+            self.waiting.unlocated.push((self.waiting.bytes.len(), *position));
+        }
+        self.waiting.push(number, note, payload, kept, outcome);
+    }
+
+    /// The row of event `number` is not kept: the slot has to be read again from before it.
+    pub fn leave_out(&mut self, number: u64) {
+        self.unkept = Some(self.unkept.map_or(number, |unkept| unkept.min(number)));
+    }
+
+    /// Says whether rows cannot be written at present.
+    pub fn set_stuck(&mut self, is_stuck: bool) {
+        self.is_stuck = is_stuck;
+    }
+
+    /// Whether more rows may wait.
+    pub fn has_room(&self) -> bool {
+        self.waiting.bytes.len() + self.writing.map_or(0, |(_, bytes)| bytes) < self.room
+    }
+
+    /// Whether reading need not stop for it: there is room, or nothing can be waited for.
+    pub fn lets_pass(&self) -> bool {
+        self.is_stuck || self.has_room()
+    }
+
+    /// Whether notes are worth taking: not while rows are left out.
+    pub fn takes_notes(&self) -> bool {
+        self.unkept.is_none()
+    }
+
+    /// The oldest event whose row is not durable.
+    pub fn oldest(&self) -> Option<u64> {
+        self.writing.map(|(oldest, _)| oldest).into_iter().chain(self.waiting.oldest).chain(self.unkept).min()
+    }
+
+    /// Whether among the rows that wait are some whose sequence has to be looked up.
+    pub fn asks(&self) -> bool {
+        !self.waiting.unlocated.is_empty()
+    }
+
+    /// Takes the rows that wait, to be written; nothing while a batch is under way.
+    pub fn take(&mut self) -> Option<Batch> {
+        if self.writing.is_some() || self.waiting.is_empty() {
+            return None;
+        }
+        let mut batch = std::mem::replace(&mut self.waiting, std::mem::take(&mut self.spare));
+        self.writing = batch.oldest.map(|oldest| (oldest, batch.bytes.len()));
+        batch.unlocated.sort_unstable_by_key(|(_, position)| position.rank());
+        Some(batch)
+    }
+
+    /// The batch is durable.
+    pub fn recorded(&mut self, mut batch: Batch) {
+        assert!(self.writing.take().is_some(), "a batch was taken before it was recorded");
+        batch.clear();
+        self.spare = batch;
+    }
+
+    /// From which event on rows were left out, once all others are durable.
+    pub fn unkept(&self) -> Option<u64> {
+        self.unkept.filter(|_| self.writing.is_none() && self.waiting.is_empty())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::wal::lsn::Lsn;
+
+    const ROOM: usize = 1000;
+    const STORED: Outcome<'_> = Outcome::Stored { at: Some(7), sequence: Some(9), latency: Some(1500) };
+
+    fn position(ordinal: u64) -> EventPosition {
+        EventPosition { commit_lsn: Lsn(5), commit_time: 6, ordinal, webhook_id: 1 }
+    }
+
+    fn note() -> Vec<u8> {
+        let mut note = Vec::new();
+        Note {
+            webhook_id: 1,
+            event_id: b"src-1",
+            subject: b"s",
+            headers: b"{}",
+            message_id: b"m",
+            triggered_by: Some(b"me"),
+            rule_execution_id: None,
+            webhook_event_id: Some(b"17"),
+        }
+        .write(Some("S"), &mut note);
+        note
+    }
+
+    /// The fields of the rows, as PostgreSQL reads them.
+    fn rows(batch: &Batch) -> Vec<Vec<Option<Vec<u8>>>> {
+        let mut rest = batch.bytes();
+        let mut take = |count: usize| {
+            let (taken, left) = rest.split_at(count);
+            rest = left;
+            taken.to_vec()
+        };
+        let mut rows = Vec::new();
+        for _ in 0..batch.len() {
+            let count = i16::from_be_bytes(take(2).try_into().unwrap());
+            let fields = (0..count).map(|_| {
+                let length = i32::from_be_bytes(take(4).try_into().unwrap());
+                usize::try_from(length).ok().map(&mut take)
+            });
+            rows.push(fields.collect());
+        }
+        assert!(rest.is_empty(), "{} bytes too many", rest.len());
+        rows
+    }
+
+    #[test]
+    fn a_row_has_every_column_in_its_place() {
+        let mut history = History::new(ROOM);
+        history.push(1, &position(0), &note(), b"{\"a\":1}", KeepPayload::Full, STORED);
+        history.push(2, &position(1), &note(), b"{}", KeepPayload::None, Outcome::Failed { reason: "too large" });
+        history.push(3, &position(2), &note(), b"abc", KeepPayload::Hash, STORED);
+        let batch = history.take().unwrap();
+        let rows = rows(&batch);
+        let text = |row: usize, column: usize| rows[row][column].as_deref().map(String::from_utf8_lossy);
+        assert_eq!(rows[0].len(), 15);
+        assert_eq!(
+            rows[0][..4],
+            [7i64, 9, 1500]
+                .map(|n| Some(n.to_be_bytes().to_vec()))
+                .into_iter()
+                .chain([Some(vec![1])])
+                .collect::<Vec<_>>()[..]
+        );
+        assert_eq!(
+            (text(0, 5).unwrap(), text(0, 10), text(0, 13).unwrap()),
+            ("src-1".into(), None, "{\"a\":1}".into())
+        );
+        assert_eq!(
+            (rows[1][3].as_deref(), text(1, 13), text(1, 14).unwrap()),
+            (Some(&[0u8][..]), None, "too large".into())
+        );
+        let sha = "{\"sha256\":\"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\",\"bytes\":3}";
+        assert_eq!(text(2, 13).unwrap(), sha);
+    }
+
+    #[test]
+    fn an_event_is_unrecorded_until_its_batch_is_durable() {
+        let mut history = History::new(ROOM);
+        assert_eq!(history.oldest(), None);
+        history.push(3, &position(0), &note(), b"1", KeepPayload::Full, STORED);
+        let batch = history.take().unwrap();
+        history.push(5, &position(1), &note(), b"1", KeepPayload::Full, STORED);
+        assert!(history.take().is_none(), "one batch at a time");
+        assert_eq!(history.oldest(), Some(3));
+        history.recorded(batch);
+        assert_eq!(history.oldest(), Some(5));
+        let batch = history.take().unwrap();
+        history.recorded(batch);
+        assert_eq!(history.oldest(), None);
+    }
+
+    #[test]
+    fn sequences_are_filled_in_where_they_were_not_known() {
+        let mut history = History::new(ROOM);
+        let unknown = Outcome::Stored { at: None, sequence: None, latency: None };
+        history.push(1, &position(0), &note(), b"1", KeepPayload::Full, STORED);
+        history.push(3, &position(2), &note(), b"1", KeepPayload::Full, unknown);
+        history.push(2, &position(1), &note(), b"1", KeepPayload::Full, unknown);
+        let mut batch = history.take().unwrap();
+        assert_eq!(
+            batch.unlocated().copied().collect::<Vec<_>>(),
+            [position(1), position(2)],
+            "as they lie in the stream"
+        );
+        batch.locate(&[Some(44), None]);
+        let sequences: Vec<_> = rows(&batch).iter().map(|row| row[1].clone().unwrap()[7]).collect();
+        assert_eq!((sequences, batch.unlocated().len()), (vec![9, 0, 44], 0));
+    }
+
+    #[test]
+    fn what_cannot_be_written_for_long_is_left_out_and_holds_the_confirmation() {
+        let mut history = History::new(ROOM);
+        let payload = vec![b' '; ROOM];
+        history.push(1, &position(0), &note(), &payload, KeepPayload::Full, STORED);
+        assert!(!history.lets_pass());
+        history.push(2, &position(1), &note(), b"1", KeepPayload::Full, STORED);
+        assert!(history.takes_notes(), "in flight when it was full: kept, so that nothing is read twice");
+        history.set_stuck(true);
+        assert!(history.lets_pass(), "delivery goes on");
+        history.push(3, &position(2), &note(), b"1", KeepPayload::Full, STORED);
+        assert!(!history.takes_notes());
+        let batch = history.take().unwrap();
+        assert_eq!((batch.len(), history.unkept()), (2, None));
+        history.set_stuck(false);
+        history.push(4, &position(3), &note(), b"1", KeepPayload::Full, STORED);
+        history.recorded(batch);
+        assert_eq!((history.oldest(), history.unkept()), (Some(3), Some(3)), "the slot is read again from there");
+    }
+}
