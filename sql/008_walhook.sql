@@ -966,7 +966,10 @@ BEGIN
             problems := problems || format('there is no table %s (any more)', table_name);
         ELSE
             problems := problems || ARRAY(
-                SELECT CASE WHEN p.is_error THEN '' ELSE 'note: ' END || p.problem || coalesce('. ' || p.remedy, '')
+                -- A column that is gone from the list is refused when linking, and later costs nothing but itself.
+                SELECT CASE WHEN p.problem LIKE 'columns names %' THEN 'note: ' || p.problem || ': events go on without it'
+                            ELSE CASE WHEN p.is_error THEN '' ELSE 'note: ' END || p.problem END
+                       || coalesce('. ' || p.remedy, '')
                 FROM public.rule_cdc_link_problems(v_table, l.operations, l.subject_template, l.columns, l.filter,
                                                    l.when_changed, l.include_old) p);
             SELECT string_agg(p.pubname, ', ' ORDER BY p.pubname) INTO publication
