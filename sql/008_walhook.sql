@@ -11,13 +11,17 @@
 ALTER TABLE public.rule_webhooks
     ADD COLUMN IF NOT EXISTS payload_format TEXT NOT NULL DEFAULT 'webhook',
     ADD COLUMN IF NOT EXISTS on_error TEXT NOT NULL DEFAULT 'dead_letter',
-    ADD COLUMN IF NOT EXISTS expose_credentials BOOLEAN NOT NULL DEFAULT false;
+    ADD COLUMN IF NOT EXISTS expose_credentials BOOLEAN NOT NULL DEFAULT false,
+    ADD COLUMN IF NOT EXISTS nats_headers JSONB;
 COMMENT ON COLUMN public.rule_webhooks.payload_format IS
-    'webhook: what the RFC''s workers read; data: the bare row or payload; debezium; cloudevents';
+    'webhook: what the RFC''s workers read; data: the bare row or payload; debezium; cloudevents (structured); cloudevents_binary';
 COMMENT ON COLUMN public.rule_webhooks.on_error IS
     'What becomes of an event that can never be published: halt, dead_letter (rule_nats_dead_letters), object_store (too large ones)';
 COMMENT ON COLUMN public.rule_webhooks.expose_credentials IS
     'true: header values that look like credentials go into the payload too. The stream is no vault';
+COMMENT ON COLUMN public.rule_webhooks.nats_headers IS
+    'Headers of each of its messages, {"Name": "value"}; rule_nats_headers_problem tells what cannot be one. The column headers is '
+    'for the call that a worker makes';
 
 ALTER TABLE public.rule_nats_streams ADD COLUMN IF NOT EXISTS ordering TEXT NOT NULL DEFAULT 'strict';
 COMMENT ON COLUMN public.rule_nats_streams.ordering IS
@@ -35,18 +39,36 @@ DECLARE
     c RECORD;
 BEGIN
     FOR c IN
-        VALUES ('rule_webhooks', 'valid_payload_format', 'payload_format', '{webhook,data,debezium,cloudevents}'::text[]),
+        VALUES ('rule_webhooks', 'valid_payload_format', 'payload_format', '{webhook,data,debezium,cloudevents,cloudevents_binary}'::text[]),
                ('rule_webhooks', 'valid_on_error', 'on_error', '{halt,dead_letter,object_store}'),
                ('rule_nats_streams', 'valid_ordering', 'ordering', '{strict,shared}'),
                ('rule_nats_config', 'valid_history', 'history', '{full,failures,off}'),
                ('rule_nats_config', 'valid_history_payload', 'history_payload', '{full,hash,none}')
     LOOP
+        -- One of an earlier version, which knows fewer words, gives way.
+        IF EXISTS (SELECT FROM pg_constraint
+                   WHERE conrelid = format('public.%I', c.column1)::regclass AND conname = c.column2
+                     AND EXISTS (SELECT FROM unnest(c.column4) word
+                                 WHERE position(word IN pg_get_constraintdef(oid)) = 0)) THEN
+            EXECUTE format('ALTER TABLE public.%I DROP CONSTRAINT %I', c.column1, c.column2);
+        END IF;
         IF NOT EXISTS (SELECT FROM pg_constraint
                        WHERE conrelid = format('public.%I', c.column1)::regclass AND conname = c.column2) THEN
             EXECUTE format('ALTER TABLE public.%I ADD CONSTRAINT %I CHECK (%I = ANY (%L::text[]))',
                            c.column1, c.column2, c.column3, c.column4);
         END IF;
     END LOOP;
+    -- As rule_nats_headers_problem says, but without calling it: whoever writes a webhook may lack the right to.
+    IF NOT EXISTS (SELECT FROM pg_constraint
+                   WHERE conrelid = 'public.rule_webhooks'::regclass AND conname = 'valid_nats_headers') THEN
+        ALTER TABLE public.rule_webhooks ADD CONSTRAINT valid_nats_headers CHECK (
+            jsonb_typeof(nats_headers) = 'object' AND octet_length(nats_headers::text) <= 8192
+            AND NOT jsonb_path_exists(nats_headers, '$.keyvalue() ? (
+                !(@.key like_regex "^[!-9;-~]+$") || @.key like_regex "^(nats|walhook)-" flag "i"
+                || @.value.type() != "string" || @.value like_regex "[\u0001-\u0008\u000a-\u001f\u007f]")')
+            AND (payload_format NOT LIKE 'cloudevents%'
+                 OR NOT jsonb_path_exists(nats_headers, '$.keyvalue() ? (@.key like_regex "^(ce-|content-type$)" flag "i")')));
+    END IF;
 END
 $checks$;
 
@@ -88,12 +110,17 @@ CREATE TABLE IF NOT EXISTS public.rule_webhook_events (
     rule_execution_id BIGINT,
     created_at TIMESTAMPTZ DEFAULT now()
 );
+ALTER TABLE public.rule_webhook_events ADD COLUMN IF NOT EXISTS body BYTEA;
 COMMENT ON TABLE public.rule_webhook_events IS
     'Events made by SQL, on their way out. Published by inserts only: deleting rows sends nothing and loses nothing, the WAL '
     'has them. Trimmed by the streamer';
 COMMENT ON COLUMN public.rule_webhook_events.webhook_id IS 'No foreign key: an event outlives its webhook';
 COMMENT ON COLUMN public.rule_webhook_events.subject IS 'As it was when the event was made: later edits of the webhook do not reroute it';
 COMMENT ON COLUMN public.rule_webhook_events.message_id IS 'The caller''s Nats-Msg-Id; NULL: made from the position in the WAL';
+COMMENT ON COLUMN public.rule_webhook_events.headers IS
+    'The call''s own headers: of the message, and in the payload. With body: all that the message had';
+COMMENT ON COLUMN public.rule_webhook_events.body IS
+    'A dead letter that is published again: the whole message body, sent as it is in place of one made of payload';
 
 CREATE TABLE IF NOT EXISTS public.rule_nats_checkpoints (
     source TEXT,
@@ -132,10 +159,17 @@ CREATE TABLE IF NOT EXISTS public.rule_nats_dead_letters (
     status TEXT NOT NULL DEFAULT 'dead',
     CONSTRAINT valid_dead_letter_status CHECK (status IN ('dead', 'retried', 'dropped'))
 );
+ALTER TABLE public.rule_nats_dead_letters ADD COLUMN IF NOT EXISTS retried_as BIGINT;
 COMMENT ON TABLE public.rule_nats_dead_letters IS
     'Events that can never be published, whole, with the reason. Written before the lane goes on. Never published, never linkable';
 COMMENT ON COLUMN public.rule_nats_dead_letters.event_id IS '<source>-<commit lsn>-<commit time>-<ordinal>-<webhook id>';
 COMMENT ON COLUMN public.rule_nats_dead_letters.payload IS 'The message body as it would have been sent';
+COMMENT ON COLUMN public.rule_nats_dead_letters.headers IS
+    'The message''s headers as they would have been sent, but for those that name its place in a stream';
+COMMENT ON COLUMN public.rule_nats_dead_letters.status IS
+    'dead; retried: published again as event retried_as; dropped. Changed by rule_nats_dead_letter_retry and _drop';
+COMMENT ON COLUMN public.rule_nats_dead_letters.retried_as IS
+    'event_id in rule_webhook_events; rule_nats_event_status tells what became of it';
 
 CREATE TABLE IF NOT EXISTS public.rule_cdc_status (
     source TEXT PRIMARY KEY,
@@ -934,7 +968,10 @@ BEGIN
             problems := problems || format('there is no table %s (any more)', table_name);
         ELSE
             problems := problems || ARRAY(
-                SELECT CASE WHEN p.is_error THEN '' ELSE 'note: ' END || p.problem || coalesce('. ' || p.remedy, '')
+                -- A column that is gone from the list is refused when linking, and later costs nothing but itself.
+                SELECT CASE WHEN p.problem LIKE 'columns names %' THEN 'note: ' || p.problem || ': events go on without it'
+                            ELSE CASE WHEN p.is_error THEN '' ELSE 'note: ' END || p.problem END
+                       || coalesce('. ' || p.remedy, '')
                 FROM public.rule_cdc_link_problems(v_table, l.operations, l.subject_template, l.columns, l.filter,
                                                    l.when_changed, l.include_old) p);
             SELECT string_agg(p.pubname, ', ' ORDER BY p.pubname) INTO publication
@@ -961,7 +998,8 @@ COMMENT ON FUNCTION public.rule_webhook_links_check IS
 
 -- ------------------------------------------------------------------------------------------------------------ publishing
 
-CREATE OR REPLACE FUNCTION public.rule_nats_headers_problem(p_headers JSONB)
+DROP FUNCTION IF EXISTS public.rule_nats_headers_problem(JSONB);
+CREATE OR REPLACE FUNCTION public.rule_nats_headers_problem(p_headers JSONB, p_payload_format TEXT DEFAULT NULL)
 RETURNS TEXT LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_name TEXT;
@@ -978,12 +1016,17 @@ BEGIN
             RETURN format('%L is no header name: visible ASCII without a colon', left(v_name, 200));
         ELSIF v_name ~* '^(nats|walhook)-' THEN
             RETURN format('the header %s is reserved', v_name);
+        ELSIF p_payload_format LIKE 'cloudevents%' AND v_name ~* '^(ce-|content-type$)' THEN
+            RETURN format('the header %s is reserved: the payload format is %s', v_name, p_payload_format);
         ELSIF jsonb_typeof(v_value) <> 'string' THEN
             RETURN format('the header %s is a JSON %s, not a string', v_name, jsonb_typeof(v_value));
         ELSIF v_value #>> '{}' ~ '[\x01-\x08\x0a-\x1f\x7f]' THEN
             RETURN format('the header %s has a control character in its value', v_name);
         END IF;
     END LOOP;
+    IF octet_length(p_headers::text) > 8192 THEN
+        RETURN format('headers have %s bytes, more than 8192', octet_length(p_headers::text));
+    END IF;
     RETURN NULL;
 END
 $$;
@@ -1014,7 +1057,7 @@ DECLARE
     v_problem TEXT;
     v_event_id BIGINT;
 BEGIN
-    SELECT w.webhook_name, w.enabled, w.nats_enabled, w.nats_subject, c.config_name, c.subject_prefix,
+    SELECT w.webhook_name, w.enabled, w.nats_enabled, w.nats_subject, w.payload_format, c.config_name, c.subject_prefix,
            c.enabled AS config_enabled
     INTO v_webhook
     FROM public.rule_webhooks w
@@ -1065,7 +1108,7 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', HINT = 'It has 1 to 512 bytes, no control characters, and no space at its ends.';
     END IF;
     IF p_headers IS NOT NULL THEN
-        v_problem := public.rule_nats_headers_problem(p_headers);
+        v_problem := public.rule_nats_headers_problem(p_headers, v_webhook.payload_format);
     END IF;
     IF v_problem IS NOT NULL THEN
         RAISE EXCEPTION 'Webhook % (%): %', p_webhook_id, v_webhook.webhook_name, v_problem
@@ -1130,6 +1173,93 @@ $$;
 COMMENT ON FUNCTION public.rule_webhook_call_unified IS
     'walhook: calls a webhook by its publish_mode: into the queue, to NATS or both, all in this transaction. '
     '{"success", "status", "queue": {"call_id"}, "nats": {"event_id", "subject", …}}';
+
+-- Through the event table, and so down the slot: a retry has its own place in the order, in a strict stream too, and comes
+-- with the commit that marks it as retried or not at all.
+CREATE OR REPLACE FUNCTION public.rule_nats_dead_letter_retry(
+    p_dead_letter_id BIGINT,
+    p_subject TEXT DEFAULT NULL
+) RETURNS BIGINT LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_letter RECORD;
+    v_subject TEXT;
+    v_problem TEXT;
+    v_event_id BIGINT;
+BEGIN
+    SELECT d.event_id, d.webhook_id, d.status, d.subject, d.headers, d.payload INTO v_letter
+    FROM public.rule_nats_dead_letters d WHERE d.dead_letter_id = p_dead_letter_id
+    FOR UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no dead letter %', coalesce(p_dead_letter_id::text, 'NULL')
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT dead_letter_id, reason FROM rule_nats_dead_letters lists them.';
+    ELSIF v_letter.status <> 'dead' THEN
+        RAISE EXCEPTION 'cannot retry dead letter %: it is %', p_dead_letter_id, v_letter.status
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = format('To have it once more: UPDATE rule_nats_dead_letters SET status = ''dead'' WHERE dead_letter_id = %s',
+                          p_dead_letter_id);
+    ELSIF v_letter.payload IS NULL THEN
+        RAISE EXCEPTION 'cannot retry dead letter %: its payload was not kept', p_dead_letter_id
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = format('SELECT rule_nats_dead_letter_drop(%s)', p_dead_letter_id);
+    END IF;
+    SELECT coalesce(p_subject, nullif(v_letter.subject, ''), w.nats_subject,
+                    coalesce(c.subject_prefix, 'webhooks') || '.' || public.rule_nats_subject_token(w.webhook_name))
+    INTO v_subject
+    FROM public.rule_webhooks w
+    LEFT JOIN public.rule_nats_config c ON c.config_id = coalesce(
+        w.nats_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
+    WHERE w.webhook_id = v_letter.webhook_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'cannot retry dead letter %: its webhook % does not exist (any more)', p_dead_letter_id,
+            coalesce(v_letter.webhook_id::text, 'NULL')
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'UPDATE rule_nats_dead_letters SET webhook_id = … gives it to another webhook.';
+    END IF;
+    v_problem := public.rule_nats_subject_check(v_subject);
+    IF v_problem IS NOT NULL THEN
+        RAISE EXCEPTION 'cannot retry dead letter % to the subject %: %', p_dead_letter_id, quote_literal(left(v_subject, 200)),
+            v_problem
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = format('SELECT rule_nats_dead_letter_retry(%s, ''another.subject'')', p_dead_letter_id);
+    END IF;
+
+    -- Under its first message id, so that JetStream takes it once within the stream's window whatever happens.
+    INSERT INTO public.rule_webhook_events (webhook_id, payload, subject, message_id, headers, body, triggered_by)
+    VALUES (v_letter.webhook_id, 'null', v_subject, coalesce(v_letter.headers ->> 'Nats-Msg-Id', v_letter.event_id),
+            v_letter.headers, v_letter.payload, coalesce(nullif(current_setting('role', true), 'none'), session_user))
+    RETURNING event_id INTO v_event_id;
+    UPDATE public.rule_nats_dead_letters SET status = 'retried', retried_as = v_event_id
+    WHERE dead_letter_id = p_dead_letter_id;
+    RETURN v_event_id;
+END
+$$;
+COMMENT ON FUNCTION public.rule_nats_dead_letter_retry IS
+    'walhook: publishes a dead letter again, in this transaction: body and headers byte for byte, to its subject or p_subject, '
+    'under its first message id. Returns the event_id for rule_nats_event_status';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_dead_letter_drop(p_dead_letter_id BIGINT)
+RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_status TEXT;
+BEGIN
+    UPDATE public.rule_nats_dead_letters SET status = 'dropped' WHERE dead_letter_id = p_dead_letter_id AND status = 'dead';
+    IF FOUND THEN
+        RETURN true;
+    END IF;
+    SELECT d.status INTO v_status FROM public.rule_nats_dead_letters d WHERE d.dead_letter_id = p_dead_letter_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no dead letter %', coalesce(p_dead_letter_id::text, 'NULL')
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT dead_letter_id, reason FROM rule_nats_dead_letters lists them.';
+    ELSIF v_status <> 'dropped' THEN
+        RAISE EXCEPTION 'cannot drop dead letter %: it is %', p_dead_letter_id, v_status
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'SELECT rule_nats_event_status(retried_as) FROM rule_nats_dead_letters tells what became of it.';
+    END IF;
+    RETURN false;
+END
+$$;
+COMMENT ON FUNCTION public.rule_nats_dead_letter_drop IS
+    'walhook: marks a dead letter as one that nobody wants; false where it was already. The row stays';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_event_status(event_id BIGINT)
 RETURNS JSONB LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

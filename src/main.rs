@@ -43,6 +43,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List, show, retry or drop what could not be published
+    DeadLetters {
+        #[command(subcommand)]
+        action: commands::dead_letters::Action,
+    },
     /// Show the version
     Version,
 }
@@ -82,6 +87,7 @@ async fn execute(arguments: Arguments) -> Result<()> {
         Command::Run => commands::run::run(&config, shutdown()?).await,
         Command::Setup { .. } => commands::setup::setup(&config).await,
         Command::Status { json } => commands::status::status(&config, json).await,
+        Command::DeadLetters { action } => commands::dead_letters::dead_letters(&config, &action).await,
         Command::Version => unreachable!("answered above"),
     }
 }

@@ -413,7 +413,7 @@ async fn an_unknown_mode_format_or_filter_sets_its_webhook_aside_with_the_reason
     let feed = linked().await;
     feed.pg.psql(
         "ALTER TABLE rule_webhooks DROP CONSTRAINT valid_publish_mode, DROP CONSTRAINT valid_payload_format, \
-             DROP CONSTRAINT valid_on_error; ALTER TABLE rule_webhook_links DROP CONSTRAINT valid_operations",
+             DROP CONSTRAINT valid_on_error, DROP CONSTRAINT valid_nats_headers; ALTER TABLE rule_webhook_links DROP CONSTRAINT valid_operations",
     );
     let good = feed.webhook("good");
     feed.pg.psql(&format!("SELECT rule_webhook_link_table({good}, 't')"));
@@ -424,6 +424,13 @@ async fn an_unknown_mode_format_or_filter_sets_its_webhook_aside_with_the_reason
         ("webhooks", "payload_format = 'xml'", "payload_format = 'webhook'", "payload_format \"xml\" is none of"),
         ("webhooks", "on_error = 'panic'", "on_error = 'dead_letter'", "on_error \"panic\" is none of"),
         ("webhooks", "headers = '[1]'", "headers = '{}'", "not a JSON object"),
+        (
+            "webhooks",
+            "nats_headers = '{\"nats-Rollup\": \"all\"}'",
+            "nats_headers = NULL",
+            "\"nats-Rollup\" is reserved",
+        ),
+        ("webhooks", "nats_headers = '{\"A\": \"b\\r\\nc\"}'", "nats_headers = NULL", "control character"),
         ("webhook_links", "filter = '[1]'", "filter = NULL", "filter is not a JSON object"),
         ("webhook_links", "filter = '{\"nope\": 1}'", "filter = NULL", "\"nope\" is not a column"),
         ("webhook_links", "when_changed = '{nope}'", "when_changed = NULL", "\"nope\" is not a column"),
@@ -468,6 +475,33 @@ async fn events_for_no_webhook_or_with_an_impossible_message_id_are_dead_letters
     assert_eq!(reasons.len(), 4, "{reasons:?}");
     assert!(reasons[..3].iter().all(|reason| reason.starts_with("1|") && reason.contains("message_id")), "{reasons:?}");
     assert!(reasons[3].starts_with("77|") && reasons[3].contains("does not exist"), "{reasons:?}");
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn an_event_whose_own_headers_would_forge_others_is_a_dead_letter() {
+    let feed = linked().await;
+    let mut walhook = feed.run();
+    for (id, headers) in [
+        r#"{"Nats-Rollup": "all"}"#,
+        r#"{"walhook-id": "x"}"#,
+        r#"{"A": "b\r\nNats-Rollup: all"}"#,
+        r#"{"A: b\r\nNats-Rollup": "all"}"#,
+        r#"{"": "x"}"#,
+        r#"{"X-N": 5}"#,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // Past the function that would refuse them.
+        feed.pg.psql(&format!(
+            "INSERT INTO rule_webhook_events (webhook_id, payload, headers) VALUES (1, '{{\"id\": {id}}}', '{headers}')"
+        ));
+    }
+    assert_eq!(ids(&feed).await, [5], "a number is written out");
+    let reasons = feed.pg.psql("SELECT reason FROM rule_nats_dead_letters ORDER BY dead_letter_id");
+    assert_eq!(reasons.lines().count(), 5, "{reasons}");
+    assert!(reasons.lines().all(|reason| reason.contains("its own headers cannot be sent")), "{reasons}");
     ended_well(&mut walhook);
 }
 

@@ -41,9 +41,12 @@ async fn the_guide_runs_from_top_to_bottom_and_says_what_arrives() {
         "webhooks.orders.insert",
         "webhooks.orders.insert",
         "webhooks.orders.insert",
-        "webhooks.orders.insert", // 17: the configuration changes between two rows
         "webhooks.orders.insert",
-        "webhooks.orders", // 19: the call that is waited for
+        "webhooks.orders",        // a call with a header
+        "webhooks.orders.insert", // 19: the configuration changes between two rows
+        "webhooks.orders.insert",
+        "webhooks.orders.insert", // a dead letter, mended
+        "webhooks.orders",        // 22: the call that is waited for
     ];
     let expected: Vec<_> = expected.iter().enumerate().map(|(at, subject)| format!("{} {subject}", at + 1)).collect();
     assert_eq!(seen, expected);
@@ -53,12 +56,19 @@ async fn the_guide_runs_from_top_to_bottom_and_says_what_arrives() {
     assert_eq!(messages[12].payload["id"], 10);
     assert_eq!(messages[13].payload["op"], "c");
     assert_eq!(messages[14].payload["specversion"], "1.0");
-    assert_eq!(messages[15].payload["headers"], serde_json::json!({"Content-Type": "application/json"}));
-    assert_eq!(messages[16].payload["event"]["op"], "insert");
-    assert_eq!(messages[17].payload["id"], 21);
-    assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_dead_letters"), "1");
+    assert_eq!(
+        (messages[15].header("ce-type"), messages[15].payload["id"].as_i64()),
+        ("public.orders.insert", Some(13))
+    );
+    assert_eq!(messages[16].payload["headers"], serde_json::json!({"Content-Type": "application/json"}));
+    assert_eq!((messages[17].header("X-Team"), messages[17].header("Trace-Id")), ("billing", "4bf92f35"));
+    assert_eq!(messages[18].payload["event"]["op"], "insert");
+    assert_eq!(messages[19].payload["id"], 21);
+    assert_eq!(messages[20].data()["id"], 31);
+    let letters = "SELECT string_agg(status, ' ' ORDER BY dead_letter_id) FROM rule_nats_dead_letters";
+    assert_eq!(feed.pg.psql(letters), "dropped retried");
     let history =
         "SELECT count(*) FILTER (WHERE success), count(*) FILTER (WHERE NOT success) FROM rule_nats_publish_history";
-    assert_eq!(feed.pg.psql(history), "19|1");
+    assert_eq!(feed.pg.psql(history), "22|2");
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
 }

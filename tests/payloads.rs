@@ -376,50 +376,6 @@ async fn the_format_data_is_the_bare_row_or_payload() {
 }
 
 #[tokio::test]
-async fn the_format_debezium_is_its_envelope() {
-    let feed = with(
-        "CREATE TABLE t (id int PRIMARY KEY, note text); ALTER TABLE t REPLICA IDENTITY FULL; \
-         UPDATE rule_webhooks SET payload_format = 'debezium'",
-    )
-    .await;
-    feed.pg.psql(&format!("SELECT rule_webhook_link_table(1, 't', {ALL})"));
-    let messages =
-        after(&feed, &["INSERT INTO t VALUES (1, 'a')", "UPDATE t SET note = 'b'", "DELETE FROM t", "TRUNCATE t"])
-            .await;
-    let envelope: Value = messages
-        .iter()
-        .map(|message| json!([message.payload["op"], message.payload["before"], message.payload["after"]]))
-        .collect();
-    let (a, b) = (json!({"id": 1, "note": "a"}), json!({"id": 1, "note": "b"}));
-    assert_eq!(envelope, json!([["c", null, a], ["u", a, b], ["d", b, null], ["t", null, null]]));
-    let source = &messages[0].payload["source"];
-    assert_eq!(
-        (&source["schema"], &source["table"], &source["name"]),
-        (&json!("public"), &json!("t"), &json!("walhook"))
-    );
-    assert!(source["lsn"].is_u64() && source["txId"].is_u64() && source["ts_ms"].is_u64(), "{source}");
-    assert_eq!(messages[0].payload["ts_ms"], source["ts_ms"]);
-}
-
-#[tokio::test]
-async fn the_format_cloudevents_is_structured_json() {
-    let feed =
-        with("CREATE TABLE t (id int PRIMARY KEY); UPDATE rule_webhooks SET payload_format = 'cloudevents'").await;
-    feed.pg.psql("SELECT rule_webhook_link_table(1, 't')");
-    let messages = after(&feed, &["INSERT INTO t VALUES (1)"]).await;
-    let mut payload = messages[0].payload.clone();
-    assert_eq!(payload["id"].take(), messages[0].header("Nats-Msg-Id"));
-    assert!(payload["time"].take().as_str().unwrap().ends_with('Z'));
-    assert_eq!(
-        payload,
-        json!({
-            "specversion": "1.0", "id": null, "source": "/walhook/walhook", "type": "public.t.insert", "time": null,
-            "subject": "public.t", "datacontenttype": "application/json", "data": {"id": 1},
-        })
-    );
-}
-
-#[tokio::test]
 async fn two_databases_feed_two_streams_of_one_server_under_their_own_names() {
     let first = with("CREATE TABLE t (id int PRIMARY KEY)").await;
     let second = Feed::on(Postgres::start().await, Nats::start().await);

@@ -93,7 +93,7 @@ fn write(lane: &mut Lane, number: u64, payload: &[u8]) {
     let position = EventPosition { commit_lsn: Lsn(number), commit_time: 0, ordinal: 0, webhook_id: 1 };
     let id = position.id("bare");
     let head = Head { subject: SUBJECT.as_bytes(), id: id.as_bytes(), message_id: None, op: "insert", epoch: 1 };
-    let draft = lane.draft(head);
+    let draft = lane.draft(head, |_| ());
     lane.buffer().extend_from_slice(payload);
     lane.commit(draft, number, position).unwrap();
 }

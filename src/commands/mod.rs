@@ -1,5 +1,6 @@
 //! One file per verb of the command line.
 
+pub mod dead_letters;
 pub mod run;
 pub mod setup;
 pub mod status;
@@ -13,8 +14,16 @@ use crate::error::{Error, Result};
 /// # Errors
 /// Standard output cannot be written to: a full disk, for example.
 pub fn say(text: &str) -> Result<()> {
+    say_bytes(text.as_bytes())
+}
+
+/// The same of bytes that are no text.
+///
+/// # Errors
+/// As [`say`].
+pub fn say_bytes(bytes: &[u8]) -> Result<()> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Error::unavailable("write to standard output").caused_by(error))
         }

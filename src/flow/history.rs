@@ -66,7 +66,7 @@ impl Origin {
     /// Takes what has to be written for an event.
     pub fn fill(&mut self, body: Body<'_>, webhook: &Webhook) {
         self.headers.clear();
-        payload::write_headers(body, webhook, &mut self.headers);
+        payload::write_shown_headers(body, webhook, &mut self.headers);
         self.trigger.clear();
         payload::write_type(body, &mut self.trigger);
     }
@@ -82,7 +82,7 @@ impl Origin {
     ) -> Note<'a> {
         let (user, execution, event) = match body {
             Body::Row { .. } => (None, None, None),
-            Body::Call { columns, row } => {
+            Body::Call { columns, row, .. } => {
                 let cell = |index: Option<usize>| match row.iter().nth(index?) {
                     Some(Column::Text(text)) => Some(text),
                     _ => None,

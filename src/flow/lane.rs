@@ -18,6 +18,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     route::{
+        headers,
         rules::{Keep, KeepPayload},
         subject,
     },
@@ -69,6 +70,8 @@ pub struct Condemned {
     pub position: EventPosition,
     /// Its subject.
     pub subject: String,
+    /// Its message's headers, as a JSON object.
+    pub headers: String,
     /// Its payload.
     pub payload: Vec<u8>,
     /// Why.
@@ -218,6 +221,26 @@ pub struct Head<'a> {
     pub op: &'static str,
     /// The run that publishes it.
     pub epoch: u64,
+}
+
+impl Head<'_> {
+    /// Appends the headers by which the event is known.
+    pub fn write_ids(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"\r\nNats-Msg-Id: ");
+        out.extend_from_slice(self.message_id.unwrap_or(self.id));
+        if self.message_id.is_some() {
+            out.extend_from_slice(b"\r\nWalhook-Id: ");
+            out.extend_from_slice(self.id);
+        }
+    }
+
+    /// Appends the headers that tell where it comes from.
+    pub fn write_origin(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"\r\nWalhook-Op: ");
+        out.extend_from_slice(self.op.as_bytes());
+        out.extend_from_slice(b"\r\nWalhook-Epoch: ");
+        out.extend_from_slice(itoa::Buffer::new().format(self.epoch).as_bytes());
+    }
 }
 
 /// The most that a server can be told to take; what this one takes is known when the lane opens.
@@ -386,8 +409,8 @@ impl Lane {
         }
     }
 
-    /// Begins a message.
-    pub fn draft(&mut self, head: Head<'_>) -> Draft {
+    /// Begins a message; `more` appends headers of its own, a line break before each.
+    pub fn draft(&mut self, head: Head<'_>, more: impl FnOnce(&mut Vec<u8>)) -> Draft {
         let place = self.spool.begin();
         let index = self.base + self.slots.len() as u64;
         let expected = self.expected(index);
@@ -412,12 +435,8 @@ impl Lane {
         out.resize(out.len() + TOTAL_LENGTH_DIGITS, b'0');
         out.extend_from_slice(b"\r\n");
         let header_at = out.len() - start;
-        out.extend_from_slice(b"NATS/1.0\r\nNats-Msg-Id: ");
-        out.extend_from_slice(head.message_id.unwrap_or(head.id));
-        if head.message_id.is_some() {
-            out.extend_from_slice(b"\r\nWalhook-Id: ");
-            out.extend_from_slice(head.id);
-        }
+        out.extend_from_slice(b"NATS/1.0");
+        head.write_ids(out);
         if ordering != Ordering::Core {
             out.extend_from_slice(b"\r\nNats-Expected-Stream: ");
             out.extend_from_slice(self.stream.as_bytes());
@@ -429,10 +448,8 @@ impl Lane {
             push_digits(expected, SEQUENCE_DIGITS, out);
             at
         });
-        out.extend_from_slice(b"\r\nWalhook-Op: ");
-        out.extend_from_slice(head.op.as_bytes());
-        out.extend_from_slice(b"\r\nWalhook-Epoch: ");
-        out.extend_from_slice(itoa::Buffer::new().format(head.epoch).as_bytes());
+        head.write_origin(out);
+        more(out);
         out.extend_from_slice(b"\r\n\r\n");
         let body_at = out.len() - start;
         let layout = Layout { subject_end, attempt_at, header_at, expected_at, body_at, data: (body_at, body_at) };
@@ -501,6 +518,7 @@ impl Lane {
                 number,
                 position,
                 subject: text(&message[SUBJECT_AT..layout.subject_end]),
+                headers: headers::to_json(&message[layout.header_at..layout.body_at]),
                 payload: message[layout.body_at..].to_vec(),
                 reason: too_large(total, self.max_payload),
                 noted: noted(&self.notes, note, keep, layout),
@@ -509,7 +527,7 @@ impl Lane {
             return Err(Box::new(condemned));
         }
         let header_length = layout.body_at - header_at;
-        assert!(header_length < 1_000_000, "subject, ids and stream names are short");
+        assert!(header_length < 1_000_000, "subject, ids and stream names are short, other headers bounded");
         self.spool.buffer().extend_from_slice(b"\r\n");
         let message = self.spool.message_mut(place, length + 2);
         let total_at = header_at - 2 - TOTAL_LENGTH_DIGITS;
@@ -785,6 +803,7 @@ impl Lane {
                     number: slot.number,
                     position: slot.position,
                     subject: text(&message[SUBJECT_AT..slot.layout.subject_end]),
+                    headers: headers::to_json(&message[slot.layout.header_at..slot.layout.body_at]),
                     payload: message[slot.layout.body_at..message.len() - CRLF.len()].to_vec(),
                     reason,
                     noted: noted(&self.notes, slot.note, slot.keep, slot.layout),

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     route::{
+        headers,
         payload::{self, Body, TransactionText},
         plan::{EventColumns, Linked, Plan},
         rules::{self, Keep, LaneKey, OnError, Rules, Webhook},
@@ -72,6 +73,7 @@ pub struct DeadLetter {
     pub webhook_id: i32,
     pub webhook_name: Option<String>,
     pub subject: String,
+    pub headers: String,
     pub payload: Vec<u8>,
     pub reason: String,
     pub commit_lsn: Lsn,
@@ -206,6 +208,11 @@ impl Streamer {
         streamer
     }
 
+    /// The name of the database, for payloads that tell it.
+    pub fn set_database(&mut self, name: &str) {
+        name.clone_into(&mut self.out.transaction.database);
+    }
+
     /// What comes again from before the start is routed by the rules as they were read, which `snapshot` shows, and not
     /// by those of its time: changes of the rules that were read already are passed over. So rules that were mended since
     /// reach back to an event that stopped an earlier run.
@@ -238,6 +245,7 @@ impl Streamer {
     }
 
     fn message(&mut self, data: &[u8], at: Lsn) -> Result<Received> {
+        self.out.transaction.row_lsn = at;
         match self.assembler.take(data, at)? {
             Step::Nothing => {}
             Step::Begin => {
@@ -638,7 +646,13 @@ impl Outlet {
         let webhook = webhook_id.and_then(|id| rules.webhook(id));
         let own_subject = columns.subject.and_then(cell).filter(|subject| !subject.is_empty());
         let message_id = columns.message_id.and_then(cell).filter(|id| !id.is_empty());
-        let body = Body::Call { columns, row };
+        let own =
+            columns.headers.and_then(cell).and_then(|own| serde_json::from_slice::<serde_json::Map<_, _>>(own).ok());
+        let own = own.as_ref();
+        let body = Body::Call { columns, row, own };
+        // A dead letter that is published again says what happened in the first place.
+        let is_again = columns.body.and_then(cell).is_some();
+        let first_op = own.filter(|_| is_again).and_then(|own| Op::parse(own.get("Walhook-Op")?.as_str()?));
         self.subject.clear();
         let mut problem = None;
         if let Some(index) = webhook {
@@ -658,17 +672,35 @@ impl Outlet {
                 format!("its message_id is longer than {MESSAGE_ID_MAX} bytes or has control characters")
             });
         }
+        let of = match webhook.map(|index| rules.webhooks[index].format.is_cloudevent()) {
+            _ if is_again => headers::Of::Again,
+            Some(true) => headers::Of::CloudEvent,
+            _ => headers::Of::Message,
+        };
+        if let Some(why) = own.and_then(|own| headers::invalid(own, of)) {
+            problem.get_or_insert_with(|| format!("its own headers cannot be sent: {why}"));
+        }
         let lane = webhook.and_then(|index| rules.lane(index, &self.subject));
-        let change = Change { position, xid: 0, op: Op::Insert, relation: 0, new: Some(row), old: None };
+        let op = first_op.unwrap_or(Op::Insert);
+        let change = Change { position, xid: 0, op, relation: 0, new: Some(row), old: None };
         match webhook {
             Some(webhook) => self.event(rules, webhook, body, &change, lane, message_id, problem),
             None => {
                 let payload = cell(columns.payload).unwrap_or_default().to_vec();
                 let position = event_position(position, webhook_id.unwrap_or(0));
+                let id = position.id(&self.source);
+                let head = Head { subject: b"", id: id.as_bytes(), message_id, op: op.as_str(), epoch: self.epoch };
+                let mut block = Vec::new();
+                head.write_ids(&mut block);
+                head.write_origin(&mut block);
+                if let Some(own) = own {
+                    headers::write_again(own, &mut block);
+                }
                 let condemned = Condemned {
                     number: self.window.count_event(),
                     position,
                     subject: String::new(),
+                    headers: headers::to_json(&block),
                     payload,
                     reason: problem.expect("set above"),
                     // It has no webhook that a row could name.
@@ -706,7 +738,7 @@ impl Outlet {
                     let subject = String::from_utf8_lossy(&self.subject);
                     format!("no stream of its NATS configuration takes the subject {subject:?}")
                 });
-                let condemned = self.impossible(webhook, body, position, message_id, reason);
+                let condemned = self.impossible(webhook, body, change, message_id, reason);
                 return self.condemn(rules, condemned);
             }
         };
@@ -717,15 +749,12 @@ impl Outlet {
                 return Ok(());
             }
         }
+        let (source, transaction) = (&self.source, &self.transaction);
         let lane = &mut self.lanes[lane];
-        let mut draft = lane.draft(Head {
-            subject: &self.subject,
-            id: &self.id,
-            message_id,
-            op: change.op.as_str(),
-            epoch: self.epoch,
-        });
-        let data = payload::write(body, webhook, &self.source, &self.transaction, &self.id, lane.buffer());
+        let head = Head { subject: &self.subject, id: &self.id, message_id, op: change.op.as_str(), epoch: self.epoch };
+        let mut draft =
+            lane.draft(head, |out| payload::write_headers(body, webhook, source, transaction, &self.id, out));
+        let data = payload::write(body, webhook, source, transaction, &self.id, lane.buffer());
         if webhook.keep != Keep::Nothing {
             self.origin.fill(body, webhook);
             let note = self.origin.note(body, webhook, &self.id, &self.subject, message_id);
@@ -747,12 +776,18 @@ impl Outlet {
         &mut self,
         webhook: &Webhook,
         body: Body<'_>,
-        position: EventPosition,
+        change: &Change<'_>,
         message_id: Option<&[u8]>,
         reason: String,
     ) -> Condemned {
+        let (source, transaction) = (&self.source, &self.transaction);
+        let head = Head { subject: &self.subject, id: &self.id, message_id, op: change.op.as_str(), epoch: self.epoch };
+        let mut block = Vec::new();
+        head.write_ids(&mut block);
+        head.write_origin(&mut block);
+        payload::write_headers(body, webhook, source, transaction, &self.id, &mut block);
         let mut payload = Vec::new();
-        let data = payload::write(body, webhook, &self.source, &self.transaction, &self.id, &mut payload);
+        let data = payload::write(body, webhook, source, transaction, &self.id, &mut payload);
         let noted = match webhook.keep {
             Keep::Nothing => None,
             Keep::Failures(keep) | Keep::Everything(keep) => {
@@ -764,8 +799,9 @@ impl Outlet {
         };
         Condemned {
             number: self.window.count_event(),
-            position,
+            position: event_position(change.position, webhook.id),
             subject: String::from_utf8_lossy(&self.subject).into_owned(),
+            headers: headers::to_json(&block),
             payload,
             reason,
             noted,
@@ -773,7 +809,7 @@ impl Outlet {
     }
 
     fn condemn(&mut self, rules: &Rules, condemned: Condemned) -> Result<()> {
-        let Condemned { number, position, subject, payload, reason, noted } = condemned;
+        let Condemned { number, position, subject, headers, payload, reason, noted } = condemned;
         let webhook = rules.webhook(position.webhook_id).map(|index| &rules.webhooks[index]);
         let event_id = position.id(&self.source);
         if let Some(webhook) = webhook.filter(|webhook| webhook.on_error == OnError::Halt) {
@@ -790,6 +826,7 @@ impl Outlet {
             webhook_id: position.webhook_id,
             webhook_name: webhook.map(|webhook| webhook.name.clone()),
             subject,
+            headers,
             payload,
             reason,
             commit_lsn: position.commit_lsn,
@@ -830,56 +867,4 @@ fn event_position(position: Position, webhook_id: i32) -> EventPosition {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    fn streamer() -> Streamer {
-        let limits = Limits { window_events: 10, window_bytes: 1 << 20, history_bytes: 1 << 20 };
-        Streamer::new("src", 1, "_INBOX.i", limits, Tables::default(), TypeCatalog::new(), Lsn(100))
-    }
-
-    /// XLogData at `at` with a Begin or a Commit of the transaction that commits from 500 to 548.
-    fn frame(at: u64, kind: u8) -> Vec<u8> {
-        let mut frame = vec![b'w'];
-        frame.extend([at, at, 0].into_iter().flat_map(u64::to_be_bytes));
-        frame.push(kind);
-        match kind {
-            b'B' => frame.extend([500u64, 7].into_iter().flat_map(u64::to_be_bytes).chain([0, 0, 2, 188])),
-            _ => frame.extend([0].into_iter().chain([500u64, 548, 7].into_iter().flat_map(u64::to_be_bytes))),
-        }
-        frame
-    }
-
-    fn keepalive(end: u64, reply_requested: bool) -> Vec<u8> {
-        let parts = [end, 0].into_iter().flat_map(u64::to_be_bytes);
-        [b'k'].into_iter().chain(parts).chain([u8::from(reply_requested)]).collect()
-    }
-
-    #[test]
-    fn a_keepalive_moves_the_confirmed_position_only_between_transactions() {
-        let mut streamer = streamer();
-        let mut check = |frame: &[u8], asks: bool, received: u64, known: u64, confirmed: u64| {
-            let asked = streamer.receive(frame).unwrap() == Received::ReplyRequested;
-            streamer.settle();
-            let positions = (streamer.received(), streamer.known_wal(), streamer.confirmed());
-            assert_eq!((asked, positions), (asks, (Lsn(received), Lsn(known), Lsn(confirmed))));
-        };
-        check(&keepalive(120, true), true, 120, 120, 120);
-        // The rows of a transaction lie before its commit; of that PostgreSQL has told nevertheless.
-        check(&frame(300, b'B'), false, 300, 500, 120);
-        check(&keepalive(400, true), true, 300, 500, 120);
-        check(&frame(500, b'C'), false, 548, 548, 548);
-        check(&keepalive(540, false), false, 548, 548, 548);
-        check(&keepalive(600, false), false, 600, 600, 600);
-    }
-
-    #[test]
-    fn a_transaction_that_is_cut_off_is_not_confirmed() {
-        let mut streamer = streamer();
-        streamer.receive(&frame(300, b'B')).unwrap();
-        streamer.settle();
-        assert_eq!((streamer.confirmed(), streamer.is_drained()), (Lsn(100), false));
-        assert!(streamer.receive(&frame(300, b'B')).is_err(), "a transaction within another");
-    }
-}
+mod tests;

@@ -2,9 +2,10 @@
 //!
 //! In the order of use: [`tables`] holds the configuration rows, [`rules`] judges and compiles them, [`plan`]
 //! lays them over one table, [`filter`] and [`subject`] decide about one change, [`types`] and [`value`] write its
-//! columns, [`payload`] the whole.
+//! columns, [`payload`] the whole, with [`headers`] beside it.
 
 pub mod filter;
+pub mod headers;
 pub mod payload;
 pub mod plan;
 pub mod rules;

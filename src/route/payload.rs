@@ -5,16 +5,22 @@
 
 use std::ops::Range;
 
+use serde_json::{Map, Value};
+
 use super::{
+    headers,
     plan::{ColumnPlan, EventColumns, Linked, Target},
-    rules::{Format, Webhook, visible_headers},
-    value::{write_json, write_json_str, write_json_string},
+    rules::{Format, Webhook},
+    value::{write_bytes, write_json, write_json_string},
 };
 use crate::wal::{
     change::{Change, Op},
     lsn::Lsn,
     pgoutput::{Column, OldTuple, Tuple},
 };
+
+mod cloudevents;
+mod debezium;
 
 /// What all events of a transaction have in common, rendered once.
 #[derive(Debug, Default)]
@@ -23,10 +29,14 @@ pub struct TransactionText {
     pub id_prefix: Vec<u8>,
     /// The commit time, ISO 8601 in UTC.
     pub timestamp: String,
-    /// The commit time in ms since 1970.
-    pub timestamp_ms: i64,
+    /// The commit time in µs since 1970.
+    pub timestamp_us: i64,
     /// The commit LSN as PostgreSQL writes it.
     pub lsn: String,
+    /// The database's name, of all its transactions.
+    pub database: String,
+    /// Where in the WAL the row stands that is being routed.
+    pub row_lsn: Lsn,
     commit_lsn: Lsn,
     xid: u32,
 }
@@ -39,7 +49,7 @@ impl TransactionText {
         write!(self.id_prefix, "{source}-{:016x}-{commit_time:x}-", commit_lsn.0).expect("writing to a vector");
         self.timestamp.clear();
         write_timestamp(commit_time, &mut self.timestamp);
-        self.timestamp_ms = commit_time.div_euclid(1000) + 946_684_800_000;
+        self.timestamp_us = commit_time.saturating_add(946_684_800_000_000);
         self.lsn.clear();
         write!(self.lsn, "{commit_lsn}").expect("writing to a string");
         self.commit_lsn = commit_lsn;
@@ -96,7 +106,45 @@ pub enum Body<'a> {
         columns: &'a EventColumns,
         /// The row.
         row: Tuple<'a>,
+        /// Its own headers.
+        own: Option<&'a Map<String, Value>>,
     },
+}
+
+/// Appends the headers that format, webhook and event add to those of any message, a line break before each.
+pub fn write_headers(
+    body: Body<'_>,
+    webhook: &Webhook,
+    source: &str,
+    transaction: &TransactionText,
+    id: &[u8],
+    out: &mut Vec<u8>,
+) {
+    let own = match body {
+        Body::Row { .. } => None,
+        Body::Call { own, .. } => own,
+    };
+    if again(body).is_some() {
+        if let Some(stored) = own {
+            headers::write_again(stored, out);
+        }
+        return;
+    }
+    webhook.message_headers.write(own, webhook.expose_credentials, out);
+    if webhook.format == Format::CloudEventsBinary {
+        cloudevents::write_headers(body, source, transaction, id, out);
+    }
+}
+
+/// The message body, in PostgreSQL's text, of a dead letter that is published again.
+fn again(body: Body<'_>) -> Option<&[u8]> {
+    match body {
+        Body::Call { columns, row, .. } => match cell(row, columns.body?) {
+            Column::Text(bytes) => Some(bytes),
+            _ => None,
+        },
+        Body::Row { .. } => None,
+    }
 }
 
 /// Appends the payload of the event `id` for `webhook`. Returns where in `out` its data is, the row or the caller's payload:
@@ -109,16 +157,20 @@ pub fn write(
     id: &[u8],
     out: &mut Vec<u8>,
 ) -> Range<usize> {
+    let start = out.len();
+    if let Some(bytes) = again(body) {
+        write_bytes(bytes, out);
+        return start..out.len();
+    }
     match webhook.format {
         Format::Webhook => write_webhook(body, webhook, transaction, id, out),
-        Format::Data => write_data(body, out),
+        Format::Data | Format::CloudEventsBinary => write_data(body, out),
         // Before and after are one thing there.
         Format::Debezium => {
-            let start = out.len();
-            write_debezium(body, source, transaction, out);
+            debezium::write(body, source, transaction, out);
             start..out.len()
         }
-        Format::CloudEvents => write_cloudevents(body, source, transaction, id, out),
+        Format::CloudEvents => cloudevents::write(body, source, transaction, id, out),
     }
 }
 
@@ -137,7 +189,7 @@ fn write_webhook(
     out.extend_from_slice(transaction.timestamp.as_bytes());
     out.push(b'"');
     out.extend_from_slice(&webhook.middle);
-    write_headers(body, webhook, out);
+    write_shown_headers(body, webhook, out);
     out.extend_from_slice(b",\"data\":");
     let data = write_data(body, out);
     out.extend_from_slice(b",\"event\":{\"lsn\":\"");
@@ -162,7 +214,7 @@ fn write_webhook(
             }
             write_unchanged(table, target, change, out);
         }
-        Body::Call { columns, row } => {
+        Body::Call { columns, row, .. } => {
             for (key, index) in [
                 (&b",\"event_id\":"[..], Some(columns.event_id)),
                 (b",\"rule_execution_id\":", columns.rule_execution_id),
@@ -183,14 +235,12 @@ fn write_webhook(
 }
 
 /// The webhook's headers; an event's own are added and win.
-pub fn write_headers(body: Body<'_>, webhook: &Webhook, out: &mut Vec<u8>) {
-    if let Body::Call { columns, row } = body
-        && let Some(Column::Text(own)) = columns.headers.map(|index| cell(row, index))
-        && let Ok(own) = serde_json::from_slice::<serde_json::Map<_, _>>(own)
-        && let Ok(mut merged) = serde_json::from_slice::<serde_json::Map<_, _>>(&webhook.headers)
+pub fn write_shown_headers(body: Body<'_>, webhook: &Webhook, out: &mut Vec<u8>) {
+    if let Body::Call { own: Some(own), .. } = body
+        && let Ok(mut merged) = serde_json::from_slice::<Map<_, _>>(&webhook.headers)
     {
-        merged.extend(own);
-        out.extend_from_slice(&visible_headers(merged, webhook.expose_credentials));
+        merged.extend(own.iter().map(|(name, value)| (name.clone(), value.clone())));
+        out.extend_from_slice(&headers::visible(merged, webhook.expose_credentials));
     } else {
         out.extend_from_slice(&webhook.headers);
     }
@@ -204,83 +254,12 @@ fn write_data(body: Body<'_>, out: &mut Vec<u8>) -> Range<usize> {
             (None, Some(old)) => write_old(table, target, old, out),
             (None, None) => out.extend_from_slice(b"{}"),
         },
-        Body::Call { columns, row } => match cell(row, columns.payload) {
+        Body::Call { columns, row, .. } => match cell(row, columns.payload) {
             Column::Text(payload) => write_json(super::types::Class::JSON, payload, out),
             _ => out.extend_from_slice(b"null"),
         },
     }
     start..out.len()
-}
-
-/// Debezium's envelope, as its consumers read it (Debezium manual, PostgreSQL connector, "Data change events").
-fn write_debezium(body: Body<'_>, source: &str, transaction: &TransactionText, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"{\"before\":");
-    match body {
-        Body::Row { table, target, change } => match change.old {
-            Some(old) => write_old(table, target, old, out),
-            None => out.extend_from_slice(b"null"),
-        },
-        Body::Call { .. } => out.extend_from_slice(b"null"),
-    }
-    out.extend_from_slice(b",\"after\":");
-    match body {
-        Body::Row { change, .. } if change.new.is_none() => out.extend_from_slice(b"null"),
-        _ => drop(write_data(body, out)),
-    }
-    out.extend_from_slice(b",\"source\":{\"version\":\"");
-    out.extend_from_slice(env!("CARGO_PKG_VERSION").as_bytes());
-    out.extend_from_slice(b"\",\"connector\":\"walhook\",\"name\":");
-    write_json_str(source, out);
-    out.extend_from_slice(b",\"ts_ms\":");
-    write_number(transaction.timestamp_ms, out);
-    out.extend_from_slice(b",\"snapshot\":\"false\",\"schema\":");
-    match body {
-        Body::Row { table, .. } => out.extend_from_slice(&table.schema),
-        Body::Call { .. } => out.extend_from_slice(b"\"public\""),
-    }
-    out.extend_from_slice(b",\"table\":");
-    match body {
-        Body::Row { table, .. } => out.extend_from_slice(&table.table),
-        Body::Call { .. } => out.extend_from_slice(b"\"rule_webhook_events\""),
-    }
-    out.extend_from_slice(b",\"txId\":");
-    write_number(transaction.xid.into(), out);
-    out.extend_from_slice(b",\"lsn\":");
-    out.extend_from_slice(itoa::Buffer::new().format(transaction.commit_lsn.0).as_bytes());
-    out.extend_from_slice(b"},\"op\":\"");
-    out.push(match op(body) {
-        Op::Insert => b'c',
-        Op::Update => b'u',
-        Op::Delete => b'd',
-        Op::Truncate => b't',
-    });
-    out.extend_from_slice(b"\",\"ts_ms\":");
-    write_number(transaction.timestamp_ms, out);
-    out.push(b'}');
-}
-
-/// A CloudEvent in JSON, structured mode (CloudEvents 1.0.2, JSON event format).
-fn write_cloudevents(
-    body: Body<'_>,
-    source: &str,
-    transaction: &TransactionText,
-    id: &[u8],
-    out: &mut Vec<u8>,
-) -> Range<usize> {
-    out.extend_from_slice(b"{\"specversion\":\"1.0\",\"id\":\"");
-    out.extend_from_slice(id);
-    out.extend_from_slice(b"\",\"source\":\"/walhook/");
-    out.extend_from_slice(source.as_bytes());
-    out.extend_from_slice(b"\",\"type\":\"");
-    write_type(body, out);
-    out.extend_from_slice(b"\",\"time\":\"");
-    out.extend_from_slice(transaction.timestamp.as_bytes());
-    out.extend_from_slice(b"\",\"subject\":\"");
-    write_table(body, out);
-    out.extend_from_slice(b"\",\"datacontenttype\":\"application/json\",\"data\":");
-    let data = write_data(body, out);
-    out.push(b'}');
-    data
 }
 
 fn op(body: Body<'_>) -> Op {
@@ -406,7 +385,7 @@ mod tests {
         text.render("shop", Lsn(0x16B_3748), 848_743_872_123_456, 731);
         assert_eq!(text.id_prefix, b"shop-00000000016b3748-303ed9500d240-");
         assert_eq!(text.timestamp, "2026-11-23T10:11:12.123456Z");
-        assert_eq!(text.timestamp_ms, 1_795_428_672_123);
+        assert_eq!(text.timestamp_us, 1_795_428_672_123_456);
         assert_eq!(text.lsn, "0/16B3748");
     }
 

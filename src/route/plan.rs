@@ -39,6 +39,7 @@ pub struct EventColumns {
     pub subject: Option<usize>,
     pub message_id: Option<usize>,
     pub headers: Option<usize>,
+    pub body: Option<usize>,
     pub triggered_by: Option<usize>,
     pub rule_execution_id: Option<usize>,
 }
@@ -48,6 +49,8 @@ pub struct EventColumns {
 pub struct Linked {
     /// `schema.table`, escaped for the inside of a JSON string.
     pub qualified: Vec<u8>,
+    /// `schema.table` as it is.
+    pub unescaped: String,
     /// The schema as a JSON string.
     pub schema: Vec<u8>,
     /// The table's name as a JSON string.
@@ -116,7 +119,8 @@ impl Plan {
         let columns = columns.collect();
         let targets = links.iter().filter_map(|(id, link)| Target::new(*id, link, relation, rules, warnings)).collect();
         let mut qualified = Vec::new();
-        write_json_str(&format!("{}.{}", relation.schema, relation.name), &mut qualified);
+        let unescaped = format!("{}.{}", relation.schema, relation.name);
+        write_json_str(&unescaped, &mut qualified);
         qualified.pop();
         qualified.remove(0);
         let json = |text: &str| {
@@ -125,7 +129,7 @@ impl Plan {
             out
         };
         let (schema, table) = (json(&relation.schema), json(&relation.name));
-        Plan::Linked(Linked { qualified, schema, table, columns, targets })
+        Plan::Linked(Linked { qualified, unescaped, schema, table, columns, targets })
     }
 }
 
@@ -139,6 +143,7 @@ impl EventColumns {
             subject: index("subject"),
             message_id: index("message_id"),
             headers: index("headers"),
+            body: index("body"),
             triggered_by: index("triggered_by"),
             rule_execution_id: index("rule_execution_id"),
         })

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use super::{
+    headers::{self, Block},
     subject,
     tables::{ConfigRow, LinkRow, StreamRow, Tables, WebhookRow},
     value::write_json_str,
@@ -32,6 +33,29 @@ pub enum Format {
     Debezium,
     /// CloudEvents 1.0, structured JSON.
     CloudEvents,
+    /// CloudEvents 1.0, binary: the attributes are headers, the body is the data.
+    CloudEventsBinary,
+}
+
+impl Format {
+    /// The headers that each of its messages has alike.
+    fn headers(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Format::Webhook | Format::Data | Format::Debezium => &[],
+            Format::CloudEvents => &[("Content-Type", "application/cloudevents+json")],
+            // The binding maps `datacontenttype` as any attribute; some readers look for it as HTTP's has it.
+            Format::CloudEventsBinary => &[
+                ("Content-Type", "application/json"),
+                ("ce-specversion", "1.0"),
+                ("ce-datacontenttype", "application/json"),
+            ],
+        }
+    }
+
+    /// Whether `ce-` headers have their meaning.
+    pub fn is_cloudevent(self) -> bool {
+        matches!(self, Format::CloudEvents | Format::CloudEventsBinary)
+    }
 }
 
 /// What becomes of an event that can never be published.
@@ -90,6 +114,8 @@ pub struct Webhook {
     pub expose_credentials: bool,
     /// The headers that may be shown, as a JSON object.
     pub headers: Vec<u8>,
+    /// The headers of the messages themselves: the format's and those of `nats_headers`.
+    pub message_headers: Block,
     config_id: i32,
 }
 
@@ -277,8 +303,11 @@ fn compile_webhook(
         Some("data") => Format::Data,
         Some("debezium") => Format::Debezium,
         Some("cloudevents") => Format::CloudEvents,
+        Some("cloudevents_binary") => Format::CloudEventsBinary,
         Some(other) => {
-            problems.push(format!("payload_format {other:?} is none of webhook, data, debezium, cloudevents"));
+            problems.push(format!(
+                "payload_format {other:?} is none of webhook, data, debezium, cloudevents, cloudevents_binary"
+            ));
             Format::Webhook
         }
     };
@@ -311,13 +340,17 @@ fn compile_webhook(
         (Some(id), None) => problems.push(format!("NATS configuration {id} does not exist")),
         (Some(_), Some(config)) => problems.extend(config.problem.clone()),
     }
-    let headers = match parse_headers(row.headers.as_deref(), row.expose_credentials) {
+    let headers = match headers::parse(row.headers.as_deref(), row.expose_credentials) {
         Ok(headers) => headers,
         Err(problem) => {
             problems.push(problem);
             b"{}".to_vec()
         }
     };
+    let message_headers = Block::compile(format.headers(), row.nats_headers.as_deref()).unwrap_or_else(|problem| {
+        problems.push(problem);
+        Block::default()
+    });
     let mut middle = format!(",\"webhook_id\":{id},\"webhook_name\":").into_bytes();
     write_json_str(&row.name, &mut middle);
     middle.extend_from_slice(b",\"webhook_url\":");
@@ -337,6 +370,7 @@ fn compile_webhook(
         middle,
         expose_credentials: row.expose_credentials,
         headers,
+        message_headers,
         config_id: config_id.unwrap_or(-1),
     }
 }
@@ -353,49 +387,6 @@ fn keep(config: Option<&ConfigRow>) -> Keep {
         Some("failures") => Keep::Failures(payload),
         _ => Keep::Everything(payload),
     }
-}
-
-/// The headers object as it goes into payloads: every value a string, as the RFC's Go worker wants it, and nothing
-/// that looks like a credential unless the webhook says so.
-fn parse_headers(headers: Option<&str>, expose_credentials: bool) -> Result<Vec<u8>, String> {
-    let Some(headers) = headers else { return Ok(b"{}".to_vec()) };
-    let parsed: serde_json::Value =
-        serde_json::from_str(headers).map_err(|error| format!("headers are not JSON: {error}"))?;
-    let object = match parsed {
-        serde_json::Value::Null => return Ok(b"{}".to_vec()),
-        serde_json::Value::Object(object) => object,
-        _ => return Err("headers are not a JSON object".to_owned()),
-    };
-    Ok(visible_headers(object, expose_credentials))
-}
-
-/// Writes a headers object, credentials left out unless asked for, every value as a string.
-pub fn visible_headers(object: serde_json::Map<String, serde_json::Value>, expose_credentials: bool) -> Vec<u8> {
-    let visible: serde_json::Map<_, _> = object
-        .into_iter()
-        .filter(|(name, value)| expose_credentials || !is_credential(name, value))
-        .map(|(name, value)| match value {
-            serde_json::Value::String(_) => (name, value),
-            other => (name, other.to_string().into()),
-        })
-        .collect();
-    serde_json::Value::Object(visible).to_string().into_bytes()
-}
-
-/// Whether a header looks like a credential: by its name, or by a value such as `Bearer …`.
-fn is_credential(name: &str, value: &serde_json::Value) -> bool {
-    let name = name.to_ascii_lowercase();
-    let by_name = ["auth", "cookie", "token", "secret", "password", "passwd", "signature", "credential", "session"]
-        .iter()
-        .any(|word| name.contains(word))
-        || name.replace(['-', '_'], "").contains("apikey")
-        || name == "key"
-        || name.ends_with("-key");
-    let by_value = value.as_str().is_some_and(|value| {
-        let value = value.trim_start().to_ascii_lowercase();
-        ["bearer ", "basic ", "digest ", "negotiate "].iter().any(|scheme| value.starts_with(scheme))
-    });
-    by_name || by_value
 }
 
 #[cfg(test)]
@@ -452,6 +443,7 @@ mod tests {
         check(|t| t.webhooks.get_mut(&1).unwrap().publish_mode = Some("maybe".to_owned()), "\"maybe\"");
         check(|t| t.webhooks.get_mut(&1).unwrap().payload_format = Some("xml".to_owned()), "\"xml\"");
         check(|t| t.webhooks.get_mut(&1).unwrap().headers = Some("[1]".to_owned()), "not a JSON object");
+        check(|t| t.webhooks.get_mut(&1).unwrap().nats_headers = Some(r#"{"Nats-Msg-Id":"1"}"#.to_owned()), "reserved");
         check(|t| t.webhooks.get_mut(&1).unwrap().nats_config_id = Some(9), "9 does not exist");
         check(|t| t.configs.get_mut(&1).unwrap().enabled = Some(false), "not enabled");
         check(|t| t.webhooks.get_mut(&1).unwrap().nats_subject = Some("webhooks.*".to_owned()), "wildcard");
@@ -503,15 +495,6 @@ mod tests {
         let mut lanes = Vec::new();
         Rules::compile(&tables, &mut lanes);
         assert_eq!(lanes.iter().map(|lane| lane.stream.as_deref()).collect::<Vec<_>>(), [Some("MINE")]);
-    }
-
-    #[test]
-    fn credentials_stay_out_of_payloads_unless_the_webhook_says_otherwise() {
-        let headers = r#"{"Content-Type":"application/json","Authorization":"x","X-Api-Key":"k","N":1,"V":"Bearer t"}"#;
-        let shown = String::from_utf8(parse_headers(Some(headers), false).unwrap()).unwrap();
-        assert_eq!(shown, r#"{"Content-Type":"application/json","N":"1"}"#);
-        let all = String::from_utf8(parse_headers(Some(headers), true).unwrap()).unwrap();
-        assert!(all.contains("Authorization") && all.contains("Bearer t"));
     }
 
     #[test]

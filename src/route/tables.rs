@@ -69,6 +69,8 @@ pub struct WebhookRow {
     pub payload_format: Option<String>,
     pub on_error: Option<String>,
     pub expose_credentials: bool,
+    /// A JSON object, as text.
+    pub nats_headers: Option<String>,
 }
 
 /// A row of `rule_webhook_links`.
@@ -274,6 +276,7 @@ impl Row for WebhookRow {
             "payload_format" => self.payload_format = optional(value),
             "on_error" => self.on_error = optional(value),
             "expose_credentials" => self.expose_credentials = boolean(column, value)?,
+            "nats_headers" => self.nats_headers = optional(value),
             _ => {}
         }
         Ok(())

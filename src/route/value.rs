@@ -192,6 +192,23 @@ fn is_json(text: &[u8]) -> bool {
 
 // Bytes
 
+/// Appends the bytes of a `bytea` as they are; what is not one in hexadecimal stays text.
+pub fn write_bytes(text: &[u8], out: &mut Vec<u8>) {
+    let begin = out.len();
+    if let Some((pairs, [])) = text.strip_prefix(b"\\x").map(<[u8]>::as_chunks::<2>) {
+        for [high, low] in pairs {
+            let (high, low) = (HEX_DIGITS[usize::from(*high)], HEX_DIGITS[usize::from(*low)]);
+            if high | low == NOT_HEX {
+                out.truncate(begin);
+                return out.extend_from_slice(text);
+            }
+            out.push(high << 4 | low);
+        }
+    } else {
+        out.extend_from_slice(text);
+    }
+}
+
 /// `\x` and hexadecimal digits as a string of base64.
 fn write_bytea(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let (pairs, []) = text.strip_prefix(b"\\x")?.as_chunks::<2>() else { return None };

@@ -90,6 +90,11 @@ impl Op {
             Op::Truncate => "truncate",
         }
     }
+
+    /// The operation of that word.
+    pub fn parse(word: &str) -> Option<Op> {
+        [Op::Insert, Op::Update, Op::Delete, Op::Truncate].into_iter().find(|op| op.as_str() == word)
+    }
 }
 
 /// One row operation of a committed transaction, borrowed from the read buffer.

@@ -120,6 +120,11 @@ impl Nats {
         self.launch().await.unwrap_or_else(|log| panic!("nats-server did not start again; it says:\n{}", tail(&log)));
     }
 
+    /// Another configuration than the builder's, from the next start on.
+    pub fn set_config(&mut self, text: &str) {
+        text.clone_into(&mut self.config);
+    }
+
     /// SIGSTOP: sockets stay open, nothing answers.
     pub fn pause(&self) {
         self.process().as_mut().expect("a running server").signal(Signal::STOP);

@@ -210,8 +210,8 @@ pub async fn bury(client: &Client, letters: &[DeadLetter]) -> Result<()> {
     let statement = client
         .prepare(
             "INSERT INTO public.rule_nats_dead_letters \
-                 (event_id, webhook_id, webhook_name, subject, payload, reason, commit_lsn) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7::text::pg_lsn) ON CONFLICT (event_id) DO NOTHING",
+                 (event_id, webhook_id, webhook_name, subject, headers, payload, reason, commit_lsn) \
+             VALUES ($1, $2, $3, $4, $5::text::jsonb, $6, $7, $8::text::pg_lsn) ON CONFLICT (event_id) DO NOTHING",
         )
         .await
         .map_err(|error| missing_table(sql::error(attempted(), error)))?;
@@ -219,9 +219,9 @@ pub async fn bury(client: &Client, letters: &[DeadLetter]) -> Result<()> {
     let writes = letters.iter().map(|letter| {
         let (statement, lsn) = (&statement, letter.commit_lsn.to_string());
         async move {
-            let DeadLetter { event_id, webhook_id, webhook_name, subject, payload, reason, .. } = letter;
+            let DeadLetter { event_id, webhook_id, webhook_name, subject, headers, payload, reason, .. } = letter;
             client
-                .execute(statement, &[event_id, webhook_id, webhook_name, subject, payload, reason, &lsn])
+                .execute(statement, &[event_id, webhook_id, webhook_name, subject, headers, payload, reason, &lsn])
                 .await
                 .map(drop)
         }

@@ -77,6 +77,7 @@ pub async fn session(
     tracing::info!(%confirmed, epoch, timeline = system.timeline, system = system.system_id, "slot taken");
     let inbox = format!("_INBOX.walhook.{:016x}", fastrand::u64(..));
     let mut streamer = Streamer::new(&config.source, epoch, &inbox, config.limits, tables, types, confirmed);
+    streamer.set_database(&system.dbname);
     if routing == Routing::AsOfNow {
         streamer.keep_rules_as_read(snapshot);
     }

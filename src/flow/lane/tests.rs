@@ -23,7 +23,7 @@ fn tail(last_sequence: u64, ours: Option<(u64, u64)>) -> Tail {
 fn put_as(lane: &mut Lane, commit: u64, subject: &str, message_id: Option<&[u8]>, body: &[u8]) {
     let id = at(commit).id("src");
     let head = Head { subject: subject.as_bytes(), id: id.as_bytes(), message_id, op: "insert", epoch: 3 };
-    let draft = lane.draft(head);
+    let draft = lane.draft(head, |_| ());
     lane.buffer().extend_from_slice(body);
     lane.commit(draft, commit, at(commit)).unwrap();
 }
@@ -96,10 +96,12 @@ fn a_message_larger_than_the_server_takes_leaves_the_line_as_it_was() {
     let mut lane = lane_of(Ordering::Strict, 1);
     lane.open(&tail(0, None)).unwrap();
     let bytes = lane.bytes();
-    let draft = lane.draft(Head { subject: b"s.a", id: b"id", message_id: None, op: "insert", epoch: 3 });
+    let head = Head { subject: b"s.a", id: b"id", message_id: None, op: "insert", epoch: 3 };
+    let draft = lane.draft(head, |out| out.extend_from_slice(b"\r\nX: 1"));
     lane.buffer().extend_from_slice(&[b'x'; 1000]);
     let condemned = lane.commit(draft, 2, at(2)).unwrap_err();
     assert_eq!((condemned.number, condemned.subject.as_str(), condemned.payload.len()), (2, "s.a", 1000));
+    assert_eq!(condemned.headers, r#"{"Nats-Msg-Id":"id","Walhook-Epoch":"3","Walhook-Op":"insert","X":"1"}"#);
     assert!(condemned.reason.contains("the server takes 1000"), "{}", condemned.reason);
     assert_eq!((lane.len(), lane.bytes(), lane.oldest()), (1, bytes, Some(1)));
     assert_eq!(tokens(&mut lane).len(), 1);

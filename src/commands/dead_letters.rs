@@ -1,0 +1,299 @@
+//! `walhook dead-letters`: what could not be published, listed, shown, published again or dropped.
+//!
+//! All that changes something is a function in the database, which a DBA without this binary calls as well. Each letter is
+//! a transaction of its own, so that one that is refused holds up no other.
+
+use clap::{Args, Subcommand};
+use serde_json::Value;
+use tokio_postgres::Client;
+
+use crate::{
+    config::Config,
+    error::{Error, Result},
+    postgres::sql,
+};
+
+/// What to do with them.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// List them, the newest last
+    List {
+        /// Which of them
+        #[command(flatten)]
+        filter: Filter,
+        /// At most so many, the newest ones
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(i64).range(1..))]
+        limit: i64,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one with its headers and its payload
+    Show {
+        /// Its dead_letter_id
+        id: i64,
+        /// As JSON; a payload that is no text is base64
+        #[arg(long, conflicts_with = "payload")]
+        json: bool,
+        /// The payload alone, byte for byte
+        #[arg(long)]
+        payload: bool,
+    },
+    /// Publish them again: body, headers and message id as they were
+    Retry {
+        /// Which of them
+        #[command(flatten)]
+        which: Which,
+        /// To this subject instead of theirs
+        #[arg(long)]
+        subject: Option<String>,
+    },
+    /// Mark them as not wanted any more
+    Drop {
+        /// Which of them
+        #[command(flatten)]
+        which: Which,
+    },
+}
+
+/// Which to list.
+#[derive(Debug, Args)]
+pub struct Filter {
+    /// Only this webhook's
+    #[arg(long, value_name = "NAME")]
+    webhook: Option<String>,
+    /// Only those of this status
+    #[arg(long, default_value = "dead", value_parser = ["dead", "retried", "dropped", "all"])]
+    status: String,
+    /// Only those written since: a time (2026-11-25 10:00+00) or an age (90s, 15m, 2h, 7d)
+    #[arg(long, value_name = "TIME|AGE")]
+    since: Option<String>,
+}
+
+/// Which to act on, of those that are dead.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Which {
+    /// Their dead_letter_ids
+    #[arg(value_name = "ID")]
+    ids: Vec<i64>,
+    /// All of this webhook
+    #[arg(long, value_name = "NAME")]
+    webhook: Option<String>,
+    /// All
+    #[arg(long)]
+    all: bool,
+}
+
+const LIST: &str = "SELECT row_to_json(l)::text FROM ( \
+        SELECT dead_letter_id, created_at, status, webhook_id, webhook_name, subject, event_id, commit_lsn, \
+               octet_length(payload) AS payload_bytes, reason, retried_as \
+        FROM public.rule_nats_dead_letters \
+        WHERE ($1::text IS NULL OR webhook_name = $1) AND ($2 = 'all' OR status = $2) \
+          AND ($3::text IS NULL OR created_at >= $3::text::timestamptz) \
+          AND ($4::text IS NULL OR created_at >= now() - $4::text::interval) \
+        ORDER BY dead_letter_id DESC LIMIT $5) l ORDER BY dead_letter_id";
+const SHOW: &str = "SELECT row_to_json(l)::text, (SELECT payload FROM public.rule_nats_dead_letters \
+                                                  WHERE dead_letter_id = $1) FROM ( \
+        SELECT dead_letter_id, created_at, status, retried_as, webhook_id, webhook_name, subject, event_id, commit_lsn, \
+               reason, headers FROM public.rule_nats_dead_letters WHERE dead_letter_id = $1) l";
+const CHOOSE: &str = "SELECT dead_letter_id FROM public.rule_nats_dead_letters \
+    WHERE status = 'dead' AND ($1::text IS NULL OR webhook_name = $1) ORDER BY dead_letter_id";
+const RETRY: &str = "SELECT public.rule_nats_dead_letter_retry($1, $2)";
+const DROP: &str = "SELECT public.rule_nats_dead_letter_drop($1)";
+
+/// Does it.
+///
+/// # Errors
+/// PostgreSQL cannot be asked, or refuses; of several letters, after all were tried.
+pub async fn dead_letters(config: &Config, action: &Action) -> Result<()> {
+    let client = sql::connect(&config.postgres).await?;
+    match action {
+        Action::List { filter, limit, json } => list(&client, filter, *limit, *json).await,
+        Action::Show { id, json, payload } => show(&client, *id, *json, *payload).await,
+        Action::Retry { which, subject } => {
+            each(&client, which, async |id| {
+                let event: i64 = client.query_one(RETRY, &[&id, subject]).await?.get(0);
+                Ok(format!("dead letter {id} is published again as event {event}"))
+            })
+            .await
+        }
+        Action::Drop { which } => {
+            each(&client, which, async |id| {
+                let is_news: bool = client.query_one(DROP, &[&id]).await?.get(0);
+                Ok(format!("dead letter {id} {}", if is_news { "is dropped" } else { "was dropped already" }))
+            })
+            .await
+        }
+    }
+}
+
+async fn list(client: &Client, filter: &Filter, limit: i64, as_json: bool) -> Result<()> {
+    let (since, age) = match filter.since.as_deref().map(Since::parse) {
+        None => (None, None),
+        Some(Since::Time(time)) => (Some(time), None),
+        Some(Since::Age(age)) => (None, Some(age)),
+    };
+    let attempted = "list the dead letters";
+    let rows = client
+        .query(LIST, &[&filter.webhook, &filter.status, &since, &age, &limit])
+        .await
+        .map_err(|error| failed(attempted, error))?;
+    let letters = rows.iter().map(|row| parse(attempted, row.get(0))).collect::<Result<Vec<_>>>()?;
+    if as_json {
+        return super::say(&letters.iter().map(|letter| format!("{letter}\n")).collect::<String>());
+    }
+    if letters.is_empty() {
+        return super::say("no such dead letters\n");
+    }
+    let mut table =
+        format!("{:>8}  {:<20}  {:<8}  {:<20}  {:>9}  REASON\n", "ID", "CREATED", "STATUS", "WEBHOOK", "BYTES");
+    for letter in &letters {
+        let created: String = plain(&letter["created_at"]).chars().take(19).collect();
+        table.push_str(&format!(
+            "{:>8}  {created:<20}  {:<8}  {:<20}  {:>9}  {}\n",
+            plain(&letter["dead_letter_id"]),
+            plain(&letter["status"]),
+            one_line(&plain(&letter["webhook_name"])),
+            plain(&letter["payload_bytes"]),
+            one_line(&plain(&letter["reason"])),
+        ));
+    }
+    super::say(&table)
+}
+
+async fn show(client: &Client, id: i64, as_json: bool, only_payload: bool) -> Result<()> {
+    let attempted = format!("show dead letter {id}");
+    let row = client.query_opt(SHOW, &[&id]).await.map_err(|error| failed(&attempted, error))?;
+    let Some(row) = row else {
+        return Err(
+            Error::config(format!("there is no dead letter {id}")).hint("walhook dead-letters list --status all")
+        );
+    };
+    let payload: Option<&[u8]> = row.get(1);
+    if only_payload {
+        return super::say_bytes(payload.unwrap_or_default());
+    }
+    let mut letter = parse(&attempted, row.get(0))?;
+    let text = payload.map(std::str::from_utf8);
+    if as_json {
+        letter["payload"] = match (payload, text) {
+            (Some(_), Some(Ok(text))) => text.into(),
+            (Some(bytes), _) => base64::Engine::encode(&base64::engine::general_purpose::STANDARD, bytes).into(),
+            (None, _) => Value::Null,
+        };
+        letter["payload_is_base64"] = text.is_some_and(|text| text.is_err()).into();
+        return super::say(&format!("{letter}\n"));
+    }
+    let mut lines = String::new();
+    for key in [
+        "dead_letter_id",
+        "created_at",
+        "status",
+        "retried_as",
+        "webhook_id",
+        "webhook_name",
+        "subject",
+        "event_id",
+        "commit_lsn",
+        "reason",
+    ] {
+        lines.push_str(&format!("{key:<16}{}\n", one_line(&plain(&letter[key]))));
+    }
+    for (name, value) in letter["headers"].as_object().into_iter().flatten() {
+        lines.push_str(&format!("{:<16}{name}: {}\n", "header", one_line(&plain(value))));
+    }
+    lines.push('\n');
+    match text {
+        Some(Ok(text)) => lines.push_str(text),
+        Some(Err(_)) => lines.push_str("(the payload is no text: --payload writes it as it is)"),
+        None => lines.push_str("(the payload was not kept)"),
+    }
+    lines.push('\n');
+    super::say(&lines)
+}
+
+/// Acts on each of the chosen letters, and says what came of it.
+async fn each(
+    client: &Client,
+    which: &Which,
+    act: impl AsyncFn(i64) -> std::result::Result<String, tokio_postgres::Error>,
+) -> Result<()> {
+    let ids = if which.ids.is_empty() {
+        let attempted = "choose the dead letters";
+        let rows = client.query(CHOOSE, &[&which.webhook]).await.map_err(|error| failed(attempted, error))?;
+        rows.iter().map(|row| row.get(0)).collect()
+    } else {
+        which.ids.clone()
+    };
+    if ids.is_empty() {
+        return super::say("no such dead letters\n");
+    }
+    let mut refused = None;
+    for &id in &ids {
+        match act(id).await {
+            Ok(done) => super::say(&format!("{done}\n"))?,
+            Err(error) => {
+                let error = failed(&format!("dead letter {id}"), error);
+                if error.is_retryable() {
+                    return Err(error);
+                }
+                if let Some(earlier) = refused.replace(error) {
+                    eprintln!("walhook: {earlier}");
+                }
+            }
+        }
+    }
+    refused.map_or(Ok(()), Err)
+}
+
+/// A point in time as the user names it.
+enum Since<'t> {
+    Time(&'t str),
+    Age(String),
+}
+
+impl Since<'_> {
+    fn parse(text: &str) -> Since<'_> {
+        let unit = match text.as_bytes().last() {
+            Some(b's') => "seconds",
+            Some(b'm') => "minutes",
+            Some(b'h') => "hours",
+            Some(b'd') => "days",
+            _ => return Since::Time(text),
+        };
+        match text[..text.len() - 1].parse::<u32>() {
+            Ok(count) => Since::Age(format!("{count} {unit}")),
+            Err(_) => Since::Time(text),
+        }
+    }
+}
+
+fn failed(attempted: &str, error: tokio_postgres::Error) -> Error {
+    let error = sql::error(attempted, error);
+    match crate::postgres::sqlstate(&error) {
+        Some("42P01" | "42883" | "42703") => {
+            Error::config(error.to_string()).hint("run `walhook setup`, which applies the migrations")
+        }
+        // Refused by the function, or a time that is none: the words are PostgreSQL's.
+        Some("P0002" | "55000" | "22023" | "22007" | "22008") => Error::config(error.to_string()),
+        _ => error,
+    }
+}
+
+fn parse(attempted: &str, text: &str) -> Result<Value> {
+    serde_json::from_str(text).map_err(|error| Error::protocol(attempted).caused_by(error))
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Rows hold what users wrote: nothing of it may move the cursor.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
