@@ -608,7 +608,8 @@ CREATE OR REPLACE FUNCTION public.rule_cdc_link_subjects(
             '{op}', op),
         '[^.]*\{[^{}]*\}[^.]*', '*', 'g'))
     FROM public.rule_webhooks w
-    LEFT JOIN public.rule_nats_config c ON c.config_id = w.nats_config_id
+    LEFT JOIN public.rule_nats_config c ON c.config_id = coalesce(
+        w.nats_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
     CROSS JOIN unnest(p_operations) op
     WHERE w.webhook_id = p_webhook_id
 $$;
@@ -711,7 +712,8 @@ BEGIN
     SELECT w.webhook_id, w.webhook_name, w.enabled, w.nats_enabled, w.nats_config_id, c.config_name, c.jetstream_enabled
     INTO v_webhook
     FROM public.rule_webhooks w
-    LEFT JOIN public.rule_nats_config c ON c.config_id = w.nats_config_id
+    LEFT JOIN public.rule_nats_config c ON c.config_id = coalesce(
+        w.nats_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
     WHERE w.webhook_id = p_webhook;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook::text, 'NULL')
@@ -791,9 +793,9 @@ BEGIN
             IF v_streams = '{}' THEN
                 RAISE NOTICE 'no stream of NATS config % takes the subject % yet', quote_literal(v_webhook.config_name),
                     quote_literal(v_subject)
-                    USING HINT = format('SELECT rule_nats_stream_create(''A_NAME'', ARRAY[%L], %L), or: '
-                                        'UPDATE rule_nats_streams SET subjects = subjects || %L WHERE stream_name = …',
-                                        v_subject, v_webhook.config_name, v_subject);
+                    USING HINT = format('UPDATE rule_nats_streams SET subjects = subjects || %1$L WHERE stream_name = …; or: '
+                                        'SELECT rule_nats_stream_create(''A_NAME'', ARRAY[%1$L], %2$L)',
+                                        v_subject, v_webhook.config_name);
             END IF;
         END LOOP;
     END IF;
@@ -912,8 +914,11 @@ BEGIN
                 IF v_taken = '{}' THEN
                     problems := problems || format('no stream of NATS config %L takes %s', l.config_name, v_subject);
                 ELSIF cardinality(v_taken) > 1 AND v_subject !~ '\*' THEN
-                    problems := problems || format('more than one stream takes %s: %s', v_subject,
-                                                   array_to_string(v_taken, ', '));
+                    problems := problems || format('more than one stream takes %s: %s. The first one has it; narrow the others',
+                                                   v_subject, array_to_string(v_taken, ', '));
+                ELSIF NOT EXISTS (SELECT FROM public.rule_nats_streams_of(l.nats_config_id) s, unnest(s.subjects) pattern
+                                  WHERE public.rule_nats_subject_covers(pattern, v_subject)) THEN
+                    problems := problems || format('note: %s takes only some of %s', array_to_string(v_taken, ', '), v_subject);
                 END IF;
                 streams := ARRAY(SELECT DISTINCT s FROM unnest(streams || v_taken) s ORDER BY s);
             END LOOP;

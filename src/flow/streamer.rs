@@ -125,6 +125,7 @@ struct Router {
     is_stale: bool,
     generation: u64,
     reported: HashMap<i32, String>,
+    reported_streams: Vec<String>,
     notices: Vec<String>,
     /// Changes of the configuration that are in it already are passed over.
     snapshot: Option<Snapshot>,
@@ -172,6 +173,7 @@ impl Streamer {
                 is_stale: true,
                 generation: 0,
                 reported: HashMap::new(),
+                reported_streams: Vec::new(),
                 notices: Vec::new(),
                 snapshot: None,
             },
@@ -457,6 +459,10 @@ impl Router {
             reported.insert(webhook.id, problem.to_owned());
         }
         self.reported = reported;
+        let stream_problems: Vec<_> = self.rules.stream_problems().map(str::to_owned).collect();
+        let news = stream_problems.iter().filter(|problem| !self.reported_streams.contains(problem));
+        self.notices.extend(news.cloned());
+        self.reported_streams = stream_problems;
     }
 
     fn plan(&mut self, relation: &crate::wal::change::Relation) -> Plan {
@@ -479,7 +485,7 @@ impl Router {
 
     fn lane_settings(&self, key: &LaneKey) -> Option<(ConfigRow, StreamRow)> {
         let config = self.tables.configs.get(&key.config_id)?;
-        let streams = rules::streams_of(key.config_id, config, &self.tables);
+        let (streams, _) = rules::streams_of(key.config_id, config, &self.tables);
         let stream = streams.into_iter().find(|stream| stream.stream_name == key.stream)?;
         Some((config.clone(), stream))
     }
