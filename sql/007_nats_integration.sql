@@ -383,7 +383,7 @@ $$;
 COMMENT ON FUNCTION public.rule_nats_subject_covers IS
     'walhook: whether every subject that matches the second pattern matches the first';
 
--- The streamer reads the same rows by the same rules (streams_of in src/route/rules.rs).
+-- The streamer reads the same rows by the same rules (src/route/streams.rs).
 CREATE OR REPLACE FUNCTION public.rule_nats_streams_of(p_config_id INTEGER)
 RETURNS TABLE (stream_name TEXT, subjects TEXT[], has_row BOOLEAN)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$

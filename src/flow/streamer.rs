@@ -22,7 +22,7 @@ use crate::{
     route::{
         payload::{self, Body, TransactionText},
         plan::{EventColumns, Linked, Plan},
-        rules::{self, LaneKey, OnError, Rules},
+        rules::{LaneKey, OnError, Rules},
         subject,
         tables::{Cell, ConfigRow, StreamRow, Table, Tables},
         types::TypeCatalog,
@@ -485,9 +485,8 @@ impl Router {
 
     fn lane_settings(&self, key: &LaneKey) -> Option<(ConfigRow, StreamRow)> {
         let config = self.tables.configs.get(&key.config_id)?;
-        let (streams, _) = rules::streams_of(key.config_id, config, &self.tables);
-        let stream = streams.into_iter().find(|stream| stream.stream_name == key.stream)?;
-        Some((config.clone(), stream))
+        let stream = self.rules.stream(key.config_id, &key.stream)?;
+        Some((config.clone(), stream.clone()))
     }
 
     /// A configuration row changed: it takes effect from here on.

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use super::{
+    streams::{Streams, streams_of_all},
     subject,
     tables::{ConfigRow, LinkRow, StreamRow, Tables, WebhookRow},
     value::write_json_str,
@@ -75,6 +76,7 @@ struct Config {
     /// The patterns of each stream, and the stream's lane.
     streams: Vec<(Vec<Vec<u8>>, usize)>,
     problem: Option<String>,
+    rows: Vec<StreamRow>,
     stream_problems: Vec<String>,
 }
 
@@ -91,8 +93,12 @@ pub struct Rules {
 impl Rules {
     /// Judges and compiles all rows. Lanes not seen before are appended to `lanes`.
     pub fn compile(tables: &Tables, lanes: &mut Vec<LaneKey>) -> Rules {
-        let configs: HashMap<_, _> =
-            tables.configs.iter().map(|(&id, row)| (id, compile_config(id, row, tables, lanes))).collect();
+        let mut streams = streams_of_all(tables);
+        let configs: HashMap<_, _> = tables
+            .configs
+            .iter()
+            .map(|(&id, row)| (id, compile_config(id, row, streams.remove(&id).unwrap_or_default(), lanes)))
+            .collect();
         let default_config = tables.configs.iter().find(|(_, row)| row.config_name == "default").map(|(&id, _)| id);
         let webhooks: Vec<_> = tables
             .webhooks
@@ -140,116 +146,18 @@ impl Rules {
         self.webhooks.iter().filter_map(|webhook| Some((webhook, webhook.problem.as_deref()?)))
     }
 
+    /// The row of a stream of a configuration, as far as it gets what it wants.
+    pub fn stream(&self, config_id: i32, name: &str) -> Option<&StreamRow> {
+        self.configs.get(&config_id)?.rows.iter().find(|row| row.stream_name == name)
+    }
+
     /// What the rows of streams want and do not get.
     pub fn stream_problems(&self) -> impl Iterator<Item = &str> {
         self.configs.values().flat_map(|config| config.stream_problems.iter().map(String::as_str))
     }
 }
 
-/// The streams of a configuration and what was wrong with its rows. They are its rows in `rule_nats_streams`, before
-/// them its own stream (`stream_name`, by default WEBHOOKS), which takes `<subject_prefix>.>` where no row has its name;
-/// `rule_nats_streams_of` in sql/ says the same.
-///
-/// JetStream lets one stream only take a subject. So what two of them want stays with the first, and a pattern that is
-/// in the way of an earlier one is left out: a row may add a stream, and never take events from another in silence.
-pub fn streams_of(config_id: i32, row: &ConfigRow, tables: &Tables) -> (Vec<StreamRow>, Vec<String>) {
-    let default_config = row.config_name == "default";
-    let mut streams: Vec<_> = tables
-        .streams
-        .values()
-        .filter(|stream| stream.config_id == Some(config_id) || (stream.config_id.is_none() && default_config))
-        .cloned()
-        .collect();
-    if let Some(name) = row.stream_name.as_deref().filter(|name| !name.is_empty()) {
-        // A row that is disabled still speaks for it: then there is no such stream.
-        if !streams.iter().any(|stream| stream.stream_name == name) {
-            let prefix = row.subject_prefix.as_deref().filter(|prefix| !prefix.is_empty()).unwrap_or("webhooks");
-            streams.push(StreamRow {
-                config_id: Some(config_id),
-                stream_name: name.to_owned(),
-                subjects: vec![format!("{prefix}.>")],
-                enabled: Some(true),
-                ..StreamRow::default()
-            });
-        }
-        streams.sort_by_key(|stream| stream.stream_name != name);
-    }
-    let mut problems = Vec::new();
-    let mut complain = |stream: &str, what: &str| {
-        problems.push(format!("stream {stream:?} of NATS configuration {:?} {what}", row.config_name));
-    };
-    streams.retain(|stream| stream.enabled != Some(false));
-    streams.retain(|stream| {
-        let name = &stream.stream_name;
-        let bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>' | '/' | '\\');
-        let named = !name.is_empty() && name.len() <= 255 && !name.contains(bad);
-        if !named {
-            complain(name, "is set aside: a stream's name has 1 to 255 bytes, without spaces and without . * > / \\");
-        } else if stream.subjects.is_empty() {
-            complain(name, "is set aside: it has no subjects");
-        }
-        named
-    });
-    for index in 0..streams.len() {
-        let (earlier, rest) = streams.split_at_mut(index);
-        let stream = &mut rest[0];
-        let mut kept: Vec<String> = Vec::new();
-        for pattern in std::mem::take(&mut stream.subjects) {
-            if let Some(why) = subject::invalid_pattern(&pattern) {
-                complain(&stream.stream_name, &format!("does not take {pattern:?}: {why}"));
-                continue;
-            }
-            // Twice in one row is no quarrel: the wider of two has what the narrower wants.
-            if kept.iter().any(|other| covers(other, &pattern)) {
-                continue;
-            }
-            kept.retain(|other| !covers(&pattern, other));
-            let others = earlier.iter().flat_map(|other| other.subjects.iter().map(move |taken| (other, taken)));
-            let mine = kept.iter().map(|taken| (&*stream, taken));
-            match others.chain(mine).find(|(_, taken)| overlaps(taken, &pattern)) {
-                None => kept.push(pattern),
-                Some((other, taken)) => complain(
-                    &stream.stream_name,
-                    &format!(
-                        "does not take {pattern:?}: {taken:?} goes to stream {:?}, and a subject to one stream only; narrow \
-                         one of the two (rule_nats_streams.subjects)",
-                        other.stream_name
-                    ),
-                ),
-            }
-        }
-        stream.subjects = kept;
-    }
-    streams.retain(|stream| !stream.subjects.is_empty());
-    (streams, problems)
-}
-
-/// Whether two patterns take a common subject.
-fn overlaps(a: &str, b: &str) -> bool {
-    let (mut a, mut b) = (a.split('.'), b.split('.'));
-    loop {
-        match (a.next(), b.next()) {
-            (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
-            (Some(x), Some(y)) if x == y || x == "*" || y == "*" => {}
-            (None, None) => return true,
-            _ => return false,
-        }
-    }
-}
-
-/// Whether `wide` takes all that `narrow` takes.
-fn covers(wide: &str, narrow: &str) -> bool {
-    let (mut wide, mut narrow) = (wide.split('.'), narrow.split('.'));
-    loop {
-        match (wide.next(), narrow.next()) {
-            (Some(">"), Some(_)) | (None, None) => return true,
-            (Some(x), Some(y)) if y != ">" && (x == "*" || x == y) => {}
-            _ => return false,
-        }
-    }
-}
-
-fn compile_config(id: i32, row: &ConfigRow, tables: &Tables, lanes: &mut Vec<LaneKey>) -> Config {
+fn compile_config(id: i32, row: &ConfigRow, (rows, stream_problems): Streams, lanes: &mut Vec<LaneKey>) -> Config {
     let problem = if row.enabled == Some(false) {
         Some(format!("NATS configuration {:?} is not enabled", row.config_name))
     } else if row.jetstream_enabled == Some(false) {
@@ -260,20 +168,18 @@ fn compile_config(id: i32, row: &ConfigRow, tables: &Tables, lanes: &mut Vec<Lan
     } else {
         None
     };
-    let (streams, stream_problems) =
-        if problem.is_some() { (Vec::new(), Vec::new()) } else { streams_of(id, row, tables) };
-    let streams = streams
-        .into_iter()
+    let streams = rows
+        .iter()
         .map(|stream| {
-            let key = LaneKey { config_id: id, stream: stream.stream_name };
+            let key = LaneKey { config_id: id, stream: stream.stream_name.clone() };
             let lane = lanes.iter().position(|other| *other == key).unwrap_or_else(|| {
                 lanes.push(key);
                 lanes.len() - 1
             });
-            (stream.subjects.into_iter().map(String::into_bytes).collect(), lane)
+            (stream.subjects.iter().map(|pattern| pattern.clone().into_bytes()).collect(), lane)
         })
         .collect();
-    Config { streams, problem, stream_problems }
+    Config { streams, problem, rows, stream_problems }
 }
 
 fn compile_webhook(
@@ -481,66 +387,6 @@ mod tests {
         assert_eq!(rules.lane(0, b"events.a.b"), Some(1));
     }
 
-    /// The streams of configuration 1 with these rows, in their order of ids: `NAME pattern pattern, …`, and how many
-    /// problems there are.
-    fn streams(rows: &[(&str, &str)], spoil: fn(&mut Tables)) -> (String, usize) {
-        let mut tables = tables();
-        for (id, (name, patterns)) in (1..).zip(rows) {
-            let row = StreamRow {
-                config_id: Some(1),
-                stream_name: (*name).to_owned(),
-                subjects: patterns.split(' ').map(str::to_owned).collect(),
-                ..Default::default()
-            };
-            tables.streams.insert(id, row);
-        }
-        spoil(&mut tables);
-        let (streams, problems) = streams_of(1, &tables.configs[&1], &tables);
-        let streams: Vec<_> =
-            streams.iter().map(|stream| format!("{} {}", stream.stream_name, stream.subjects.join(" "))).collect();
-        (streams.join(", "), problems.len())
-    }
-
-    #[test]
-    fn no_row_takes_subjects_from_the_configurations_own_stream_or_from_an_earlier_row() {
-        let check = |rows: &[(&str, &str)], expected: &str, problems: usize| {
-            assert_eq!(streams(rows, |_| ()), (expected.to_owned(), problems), "{rows:?}");
-        };
-        check(&[], "WEBHOOKS webhooks.>", 0);
-        check(&[("A", "events.>")], "WEBHOOKS webhooks.>, A events.>", 0);
-        check(&[("A", "webhooks.orders.delete")], "WEBHOOKS webhooks.>", 1);
-        check(&[("A", "webhooks.orders.delete audit.>")], "WEBHOOKS webhooks.>, A audit.>", 1);
-        check(&[("A", "webhooks.>")], "WEBHOOKS webhooks.>", 1);
-        check(&[("A", "webhooks.a"), ("WEBHOOKS", "webhooks.*")], "WEBHOOKS webhooks.*", 1);
-        check(&[("A", "webhooks.a.b"), ("WEBHOOKS", "webhooks.*")], "WEBHOOKS webhooks.*, A webhooks.a.b", 0);
-        check(&[("A", "x.>"), ("B", "x.y z")], "WEBHOOKS webhooks.>, A x.>, B z", 1);
-        check(&[("A", "x.y x.> x.z")], "WEBHOOKS webhooks.>, A x.>", 0);
-        check(&[("A", "x.*.z x.y.*")], "WEBHOOKS webhooks.>, A x.*.z", 1);
-        check(&[("A", "x y.* a..b $JS.x > u*")], "WEBHOOKS webhooks.>, A x y.*", 4);
-        check(&[("A B", "x")], "WEBHOOKS webhooks.>", 1);
-    }
-
-    #[test]
-    fn the_configurations_own_stream_is_as_its_columns_and_its_row_say() {
-        let config = |spoil| streams(&[("A", "webhooks.a")], spoil).0;
-        assert_eq!(config(|t| t.configs.get_mut(&1).unwrap().stream_name = Some("A".to_owned())), "A webhooks.a");
-        assert_eq!(config(|t| t.configs.get_mut(&1).unwrap().stream_name = None), "A webhooks.a");
-        assert_eq!(
-            config(|t| t.configs.get_mut(&1).unwrap().subject_prefix = Some("own".to_owned())),
-            "WEBHOOKS own.>, A webhooks.a"
-        );
-        let disabled = |t: &mut Tables| {
-            t.streams.get_mut(&1).unwrap().enabled = Some(false);
-            t.streams.get_mut(&1).unwrap().stream_name = "WEBHOOKS".to_owned();
-        };
-        assert_eq!(config(disabled), "");
-        // A row without a configuration is the default's.
-        assert_eq!(
-            streams(&[("A", "x")], |t| t.streams.get_mut(&1).unwrap().config_id = None).0,
-            "WEBHOOKS webhooks.>, A x"
-        );
-    }
-
     #[test]
     fn credentials_stay_out_of_payloads_unless_the_webhook_says_otherwise() {
         let headers = r#"{"Content-Type":"application/json","Authorization":"x","X-Api-Key":"k","N":1,"V":"Bearer t"}"#;
@@ -548,35 +394,5 @@ mod tests {
         assert_eq!(shown, r#"{"Content-Type":"application/json","N":"1"}"#);
         let all = String::from_utf8(parse_headers(Some(headers), true).unwrap()).unwrap();
         assert!(all.contains("Authorization") && all.contains("Bearer t"));
-    }
-
-    #[test]
-    fn patterns_overlap_when_a_subject_fits_both() {
-        let check = |a: &str, b: &str, expected: bool| {
-            assert_eq!((overlaps(a, b), overlaps(b, a)), (expected, expected), "{a} {b}");
-        };
-        check("webhooks.*", "webhooks.>", true);
-        check("a.*.c", "a.b.*", true);
-        check("a.b", "a.c", false);
-        check("a.*", "a.b.c", false);
-        check(">", "x", true);
-        check("a", "a.>", false);
-    }
-
-    #[test]
-    fn a_pattern_covers_another_when_it_takes_all_that_the_other_takes() {
-        for (wide, narrow, expected) in [
-            ("a.>", "a.b.c", true),
-            ("a.>", "a.>", true),
-            ("a.>", "a", false),
-            ("a.*", "a.>", false),
-            ("*.>", "a.>", true),
-            (">", "a.>", true),
-            ("a.*", "a.*", true),
-            ("a.b", "a.*", false),
-            ("a.*.c", "a.b.*", false),
-        ] {
-            assert_eq!(covers(wide, narrow), expected, "{wide} {narrow}");
-        }
     }
 }
