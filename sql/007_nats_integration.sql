@@ -53,7 +53,9 @@ COMMENT ON COLUMN public.rule_nats_config.max_connections IS
     'TCP connections: one for JetStream''s API, the rest for publishing, one at least; more streams than that share them';
 COMMENT ON COLUMN public.rule_nats_config.jetstream_enabled IS
     'false: core NATS, published and flushed but acknowledged by nobody: who does not listen does not get it';
-COMMENT ON COLUMN public.rule_nats_config.stream_name IS 'The stream that new subjects of webhooks are added to';
+COMMENT ON COLUMN public.rule_nats_config.stream_name IS
+    'The configuration''s own stream: new subjects of webhooks are added to it. Where no row of rule_nats_streams describes it, it '
+    'takes <subject_prefix>.>, without limits. NULL: there is none';
 COMMENT ON COLUMN public.rule_nats_config.subject_prefix IS 'A webhook without a subject publishes to <prefix>.<its name>';
 COMMENT ON COLUMN public.rule_nats_config.enabled IS 'false: publishing through it is refused';
 
@@ -378,16 +380,111 @@ $$;
 COMMENT ON FUNCTION public.rule_nats_subjects_overlap IS
     'walhook: whether some subject matches both patterns (a plain subject is a pattern that matches itself)';
 
+CREATE OR REPLACE FUNCTION public.rule_nats_subject_covers(p_wide TEXT, p_narrow TEXT)
+RETURNS BOOLEAN LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_wide TEXT[] := string_to_array(p_wide, '.');
+    v_narrow TEXT[] := string_to_array(p_narrow, '.');
+BEGIN
+    FOR i IN 1 .. cardinality(v_wide) LOOP
+        IF i > cardinality(v_narrow) THEN
+            RETURN false;
+        ELSIF v_wide[i] = '>' THEN
+            RETURN true;
+        ELSIF v_narrow[i] = '>' OR v_wide[i] <> '*' AND v_wide[i] <> v_narrow[i] THEN
+            RETURN false;
+        END IF;
+    END LOOP;
+    RETURN cardinality(v_wide) = cardinality(v_narrow);
+END
+$$;
+COMMENT ON FUNCTION public.rule_nats_subject_covers IS
+    'walhook: whether every subject that matches the second pattern matches the first';
+
+-- The streamer reads the same rows by the same rules (src/route/streams.rs).
+CREATE OR REPLACE FUNCTION public.rule_nats_streams_of(p_config_id INTEGER)
+RETURNS TABLE (stream_name TEXT, subjects TEXT[], has_row BOOLEAN)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    WITH config AS (
+        SELECT c.config_id, c.config_name, c.stream_name,
+               coalesce(nullif(c.subject_prefix, ''), 'webhooks') || '.>' AS pattern
+        FROM public.rule_nats_config c
+        WHERE c.config_id = coalesce(
+            p_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
+    ), described AS (
+        SELECT s.stream_id, s.stream_name, s.subjects, s.enabled
+        FROM public.rule_nats_streams s
+        JOIN config c ON c.config_id = s.config_id OR s.config_id IS NULL AND c.config_name = 'default'
+    )
+    SELECT stream_name, subjects, has_row
+    FROM (
+        SELECT d.stream_name, d.subjects, true AS has_row, d.stream_id
+        FROM described d
+        WHERE d.enabled IS NOT FALSE
+        UNION ALL
+        SELECT c.stream_name, ARRAY[c.pattern], false, NULL
+        FROM config c
+        WHERE c.stream_name <> '' AND NOT EXISTS (SELECT FROM described d WHERE d.stream_name = c.stream_name)
+    ) streams
+    ORDER BY stream_name IS DISTINCT FROM (SELECT c.stream_name FROM config c), stream_id
+$$;
+COMMENT ON FUNCTION public.rule_nats_streams_of IS
+    'walhook: the streams of a configuration (NULL: default), its own first: stream_name of rule_nats_config, which takes '
+    '<subject_prefix>.> where no row describes it. What two of them would take goes to the first';
+
 CREATE OR REPLACE FUNCTION public.rule_nats_stream_for(p_config_id INTEGER, p_subject TEXT)
 RETURNS TEXT[] LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT coalesce(array_agg(s.stream_name ORDER BY s.stream_name), '{}')
-    FROM public.rule_nats_streams s
-    WHERE s.config_id = p_config_id
-      AND s.enabled
-      AND EXISTS (SELECT FROM unnest(s.subjects) pattern WHERE public.rule_nats_subjects_overlap(pattern, p_subject))
+    SELECT coalesce(array_agg(s.stream_name ORDER BY s.place), '{}')
+    FROM public.rule_nats_streams_of(p_config_id) WITH ORDINALITY s (stream_name, subjects, has_row, place)
+    WHERE EXISTS (SELECT FROM unnest(s.subjects) pattern WHERE public.rule_nats_subjects_overlap(pattern, p_subject))
 $$;
 COMMENT ON FUNCTION public.rule_nats_stream_for IS
-    'walhook: the enabled streams of a configuration that take this subject; more than one is a mistake';
+    'walhook: the streams of a configuration that take this subject; of more than one, which is a mistake, the first has it';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_servers(p_nats_url TEXT, p_cluster_urls TEXT[])
+RETURNS TEXT[] LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT array_agg(DISTINCT CASE WHEN address ~ ':[0-9]+$' THEN address ELSE address || ':4222' END)
+    FROM unnest(array_prepend(p_nats_url, p_cluster_urls)) url,
+         lower(regexp_replace(url, '^([a-zA-Z]+://)?([^@]*@)?|/*$', '', 'g')) address
+    WHERE url IS NOT NULL
+$$;
+COMMENT ON FUNCTION public.rule_nats_servers IS 'walhook: host:port of each server of a configuration';
+
+-- Runs with its owner's rights, for it compares secrets that an operator may not read; it tells none.
+CREATE OR REPLACE FUNCTION public.rule_nats_stream_conflicts(p_config_id INTEGER, p_stream_name TEXT, p_subjects TEXT[])
+RETURNS TABLE (subject TEXT, pattern TEXT, stream_name TEXT, config_name TEXT, has_row BOOLEAN)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT subject, pattern, s.stream_name, c.config_name, s.has_row
+    FROM public.rule_nats_config me
+    JOIN public.rule_nats_config c
+        ON c.config_id = me.config_id
+        OR c.enabled IS NOT FALSE AND c.jetstream_enabled IS NOT FALSE
+           AND me.enabled IS NOT FALSE AND me.jetstream_enabled IS NOT FALSE
+           AND public.rule_nats_servers(c.nats_url, c.nats_cluster_urls)
+               && public.rule_nats_servers(me.nats_url, me.nats_cluster_urls)
+           -- Another user may be of another account, which has streams of its own.
+           AND (c.auth_type, c.auth_token, c.auth_credentials_file, c.auth_nkey_seed, substring(c.nats_url FROM '//(.*)@'))
+               IS NOT DISTINCT FROM
+               (me.auth_type, me.auth_token, me.auth_credentials_file, me.auth_nkey_seed,
+                substring(me.nats_url FROM '//(.*)@'))
+    CROSS JOIN LATERAL public.rule_nats_streams_of(c.config_id) s
+    CROSS JOIN unnest(s.subjects) pattern
+    CROSS JOIN unnest(p_subjects) subject
+    WHERE me.config_id = p_config_id
+      AND CASE WHEN s.stream_name = p_stream_name THEN c.config_id <> me.config_id
+               ELSE public.rule_nats_subjects_overlap(pattern, subject) END
+    ORDER BY c.config_id <> me.config_id, s.has_row, s.stream_name
+$$;
+COMMENT ON FUNCTION public.rule_nats_stream_conflicts IS
+    'walhook: which streams of the same server stand in the way of such a stream: of the same configuration, or of another '
+    'that reaches the server as the same user';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_stream_name_problem(p_stream_name TEXT)
+RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN coalesce(p_stream_name !~ '^[^[:space:].*>/\\[:cntrl:]]{1,255}$', true)
+                THEN format('cannot name a stream %s', coalesce(quote_literal(left(p_stream_name, 300)), 'NULL')) END
+$$;
+COMMENT ON FUNCTION public.rule_nats_stream_name_problem IS 'walhook: why this cannot be a stream''s name, or NULL where it can';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_configure(
     p_config_name TEXT DEFAULT 'default',
@@ -397,6 +494,13 @@ CREATE OR REPLACE FUNCTION public.rule_nats_configure(
     p_stream_name TEXT DEFAULT NULL,
     p_subject_prefix TEXT DEFAULT NULL
 ) RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_config_id INTEGER := (SELECT c.config_id FROM public.rule_nats_config c WHERE c.config_name = p_config_name);
+    v_before JSONB := '[]';
+    v_stream_name TEXT := coalesce(p_stream_name, 'WEBHOOKS');
+    v_subject_prefix TEXT := coalesce(p_subject_prefix, 'webhooks');
+    v_own RECORD;
+    v_other RECORD;
 BEGIN
     IF p_config_name IS NULL OR p_config_name = '' THEN
         RAISE EXCEPTION 'a NATS configuration needs a name' USING ERRCODE = 'invalid_parameter_value';
@@ -416,22 +520,68 @@ BEGIN
             quote_literal(p_subject_prefix), public.rule_nats_subject_check(p_subject_prefix)
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    IF p_stream_name IS NOT NULL AND public.rule_nats_stream_name_problem(p_stream_name) IS NOT NULL THEN
+        RAISE EXCEPTION 'NATS configuration %: %', quote_literal(p_config_name),
+            public.rule_nats_stream_name_problem(p_stream_name)
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'A stream name has 1 to 255 characters, and no space, dot, *, >, / or \ among them.';
+    END IF;
+    IF v_config_id IS NOT NULL THEN
+        SELECT coalesce(jsonb_agg(to_jsonb(k)), '[]') INTO v_before
+        FROM public.rule_nats_streams_of(v_config_id) own,
+             public.rule_nats_stream_conflicts(v_config_id, own.stream_name, own.subjects) k;
+    ELSIF coalesce(p_jetstream_enabled, true) THEN
+        -- A second configuration of a server has a stream and a prefix of its own: two cannot take the same subjects.
+        SELECT c.config_name INTO v_other
+        FROM public.rule_nats_config c
+        WHERE c.jetstream_enabled IS NOT FALSE
+          AND public.rule_nats_servers(c.nats_url, c.nats_cluster_urls) && public.rule_nats_servers(p_nats_url, NULL)
+        ORDER BY c.config_id
+        LIMIT 1;
+        IF FOUND THEN
+            v_stream_name := coalesce(p_stream_name, upper(regexp_replace(left(p_config_name, 100), '[^A-Za-z0-9_-]', '_', 'g')));
+            v_subject_prefix := coalesce(p_subject_prefix, regexp_replace(left(p_config_name, 100), '[^A-Za-z0-9_-]', '_', 'g'));
+            IF p_stream_name IS NULL OR p_subject_prefix IS NULL THEN
+                RAISE NOTICE 'NATS config % uses the same server as %: its stream is %, its subjects begin with %.',
+                    quote_literal(p_config_name), quote_literal(v_other.config_name), quote_literal(v_stream_name),
+                    v_subject_prefix
+                    USING HINT = 'p_stream_name and p_subject_prefix choose others.';
+            END IF;
+        END IF;
+    END IF;
     INSERT INTO public.rule_nats_config AS c
         (config_name, nats_url, auth_type, jetstream_enabled, stream_name, subject_prefix)
     VALUES (p_config_name, p_nats_url, p_auth_type, coalesce(p_jetstream_enabled, true),
-            coalesce(p_stream_name, 'WEBHOOKS'), coalesce(p_subject_prefix, 'webhooks'))
+            v_stream_name, v_subject_prefix)
     ON CONFLICT (config_name) DO UPDATE SET
         nats_url = excluded.nats_url,
         auth_type = excluded.auth_type,
         jetstream_enabled = excluded.jetstream_enabled,
         stream_name = coalesce(p_stream_name, c.stream_name),
         subject_prefix = coalesce(p_subject_prefix, c.subject_prefix),
-        updated_at = now();
+        updated_at = now()
+    RETURNING c.config_id INTO v_config_id;
+    -- What was in each other's way before may stay so; nothing new may come.
+    FOR v_own IN SELECT * FROM public.rule_nats_streams_of(v_config_id) LOOP
+        SELECT * INTO v_other
+        FROM public.rule_nats_stream_conflicts(v_config_id, v_own.stream_name, v_own.subjects) k
+        WHERE NOT v_before @> jsonb_build_array(to_jsonb(k))
+        LIMIT 1;
+        IF FOUND THEN
+            RAISE EXCEPTION 'NATS configuration %: its stream % would take %, and stream % of NATS config % on the same server takes %',
+                quote_literal(p_config_name), quote_literal(v_own.stream_name), quote_literal(v_other.subject),
+                quote_literal(v_other.stream_name), quote_literal(v_other.config_name), quote_literal(v_other.pattern)
+                USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'JetStream lets one stream only take a subject. Choose another p_stream_name and p_subject_prefix, '
+                       'or narrow that stream; where it is another configuration''s, use that one, or disable it.';
+        END IF;
+    END LOOP;
     RETURN true;
 END
 $$;
 COMMENT ON FUNCTION public.rule_nats_configure IS
-    'walhook: writes a NATS configuration; secrets, TLS files and limits are columns of rule_nats_config, or the streamer''s environment';
+    'walhook: writes a NATS configuration; secrets, TLS files and limits are columns of rule_nats_config, or the streamer''s environment. '
+    'A new one on a server that another uses has a stream and a subject prefix named after itself';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_stream_create(
     p_stream_name TEXT,
@@ -442,13 +592,13 @@ CREATE OR REPLACE FUNCTION public.rule_nats_stream_create(
     p_description TEXT DEFAULT NULL
 ) RETURNS INTEGER LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_config_id INTEGER;
+    v_config RECORD;
     v_stream_id INTEGER;
     v_subject TEXT;
     v_other RECORD;
 BEGIN
-    IF p_stream_name IS NULL OR p_stream_name !~ '^[^[:space:].*>/\\[:cntrl:]]{1,255}$' THEN
-        RAISE EXCEPTION 'cannot name a stream %', coalesce(quote_literal(p_stream_name), 'NULL')
+    IF public.rule_nats_stream_name_problem(p_stream_name) IS NOT NULL THEN
+        RAISE EXCEPTION '%', public.rule_nats_stream_name_problem(p_stream_name)
             USING ERRCODE = 'invalid_parameter_value',
             HINT = 'A stream name has 1 to 255 characters, and no space, dot, *, >, / or \ among them.';
     END IF;
@@ -467,6 +617,10 @@ BEGIN
                     regexp_replace(regexp_replace(v_subject, '(^|\.)>$', '\1x'), '(^|\.)\*(?=\.|$)', '\1x', 'g'))
                 USING ERRCODE = 'invalid_parameter_value',
                 HINT = '* stands for one whole token, > for one or more at the end: orders.*, orders.>';
+        ELSIF v_subject = '>' THEN
+            RAISE EXCEPTION 'stream %: cannot take the subject ''>'': it takes everything, the answers of NATS itself too',
+                quote_literal(p_stream_name)
+                USING ERRCODE = 'invalid_parameter_value', HINT = 'Say what it begins with: webhooks.>, events.>';
         END IF;
     END LOOP;
     IF p_retention_policy IS NULL OR p_retention_policy NOT IN ('limits', 'interest', 'workqueue') THEN
@@ -474,38 +628,74 @@ BEGIN
             coalesce(quote_literal(p_retention_policy), 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'It is limits, interest or workqueue.';
     END IF;
-    SELECT config_id INTO v_config_id FROM public.rule_nats_config WHERE config_name = p_config_name;
+    SELECT a, b INTO v_other
+    FROM unnest(p_subjects) WITH ORDINALITY x (a, i), unnest(p_subjects) WITH ORDINALITY y (b, j)
+    WHERE i < j AND public.rule_nats_subjects_overlap(a, b)
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'stream %: its subjects % and % overlap', quote_literal(p_stream_name), quote_literal(v_other.a),
+            quote_literal(v_other.b)
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Keep the wider of the two.';
+    END IF;
+    SELECT c.config_id, c.stream_name INTO v_config FROM public.rule_nats_config c WHERE c.config_name = p_config_name;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'NATS config % not found', coalesce(p_config_name, 'NULL')
             USING ERRCODE = 'no_data_found', HINT = format('SELECT rule_nats_configure(%L, ''nats://host:4222'')', p_config_name);
     END IF;
-    SELECT s.stream_name, pattern, subject INTO v_other
-    FROM public.rule_nats_streams s, unnest(s.subjects) pattern, unnest(p_subjects) subject
-    WHERE s.config_id = v_config_id AND s.stream_name <> p_stream_name AND s.enabled
-      AND public.rule_nats_subjects_overlap(pattern, subject)
-    LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION 'stream %: its subject % overlaps % of stream %', quote_literal(p_stream_name),
-            quote_literal(v_other.subject), quote_literal(v_other.pattern), quote_literal(v_other.stream_name)
-            USING ERRCODE = 'invalid_parameter_value',
-            HINT = 'JetStream lets one stream only take a subject. Narrow one of the two.';
-    END IF;
-    IF EXISTS (SELECT FROM public.rule_nats_streams WHERE config_id = v_config_id AND stream_name = p_stream_name) THEN
+    IF EXISTS (SELECT FROM public.rule_nats_streams s
+               WHERE s.config_id = v_config.config_id AND s.stream_name = p_stream_name) THEN
         RAISE EXCEPTION 'stream % of NATS config % exists already', quote_literal(p_stream_name), quote_literal(p_config_name)
             USING ERRCODE = 'unique_violation',
             HINT = format('UPDATE rule_nats_streams SET … WHERE stream_name = %L changes it.', p_stream_name);
     END IF;
+    FOR v_other IN
+        SELECT * FROM public.rule_nats_stream_conflicts(v_config.config_id, p_stream_name, p_subjects)
+    LOOP
+        IF v_other.config_name <> p_config_name THEN
+            RAISE EXCEPTION 'stream %: its subject % meets % of stream % of NATS config %, which uses the same server',
+                quote_literal(p_stream_name), quote_literal(v_other.subject), quote_literal(v_other.pattern),
+                quote_literal(v_other.stream_name), quote_literal(v_other.config_name)
+                USING ERRCODE = 'invalid_parameter_value',
+                HINT = format('JetStream lets one stream only take a subject, and one configuration only may publish to a '
+                              'stream. Choose another name and other subjects, use NATS config %L, or disable it.',
+                              v_other.config_name);
+        ELSIF v_other.has_row THEN
+            RAISE EXCEPTION 'stream %: its subject % overlaps % of stream %', quote_literal(p_stream_name),
+                quote_literal(v_other.subject), quote_literal(v_other.pattern), quote_literal(v_other.stream_name)
+                USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'JetStream lets one stream only take a subject. Narrow one of the two.';
+        ELSIF NOT public.rule_nats_subject_covers(v_other.subject, v_other.pattern)
+              OR EXISTS (SELECT FROM public.rule_nats_checkpoints k
+                         WHERE k.config_name = p_config_name AND k.stream_name = v_other.stream_name)
+        THEN
+            RAISE EXCEPTION 'stream %: its subject % overlaps % of stream %, which NATS config % has without a row',
+                quote_literal(p_stream_name), quote_literal(v_other.subject), quote_literal(v_other.pattern),
+                quote_literal(v_other.stream_name), quote_literal(p_config_name)
+                USING ERRCODE = 'invalid_parameter_value',
+                HINT = format('JetStream lets one stream only take a subject. Say first what %1$s shall keep: '
+                              'SELECT rule_nats_stream_create(%1$L, ARRAY[…], %2$L). Where it exists in JetStream already, '
+                              'narrow it there too: walhook takes no subject away from a stream.',
+                              v_other.stream_name, p_config_name);
+        ELSE
+            -- It takes all that the configuration's own stream would, and that one has never been: so it is that one.
+            UPDATE public.rule_nats_config SET stream_name = p_stream_name, updated_at = now()
+            WHERE config_id = v_config.config_id;
+            RAISE NOTICE 'stream % takes the place of %, the own stream of NATS config % (rule_nats_config.stream_name)',
+                quote_literal(p_stream_name), quote_literal(v_other.stream_name), quote_literal(p_config_name);
+        END IF;
+    END LOOP;
 
     INSERT INTO public.rule_nats_streams
         (config_id, stream_name, subjects, retention_policy, max_age_seconds, description)
-    VALUES (v_config_id, p_stream_name, p_subjects, p_retention_policy, p_max_age_seconds, p_description)
+    VALUES (v_config.config_id, p_stream_name, p_subjects, p_retention_policy, p_max_age_seconds, p_description)
     RETURNING stream_id INTO v_stream_id;
 
     FOR v_other IN
         SELECT w.webhook_name, w.nats_subject
         FROM public.rule_webhooks w
-        WHERE w.nats_enabled AND w.nats_config_id = v_config_id
-          AND public.rule_nats_stream_for(v_config_id, w.nats_subject) = '{}'
+        WHERE w.nats_enabled
+          AND (w.nats_config_id = v_config.config_id OR w.nats_config_id IS NULL AND p_config_name = 'default')
+          AND public.rule_nats_stream_for(v_config.config_id, w.nats_subject) = '{}'
     LOOP
         RAISE NOTICE 'stream % does not take %, the subject of webhook %, nor does another stream',
             quote_literal(p_stream_name), quote_literal(v_other.nats_subject), quote_literal(v_other.webhook_name);
@@ -514,7 +704,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_nats_stream_create IS
-    'walhook: describes a stream for the streamer to create and returns its id; tells by NOTICE which webhooks'' subjects no stream takes';
+    'walhook: describes a stream for the streamer to create and returns its id; widens nothing, and tells by NOTICE which webhooks'' '
+    'subjects no stream takes. Refuses what overlaps another stream of the same server';
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_enable_nats(
     p_webhook_id INTEGER,
@@ -527,6 +718,7 @@ DECLARE
     v_name TEXT;
     v_subject TEXT;
     v_problem TEXT;
+    v_other RECORD;
 BEGIN
     IF p_publish_mode IS NULL OR p_publish_mode NOT IN ('queue', 'nats', 'both') THEN
         RAISE EXCEPTION 'Invalid publish_mode %', coalesce(quote_literal(p_publish_mode), 'NULL')
@@ -565,24 +757,42 @@ BEGIN
     IF NOT coalesce(v_config.enabled, true) THEN
         RAISE NOTICE 'NATS config % is disabled: nothing is published until it is enabled', quote_literal(p_config_name);
     END IF;
+    IF NOT coalesce(v_config.jetstream_enabled, true) OR public.rule_nats_stream_for(v_config.config_id, v_subject) <> '{}' THEN
+        RETURN true;
+    END IF;
     -- A subject that no stream takes would be refused by JetStream, one event after the other. The configuration's own
     -- stream is told to take it, and so is the user.
-    IF coalesce(v_config.jetstream_enabled, true)
-       AND public.rule_nats_stream_for(v_config.config_id, v_subject) = '{}'
-    THEN
-        UPDATE public.rule_nats_streams SET subjects = subjects || v_subject
-        WHERE config_id = v_config.config_id AND stream_name = v_config.stream_name AND enabled;
-        IF FOUND THEN
-            RAISE NOTICE 'stream % did not take the subject % and now does', quote_literal(v_config.stream_name),
-                quote_literal(v_subject)
-                USING HINT = 'SELECT subjects FROM rule_nats_streams shows them all; a pattern with > takes more at once.';
-        ELSE
-            RAISE NOTICE 'no stream of NATS config % takes the subject % yet', quote_literal(p_config_name),
-                quote_literal(v_subject)
-                USING HINT = format('SELECT rule_nats_stream_create(%L, ARRAY[%L], %L)',
-                                    coalesce(v_config.stream_name, 'WEBHOOKS'),
-                                    coalesce(v_config.subject_prefix, 'webhooks') || '.>', p_config_name);
-        END IF;
+    SELECT * INTO v_other
+    FROM public.rule_nats_stream_conflicts(v_config.config_id, v_config.stream_name, ARRAY[v_subject]) k
+    WHERE k.config_name <> p_config_name AND public.rule_nats_subjects_overlap(k.pattern, v_subject)
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'webhook %: its subject % belongs to stream % of NATS config %, which uses the same server',
+            quote_literal(left(v_name, 200)), quote_literal(v_subject), quote_literal(v_other.stream_name),
+            quote_literal(v_other.config_name)
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = format('SELECT rule_webhook_enable_nats(%s, %L, %L, %L), or choose a subject under %s.', p_webhook_id,
+                          v_subject, p_publish_mode, v_other.config_name, coalesce(v_config.subject_prefix, 'webhooks'));
+    END IF;
+    UPDATE public.rule_nats_streams s SET subjects = s.subjects || v_subject
+    WHERE s.config_id = v_config.config_id AND s.stream_name = v_config.stream_name AND s.enabled IS NOT FALSE;
+    IF NOT FOUND AND EXISTS (SELECT FROM public.rule_nats_streams_of(v_config.config_id) o WHERE NOT o.has_row) THEN
+        -- No limits: the stream stays what it is, or would have been, without a row.
+        INSERT INTO public.rule_nats_streams
+            (config_id, stream_name, subjects, max_messages, max_bytes, max_age_seconds, duplicate_window_seconds)
+        SELECT v_config.config_id, o.stream_name, o.subjects || v_subject, NULL, NULL, NULL, NULL
+        FROM public.rule_nats_streams_of(v_config.config_id) o
+        WHERE NOT o.has_row;
+    END IF;
+    IF FOUND THEN
+        RAISE NOTICE 'stream % did not take the subject % and now does', quote_literal(v_config.stream_name),
+            quote_literal(v_subject)
+            USING HINT = 'SELECT subjects FROM rule_nats_streams shows them all; a pattern with > takes more at once.';
+    ELSE
+        RAISE NOTICE 'no stream of NATS config % takes the subject % yet', quote_literal(p_config_name),
+            quote_literal(v_subject)
+            USING HINT = format('UPDATE rule_nats_streams SET enabled = true, subjects = subjects || %L WHERE stream_name = …; or '
+                                'SELECT rule_nats_stream_create(''A_NAME'', ARRAY[%L], %L)', v_subject, v_subject, p_config_name);
     END IF;
     RETURN true;
 END

@@ -652,7 +652,8 @@ CREATE OR REPLACE FUNCTION public.rule_cdc_link_subjects(
             '{op}', op),
         '[^.]*\{[^{}]*\}[^.]*', '*', 'g'))
     FROM public.rule_webhooks w
-    LEFT JOIN public.rule_nats_config c ON c.config_id = w.nats_config_id
+    LEFT JOIN public.rule_nats_config c ON c.config_id = coalesce(
+        w.nats_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
     CROSS JOIN unnest(p_operations) op
     WHERE w.webhook_id = p_webhook_id
 $$;
@@ -755,7 +756,8 @@ BEGIN
     SELECT w.webhook_id, w.webhook_name, w.enabled, w.nats_enabled, w.nats_config_id, c.config_name, c.jetstream_enabled
     INTO v_webhook
     FROM public.rule_webhooks w
-    LEFT JOIN public.rule_nats_config c ON c.config_id = w.nats_config_id
+    LEFT JOIN public.rule_nats_config c ON c.config_id = coalesce(
+        w.nats_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
     WHERE w.webhook_id = p_webhook;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook::text, 'NULL')
@@ -835,9 +837,9 @@ BEGIN
             IF v_streams = '{}' THEN
                 RAISE NOTICE 'no stream of NATS config % takes the subject % yet', quote_literal(v_webhook.config_name),
                     quote_literal(v_subject)
-                    USING HINT = format('SELECT rule_nats_stream_create(''A_NAME'', ARRAY[%L], %L), or: '
-                                        'UPDATE rule_nats_streams SET subjects = subjects || %L WHERE stream_name = …',
-                                        v_subject, v_webhook.config_name, v_subject);
+                    USING HINT = format('UPDATE rule_nats_streams SET subjects = subjects || %1$L WHERE stream_name = …; or: '
+                                        'SELECT rule_nats_stream_create(''A_NAME'', ARRAY[%1$L], %2$L)',
+                                        v_subject, v_webhook.config_name);
             END IF;
         END LOOP;
     END IF;
@@ -956,8 +958,11 @@ BEGIN
                 IF v_taken = '{}' THEN
                     problems := problems || format('no stream of NATS config %L takes %s', l.config_name, v_subject);
                 ELSIF cardinality(v_taken) > 1 AND v_subject !~ '\*' THEN
-                    problems := problems || format('more than one stream takes %s: %s', v_subject,
-                                                   array_to_string(v_taken, ', '));
+                    problems := problems || format('more than one stream takes %s: %s. The first one has it; narrow the others',
+                                                   v_subject, array_to_string(v_taken, ', '));
+                ELSIF NOT EXISTS (SELECT FROM public.rule_nats_streams_of(l.nats_config_id) s, unnest(s.subjects) pattern
+                                  WHERE public.rule_nats_subject_covers(pattern, v_subject)) THEN
+                    problems := problems || format('note: %s takes only some of %s', array_to_string(v_taken, ', '), v_subject);
                 END IF;
                 streams := ARRAY(SELECT DISTINCT s FROM unnest(streams || v_taken) s ORDER BY s);
             END LOOP;
@@ -1033,31 +1038,27 @@ $$;
 COMMENT ON FUNCTION public.rule_nats_headers_problem IS
     'walhook: why these cannot be the headers of a message, or NULL where they can';
 
--- The functions below run with their owner's rights, so that an application needs EXECUTE on them and nothing else. The
--- caller is therefore not current_user: it is the role he has SET, else the one he logged in as.
-
-CREATE OR REPLACE FUNCTION public.rule_webhook_publish_nats(
-    webhook_id INTEGER,
-    payload JSONB,
-    message_id TEXT DEFAULT NULL,
-    headers JSONB DEFAULT NULL,
-    rule_execution_id BIGINT DEFAULT NULL,
-    triggered_by TEXT DEFAULT NULL
-) RETURNS JSONB LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-#variable_conflict use_column
+-- One look at the webhook decides all of a call, so that a change of it in the meantime is seen whole or not at all.
+CREATE OR REPLACE FUNCTION public.rule_webhook_put(
+    p_webhook_id INTEGER,
+    p_payload JSONB,
+    p_mode TEXT,
+    p_message_id TEXT,
+    p_headers JSONB,
+    p_rule_execution_id BIGINT,
+    p_triggered_by TEXT
+) RETURNS JSONB LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    p_webhook_id CONSTANT INTEGER := webhook_id;
-    p_payload CONSTANT JSONB := payload;
-    p_message_id CONSTANT TEXT := message_id;
-    p_headers CONSTANT JSONB := headers;
-    p_rule_execution_id CONSTANT BIGINT := rule_execution_id;
-    p_triggered_by CONSTANT TEXT := triggered_by;
     v_webhook RECORD;
+    v_mode TEXT;
     v_subject TEXT;
     v_problem TEXT;
+    v_call_id INTEGER;
     v_event_id BIGINT;
+    v_queue JSONB;
+    v_nats JSONB;
 BEGIN
-    SELECT w.webhook_name, w.enabled, w.nats_enabled, w.nats_subject, w.payload_format, c.config_name, c.subject_prefix,
+    SELECT w.webhook_name, w.enabled, w.nats_enabled, w.nats_subject, w.publish_mode, w.payload_format, c.config_name, c.subject_prefix,
            c.enabled AS config_enabled
     INTO v_webhook
     FROM public.rule_webhooks w
@@ -1068,60 +1069,107 @@ BEGIN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
             USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
     END IF;
-    IF NOT coalesce(v_webhook.enabled, false) THEN
-        RAISE EXCEPTION 'Webhook % (%) is disabled', p_webhook_id, v_webhook.webhook_name
+    v_mode := coalesce(p_mode, v_webhook.publish_mode, 'queue');
+    IF v_mode NOT IN ('queue', 'nats', 'both') THEN
+        RAISE EXCEPTION 'Webhook %: Invalid publish_mode %', p_webhook_id, quote_literal(v_mode)
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('SELECT rule_webhook_update(%s, p_enabled => true) enables it.', p_webhook_id);
-    END IF;
-    IF NOT coalesce(v_webhook.nats_enabled, false) THEN
-        RAISE EXCEPTION 'Webhook % (%) is not enabled for NATS', p_webhook_id, v_webhook.webhook_name
-            USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('SELECT rule_webhook_enable_nats(%s) enables it.', p_webhook_id);
-    END IF;
-    IF v_webhook.config_name IS NULL THEN
-        RAISE EXCEPTION 'Webhook % (%) has no NATS configuration', p_webhook_id, v_webhook.webhook_name
-            USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = 'SELECT rule_nats_configure(''default'', ''nats://host:4222'') makes the default one.';
-    END IF;
-    IF NOT coalesce(v_webhook.config_enabled, true) THEN
-        RAISE EXCEPTION 'Webhook % (%): its NATS config % is disabled', p_webhook_id, v_webhook.webhook_name,
-            quote_literal(v_webhook.config_name)
-            USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('UPDATE rule_nats_config SET enabled = true WHERE config_name = %L', v_webhook.config_name);
-    END IF;
-    v_subject := coalesce(v_webhook.nats_subject, coalesce(v_webhook.subject_prefix, 'webhooks') || '.'
-                                                  || public.rule_nats_subject_token(v_webhook.webhook_name));
-    v_problem := public.rule_nats_subject_check(v_subject);
-    IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'Webhook %: cannot publish to the subject %: %', p_webhook_id, quote_literal(left(v_subject, 200)),
-            v_problem
-            USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('SELECT rule_webhook_enable_nats(%s, ''a.subject'') sets another.', p_webhook_id);
+            HINT = format('It is queue, nats or both: SELECT rule_webhook_enable_nats(%s, NULL, ''nats'').', p_webhook_id);
     END IF;
     IF p_payload IS NULL THEN
-        RAISE EXCEPTION 'Webhook % (%): the payload is NULL', p_webhook_id, v_webhook.webhook_name
+        RAISE EXCEPTION 'Webhook % (%): the payload is NULL', p_webhook_id, left(v_webhook.webhook_name, 200)
             USING ERRCODE = 'null_value_not_allowed', HINT = 'JSON''s own null is allowed: ''null''::jsonb.';
     END IF;
-    IF p_message_id = '' OR octet_length(p_message_id) > 512 OR p_message_id ~ '[\x01-\x1f\x7f]|^ | $' THEN
-        RAISE EXCEPTION 'Webhook % (%): cannot use % as message id', p_webhook_id, v_webhook.webhook_name,
-            quote_literal(left(p_message_id, 100))
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'It has 1 to 512 bytes, no control characters, and no space at its ends.';
-    END IF;
-    IF p_headers IS NOT NULL THEN
-        v_problem := public.rule_nats_headers_problem(p_headers, v_webhook.payload_format);
-    END IF;
-    IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'Webhook % (%): %', p_webhook_id, v_webhook.webhook_name, v_problem
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'Write headers as {"Name": "value"}.';
-    END IF;
 
-    INSERT INTO public.rule_webhook_events
-        (webhook_id, payload, subject, message_id, headers, rule_execution_id, triggered_by)
-    VALUES (p_webhook_id, p_payload, v_subject, p_message_id, p_headers, p_rule_execution_id,
-            coalesce(p_triggered_by, nullif(current_setting('role', true), 'none'), session_user))
-    RETURNING event_id INTO v_event_id;
-    RETURN jsonb_build_object('success', true, 'status', 'enqueued', 'event_id', v_event_id, 'subject', v_subject,
-                              'message_id', p_message_id);
+    IF v_mode <> 'queue' THEN
+        IF NOT coalesce(v_webhook.enabled, false) THEN
+            RAISE EXCEPTION 'Webhook % (%) is disabled', p_webhook_id, left(v_webhook.webhook_name, 200)
+                USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = format('SELECT rule_webhook_update(%s, p_enabled => true) enables it.', p_webhook_id);
+        END IF;
+        IF NOT coalesce(v_webhook.nats_enabled, false) THEN
+            RAISE EXCEPTION 'Webhook % (%) is not enabled for NATS', p_webhook_id, left(v_webhook.webhook_name, 200)
+                USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = format('SELECT rule_webhook_enable_nats(%s) enables it.', p_webhook_id);
+        END IF;
+        IF v_webhook.config_name IS NULL THEN
+            RAISE EXCEPTION 'Webhook % (%) has no NATS configuration', p_webhook_id, left(v_webhook.webhook_name, 200)
+                USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = 'SELECT rule_nats_configure(''default'', ''nats://host:4222'') makes the default one.';
+        END IF;
+        IF NOT coalesce(v_webhook.config_enabled, true) THEN
+            RAISE EXCEPTION 'Webhook % (%): its NATS config % is disabled', p_webhook_id, left(v_webhook.webhook_name, 200),
+                quote_literal(v_webhook.config_name)
+                USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = format('UPDATE rule_nats_config SET enabled = true WHERE config_name = %L', v_webhook.config_name);
+        END IF;
+        v_subject := v_webhook.nats_subject;
+        IF v_subject IS NULL OR v_subject = '' THEN
+            v_subject := coalesce(nullif(v_webhook.subject_prefix, ''), 'webhooks') || '.'
+                         || public.rule_nats_subject_token(v_webhook.webhook_name);
+        END IF;
+        -- Most subjects show at a glance that they are ones.
+        IF octet_length(v_subject) > 1024 OR v_subject !~ '^[A-Za-z0-9_%-]+(\.[A-Za-z0-9_%-]+)*$' THEN
+            v_problem := public.rule_nats_subject_check(v_subject);
+        END IF;
+        IF v_problem IS NOT NULL THEN
+            RAISE EXCEPTION 'Webhook %: cannot publish to the subject %: %', p_webhook_id, quote_literal(left(v_subject, 200)),
+                v_problem
+                USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = format('SELECT rule_webhook_enable_nats(%s, ''a.subject'') sets another.', p_webhook_id);
+        END IF;
+        IF p_message_id = '' OR octet_length(p_message_id) > 512 OR p_message_id ~ '[\x01-\x1f\x7f]|^ | $' THEN
+            RAISE EXCEPTION 'Webhook % (%): cannot use % as message id', p_webhook_id, left(v_webhook.webhook_name, 200),
+                quote_literal(left(p_message_id, 100))
+                USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'It has 1 to 512 bytes, no control characters, and no space at its ends.';
+        END IF;
+        IF p_headers IS NOT NULL THEN
+            v_problem := public.rule_nats_headers_problem(p_headers, v_webhook.payload_format);
+        END IF;
+        IF v_problem IS NOT NULL THEN
+            RAISE EXCEPTION 'Webhook % (%): %', p_webhook_id, left(v_webhook.webhook_name, 200), v_problem
+                USING ERRCODE = 'invalid_parameter_value', HINT = 'Write headers as {"Name": "value"}.';
+        END IF;
+        INSERT INTO public.rule_webhook_events
+            (webhook_id, payload, subject, message_id, headers, rule_execution_id, triggered_by)
+        VALUES (p_webhook_id, p_payload, v_subject, p_message_id, p_headers, p_rule_execution_id,
+                coalesce(p_triggered_by, nullif(current_setting('role', true), 'none'), session_user))
+        RETURNING event_id INTO v_event_id;
+        v_nats := jsonb_build_object('success', true, 'status', 'enqueued', 'event_id', v_event_id, 'subject', v_subject,
+                                     'message_id', p_message_id);
+        IF p_mode IS NOT NULL THEN
+            RETURN v_nats;
+        END IF;
+    END IF;
+    IF v_mode <> 'nats' THEN
+        v_call_id := public.rule_webhook_enqueue(p_webhook_id, p_payload);
+        v_queue := jsonb_build_object('success', true, 'status', 'enqueued', 'call_id', v_call_id);
+    END IF;
+    RETURN CASE v_mode
+        WHEN 'queue' THEN jsonb_build_object('success', true, 'status', 'enqueued', 'webhook_id', p_webhook_id,
+                                             'publish_mode', v_mode, 'queue', v_queue)
+        WHEN 'nats' THEN jsonb_build_object('success', true, 'status', 'enqueued', 'webhook_id', p_webhook_id,
+                                            'publish_mode', v_mode, 'nats', v_nats)
+        ELSE jsonb_build_object('success', true, 'status', 'enqueued', 'webhook_id', p_webhook_id,
+                                'publish_mode', v_mode, 'queue', v_queue, 'nats', v_nats) END;
+END
+$$;
+COMMENT ON FUNCTION public.rule_webhook_put IS
+    'walhook: what the functions that call a webhook share: in mode nats the event alone, in mode NULL what the webhook''s own says';
+
+-- These run with their owner's rights, so that an application needs EXECUTE on them and nothing else. The caller is
+-- therefore not current_user: it is the role he has SET, else the one he logged in as.
+
+CREATE OR REPLACE FUNCTION public.rule_webhook_publish_nats(
+    webhook_id INTEGER,
+    payload JSONB,
+    message_id TEXT DEFAULT NULL,
+    headers JSONB DEFAULT NULL,
+    rule_execution_id BIGINT DEFAULT NULL,
+    triggered_by TEXT DEFAULT NULL
+) RETURNS JSONB LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN public.rule_webhook_put(webhook_id, payload, 'nats', message_id, headers, rule_execution_id, triggered_by);
 END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_publish_nats IS
@@ -1136,38 +1184,8 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_call_unified(
     rule_execution_id BIGINT DEFAULT NULL,
     triggered_by TEXT DEFAULT NULL
 ) RETURNS JSONB LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-#variable_conflict use_column
-DECLARE
-    p_webhook_id CONSTANT INTEGER := webhook_id;
-    p_payload CONSTANT JSONB := payload;
-    v_mode TEXT;
-    v_result JSONB;
 BEGIN
-    SELECT coalesce(w.publish_mode, 'queue') INTO v_mode FROM public.rule_webhooks w WHERE w.webhook_id = p_webhook_id;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
-    END IF;
-    IF v_mode NOT IN ('queue', 'nats', 'both') THEN
-        RAISE EXCEPTION 'Webhook %: Invalid publish_mode %', p_webhook_id, quote_literal(v_mode)
-            USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('It is queue, nats or both: SELECT rule_webhook_enable_nats(%s, NULL, ''nats'').', p_webhook_id);
-    END IF;
-    IF p_payload IS NULL THEN
-        RAISE EXCEPTION 'Webhook %: the payload is NULL', p_webhook_id
-            USING ERRCODE = 'null_value_not_allowed', HINT = 'JSON''s own null is allowed: ''null''::jsonb.';
-    END IF;
-    v_result := jsonb_build_object('success', true, 'status', 'enqueued', 'webhook_id', p_webhook_id, 'publish_mode', v_mode);
-    IF v_mode IN ('queue', 'both') THEN
-        v_result := v_result || jsonb_build_object('queue', jsonb_build_object(
-            'success', true, 'status', 'enqueued', 'call_id', public.rule_webhook_enqueue(p_webhook_id, p_payload)));
-    END IF;
-    IF v_mode IN ('nats', 'both') THEN
-        v_result := v_result || jsonb_build_object('nats', public.rule_webhook_publish_nats(
-            p_webhook_id, p_payload, rule_webhook_call_unified.message_id, rule_webhook_call_unified.headers,
-            rule_webhook_call_unified.rule_execution_id, rule_webhook_call_unified.triggered_by));
-    END IF;
-    RETURN v_result;
+    RETURN public.rule_webhook_put(webhook_id, payload, NULL, message_id, headers, rule_execution_id, triggered_by);
 END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_call_unified IS

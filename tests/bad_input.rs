@@ -617,3 +617,161 @@ async fn a_linked_table_may_be_dropped_made_again_and_renamed_while_others_flow(
     assert!(log.contains("public.renamed") && log.contains("was it renamed?"), "{log}");
     ended_well(&mut walhook);
 }
+
+// ------------------------------------------------------------------------------- what the schema and the functions allow
+
+#[tokio::test]
+async fn names_of_any_kind_are_published_under_subjects_that_nats_takes() {
+    let feed = linked().await;
+    let mut walhook = feed.run();
+    let names = [
+        r#"it's "quoted""#,
+        "a.b..c",
+        "two  words",
+        "*.>",
+        "$JS.API",
+        "Ωμέγα 💥 名前",
+        "\\back\tslash\n",
+        &"n".repeat(1000),
+        &"Ω".repeat(1000),
+        "{op}",
+    ];
+    let (client, connection) = tokio_postgres::connect(&feed.pg.conninfo(), tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    for name in names {
+        let row = client.query_one("SELECT rule_webhook_register($1, 'https://example.com')", &[&name]).await.unwrap();
+        let id: i32 = row.get(0);
+        if let Err(refused) = client.query_one("SELECT rule_webhook_enable_nats($1, NULL, 'nats')", &[&id]).await {
+            // Percent-encoded it has 6,000 bytes: the error has the statement that will do.
+            assert!(name.starts_with("ΩΩ"), "{name}: {refused}");
+            let hint = refused.as_db_error().unwrap().hint().unwrap().to_owned();
+            let statement = hint.strip_prefix("For example: ").unwrap();
+            client.batch_execute(statement).await.unwrap();
+        }
+        client.query_one("SELECT rule_webhook_publish_nats($1, to_jsonb($2::text))", &[&id, &name]).await.unwrap();
+        client.query_one("SELECT rule_webhook_link_table($1::int, 't', '{insert}')", &[&id]).await.unwrap();
+    }
+    feed.pg.psql("INSERT INTO t VALUES (1)");
+    feed.confirmed().await;
+    let messages = feed.messages().await;
+    let calls: Vec<_> = messages.iter().filter(|message| message.payload["type"] == "webhook.call").collect();
+    let called: Vec<_> = calls.iter().map(|message| message.data().as_str().unwrap()).collect();
+    assert_eq!(called, names);
+    for (message, name) in calls.iter().zip(names) {
+        assert_eq!(message.payload["webhook_name"], *name);
+        assert_eq!(message.subject.split('.').count(), 2, "one token: {}", message.subject);
+    }
+    assert_eq!(messages.len(), names.len() + 1 + names.len(), "and the row's, for each of them and for w");
+    assert_eq!(letters(&feed), "");
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn payloads_of_any_json_arrive_and_one_of_10_mb_is_a_dead_letter() {
+    let feed = linked().await;
+    let mut walhook = feed.run();
+    let payloads = ["null", "true", "-1.50", "\"text\"", "[]", "[1, [null]]", "{}", "{\"\": {\"a.b\": \"Ω\\u0001\"}}"];
+    for payload in payloads {
+        feed.pg.psql(&format!("SELECT rule_webhook_call_unified(1, '{payload}')"));
+    }
+    feed.pg.psql(
+        "SELECT rule_webhook_call_unified(1, jsonb_build_object('id', 10, 'large', repeat('x', 10 * 1024 * 1024)))",
+    );
+    feed.pg.psql("SELECT rule_webhook_call_unified(1, '{\"id\": 11}')");
+    feed.confirmed().await;
+    let messages = feed.messages().await;
+    let arrived: Vec<_> = messages.iter().map(|message| message.data().clone()).collect();
+    let expected = payloads.iter().chain([&"{\"id\": 11}"]).map(|json| serde_json::from_str(json).unwrap());
+    assert_eq!(arrived, expected.collect::<Vec<serde_json::Value>>());
+    let letters = letters(&feed);
+    assert!(letters.starts_with("10|") && letters.contains("max_payload") && letters.lines().count() == 1, "{letters}");
+    assert_eq!(feed.pg.psql("SELECT octet_length(payload) > 10 * 1024 * 1024 FROM rule_nats_dead_letters"), "t");
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_null_wherever_the_schema_allows_one_costs_the_other_webhooks_nothing() {
+    let feed = linked().await;
+    let nulls = feed.webhook("nulls");
+    feed.pg.psql(&format!("SELECT rule_webhook_link_table({nulls}, 't')"));
+    feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");
+    let mut walhook = feed.run();
+    let mut row = 0;
+    let mut tried = Vec::new();
+    for (table, key) in [
+        ("rule_webhooks", format!("webhook_id = {nulls}")),
+        ("rule_webhook_links", format!("webhook_id = {nulls}")),
+        ("rule_nats_config", "config_id = 1".to_owned()),
+        ("rule_nats_streams", "stream_name = 'WEBHOOKS'".to_owned()),
+    ] {
+        let columns = feed.pg.psql(&format!(
+            "SELECT attname FROM pg_attribute WHERE attrelid = '{table}'::regclass AND attnum > 0 AND NOT attnotnull \
+             AND NOT attisdropped ORDER BY attnum"
+        ));
+        for column in columns.lines() {
+            let before = feed.pg.psql(&format!("SELECT quote_nullable({column}) FROM {table} WHERE {key}"));
+            row += 1;
+            feed.pg.psql(&format!(
+                "BEGIN; UPDATE {table} SET {column} = NULL WHERE {key}; INSERT INTO t VALUES ({row}); COMMIT"
+            ));
+            // A call of it is answered, or refused by an error that has a hint.
+            for call in ["rule_webhook_call_unified", "rule_webhook_publish_nats"] {
+                if let Err(refused) = feed.pg.try_psql(&format!("SELECT {call}({nulls}, '{{}}')")) {
+                    let refused = refused.as_db_error().unwrap().clone();
+                    assert!(refused.hint().is_some(), "{table}.{column}: {refused:?}");
+                }
+            }
+            feed.pg.psql("SELECT count(*) FROM rule_webhook_links_check()");
+            feed.pg.psql(&format!("UPDATE {table} SET {column} = {before} WHERE {key}"));
+            tried.push(format!("{table}.{column}"));
+        }
+    }
+    assert!(tried.len() > 50, "{tried:?}");
+    feed.confirmed().await;
+    let messages = feed.messages().await;
+    let of_w = messages.iter().filter(|message| message.payload["webhook_id"] == 1);
+    let ids: Vec<_> = of_w.map(|message| message.data()["id"].as_i64().unwrap()).collect();
+    assert_eq!(ids, (1..=row).collect::<Vec<_>>(), "each row for w, whatever was NULL: {tried:?}");
+    // Columns of the event itself
+    feed.pg.psql(&format!(
+        "INSERT INTO rule_webhook_events (webhook_id, payload, subject, message_id, headers, triggered_by, rule_execution_id, created_at) \
+         VALUES ({nulls}, '{{\"id\": 1000}}', NULL, NULL, NULL, NULL, NULL, NULL)"
+    ));
+    feed.confirmed().await;
+    let last = feed.messages().await.pop().unwrap();
+    assert_eq!((last.subject.as_str(), &last.data()["id"]), ("webhooks.nulls", &serde_json::json!(1000)));
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn two_configurations_of_one_server_never_publish_into_one_stream() {
+    let feed = linked().await;
+    // Around rule_nats_configure, which would give it a stream and a prefix of its own.
+    feed.pg.psql(
+        "INSERT INTO rule_nats_config (config_name, nats_url, stream_name) \
+         SELECT name, nats_url, stream FROM rule_nats_config, (VALUES ('same', 'WEBHOOKS'), ('overlapping', 'OTHER')) v (name, stream)",
+    );
+    for config in ["same", "overlapping"] {
+        let id = feed.webhook(config);
+        feed.pg.psql(&format!(
+            "UPDATE rule_webhooks SET nats_config_id = (SELECT config_id FROM rule_nats_config WHERE config_name = '{config}') \
+             WHERE webhook_id = {id}; SELECT rule_webhook_link_table({id}, 't')"
+        ));
+    }
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t SELECT generate_series(1, 3)");
+    assert_eq!(ids(&feed).await, [1, 2, 3], "those of the first configuration");
+    let letters =
+        feed.pg.psql("SELECT webhook_name, count(*), max(reason) FROM rule_nats_dead_letters GROUP BY 1 ORDER BY 1");
+    let expected =
+        |name: &str| format!("{name}|3|no stream of its NATS configuration takes the subject \"webhooks.{name}\"");
+    assert_eq!(letters, format!("{}\n{}", expected("overlapping"), expected("same")));
+    let log = walhook.log();
+    for said in [
+        "\"WEBHOOKS\" of NATS configuration \"same\" is set aside: NATS configuration \"default\" publishes to it, on the same server",
+        "\"OTHER\" of NATS configuration \"overlapping\" does not take \"webhooks.>\": \"webhooks.>\" goes to stream \"WEBHOOKS\"",
+    ] {
+        assert!(log.contains(said), "{said:?} in\n{log}");
+    }
+    ended_well(&mut walhook);
+}

@@ -209,6 +209,34 @@ async fn a_stream_row_that_gains_a_subject_has_jetstream_take_it() {
 }
 
 #[tokio::test]
+async fn a_stream_row_that_wants_what_another_stream_has_gets_none_of_it_and_says_so() {
+    let (feed, mut walhook) = running().await;
+    // Written around rule_nats_stream_create, which refuses all of it.
+    around(
+        &feed,
+        0,
+        "INSERT INTO rule_nats_streams (config_id, stream_name, subjects) \
+             VALUES (1, 'GREEDY', '{webhooks.first,audit.>,a b}'), (1, 'BAD.NAME', '{x}'), (1, 'EMPTY', '{}'); \
+         UPDATE rule_webhook_links SET subject_template = 'audit.{op}'",
+    );
+    around(&feed, 10, "UPDATE rule_webhook_links SET subject_template = NULL");
+    feed.confirmed().await;
+    assert_eq!(seen(&feed.messages().await), [0, 1, 12, 13].map(|id| ("webhooks.first", id)));
+    assert_eq!(seen(&feed.messages_of("GREEDY").await), [2, 3, 10, 11].map(|id| ("audit.insert", id)));
+    assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_dead_letters"), "0");
+    let log = walhook.log();
+    for once in [
+        "does not take \"webhooks.first\": \"webhooks.>\" goes to stream \"WEBHOOKS\"",
+        "does not take \"a b\"",
+        "\"BAD.NAME\" of NATS configuration \"default\" is set aside",
+        "\"EMPTY\" of NATS configuration \"default\" is set aside",
+    ] {
+        assert_eq!(log.matches(once).count(), 1, "{once:?} in\n{log}");
+    }
+    assert_eq!(walhook.terminate(), 0);
+}
+
+#[tokio::test]
 async fn another_nats_configuration_takes_over_at_the_exact_row() {
     let (feed, mut walhook) = running().await;
     let other = Nats::start().await;

@@ -38,16 +38,31 @@ async fn connect(pg: &Postgres, user: &str, database: &str) -> Client {
     client
 }
 
-/// Runs a file as one transaction, or as many as it has `-- commit` lines and one.
-async fn run(client: &Client, path: &Path) {
-    for part in fs::read_to_string(path).unwrap().split("\n-- commit\n") {
-        if let Err(error) = client.batch_execute(part).await {
-            match error.as_db_error() {
-                Some(error) => panic!("{}: {error}\n{error:#?}", path.display()),
-                None => panic!("{}: {error:?}", path.display()),
-            }
+/// Runs a file as one transaction, or as many as it has `-- commit` lines and one; answers with what it said.
+async fn run(client: &Client, path: &Path) -> Vec<String> {
+    said(client, &fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))).await
+}
+
+/// Every value of every row.
+async fn said(client: &Client, sql: &str) -> Vec<String> {
+    let mut said = Vec::new();
+    for part in sql.split("\n-- commit\n") {
+        match client.simple_query(part).await {
+            Ok(messages) => said.extend(
+                messages
+                    .iter()
+                    .filter_map(|message| match message {
+                        SimpleQueryMessage::Row(row) => {
+                            Some((0..row.len()).filter_map(|column| row.get(column)).map(str::to_owned))
+                        }
+                        _ => None,
+                    })
+                    .flatten(),
+            ),
+            Err(error) => panic!("{error}: {:#?}\n{sql}", error.as_db_error()),
         }
     }
+    said
 }
 
 /// All migrations, each in a transaction.
@@ -138,6 +153,17 @@ async fn the_reference_names_every_function_table_and_view() {
     assert_eq!(missing, [""; 0], "not in docs/sql.md");
 }
 
+/// Judges what a test file said, in the Test Anything Protocol: every test ok, and as many as planned.
+fn judge(path: &Path, said: &[String]) {
+    let lines: Vec<_> = said.iter().flat_map(|text| text.lines()).collect();
+    let failed = lines.iter().any(|line| line.starts_with("not ok") || line.starts_with("# Looks like"));
+    assert!(!failed, "{}:\n{}", path.display(), lines.join("\n"));
+    let tests = lines.iter().filter(|line| line.starts_with("ok ")).count();
+    let planned = lines.iter().find_map(|line| line.strip_prefix("1.."));
+    assert_eq!(planned, Some(tests.to_string().as_str()), "{}: tests planned and run", path.display());
+    assert!(tests > 0, "{} tests nothing", path.display());
+}
+
 #[tokio::test]
 async fn the_sql_surface_does_what_its_test_files_say_on_every_version() {
     for version in VERSIONS {
@@ -147,26 +173,27 @@ async fn the_sql_surface_does_what_its_test_files_say_on_every_version() {
             pg.psql(&format!("CREATE DATABASE {database}"));
             let client = connect(&pg, "postgres", database).await;
             load(&client).await;
-            run(&client, &root().join("tests/sql/fixtures/assert.sql")).await;
-            run(&client, &path).await;
+            run(&client, &root().join("tests/sql/fixtures/tap.sql")).await;
+            judge(&path, &run(&client, &path).await);
         }
     }
 }
 
-/// psql commits each statement; nothing may depend on being one transaction, nor on not being one.
+/// psql commits each statement; nothing may depend on being one transaction, nor on not being one. Where the server is
+/// Debian's, the test files run on pgTAP itself.
 #[tokio::test]
 async fn psql_loads_the_migrations_and_runs_the_test_files_as_well() {
     let pg = Postgres::start().await;
-    let psql = |database: &str, arguments: &[&str], path: &Path| {
+    let psql = |database: &str, arguments: &[&str], paths: &[PathBuf]| {
         let output = Command::new("psql")
             .args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", "postgres", "-d", database])
             .args(["-p", &pg.port().to_string()])
             .args(arguments)
-            .arg("-f")
-            .arg(path)
+            .args(paths.iter().flat_map(|path| [PathBuf::from("-f"), path.clone()]))
             .output()
             .unwrap();
-        assert!(output.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{}: {}", paths[0].display(), String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
     };
     if Command::new("psql").arg("--version").output().is_err() {
         eprintln!("no psql here: nothing tested");
@@ -176,11 +203,33 @@ async fn psql_loads_the_migrations_and_runs_the_test_files_as_well() {
         let database = path.file_stem().unwrap().to_str().unwrap();
         pg.psql(&format!("CREATE DATABASE {database}"));
         for migration in sql_files("sql") {
-            psql(database, &["-1"], &migration);
-            psql(database, &[], &migration);
+            psql(database, &["-1"], std::slice::from_ref(&migration));
+            psql(database, &[], &[migration]);
         }
-        psql(database, &[], &root().join("tests/sql/fixtures/assert.sql"));
-        psql(database, &[], &path);
+        judge(&path, &[psql(database, &[], &[root().join("tests/sql/fixtures/tap.sql"), path.clone()])]);
+    }
+}
+
+/// A broken assertion must be seen, on pgTAP and on what stands in for it.
+#[tokio::test]
+async fn a_test_file_that_fails_is_seen_to_fail() {
+    for version in VERSIONS {
+        let pg = Postgres::builder().version(version).start().await;
+        let client = pg.client().await;
+        run(&client, &root().join("tests/sql/fixtures/tap.sql")).await;
+        let said =
+            said(&client, "SELECT * FROM no_plan(); SELECT is(1, 2, 'numbers'); SELECT ok(NULL, 'nothing')").await;
+        let said = said.join("\n");
+        for line in ["not ok 1 - numbers", "have: 1", "want: 2", "not ok 2 - nothing"] {
+            assert!(said.contains(line), "PostgreSQL {version}: no {line:?} in\n{said}");
+        }
+        let raised = "SELECT throws_like('SELECT 1/0', '%by nothing'), throws_like('SELECT 1', '%'), \
+             throws_hint('SELECT 1/0', '%zero', 'a hint'), throws_hint('SELECT 1', '%', '%')";
+        let said = self::said(&client, raised).await;
+        assert!(
+            said.len() == 4 && said.iter().all(|test| test.starts_with("not ok")),
+            "PostgreSQL {version}: {said:?}"
+        );
     }
 }
 

@@ -4,9 +4,10 @@
 //! what is not settled, so that one remedy serves every failure: stop, read the stream's tail, drop what the tail
 //! shows as stored, send the rest again. Knows neither socket nor clock.
 //!
-//! Each message is a whole `HPUB` (NATS client protocol). Two places in it depend on the attempt and are therefore of
-//! fixed width, to be patched where they lie: the attempt's number in the reply subject, so that an answer to an
-//! earlier attempt is told apart, and the stream sequence expected in strict ordering.
+//! What a message looks like is in [`message`], core NATS in `core`.
+
+mod core;
+mod message;
 
 use std::{collections::VecDeque, ops::Range};
 
@@ -23,6 +24,9 @@ use crate::{
         subject,
     },
 };
+
+pub use message::Head;
+use message::{ATTEMPT_DIGITS, CRLF, INDEX_DIGITS, Layout, Route, SUBJECT_AT};
 
 /// How a lane keeps its order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,19 +188,6 @@ enum State {
     NotNow,
 }
 
-/// Where things lie in a message, in bytes from its beginning.
-#[derive(Debug, Clone, Copy)]
-struct Layout {
-    subject_end: usize,
-    /// Nobody answers a message of core NATS.
-    attempt_at: Option<usize>,
-    expected_at: Option<usize>,
-    header_at: usize,
-    body_at: usize,
-    /// What of the body the history keeps.
-    data: (usize, usize),
-}
-
 /// A message that is being written: the head is there, the payload is to be appended to [`Lane::buffer`].
 #[derive(Debug)]
 pub struct Draft {
@@ -208,55 +199,8 @@ pub struct Draft {
     keep: Keep,
 }
 
-/// The parts of a message's head.
-#[derive(Debug, Clone, Copy)]
-pub struct Head<'a> {
-    /// The subject; valid.
-    pub subject: &'a [u8],
-    /// The event's id.
-    pub id: &'a [u8],
-    /// The caller's own message id, which takes its place in deduplication; has no control characters.
-    pub message_id: Option<&'a [u8]>,
-    /// The word for the operation.
-    pub op: &'static str,
-    /// The run that publishes it.
-    pub epoch: u64,
-}
-
-impl Head<'_> {
-    /// Appends the headers by which the event is known.
-    pub fn write_ids(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(b"\r\nNats-Msg-Id: ");
-        out.extend_from_slice(self.message_id.unwrap_or(self.id));
-        if self.message_id.is_some() {
-            out.extend_from_slice(b"\r\nWalhook-Id: ");
-            out.extend_from_slice(self.id);
-        }
-    }
-
-    /// Appends the headers that tell where it comes from.
-    pub fn write_origin(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(b"\r\nWalhook-Op: ");
-        out.extend_from_slice(self.op.as_bytes());
-        out.extend_from_slice(b"\r\nWalhook-Epoch: ");
-        out.extend_from_slice(itoa::Buffer::new().format(self.epoch).as_bytes());
-    }
-}
-
 /// The most that a server can be told to take; what this one takes is known when the lane opens.
 const MAX_PAYLOAD_MAX: usize = 64 * 1024 * 1024;
-/// Behind `HPUB `.
-const SUBJECT_AT: usize = 5;
-const ATTEMPT_DIGITS: usize = 2;
-const INDEX_DIGITS: usize = 8;
-const EXPECTED_SEQUENCE: &[u8] = b"Nats-Expected-Last-Sequence: ";
-/// Digits of the largest u64.
-const SEQUENCE_DIGITS: usize = 20;
-const HEADER_LENGTH_DIGITS: usize = 6;
-const CRLF: &[u8] = b"\r\n";
-/// nats-server reads at most nine.
-const TOTAL_LENGTH_DIGITS: usize = 9;
-
 impl Lane {
     /// A closed lane into `stream`; replies come to `<inbox>.<token>`.
     pub fn new(stream: &str, ordering: Ordering, inbox: &str) -> Lane {
@@ -417,42 +361,12 @@ impl Lane {
         let (attempt, ordering) = (self.attempt, self.ordering);
         let out = self.spool.buffer();
         let start = out.len();
-        out.extend_from_slice(b"HPUB ");
-        out.extend_from_slice(head.subject);
-        let subject_end = out.len() - start;
-        out.push(b' ');
-        let attempt_at = (ordering != Ordering::Core).then(|| {
-            out.extend_from_slice(&self.reply_prefix);
-            let at = out.len() - start;
-            out.resize(out.len() + ATTEMPT_DIGITS + INDEX_DIGITS, b'0');
-            set_hex(attempt.into(), &mut out[start + at..][..ATTEMPT_DIGITS]);
-            set_hex(index, &mut out[start + at + ATTEMPT_DIGITS..][..INDEX_DIGITS]);
-            out.push(b' ');
-            at
-        });
-        out.resize(out.len() + HEADER_LENGTH_DIGITS, b'0');
-        out.push(b' ');
-        out.resize(out.len() + TOTAL_LENGTH_DIGITS, b'0');
-        out.extend_from_slice(b"\r\n");
-        let header_at = out.len() - start;
-        out.extend_from_slice(b"NATS/1.0");
-        head.write_ids(out);
-        if ordering != Ordering::Core {
-            out.extend_from_slice(b"\r\nNats-Expected-Stream: ");
-            out.extend_from_slice(self.stream.as_bytes());
-        }
-        let expected_at = (ordering == Ordering::Strict).then(|| {
-            out.extend_from_slice(b"\r\n");
-            out.extend_from_slice(EXPECTED_SEQUENCE);
-            let at = out.len() - start;
-            push_digits(expected, SEQUENCE_DIGITS, out);
-            at
-        });
-        head.write_origin(out);
-        more(out);
-        out.extend_from_slice(b"\r\n\r\n");
-        let body_at = out.len() - start;
-        let layout = Layout { subject_end, attempt_at, header_at, expected_at, body_at, data: (body_at, body_at) };
+        let route = Route {
+            stream: (ordering != Ordering::Core).then_some(self.stream.as_str()),
+            reply: (ordering != Ordering::Core).then_some((&self.reply_prefix, attempt, index)),
+            expected: (ordering == Ordering::Strict).then_some(expected),
+        };
+        let layout = message::begin(&head, &route, more, out);
         Draft { place, start, layout, note: (self.notes.end(), 0), keep: Keep::Nothing }
     }
 
@@ -509,9 +423,8 @@ impl Lane {
     /// What of it can never be published, where it is larger than the server takes; the line is as before.
     pub fn commit(&mut self, draft: Draft, number: u64, position: EventPosition) -> Result<(), Box<Condemned>> {
         let Draft { place, layout, note, keep, .. } = draft;
-        let Layout { header_at, .. } = layout;
         let length = self.spool.length_since(place);
-        let total = length - header_at;
+        let total = length - layout.header_at;
         if total > self.max_payload {
             let message = self.spool.message(place, length);
             let condemned = Condemned {
@@ -526,16 +439,10 @@ impl Lane {
             self.spool.truncate(place);
             return Err(Box::new(condemned));
         }
-        let header_length = layout.body_at - header_at;
-        assert!(header_length < 1_000_000, "subject, ids and stream names are short, other headers bounded");
-        self.spool.buffer().extend_from_slice(b"\r\n");
-        let message = self.spool.message_mut(place, length + 2);
-        let total_at = header_at - 2 - TOTAL_LENGTH_DIGITS;
-        let header_length_at = total_at - 1 - HEADER_LENGTH_DIGITS;
-        set_digits(header_length as u64, &mut message[header_length_at..header_length_at + HEADER_LENGTH_DIGITS]);
-        set_digits(total as u64, &mut message[total_at..total_at + TOTAL_LENGTH_DIGITS]);
-        self.bytes += length + 2;
-        let length = length + 2;
+        self.spool.buffer().extend_from_slice(CRLF);
+        let length = length + CRLF.len();
+        layout.finish(self.spool.message_mut(place, length));
+        self.bytes += length;
         let (state, sent_at) = (State::Waiting, 0);
         self.slots.push_back(Slot { number, position, place, length, layout, state, sent_at, note, keep });
         Ok(())
@@ -649,13 +556,8 @@ impl Lane {
             let slot = &mut self.slots[offset];
             slot.state = State::Waiting;
             let message = self.spool.message_mut(slot.place, slot.length);
-            if let Some(at) = slot.layout.attempt_at {
-                set_hex(self.attempt.into(), &mut message[at..][..ATTEMPT_DIGITS]);
-                set_hex(index, &mut message[at + ATTEMPT_DIGITS..][..INDEX_DIGITS]);
-            }
-            if let Some(at) = slot.layout.expected_at {
-                set_digits(expected, &mut message[at..][..SEQUENCE_DIGITS]);
-            }
+            slot.layout.set_attempt(self.attempt, index, message);
+            slot.layout.set_expected(expected, message);
         }
         let first = self.slots.front().map_or_else(|| self.spool.end(), |slot| slot.place);
         self.spool.rewind(first);
@@ -881,31 +783,5 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Fills `out` with the low digits of a number.
-fn set_hex(value: u64, out: &mut [u8]) {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let mut rest = value;
-    for digit in out.iter_mut().rev() {
-        *digit = HEX[usize::try_from(rest & 15).expect("four bits")];
-        rest >>= 4;
-    }
-}
-
-fn push_digits(value: u64, digits: usize, out: &mut Vec<u8>) {
-    let at = out.len();
-    out.resize(at + digits, b'0');
-    set_digits(value, &mut out[at..]);
-}
-
-/// Fills `out` with a number and leading zeros.
-fn set_digits(value: u64, out: &mut [u8]) {
-    let mut buffer = itoa::Buffer::new();
-    let text = buffer.format(value).as_bytes();
-    let zeros = out.len() - text.len();
-    out[..zeros].fill(b'0');
-    out[zeros..].copy_from_slice(text);
-}
-
-mod core;
 #[cfg(test)]
 mod tests;

@@ -24,7 +24,7 @@ use crate::{
         headers,
         payload::{self, Body, TransactionText},
         plan::{EventColumns, Linked, Plan},
-        rules::{self, Keep, LaneKey, OnError, Rules, Webhook},
+        rules::{Keep, LaneKey, OnError, Rules, Webhook},
         subject,
         tables::{Cell, ConfigRow, StreamRow, Table, Tables},
         types::TypeCatalog,
@@ -132,6 +132,7 @@ struct Router {
     is_stale: bool,
     generation: u64,
     reported: HashMap<i32, String>,
+    reported_streams: Vec<String>,
     notices: Vec<String>,
     /// Changes of the configuration that are in it already are passed over.
     snapshot: Option<Snapshot>,
@@ -182,6 +183,7 @@ impl Streamer {
                 is_stale: true,
                 generation: 0,
                 reported: HashMap::new(),
+                reported_streams: Vec::new(),
                 notices: Vec::new(),
                 snapshot: None,
             },
@@ -387,7 +389,7 @@ impl Streamer {
 
     /// Whether the rows as they are now lead to this lane.
     pub fn lane_is_wanted(&self, index: usize) -> bool {
-        rules::rows_of(&self.router.lane_keys[index], &self.router.tables).is_some()
+        self.router.rules.rows_of(&self.router.lane_keys[index], &self.router.tables).is_some()
     }
 
     /// The subject below which a lane's answers come.
@@ -529,7 +531,7 @@ impl Router {
         self.rules = Rules::compile(&self.tables, &mut self.lane_keys);
         self.lane_rows.resize_with(self.lane_keys.len(), || None);
         for index in 0..self.lane_keys.len() {
-            if let Some(rows) = rules::rows_of(&self.lane_keys[index], &self.tables) {
+            if let Some(rows) = self.rules.rows_of(&self.lane_keys[index], &self.tables) {
                 self.lane_rows[index] = Some(rows);
             }
         }
@@ -543,6 +545,10 @@ impl Router {
             reported.insert(webhook.id, problem.to_owned());
         }
         self.reported = reported;
+        let stream_problems: Vec<_> = self.rules.stream_problems().map(str::to_owned).collect();
+        let news = stream_problems.iter().filter(|problem| !self.reported_streams.contains(problem));
+        self.notices.extend(news.cloned());
+        self.reported_streams = stream_problems;
     }
 
     fn plan(&mut self, relation: &crate::wal::change::Relation) -> Plan {

@@ -62,6 +62,13 @@ pub struct Overrides {
     pub allowed_dirs: Vec<PathBuf>,
 }
 
+impl Overrides {
+    /// Whether it is another server or another user than a row says.
+    pub fn reaches_another(&self) -> bool {
+        self.url.is_some() || self.user.is_some() || self.token.is_some() || self.creds.is_some() || self.nkey.is_some()
+    }
+}
+
 impl fmt::Debug for Overrides {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Overrides")

@@ -1,7 +1,7 @@
 //! Changes become events: which webhooks want a change, under which subject, with which payload. Pure.
 //!
-//! In the order of use: [`tables`] holds the configuration rows, [`rules`] judges and compiles them, [`plan`]
-//! lays them over one table, [`filter`] and [`subject`] decide about one change, [`types`] and [`value`] write its
+//! In the order of use: [`tables`] holds the configuration rows, [`streams`] and [`rules`] judge and compile them,
+//! [`plan`] lays them over one table, [`filter`] and [`subject`] decide about one change, [`types`] and [`value`] write its
 //! columns, [`payload`] the whole, with [`headers`] beside it.
 
 pub mod filter;
@@ -9,6 +9,7 @@ pub mod headers;
 pub mod payload;
 pub mod plan;
 pub mod rules;
+pub mod streams;
 pub mod subject;
 pub mod tables;
 pub mod types;

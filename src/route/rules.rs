@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use super::{
     headers::{self, Block},
+    streams::{Streams, streams_of_all},
     subject,
     tables::{ConfigRow, LinkRow, StreamRow, Tables, WebhookRow},
     value::write_json_str,
@@ -125,6 +126,8 @@ struct Config {
     /// The patterns of each stream, and the stream's lane.
     streams: Vec<(Vec<Vec<u8>>, usize)>,
     problem: Option<String>,
+    rows: Vec<StreamRow>,
+    stream_problems: Vec<String>,
 }
 
 /// All rules, compiled.
@@ -140,8 +143,12 @@ pub struct Rules {
 impl Rules {
     /// Judges and compiles all rows. Lanes not seen before are appended to `lanes`.
     pub fn compile(tables: &Tables, lanes: &mut Vec<LaneKey>) -> Rules {
-        let configs: HashMap<_, _> =
-            tables.configs.iter().map(|(&id, row)| (id, compile_config(id, row, tables, lanes))).collect();
+        let mut streams = streams_of_all(tables);
+        let configs: HashMap<_, _> = tables
+            .configs
+            .iter()
+            .map(|(&id, row)| (id, compile_config(id, row, streams.remove(&id).unwrap_or_default(), lanes)))
+            .collect();
         let default_config = tables.configs.iter().find(|(_, row)| row.config_name == "default").map(|(&id, _)| id);
         let webhooks: Vec<_> = tables
             .webhooks
@@ -188,98 +195,60 @@ impl Rules {
     pub fn problems(&self) -> impl Iterator<Item = (&Webhook, &str)> {
         self.webhooks.iter().filter_map(|webhook| Some((webhook, webhook.problem.as_deref()?)))
     }
-}
 
-/// The streams of a configuration: its rows in `rule_nats_streams`, and, where none of them has the name that the
-/// configuration itself gives (`stream_name`, by default WEBHOOKS), that one with `<subject_prefix>.>`.
-pub fn streams_of(config_id: i32, row: &ConfigRow, tables: &Tables) -> Vec<StreamRow> {
-    let default_config = row.config_name == "default";
-    let mut streams: Vec<_> = tables
-        .streams
-        .values()
-        .filter(|stream| stream.enabled != Some(false))
-        .filter(|stream| stream.config_id == Some(config_id) || (stream.config_id.is_none() && default_config))
-        .cloned()
-        .collect();
-    if let Some(name) = row.stream_name.as_deref().filter(|name| !name.is_empty())
-        && !streams.iter().any(|stream| stream.stream_name == name)
-        && !tables.streams.values().any(|stream| stream.stream_name == name && stream.config_id == Some(config_id))
-    {
-        let prefix = row.subject_prefix.as_deref().filter(|prefix| !prefix.is_empty()).unwrap_or("webhooks");
-        let pattern = format!("{prefix}.>");
-        // Where a row takes these subjects already, JetStream would refuse a second stream for them.
-        if !streams.iter().any(|stream| stream.subjects.iter().any(|other| overlaps(other, &pattern))) {
-            streams.push(StreamRow {
-                config_id: Some(config_id),
-                stream_name: name.to_owned(),
-                subjects: vec![pattern],
-                enabled: Some(true),
-                ..StreamRow::default()
-            });
-        }
+    /// The rows by which a lane reaches its stream, the stream's as far as it gets what it wants; `None` where nothing
+    /// leads there any more.
+    pub fn rows_of(&self, key: &LaneKey, tables: &Tables) -> Option<(ConfigRow, StreamRow)> {
+        let config = tables.configs.get(&key.config_id).filter(|config| config.enabled != Some(false))?;
+        let stream = match &key.stream {
+            None if is_core(config) => StreamRow::default(),
+            Some(name) if !is_core(config) => {
+                self.configs.get(&key.config_id)?.rows.iter().find(|row| row.stream_name == *name)?.clone()
+            }
+            // It was switched from one to the other: what came before goes the old way.
+            None | Some(_) => return None,
+        };
+        Some((config.clone(), stream))
     }
-    streams
-}
 
-/// Whether two patterns take a common subject.
-fn overlaps(a: &str, b: &str) -> bool {
-    let (mut a, mut b) = (a.split('.'), b.split('.'));
-    loop {
-        match (a.next(), b.next()) {
-            (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
-            (Some(x), Some(y)) if x == y || x == "*" || y == "*" => {}
-            (None, None) => return true,
-            _ => return false,
-        }
+    /// What the rows of streams want and do not get.
+    pub fn stream_problems(&self) -> impl Iterator<Item = &str> {
+        self.configs.values().flat_map(|config| config.stream_problems.iter().map(String::as_str))
     }
 }
 
-fn compile_config(id: i32, row: &ConfigRow, tables: &Tables, lanes: &mut Vec<LaneKey>) -> Config {
+fn compile_config(id: i32, row: &ConfigRow, (rows, stream_problems): Streams, lanes: &mut Vec<LaneKey>) -> Config {
     let problem = if row.enabled == Some(false) {
         Some(format!("NATS configuration {:?} is not enabled", row.config_name))
     } else {
         None
     };
-    let ways = match (&problem, is_core(row)) {
+    let any = [">".to_owned()];
+    let ways: Vec<(Option<&str>, &[String])> = match (&problem, is_core(row)) {
         (Some(_), _) => Vec::new(),
         // Any subject is taken: there is no stream to refuse one.
-        (None, true) => vec![(None, vec![">".to_owned()])],
+        (None, true) => vec![(None, &any)],
         (None, false) => {
-            let streams = streams_of(id, row, tables).into_iter();
-            streams.map(|stream| (Some(stream.stream_name), stream.subjects)).collect()
+            rows.iter().map(|stream| (Some(stream.stream_name.as_str()), stream.subjects.as_slice())).collect()
         }
     };
     let streams = ways
         .into_iter()
         .map(|(stream, subjects)| {
-            let key = LaneKey { config_id: id, stream };
+            let key = LaneKey { config_id: id, stream: stream.map(str::to_owned) };
             let lane = lanes.iter().position(|other| *other == key).unwrap_or_else(|| {
                 lanes.push(key);
                 lanes.len() - 1
             });
-            (subjects.into_iter().map(String::into_bytes).collect(), lane)
+            (subjects.iter().map(|pattern| pattern.clone().into_bytes()).collect(), lane)
         })
         .collect();
-    Config { streams, problem }
+    Config { streams, problem, rows, stream_problems }
 }
 
 /// Whether a configuration publishes to core NATS, past all streams.
 fn is_core(row: &ConfigRow) -> bool {
     row.jetstream_enabled == Some(false)
-}
-
-/// The rows by which a lane reaches its stream; `None` where nothing leads there any more.
-pub fn rows_of(key: &LaneKey, tables: &Tables) -> Option<(ConfigRow, StreamRow)> {
-    let config = tables.configs.get(&key.config_id).filter(|config| config.enabled != Some(false))?;
-    let stream = match &key.stream {
-        None if is_core(config) => StreamRow::default(),
-        Some(name) if !is_core(config) => {
-            streams_of(key.config_id, config, tables).into_iter().find(|stream| stream.stream_name == *name)?
-        }
-        // It was switched from one to the other: what came before goes the old way.
-        None | Some(_) => return None,
-    };
-    Some((config.clone(), stream))
 }
 
 fn compile_webhook(
@@ -472,41 +441,15 @@ mod tests {
     fn core_nats_takes_any_subject_by_a_lane_of_its_own() {
         let mut tables = tables();
         let mut lanes = Vec::new();
-        Rules::compile(&tables, &mut lanes);
-        assert!(rows_of(&lanes[0], &tables).is_some());
+        let rules = Rules::compile(&tables, &mut lanes);
+        assert!(rules.rows_of(&lanes[0], &tables).is_some());
         tables.configs.get_mut(&1).unwrap().jetstream_enabled = Some(false);
         let rules = Rules::compile(&tables, &mut lanes);
         assert_eq!((rules.webhooks[0].problem.as_deref(), rules.lane(0, b"any.where")), (None, Some(1)));
         assert_eq!(lanes[1], LaneKey { config_id: 1, stream: None });
-        assert_eq!((rows_of(&lanes[0], &tables).is_some(), rows_of(&lanes[1], &tables).is_some()), (false, true));
-    }
-
-    #[test]
-    fn the_default_stream_gives_way_to_a_row_that_takes_its_subjects() {
-        let mut tables = tables();
-        let stream = StreamRow {
-            config_id: Some(1),
-            stream_name: "MINE".to_owned(),
-            subjects: vec!["webhooks.*".to_owned()],
-            enabled: Some(true),
-            ..Default::default()
-        };
-        tables.streams.insert(1, stream);
-        let mut lanes = Vec::new();
-        Rules::compile(&tables, &mut lanes);
-        assert_eq!(lanes.iter().map(|lane| lane.stream.as_deref()).collect::<Vec<_>>(), [Some("MINE")]);
-    }
-
-    #[test]
-    fn patterns_overlap_when_a_subject_fits_both() {
-        let check = |a: &str, b: &str, expected: bool| {
-            assert_eq!((overlaps(a, b), overlaps(b, a)), (expected, expected), "{a} {b}");
-        };
-        check("webhooks.*", "webhooks.>", true);
-        check("a.*.c", "a.b.*", true);
-        check("a.b", "a.c", false);
-        check("a.*", "a.b.c", false);
-        check(">", "x", true);
-        check("a", "a.>", false);
+        assert_eq!(
+            (rules.rows_of(&lanes[0], &tables).is_some(), rules.rows_of(&lanes[1], &tables).is_some()),
+            (false, true)
+        );
     }
 }

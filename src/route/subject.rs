@@ -38,6 +38,26 @@ pub fn invalid(subject: &[u8]) -> Option<&'static str> {
     None
 }
 
+/// Why no stream can take this pattern; `None` if one can.
+pub fn invalid_pattern(pattern: &str) -> Option<&'static str> {
+    let mut tokens: Vec<_> = pattern.split('.').collect();
+    if let Some(last) = tokens.last_mut().filter(|last| **last == ">") {
+        *last = "x";
+    }
+    match pattern {
+        ">" => Some("it takes everything, the answers of NATS itself too"),
+        _ if tokens.contains(&">") => Some("it has > before its end"),
+        _ => {
+            let literal: Vec<_> = tokens.into_iter().map(|token| if token == "*" { "x" } else { token }).collect();
+            match invalid(literal.join(".").as_bytes())? {
+                // What is left of them is inside a token.
+                why if why.contains("wildcard") => Some("it has * or > as a part of a token"),
+                why => Some(why),
+            }
+        }
+    }
+}
+
 /// Whether `pattern` (with `*` and `>`) takes the literal `subject`.
 pub fn matches(pattern: &[u8], subject: &[u8]) -> bool {
     let mut tokens = subject.split(|&byte| byte == b'.');
@@ -180,6 +200,24 @@ mod tests {
             name: "or.ders".to_owned(),
             identity: ReplicaIdentity::Default,
             columns: vec![column("id"), column("region")],
+        }
+    }
+
+    #[test]
+    fn a_pattern_has_wildcards_for_whole_tokens_only() {
+        for pattern in ["a", "a.*", "a.>", "*.b", "a.*.c.>"] {
+            assert_eq!(invalid_pattern(pattern), None, "{pattern}");
+        }
+        for (pattern, why) in [
+            ("", "empty"),
+            (">", "everything"),
+            ("a..b", "empty token"),
+            ("a.>.b", "before its end"),
+            ("a.b*", "part of a token"),
+            ("a b", "space"),
+            ("$JS.>", "begin with $"),
+        ] {
+            assert!(invalid_pattern(pattern).is_some_and(|said| said.contains(why)), "{pattern}");
         }
     }
 

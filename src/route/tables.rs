@@ -190,6 +190,8 @@ pub struct Tables {
     pub configs: BTreeMap<i32, ConfigRow>,
     /// `rule_nats_streams`
     pub streams: BTreeMap<i32, StreamRow>,
+    /// The configuration whose server or user the process's own settings say, whatever its row says.
+    pub overridden: Option<String>,
 }
 
 impl Tables {

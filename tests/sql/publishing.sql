@@ -1,85 +1,87 @@
 -- Publishing is an INSERT in the caller's transaction, and refuses what can be known to be wrong.
+SELECT * FROM no_plan();
 SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>']);
 SELECT rule_webhook_register('hook', 'https://example.com');
-SELECT assert.raises('SELECT rule_webhook_publish_nats(1, ''{}'')', 'Webhook 1 (hook) is not enabled for NATS', '%rule_webhook_enable_nats(1)%');
+SELECT throws_hint('SELECT rule_webhook_publish_nats(1, ''{}'')', 'Webhook 1 (hook) is not enabled for NATS', '%rule_webhook_enable_nats(1)%');
 SELECT rule_webhook_enable_nats(1);
 
-SELECT assert.equal(rule_webhook_publish_nats(1, '{"a": 1}', 'my-id', '{"Trace": "t"}', 42, 'alice'),
+SELECT is(rule_webhook_publish_nats(1, '{"a": 1}', 'my-id', '{"Trace": "t"}', 42, 'alice'),
     '{"success": true, "status": "enqueued", "event_id": 1, "subject": "webhooks.hook", "message_id": "my-id"}'::jsonb);
-SELECT assert.equal((SELECT (subject, message_id, headers, triggered_by, rule_execution_id)::text FROM rule_webhook_events),
+SELECT is((SELECT (subject, message_id, headers, triggered_by, rule_execution_id)::text FROM rule_webhook_events),
     '(webhooks.hook,my-id,"{""Trace"": ""t""}",alice,42)');
-SELECT assert.equal((rule_webhook_publish_nats(1, payload) ->> 'success')::boolean, true)
+SELECT is((rule_webhook_publish_nats(1, payload) ->> 'success')::boolean, true)
 FROM (VALUES ('null'::jsonb), ('1'), ('"text"'), ('[]'), (to_jsonb(repeat('x', 10 * 1024 * 1024)))) v (payload);
-SELECT assert.equal((SELECT DISTINCT triggered_by FROM rule_webhook_events WHERE event_id > 1), session_user::text);
+SELECT is((SELECT DISTINCT triggered_by FROM rule_webhook_events WHERE event_id > 1), session_user::text);
 
 -- An event keeps the subject it was made with.
 SELECT rule_webhook_enable_nats(1, 'webhooks.elsewhere', 'nats');
-SELECT assert.equal((SELECT subject FROM rule_webhook_events WHERE event_id = 1), 'webhooks.hook');
+SELECT is((SELECT subject FROM rule_webhook_events WHERE event_id = 1), 'webhooks.hook');
 
-SELECT assert.raises('SELECT rule_webhook_publish_nats(1, NULL)', '%the payload is NULL%', '%''null''::jsonb%');
-SELECT assert.raises('SELECT rule_webhook_call_unified(1, NULL)', '%the payload is NULL%');
-SELECT assert.raises('SELECT rule_webhook_publish_nats(NULL, ''{}'')', 'Webhook NULL not found');
-SELECT assert.raises('SELECT rule_webhook_call_unified(9, ''{}'')', 'Webhook 9 not found');
-SELECT assert.raises('SELECT rule_webhook_publish_nats(1, ''{}'', '''')', '%message id%');
-SELECT assert.raises($$SELECT rule_webhook_publish_nats(1, '{}', E'a\nb')$$, '%message id%');
-SELECT assert.raises($$SELECT rule_webhook_publish_nats(1, '{}', NULL, '{"Nats-Msg-Id": "x"}')$$, '%Nats-Msg-Id is reserved');
-SELECT assert.raises($$SELECT rule_webhook_publish_nats(1, '{}', NULL, '{"A B": "x"}')$$, '%is no header name%');
-SELECT assert.raises($$SELECT rule_webhook_publish_nats(1, '{}', NULL, '{"A": 1}')$$, '%is a JSON number, not a string');
-SELECT assert.raises($$SELECT rule_webhook_publish_nats(1, '{}', NULL, '{"A": "x\r\ny"}')$$, '%control character%');
-SELECT assert.raises($$SELECT rule_webhook_publish_nats(1, '{}', NULL, '[]')$$, '%headers are a JSON array%');
+SELECT throws_hint('SELECT rule_webhook_publish_nats(1, NULL)', '%the payload is NULL%', '%''null''::jsonb%');
+SELECT throws_like('SELECT rule_webhook_call_unified(1, NULL)', '%the payload is NULL%');
+SELECT throws_like('SELECT rule_webhook_publish_nats(NULL, ''{}'')', 'Webhook NULL not found');
+SELECT throws_like('SELECT rule_webhook_call_unified(9, ''{}'')', 'Webhook 9 not found');
+SELECT throws_like('SELECT rule_webhook_publish_nats(1, ''{}'', '''')', '%message id%');
+SELECT throws_like($$SELECT rule_webhook_publish_nats(1, '{}', E'a\nb')$$, '%message id%');
+SELECT throws_like($$SELECT rule_webhook_publish_nats(1, '{}', NULL, '{"Nats-Msg-Id": "x"}')$$, '%Nats-Msg-Id is reserved');
+SELECT throws_like($$SELECT rule_webhook_publish_nats(1, '{}', NULL, '{"A B": "x"}')$$, '%is no header name%');
+SELECT throws_like($$SELECT rule_webhook_publish_nats(1, '{}', NULL, '{"A": 1}')$$, '%is a JSON number, not a string');
+SELECT throws_like($$SELECT rule_webhook_publish_nats(1, '{}', NULL, '{"A": "x\r\ny"}')$$, '%control character%');
+SELECT throws_like($$SELECT rule_webhook_publish_nats(1, '{}', NULL, '[]')$$, '%headers are a JSON array%');
 
 -- Bad rows, written past the functions
 UPDATE rule_webhooks SET nats_subject = 'webhooks.*';
-SELECT assert.raises('SELECT rule_webhook_publish_nats(1, ''{}'')', '%''webhooks.*'': it has a wildcard%');
+SELECT throws_like('SELECT rule_webhook_publish_nats(1, ''{}'')', '%''webhooks.*'': it has a wildcard%');
 UPDATE rule_webhooks SET nats_subject = NULL, nats_config_id = NULL;
-SELECT assert.equal(rule_webhook_publish_nats(1, '{}') ->> 'subject', 'webhooks.hook', 'default subject and config');
-SELECT assert.raises($$UPDATE rule_webhooks SET publish_mode = 'neither'$$, '%violates check constraint%');
+SELECT is(rule_webhook_publish_nats(1, '{}') ->> 'subject', 'webhooks.hook', 'default subject and config');
+SELECT throws_like($$UPDATE rule_webhooks SET publish_mode = 'neither'$$, '%violates check constraint%');
 UPDATE rule_webhooks SET publish_mode = NULL;
-SELECT assert.equal(rule_webhook_call_unified(1, '{}') ->> 'publish_mode', 'queue', 'no mode');
+SELECT is(rule_webhook_call_unified(1, '{}') ->> 'publish_mode', 'queue', 'no mode');
 UPDATE rule_nats_config SET enabled = false;
-SELECT assert.raises('SELECT rule_webhook_publish_nats(1, ''{}'')', '%its NATS config ''default'' is disabled');
+SELECT throws_like('SELECT rule_webhook_publish_nats(1, ''{}'')', '%its NATS config ''default'' is disabled');
 UPDATE rule_nats_config SET enabled = true;
 UPDATE rule_webhooks SET enabled = false;
-SELECT assert.raises('SELECT rule_webhook_publish_nats(1, ''{}'')', 'Webhook 1 (hook) is disabled');
+SELECT throws_like('SELECT rule_webhook_publish_nats(1, ''{}'')', 'Webhook 1 (hook) is disabled');
 UPDATE rule_webhooks SET enabled = true, nats_enabled = true, publish_mode = 'nats';
 
 -- commit
 -- A caller's rollback publishes nothing.
+CREATE TABLE before AS SELECT count(*) AS events FROM rule_webhook_events;
 DO $$
-DECLARE
-    v_before bigint := (SELECT count(*) FROM rule_webhook_events);
 BEGIN
-    BEGIN
-        PERFORM rule_webhook_call_unified(1, '{}');
-        RAISE division_by_zero;
-    EXCEPTION WHEN division_by_zero THEN
-        NULL;
-    END;
-    PERFORM assert.equal((SELECT count(*) FROM rule_webhook_events), v_before);
+    PERFORM rule_webhook_call_unified(1, '{}');
+    RAISE division_by_zero;
+EXCEPTION WHEN division_by_zero THEN
+    NULL;
 END $$;
+SELECT is((SELECT count(*) FROM rule_webhook_events), events, 'events after a rollback') FROM before;
 
 -- What became of an event
-SELECT assert.equal(rule_nats_event_status(1) ->> 'status', 'enqueued');
-SELECT assert.that(rule_nats_event_status(1) ->> 'message' LIKE 'no walhook is running%', 'it says who is missing');
-SELECT assert.equal(rule_nats_event_status(999) ->> 'status', 'unknown');
-SELECT assert.equal(rule_nats_event_status(NULL) ->> 'status', 'unknown');
+SELECT is(rule_nats_event_status(1) ->> 'status', 'enqueued');
+SELECT ok(rule_nats_event_status(1) ->> 'message' LIKE 'no walhook is running%', 'it says who is missing');
+SELECT is(rule_nats_event_status(999) ->> 'status', 'unknown');
+SELECT is(rule_nats_event_status(NULL) ->> 'status', 'unknown');
 INSERT INTO rule_nats_publish_history (webhook_id, subject, payload, success, error_message, webhook_event_id)
 VALUES (1, 's', '{}', false, 'refused', 1);
-SELECT assert.equal(rule_nats_event_status(1) - 'published_at', '{"event_id": 1, "status": "failed", "success": false, "subject": "s", "message_id": null, "error": "refused"}'::jsonb);
+SELECT is(rule_nats_event_status(1) - 'published_at', '{"event_id": 1, "status": "failed", "success": false, "subject": "s", "message_id": null, "error": "refused"}'::jsonb);
 INSERT INTO rule_nats_publish_history (webhook_id, subject, payload, success, message_id, sequence_number, latency_ms, stream_name, webhook_event_id)
 VALUES (1, 's', '{}', true, 'my-id', 7, 1.25, 'WEBHOOKS', 1);
-SELECT assert.equal(rule_nats_event_status(1) - 'published_at', '{"event_id": 1, "status": "published", "success": true, "subject": "s", "message_id": "my-id", "stream": "WEBHOOKS", "sequence": 7, "latency_ms": 1.25}'::jsonb);
+SELECT is(rule_nats_event_status(1) - 'published_at', '{"event_id": 1, "status": "published", "success": true, "subject": "s", "message_id": "my-id", "stream": "WEBHOOKS", "sequence": 7, "latency_ms": 1.25}'::jsonb);
+CREATE TABLE waited (event_id bigint, status jsonb);
 DO $$
 DECLARE
     v_status jsonb;
 BEGIN
     CALL rule_nats_wait(1, '1 s', v_status);
-    PERFORM assert.equal(v_status ->> 'status', 'published');
+    INSERT INTO waited VALUES (1, v_status);
     CALL rule_nats_wait(2, '0 s', v_status);
-    PERFORM assert.equal((v_status ->> 'timed_out')::boolean, true);
+    INSERT INTO waited VALUES (2, v_status);
     PERFORM rule_webhook_publish_nats(1, '{}');
 END $$;
-SELECT assert.equal(rule_webhook_events_cleanup('1 minute'), 0, 'young events');
+SELECT is(status ->> 'status', 'published') FROM waited WHERE event_id = 1;
+SELECT is(status ->> 'timed_out', 'true') FROM waited WHERE event_id = 2;
+SELECT is(rule_webhook_events_cleanup('1 minute'), '0', 'young events');
 UPDATE rule_webhook_events SET created_at = now() - interval '1 hour';
-SELECT assert.equal(rule_webhook_events_cleanup('1 minute', 2), 2);
-SELECT assert.that(rule_webhook_events_cleanup('1 minute') > 2, 'the rest');
+SELECT is(rule_webhook_events_cleanup('1 minute', 2), '2');
+SELECT ok(rule_webhook_events_cleanup('1 minute') > 2, 'the rest');
+SELECT * FROM finish();

@@ -1,25 +1,26 @@
 -- Publication, then slot, each in a transaction of its own.
-SELECT assert.raises('SELECT rule_cdc_slot_create()', '%publication walhook_inserts does not exist', '%rule_cdc_publication_create%');
+SELECT * FROM no_plan();
+SELECT throws_hint('SELECT rule_cdc_slot_create()', '%publication walhook_inserts does not exist', '%rule_cdc_publication_create%');
 -- commit
-DO $$
-BEGIN
-    PERFORM rule_cdc_publication_create();
-    PERFORM assert.raises('SELECT rule_cdc_slot_create(current_database())', '%in a transaction that has written', 'Call it in a transaction of its own.');
-END $$;
+BEGIN;
+SELECT rule_cdc_publication_create();
+SELECT throws_hint('SELECT rule_cdc_slot_create(current_database())', '%in a transaction that has written', 'Call it in a transaction of its own.');
+COMMIT;
 -- commit
 SELECT rule_cdc_slot_create(current_database());
 -- commit
-SELECT assert.equal((SELECT (plugin, active, wal_status, lag_bytes >= 0, retained_bytes >= lag_bytes, slot_name = database)::text FROM rule_cdc_slots),
+SELECT is((SELECT (plugin, active, wal_status, lag_bytes >= 0, retained_bytes >= lag_bytes, slot_name = database)::text FROM rule_cdc_slots),
                     '(pgoutput,f,reserved,t,t,t)');
-SELECT assert.equal((SELECT failover FROM rule_cdc_slots), CASE WHEN current_setting('server_version_num')::int >= 170000 THEN true END);
-SELECT assert.equal(rule_cdc_slot_create(current_database()), (SELECT confirmed_flush_lsn FROM rule_cdc_slots), 'the slot that exists');
-SELECT assert.equal(ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = 'rule_cdc_slots'::regclass ORDER BY attnum),
+SELECT is((SELECT failover FROM rule_cdc_slots), CASE WHEN current_setting('server_version_num')::int >= 170000 THEN true END);
+SELECT is(rule_cdc_slot_create(current_database()), (SELECT confirmed_flush_lsn FROM rule_cdc_slots), 'the slot that exists');
+SELECT is(ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = 'rule_cdc_slots'::regclass ORDER BY attnum),
     '{slot_name,database,plugin,active,active_pid,wal_status,safe_wal_size,retained_bytes,lag_bytes,restart_lsn,confirmed_flush_lsn,failover,invalidation_reason,inactive_since}'::text[]);
 -- commit
 SELECT pg_create_logical_replication_slot(current_database() || '_x', 'test_decoding');
 -- commit
-SELECT assert.raises('SELECT rule_cdc_slot_create(current_database() || ''_x'')', '%exists and is not ours%test_decoding%');
-SELECT assert.raises('SELECT rule_cdc_slot_drop(current_database() || ''_x'')', '%is not ours%');
-SELECT assert.that(rule_cdc_slot_drop(current_database()), 'dropped');
-SELECT assert.that(NOT rule_cdc_slot_drop(current_database()), 'nothing to drop');
+SELECT throws_like('SELECT rule_cdc_slot_create(current_database() || ''_x'')', '%exists and is not ours%test_decoding%');
+SELECT throws_like('SELECT rule_cdc_slot_drop(current_database() || ''_x'')', '%is not ours%');
+SELECT ok(rule_cdc_slot_drop(current_database()), 'dropped');
+SELECT ok(NOT rule_cdc_slot_drop(current_database()), 'nothing to drop');
 SELECT pg_drop_replication_slot(current_database() || '_x');
+SELECT * FROM finish();

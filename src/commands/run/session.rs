@@ -73,7 +73,8 @@ pub async fn session(
     let confirmed = ledger::confirmed(&client, &config.slot).await?;
     let epoch = ledger::raise_epoch(&client, &config.source).await?;
     let checkpoints = ledger::checkpoints(&client, &config.source, &system.system_id).await?;
-    let (tables, types, snapshot) = ledger::snapshot(&mut client).await?;
+    let (mut tables, types, snapshot) = ledger::snapshot(&mut client).await?;
+    tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
     tracing::info!(%confirmed, epoch, timeline = system.timeline, system = system.system_id, "slot taken");
     let inbox = format!("_INBOX.walhook.{:016x}", fastrand::u64(..));
     let mut streamer = Streamer::new(&config.source, epoch, &inbox, config.limits, tables, types, confirmed);
