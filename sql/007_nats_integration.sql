@@ -45,10 +45,14 @@ COMMENT ON COLUMN public.rule_nats_config.auth_credentials_file IS 'A .creds fil
 COMMENT ON COLUMN public.rule_nats_config.auth_nkey_seed IS
     'Plain text: whoever reads the table or a dump has it. Prefer the streamer''s environment or a file';
 COMMENT ON COLUMN public.rule_nats_config.connection_timeout_ms IS 'How long one attempt to connect may take, ms';
-COMMENT ON COLUMN public.rule_nats_config.reconnect_delay_ms IS 'Wait between two attempts to connect, ms';
-COMMENT ON COLUMN public.rule_nats_config.max_reconnect_attempts IS '-1: for ever';
+COMMENT ON COLUMN public.rule_nats_config.reconnect_delay_ms IS
+    'First wait between two attempts to connect, ms; it grows to 10 s, or stays where it is more';
+COMMENT ON COLUMN public.rule_nats_config.max_reconnect_attempts IS
+    'Failed attempts in a row after which the streamer gives this configuration up, until its row is updated. -1: never';
+COMMENT ON COLUMN public.rule_nats_config.max_connections IS
+    'TCP connections: one for JetStream''s API, the rest for publishing, one at least; more streams than that share them';
 COMMENT ON COLUMN public.rule_nats_config.jetstream_enabled IS
-    'false: core NATS, published and flushed but acknowledged by nobody';
+    'false: core NATS, published and flushed but acknowledged by nobody: who does not listen does not get it';
 COMMENT ON COLUMN public.rule_nats_config.stream_name IS 'The stream that new subjects of webhooks are added to';
 COMMENT ON COLUMN public.rule_nats_config.subject_prefix IS 'A webhook without a subject publishes to <prefix>.<its name>';
 COMMENT ON COLUMN public.rule_nats_config.enabled IS 'false: publishing through it is refused';
@@ -162,7 +166,21 @@ CREATE TABLE IF NOT EXISTS public.rule_nats_consumer_stats (
     UNIQUE (stream_name, consumer_name)
 );
 COMMENT ON TABLE public.rule_nats_consumer_stats IS
-    'JetStream consumers: what the streamer reads of them, and what workers report by rule_nats_consumer_update_stats';
+    'JetStream''s durable consumers: what the streamer reads of them on a timer, and what workers report by '
+    'rule_nats_consumer_update_stats. For a stream in rule_nats_streams the streamer''s figures replace a worker''s';
+COMMENT ON COLUMN public.rule_nats_consumer_stats.stream_name IS
+    'By name alone: of two configurations with a stream of this name it is that of "default", or of the older one';
+COMMENT ON COLUMN public.rule_nats_consumer_stats.queue_group IS 'JetStream''s deliver_group';
+COMMENT ON COLUMN public.rule_nats_consumer_stats.ack_policy IS 'JetStream''s; NULL: only a worker has reported it';
+COMMENT ON COLUMN public.rule_nats_consumer_stats.messages_delivered IS 'Deliveries, repeated ones too';
+COMMENT ON COLUMN public.rule_nats_consumer_stats.messages_acknowledged IS 'Deliveries up to which all are acknowledged';
+COMMENT ON COLUMN public.rule_nats_consumer_stats.messages_pending IS 'Messages not delivered or not acknowledged yet';
+COMMENT ON COLUMN public.rule_nats_consumer_stats.messages_redelivered IS
+    'Messages delivered more than once and not acknowledged yet';
+COMMENT ON COLUMN public.rule_nats_consumer_stats.avg_processing_time_ms IS 'The worker''s own: JetStream does not know it';
+COMMENT ON COLUMN public.rule_nats_consumer_stats.last_active_at IS
+    'The last delivery, acknowledgement or report of a worker';
+COMMENT ON COLUMN public.rule_nats_consumer_stats.active IS 'false: JetStream had it and has it no more';
 
 -- ----------------------------------------------------------------------------------------------------------------- views
 -- A view that is there may have more columns, or the same in another order, and others may depend on it. So ours comes

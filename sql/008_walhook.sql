@@ -196,7 +196,9 @@ COMMENT ON TABLE public.rule_cdc_status IS
 COMMENT ON COLUMN public.rule_cdc_status.pid IS 'Process id on host';
 COMMENT ON COLUMN public.rule_cdc_status.connected_since IS 'Since when it holds the slot';
 COMMENT ON COLUMN public.rule_cdc_status.nats IS
-    '{"<config_name>": {"server": "nats://host:4222", "connected": true, "connected_since": "…", "last_error": null}}, no secrets';
+    '{"<config_name>": {"server": "nats://host:4222", "connected": true, "connected_since": "…", "last_error": null, '
+    '"given_up": false, "holds_slot": false, "unsettled": 0}}, no secrets. holds_slot: it is not connected and the slot waits '
+    'for its unsettled events';
 COMMENT ON COLUMN public.rule_cdc_status.history_lost IS
     'Rows that rule_nats_publish_history did not take, in this session; their events are delivered';
 COMMENT ON COLUMN public.rule_cdc_status.heartbeat_seconds IS
@@ -1501,8 +1503,15 @@ BEGIN
             WHEN NOT v_running THEN format('no walhook is running: the last one was heard of at %s', v_status.heartbeat_at)
             WHEN v_connected THEN 'NATS connection initialized'
             WHEN v_nats IS NULL THEN 'walhook is running and has no connection for this configuration: no enabled webhook uses it'
-            ELSE 'walhook is running and not connected to NATS: see last_error' END,
+            WHEN (v_nats ->> 'given_up')::boolean THEN
+                'walhook is running and has given this configuration up: see last_error; an UPDATE of its row tries again'
+            ELSE 'walhook is running and not connected to NATS: see last_error' END
+            || CASE WHEN v_running AND (v_nats ->> 'holds_slot')::boolean
+                    THEN format('; the slot waits for its %s unsettled events', v_nats ->> 'unsettled') ELSE '' END,
         'server', v_nats ->> 'server',
+        'unsettled', (v_nats ->> 'unsettled')::bigint,
+        'holds_slot', coalesce((v_nats ->> 'holds_slot')::boolean, false),
+        'given_up', coalesce((v_nats ->> 'given_up')::boolean, false),
         'nats_connected_since', v_nats ->> 'connected_since',
         'last_error', coalesce(v_nats ->> 'last_error', v_status.last_error),
         'source', v_status.source,

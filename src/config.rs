@@ -75,6 +75,7 @@ struct File {
     status_interval_ms: Option<u64>,
     shutdown_timeout_ms: Option<u64>,
     events_retention_hours: Option<u64>,
+    consumer_stats_interval_ms: Option<u64>,
     nats_config: Option<String>,
     postgres: PostgresFile,
     nats: nats::settings::Overrides,
@@ -125,6 +126,8 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// How long rows stay in `rule_webhook_events` after they were written; published they are sooner.
     pub events_retention: Duration,
+    /// How often JetStream is asked for the consumers of our streams; zero: never.
+    pub consumer_stats_interval: Duration,
     /// The `rule_nats_config` row that `nats` overrides; the others are taken as they are.
     pub nats_config: String,
     /// How the log is written.
@@ -177,6 +180,13 @@ impl Config {
             events_retention: Duration::from_secs(
                 3600 * in_range("events_retention_hours", file.events_retention_hours.unwrap_or(24), 0, 87_600)?,
             ),
+            consumer_stats_interval: millis(
+                "consumer_stats_interval_ms",
+                file.consumer_stats_interval_ms,
+                30_000,
+                0,
+                3_600_000,
+            )?,
             nats_config: file.nats_config.unwrap_or_else(|| "default".to_owned()),
             log_format: options.log_format.or(file.log.format).unwrap_or_default(),
             log: options.log.clone().or(file.log.level).unwrap_or_else(|| "info".to_owned()),

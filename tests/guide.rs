@@ -46,6 +46,7 @@ async fn the_guide_runs_from_top_to_bottom_and_says_what_arrives() {
         "webhooks.orders.insert", // 19: the configuration changes between two rows
         "webhooks.orders.insert",
         "webhooks.orders.insert", // a dead letter, mended
+        "webhooks.orders",        // 22: the call that is waited for
     ];
     let expected: Vec<_> = expected.iter().enumerate().map(|(at, subject)| format!("{} {subject}", at + 1)).collect();
     assert_eq!(seen, expected);
@@ -66,5 +67,8 @@ async fn the_guide_runs_from_top_to_bottom_and_says_what_arrives() {
     assert_eq!(messages[20].data()["id"], 31);
     let letters = "SELECT string_agg(status, ' ' ORDER BY dead_letter_id) FROM rule_nats_dead_letters";
     assert_eq!(feed.pg.psql(letters), "dropped retried");
+    let history =
+        "SELECT count(*) FILTER (WHERE success), count(*) FILTER (WHERE NOT success) FROM rule_nats_publish_history";
+    assert_eq!(feed.pg.psql(history), "22|2");
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
 }

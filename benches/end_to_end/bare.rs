@@ -14,7 +14,7 @@ use walhook::{
     },
     nats::{
         ack::Ack,
-        publish::Publisher,
+        publish::{Inbox, Publisher},
         settings::{Overrides, Settings},
     },
     route::tables::ConfigRow,
@@ -52,7 +52,7 @@ pub async fn publish(feed: &Feed, payload: &[u8], messages: u64) -> Published {
     jetstream.create_stream(config).await.unwrap();
     let row = ConfigRow { config_name: "bare".into(), nats_url: Some(feed.nats.url()), ..ConfigRow::default() };
     let settings = Settings::resolve(&row, &Overrides::default()).unwrap();
-    let mut publisher = Publisher::open(&settings, INBOX).await.unwrap();
+    let mut publisher = Publisher::open(&settings, &[Inbox { id: 1, subject: INBOX.to_owned() }]).await.unwrap();
     let mut lane = Lane::new(STREAM, Ordering::Strict, INBOX);
     let max_payload = publisher.info().max_payload;
     let tail =

@@ -5,6 +5,7 @@
 //! its lane's own matter ([`lanes`]). What a webhook halts at is tried once more by the rules as they are by then, for
 //! mending them is what a halt waits for.
 
+mod consumers;
 mod history;
 mod lanes;
 mod ledger;
@@ -68,15 +69,28 @@ pub async fn run(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result
 }
 
 /// Ever longer waits, each somewhere in the upper half of its length so that many processes do not come back at once.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Backoff {
+    first: Duration,
+    longest: Duration,
     failures: u32,
 }
 
-impl Backoff {
-    fn next(&mut self) -> Duration {
+impl Default for Backoff {
+    fn default() -> Backoff {
         let (first, longest) = BACKOFF;
-        let full = longest.min(first * 2u32.saturating_pow(self.failures));
+        Backoff { first, longest, failures: 0 }
+    }
+}
+
+impl Backoff {
+    /// Waits that begin with `first`.
+    fn from(first: Duration) -> Backoff {
+        Backoff { first, longest: first.max(BACKOFF.1), failures: 0 }
+    }
+
+    fn next(&mut self) -> Duration {
+        let full = self.longest.min(self.first.saturating_mul(2u32.saturating_pow(self.failures)));
         self.failures += 1;
         full.mul_f64(0.5 + fastrand::f64() / 2.0)
     }

@@ -20,6 +20,8 @@ const WEBHOOKS: &str = "SELECT json_build_object( \
         'publishing', count(*) FILTER (WHERE enabled AND nats_enabled AND publish_mode IN ('nats', 'both')), \
         'linked_tables', (SELECT count(DISTINCT (table_schema, table_name)) FROM public.rule_webhook_links WHERE enabled) \
     )::text FROM public.rule_webhooks";
+const NATS: &str = "SELECT nats::text FROM public.rule_cdc_status \
+    WHERE source = $1 AND heartbeat_at > clock_timestamp() - make_interval(secs => 3 * heartbeat_seconds)";
 const DEAD_LETTERS: &str = "SELECT json_build_object('dead', count(*), 'newest', max(created_at), \
         'newest_reason', (array_agg(reason ORDER BY dead_letter_id DESC))[1])::text \
     FROM public.rule_nats_dead_letters WHERE status = 'dead'";
@@ -35,6 +37,7 @@ pub async fn status(config: &Config, as_json: bool) -> Result<()> {
         "source": config.source,
         "slot": slot,
         "streams": ask(&client, STREAMS, Some(&config.source)).await?,
+        "nats": ask(&client, NATS, Some(&config.source)).await?,
         "webhooks": ask(&client, WEBHOOKS, None).await?,
         "dead_letters": ask(&client, DEAD_LETTERS, None).await?,
     });
@@ -92,6 +95,9 @@ fn render(config: &Config, status: &Value) -> String {
             bytes("retained_bytes")
         ));
     }
+    for (name, connection) in status["nats"].as_object().into_iter().flatten() {
+        lines.push(format!("nats          {name}: {}", nats(connection)));
+    }
     for stream in status["streams"].as_array().into_iter().flatten() {
         lines.push(format!(
             "stream        {} ({}): sequence {} at {}, noted {}",
@@ -117,6 +123,22 @@ fn render(config: &Config, status: &Value) -> String {
     lines.push(format!("dead letters  {}{newest}", plain(&dead["dead"])));
     lines.push(String::new());
     lines.join("\n")
+}
+
+/// One NATS configuration, as the running streamer last reported it.
+fn nats(connection: &Value) -> String {
+    let mut text = match connection["server"].as_str() {
+        Some(server) => format!("connected to {server} since {}", plain(&connection["connected_since"])),
+        None if connection["given_up"] == true => "given up".to_owned(),
+        None => "not connected".to_owned(),
+    };
+    if connection["holds_slot"] == true {
+        text = format!("{text}; the slot waits for its {} unsettled events", plain(&connection["unsettled"]));
+    }
+    match connection["last_error"].as_str() {
+        Some(error) if connection["connected"] != true => format!("{text}: {error}"),
+        _ => text,
+    }
 }
 
 fn plain(value: &Value) -> String {

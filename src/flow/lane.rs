@@ -24,6 +24,9 @@ use crate::{
     },
 };
 
+mod head;
+pub use head::Head;
+
 /// How a lane keeps its order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ordering {
@@ -31,6 +34,8 @@ pub enum Ordering {
     Strict,
     /// Message ids only, for streams with other writers.
     Shared,
+    /// No stream at all: core NATS, which acknowledges nothing (see `core`).
+    Core,
 }
 
 /// What a stream's tail shows, and what it takes.
@@ -118,6 +123,10 @@ pub struct Lane {
     bytes: usize,
     max_payload: usize,
     limit: Option<u64>,
+    /// What a closed lane still owes the socket: the end of the message that it was in the midst of.
+    rest: Vec<u8>,
+    /// In core NATS: a PING is under way behind all messages before this index.
+    pinged: Option<u64>,
     stored: u64,
     duplicates: u64,
     /// The notes of the events in line, in their order.
@@ -170,7 +179,7 @@ enum Fate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Waiting,
-    /// At this sequence of the stream.
+    /// At this sequence of the stream; 0 where there is no stream.
     Stored(u64),
     /// Another last sequence than expected.
     OutOfOrder,
@@ -182,7 +191,8 @@ enum State {
 #[derive(Debug, Clone, Copy)]
 struct Layout {
     subject_end: usize,
-    attempt_at: usize,
+    /// Nobody answers a message of core NATS.
+    attempt_at: Option<usize>,
     expected_at: Option<usize>,
     header_at: usize,
     body_at: usize,
@@ -199,41 +209,6 @@ pub struct Draft {
     layout: Layout,
     note: (Place, usize),
     keep: Keep,
-}
-
-/// The parts of a message's head.
-#[derive(Debug, Clone, Copy)]
-pub struct Head<'a> {
-    /// The subject; valid.
-    pub subject: &'a [u8],
-    /// The event's id.
-    pub id: &'a [u8],
-    /// The caller's own message id, which takes its place in deduplication; has no control characters.
-    pub message_id: Option<&'a [u8]>,
-    /// The word for the operation.
-    pub op: &'static str,
-    /// The run that publishes it.
-    pub epoch: u64,
-}
-
-impl Head<'_> {
-    /// Appends the headers by which the event is known.
-    pub fn write_ids(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(b"\r\nNats-Msg-Id: ");
-        out.extend_from_slice(self.message_id.unwrap_or(self.id));
-        if self.message_id.is_some() {
-            out.extend_from_slice(b"\r\nWalhook-Id: ");
-            out.extend_from_slice(self.id);
-        }
-    }
-
-    /// Appends the headers that tell where it comes from.
-    pub fn write_origin(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(b"\r\nWalhook-Op: ");
-        out.extend_from_slice(self.op.as_bytes());
-        out.extend_from_slice(b"\r\nWalhook-Epoch: ");
-        out.extend_from_slice(itoa::Buffer::new().format(self.epoch).as_bytes());
-    }
 }
 
 /// The most that a server can be told to take; what this one takes is known when the lane opens.
@@ -271,6 +246,8 @@ impl Lane {
             bytes: 0,
             max_payload: MAX_PAYLOAD_MAX,
             limit: None,
+            rest: Vec::new(),
+            pinged: None,
             stored: 0,
             duplicates: 0,
             notes: Spool::default(),
@@ -345,6 +322,7 @@ impl Lane {
             Ordering::Strict => {
                 self.slots.iter().any(|slot| slot.state == State::OutOfOrder).then_some(self.opened_behind)
             }
+            Ordering::Core => None,
         }
     }
 
@@ -395,6 +373,7 @@ impl Lane {
                 }
                 Ok(is_known)
             }
+            Ordering::Core => Ok(false),
         }
     }
 
@@ -410,12 +389,15 @@ impl Lane {
         out.extend_from_slice(head.subject);
         let subject_end = out.len() - start;
         out.push(b' ');
-        out.extend_from_slice(&self.reply_prefix);
-        let attempt_at = out.len() - start;
-        out.resize(out.len() + ATTEMPT_DIGITS + INDEX_DIGITS, b'0');
-        set_hex(attempt.into(), &mut out[start + attempt_at..][..ATTEMPT_DIGITS]);
-        set_hex(index, &mut out[start + attempt_at + ATTEMPT_DIGITS..][..INDEX_DIGITS]);
-        out.push(b' ');
+        let attempt_at = (ordering != Ordering::Core).then(|| {
+            out.extend_from_slice(&self.reply_prefix);
+            let at = out.len() - start;
+            out.resize(out.len() + ATTEMPT_DIGITS + INDEX_DIGITS, b'0');
+            set_hex(attempt.into(), &mut out[start + at..][..ATTEMPT_DIGITS]);
+            set_hex(index, &mut out[start + at + ATTEMPT_DIGITS..][..INDEX_DIGITS]);
+            out.push(b' ');
+            at
+        });
         out.resize(out.len() + HEADER_LENGTH_DIGITS, b'0');
         out.push(b' ');
         out.resize(out.len() + TOTAL_LENGTH_DIGITS, b'0');
@@ -423,8 +405,10 @@ impl Lane {
         let header_at = out.len() - start;
         out.extend_from_slice(b"NATS/1.0");
         head.write_ids(out);
-        out.extend_from_slice(b"\r\nNats-Expected-Stream: ");
-        out.extend_from_slice(self.stream.as_bytes());
+        if ordering != Ordering::Core {
+            out.extend_from_slice(b"\r\nNats-Expected-Stream: ");
+            out.extend_from_slice(self.stream.as_bytes());
+        }
         let expected_at = (ordering == Ordering::Strict).then(|| {
             out.extend_from_slice(b"\r\n");
             out.extend_from_slice(EXPECTED_SEQUENCE);
@@ -532,6 +516,9 @@ impl Lane {
 
     /// The next bytes for the socket.
     pub fn unsent(&mut self) -> &[u8] {
+        if !self.rest.is_empty() {
+            return &self.rest;
+        }
         if self.anchor.is_none() || !self.condemned.is_empty() {
             return &[];
         }
@@ -544,6 +531,10 @@ impl Lane {
 
     /// The socket took `count` of the unsent bytes.
     pub fn mark_sent(&mut self, count: usize) {
+        if !self.rest.is_empty() {
+            self.rest.drain(..count);
+            return;
+        }
         self.spool.mark_sent(count);
         let sent = self.spool.sent();
         self.sent_upto = self.sent_upto.max(self.base);
@@ -556,12 +547,23 @@ impl Lane {
 
     /// Whether the bytes sent so far end with a whole message, so that another command may follow.
     pub fn is_between_messages(&self) -> bool {
+        if self.anchor.is_none() {
+            return self.rest.is_empty();
+        }
         let sent = self.spool.sent();
         self.spool.sent_whole_segment() || self.slots.binary_search_by_key(&sent, |slot| slot.place).is_ok()
     }
 
-    /// Stops sending; answers are still taken. [`Lane::open`] is the way on.
+    /// Stops sending, but for the end of a message that is under way: others may share the connection. Answers are
+    /// still taken. [`Lane::open`] is the way on.
     pub fn close(&mut self) {
+        if self.anchor.is_some() && !self.is_between_messages() {
+            let sent = self.spool.sent();
+            let begun = self.slots.partition_point(|slot| slot.place < sent);
+            if let Some(slot) = begun.checked_sub(1).map(|last| &self.slots[last]) {
+                self.rest.extend_from_slice(self.spool.message_after(slot.place, slot.length, sent));
+            }
+        }
         self.anchor = None;
     }
 
@@ -588,6 +590,9 @@ impl Lane {
             }
         }
         self.take_out(fates);
+        // By now it was sent, or the connection is another one.
+        self.rest.clear();
+        self.pinged = None;
         if let Some((stored, sequence)) = &tail.ours
             && self.floor.is_none_or(|(floor, _)| floor.is_at_or_before(stored))
         {
@@ -612,8 +617,10 @@ impl Lane {
             let slot = &mut self.slots[offset];
             slot.state = State::Waiting;
             let message = self.spool.message_mut(slot.place, slot.length);
-            set_hex(self.attempt.into(), &mut message[slot.layout.attempt_at..][..ATTEMPT_DIGITS]);
-            set_hex(index, &mut message[slot.layout.attempt_at + ATTEMPT_DIGITS..][..INDEX_DIGITS]);
+            if let Some(at) = slot.layout.attempt_at {
+                set_hex(self.attempt.into(), &mut message[at..][..ATTEMPT_DIGITS]);
+                set_hex(index, &mut message[at + ATTEMPT_DIGITS..][..INDEX_DIGITS]);
+            }
             if let Some(at) = slot.layout.expected_at {
                 set_digits(expected, &mut message[at..][..SEQUENCE_DIGITS]);
             }
@@ -647,6 +654,7 @@ impl Lane {
                     return Some(Fate::Stored);
                 }
             }
+            Ordering::Core => {}
         }
         let message = self.spool.message(slot.place, slot.length);
         let subject = &message[SUBJECT_AT..slot.layout.subject_end];
@@ -679,6 +687,14 @@ impl Lane {
             || duplicate
             || self.anchor.is_none()
             || sequence == self.expected(self.base + index as u64) + 1;
+        if index == 0 {
+            self.let_go();
+        }
+        if in_place { Ok(()) } else { Err(Refusal::WrongSequence) }
+    }
+
+    /// What is stored leaves at the front.
+    fn let_go(&mut self) {
         while let Some(slot) = self.slots.front()
             && let State::Stored(sequence) = slot.state
         {
@@ -688,12 +704,9 @@ impl Lane {
             self.base += 1;
             self.slots.pop_front();
         }
-        if index == 0 {
-            let first = self.slots.front().map_or_else(|| self.spool.end(), |slot| slot.place);
-            self.spool.release(first);
-            self.release_notes();
-        }
-        if in_place { Ok(()) } else { Err(Refusal::WrongSequence) }
+        let first = self.slots.front().map_or_else(|| self.spool.end(), |slot| slot.place);
+        self.spool.release(first);
+        self.release_notes();
     }
 
     /// The server did not store the message whose reply token this is. Returns whether that is news; then the lane
@@ -724,7 +737,7 @@ impl Lane {
 
     /// Removes messages from the line (indexes rising) and closes the lane.
     fn take_out(&mut self, fates: Vec<(usize, Fate)>) {
-        self.anchor = None;
+        self.close();
         // Answers that are under way name places in a line that is no more.
         self.attempt = self.attempt.wrapping_add(1);
         if fates.iter().enumerate().all(|(at, (index, fate))| at == *index && *fate == Fate::Stored) {
@@ -861,5 +874,6 @@ fn set_digits(value: u64, out: &mut [u8]) {
     out[zeros..].copy_from_slice(text);
 }
 
+mod core;
 #[cfg(test)]
 mod tests;

@@ -49,7 +49,13 @@ impl Spool {
         &self.segments[self.index(place.segment)][place.offset..place.offset + length]
     }
 
-    /// The same, to be patched.
+    /// What of a message lies behind `from`, a place within it.
+    pub fn message_after(&self, place: Place, length: usize, from: Place) -> &[u8] {
+        assert_eq!(place.segment, from.segment, "a message lies in one segment");
+        &self.message(place, length)[from.offset - place.offset..]
+    }
+
+    /// The bytes of a message, to be patched.
     pub fn message_mut(&mut self, place: Place, length: usize) -> &mut [u8] {
         let index = self.index(place.segment);
         &mut self.segments[index][place.offset..place.offset + length]

@@ -15,7 +15,7 @@ use std::collections::{HashMap, VecDeque};
 use super::{
     event_id::EventPosition,
     history::{Batch, Book, History, Origin, Outcome},
-    lane::{Condemned, Head, Lane, Noted, Ordering},
+    lane::{Condemned, Head, Lane, Moment, Noted, Ordering},
     window::Window,
 };
 use crate::{
@@ -309,9 +309,13 @@ impl Streamer {
             let key = &self.router.lane_keys[index];
             let rows = self.router.lane_rows[index].as_ref();
             let shared = rows.is_some_and(|(_, row)| row.ordering.as_deref() == Some("shared"));
-            let ordering = if shared { Ordering::Shared } else { Ordering::Strict };
+            let ordering = match &key.stream {
+                None => Ordering::Core,
+                Some(_) if shared => Ordering::Shared,
+                Some(_) => Ordering::Strict,
+            };
             let inbox = format!("{}.{}", self.out.inbox, self.out.lanes.len());
-            let lane = Lane::new(&key.stream, ordering, &inbox);
+            let lane = Lane::new(key.stream.as_deref().unwrap_or("(core NATS)"), ordering, &inbox);
             self.out.lanes.push(lane.with_history_room(self.out.limits.history_bytes));
         }
         self.out.hold_back();
@@ -364,6 +368,13 @@ impl Streamer {
         &self.out.lanes[index]
     }
 
+    /// What time it is, for what happens in the lanes from here on.
+    pub fn set_time(&mut self, now: Moment) {
+        for lane in &mut self.out.lanes {
+            lane.set_time(now);
+        }
+    }
+
     /// A lane, to be sent from and answered to.
     pub fn lane_mut(&mut self, index: usize) -> &mut Lane {
         &mut self.out.lanes[index]
@@ -372,6 +383,11 @@ impl Streamer {
     /// The rows that say how to reach a lane's stream; when they are gone, as they last were.
     pub fn lane_settings(&self, index: usize) -> Option<(ConfigRow, StreamRow)> {
         self.router.lane_rows[index].clone()
+    }
+
+    /// Whether the rows as they are now lead to this lane.
+    pub fn lane_is_wanted(&self, index: usize) -> bool {
+        rules::rows_of(&self.router.lane_keys[index], &self.router.tables).is_some()
     }
 
     /// The subject below which a lane's answers come.
@@ -513,7 +529,7 @@ impl Router {
         self.rules = Rules::compile(&self.tables, &mut self.lane_keys);
         self.lane_rows.resize_with(self.lane_keys.len(), || None);
         for index in 0..self.lane_keys.len() {
-            if let Some(rows) = self.lane_settings(&self.lane_keys[index]) {
+            if let Some(rows) = rules::rows_of(&self.lane_keys[index], &self.tables) {
                 self.lane_rows[index] = Some(rows);
             }
         }
@@ -545,13 +561,6 @@ impl Router {
             Plan::Events(_) | Plan::Configuration(_) => {}
         }
         plan
-    }
-
-    fn lane_settings(&self, key: &LaneKey) -> Option<(ConfigRow, StreamRow)> {
-        let config = self.tables.configs.get(&key.config_id)?;
-        let streams = rules::streams_of(key.config_id, config, &self.tables);
-        let stream = streams.into_iter().find(|stream| stream.stream_name == key.stream)?;
-        Some((config.clone(), stream))
     }
 
     /// A configuration row changed: it takes effect from here on.

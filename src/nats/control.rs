@@ -159,6 +159,11 @@ impl Control {
         &self.client
     }
 
+    /// Whether it stands, as far as is known.
+    pub fn is_connected(&self) -> bool {
+        self.client.connection_state() == ConnectionState::Connected
+    }
+
     /// Asks `$JS.API.<request>` with `body`. The outer error: nobody answered, or we may not ask. The inner one: JetStream
     /// answered and says no.
     pub async fn api(&self, request: &str, body: &Value) -> Result<Result<Value, ApiError>> {

@@ -7,6 +7,7 @@
 
 pub mod ack;
 pub mod auth;
+pub mod consumers;
 pub mod control;
 pub mod handshake;
 pub mod locate;

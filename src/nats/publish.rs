@@ -1,7 +1,8 @@
 //! A publishing connection: whole messages go out as they lie in the send buffer, acks come in on one wildcard
-//! subject.
+//! subject for each lane.
 //!
-//! Comes in: bytes of `HPUB` commands, in order. Goes out: acks with the last token of their reply subject. Thinner
+//! Comes in: bytes of `HPUB` commands, in order. Goes out: acks with their subscription and the last token of their reply
+//! subject; and that the server has taken in all there was before a PING. Thinner
 //! than a client's publish (no future, inbox or lock per message), since on the cores that are shared with PostgreSQL
 //! and nats-server every microsecond per event is taken from them. What the messages are is not known here.
 
@@ -31,6 +32,9 @@ const READ_BYTES: usize = 64 * 1024;
 /// For the subscription's confirmation.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 
+const PING: &[u8] = b"PING\r\n";
+const PONG: &[u8] = b"PONG\r\n";
+
 /// See the module.
 pub struct Publisher {
     io: Io,
@@ -41,15 +45,29 @@ pub struct Publisher {
     unread: std::ops::Range<usize>,
     /// What was written last ended with a whole message.
     is_between: bool,
-    /// The server asked; the answer has to wait for the end of a message.
-    owes_pong: bool,
-    /// What of a PONG is still to be written.
-    control: &'static [u8],
+    /// Commands besides the messages, to be written at the end of one, and how much of them is written.
+    commands: Vec<u8>,
+    commands_written: usize,
+    /// A PING of ours was answered since that was asked.
+    ponged: bool,
+    /// What we may not do, as the server said it last; the connection goes on.
+    forbidden: Option<String>,
+}
+
+/// Where acks come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inbox {
+    /// The subscription's number, which its answers carry.
+    pub id: u64,
+    /// Acks come to `<subject>.<token>`.
+    pub subject: String,
 }
 
 /// An ack and the last token of the subject it came on.
 #[derive(Debug)]
 pub struct Answer<'a> {
+    /// The subscription.
+    pub inbox: u64,
     /// Tells which message it is about.
     pub token: &'a [u8],
     /// What became of it.
@@ -57,11 +75,11 @@ pub struct Answer<'a> {
 }
 
 impl Publisher {
-    /// Connects, and subscribes to `<inbox>.*` for the acks.
+    /// Connects, and subscribes to each inbox for the acks.
     ///
     /// # Errors
     /// As [`handshake::open`]; or we may not subscribe there.
-    pub async fn open(settings: &Settings, inbox: &str) -> Result<Publisher> {
+    pub async fn open(settings: &Settings, inboxes: &[Inbox]) -> Result<Publisher> {
         let opened = handshake::open(settings).await?;
         let target = opened.server.to_string();
         let mut publisher = Publisher {
@@ -71,30 +89,39 @@ impl Publisher {
             unread: 0..opened.leftover.len(),
             read: opened.leftover.into(),
             is_between: true,
-            owes_pong: false,
-            control: b"",
+            commands: Vec::new(),
+            commands_written: 0,
+            ponged: false,
+            forbidden: None,
         };
-        match timeout(SUBSCRIBE_TIMEOUT, publisher.subscribe(inbox)).await {
+        match timeout(SUBSCRIBE_TIMEOUT, publisher.subscribe_first(inboxes)).await {
             Ok(subscribed) => subscribed.map(|()| publisher),
-            Err(_) => Err(Error::unavailable(format!("subscribe to {inbox}.* at {}: no answer", publisher.target))),
+            Err(_) => Err(Error::unavailable(format!("{}: no answer", publisher.subscribing(inboxes)))),
         }
     }
 
-    async fn subscribe(&mut self, inbox: &str) -> Result<()> {
-        let attempted = format!("subscribe to {inbox}.* at {}", self.target);
+    fn subscribing(&self, inboxes: &[Inbox]) -> String {
+        let subjects: Vec<_> = inboxes.iter().map(|inbox| format!("{}.*", inbox.subject)).collect();
+        format!("subscribe to {} at {}", subjects.join(", "), self.target)
+    }
+
+    async fn subscribe_first(&mut self, inboxes: &[Inbox]) -> Result<()> {
+        let attempted = self.subscribing(inboxes);
         let lost = |error: io::Error| Error::unavailable(&attempted).caused_by(error);
-        let command = format!("SUB {inbox}.* 1\r\nPING\r\n");
-        self.io.write_all(command.as_bytes()).await.map_err(lost)?;
+        let mut command: Vec<u8> = inboxes.iter().flat_map(subscription).collect();
+        command.extend_from_slice(PING);
+        self.io.write_all(&command).await.map_err(lost)?;
         self.io.flush().await.map_err(lost)?;
         loop {
             while let Some((op, length)) = ops::parse(&self.read[self.unread.clone()])? {
                 let is_confirmed = match op {
                     Op::Pong => true,
                     Op::Err(text) => return Err(handshake::refusal(text).context(attempted)),
-                    op => {
-                        self.owes_pong |= op == Op::Ping;
+                    Op::Ping => {
+                        self.commands.extend_from_slice(PONG);
                         false
                     }
+                    Op::Info(_) | Op::Msg { .. } | Op::Hmsg { .. } | Op::Ok => false,
                 };
                 self.unread.start += length;
                 if is_confirmed {
@@ -125,7 +152,27 @@ impl Publisher {
         self.is_between = is_between;
     }
 
-    /// Writes some of `bytes`, the next of the messages. Between two of them an answer to the server's PING comes first.
+    /// Subscribes to one more inbox. What is published after it is answered there.
+    pub fn subscribe(&mut self, inbox: &Inbox) {
+        self.commands.extend(subscription(inbox));
+    }
+
+    /// Asks the server to say when it has taken in what was written so far; see [`Publisher::take_pong`].
+    pub fn ping(&mut self) {
+        self.commands.extend_from_slice(PING);
+    }
+
+    /// Whether it has said so, since that was last asked.
+    pub fn take_pong(&mut self) -> bool {
+        std::mem::take(&mut self.ponged)
+    }
+
+    /// What the server said we may not do, once. The message it is about gets no answer.
+    pub fn take_forbidden(&mut self) -> Option<String> {
+        self.forbidden.take()
+    }
+
+    /// Writes some of `bytes`, the next of the messages. Between two of them commands come first.
     ///
     /// # Errors
     /// The connection is lost.
@@ -149,16 +196,18 @@ impl Publisher {
     }
 
     fn poll_control(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        if self.is_between && self.control.is_empty() && std::mem::take(&mut self.owes_pong) {
-            self.control = b"PONG\r\n";
-        }
-        while !self.control.is_empty() {
-            let written =
-                ready!(Pin::new(&mut self.io).poll_write(cx, self.control)).map_err(|error| self.lost(error))?;
+        // A command that is begun is ended first: then no message has.
+        while self.is_between && self.commands_written < self.commands.len() {
+            let rest = &self.commands[self.commands_written..];
+            let written = ready!(Pin::new(&mut self.io).poll_write(cx, rest)).map_err(|error| self.lost(error))?;
             if written == 0 {
                 return Poll::Ready(Err(self.lost(io::ErrorKind::WriteZero.into())));
             }
-            self.control = &self.control[written..];
+            self.commands_written += written;
+            if self.commands_written == self.commands.len() {
+                self.commands.clear();
+                self.commands_written = 0;
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -198,20 +247,29 @@ impl Publisher {
                 Err(malformed) => break Err(malformed.into()),
             };
             at += length;
-            let (subject, headers, payload) = match op {
-                Op::Msg { subject, payload, .. } => (subject, None, payload),
-                Op::Hmsg { subject, headers, payload, .. } => (subject, Some(headers), payload),
+            let (inbox, subject, headers, payload) = match op {
+                Op::Msg { subject, sid, payload, .. } => (sid, subject, None, payload),
+                Op::Hmsg { subject, sid, headers, payload, .. } => (sid, subject, Some(headers), payload),
                 Op::Ping => {
-                    self.owes_pong = true;
+                    self.commands.extend_from_slice(PONG);
+                    continue;
+                }
+                Op::Pong => {
+                    self.ponged = true;
+                    continue;
+                }
+                // The server keeps the connection; the others on it go on.
+                Op::Err(text) if text.to_ascii_lowercase().contains("permissions violation") => {
+                    self.forbidden = Some(text.trim_matches('\'').to_owned());
                     continue;
                 }
                 Op::Err(text) => break Err(handshake::refusal(text).context(format!("publish at {}", self.target))),
-                Op::Info(_) | Op::Pong | Op::Ok => continue,
+                Op::Info(_) | Op::Ok => continue,
             };
             let token = &subject[memchr::memrchr(b'.', subject).map_or(0, |dot| dot + 1)..];
             let taken = Ack::parse(headers.and_then(ops::status), payload)
                 .map_err(|error| Error::protocol("read JetStream's answer to a publish").caused_by(error))
-                .and_then(|ack| take(Answer { token, ack }));
+                .and_then(|ack| take(Answer { inbox, token, ack }));
             if let Err(error) = taken {
                 break Err(error);
             }
@@ -223,4 +281,8 @@ impl Publisher {
     fn lost(&self, error: io::Error) -> Error {
         Error::unavailable(format!("publish at {}: the connection is lost", self.target)).caused_by(error)
     }
+}
+
+fn subscription(inbox: &Inbox) -> Vec<u8> {
+    format!("SUB {}.* {}\r\n", inbox.subject, inbox.id).into_bytes()
 }

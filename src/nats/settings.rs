@@ -94,7 +94,7 @@ pub struct Settings {
     pub reconnect_delay: Duration,
     /// How many attempts in a row; `None`: for ever.
     pub max_reconnects: Option<u32>,
-    /// How many publishing connections there may be. At least one.
+    /// How many TCP connections there may be: one for JetStream's API, the rest for publishing, one at least.
     pub max_connections: usize,
     /// What the server shows in its list of connections.
     pub name: String,

@@ -12,14 +12,14 @@ use super::{
     value::write_json_str,
 };
 
-/// The stream that a lane leads into. Lanes are numbered by their place in a list that only grows, so that a
+/// Where a lane leads: into a stream, or to core NATS. Lanes are numbered by their place in a list that only grows, so that a
 /// number stays good over recompilations.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LaneKey {
     /// The `rule_nats_config` row.
     pub config_id: i32,
-    /// The stream's name.
-    pub stream: String,
+    /// The stream's name; `None` for core NATS.
+    pub stream: Option<String>,
 }
 
 /// What a payload looks like.
@@ -237,27 +237,49 @@ fn overlaps(a: &str, b: &str) -> bool {
 fn compile_config(id: i32, row: &ConfigRow, tables: &Tables, lanes: &mut Vec<LaneKey>) -> Config {
     let problem = if row.enabled == Some(false) {
         Some(format!("NATS configuration {:?} is not enabled", row.config_name))
-    } else if row.jetstream_enabled == Some(false) {
-        Some(format!(
-            "NATS configuration {:?} has jetstream_enabled = false, and core NATS gives no acknowledgement to wait for",
-            row.config_name
-        ))
     } else {
         None
     };
-    let streams = if problem.is_some() { Vec::new() } else { streams_of(id, row, tables) };
-    let streams = streams
+    let ways = match (&problem, is_core(row)) {
+        (Some(_), _) => Vec::new(),
+        // Any subject is taken: there is no stream to refuse one.
+        (None, true) => vec![(None, vec![">".to_owned()])],
+        (None, false) => {
+            let streams = streams_of(id, row, tables).into_iter();
+            streams.map(|stream| (Some(stream.stream_name), stream.subjects)).collect()
+        }
+    };
+    let streams = ways
         .into_iter()
-        .map(|stream| {
-            let key = LaneKey { config_id: id, stream: stream.stream_name };
+        .map(|(stream, subjects)| {
+            let key = LaneKey { config_id: id, stream };
             let lane = lanes.iter().position(|other| *other == key).unwrap_or_else(|| {
                 lanes.push(key);
                 lanes.len() - 1
             });
-            (stream.subjects.into_iter().map(String::into_bytes).collect(), lane)
+            (subjects.into_iter().map(String::into_bytes).collect(), lane)
         })
         .collect();
     Config { streams, problem }
+}
+
+/// Whether a configuration publishes to core NATS, past all streams.
+fn is_core(row: &ConfigRow) -> bool {
+    row.jetstream_enabled == Some(false)
+}
+
+/// The rows by which a lane reaches its stream; `None` where nothing leads there any more.
+pub fn rows_of(key: &LaneKey, tables: &Tables) -> Option<(ConfigRow, StreamRow)> {
+    let config = tables.configs.get(&key.config_id).filter(|config| config.enabled != Some(false))?;
+    let stream = match &key.stream {
+        None if is_core(config) => StreamRow::default(),
+        Some(name) if !is_core(config) => {
+            streams_of(key.config_id, config, tables).into_iter().find(|stream| stream.stream_name == *name)?
+        }
+        // It was switched from one to the other: what came before goes the old way.
+        None | Some(_) => return None,
+    };
+    Some((config.clone(), stream))
 }
 
 fn compile_webhook(
@@ -406,7 +428,7 @@ mod tests {
         assert_eq!(webhook.problem, None);
         assert_eq!(rules.lane(0, b"webhooks.sla%2Eck"), Some(0));
         assert_eq!(rules.lane(0, b"events.x"), None);
-        assert_eq!(lanes, [LaneKey { config_id: 1, stream: "WEBHOOKS".to_owned() }]);
+        assert_eq!(lanes, [LaneKey { config_id: 1, stream: Some("WEBHOOKS".to_owned()) }]);
     }
 
     #[test]
@@ -447,6 +469,19 @@ mod tests {
     }
 
     #[test]
+    fn core_nats_takes_any_subject_by_a_lane_of_its_own() {
+        let mut tables = tables();
+        let mut lanes = Vec::new();
+        Rules::compile(&tables, &mut lanes);
+        assert!(rows_of(&lanes[0], &tables).is_some());
+        tables.configs.get_mut(&1).unwrap().jetstream_enabled = Some(false);
+        let rules = Rules::compile(&tables, &mut lanes);
+        assert_eq!((rules.webhooks[0].problem.as_deref(), rules.lane(0, b"any.where")), (None, Some(1)));
+        assert_eq!(lanes[1], LaneKey { config_id: 1, stream: None });
+        assert_eq!((rows_of(&lanes[0], &tables).is_some(), rows_of(&lanes[1], &tables).is_some()), (false, true));
+    }
+
+    #[test]
     fn the_default_stream_gives_way_to_a_row_that_takes_its_subjects() {
         let mut tables = tables();
         let stream = StreamRow {
@@ -459,7 +494,7 @@ mod tests {
         tables.streams.insert(1, stream);
         let mut lanes = Vec::new();
         Rules::compile(&tables, &mut lanes);
-        assert_eq!(lanes.iter().map(|lane| lane.stream.as_str()).collect::<Vec<_>>(), ["MINE"]);
+        assert_eq!(lanes.iter().map(|lane| lane.stream.as_deref()).collect::<Vec<_>>(), [Some("MINE")]);
     }
 
     #[test]

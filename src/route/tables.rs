@@ -118,6 +118,15 @@ pub struct ConfigRow {
     pub history: Option<String>,
     /// `full` (default), `hash` or `none`.
     pub history_payload: Option<String>,
+    /// Counts how often the row was written, also where nothing in it changed: who gave it up tries again.
+    pub revision: u64,
+}
+
+impl ConfigRow {
+    /// Whether nothing but the count of its changes is different.
+    pub fn says_the_same(&self, other: &ConfigRow) -> bool {
+        *other == ConfigRow { revision: other.revision, ..self.clone() }
+    }
 }
 
 /// Without secrets: the URL may hold one too.
@@ -200,7 +209,9 @@ impl Tables {
         match table {
             Table::Webhooks => fill(&mut self.webhooks, key, row),
             Table::Links => fill(&mut self.links, key, row),
-            Table::Configs => fill(&mut self.configs, key, row),
+            Table::Configs => {
+                fill(&mut self.configs, key, row).map(|()| self.configs.entry(key).or_default().revision += 1)
+            }
             Table::Streams => fill(&mut self.streams, key, row),
         }
         .map_err(|error| error.context(format!("read row {key} of {}", table.name())))

@@ -2,18 +2,18 @@
 //! at a time. Delivery never waits for it.
 //!
 //! In: rows of the publish history from the streamer. Out: the same rows, durable, back to the streamer, which confirms no
-//! event without them; old rows trimmed. While the history takes no rows (somebody holds a lock on it), delivery goes on
+//! event without them; old rows trimmed, JetStream's consumers surveyed. While the history takes no rows (somebody holds a lock on it), delivery goes on
 //! and only the confirmation waits; when rows had to be left out meanwhile, the session ends and the next one reads them
 //! from the slot again ([`Office::look`]). Nothing that goes wrong here ends a session otherwise.
 
-use std::{future::Future, pin::Pin, rc::Rc, time::Duration};
+use std::{collections::HashSet, future::Future, pin::Pin, rc::Rc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Backoff,
+    Backoff, consumers,
     history::{self, Writer, Written},
-    lanes::{Lanes, position_of},
+    lanes::{Lanes, open::position_of},
     ledger,
 };
 use crate::{
@@ -51,10 +51,14 @@ pub struct Office {
     busy_since: Option<Instant>,
     /// `None`: it is time.
     last_tidy: Option<Instant>,
+    /// When JetStream was last asked for its consumers.
+    last_survey: Option<Instant>,
     /// Rows of the history that were lost.
     lost: u64,
     /// The last failure told, so that the log does not repeat it.
     told: Option<String>,
+    /// What went wrong with the consumers and has been told.
+    told_of_consumers: HashSet<String>,
 }
 
 /// One book's rows, and where their events are stored.
@@ -73,6 +77,8 @@ pub struct Done {
 enum Outcome {
     History(Vec<Batches>, Result<Written>),
     Tidied(Result<u64>),
+    /// With what went wrong on the way.
+    Surveyed(Result<Vec<String>>),
 }
 
 impl Office {
@@ -87,8 +93,10 @@ impl Office {
             rests_until: None,
             busy_since: None,
             last_tidy: None,
+            last_survey: None,
             lost: 0,
             told: None,
+            told_of_consumers: HashSet::new(),
         }
     }
 
@@ -152,6 +160,15 @@ impl Office {
                 tidy(&config, writer).await
             }));
         }
+        let interval = config.consumer_stats_interval;
+        if !interval.is_zero() && self.last_survey.is_none_or(|last| last.elapsed() >= interval) {
+            self.last_survey = Some(Instant::now());
+            let (sources, writer) = (lanes.sources(streamer), self.writer.take());
+            return Some(Box::pin(async move {
+                sleep(wait).await;
+                survey(&config, writer, sources).await
+            }));
+        }
         None
     }
 
@@ -193,7 +210,16 @@ impl Office {
                 }
                 return;
             }
-            Outcome::Tidied(Err(error)) => Some(error),
+            Outcome::Surveyed(Ok(problems)) => {
+                for problem in problems {
+                    if !self.told_of_consumers.contains(&problem) {
+                        tracing::warn!("{problem}");
+                        self.told_of_consumers.insert(problem);
+                    }
+                }
+                return;
+            }
+            Outcome::Tidied(Err(error)) | Outcome::Surveyed(Err(error)) => Some(error),
         };
         match failure {
             None => {
@@ -280,6 +306,16 @@ async fn tidy(config: &Config, writer: Option<Writer>) -> Done {
             };
             let tidied = tidied.await;
             Done { writer: Some(writer).filter(|_| tidied.is_ok()), outcome: Outcome::Tidied(tidied) }
+        }
+    }
+}
+
+async fn survey(config: &Config, writer: Option<Writer>, sources: Vec<consumers::Source>) -> Done {
+    match reach(config, writer).await {
+        Err(error) => Done { writer: None, outcome: Outcome::Surveyed(Err(error)) },
+        Ok(writer) => {
+            let problems = consumers::keep(writer.client(), sources).await;
+            Done { writer: Some(writer), outcome: Outcome::Surveyed(Ok(problems)) }
         }
     }
 }

@@ -99,7 +99,7 @@ pub async fn session(
         last_checkpoint: Instant::now(),
         checkpoints: Vec::new(),
         last_heartbeat: None,
-        connections: serde_json::Value::Null,
+        connections: serde_json::Map::new(),
         office: Office::new(config),
         last_error,
         is_paused: false,
@@ -174,7 +174,7 @@ struct Session<'c> {
     checkpoints: Vec<ledger::Checkpoint>,
     last_heartbeat: Option<Instant>,
     /// As last reported.
-    connections: serde_json::Value,
+    connections: serde_json::Map<String, serde_json::Value>,
     office: Office,
     last_error: Option<&'c str>,
     /// The window was full and has not emptied enough yet.
@@ -306,15 +306,17 @@ impl Session<'_> {
         match self.last_heartbeat {
             None => true,
             Some(last) if last.elapsed() >= HEARTBEAT => true,
-            Some(last) => last.elapsed() >= Duration::from_secs(1) && self.lanes.connections() != self.connections,
+            Some(last) => {
+                last.elapsed() >= Duration::from_secs(1) && self.lanes.connections(&self.streamer) != self.connections
+            }
         }
     }
 
     /// Says in `rule_cdc_status` that we live.
     fn heartbeat(&mut self, next_in_seconds: i32) -> Job {
         self.last_heartbeat = Some(Instant::now());
-        self.connections = self.lanes.connections();
-        let (client, nats, epoch) = (Rc::clone(&self.client), self.connections.clone(), self.epoch);
+        self.connections = self.lanes.connections(&self.streamer);
+        let (client, nats, epoch) = (Rc::clone(&self.client), self.lanes.report(&self.streamer), self.epoch);
         let Config { source, slot, publication, .. } = self.config.clone();
         let (received, confirmed) = (self.streamer.received(), self.streamer.confirmed());
         let published = (0..self.streamer.lane_count()).map(|index| self.streamer.lane(index).counts().0).sum();

@@ -349,3 +349,84 @@ fn an_event_taken_out_of_the_middle_leaves_the_others_as_they_were() {
     let ids = text.split("Nats-Msg-Id: ").skip(1).map(|rest| rest.split("\r\n").next().unwrap());
     assert_eq!(ids.collect::<Vec<_>>(), [at(3).id("src"), at(4).id("src")]);
 }
+
+/// A lane to core NATS, open, with the events at commits 1, 2, ….
+fn core_lane_of(count: u64) -> Lane {
+    let mut lane = lane_of(Ordering::Core, count);
+    lane.open(&Tail { subjects: vec![">".to_owned()], ..tail(0, None) }).unwrap();
+    lane
+}
+
+#[test]
+fn a_message_of_core_nats_asks_for_no_answer_and_names_no_stream() {
+    let mut lane = core_lane_of(1);
+    let header =
+        "NATS/1.0\r\nNats-Msg-Id: src-0000000000000001-9-0-1\r\nWalhook-Op: insert\r\nWalhook-Epoch: 3\r\n\r\n";
+    let expected = format!("HPUB s.a {:06} {:09}\r\n{header}{{}}\r\n", header.len(), header.len() + 2);
+    assert_eq!(send(&mut lane), expected);
+}
+
+#[test]
+fn a_pong_settles_what_was_sent_before_its_ping_and_nothing_else() {
+    let mut lane = core_lane_of(2);
+    assert!(!lane.wants_ping(), "nothing is sent");
+    // One message, and the beginning of the next.
+    let first = lane.slots[0].length;
+    lane.mark_sent(first + 5);
+    assert!(lane.wants_ping());
+    lane.pinged();
+    assert!(!lane.wants_ping(), "one is under way");
+    send(&mut lane);
+    assert!(lane.ponged());
+    assert_eq!((lane.len(), lane.oldest(), lane.counts().0, lane.awaits_answers()), (1, Some(2), 1, true));
+    assert!(lane.wants_ping());
+    lane.pinged();
+    assert!(lane.ponged());
+    assert!(lane.is_empty() && lane.bytes() == 0 && !lane.wants_ping());
+    assert!(!lane.ponged(), "nobody asked");
+}
+
+#[test]
+fn after_a_lost_connection_core_nats_gets_again_what_no_pong_stood_for() {
+    let mut lane = core_lane_of(3);
+    let first = lane.slots[0].length;
+    lane.mark_sent(first);
+    lane.pinged();
+    lane.ponged();
+    send(&mut lane);
+    lane.pinged();
+    lane.close();
+    lane.open(&Tail { subjects: vec![">".to_owned()], ..tail(0, None) }).unwrap();
+    assert!(!lane.ponged(), "that PING went with its connection");
+    assert_eq!(send(&mut lane).matches("HPUB").count(), 2);
+    assert!(lane.wants_ping());
+}
+
+#[test]
+fn a_lane_that_is_closed_within_a_message_still_ends_it_and_nothing_more() {
+    for condemns in [false, true] {
+        let mut lane = lane_of(Ordering::Strict, 3);
+        lane.open(&tail(0, None)).unwrap();
+        let whole = String::from_utf8(lane.unsent().to_vec()).unwrap();
+        let first = lane.slots[0].length;
+        lane.mark_sent(first + 7);
+        assert!(!lane.is_between_messages());
+        if condemns {
+            assert!(lane.refused(b"0100000000", &Refusal::Never("too large".to_owned())));
+        } else {
+            lane.close();
+        }
+        lane.close();
+        assert!(!lane.is_between_messages());
+        assert_eq!(send(&mut lane), whole[first + 7..first + lane_message_length(&whole, 1)]);
+        assert!(lane.is_between_messages() && lane.unsent().is_empty());
+        // Or the connection is lost in the midst of it: the next one begins with a whole message.
+        lane.take_condemned();
+        lane.open(&tail(0, None)).unwrap();
+        assert!(send(&mut lane).starts_with("HPUB "));
+    }
+}
+
+fn lane_message_length(sent: &str, index: usize) -> usize {
+    5 + sent.split("HPUB ").nth(index + 1).unwrap().len()
+}

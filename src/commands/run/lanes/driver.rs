@@ -1,0 +1,113 @@
+//! What one lane is doing: waiting for its connection, reading its stream's tail, publishing, or letting answers settle.
+
+use std::{future::Future, pin::Pin, time::Duration};
+
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::open::Opened;
+use crate::{
+    commands::run::{Backoff, ledger::Checkpoint},
+    error::{Error, Result},
+    flow::lane::Lane,
+    route::tables::{ConfigRow, StreamRow},
+};
+
+/// See the module.
+pub struct Driver {
+    pub phase: Phase,
+    /// The group of connections that it is of, once it was reached by rows.
+    pub group: Option<usize>,
+    /// The rows that the lane was last opened by.
+    pub settings: Option<(ConfigRow, StreamRow)>,
+    /// The rows as they are lead to it.
+    pub is_wanted: bool,
+    pub backoff: Backoff,
+    /// The last failure told, so that the log does not repeat it at every attempt.
+    pub told: Option<String>,
+    /// Where the stream was last seen to stand, by this run or an earlier one.
+    pub known: Option<Checkpoint>,
+    pub created_ns: i64,
+    /// An answer has come since that was looked at.
+    pub answered: bool,
+    /// A refusal has come since that was looked at.
+    pub trouble: Option<Error>,
+    /// The oldest event that waits for its answer, and since when.
+    waiting: Option<(u64, Instant)>,
+}
+
+/// See [`Driver`].
+pub enum Phase {
+    /// Nothing leads to the lane any more, and nothing is in it.
+    Absent,
+    /// Until its connection stands, and at least until then.
+    Waiting(Pin<Box<Sleep>>),
+    Opening(Pin<Box<dyn Future<Output = Result<Opened>>>>),
+    Running,
+    /// Closed; answers may still come.
+    Settling(Pin<Box<Sleep>>),
+}
+
+impl Driver {
+    pub fn new(known: Option<Checkpoint>) -> Driver {
+        Driver {
+            phase: Phase::Absent,
+            group: None,
+            settings: None,
+            is_wanted: true,
+            backoff: Backoff::default(),
+            told: None,
+            known,
+            created_ns: 0,
+            answered: false,
+            trouble: None,
+            waiting: None,
+        }
+    }
+
+    /// Whether its lane has a part in the connection: bytes go out, answers are taken. Not while a tail is read, which
+    /// may be older than an answer.
+    pub fn is_on_line(&self) -> bool {
+        matches!(self.phase, Phase::Running | Phase::Settling(_))
+    }
+
+    /// To be opened, after `wait` and when its connection stands.
+    pub fn wait(&mut self, wait: Duration) {
+        self.phase = Phase::Waiting(Box::pin(sleep(wait)));
+        self.waiting = None;
+        self.trouble = None;
+    }
+
+    /// Where its stream stands; nothing while that was never seen.
+    pub fn stands(&self, lane: &Lane) -> Option<Checkpoint> {
+        let (position, sequence) = lane.floor()?;
+        let (config, _) = self.settings.as_ref().filter(|_| self.created_ns != 0)?;
+        Some(Checkpoint {
+            config_name: config.config_name.clone(),
+            stream: lane.stream().to_owned(),
+            created_ns: self.created_ns,
+            position,
+            sequence,
+        })
+    }
+
+    /// Logs a failure unless it is the one logged last.
+    pub fn tell(&mut self, error: &Error) {
+        let text = error.to_string();
+        if self.told.as_ref() != Some(&text) {
+            tracing::warn!("{text}");
+            self.told = Some(text);
+        }
+    }
+
+    /// Whether the oldest message has waited longer than that.
+    pub fn is_overdue(&mut self, lane: &Lane, ack_timeout: Duration) -> bool {
+        let Some(oldest) = lane.oldest().filter(|_| lane.awaits_answers()) else { return false };
+        match self.waiting {
+            Some((waiting, since)) if waiting == oldest => since.elapsed() >= ack_timeout,
+            _ => {
+                self.waiting = Some((oldest, Instant::now()));
+                false
+            }
+        }
+    }
+}

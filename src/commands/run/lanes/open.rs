@@ -1,0 +1,118 @@
+//! Opening a lane: what JetStream is asked before anything is published.
+//!
+//! In: the stream's row, the control connection, what is known of the lane. Out: the stream made what the row says, its
+//! tail, and what of it we may trust. Changes nothing of ours; what is found is for the lane to judge.
+
+use super::Identity;
+use crate::{
+    commands::run::ledger::Checkpoint,
+    error::{Error, Kind, Result},
+    flow::{event_id::EventPosition, lane::Tail},
+    nats::{control::Control, streams, tail},
+    route::tables::StreamRow,
+    wal::lsn::Lsn,
+};
+
+/// The database keeps microseconds of a stream's time of creation.
+const CREATED_TOLERANCE_NS: u64 = 1_000_000;
+
+/// What the stream shows.
+pub struct Opened {
+    pub tail: Tail,
+    pub created_ns: i64,
+    pub warnings: Vec<String>,
+    pub is_in_memory: bool,
+}
+
+/// What is known before.
+pub struct Known {
+    /// No tail of ours is beyond it.
+    pub server_wal: Lsn,
+    /// See [`crate::flow::lane::Lane::lists_behind`].
+    pub lists_behind: Option<u64>,
+    /// Of the publishing connection, in bytes.
+    pub max_payload: usize,
+}
+
+/// Makes the stream what the row says and reads its tail.
+pub async fn open(control: Control, stream: StreamRow, identity: Identity, known: Known) -> Result<Opened> {
+    let mut warnings = Vec::new();
+    let state = match streams::ensure(&control, &stream).await {
+        Ok(state) => state,
+        // The row wants what JetStream does not allow. Where the stream exists, events flow into it as it is.
+        Err(error) if error.kind() == Kind::Config => {
+            let state =
+                streams::state(&control, &stream.stream_name).await.map_err(|_| Error::config(error.to_string()))?;
+            warnings.push(error.to_string());
+            state
+        }
+        Err(error) => return Err(error),
+    };
+    warnings.extend(state.warnings.iter().cloned());
+    let end =
+        tail::last_of_ours(&control, &stream.stream_name, |stored| position_of(stored, &identity.source).is_some())
+            .await?;
+    let ours = end.ours.as_ref().and_then(|stored| Some((position_of(stored, &identity.source)?, stored.sequence)));
+    if let Some(stored) = &end.ours {
+        let epoch = stored.header("Walhook-Epoch").and_then(|epoch| epoch.parse::<u64>().ok()).unwrap_or(0);
+        if epoch > identity.epoch {
+            return Err(Error::new(
+                Kind::Fenced,
+                format!(
+                    "run {} of source {:?} publishes already; this is run {}",
+                    epoch, identity.source, identity.epoch
+                ),
+            )
+            .hint("a newer walhook has taken over; let this one go"));
+        }
+    }
+    if let Some((position, sequence)) = &ours
+        && position.commit_lsn > known.server_wal
+    {
+        return Err(Error::untrusted(format!(
+            "go on in stream {:?}: its message {sequence} is of {}, beyond PostgreSQL's WAL, which ends at {}",
+            stream.stream_name, position.commit_lsn, known.server_wal
+        ))
+        .hint(
+            "the database was restored or failed over to an earlier point; decide what of the stream is true, then \
+               start with another source name or another stream",
+        ));
+    }
+    let max_payload = known.max_payload.min(state.max_msg_size.unwrap_or(usize::MAX));
+    let listed = match known.lists_behind {
+        None => Vec::new(),
+        Some(behind) => {
+            let is_ours = |stored: &tail::Stored| position_of(stored, &identity.source).is_some();
+            let stored = tail::ours_behind(&control, &stream.stream_name, behind, end.last_sequence, is_ours).await?;
+            stored.iter().filter_map(|stored| position_of(stored, &identity.source)).collect()
+        }
+    };
+    let tail = Tail { last_sequence: end.last_sequence, ours, listed, subjects: state.subjects, max_payload };
+    let is_in_memory = state.storage == "memory";
+    Ok(Opened { tail, created_ns: end.created_ns, warnings, is_in_memory })
+}
+
+/// Whether a stream is the one that was known and has kept what it acknowledged. What was removed from it in an orderly
+/// way still counts in its last sequence.
+pub fn trusted(known: &Checkpoint, created_ns: i64, tail: &Tail) -> Result<()> {
+    let Checkpoint { config_name, stream, sequence, .. } = known;
+    let what = if known.created_ns.abs_diff(created_ns) > CREATED_TOLERANCE_NS {
+        "it was made anew since".to_owned()
+    } else if tail.last_sequence < *sequence {
+        format!("it ends at message {} now", tail.last_sequence)
+    } else {
+        return Ok(());
+    };
+    Err(Error::untrusted(format!("go on in stream {stream:?}, which had taken message {sequence}: {what}")).hint(
+        format!(
+            "acknowledged events are missing from it: bring the old stream back, or accept the loss by DELETE FROM \
+         rule_nats_checkpoints WHERE config_name = '{config_name}' AND stream_name = '{stream}'"
+        ),
+    ))
+}
+
+/// The position that a stored message of ours tells.
+pub fn position_of(stored: &tail::Stored, source: &str) -> Option<EventPosition> {
+    let id = stored.header("Walhook-Id").or_else(|| stored.header("Nats-Msg-Id"))?;
+    EventPosition::parse(id, source)
+}
