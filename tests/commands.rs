@@ -78,6 +78,10 @@ async fn status_tells_slot_streams_webhooks_and_dead_letters() {
     feed.confirmed().await;
     let running: Value = serde_json::from_str(&feed.command("status").arg("--json").finish().stdout).unwrap();
     assert_eq!(running["slot"]["active"], true);
+    support::eventually("the status to show the stream while walhook runs", async || {
+        feed.command("status").finish().stdout.contains("WEBHOOKS (default): sequence 1").then_some(())
+    })
+    .await;
     assert_eq!(running["webhooks"]["publishing"], 1);
     assert_eq!(running["webhooks"]["linked_tables"], 1);
     assert_eq!(running["dead_letters"]["dead"], 0);

@@ -557,6 +557,9 @@ fn settle(info: &Value, ordering: &str, mut warnings: Vec<String>) -> Result<Str
     let mut state = parse_state(info)?;
     let config = info["config"].as_object().ok_or_else(|| unreadable("config"))?;
     warnings.extend(judge(config, &state, ordering)?);
+    if let Some(limits) = drops(config, &state) {
+        tracing::info!(stream = state.name, "{limits}");
+    }
     state.warnings = warnings;
     Ok(state)
 }
@@ -603,19 +606,23 @@ fn judge(config: &Map<String, Value>, state: &StreamState, ordering: &str) -> Re
     if state.storage == "memory" {
         warn("lives in memory: it is gone when its servers stop".to_owned());
     }
-    let limited =
-        ["max_msgs", "max_bytes", "max_msgs_per_subject"].into_iter().filter(|key| number(config, key, -1) > 0);
-    let limited: Vec<_> = limited.map(|key| format!("{key} {}", number(config, key, -1))).collect();
-    if state.discard == "old" && !limited.is_empty() {
-        warn(format!(
-            "drops its oldest messages beyond {}, read or not; discard_policy new holds publishing back instead",
-            limited.join(", ")
-        ));
-    }
     if ordering == "strict" && config.get("sources").and_then(Value::as_array).is_some_and(|all| !all.is_empty()) {
         warn("gathers from other streams, which break into strict ordering; set ordering to shared".to_owned());
     }
     Ok(warnings)
+}
+
+/// What a stream does at its limits, where that is to drop messages. No warning: it is what rows have by default.
+fn drops(config: &Map<String, Value>, state: &StreamState) -> Option<String> {
+    let limited =
+        ["max_msgs", "max_bytes", "max_msgs_per_subject"].into_iter().filter(|key| number(config, key, -1) > 0);
+    let limited: Vec<_> = limited.map(|key| format!("{key} {}", number(config, key, -1))).collect();
+    (state.discard == "old" && !limited.is_empty()).then(|| {
+        format!(
+            "it drops its oldest messages beyond {}, read or not; discard_policy new holds publishing back instead",
+            limited.join(", ")
+        )
+    })
 }
 
 fn text<'a>(config: &'a Map<String, Value>, key: &str, default: &'a str) -> &'a str {
@@ -847,12 +854,23 @@ mod tests {
             (json!({ "retention": "workqueue" }), "one consumer"),
             (json!({ "persist_mode": "async" }), "after it acknowledges"),
             (json!({ "storage": "memory" }), "in memory"),
-            (json!({ "max_msgs": 10 }), "beyond max_msgs 10"),
             (json!({ "sources": [{ "name": "A" }] }), "shared"),
         ] {
             assert!(judged(unwise).unwrap()[0].contains(words), "{words}");
         }
-        assert_eq!(judged(json!({ "max_msgs": 10, "discard": "new" })).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn a_stream_that_drops_what_is_old_says_so_without_a_warning() {
+        let told = |changes: Value| {
+            let info = info(&row(), changes, 0);
+            let state = settle(&info, "strict", Vec::new()).unwrap();
+            assert_eq!(state.warnings, [""; 0]);
+            drops(info["config"].as_object().unwrap(), &state)
+        };
+        assert!(told(json!({ "max_msgs": 10, "max_bytes": 5 })).unwrap().contains("beyond max_msgs 10, max_bytes 5"));
+        assert_eq!(told(json!({ "max_msgs": 10, "discard": "new" })), None);
+        assert_eq!(told(json!({})), None);
     }
 
     #[test]

@@ -42,6 +42,8 @@ const TAKE_OVER: Duration = Duration::from_millis(500);
 const IDLE_ASK: Duration = Duration::from_secs(5);
 /// How often checkpoints are written, if streams have moved.
 const CHECKPOINT: Duration = Duration::from_secs(10);
+/// The same until there is a first one: who has just started it wants to see in the status that it works.
+const FIRST_CHECKPOINT: Duration = Duration::from_secs(1);
 /// How often `rule_cdc_status` is written, if nothing of note happens.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Dead letters written together.
@@ -292,7 +294,9 @@ impl Session<'_> {
             }));
         } else if self.is_heartbeat_due() {
             self.job = Some(self.heartbeat(i32::try_from(HEARTBEAT.as_secs()).expect("a few seconds")));
-        } else if self.last_checkpoint.elapsed() >= CHECKPOINT {
+        } else if self.last_checkpoint.elapsed()
+            >= if self.checkpoints.is_empty() { FIRST_CHECKPOINT } else { CHECKPOINT }
+        {
             self.last_checkpoint = Instant::now();
             self.job = self.checkpoint();
         }
