@@ -700,12 +700,28 @@ BEGIN
         RAISE NOTICE 'stream % does not take %, the subject of webhook %, nor does another stream',
             quote_literal(p_stream_name), quote_literal(v_other.nats_subject), quote_literal(v_other.webhook_name);
     END LOOP;
+    IF to_regclass('public.rule_webhook_links') IS NOT NULL THEN -- made by 008
+        FOR v_other IN
+            SELECT w.webhook_name, l.table_schema, l.table_name, subject
+            FROM public.rule_webhook_links l
+            JOIN public.rule_webhooks w USING (webhook_id)
+            CROSS JOIN unnest(public.rule_cdc_link_subjects(l.webhook_id, l.table_schema, l.table_name, l.operations,
+                                                            l.subject_template)) subject
+            WHERE w.nats_enabled AND l.enabled AND l.subject_template IS NOT NULL
+              AND (w.nats_config_id = v_config.config_id OR w.nats_config_id IS NULL AND p_config_name = 'default')
+              AND public.rule_nats_stream_for(v_config.config_id, subject) = '{}'
+        LOOP
+            RAISE NOTICE 'stream % does not take %, a subject of the link of %.% to webhook %, nor does another stream',
+                quote_literal(p_stream_name), quote_literal(v_other.subject), quote_ident(v_other.table_schema),
+                quote_ident(v_other.table_name), quote_literal(v_other.webhook_name);
+        END LOOP;
+    END IF;
     RETURN v_stream_id;
 END
 $$;
 COMMENT ON FUNCTION public.rule_nats_stream_create IS
-    'walhook: describes a stream for the streamer to create and returns its id; widens nothing, and tells by NOTICE which webhooks'' '
-    'subjects no stream takes. Refuses what overlaps another stream of the same server';
+    'walhook: describes a stream for the streamer to create and returns its id; widens nothing, and tells by NOTICE which subjects '
+    'of webhooks and links no stream takes. Refuses what overlaps another stream of the same server';
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_enable_nats(
     p_webhook_id INTEGER,

@@ -457,13 +457,27 @@ COMMENT ON VIEW public.rule_cdc_slots IS
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_table_problem(p_table REGCLASS)
 RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT CASE
-        WHEN n.nspname = 'public' AND c.relname IN (
+    -- Rows of a child are rows of its parents too, and a published root brings those of its partitions.
+    WITH RECURSIVE above (oid) AS (
+        SELECT p_table::oid
+        UNION
+        SELECT i.inhparent FROM above a JOIN pg_inherits i ON i.inhrelid = a.oid
+    ), ours AS (
+        SELECT o.oid, o.relname FROM pg_class o
+        WHERE o.relnamespace = 'public'::regnamespace AND o.relname IN (
             'schema_migrations', 'rule_webhooks', 'rule_webhook_secrets', 'rule_webhook_calls', 'rule_webhook_call_history',
             'rule_webhook_links', 'rule_webhook_events', 'rule_nats_config', 'rule_nats_streams',
             'rule_nats_publish_history', 'rule_nats_consumer_stats', 'rule_nats_checkpoints', 'rule_nats_dead_letters',
             'rule_cdc_status')
+    )
+    SELECT CASE
+        WHEN EXISTS (SELECT FROM ours WHERE oid = p_table)
             THEN 'it is one of walhook''s own: linking it would publish secrets, or feed publishing with itself'
+        WHEN EXISTS (SELECT FROM ours WHERE oid IN (SELECT a.oid FROM above a))
+            THEN 'it is a child or partition of one of walhook''s own: linking it would publish secrets, or feed publishing '
+                 'with itself'
+        WHEN EXISTS (SELECT FROM ours WHERE oid IN (SELECT t.relid FROM pg_partition_tree(p_table) t))
+            THEN 'one of walhook''s own is a partition of it: linking it would publish secrets, or feed publishing with itself'
         WHEN n.nspname IN ('pg_catalog', 'information_schema') OR n.nspname LIKE 'pg\_toast%' OR c.oid < 16384
             THEN 'it is a system table'
         WHEN c.relkind IN ('v', 'm') THEN 'it is a view: link the tables it reads'

@@ -11,9 +11,9 @@ use std::{
     process::Command,
 };
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt, future::join_all, stream::poll_fn};
 use support::Postgres;
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use tokio_postgres::{AsyncMessage, Client, NoTls, SimpleQueryMessage};
 
 /// The oldest, the default and the newest.
 const VERSIONS: [&str; 3] = ["14", "default", "18"];
@@ -294,6 +294,54 @@ async fn a_database_that_has_the_upstreams_tables_keeps_them_and_its_data() {
         );
         check("SELECT count(*) FROM rule_nats_publish_history", "2");
     }
+}
+
+/// What the server says by NOTICE while it runs this.
+async fn notices(pg: &Postgres, sql: &str) -> Vec<String> {
+    let (client, mut connection) = tokio_postgres::connect(&pg.conninfo(), NoTls).await.unwrap();
+    let messages = poll_fn(move |cx| connection.poll_message(cx));
+    let notices = tokio::spawn(
+        messages
+            .filter_map(async |message| match message.unwrap() {
+                AsyncMessage::Notice(notice) => Some(notice.message().to_owned()),
+                _ => None,
+            })
+            .collect(),
+    );
+    client.batch_execute(sql).await.unwrap();
+    drop(client);
+    notices.await.unwrap()
+}
+
+#[tokio::test]
+async fn a_stream_widens_nothing_in_silence_and_says_which_subjects_it_will_not_take() {
+    let pg = Postgres::start().await;
+    load(&pg.client().await).await;
+    pg.psql(
+        "SELECT rule_cdc_publication_create();
+         CREATE TABLE t (id int PRIMARY KEY);
+         SELECT rule_webhook_register('hook', 'https://example.com'), rule_webhook_enable_nats(1, NULL, 'nats'),
+                rule_webhook_register('order', 'https://example.com');
+         SELECT rule_webhook_link_table(1, 't', '{insert}', 'audit.{id}')",
+    );
+    assert_eq!(
+        notices(&pg, "SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['events.*'])").await,
+        [
+            "stream 'WEBHOOKS' does not take 'webhooks.hook', the subject of webhook 'hook', nor does another stream",
+            "stream 'WEBHOOKS' does not take 'audit.*', a subject of the link of public.t to webhook 'hook', nor does another stream",
+        ]
+    );
+    assert_eq!(notices(&pg, "SELECT rule_nats_stream_create('AUDIT', ARRAY['audit.*', 'webhooks.*'])").await, [""; 0]);
+    assert_eq!(
+        notices(&pg, "SELECT rule_webhook_enable_nats(2, 'events.order.created')").await,
+        ["stream 'WEBHOOKS' did not take the subject 'events.order.created' and now does"]
+    );
+    assert_eq!(
+        notices(&pg, "SELECT rule_nats_configure('second', 'nats://localhost:4222')").await,
+        [
+            "NATS config 'second' uses the same server as 'default': its stream is 'SECOND', its subjects begin with second."
+        ]
+    );
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 //! What walhook does with a backlog, beside `pg_recvlogical`, which only reads it, and beside a bare publisher, which
-//! only writes it; and how long a committed row takes to a consumer when there is none.
+//! only writes it; how long a committed row takes to a consumer when there is none; and what a call costs its caller.
 //!
 //! Starts its own servers, measures all in one run on one machine, since only ratios within a run mean much; prints a
 //! table and writes `target/bench/end_to_end.json`. No figure is judged here. Settings by the environment:
@@ -11,6 +11,8 @@
 //! | `ROUNDS` | drains of each backlog; the round with the median ratio is shown | 1 |
 //! | `SHAPES` | which backlogs: `1`, `1000`, `all`, with commas; empty for none | `1,1000,all` |
 //! | `RATES` | rows/s of the latency runs, with commas; empty for none | `100,1000` |
+//! | `MODES` | modes of the calls, with commas; empty for none | `queue,nats,both` |
+//! | `CALLS` | calls of each of them | 10,000 |
 
 #![allow(clippy::unwrap_used, clippy::cast_precision_loss)] // a bench fails loudly; its figures fit into a float
 
@@ -19,6 +21,7 @@ mod support;
 
 mod backlog;
 mod bare;
+mod caller;
 mod drain;
 mod latency;
 mod report;
@@ -66,6 +69,12 @@ async fn run() {
     for rate in list("RATES", "100,1000").iter().map(|rate| rate.parse().unwrap()) {
         eprintln!("commit to consumer at {rate} rows/s");
         report.latencies.push(latency::measure(&feed, rate, if quick { 3 } else { 15 }).await);
+    }
+    let modes = list("MODES", "queue,nats,both");
+    if !modes.is_empty() {
+        eprintln!("what a call costs its caller");
+        let calls = number("CALLS").unwrap_or(10_000);
+        report.costs = caller::measure(&feed, &modes, u32::try_from(calls).unwrap()).await;
     }
     println!("{report}");
     println!("written to {}", report.write().display());

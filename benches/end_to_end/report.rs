@@ -4,7 +4,13 @@ use std::{fmt, fs, path::PathBuf, process::Command, time::Duration};
 
 use serde_json::{Value, json};
 
-use crate::{bare::Published, drain::Drained, latency::Latency, support::feed::Feed};
+use crate::{
+    bare::Published,
+    caller::{Cost, PerCall},
+    drain::Drained,
+    latency::Latency,
+    support::feed::Feed,
+};
 
 /// One backlog, drained by all three.
 #[derive(Clone)]
@@ -51,6 +57,8 @@ pub struct Report {
     pub lines: Vec<Line>,
     /// The rates.
     pub latencies: Vec<Latency>,
+    /// The calls.
+    pub costs: Vec<Cost>,
     machine: String,
     postgres: String,
     nats: String,
@@ -73,6 +81,7 @@ impl Report {
         Report {
             lines: Vec::new(),
             latencies: Vec::new(),
+            costs: Vec::new(),
             machine: format!("{count} × {model}; load at the start {load}"),
             postgres: feed.pg.psql("SHOW server_version"),
             nats: String::from_utf8_lossy(&nats.stdout).trim().to_owned(),
@@ -136,6 +145,18 @@ impl Report {
                 })
             })
             .collect();
+        let costs: Vec<Value> = self
+            .costs
+            .iter()
+            .map(|cost| {
+                let us = |per_call: PerCall| json!({"elapsed_us": per_call.elapsed, "cpu_us": per_call.cpu});
+                json!({
+                    "mode": cost.mode,
+                    "one_transaction": {"alone": us(cost.alone), "beside_walhook": us(cost.beside)},
+                    "commit_each": {"alone": us(cost.commits_alone), "beside_walhook": us(cost.commits_beside)},
+                })
+            })
+            .collect();
         json!({
             "machine": self.machine,
             "postgres": self.postgres,
@@ -143,6 +164,7 @@ impl Report {
             "rounds": self.rounds,
             "backlogs": lines,
             "commit_to_consumer": latencies,
+            "calls": costs,
         })
     }
 }
@@ -204,6 +226,20 @@ impl fmt::Display for Report {
                 ms(100),
                 latency.own_us
             )?;
+        }
+        if !self.costs.is_empty() {
+            writeln!(
+                f,
+                "\nWhat a call costs its caller, µs (CPU of its server process).\n\n| mode | in one transaction, walhook \
+                 not running | running | a commit each, walhook not running | running |"
+            )?;
+            writeln!(f, "|---|---|---|---|---|")?;
+        }
+        for cost in &self.costs {
+            let us = |per_call: PerCall| format!("{:.0} ({:.0})", per_call.elapsed, per_call.cpu);
+            let [alone, beside] = [cost.alone, cost.beside].map(us);
+            let [commits_alone, commits_beside] = [cost.commits_alone, cost.commits_beside].map(us);
+            writeln!(f, "| {} | {alone} | {beside} | {commits_alone} | {commits_beside} |", cost.mode)?;
         }
         Ok(())
     }

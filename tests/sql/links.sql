@@ -37,6 +37,13 @@ SELECT throws_like(format('SELECT rule_webhook_link_table(1, %L)', t), '%it is o
 FROM unnest('{rule_nats_publish_history,rule_nats_consumer_stats,rule_webhook_secrets,rule_nats_config,rule_nats_streams,
               rule_nats_checkpoints,rule_nats_dead_letters,rule_webhook_events,rule_webhook_calls,rule_webhook_call_history,
               rule_webhooks,rule_webhook_links,rule_cdc_status,schema_migrations}'::text[]) t;
+CREATE TABLE heir () INHERITS (rule_webhook_secrets);
+CREATE TABLE heirs_heir () INHERITS (heir);
+SELECT throws_like(format('SELECT rule_webhook_link_table(1, %L)', t), '%it is a child or partition of one of walhook''s own%') FROM unnest('{heir,heirs_heir}'::text[]) t;
+CREATE TABLE all_status (LIKE rule_cdc_status) PARTITION BY LIST (source);
+ALTER TABLE all_status ATTACH PARTITION rule_cdc_status DEFAULT;
+SELECT throws_like('SELECT rule_webhook_link_table(1, ''all_status'')', '%one of walhook''s own is a partition of it%');
+ALTER TABLE all_status DETACH PARTITION rule_cdc_status;
 SELECT throws_like('SELECT rule_webhook_link_table(1, ''pg_class'')', '%it is a system table');
 SELECT throws_like('SELECT rule_webhook_link_table(1, ''published'')', '%it is a view%');
 CREATE UNLOGGED TABLE quick (id int PRIMARY KEY);
@@ -91,6 +98,9 @@ SELECT throws_like($$SELECT rule_webhook_link_table(1, 'parted_a')$$, '%public.p
 SELECT throws_hint($$SELECT rule_webhook_link_table(1, 'parted', p_when_changed => '{id}')$$, '%of public.parted_a only under%', 'ALTER TABLE public.parted_a REPLICA IDENTITY FULL;');
 SELECT rule_webhook_unlink_table(1, 'parted');
 SELECT ok(rule_webhook_link_table(1, 'parted_a', '{insert}') > 0, 'a leaf');
+SELECT is((SELECT (subjects, publication, ok)::text FROM rule_webhook_links_check() WHERE table_name = 'public.parted_a'), '({webhooks.hook},walhook_inserts,t)');
+SELECT ok(rule_webhook_link_table(2, 'parted_b') > 0, 'another leaf, for somebody else');
+SELECT ok(rule_webhook_unlink_table(2, 'parted_b'), 'and no more');
 SELECT throws_like($$SELECT rule_webhook_link_table(1, 'parted')$$, '%public.parted_a is linked%');
 
 -- A parent of inheritance brings none of its children
