@@ -90,8 +90,9 @@ pub struct Rules {
 impl Rules {
     /// Judges and compiles all rows. Lanes not seen before are appended to `lanes`.
     pub fn compile(tables: &Tables, lanes: &mut Vec<LaneKey>) -> Rules {
-        let configs: HashMap<_, _> =
+        let mut configs: HashMap<_, _> =
             tables.configs.iter().map(|(&id, row)| (id, compile_config(id, row, tables, lanes))).collect();
+        set_doubles_aside(&mut configs, tables, lanes);
         let default_config = tables.configs.iter().find(|(_, row)| row.config_name == "default").map(|(&id, _)| id);
         let webhooks: Vec<_> = tables
             .webhooks
@@ -211,6 +212,32 @@ fn compile_config(id: i32, row: &ConfigRow, tables: &Tables, lanes: &mut Vec<Lan
         })
         .collect();
     Config { streams, problem }
+}
+
+/// Two lanes into one stream would take each other's messages for their own. So of two configurations that lead to the
+/// same stream of the same server, as the same user, the older one has it.
+fn set_doubles_aside(configs: &mut HashMap<i32, Config>, tables: &Tables, lanes: &[LaneKey]) {
+    let server = |row: &ConfigRow| {
+        let ConfigRow { nats_url, nats_cluster_urls, auth_type, auth_token, auth_nkey_seed, .. } = row.clone();
+        (nats_url, nats_cluster_urls, auth_type, auth_token, auth_nkey_seed, row.auth_credentials_file.clone())
+    };
+    let mut taken = HashMap::new();
+    for (id, row) in &tables.configs {
+        let Some(config) = configs.get_mut(id) else { continue };
+        for (_, lane) in &config.streams {
+            let Some(stream) = &lanes[*lane].stream else { continue };
+            if let Some(first) = taken.insert((server(row), stream.clone()), &row.config_name)
+                && *first != row.config_name
+            {
+                taken.insert((server(row), stream.clone()), first);
+                config.problem = Some(format!(
+                    "NATS configurations {first:?} and {:?} both lead to stream {stream:?} of one server; give one of them \
+                     another stream_name, or use the first for both",
+                    row.config_name
+                ));
+            }
+        }
+    }
 }
 
 /// Whether a configuration publishes to core NATS, past all streams.
@@ -435,6 +462,26 @@ mod tests {
         let rules = Rules::compile(&tables, &mut lanes);
         assert_eq!(rules.lane(0, b"webhooks.x"), Some(0));
         assert_eq!(rules.lane(0, b"events.a.b"), Some(1));
+    }
+
+    #[test]
+    fn of_two_configurations_that_lead_to_one_stream_the_older_one_has_it() {
+        let mut tables = tables();
+        let first = tables.configs[&1].clone();
+        let mut check = |change: fn(&mut ConfigRow), is_double: bool| {
+            let mut second = ConfigRow { config_id: 2, config_name: "second".to_owned(), ..first.clone() };
+            change(&mut second);
+            tables.configs.insert(2, second);
+            tables.webhooks.get_mut(&1).unwrap().nats_config_id = Some(2);
+            let rules = Rules::compile(&tables, &mut Vec::new());
+            let problem = rules.webhooks[0].problem.clone().unwrap_or_default();
+            assert_eq!(problem.contains("both lead to stream \"WEBHOOKS\""), is_double, "{problem}");
+        };
+        check(|_| {}, true);
+        check(|row| row.stream_name = Some("SECOND".to_owned()), false);
+        check(|row| row.nats_url = Some("nats://elsewhere".to_owned()), false);
+        check(|row| row.auth_token = Some("another account".to_owned()), false);
+        check(|row| row.jetstream_enabled = Some(false), false);
     }
 
     #[test]

@@ -181,8 +181,11 @@ impl Lanes {
             let driver = &mut self.drivers[index];
             driver.is_wanted = streamer.lane_is_wanted(index);
             let Some((config, stream)) = settings else { continue };
-            if !driver.is_wanted && driver.settings.is_some() {
-                // Rows that are gone leave the lane to drain as it is.
+            let is_at_rest = matches!(driver.phase, Phase::Absent) && streamer.lane(index).is_empty();
+            let is_known = driver.settings.is_some() && !matches!(driver.phase, Phase::Absent);
+            if !driver.is_wanted && (is_known || is_at_rest) {
+                // Rows that are gone leave the lane to drain as it is. They may have come and gone in one moment, though,
+                // and left something in it.
                 continue;
             }
             let at = self.group_of(index, &config, streamer);
@@ -287,6 +290,12 @@ impl Lanes {
 
     /// A lane that is to be opened. Returns whether it has come further.
     fn poll_opening(&mut self, cx: &mut Context<'_>, at: usize, index: usize, streamer: &mut Streamer) -> Result<bool> {
+        if matches!(self.drivers[index].phase, Phase::Waiting(_)) {
+            let mut others = self.other_half(at).into_iter().flat_map(|other| &other.lanes);
+            if !self.has_its_turn(at, streamer) || others.any(|&index| self.drivers[index].is_on_line()) {
+                return Ok(false);
+            }
+        }
         let driver = &mut self.drivers[index];
         match &mut driver.phase {
             Phase::Absent | Phase::Running | Phase::Settling(_) => Ok(false),
@@ -338,6 +347,29 @@ impl Lanes {
                 }
             },
         }
+    }
+
+    /// The other half of a configuration that was switched between JetStream and core NATS. On one server core NATS may
+    /// lead into the same streams, whose order wants no other writer: so one of them publishes at a time.
+    fn other_half(&self, at: usize) -> Option<&Group> {
+        let here = &self.groups[at];
+        self.groups.iter().find(|there| {
+            there.is_core != here.is_core
+                && there.row.config_id == here.row.config_id
+                && there.row.nats_url == here.row.nats_url
+                && there.row.nats_cluster_urls == here.row.nats_cluster_urls
+        })
+    }
+
+    /// Whether it is this half's turn: first comes what is left from before the switch.
+    fn has_its_turn(&self, at: usize, streamer: &Streamer) -> bool {
+        let Some(other) = self.other_half(at) else { return true };
+        let has_left = |group: &Group| {
+            let is_left = |&index: &usize| !self.drivers[index].is_wanted && !streamer.lane(index).is_empty();
+            group.lanes.iter().any(is_left)
+        };
+        let here = &self.groups[at];
+        !has_left(other) || (has_left(here) && !here.is_core)
     }
 
     /// There is no tail to go on from: all that is in line is sent.
@@ -434,6 +466,8 @@ impl Lanes {
             self.lost(at, link, streamer, error)?;
             return Ok(true);
         }
+        // The other half may have waited for this.
+        self.is_notable = true;
         // At once the first time; a stream that goes on refusing is not to be hammered.
         let first = driver.backoff.failures == 0;
         let wait = driver.backoff.next();
@@ -442,6 +476,12 @@ impl Lanes {
     }
 
     fn look_after_running(&mut self, at: usize, link: usize, index: usize, streamer: &mut Streamer) -> Result<bool> {
+        if !self.has_its_turn(at, streamer) {
+            streamer.lane_mut(index).close();
+            streamer.condemn()?;
+            self.drivers[index].phase = Phase::Settling(Box::pin(sleep(SETTLE)));
+            return Ok(true);
+        }
         let (group, driver) = (&self.groups[at], &mut self.drivers[index]);
         let lane = streamer.lane(index);
         if !driver.is_wanted && lane.is_empty() {
@@ -483,6 +523,8 @@ impl Lanes {
     /// Nothing leads to a lane any more, and nothing is in it. With the last of its lanes a group ends its connections.
     fn retire(&mut self, at: usize, index: usize) {
         self.drivers[index].phase = Phase::Absent;
+        // Others may have waited for it.
+        self.is_notable = true;
         let group = &mut self.groups[at];
         if group.lanes.iter().all(|&index| matches!(self.drivers[index].phase, Phase::Absent)) {
             group.in_use = false;
