@@ -71,13 +71,13 @@ async fn durable_consumers_are_counted_as_jetstream_counts_them_until_they_are_g
     };
     report("worker");
     report("elsewhere");
-    shows(&feed, &format!("WEBHOOKS elsewhere : 99 98 97 0 t; {counted} t")).await;
+    shows(&feed, &format!("WEBHOOKS elsewhere :  99 98 97 0 t; {counted} t")).await;
     let average =
         feed.pg.psql("SELECT avg_processing_time_ms FROM rule_nats_consumer_stats WHERE consumer_name = 'worker'");
     assert_eq!(average, "12.50");
 
     stream.delete_consumer("worker").await.unwrap();
-    shows(&feed, &format!("WEBHOOKS elsewhere : 99 98 97 0 t; {counted} f")).await;
+    shows(&feed, &format!("WEBHOOKS elsewhere :  99 98 97 0 t; {counted} f")).await;
     // More than one page of them.
     for index in 0..300 {
         stream.create_consumer(config(&format!("many{index}"))).await.unwrap();
