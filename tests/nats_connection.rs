@@ -6,10 +6,13 @@ mod support;
 
 use std::{path::Path, time::Duration};
 
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use nkeys::KeyPair;
 use serde_json::{Value, json};
-use support::{Nats, tls::Authority};
+use support::{
+    Nats,
+    login::{Operator, tls_server},
+    tls::Authority,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -146,59 +149,22 @@ async fn an_nkey_signs_the_servers_nonce() {
     refused(&row(open.url()), &own, Kind::Config, "no nonce").await;
 }
 
-/// A JWT as nsc makes it: claims about `subject`, signed by `issuer`.
-fn jwt(issuer: &KeyPair, subject: &KeyPair, name: &str, nats: Value) -> String {
-    let claims = json!({ "jti": name, "iat": 1_700_000_000, "iss": issuer.public_key(), "name": name,
-        "sub": subject.public_key(), "nats": nats });
-    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-    let signed = format!("{}.{}", part(&json!({ "typ": "JWT", "alg": "ed25519-nkey" })), part(&claims));
-    let signature = URL_SAFE_NO_PAD.encode(issuer.sign(signed.as_bytes()).unwrap());
-    format!("{signed}.{signature}")
-}
-
-fn credentials(file: &Path, jwt: &str, user: &KeyPair) {
-    let seed = user.seed().unwrap();
-    let text = format!(
-        "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n************************* IMPORTANT\n\n\
-         -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
-    );
-    std::fs::write(file, text).unwrap();
-}
-
 #[tokio::test]
 async fn credentials_of_an_operators_account_are_read_anew_for_each_connection() {
-    let (operator, account, system, user) =
-        (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_account(), KeyPair::new_user());
-    let limits = json!({ "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true,
-        "conn": -1, "leaf": -1, "mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1 });
-    let system_limits = json!({ "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true,
-        "conn": -1, "leaf": -1 });
-    let account_claims = |limits: &Value| json!({ "limits": limits, "type": "account", "version": 2 });
-    let user_claims =
-        json!({ "pub": {}, "sub": {}, "subs": -1, "data": -1, "payload": -1, "type": "user", "version": 2 });
-    let config = format!(
-        "operator: {}\nsystem_account: {}\nresolver: MEMORY\nresolver_preload: {{ {}: {}, {}: {} }}",
-        jwt(&operator, &operator, "op", json!({ "type": "operator", "version": 2 })),
-        system.public_key(),
-        account.public_key(),
-        jwt(&operator, &account, "app", account_claims(&limits)),
-        system.public_key(),
-        jwt(&operator, &system, "sys", account_claims(&system_limits)),
-    );
+    let operator = Operator::new();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("app.creds");
     for version in VERSIONS {
-        let nats = Nats::builder().version(version).config(&config).start().await;
+        let nats = Nats::builder().version(version).config(&operator.config()).start().await;
         let with = ConfigRow {
             auth_type: Some("credentials".into()),
             auth_credentials_file: Some(file.display().to_string()),
             ..row(nats.url())
         };
-        let stranger = KeyPair::new_account();
-        credentials(&file, &jwt(&stranger, &user, "walhook", user_claims.clone()), &user);
+        Operator::new().write_credentials(&file);
         refused(&with, &Overrides::default(), Kind::Permission, "Authorization Violation").await;
 
-        credentials(&file, &jwt(&account, &user, "walhook", user_claims.clone()), &user);
+        operator.write_credentials(&file);
         connects(&with, &Overrides::default()).await;
         connects(&row(nats.url()), &Overrides { creds: Some(file.clone()), ..Overrides::default() }).await;
 
@@ -212,20 +178,6 @@ async fn credentials_of_an_operators_account_are_read_anew_for_each_connection()
         std::fs::remove_file(&file).unwrap();
         refused(&with, &Overrides::default(), Kind::Config, "app.creds").await;
     }
-}
-
-/// A server with TLS: its certificate for `localhost` and 127.0.0.1 and the authority's are in `folder`.
-async fn tls_server(folder: &Path, authority: &Authority, version: &str, more: &str) -> Nats {
-    let (cert, key) = authority.server().write(folder, "server");
-    let ca = folder.join("ca.crt");
-    std::fs::write(&ca, &authority.certificate).unwrap();
-    let config = format!(
-        "tls {{ cert_file: \"{}\", key_file: \"{}\", ca_file: \"{}\", timeout: 10, {more} }}",
-        cert.display(),
-        key.display(),
-        ca.display()
-    );
-    Nats::builder().version(version).config(&config).start().await
 }
 
 fn trusting(folder: &Path, url: String) -> ConfigRow {

@@ -42,8 +42,8 @@ pub async fn keep(client: &Client, sources: Vec<Source>) -> Vec<String> {
             if let Some(first) = asked.insert(&source.stream, &source.config_name) {
                 asked.insert(&source.stream, first);
                 problems.push(format!(
-                    "stream {:?} of NATS configuration {:?} has its name from one of configuration {first:?} too: \
-                     rule_nats_consumer_stats shows the consumers of the latter",
+                    "two NATS configurations have a stream {:?}: rule_nats_consumer_stats shows the consumers of \
+                     {first:?}'s and not of {:?}'s",
                     source.stream, source.config_name
                 ));
                 continue;

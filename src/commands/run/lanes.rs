@@ -195,8 +195,11 @@ impl Lanes {
             let driver = &mut self.drivers[index];
             driver.is_wanted = streamer.lane_is_wanted(index);
             let Some((config, stream)) = settings else { continue };
-            if !driver.is_wanted && driver.settings.is_some() {
-                // Rows that are gone leave the lane to drain as it is.
+            let is_at_rest = matches!(driver.phase, Phase::Absent) && streamer.lane(index).is_empty();
+            let is_known = driver.settings.is_some() && !matches!(driver.phase, Phase::Absent);
+            if !driver.is_wanted && (is_known || is_at_rest) {
+                // Rows that are gone leave the lane to drain as it is. They may have come and gone in one moment, though,
+                // and left something in it.
                 continue;
             }
             let at = self.group_of(index, &config, streamer);
@@ -301,6 +304,12 @@ impl Lanes {
 
     /// A lane that is to be opened. Returns whether it has come further.
     fn poll_opening(&mut self, cx: &mut Context<'_>, at: usize, index: usize, streamer: &mut Streamer) -> Result<bool> {
+        if matches!(self.drivers[index].phase, Phase::Waiting(_)) {
+            let mut others = self.other_half(at).into_iter().flat_map(|other| &other.lanes);
+            if !self.has_its_turn(at, streamer) || others.any(|&index| self.drivers[index].is_on_line()) {
+                return Ok(false);
+            }
+        }
         let driver = &mut self.drivers[index];
         match &mut driver.phase {
             Phase::Absent | Phase::Running | Phase::Settling(_) => Ok(false),
@@ -331,7 +340,10 @@ impl Lanes {
                 }
                 Ok(true)
             }
-            Phase::Opening(opening) => match opening.as_mut().poll(cx) {
+            Phase::Opening(opening) => match opening.as_mut().poll(cx).map(|opened| {
+                let opened = opened?;
+                self.has_no_other_lane(index, opened.created_ns, streamer).map(|()| opened)
+            }) {
                 Poll::Pending => Ok(false),
                 Poll::Ready(Ok(opened)) => self.opened(at, index, streamer, opened).map(|()| true),
                 Poll::Ready(Err(error)) => {
@@ -354,6 +366,29 @@ impl Lanes {
         }
     }
 
+    /// The other half of a configuration that was switched between JetStream and core NATS. On one server core NATS may
+    /// lead into the same streams, whose order wants no other writer: so one of them publishes at a time.
+    fn other_half(&self, at: usize) -> Option<&Group> {
+        let here = &self.groups[at];
+        self.groups.iter().find(|there| {
+            there.is_core != here.is_core
+                && there.row.config_id == here.row.config_id
+                && there.row.nats_url == here.row.nats_url
+                && there.row.nats_cluster_urls == here.row.nats_cluster_urls
+        })
+    }
+
+    /// Whether it is this half's turn: first comes what is left from before the switch.
+    fn has_its_turn(&self, at: usize, streamer: &Streamer) -> bool {
+        let Some(other) = self.other_half(at) else { return true };
+        let has_left = |group: &Group| {
+            let is_left = |&index: &usize| !self.drivers[index].is_wanted && !streamer.lane(index).is_empty();
+            group.lanes.iter().any(is_left)
+        };
+        let here = &self.groups[at];
+        !has_left(other) || (has_left(here) && !here.is_core)
+    }
+
     /// There is no tail to go on from: all that is in line is sent.
     fn open_core(&mut self, at: usize, index: usize, streamer: &mut Streamer, max_payload: usize) -> Result<()> {
         let lane = streamer.lane_mut(index);
@@ -370,6 +405,23 @@ impl Lanes {
         self.drivers[index].phase = Phase::Running;
         self.is_notable = true;
         streamer.condemn()
+    }
+
+    /// Two lanes into one stream would take each other's messages for their own. Where rows tell, the rules see to it; by
+    /// another name of the server or as another user only the stream itself tells.
+    fn has_no_other_lane(&self, index: usize, created_ns: i64, streamer: &Streamer) -> Result<()> {
+        let stream = streamer.lane(index).stream();
+        let is_its = |(other, driver): &(usize, &Driver)| {
+            *other != index && driver.created_ns == created_ns && streamer.lane(*other).stream() == stream
+        };
+        let in_use = |(_, driver): &(usize, &Driver)| !matches!(driver.phase, Phase::Absent);
+        let mut others = self.drivers.iter().enumerate().filter(is_its).filter(in_use);
+        let Some((config, _)) = others.next().and_then(|(_, driver)| driver.settings.as_ref()) else { return Ok(()) };
+        Err(Error::config(format!(
+            "open it: NATS configuration {:?} publishes to the same stream of the same server",
+            config.config_name
+        ))
+        .hint("give one of the two another stream_name and subject_prefix, or use one configuration for both"))
     }
 
     fn opened(&mut self, at: usize, index: usize, streamer: &mut Streamer, mut opened: Opened) -> Result<()> {
@@ -448,6 +500,8 @@ impl Lanes {
             self.lost(at, link, streamer, error)?;
             return Ok(true);
         }
+        // The other half may have waited for this.
+        self.is_notable = true;
         // At once the first time; a stream that goes on refusing is not to be hammered.
         let first = driver.backoff.failures == 0;
         let wait = driver.backoff.next();
@@ -456,6 +510,12 @@ impl Lanes {
     }
 
     fn look_after_running(&mut self, at: usize, link: usize, index: usize, streamer: &mut Streamer) -> Result<bool> {
+        if !self.has_its_turn(at, streamer) {
+            streamer.lane_mut(index).close();
+            streamer.condemn()?;
+            self.drivers[index].phase = Phase::Settling(Box::pin(sleep(SETTLE)));
+            return Ok(true);
+        }
         let (group, driver) = (&self.groups[at], &mut self.drivers[index]);
         let lane = streamer.lane(index);
         if !driver.is_wanted && lane.is_empty() {
@@ -497,6 +557,8 @@ impl Lanes {
     /// Nothing leads to a lane any more, and nothing is in it. With the last of its lanes a group ends its connections.
     fn retire(&mut self, at: usize, index: usize) {
         self.drivers[index].phase = Phase::Absent;
+        // Others may have waited for it.
+        self.is_notable = true;
         let group = &mut self.groups[at];
         if group.lanes.iter().all(|&index| matches!(self.drivers[index].phase, Phase::Absent)) {
             group.in_use = false;

@@ -312,7 +312,7 @@ impl Link {
         if is_core && publisher.is_between() {
             for &index in &self.lanes {
                 let lane = streamer.lane_mut(index);
-                if lane.wants_ping() {
+                if drivers[index].is_on_line() && lane.wants_ping() {
                     publisher.ping();
                     lane.pinged();
                 }

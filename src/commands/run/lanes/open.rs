@@ -111,8 +111,10 @@ pub fn trusted(known: &Checkpoint, created_ns: i64, tail: &Tail) -> Result<()> {
     ))
 }
 
-/// The position that a stored message of ours tells.
+/// Where a message of ours belongs. One that core NATS brought into the stream is not of its lane: it says nothing of
+/// those before it, and is as a stranger's.
 pub fn position_of(stored: &tail::Stored, source: &str) -> Option<EventPosition> {
+    stored.header("Nats-Expected-Stream")?;
     let id = stored.header("Walhook-Id").or_else(|| stored.header("Nats-Msg-Id"))?;
     EventPosition::parse(id, source)
 }
