@@ -41,7 +41,7 @@ fn configure(feed: &Feed, name: &str, url: &str, columns: &[(&str, String)]) -> 
         feed.pg.psql(&format!("UPDATE rule_nats_config SET {column} = {value} WHERE config_name = '{name}'"));
     }
     let id = feed.pg.psql(&format!("SELECT rule_webhook_register('{name}', 'https://example.com/{name}')"));
-    feed.pg.psql(&format!("SELECT rule_webhook_enable_nats({id}, 'webhooks.{name}', 'nats', '{name}')"));
+    feed.pg.psql(&format!("SELECT rule_webhook_enable_nats({id}, NULL, 'nats', '{name}')"));
     id.parse().unwrap()
 }
 
@@ -441,6 +441,51 @@ async fn while_one_configuration_is_away_the_others_flow_and_the_status_says_wha
     reports(&there, "second", "as back", |report| report["connected"] == true && report["holds_slot"] == false).await;
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
     drop(nats);
+}
+
+#[tokio::test]
+async fn an_outage_of_one_configuration_that_outlasts_its_window_stops_no_other_and_loses_nothing() {
+    let feed = Feed::start().await;
+    let other = Nats::start().await;
+    let first = feed.webhook("first");
+    let second = configure(&feed, "second", &other.url(), &[("reconnect_delay_ms", "50".to_owned())]);
+    let folder = tempfile::tempdir().unwrap();
+    let mut walhook = run_with(&feed, folder.path(), "window_events = 20\nack_timeout_ms = 100\n");
+    call(&feed, first, "before");
+    call(&feed, second, "before");
+    feed.confirmed().await;
+    other.stop();
+    let both = |from: u32, upto: u32| {
+        feed.pg.psql(&format!(
+            "SELECT rule_webhook_call_unified(w, jsonb_build_object('text', i)) \
+             FROM generate_series({from}, {upto} - 1) i, unnest('{{{first},{second}}}'::int[]) w"
+        ));
+    };
+    // Ten times what the window takes.
+    both(0, 200);
+    feed.stored(201).await;
+    both(200, 210);
+    feed.stored(211).await;
+    other.restart().await;
+    feed.confirmed().await;
+    walhook.logged("reading them again from").await;
+    both(210, 220);
+    feed.confirmed().await;
+    let history = "SELECT webhook_id, count(*), count(DISTINCT event_id), count(sequence_number), bool_and(success)
+                   FROM rule_nats_publish_history GROUP BY 1 ORDER BY 1";
+    assert_eq!(feed.pg.psql(history), format!("{first}|221|221|221|t\n{second}|221|221|221|t"));
+    let Feed { pg, nats } = feed;
+    let there = Feed { pg, nats: other };
+    let texts = |messages: Vec<support::feed::Message>| {
+        messages.iter().map(|message| message.data()["text"].to_string()).collect::<Vec<_>>()
+    };
+    let expected: Vec<_> = ["\"before\"".to_owned()].into_iter().chain((0..220).map(|i| i.to_string())).collect();
+    assert_eq!(texts(there.messages().await), expected);
+    let Feed { pg, nats: other } = there;
+    let feed = Feed { pg, nats };
+    assert_eq!(texts(feed.messages().await), expected);
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+    drop(other);
 }
 
 #[tokio::test]

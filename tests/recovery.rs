@@ -362,6 +362,8 @@ async fn a_huge_transaction_before_a_stalled_stream_keeps_the_connection_and_lit
     let mut walhook = feed.run();
     walhook.logged("stream opened").await;
     let walsender = feed.pg.psql("SELECT active_pid FROM pg_replication_slots");
+    // The rows of its history would take longer than the test.
+    feed.pg.psql("UPDATE rule_nats_config SET history = 'off'");
     feed.pg.psql("INSERT INTO t SELECT i, repeat('x', 200) FROM generate_series(0, 199999) i");
     taken(&feed, 1000).await;
     feed.nats.pause();

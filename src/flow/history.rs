@@ -330,9 +330,9 @@ impl History {
         self.spare = batch;
     }
 
-    /// From which event on rows were left out, once all others are durable.
+    /// From which event on rows were left out, once all others are durable and more could be written.
     pub fn unkept(&self) -> Option<u64> {
-        self.unkept.filter(|_| self.writing.is_none() && self.waiting.is_empty())
+        self.unkept.filter(|_| !self.is_stuck && self.writing.is_none() && self.waiting.is_empty())
     }
 }
 

@@ -126,6 +126,14 @@ pub struct Lane {
     limit: Option<u64>,
     /// What a closed lane still owes the socket: the end of the message that it was in the midst of.
     rest: Vec<u8>,
+    /// Strict and just opened: one message goes alone, and its ack shows that the tail was the tail. Something may have been
+    /// on its way into the stream when it was read (by an older connection, or by core NATS, which tells nobody when it is
+    /// there). Of many messages the first would be refused and one behind them be taken, where as many came before it.
+    is_probing: bool,
+    /// Nothing of it has been settled for long: others need not wait.
+    is_away: bool,
+    /// The first event that it had no room for while it was away.
+    left_out: Option<u64>,
     /// In core NATS: a PING is under way behind all messages before this index.
     pinged: Option<u64>,
     stored: u64,
@@ -224,6 +232,9 @@ impl Lane {
             limit: None,
             rest: Vec::new(),
             pinged: None,
+            is_probing: false,
+            is_away: false,
+            left_out: None,
             stored: 0,
             duplicates: 0,
             notes: Spool::default(),
@@ -260,9 +271,14 @@ impl Lane {
         self.slots.len()
     }
 
-    /// Whether all is settled.
+    /// Whether nothing is in line, nor given up and not taken from here yet.
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty() && self.condemned.is_empty() && self.history.oldest().is_none()
+        self.slots.is_empty() && self.condemned.is_empty()
+    }
+
+    /// Whether all is settled, the history's rows too.
+    pub fn is_settled(&self) -> bool {
+        self.oldest().is_none()
     }
 
     /// Bytes in line.
@@ -279,7 +295,32 @@ impl Lane {
     /// a row of the history that is not durable.
     pub fn oldest(&self) -> Option<u64> {
         let given_up = self.condemned.iter().map(|condemned| condemned.number);
-        self.front().into_iter().chain(given_up).chain(self.history.oldest()).min()
+        self.front().into_iter().chain(given_up).chain(self.history.oldest()).chain(self.left_out).min()
+    }
+
+    /// Says whether nothing of it has been settled for long.
+    pub fn set_away(&mut self, is_away: bool) {
+        self.is_away = is_away;
+    }
+
+    /// Whether nothing of it has been settled for long.
+    pub fn is_away(&self) -> bool {
+        self.is_away
+    }
+
+    /// Whether there is room within these bounds.
+    pub fn has_room(&self, events: usize, bytes: usize) -> bool {
+        self.len() < events && self.bytes < bytes
+    }
+
+    /// Event `number` is not taken, nor any after it: the slot has to be read again from before it.
+    pub fn leave_out(&mut self, number: u64) {
+        self.left_out.get_or_insert(number);
+    }
+
+    /// Whether events are left out.
+    pub fn leaves_out(&self) -> bool {
+        self.left_out.is_some()
     }
 
     /// Events that can never be published, given up since the last call. Until they are taken from here nothing is
@@ -461,10 +502,9 @@ impl Lane {
         if self.anchor.is_none() || !self.condemned.is_empty() {
             return &[];
         }
-        let limit = self.limit.and_then(|limit| {
-            let held = self.slots.partition_point(|slot| slot.number < limit);
-            self.slots.get(held).map(|slot| slot.place)
-        });
+        let held = self.limit.map_or(self.slots.len(), |limit| self.slots.partition_point(|slot| slot.number < limit));
+        let held = if self.is_probing { held.min(1) } else { held };
+        let limit = self.slots.get(held).map(|slot| slot.place);
         self.spool.unsent(limit)
     }
 
@@ -550,6 +590,7 @@ impl Lane {
         self.opened_behind = tail.last_sequence;
         self.max_payload = tail.max_payload;
         self.anchor = Some(Anchor { index: self.base, last_sequence: tail.last_sequence });
+        self.is_probing = self.ordering == Ordering::Strict;
         for offset in 0..self.slots.len() {
             let index = self.base + offset as u64;
             let expected = self.expected(index);
@@ -621,6 +662,7 @@ impl Lane {
             || duplicate
             || self.anchor.is_none()
             || sequence == self.expected(self.base + index as u64) + 1;
+        self.is_probing &= !in_place;
         if index == 0 {
             self.let_go();
         }

@@ -64,6 +64,8 @@ pub struct Swarm {
     pub foreign: u32,
     pub late: u32,
     pub lock_history: u32,
+    /// Whether lanes are taken for away, at any time.
+    pub away: u32,
     /// How many bytes a socket takes at a time.
     pub write_max: usize,
 }
@@ -99,6 +101,7 @@ impl Swarm {
             knob(300),
             knob(1000),
             knob(30),
+            knob(1),
         ];
         let [
             big_rows,
@@ -122,6 +125,7 @@ impl Swarm {
             foreign,
             late,
             lock_history,
+            away,
         ] = chances;
         let pick = |rng: &mut Rng, choices: &[usize]| choices[rng.usize(..choices.len())];
         Swarm {
@@ -158,6 +162,7 @@ impl Swarm {
             foreign,
             late,
             lock_history,
+            away,
             write_max: pick(rng, &[7, 100, 2000, 1 << 20]),
         }
     }

@@ -219,6 +219,7 @@ impl World {
             too_large: 0,
             foreign: 0,
             lock_history: 0,
+            away: 0,
             ..Swarm::new(&mut Rng::with_seed(0))
         };
         let Swarm { window_events, window_bytes, history_bytes, dedup_window, expected_before_dedup, .. } = self.swarm;
@@ -647,11 +648,17 @@ impl World {
             None => {
                 // Whether the patience of the edge has run out is a matter of chance here.
                 run.streamer.set_history_stuck(self.swarm.lock_history > 0 && self.rng.bool());
+                let away = self.rng.u64(..);
+                for index in 0..run.streamer.lane_count() {
+                    let lane = run.streamer.lane_mut(index);
+                    lane.set_away(self.swarm.away > 0 && lane.front().is_some() && away >> index & 1 == 1);
+                }
                 let rows = run.streamer.take_history(|_| true);
+                if let Some(what) = run.streamer.left_out() {
+                    self.crash(&what);
+                    return Ok(());
+                }
                 if rows.is_empty() {
-                    if run.streamer.owes_history() {
-                        self.crash("history was left out: the slot is read again");
-                    }
                     return Ok(());
                 }
                 (rows, false)

@@ -38,6 +38,9 @@ use open::{Known, Opened};
 /// How long answers that are under way may take to come in before the tail is read without them.
 const SETTLE: Duration = Duration::from_secs(1);
 
+/// How much longer than an answer may take a lane may stand still before others do not wait for it any more.
+const AWAY: Duration = Duration::from_secs(5);
+
 /// All lanes' connections.
 pub struct Lanes {
     drivers: Vec<Driver>,
@@ -96,6 +99,11 @@ impl Lanes {
             wall: postgres::now(),
             steady: u64::try_from(self.began.elapsed().as_micros()).expect("some hundred thousand years"),
         });
+        let patience = self.ack_timeout + AWAY;
+        for (index, driver) in self.drivers.iter_mut().enumerate() {
+            let lane = streamer.lane_mut(index);
+            lane.set_away(driver.stands_still(lane) >= patience);
+        }
         for at in 0..self.groups.len() {
             // What was begun has to be polled once, to wake us.
             while self.poll_group(cx, at, streamer, eager)? {}
@@ -283,6 +291,17 @@ impl Lanes {
         for lane in 0..self.groups[at].lanes.len() {
             moved |= self.poll_opening(cx, at, self.groups[at].lanes[lane], streamer)?;
         }
+        // Before anything is sent: rows may have changed since.
+        if !self.has_its_turn(at, streamer) {
+            for &index in &self.groups[at].lanes {
+                if matches!(self.drivers[index].phase, Phase::Running) {
+                    streamer.lane_mut(index).close();
+                    self.drivers[index].phase = Phase::Settling(Box::pin(sleep(SETTLE)));
+                    moved = true;
+                }
+            }
+            streamer.condemn()?;
+        }
         for link in 0..self.groups[at].links.len() {
             let Group { links, is_core, .. } = &mut self.groups[at];
             match links[link].exchange(cx, *is_core, streamer, &mut self.drivers) {
@@ -385,8 +404,11 @@ impl Lanes {
             let is_left = |&index: &usize| !self.drivers[index].is_wanted && !streamer.lane(index).is_empty();
             group.lanes.iter().any(is_left)
         };
+        // What the other half has sent may still be on its way into the stream.
+        let is_under_way =
+            other.lanes.iter().any(|&index| self.drivers[index].is_on_line() && streamer.lane(index).awaits_answers());
         let here = &self.groups[at];
-        !has_left(other) || (has_left(here) && !here.is_core)
+        !is_under_way && (!has_left(other) || (has_left(here) && !here.is_core))
     }
 
     /// There is no tail to go on from: all that is in line is sent.
@@ -510,15 +532,10 @@ impl Lanes {
     }
 
     fn look_after_running(&mut self, at: usize, link: usize, index: usize, streamer: &mut Streamer) -> Result<bool> {
-        if !self.has_its_turn(at, streamer) {
-            streamer.lane_mut(index).close();
-            streamer.condemn()?;
-            self.drivers[index].phase = Phase::Settling(Box::pin(sleep(SETTLE)));
-            return Ok(true);
-        }
         let (group, driver) = (&self.groups[at], &mut self.drivers[index]);
         let lane = streamer.lane(index);
-        if !driver.is_wanted && lane.is_empty() {
+        // The history may still have to ask its stream.
+        if !driver.is_wanted && lane.is_settled() {
             streamer.lane_mut(index).close();
             self.retire(at, index);
             return Ok(false);

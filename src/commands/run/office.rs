@@ -3,8 +3,8 @@
 //!
 //! In: rows of the publish history from the streamer. Out: the same rows, durable, back to the streamer, which confirms no
 //! event without them; old rows trimmed, JetStream's consumers surveyed. While the history takes no rows (somebody holds a lock on it), delivery goes on
-//! and only the confirmation waits; when rows had to be left out meanwhile, the session ends and the next one reads them
-//! from the slot again ([`Office::look`]). Nothing that goes wrong here ends a session otherwise.
+//! and only the confirmation waits; rows that had to be left out meanwhile the next session makes again from the slot
+//! ([`Streamer::left_out`]). Nothing that goes wrong here ends a session.
 
 use std::{collections::HashSet, future::Future, pin::Pin, rc::Rc, time::Duration};
 
@@ -106,33 +106,22 @@ impl Office {
     }
 
     /// Begins the next piece of work if there is one, and tells the streamer whether the history is stuck.
-    ///
-    /// # Errors
-    /// Rows were left out while it was, and it is not any more: the session has to begin anew, from the slot.
-    pub fn look(&mut self, streamer: &mut Streamer, lanes: &Lanes) -> Result<()> {
+    pub fn look(&mut self, streamer: &mut Streamer, lanes: &Lanes) {
         let is_stuck = self.busy_since.is_some_and(|since| since.elapsed() >= PATIENCE);
         streamer.set_history_stuck(is_stuck);
         if self.work.is_some() {
-            return Ok(());
+            return;
         }
         if self.kept.is_empty() {
             let batches = streamer.take_history(|lane| lanes.control(lane).is_some());
             self.kept.extend(batches.into_iter().map(|(book, batch)| Batches { book, batch }));
             if self.kept.is_empty() {
                 self.busy_since = None;
-                if !is_stuck && streamer.owes_history() {
-                    return Err(Error::unavailable(format!(
-                        "rule_nats_publish_history took no rows for a while; events were delivered without, and are read \
-                         again from {} for their rows",
-                        streamer.confirmed()
-                    )));
-                }
             } else {
                 self.busy_since = Some(Instant::now());
             }
         }
         self.work = self.next(streamer, lanes);
-        Ok(())
     }
 
     fn next(&mut self, streamer: &Streamer, lanes: &Lanes) -> Option<Work> {

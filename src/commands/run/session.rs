@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    error::Result,
+    error::{Error, Result},
     flow::streamer::{DeadLetter, Received, Streamer},
     postgres::{
         self, OBJECT_IN_USE,
@@ -202,7 +202,11 @@ impl Session<'_> {
         loop {
             let is_reading = drain_until.is_none() && self.pump()?;
             self.start_job();
-            self.office.look(&mut self.streamer, &self.lanes)?;
+            self.office.look(&mut self.streamer, &self.lanes);
+            if let Some(what) = self.streamer.left_out() {
+                let from = self.streamer.confirmed();
+                return Err(Error::unavailable(format!("{what}; reading them again from {from}")));
+            }
             if let Some(until) = drain_until
                 && (self.streamer.has_nothing_in_flight() || Instant::now() >= until)
             {

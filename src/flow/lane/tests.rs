@@ -35,6 +35,12 @@ fn lane_of(ordering: Ordering, count: u64) -> Lane {
     lane
 }
 
+/// Opens a lane that need not probe.
+fn open(lane: &mut Lane, tail: &Tail) {
+    lane.open(tail).unwrap();
+    lane.is_probing = false;
+}
+
 fn send(lane: &mut Lane) -> String {
     let mut sent = Vec::new();
     while !lane.unsent().is_empty() {
@@ -67,7 +73,7 @@ fn a_message_is_an_hpub_with_its_ids_and_what_the_stream_must_have_before_it() {
     put_as(&mut lane, 1, "s.a", None, b"{\"a\":1}");
     put_as(&mut lane, 2, "s.b", Some(b"mine"), b"");
     assert_eq!(send(&mut lane), "", "closed");
-    lane.open(&tail(41, None)).unwrap();
+    open(&mut lane, &tail(41, None));
     let header = "NATS/1.0\r\nNats-Msg-Id: src-0000000000000001-9-0-1\r\nNats-Expected-Stream: S\r\n\
                   Nats-Expected-Last-Sequence: 00000000000000000041\r\nWalhook-Op: insert\r\nWalhook-Epoch: 3\r\n\r\n";
     let second = "NATS/1.0\r\nNats-Msg-Id: mine\r\nWalhook-Id: src-0000000000000002-9-0-1\r\n\
@@ -87,14 +93,14 @@ fn a_message_is_an_hpub_with_its_ids_and_what_the_stream_must_have_before_it() {
 #[test]
 fn a_shared_stream_is_not_told_which_sequence_to_expect() {
     let mut lane = lane_of(Ordering::Shared, 1);
-    lane.open(&tail(7, None)).unwrap();
+    open(&mut lane, &tail(7, None));
     assert_eq!(sent(&mut lane), [("0100000000".to_owned(), None)]);
 }
 
 #[test]
 fn a_message_larger_than_the_server_takes_leaves_the_line_as_it_was() {
     let mut lane = lane_of(Ordering::Strict, 1);
-    lane.open(&tail(0, None)).unwrap();
+    open(&mut lane, &tail(0, None));
     let bytes = lane.bytes();
     let head = Head { subject: b"s.a", id: b"id", message_id: None, op: "insert", epoch: 3 };
     let draft = lane.draft(head, |out| out.extend_from_slice(b"\r\nX: 1"));
@@ -113,7 +119,7 @@ fn what_was_in_line_before_the_limit_was_known_is_judged_when_the_lane_opens() {
     put_as(&mut lane, 2, "s.a", None, &[b'x'; 1000]);
     put_as(&mut lane, 3, "t.a", None, b"");
     put_as(&mut lane, 4, "s.a", None, b"");
-    lane.open(&tail(5, None)).unwrap();
+    open(&mut lane, &tail(5, None));
     assert_eq!(lane.unsent(), b"", "not before the dead letters are taken");
     assert_eq!(lane.oldest(), Some(1));
     let condemned = lane.take_condemned();
@@ -126,7 +132,7 @@ fn what_was_in_line_before_the_limit_was_known_is_judged_when_the_lane_opens() {
 #[test]
 fn a_condemned_event_counts_as_not_settled_until_it_is_taken() {
     let mut lane = lane_of(Ordering::Strict, 1);
-    lane.open(&tail(0, None)).unwrap();
+    open(&mut lane, &tail(0, None));
     let token = tokens(&mut lane).remove(0);
     assert!(lane.refused(token.as_bytes(), &Refusal::Never("too large".to_owned())));
     assert_eq!((lane.len(), lane.oldest(), lane.is_empty()), (0, Some(1), false));
@@ -137,7 +143,7 @@ fn a_condemned_event_counts_as_not_settled_until_it_is_taken() {
 /// A strict lane of four events opens behind a tail; what is left to send, and the sequence before it.
 fn check_open(tail: &Tail, expected: &[u64]) {
     let mut lane = lane_of(Ordering::Strict, 4);
-    lane.open(tail).unwrap();
+    open(&mut lane, tail);
     let left = sent(&mut lane).into_iter().map(|(_, expected)| expected.unwrap()).collect::<Vec<_>>();
     assert_eq!(left, expected, "{tail:?}");
 }
@@ -159,7 +165,7 @@ fn a_tail_of_another_history_is_not_believed() {
     other.ours.as_mut().unwrap().0.commit_time = 10;
     assert!(lane.open(&other).unwrap_err().to_string().contains("another one there"));
     let mut lane = lane_of(Ordering::Strict, 0);
-    lane.open(&other).unwrap();
+    open(&mut lane, &other);
     assert!(lane.has(&at(1)).unwrap());
     assert!(lane.has(&at(2)).is_err());
 }
@@ -167,26 +173,26 @@ fn a_tail_of_another_history_is_not_believed() {
 #[test]
 fn a_stream_that_has_become_shorter_is_not_believed() {
     let mut lane = lane_of(Ordering::Strict, 2);
-    lane.open(&tail(5, None)).unwrap();
+    open(&mut lane, &tail(5, None));
     let token = tokens(&mut lane).remove(0);
     lane.acked(token.as_bytes(), 6, false).unwrap();
     lane.close();
     let error = lane.open(&tail(5, None)).unwrap_err();
     assert_eq!(error.kind(), crate::error::Kind::Untrusted, "{error}");
-    lane.open(&tail(6, Some((1, 6)))).unwrap();
+    open(&mut lane, &tail(6, Some((1, 6))));
 }
 
 #[test]
 fn an_older_copy_that_came_in_late_is_told_from_another_writers_message() {
     for (listed, dead) in [(vec![at(1), at(2)], vec![]), (vec![at(2)], vec![1])] {
         let mut lane = lane_of(Ordering::Strict, 3);
-        lane.open(&tail(10, None)).unwrap();
+        open(&mut lane, &tail(10, None));
         let first = tokens(&mut lane).remove(0);
         assert_eq!(lane.lists_behind(), None);
         assert!(lane.refused(first.as_bytes(), &Refusal::WrongSequence));
         lane.close();
         assert_eq!(lane.lists_behind(), Some(10));
-        lane.open(&Tail { listed, ..tail(12, Some((2, 12))) }).unwrap();
+        open(&mut lane, &Tail { listed, ..tail(12, Some((2, 12))) });
         let condemned = lane.take_condemned();
         assert_eq!(condemned.iter().map(|condemned| condemned.number).collect::<Vec<_>>(), dead);
         assert_eq!(sent(&mut lane).into_iter().map(|(_, expected)| expected).collect::<Vec<_>>(), [Some(12)]);
@@ -196,14 +202,14 @@ fn an_older_copy_that_came_in_late_is_told_from_another_writers_message() {
 #[test]
 fn a_hole_in_a_shared_stream_is_filled_and_nothing_else_sent_again() {
     let mut lane = lane_of(Ordering::Shared, 4);
-    lane.open(&tail(0, None)).unwrap();
+    open(&mut lane, &tail(0, None));
     let sent = tokens(&mut lane);
     assert!(lane.refused(sent[0].as_bytes(), &Refusal::NotNow("429".to_owned())));
     lane.acked(sent[1].as_bytes(), 1, false).unwrap();
     lane.close();
     assert_eq!(lane.lists_behind(), Some(0));
     // The ack of the third was lost.
-    lane.open(&Tail { listed: vec![at(3), at(2)], ..tail(2, Some((3, 2))) }).unwrap();
+    open(&mut lane, &Tail { listed: vec![at(3), at(2)], ..tail(2, Some((3, 2))) });
     assert!(send(&mut lane).split("HPUB").skip(1).map(|message| message.contains("0000001-9")).eq([true, false]));
     assert_eq!((lane.len(), lane.oldest()), (2, Some(1)));
 }
@@ -211,21 +217,21 @@ fn a_hole_in_a_shared_stream_is_filled_and_nothing_else_sent_again() {
 #[test]
 fn a_shared_stream_has_what_is_listed_and_not_what_comes_before_it() {
     let mut lane = lane_of(Ordering::Shared, 0);
-    lane.open(&Tail { listed: vec![at(5), at(2)], ..tail(2, Some((5, 2))) }).unwrap();
+    open(&mut lane, &Tail { listed: vec![at(5), at(2)], ..tail(2, Some((5, 2))) });
     let has = (1..=6).filter(|&commit| lane.has(&at(commit)).unwrap()).collect::<Vec<_>>();
     assert_eq!(has, [2, 5]);
     let mut strict = lane_of(Ordering::Strict, 0);
-    strict.open(&tail(2, Some((5, 2)))).unwrap();
+    open(&mut strict, &tail(2, Some((5, 2))));
     assert_eq!((1..=6).filter(|&commit| strict.has(&at(commit)).unwrap()).count(), 5);
 }
 
 #[test]
 fn answers_to_earlier_attempts_and_to_what_is_settled_mean_nothing() {
     let mut lane = lane_of(Ordering::Strict, 2);
-    lane.open(&tail(0, None)).unwrap();
+    open(&mut lane, &tail(0, None));
     let first = tokens(&mut lane);
     lane.close();
-    lane.open(&tail(0, None)).unwrap();
+    open(&mut lane, &tail(0, None));
     let second = tokens(&mut lane);
     for old in &first {
         lane.acked(old.as_bytes(), 1, false).unwrap();
@@ -242,7 +248,7 @@ fn answers_to_earlier_attempts_and_to_what_is_settled_mean_nothing() {
 fn attempts_may_be_counted_round() {
     let mut lane = lane_of(Ordering::Strict, 1);
     for attempt in 1..600u64 {
-        lane.open(&tail(0, None)).unwrap();
+        open(&mut lane, &tail(0, None));
         let token = tokens(&mut lane).remove(0);
         assert_eq!(token, format!("{:02x}00000000", attempt % 256));
         assert!(lane.refused(token.as_bytes(), &Refusal::NotNow(String::new())));
@@ -253,7 +259,7 @@ fn attempts_may_be_counted_round() {
 #[test]
 fn acks_out_of_their_order_settle_from_the_front() {
     let mut lane = lane_of(Ordering::Shared, 3);
-    lane.open(&tail(0, None)).unwrap();
+    open(&mut lane, &tail(0, None));
     let tokens = tokens(&mut lane);
     assert!(lane.awaits_answers());
     lane.acked(tokens[2].as_bytes(), 3, false).unwrap();
@@ -267,7 +273,7 @@ fn acks_out_of_their_order_settle_from_the_front() {
 #[test]
 fn a_message_stored_out_of_its_place_has_the_lane_opened_anew() {
     let mut lane = lane_of(Ordering::Strict, 1);
-    lane.open(&tail(4, None)).unwrap();
+    open(&mut lane, &tail(4, None));
     let token = tokens(&mut lane).remove(0);
     assert_eq!(lane.acked(token.as_bytes(), 9, false), Err(Refusal::WrongSequence));
 }
@@ -277,12 +283,12 @@ fn a_duplicate_of_a_callers_own_id_takes_no_sequence_and_holds_nothing_up() {
     let mut lane = Lane::new("S", Ordering::Strict, "_INBOX.i.0");
     put_as(&mut lane, 1, "s.a", Some(b"own"), b"");
     put_as(&mut lane, 2, "s.a", None, b"");
-    lane.open(&tail(8, None)).unwrap();
+    open(&mut lane, &tail(8, None));
     let first = tokens(&mut lane);
     lane.acked(first[0].as_bytes(), 3, true).unwrap();
     assert!(lane.refused(first[1].as_bytes(), &Refusal::WrongSequence));
     lane.close();
-    lane.open(&tail(8, None)).unwrap();
+    open(&mut lane, &tail(8, None));
     let second = sent(&mut lane);
     assert_eq!(second.iter().map(|(_, expected)| expected.unwrap()).collect::<Vec<_>>(), [8]);
     lane.acked(second[0].0.as_bytes(), 9, false).unwrap();
@@ -292,7 +298,7 @@ fn a_duplicate_of_a_callers_own_id_takes_no_sequence_and_holds_nothing_up() {
 #[test]
 fn what_comes_after_a_limit_is_held_back_and_a_begun_message_stays_begun() {
     let mut lane = lane_of(Ordering::Strict, 3);
-    lane.open(&tail(0, None)).unwrap();
+    open(&mut lane, &tail(0, None));
     lane.hold_from(Some(2));
     assert_eq!(tokens(&mut lane), ["0100000000"]);
     assert!(lane.is_between_messages());
@@ -319,7 +325,7 @@ fn between_messages_is_known_over_segments_and_partial_writes() {
             lane.bytes() - before
         })
         .collect();
-    lane.open(&Tail { max_payload: 1 << 20, ..tail(0, None) }).unwrap();
+    open(&mut lane, &Tail { max_payload: 1 << 20, ..tail(0, None) });
     for length in lengths {
         assert!(lane.is_between_messages());
         lane.unsent();
@@ -336,7 +342,7 @@ fn between_messages_is_known_over_segments_and_partial_writes() {
 #[test]
 fn an_event_taken_out_of_the_middle_leaves_the_others_as_they_were() {
     let mut lane = lane_of(Ordering::Strict, 3);
-    lane.open(&tail(0, None)).unwrap();
+    open(&mut lane, &tail(0, None));
     let first = tokens(&mut lane);
     assert!(lane.refused(first[1].as_bytes(), &Refusal::Never("no".to_owned())));
     assert!(!lane.is_open() && !lane.awaits_answers());
@@ -344,7 +350,7 @@ fn an_event_taken_out_of_the_middle_leaves_the_others_as_they_were() {
     lane.acked(first[2].as_bytes(), 3, false).unwrap();
     assert_eq!(lane.take_condemned()[0].position, at(2));
     put_as(&mut lane, 4, "s.a", None, b"");
-    lane.open(&tail(1, Some((1, 1)))).unwrap();
+    open(&mut lane, &tail(1, Some((1, 1))));
     let text = send(&mut lane);
     let ids = text.split("Nats-Msg-Id: ").skip(1).map(|rest| rest.split("\r\n").next().unwrap());
     assert_eq!(ids.collect::<Vec<_>>(), [at(3).id("src"), at(4).id("src")]);
@@ -353,7 +359,7 @@ fn an_event_taken_out_of_the_middle_leaves_the_others_as_they_were() {
 /// A lane to core NATS, open, with the events at commits 1, 2, ….
 fn core_lane_of(count: u64) -> Lane {
     let mut lane = lane_of(Ordering::Core, count);
-    lane.open(&Tail { subjects: vec![">".to_owned()], ..tail(0, None) }).unwrap();
+    open(&mut lane, &Tail { subjects: vec![">".to_owned()], ..tail(0, None) });
     lane
 }
 
@@ -396,7 +402,7 @@ fn after_a_lost_connection_core_nats_gets_again_what_no_pong_stood_for() {
     send(&mut lane);
     lane.pinged();
     lane.close();
-    lane.open(&Tail { subjects: vec![">".to_owned()], ..tail(0, None) }).unwrap();
+    open(&mut lane, &Tail { subjects: vec![">".to_owned()], ..tail(0, None) });
     assert!(!lane.ponged(), "that PING went with its connection");
     assert_eq!(send(&mut lane).matches("HPUB").count(), 2);
     assert!(lane.wants_ping());
@@ -406,7 +412,7 @@ fn after_a_lost_connection_core_nats_gets_again_what_no_pong_stood_for() {
 fn a_lane_that_is_closed_within_a_message_still_ends_it_and_nothing_more() {
     for condemns in [false, true] {
         let mut lane = lane_of(Ordering::Strict, 3);
-        lane.open(&tail(0, None)).unwrap();
+        open(&mut lane, &tail(0, None));
         let whole = String::from_utf8(lane.unsent().to_vec()).unwrap();
         let first = lane.slots[0].length;
         lane.mark_sent(first + 7);
@@ -422,11 +428,27 @@ fn a_lane_that_is_closed_within_a_message_still_ends_it_and_nothing_more() {
         assert!(lane.is_between_messages() && lane.unsent().is_empty());
         // Or the connection is lost in the midst of it: the next one begins with a whole message.
         lane.take_condemned();
-        lane.open(&tail(0, None)).unwrap();
+        open(&mut lane, &tail(0, None));
         assert!(send(&mut lane).starts_with("HPUB "));
     }
 }
 
 fn lane_message_length(sent: &str, index: usize) -> usize {
     5 + sent.split("HPUB ").nth(index + 1).unwrap().len()
+}
+
+#[test]
+fn a_strict_lane_that_was_just_opened_sends_one_message_and_more_when_that_is_in_its_place() {
+    let mut lane = lane_of(Ordering::Strict, 4);
+    lane.open(&tail(10, None)).unwrap();
+    let alone = tokens(&mut lane);
+    assert_eq!(alone.len(), 1);
+    // Two messages of others came in between: nothing behind it has been sent that could pass for the third.
+    assert!(lane.refused(alone[0].as_bytes(), &Refusal::WrongSequence));
+    lane.close();
+    lane.open(&tail(12, None)).unwrap();
+    let again = sent(&mut lane);
+    assert_eq!(again.iter().map(|(_, expected)| *expected).collect::<Vec<_>>(), [Some(12)]);
+    lane.acked(again[0].0.as_bytes(), 13, false).unwrap();
+    assert_eq!(sent(&mut lane).len(), 3);
 }

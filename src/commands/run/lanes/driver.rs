@@ -33,6 +33,8 @@ pub struct Driver {
     pub trouble: Option<Error>,
     /// The oldest event that waits for its answer, and since when.
     waiting: Option<(u64, Instant)>,
+    /// The oldest event in line, through whatever failures, and since when it is.
+    front: Option<(u64, Instant)>,
 }
 
 /// See [`Driver`].
@@ -61,6 +63,18 @@ impl Driver {
             answered: false,
             trouble: None,
             waiting: None,
+            front: None,
+        }
+    }
+
+    /// For how long nothing of its lane has been settled that could be.
+    pub fn stands_still(&mut self, lane: &Lane) -> Duration {
+        match (self.front, lane.front()) {
+            (Some((known, since)), Some(front)) if known == front => since.elapsed(),
+            (_, front) => {
+                self.front = front.map(|front| (front, Instant::now()));
+                Duration::ZERO
+            }
         }
     }
 

@@ -1,0 +1,343 @@
+//! Where events go: into the lanes, or among the dead letters.
+//!
+//! Comes in: changes with their plans. Goes out: messages in the lanes, dead letters, rows of the history. Always holds: an
+//! event is counted in the window once and settled, in a lane, among the dead letters, or left out with all after it that
+//! the same lane would take; what comes after a dead letter is held back until the letter is durable.
+
+use std::collections::VecDeque;
+
+use super::{Counts, DeadLetter, Halted, Limits};
+use crate::{
+    error::{Error, Result},
+    flow::{
+        event_id::EventPosition,
+        history::{History, Origin},
+        lane::{Condemned, Head, Lane, Noted},
+        window::Window,
+    },
+    route::{
+        headers,
+        payload::{self, Body, TransactionText},
+        plan::{EventColumns, Linked},
+        rules::{Keep, OnError, Rules, Webhook},
+        subject,
+    },
+    wal::{
+        change::{Change, Op, Position},
+        lsn::Lsn,
+        pgoutput::{Column, Tuple},
+    },
+};
+
+/// Longest message id of a caller's own that is taken, in bytes.
+const MESSAGE_ID_MAX: usize = 512;
+
+/// Where events go.
+#[derive(Debug)]
+pub struct Outlet {
+    pub source: String,
+    pub epoch: u64,
+    pub inbox: String,
+    pub limits: Limits,
+    pub lanes: Vec<Lane>,
+    pub window: Window,
+    pub dead_letters: VecDeque<DeadLetter>,
+    /// Of dead letters that are durable.
+    pub history: History,
+    pub transaction: TransactionText,
+    pub counts: Counts,
+    // Working space, kept from event to event.
+    pub id: Vec<u8>,
+    pub subject: Vec<u8>,
+    pub scratch: Vec<u8>,
+    pub origin: Origin,
+}
+
+impl Outlet {
+    /// Without a lane yet.
+    pub fn new(source: &str, epoch: u64, inbox: &str, limits: Limits, confirmed: Lsn) -> Outlet {
+        Outlet {
+            source: source.to_owned(),
+            epoch,
+            inbox: inbox.to_owned(),
+            limits,
+            lanes: Vec::new(),
+            window: Window::new(confirmed),
+            dead_letters: VecDeque::new(),
+            history: History::new(limits.history_bytes),
+            transaction: TransactionText::default(),
+            counts: Counts::default(),
+            id: Vec::new(),
+            subject: Vec::new(),
+            scratch: Vec::new(),
+            origin: Origin::default(),
+        }
+    }
+
+    /// A change of a linked table.
+    pub fn row(&mut self, rules: &Rules, table: &Linked, change: &Change<'_>) -> Result<()> {
+        for target in &table.targets {
+            if !target.wants(change, &table.columns, &mut self.scratch) {
+                continue;
+            }
+            let body = Body::Row { table, target, change };
+            self.subject.clear();
+            let missing =
+                target.subject.write(change.op, change.new.or(change.old.map(|old| old.tuple())), &mut self.subject);
+            let problem = match (&target.problem, missing) {
+                (Some(problem), _) => Some(problem.clone()),
+                (None, Err(column)) => {
+                    Some(format!("its subject needs column {column:?}, which is null, empty or not in the WAL"))
+                }
+                (None, Ok(())) if target.lane.is_some() => None,
+                (None, Ok(())) => subject::invalid(&self.subject).map(|why| format!("its subject is invalid: {why}")),
+            };
+            let lane = target.lane.or_else(|| rules.lane(target.webhook, &self.subject));
+            self.event(rules, target.webhook, body, change, lane, None, problem)?;
+        }
+        Ok(())
+    }
+
+    /// A row of `rule_webhook_events`. It was accepted in the caller's transaction, so it is published even if its
+    /// webhook has been switched off since.
+    pub fn call(&mut self, rules: &Rules, columns: &EventColumns, row: Tuple<'_>, position: Position) -> Result<()> {
+        let cell = |index: usize| match row.iter().nth(index) {
+            Some(Column::Text(text)) => Some(text),
+            _ => None,
+        };
+        let webhook_id = cell(columns.webhook_id).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+        let webhook = webhook_id.and_then(|id| rules.webhook(id));
+        let own_subject = columns.subject.and_then(cell).filter(|subject| !subject.is_empty());
+        let message_id = columns.message_id.and_then(cell).filter(|id| !id.is_empty());
+        let own =
+            columns.headers.and_then(cell).and_then(|own| serde_json::from_slice::<serde_json::Map<_, _>>(own).ok());
+        let own = own.as_ref();
+        let body = Body::Call { columns, row, own };
+        // A dead letter that is published again says what happened in the first place.
+        let is_again = columns.body.and_then(cell).is_some();
+        let first_op = own.filter(|_| is_again).and_then(|own| Op::parse(own.get("Walhook-Op")?.as_str()?));
+        self.subject.clear();
+        let mut problem = None;
+        if let Some(index) = webhook {
+            let webhook = &rules.webhooks[index];
+            self.subject.extend_from_slice(own_subject.unwrap_or(webhook.subject.as_bytes()));
+            problem = webhook
+                .problem
+                .clone()
+                .or_else(|| subject::invalid(&self.subject).map(|why| format!("its subject is invalid: {why}")));
+        } else {
+            problem = problem.or_else(|| Some("its webhook does not exist (any more)".to_owned()));
+        }
+        if let Some(id) = message_id
+            && (id.len() > MESSAGE_ID_MAX || id.iter().any(|&byte| byte < b' ' || byte == 0x7F))
+        {
+            problem.get_or_insert_with(|| {
+                format!("its message_id is longer than {MESSAGE_ID_MAX} bytes or has control characters")
+            });
+        }
+        let of = match webhook.map(|index| rules.webhooks[index].format.is_cloudevent()) {
+            _ if is_again => headers::Of::Again,
+            Some(true) => headers::Of::CloudEvent,
+            _ => headers::Of::Message,
+        };
+        if let Some(why) = own.and_then(|own| headers::invalid(own, of)) {
+            problem.get_or_insert_with(|| format!("its own headers cannot be sent: {why}"));
+        }
+        let lane = webhook.and_then(|index| rules.lane(index, &self.subject));
+        let op = first_op.unwrap_or(Op::Insert);
+        let change = Change { position, xid: 0, op, relation: 0, new: Some(row), old: None };
+        match webhook {
+            Some(webhook) => self.event(rules, webhook, body, &change, lane, message_id, problem),
+            None => {
+                let payload = cell(columns.payload).unwrap_or_default().to_vec();
+                let position = event_position(position, webhook_id.unwrap_or(0));
+                let id = position.id(&self.source);
+                let head = Head { subject: b"", id: id.as_bytes(), message_id, op: op.as_str(), epoch: self.epoch };
+                let mut block = Vec::new();
+                head.write_ids(&mut block);
+                head.write_origin(&mut block);
+                if let Some(own) = own {
+                    headers::write_again(own, &mut block);
+                }
+                let condemned = Condemned {
+                    number: self.window.count_event(),
+                    position,
+                    subject: String::new(),
+                    headers: headers::to_json(&block),
+                    payload,
+                    reason: problem.expect("set above"),
+                    // It has no webhook that a row could name.
+                    noted: None,
+                };
+                self.condemn(rules, condemned)
+            }
+        }
+    }
+
+    /// One change for one webhook: into its lane, or among the dead letters.
+    #[allow(clippy::too_many_arguments, reason = "what an event is made of; a struct would only name them twice")]
+    fn event(
+        &mut self,
+        rules: &Rules,
+        webhook: usize,
+        body: Body<'_>,
+        change: &Change<'_>,
+        lane: Option<usize>,
+        message_id: Option<&[u8]>,
+        problem: Option<String>,
+    ) -> Result<()> {
+        let webhook = &rules.webhooks[webhook];
+        let position = event_position(change.position, webhook.id);
+        self.counts.events += 1;
+        self.id.clear();
+        self.id.extend_from_slice(&self.transaction.id_prefix);
+        self.id.extend_from_slice(itoa::Buffer::new().format(position.ordinal).as_bytes());
+        self.id.push(b'-');
+        self.id.extend_from_slice(itoa::Buffer::new().format(webhook.id).as_bytes());
+        let lane = match (problem, lane) {
+            (None, Some(lane)) => lane,
+            (problem, _) => {
+                let reason = problem.unwrap_or_else(|| {
+                    let subject = String::from_utf8_lossy(&self.subject);
+                    format!("no stream of its NATS configuration takes the subject {subject:?}")
+                });
+                let condemned = self.impossible(webhook, body, change, message_id, reason);
+                return self.condemn(rules, condemned);
+            }
+        };
+        let is_stored = self.lanes[lane].has(&position)?;
+        if is_stored {
+            self.counts.skipped += 1;
+            if !matches!(webhook.keep, Keep::Everything(_)) {
+                return Ok(());
+            }
+        }
+        let Limits { window_events, window_bytes, .. } = self.limits;
+        let others_flow = self.others_flow();
+        let (source, transaction) = (&self.source, &self.transaction);
+        let lane = &mut self.lanes[lane];
+        if !is_stored
+            && (lane.leaves_out() || (lane.is_away() && others_flow && !lane.has_room(window_events, window_bytes)))
+        {
+            lane.leave_out(self.window.count_event());
+            return Ok(());
+        }
+        let head = Head { subject: &self.subject, id: &self.id, message_id, op: change.op.as_str(), epoch: self.epoch };
+        let mut draft =
+            lane.draft(head, |out| payload::write_headers(body, webhook, source, transaction, &self.id, out));
+        let data = payload::write(body, webhook, source, transaction, &self.id, lane.buffer());
+        if webhook.keep != Keep::Nothing {
+            self.origin.fill(body, webhook);
+            let note = self.origin.note(body, webhook, &self.id, &self.subject, message_id);
+            lane.note(&mut draft, data, webhook.keep, &note);
+        }
+        let number = self.window.count_event();
+        if is_stored {
+            lane.skip(draft, number, position);
+            return Ok(());
+        }
+        match lane.commit(draft, number, position) {
+            Ok(()) => Ok(()),
+            Err(condemned) => self.condemn(rules, *condemned),
+        }
+    }
+
+    /// An event that no lane can take.
+    fn impossible(
+        &mut self,
+        webhook: &Webhook,
+        body: Body<'_>,
+        change: &Change<'_>,
+        message_id: Option<&[u8]>,
+        reason: String,
+    ) -> Condemned {
+        let (source, transaction) = (&self.source, &self.transaction);
+        let head = Head { subject: &self.subject, id: &self.id, message_id, op: change.op.as_str(), epoch: self.epoch };
+        let mut block = Vec::new();
+        head.write_ids(&mut block);
+        head.write_origin(&mut block);
+        payload::write_headers(body, webhook, source, transaction, &self.id, &mut block);
+        let mut payload = Vec::new();
+        let data = payload::write(body, webhook, source, transaction, &self.id, &mut payload);
+        let noted = match webhook.keep {
+            Keep::Nothing => None,
+            Keep::Failures(keep) | Keep::Everything(keep) => {
+                let mut note = Vec::new();
+                self.origin.fill(body, webhook);
+                self.origin.note(body, webhook, &self.id, &self.subject, message_id).write(None, &mut note);
+                Some(Noted { note, keep, data })
+            }
+        };
+        Condemned {
+            number: self.window.count_event(),
+            position: event_position(change.position, webhook.id),
+            subject: String::from_utf8_lossy(&self.subject).into_owned(),
+            headers: headers::to_json(&block),
+            payload,
+            reason,
+            noted,
+        }
+    }
+
+    pub fn condemn(&mut self, rules: &Rules, condemned: Condemned) -> Result<()> {
+        let Condemned { number, position, subject, headers, payload, reason, noted } = condemned;
+        let webhook = rules.webhook(position.webhook_id).map(|index| &rules.webhooks[index]);
+        let event_id = position.id(&self.source);
+        if let Some(webhook) = webhook.filter(|webhook| webhook.on_error == OnError::Halt) {
+            return Err(Error::config(format!(
+                "publish event {event_id} of webhook {} {:?} to {subject:?}",
+                webhook.id, webhook.name
+            ))
+            .caused_by(Halted(reason))
+            .hint("the webhook has on_error = 'halt'; mend its configuration, or set on_error = 'dead_letter'"));
+        }
+        self.counts.dead_letters += 1;
+        let letter = DeadLetter {
+            event_id,
+            webhook_id: position.webhook_id,
+            webhook_name: webhook.map(|webhook| webhook.name.clone()),
+            subject,
+            headers,
+            payload,
+            reason,
+            commit_lsn: position.commit_lsn,
+            number,
+            position,
+            noted,
+        };
+        let at = self.dead_letters.partition_point(|other| other.number < number);
+        self.dead_letters.insert(at, letter);
+        self.hold_back();
+        Ok(())
+    }
+
+    /// What comes after a dead letter must not reach a stream before the letter is durable: after a crash the
+    /// stream's tail would say that it was dealt with.
+    pub fn hold_back(&mut self) {
+        let limit = self.dead_letters.front().map(|letter| letter.number);
+        for lane in &mut self.lanes {
+            lane.hold_from(limit);
+        }
+    }
+
+    /// Whether some lane that is in use is not away.
+    pub fn others_flow(&self) -> bool {
+        self.lanes.iter().any(|lane| !lane.is_away() && (lane.front().is_some() || lane.counts() != (0, 0)))
+    }
+
+    /// The number of the oldest event that is not settled, or of the next one.
+    pub fn oldest(&self) -> u64 {
+        let waiting = self.dead_letters.front().map(|letter| letter.number);
+        let lanes = self.lanes.iter().filter_map(Lane::oldest);
+        lanes.chain(waiting).chain(self.history.oldest()).min().unwrap_or_else(|| self.window.next())
+    }
+}
+
+fn event_position(position: Position, webhook_id: i32) -> EventPosition {
+    EventPosition {
+        commit_lsn: position.commit_lsn,
+        commit_time: position.commit_time,
+        ordinal: position.ordinal,
+        webhook_id,
+    }
+}
