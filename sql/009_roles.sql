@@ -147,7 +147,8 @@ BEGIN
                   'rule_nats_subject_check', 'rule_nats_subject_token', 'rule_nats_subjects_overlap',
                   'rule_nats_headers_problem', 'rule_nats_report', 'rule_nats_health_check')
               WHEN 'walhook_operator' THEN p.proname NOT IN (
-                  'rule_webhook_secret_get', 'rule_cdc_functions_open', 'rule_cdc_functions_close')
+                  'rule_webhook_secret_get', 'rule_webhook_secret_changed', 'rule_cdc_functions_open',
+                  'rule_cdc_functions_close')
               ELSE false END
     LOOP
         EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, f.rolname);

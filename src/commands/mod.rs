@@ -1,5 +1,9 @@
 //! One file per verb of the command line.
 
+mod backoff;
+mod bucket;
+pub mod deliver;
+mod rows;
 pub mod run;
 pub mod setup;
 pub mod status;

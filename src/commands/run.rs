@@ -5,24 +5,21 @@
 //! its lane's own matter ([`lanes`]). What a webhook halts at is tried once more by the rules as they are by then, for
 //! mending them is what a halt waits for.
 
+mod bulletin;
 mod lanes;
 mod ledger;
 mod pace;
 mod session;
 
-use std::time::Duration;
-
 use tokio::sync::watch;
 
+use super::backoff::Backoff;
 use crate::{
     config::Config,
     error::{Error, Result},
     flow::streamer::Halted,
 };
 use session::History;
-
-/// First and longest wait between two sessions.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 /// Streams until `shutdown` turns true.
 ///
@@ -62,21 +59,6 @@ pub async fn run(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result
                 }
             }
         }
-    }
-}
-
-/// Ever longer waits, each somewhere in the upper half of its length so that many processes do not come back at once.
-#[derive(Debug, Default)]
-struct Backoff {
-    failures: u32,
-}
-
-impl Backoff {
-    fn next(&mut self) -> Duration {
-        let (first, longest) = BACKOFF;
-        let full = longest.min(first * 2u32.saturating_pow(self.failures));
-        self.failures += 1;
-        full.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 }
 

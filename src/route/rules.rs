@@ -158,7 +158,7 @@ pub fn streams_of(config_id: i32, row: &ConfigRow, tables: &Tables) -> Vec<Strea
         let prefix = row.subject_prefix.as_deref().filter(|prefix| !prefix.is_empty()).unwrap_or("webhooks");
         let pattern = format!("{prefix}.>");
         // Where a row takes these subjects already, JetStream would refuse a second stream for them.
-        if !streams.iter().any(|stream| stream.subjects.iter().any(|other| overlaps(other, &pattern))) {
+        if !streams.iter().any(|stream| stream.subjects.iter().any(|other| subject::overlaps(other, &pattern))) {
             streams.push(StreamRow {
                 config_id: Some(config_id),
                 stream_name: name.to_owned(),
@@ -169,19 +169,6 @@ pub fn streams_of(config_id: i32, row: &ConfigRow, tables: &Tables) -> Vec<Strea
         }
     }
     streams
-}
-
-/// Whether two patterns take a common subject.
-fn overlaps(a: &str, b: &str) -> bool {
-    let (mut a, mut b) = (a.split('.'), b.split('.'));
-    loop {
-        match (a.next(), b.next()) {
-            (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
-            (Some(x), Some(y)) if x == y || x == "*" || y == "*" => {}
-            (None, None) => return true,
-            _ => return false,
-        }
-    }
 }
 
 fn compile_config(id: i32, row: &ConfigRow, tables: &Tables, lanes: &mut Vec<LaneKey>) -> Config {
@@ -322,7 +309,7 @@ pub fn visible_headers(object: serde_json::Map<String, serde_json::Value>, expos
 }
 
 /// Whether a header looks like a credential: by its name, or by a value such as `Bearer …`.
-fn is_credential(name: &str, value: &serde_json::Value) -> bool {
+pub fn is_credential(name: &str, value: &serde_json::Value) -> bool {
     let name = name.to_ascii_lowercase();
     let by_name = ["auth", "cookie", "token", "secret", "password", "passwd", "signature", "credential", "session"]
         .iter()
@@ -443,7 +430,7 @@ mod tests {
     #[test]
     fn patterns_overlap_when_a_subject_fits_both() {
         let check = |a: &str, b: &str, expected: bool| {
-            assert_eq!((overlaps(a, b), overlaps(b, a)), (expected, expected), "{a} {b}");
+            assert_eq!((subject::overlaps(a, b), subject::overlaps(b, a)), (expected, expected), "{a} {b}");
         };
         check("webhooks.*", "webhooks.>", true);
         check("a.*.c", "a.b.*", true);

@@ -11,6 +11,7 @@
 
 pub mod feed;
 pub mod folder;
+pub mod http;
 pub mod nats;
 pub mod port;
 pub mod postgres;

@@ -1,0 +1,245 @@
+//! What the streamer does for workers, off the way of a change: the bucket of webhooks, and the consumers that are to be
+//! there.
+//!
+//! In: the configuration, whenever it has changed at a commit. Out: in the NATS of every configuration the bucket
+//! `walhook_<source>` with an entry for each webhook that publishes there, without secrets, and the durable pull
+//! consumers that the streams' rows name. Always holds: nobody waits for it, and what goes wrong here is told and tried
+//! again later.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use async_nats::jetstream;
+use futures_util::TryStreamExt;
+use serde_json::{Value, json};
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
+
+use crate::{
+    commands::{backoff::Backoff, bucket},
+    config::Config,
+    deliver::webhook::{self, Credentials},
+    error::{Error, Result},
+    nats::{
+        control::{self, Control},
+        settings::{Overrides, Settings},
+    },
+    route::{
+        rules::streams_of,
+        tables::{ConfigRow, StreamRow, Tables},
+    },
+};
+
+/// The consumer that the RFC's workers expect on the stream of their configuration.
+const RFC_CONSUMER: &str = "webhook-worker-1";
+/// How long one round may take before it counts as failed.
+const ROUND: Duration = Duration::from_secs(60);
+/// JetStream's answers for what is not there.
+const NO_STREAM: u64 = 10059;
+const NO_CONSUMER: u64 = 10014;
+
+/// The way to the one task that posts.
+pub struct Bulletin {
+    sender: watch::Sender<Option<Tables>>,
+    generation: u64,
+    task: JoinHandle<()>,
+}
+
+impl Bulletin {
+    /// Begins to post what it will be given.
+    pub fn new(config: &Config) -> Bulletin {
+        let (sender, receiver) = watch::channel(None);
+        let task = tokio::spawn(post(config.source.clone(), config.nats.clone(), config.nats_config.clone(), receiver));
+        Bulletin { sender, generation: 0, task }
+    }
+
+    /// Posts the configuration if it is another `generation` than the last.
+    pub fn follow(&mut self, generation: u64, tables: &Tables) {
+        if generation != self.generation {
+            self.generation = generation;
+            self.sender.send_replace(Some(tables.clone()));
+        }
+    }
+}
+
+impl Drop for Bulletin {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The row and the connection that it made.
+type Connections = HashMap<i32, (ConfigRow, Control)>;
+
+async fn post(source: String, overrides: Overrides, overridden: String, mut tables: watch::Receiver<Option<Tables>>) {
+    let mut connections = Connections::new();
+    let mut backoff = Backoff::default();
+    let mut told: Option<String> = None;
+    let mut is_behind = false;
+    loop {
+        if is_behind {
+            tokio::select! {
+                changed = tables.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(backoff.next()) => {}
+            }
+        } else if tables.changed().await.is_err() {
+            return;
+        }
+        let Some(now) = tables.borrow_and_update().clone() else { continue };
+        let mut problem = None;
+        for (&id, row) in &now.configs {
+            if row.enabled == Some(false) || row.jetstream_enabled == Some(false) {
+                continue;
+            }
+            let overrides = if row.config_name == overridden { overrides.clone() } else { allowed(&overrides) };
+            let round = one(&source, &overrides, id, row, &now, &mut connections);
+            let outcome = timeout(ROUND, round).await.unwrap_or_else(|_| Err(Error::unavailable("no end within 60 s")));
+            if let Err(error) = outcome {
+                connections.remove(&id);
+                problem = Some(error.context(format!("NATS configuration {:?}", row.config_name)).to_string());
+            }
+        }
+        is_behind = problem.is_some();
+        match problem {
+            Some(text) if told.as_ref() != Some(&text) => {
+                tracing::warn!("workers' bucket and consumers: {text}");
+                told = Some(text);
+            }
+            Some(_) => {}
+            None => {
+                told = None;
+                backoff = Backoff::default();
+            }
+        }
+    }
+}
+
+/// What holds for the rows that the process's settings do not override.
+fn allowed(overrides: &Overrides) -> Overrides {
+    let Overrides { allowed_hosts, allowed_dirs, .. } = overrides.clone();
+    Overrides { allowed_hosts, allowed_dirs, ..Overrides::default() }
+}
+
+/// Brings one configuration's NATS up to date.
+async fn one(
+    source: &str,
+    overrides: &Overrides,
+    id: i32,
+    row: &ConfigRow,
+    tables: &Tables,
+    connections: &mut Connections,
+) -> Result<()> {
+    let control = match connections.get(&id) {
+        Some((made_by, control)) if made_by == row => control.clone(),
+        _ => {
+            let control = control::connect(&Settings::resolve(row, overrides)?).await?;
+            connections.insert(id, (row.clone(), control.clone()));
+            control
+        }
+    };
+    let streams = streams_of(id, row, tables);
+    let replicas = streams.iter().filter_map(|stream| stream.replicas).max().unwrap_or(1).clamp(1, 5);
+    keep_bucket(&control, source, row, tables, replicas).await?;
+    let mut missing = None;
+    for stream in &streams {
+        for consumer in consumers(stream, row) {
+            missing = keep_consumer(&control, &stream.stream_name, &consumer).await?.or(missing);
+        }
+    }
+    // The stream's lane makes it, sooner or later.
+    missing.map_or(Ok(()), Err)
+}
+
+/// Puts what differs, deletes what is no more.
+async fn keep_bucket(control: &Control, source: &str, row: &ConfigRow, tables: &Tables, replicas: i32) -> Result<()> {
+    let name = bucket::name(source);
+    let attempted = format!("keep the bucket {name:?}");
+    let failed = |error: async_nats::Error| Error::unavailable(attempted.clone()).caused_by(error);
+    let jetstream = jetstream::new(control.client().clone());
+    let store = match jetstream.get_key_value(&name).await {
+        Ok(store) => store,
+        Err(_) => {
+            let config = jetstream::kv::Config {
+                bucket: name.clone(),
+                description: "walhook: which webhooks there are, for walhook deliver".to_owned(),
+                history: 1,
+                num_replicas: usize::try_from(replicas).unwrap_or(1),
+                ..jetstream::kv::Config::default()
+            };
+            jetstream.create_key_value(config).await.map_err(|error| failed(error.into()))?
+        }
+    };
+    let mut there: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    let keys: Vec<String> = store
+        .keys()
+        .await
+        .map_err(|error| failed(error.into()))?
+        .try_collect()
+        .await
+        .map_err(|error| failed(error.into()))?;
+    for key in keys.into_iter().filter(|key| key.starts_with(bucket::KEY_PREFIX)) {
+        if let Some(value) = store.get(&key).await.map_err(|error| failed(error.into()))? {
+            there.insert(key, value.to_vec());
+        }
+    }
+    for webhook in webhook::webhooks(tables, &row.config_name, Credentials::Withheld) {
+        let key = format!("{}{}", bucket::KEY_PREFIX, webhook.webhook_id);
+        let value = json!(webhook).to_string();
+        if there.remove(&key).as_deref() != Some(value.as_bytes()) {
+            store.put(&key, value.into()).await.map_err(|error| failed(error.into()))?;
+        }
+    }
+    for key in there.into_keys() {
+        store.delete(&key).await.map_err(|error| failed(error.into()))?;
+    }
+    Ok(())
+}
+
+/// The consumers that the stream's row names, or that of the RFC's workers. Only where a consumer that nobody reads keeps
+/// nothing from being forgotten is one made unasked.
+fn consumers(stream: &StreamRow, config: &ConfigRow) -> Vec<String> {
+    let is_limits = stream.retention_policy.as_deref().is_none_or(|policy| policy == "limits");
+    match &stream.consumers {
+        Some(consumers) => consumers.clone(),
+        None if is_limits && config.stream_name.as_deref() == Some(&stream.stream_name) => {
+            vec![RFC_CONSUMER.to_owned()]
+        }
+        None => Vec::new(),
+    }
+}
+
+/// Makes the consumer where there is none; whatever one is there is left as it is. Returns that the stream is not there.
+async fn keep_consumer(control: &Control, stream: &str, consumer: &str) -> Result<Option<Error>> {
+    let attempted = || format!("make consumer {consumer:?} of stream {stream:?}");
+    let valid =
+        !consumer.is_empty() && consumer.bytes().all(|byte| byte.is_ascii_graphic() && !b".*>/\\".contains(&byte));
+    if !valid {
+        return Err(Error::config(format!("{}: no such name is possible", attempted()))
+            .hint("Correct rule_nats_streams.consumers: no dots, spaces or wildcards"));
+    }
+    let refused = |error: control::ApiError| match error.err_code {
+        NO_STREAM => Ok(Some(Error::unavailable(attempted()).caused_by(error))),
+        _ => Err(Error::unavailable(attempted()).caused_by(error)),
+    };
+    match control.api(&format!("CONSUMER.INFO.{stream}.{consumer}"), &Value::Null).await? {
+        Ok(_) => return Ok(None),
+        Err(error) if error.err_code == NO_CONSUMER => {}
+        Err(error) => return refused(error),
+    }
+    let config = json!({
+        "durable_name": consumer,
+        "ack_policy": "explicit",
+        "deliver_policy": "all",
+        "replay_policy": "instant",
+        "description": "walhook: for workers, as rule_nats_streams.consumers says",
+    });
+    let request = json!({ "stream_name": stream, "config": config });
+    match control.api(&format!("CONSUMER.DURABLE.CREATE.{stream}.{consumer}"), &request).await? {
+        Ok(_) => {
+            tracing::info!(stream, consumer, "consumer made for workers");
+            Ok(None)
+        }
+        Err(error) => refused(error),
+    }
+}
