@@ -12,6 +12,7 @@
 pub mod feed;
 pub mod folder;
 pub mod http;
+pub mod last_mile;
 pub mod nats;
 pub mod port;
 pub mod postgres;

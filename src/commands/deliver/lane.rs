@@ -90,7 +90,8 @@ impl Lane {
     /// Whether events are to be asked for and called.
     pub fn is_open(&self) -> bool {
         let known = self.now();
-        known.is_gone || known.webhook.enabled && !self.is_refused.load(Ordering::Relaxed)
+        let may_call = self.worker.settings.has_database || !known.webhook.needs_database();
+        known.is_gone || known.webhook.enabled && may_call && !self.is_refused.load(Ordering::Relaxed)
     }
 
     fn limit(&self) -> usize {
