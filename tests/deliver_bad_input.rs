@@ -8,7 +8,8 @@ mod support;
 use std::time::Duration;
 
 use support::{
-    eventually,
+    Nats, Postgres, eventually,
+    feed::Feed,
     http::{Http, Reply},
     last_mile::LastMile,
     port::Port,
@@ -228,6 +229,38 @@ async fn a_nats_server_that_restarts_is_waited_for_and_no_event_is_lost() {
     mile.feed.nats.restart().await;
     mile.eventually("SELECT count(*) FROM rule_webhook_calls WHERE status = 'success'", "300").await;
     assert_eq!(worker.terminate(), 0, "{}", worker.log());
+}
+
+#[tokio::test]
+async fn the_rights_in_nats_that_the_documentation_lists_are_enough() {
+    let rights = "\"$JS.API.STREAM.NAMES\", \"$JS.API.CONSUMER.INFO.WEBHOOKS.*\", \
+                  \"$JS.API.CONSUMER.DURABLE.CREATE.WEBHOOKS.*\", \"$JS.API.CONSUMER.MSG.NEXT.WEBHOOKS.*\", \
+                  \"$JS.API.CONSUMER.DELETE.WEBHOOKS.*\", \"$JS.ACK.WEBHOOKS.>\", \"dlq.>\", \
+                  \"$JS.API.STREAM.INFO.KV_walhook_walhook\", \"$JS.API.CONSUMER.CREATE.KV_walhook_walhook\", \
+                  \"$JS.API.CONSUMER.INFO.KV_walhook_walhook.*\"";
+    let users = format!(
+        "authorization {{ users: [ {{user: all, password: a}}, {{user: worker, password: w, permissions: {{ \
+         publish: [{rights}], subscribe: [\"_INBOX.>\"] }} }} ] }}"
+    );
+    let nats = Nats::builder().config(&users).start().await;
+    let feed = Feed::on(Postgres::start().await, nats);
+    feed.pg.psql(&format!("UPDATE rule_nats_config SET nats_url = 'nats://all:a@127.0.0.1:{}'", feed.nats.port()));
+    let mile = LastMile::on(feed);
+    let http = Http::ok();
+    let id = mile.webhook("w", &http.url("/"));
+    let own = format!("nats://worker:w@127.0.0.1:{}", mile.feed.nats.port());
+    let mut worker = mile.worker().args(["--nats-url", &own]).start();
+    mile.publish(id, "{}");
+    http.received(1).await;
+    // By the bucket, which is faster than the next reading of the rows.
+    let mut bare = support::Walhook::command("deliver")
+        .args(["--no-database", "--group", "other", "--allow-network", "127.0.0.1", "--nats-url", &own])
+        .start();
+    http.received(2).await;
+    for worker in [&mut worker, &mut bare] {
+        assert_eq!(worker.terminate(), 0, "{}", worker.log());
+        assert!(!worker.log().contains("WARN"), "{}", worker.log());
+    }
 }
 
 #[tokio::test]

@@ -14,7 +14,11 @@ pub struct LastMile {
 impl LastMile {
     /// All of it, started.
     pub async fn start() -> LastMile {
-        let feed = Feed::start().await;
+        Self::on(Feed::start().await)
+    }
+
+    /// The same on servers that are there.
+    pub fn on(feed: Feed) -> LastMile {
         let streamer = feed.run();
         LastMile { feed, streamer, folder: Folder::new("deliver", User::Ourselves) }
     }

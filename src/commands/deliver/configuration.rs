@@ -4,7 +4,11 @@
 //! requests, anew whenever something has changed. With a database the rows there count, and the bucket only says when to
 //! read them; where there is no bucket they are read every [`REFRESH`]. Without a database the bucket is all there is.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_nats::jetstream::{self, kv};
 use futures_util::StreamExt;
@@ -41,8 +45,14 @@ pub struct Known {
     pub is_gone: bool,
 }
 
-/// All webhooks, by id.
-pub type All = BTreeMap<i32, Arc<Known>>;
+/// All webhooks.
+#[derive(Debug, Clone, Default)]
+pub struct All {
+    /// Those to be called, by id.
+    pub webhooks: BTreeMap<i32, Arc<Known>>,
+    /// Those whose rows are gone, as far as that is certain: one that has moved to another configuration is not.
+    pub is_deleted: BTreeSet<i32>,
+}
 
 /// Follows the configuration `config_name` for ever. `None` in the channel: nothing is known yet.
 pub async fn follow(
@@ -61,45 +71,34 @@ pub async fn follow(
     }
 }
 
-/// What the bucket says.
-enum Change {
-    /// It is read from the beginning: what is not in it is no more.
-    Begin,
-    /// A webhook is as it says now, or is no more.
-    Entry(i32, Option<Box<Webhook>>),
-}
+/// What the bucket says: a webhook is as it says now, or is not called by way of this NATS any more.
+type Change = (i32, Option<Box<Webhook>>);
 
 async fn watch_bucket(client: async_nats::Client, bucket: String, changed: mpsc::Sender<Change>) {
-    let mut told = false;
-    loop {
-        match read_bucket(&client, &bucket, &changed).await {
-            Some(()) => told = false,
-            None if !told => {
-                tracing::info!(bucket, "no bucket of webhooks yet; `walhook run` keeps it");
-                told = true;
-            }
-            None => {}
+    let mut told = String::new();
+    while !changed.is_closed() {
+        let why = match read_bucket(&client, &bucket, &changed).await {
+            Ok(()) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        if !why.is_empty() && why != told {
+            tracing::info!("the bucket {bucket:?}, which `walhook run` keeps, cannot be followed yet: {why}");
         }
-        if changed.is_closed() {
-            return;
-        }
+        told = why;
         sleep(LOOK).await;
     }
 }
 
-/// `None` where there is no bucket; ends when it cannot be followed any more.
-async fn read_bucket(client: &async_nats::Client, bucket: &str, changed: &mpsc::Sender<Change>) -> Option<()> {
-    let store = jetstream::new(client.clone()).get_key_value(bucket).await.ok()?;
-    let mut entries = store.watch_with_history(format!("{}*", bucket::KEY_PREFIX)).await.ok()?;
-    changed.send(Change::Begin).await.ok()?;
+/// Ends when the bucket cannot be followed any more.
+async fn read_bucket(
+    client: &async_nats::Client,
+    bucket: &str,
+    changed: &mpsc::Sender<Change>,
+) -> std::result::Result<(), async_nats::Error> {
+    let store = jetstream::new(client.clone()).get_key_value(bucket).await?;
+    let mut entries = store.watch_with_history(format!("{}*", bucket::KEY_PREFIX)).await?;
     while let Some(entry) = entries.next().await {
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(error) => {
-                tracing::debug!(%error, bucket, "the bucket cannot be followed");
-                break;
-            }
-        };
+        let entry = entry?;
         let Some(id) = entry.key.strip_prefix(bucket::KEY_PREFIX).and_then(|id| id.parse().ok()) else { continue };
         let webhook = match entry.operation {
             kv::Operation::Put => match serde_json::from_slice::<Webhook>(&entry.value) {
@@ -111,35 +110,36 @@ async fn read_bucket(client: &async_nats::Client, bucket: &str, changed: &mpsc::
             },
             kv::Operation::Delete | kv::Operation::Purge => None,
         };
-        changed.send(Change::Entry(id, webhook)).await.ok()?;
+        changed.send((id, webhook)).await?;
     }
-    Some(())
+    Ok(())
 }
 
-/// Without a database.
+/// Without a database. What leaves the bucket is called no more, and its events wait: it may have been deleted, or have
+/// moved, or the bucket may be on its way to be made anew.
 async fn follow_bucket(bucket: &str, changes: &mut mpsc::Receiver<Change>, sender: &watch::Sender<Option<All>>) {
-    let mut all = All::new();
+    let mut all = All::default();
     while let Some(change) = changes.recv().await {
         let mut next = Some(change);
         let until = Instant::now() + GATHER;
-        while let Some(change) = next {
-            match change {
-                Change::Begin => all.clear(),
-                Change::Entry(id, Some(webhook)) => {
+        while let Some((id, webhook)) = next {
+            match (webhook, all.webhooks.get_mut(&id)) {
+                (Some(webhook), _) => {
                     let keys = match webhook.signed {
                         false => Ok(Vec::new()),
                         true => Err("it is signed, and this worker has no database to read secrets from".to_owned()),
                     };
-                    all.insert(id, Arc::new(Known { webhook: *webhook, keys, is_gone: false }));
+                    all.webhooks.insert(id, Arc::new(Known { webhook: *webhook, keys, is_gone: false }));
                 }
-                Change::Entry(id, None) => drop(all.remove(&id)),
+                (None, Some(known)) => Arc::make_mut(known).webhook.enabled = false,
+                (None, None) => {}
             }
             next = tokio::select! {
                 change = changes.recv() => change,
                 () = sleep_until(until) => None,
             };
         }
-        tracing::debug!(bucket, webhooks = all.len(), "configuration read");
+        tracing::debug!(bucket, webhooks = all.webhooks.len(), "configuration read");
         sender.send_replace(Some(all.clone()));
     }
 }
@@ -153,11 +153,14 @@ async fn follow_rows(
 ) {
     let mut client = None;
     let mut told: Option<String> = None;
+    let mut seen = BTreeSet::new();
     loop {
         match read_rows(postgres, &mut client, config_name).await {
-            Ok(all) => {
+            Ok((webhooks, rows)) => {
                 told = None;
-                sender.send_replace(Some(all));
+                let is_deleted = seen.difference(&rows).copied().collect();
+                seen.extend(rows);
+                sender.send_replace(Some(All { webhooks, is_deleted }));
             }
             Err(error) => {
                 client = None;
@@ -182,7 +185,12 @@ async fn follow_rows(
     }
 }
 
-async fn read_rows(postgres: &Postgres, client: &mut Option<tokio_postgres::Client>, config_name: &str) -> Result<All> {
+/// The webhooks to be called, and the ids of all that there are.
+async fn read_rows(
+    postgres: &Postgres,
+    client: &mut Option<tokio_postgres::Client>,
+    config_name: &str,
+) -> Result<(BTreeMap<i32, Arc<Known>>, BTreeSet<i32>)> {
     let client = match client {
         Some(client) if !client.is_closed() => client,
         _ => client.insert(sql::connect(postgres).await?),
@@ -218,7 +226,7 @@ async fn read_rows(postgres: &Postgres, client: &mut Option<tokio_postgres::Clie
         let keys = if webhook.signed { keys(secrets) } else { Ok(Vec::new()) };
         (webhook.webhook_id, Arc::new(Known { webhook, keys, is_gone: false }))
     });
-    Ok(known.collect())
+    Ok((known.collect(), tables.webhooks.keys().copied().collect()))
 }
 
 fn keys(secrets: &[(&str, &str)]) -> std::result::Result<Vec<Key>, String> {

@@ -178,6 +178,21 @@ mod tests {
     }
 
     #[test]
+    fn the_annotated_file_is_the_defaults() {
+        let text = include_str!("../../../config/walhook.toml");
+        let section = text.split("[deliver]\n").nth(1).unwrap().split("\n[").next().unwrap();
+        let enabled: Vec<_> = section
+            .lines()
+            .filter_map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')))
+            .filter(|line| !line.starts_with("ca ="))
+            .collect();
+        let file: File = toml::from_str(&enabled.join("\n")).unwrap();
+        let resolve = |file: &File| Settings::resolve(&Options::default(), file, "walhook").unwrap();
+        assert_eq!(format!("{:?}", resolve(&file)), format!("{:?}", resolve(&File::default())));
+        assert_eq!(enabled.len(), 9, "every setting but ca");
+    }
+
+    #[test]
     fn a_setting_that_cannot_be_is_named() {
         let check = |file: &str, expected: &str| {
             let error = Settings::resolve(&Options::default(), &toml::from_str(file).unwrap(), "s").unwrap_err();

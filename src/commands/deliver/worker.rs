@@ -93,9 +93,13 @@ async fn follow(
     shutdown: &watch::Receiver<bool>,
 ) {
     for ((id, _), running) in lanes.iter() {
-        let now = match all.get(id) {
+        let now = match all.webhooks.get(id) {
             Some(known) => Arc::clone(known),
-            None => Arc::new(Known { is_gone: true, ..Known::clone(&running.known.borrow()) }),
+            None if all.is_deleted.contains(id) => {
+                Arc::new(Known { is_gone: true, ..Known::clone(&running.known.borrow()) })
+            }
+            // Elsewhere by now: what is in this stream is still to be called.
+            None => continue,
         };
         running.known.send_if_modified(|known| {
             let differs = (&known.webhook, known.is_gone) != (&now.webhook, now.is_gone)
@@ -104,7 +108,7 @@ async fn follow(
             differs
         });
     }
-    for (id, known) in all {
+    for (id, known) in &all.webhooks {
         let webhook = &known.webhook;
         let wanted = worker.settings.webhooks.is_empty() || worker.settings.webhooks.contains(&webhook.name);
         if !wanted || !webhook.enabled {
