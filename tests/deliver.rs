@@ -303,8 +303,10 @@ async fn a_worker_without_a_database_follows_the_bucket_live() {
     .await;
     eventually("all calls", async || (first.count() + second.count() == n).then_some(())).await;
     // One that it could only call wrongly is left to others, and said so.
-    let other = mile.webhook("signed", &signed.url("/"));
+    let other: i32 =
+        mile.sql(&format!("SELECT rule_webhook_register('signed', '{}')", signed.url("/"))).parse().unwrap();
     mile.sql(&format!("SELECT rule_webhook_secret_set({other}, 'signing', 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw')"));
+    mile.sql(&format!("SELECT rule_webhook_enable_nats({other}, NULL, 'nats')"));
     mile.publish(other, "{}");
     worker.logged("left to workers with a database").await;
     assert_eq!(worker.terminate(), 0, "{}", worker.log());

@@ -35,6 +35,9 @@ use crate::{
 const RFC_CONSUMER: &str = "webhook-worker-1";
 /// How long one round may take before it counts as failed.
 const ROUND: Duration = Duration::from_secs(60);
+/// After so many failures in a row it is tried again only every so often.
+const OFTEN: u32 = 8;
+const SELDOM: Duration = Duration::from_secs(60);
 /// JetStream's answers for what is not there.
 const NO_STREAM: u64 = 10059;
 const NO_CONSUMER: u64 = 10014;
@@ -79,39 +82,50 @@ async fn post(source: String, overrides: Overrides, overridden: String, mut tabl
     let mut is_behind = false;
     loop {
         if is_behind {
+            // What has failed for a while, such as a right that is wanting, is not asked for all the time.
+            let wait = if backoff.failures < OFTEN { backoff.next() } else { SELDOM };
             tokio::select! {
                 changed = tables.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(backoff.next()) => {}
+                () = tokio::time::sleep(wait) => {}
             }
         } else if tables.changed().await.is_err() {
             return;
         }
         let Some(now) = tables.borrow_and_update().clone() else { continue };
+        is_behind = false;
         let mut problem = None;
         for (&id, row) in &now.configs {
             if row.enabled == Some(false) || row.jetstream_enabled == Some(false) {
                 continue;
             }
             let overrides = if row.config_name == overridden { overrides.clone() } else { allowed(&overrides) };
-            let round = one(&source, &overrides, id, row, &now, &mut connections);
-            let outcome = timeout(ROUND, round).await.unwrap_or_else(|_| Err(Error::unavailable("no end within 60 s")));
-            if let Err(error) = outcome {
-                connections.remove(&id);
-                problem = Some(error.context(format!("NATS configuration {:?}", row.config_name)).to_string());
+            let control = match reach(&overrides, id, row, &mut connections).await {
+                Ok(control) => control,
+                // The lanes tell it, which need the same server more.
+                Err(error) => {
+                    tracing::debug!("workers' bucket and consumers: {error}");
+                    is_behind = true;
+                    continue;
+                }
+            };
+            let round = one(&control, &source, id, row, &now);
+            match timeout(ROUND, round).await.unwrap_or_else(|_| Err(Error::unavailable("no end within 60 s"))) {
+                Ok(Done::All) => {}
+                Ok(Done::ButForAStream) => is_behind = true,
+                Err(error) => {
+                    connections.remove(&id);
+                    problem = Some(error.context(format!("NATS configuration {:?}", row.config_name)).to_string());
+                }
             }
         }
-        is_behind = problem.is_some();
-        match problem {
-            Some(text) if told.as_ref() != Some(&text) => {
-                tracing::warn!("workers' bucket and consumers: {text}");
-                told = Some(text);
-            }
-            Some(_) => {}
-            None => {
-                told = None;
-                backoff = Backoff::default();
-            }
+        if problem.is_none() && !is_behind {
+            backoff = Backoff::default();
         }
+        is_behind |= problem.is_some();
+        if let Some(text) = problem.as_ref().filter(|text| told.as_ref() != Some(text)) {
+            tracing::warn!("workers' bucket and consumers: {text}");
+        }
+        told = problem;
     }
 }
 
@@ -121,34 +135,39 @@ fn allowed(overrides: &Overrides) -> Overrides {
     Overrides { allowed_hosts, allowed_dirs, ..Overrides::default() }
 }
 
+/// The connection that the row describes, made anew where the row has changed.
+async fn reach(overrides: &Overrides, id: i32, row: &ConfigRow, connections: &mut Connections) -> Result<Control> {
+    if let Some((made_by, control)) = connections.get(&id)
+        && made_by == row
+    {
+        return Ok(control.clone());
+    }
+    let control = control::connect(&Settings::resolve(row, overrides)?).await?;
+    connections.insert(id, (row.clone(), control.clone()));
+    Ok(control)
+}
+
+/// How far a round has come.
+enum Done {
+    All,
+    /// A stream is not there; its lane makes it, sooner or later.
+    ButForAStream,
+}
+
 /// Brings one configuration's NATS up to date.
-async fn one(
-    source: &str,
-    overrides: &Overrides,
-    id: i32,
-    row: &ConfigRow,
-    tables: &Tables,
-    connections: &mut Connections,
-) -> Result<()> {
-    let control = match connections.get(&id) {
-        Some((made_by, control)) if made_by == row => control.clone(),
-        _ => {
-            let control = control::connect(&Settings::resolve(row, overrides)?).await?;
-            connections.insert(id, (row.clone(), control.clone()));
-            control
-        }
-    };
+async fn one(control: &Control, source: &str, id: i32, row: &ConfigRow, tables: &Tables) -> Result<Done> {
     let streams = streams_of(id, row, tables);
     let replicas = streams.iter().filter_map(|stream| stream.replicas).max().unwrap_or(1).clamp(1, 5);
-    keep_bucket(&control, source, row, tables, replicas).await?;
-    let mut missing = None;
+    keep_bucket(control, source, row, tables, replicas).await?;
+    let mut done = Done::All;
     for stream in &streams {
         for consumer in consumers(stream, row) {
-            missing = keep_consumer(&control, &stream.stream_name, &consumer).await?.or(missing);
+            if let Done::ButForAStream = keep_consumer(control, &stream.stream_name, &consumer).await? {
+                done = Done::ButForAStream;
+            }
         }
     }
-    // The stream's lane makes it, sooner or later.
-    missing.map_or(Ok(()), Err)
+    Ok(done)
 }
 
 /// Puts what differs, deletes what is no more.
@@ -209,8 +228,8 @@ fn consumers(stream: &StreamRow, config: &ConfigRow) -> Vec<String> {
     }
 }
 
-/// Makes the consumer where there is none; whatever one is there is left as it is. Returns that the stream is not there.
-async fn keep_consumer(control: &Control, stream: &str, consumer: &str) -> Result<Option<Error>> {
+/// Makes the consumer where there is none; one that is there is left as it is.
+async fn keep_consumer(control: &Control, stream: &str, consumer: &str) -> Result<Done> {
     let attempted = || format!("make consumer {consumer:?} of stream {stream:?}");
     let valid =
         !consumer.is_empty() && consumer.bytes().all(|byte| byte.is_ascii_graphic() && !b".*>/\\".contains(&byte));
@@ -219,11 +238,11 @@ async fn keep_consumer(control: &Control, stream: &str, consumer: &str) -> Resul
             .hint("Correct rule_nats_streams.consumers: no dots, spaces or wildcards"));
     }
     let refused = |error: control::ApiError| match error.err_code {
-        NO_STREAM => Ok(Some(Error::unavailable(attempted()).caused_by(error))),
+        NO_STREAM => Ok(Done::ButForAStream),
         _ => Err(Error::unavailable(attempted()).caused_by(error)),
     };
     match control.api(&format!("CONSUMER.INFO.{stream}.{consumer}"), &Value::Null).await? {
-        Ok(_) => return Ok(None),
+        Ok(_) => return Ok(Done::All),
         Err(error) if error.err_code == NO_CONSUMER => {}
         Err(error) => return refused(error),
     }
@@ -238,7 +257,7 @@ async fn keep_consumer(control: &Control, stream: &str, consumer: &str) -> Resul
     match control.api(&format!("CONSUMER.DURABLE.CREATE.{stream}.{consumer}"), &request).await? {
         Ok(_) => {
             tracing::info!(stream, consumer, "consumer made for workers");
-            Ok(None)
+            Ok(Done::All)
         }
         Err(error) => refused(error),
     }
