@@ -112,7 +112,7 @@ async fn decide(lane: &Lane, message: &Message, delivery: &Delivery<'_>) -> Word
             () = lane.stopped() => return Word::Again(Duration::ZERO),
         }
     }
-    let Ok(_room) = lane.worker.room.acquire().await else { return Word::Again(Duration::ZERO) };
+    let Ok(room) = lane.worker.room.acquire().await else { return Word::Again(Duration::ZERO) };
     // What waited for its turn is called as the row is by now.
     let known = lane.now();
     if !lane.is_open() || *lane.shutdown.borrow() {
@@ -122,6 +122,8 @@ async fn decide(lane: &Lane, message: &Message, delivery: &Delivery<'_>) -> Word
     let answer = lane.worker.caller.call(&known.webhook, &call, keys).await;
     let verdict = schedule::judge(&known.webhook, delivery.attempt, &answer.outcome, fastrand::f64());
     lane.learn(verdict.strain);
+    drop(room);
+    let _answered = lane.answered();
     if verdict.disables {
         lane.refuse();
         tracing::warn!(

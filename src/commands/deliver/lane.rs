@@ -11,7 +11,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -20,7 +20,7 @@ use async_nats::{Message, Subscriber};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use serde_json::json;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, interval_at, sleep, sleep_until, timeout},
 };
 
@@ -36,6 +36,8 @@ use crate::{
 const PULL: Duration = Duration::from_secs(5);
 /// How much later than that a request may end.
 const PULL_GRACE: Duration = Duration::from_secs(2);
+/// Calls that may wait for their record besides those that run, so that a slow database does not slow the calls down.
+const RECORDING_MAX: usize = 1000;
 /// Messages asked for at once.
 const PULL_MAX: usize = 256;
 
@@ -53,6 +55,10 @@ pub struct Lane {
     pub shutdown: watch::Receiver<bool>,
     /// How many calls may run, and until when there are to be none.
     pace: Mutex<(Pace, Option<Instant>)>,
+    /// Calls that are answered and not recorded yet.
+    answered: AtomicUsize,
+    /// Wakes the lane: there is room for another call.
+    has_room: Notify,
     /// The receiver has said 410 to this configuration.
     is_refused: AtomicBool,
 }
@@ -80,6 +86,20 @@ impl Lane {
     /// Until when the receiver wants no calls.
     pub fn paused_until(&self) -> Option<Instant> {
         self.pace().1.filter(|until| *until > Instant::now())
+    }
+
+    /// A call is answered: while its record is on the way another one may be made.
+    pub fn answered(&self) -> Answered<'_> {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        self.has_room.notify_one();
+        Answered(self)
+    }
+
+    /// How many more calls may be begun.
+    fn room(&self, calls: usize) -> usize {
+        let limit = self.limit();
+        let running = calls.saturating_sub(self.answered.load(Ordering::Relaxed));
+        limit.saturating_sub(running).min((limit + RECORDING_MAX).saturating_sub(calls))
     }
 
     /// No more calls until the row changes.
@@ -113,6 +133,15 @@ impl Lane {
     }
 }
 
+/// A call between its answer and its word to JetStream.
+pub struct Answered<'l>(&'l Lane);
+
+impl Drop for Answered<'_> {
+    fn drop(&mut self) {
+        self.0.answered.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 type Calls = FuturesUnordered<Pin<Box<dyn Future<Output = ()> + Send>>>;
 
 /// Runs until shutdown, or until the webhook is no more and nothing of it is left.
@@ -131,6 +160,8 @@ pub async fn run(
         known: known.clone(),
         shutdown,
         pace: Mutex::new((Pace::new(1), None)),
+        answered: AtomicUsize::new(0),
+        has_room: Notify::new(),
         is_refused: AtomicBool::new(false),
     });
     let mut calls = Calls::new();
@@ -186,7 +217,7 @@ async fn session(
         .map_err(|error| Error::unavailable("subscribe to an inbox").caused_by(error))?;
     let mut pull: Option<Pull> = None;
     let outcome = loop {
-        let room = lane.limit().saturating_sub(calls.len());
+        let room = lane.room(calls.len());
         let paused = lane.paused_until();
         if pull.is_none() && room > 0 && paused.is_none() && lane.is_open() {
             pull = Some(ask(lane, &inbox, room.min(PULL_MAX)).await?);
@@ -208,6 +239,7 @@ async fn session(
                 configured = now;
             }
             Some(()) = calls.next(), if !calls.is_empty() => {}
+            () = lane.has_room.notified() => {}
             message = messages.next() => {
                 let Some(message) = message else { break Err(Error::unavailable("the connection to NATS is closed")) };
                 match word(&message) {
