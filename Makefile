@@ -50,6 +50,7 @@ simulate: tools ## run the pure core against model servers, SEEDS=N histories (a
 .PHONY: bench
 bench: services ## measure throughput and latency beside pg_recvlogical
 	$(CARGO) bench --locked --bench end_to_end
+	$(CARGO) bench --locked --bench deliver
 
 .PHONY: fmt
 fmt: ## format the code

@@ -149,7 +149,8 @@ BEGIN
                   'rule_nats_history_json', 'rule_nats_history_insert', 'rule_nats_history_write',
                   'rule_nats_dead_letter_retry', 'rule_nats_dead_letter_drop')
               WHEN 'walhook_operator' THEN p.proname NOT IN (
-                  'rule_webhook_secret_get', 'rule_cdc_functions_open', 'rule_cdc_functions_close')
+                  'rule_webhook_secret_get', 'rule_webhook_secret_changed', 'rule_cdc_functions_open',
+                  'rule_cdc_functions_close')
               ELSE false END
     LOOP
         EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, f.rolname);

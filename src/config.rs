@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
 use crate::{
+    commands::deliver,
     error::{Error, Result},
     flow::streamer::Limits,
     nats,
@@ -79,6 +80,7 @@ struct File {
     nats_config: Option<String>,
     postgres: PostgresFile,
     nats: nats::settings::Overrides,
+    deliver: deliver::settings::File,
     log: LogFile,
 }
 
@@ -130,6 +132,8 @@ pub struct Config {
     pub consumer_stats_interval: Duration,
     /// The `rule_nats_config` row that `nats` overrides; the others are taken as they are.
     pub nats_config: String,
+    /// What the file says of `walhook deliver`.
+    pub deliver: deliver::settings::File,
     /// How the log is written.
     pub log_format: LogFormat,
     /// What the log tells, as `tracing_subscriber::EnvFilter` reads it.
@@ -188,6 +192,7 @@ impl Config {
                 3_600_000,
             )?,
             nats_config: file.nats_config.unwrap_or_else(|| "default".to_owned()),
+            deliver: file.deliver,
             log_format: options.log_format.or(file.log.format).unwrap_or_default(),
             log: options.log.clone().or(file.log.level).unwrap_or_else(|| "info".to_owned()),
         })

@@ -6,7 +6,9 @@
 //! events, by webhooks and links ([`route`]) → lane and window ([`flow`]) → JetStream ([`nats`]) → acks → confirmed LSN →
 //! standby status update ([`postgres`]).
 //!
-//! [`wal`], [`route`] and [`flow`] are pure: no socket, no clock, no task. [`flow::streamer::Streamer`] is the one thing
+//! From there [`deliver`] judges and [`commands::deliver`] calls: message → request → answer → ack, or a later attempt.
+//!
+//! [`wal`], [`route`], [`flow`] and [`deliver`] are pure: no socket, no clock, no task. [`flow::streamer::Streamer`] is the one thing
 //! that holds state; [`commands::run`] drives it with one `select!` on one thread. `tests/tidy.rs` holds who may use whom.
 //!
 //! # What always holds
@@ -27,6 +29,7 @@
 
 pub mod commands;
 pub mod config;
+pub mod deliver;
 pub mod error;
 pub mod flow;
 pub mod nats;

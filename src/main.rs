@@ -37,6 +37,11 @@ enum Command {
     },
     /// Stream until told to stop
     Run,
+    /// Take events from JetStream and call the webhooks, until told to stop; any number may run side by side
+    Deliver {
+        #[command(flatten)]
+        options: Box<commands::deliver::settings::Options>,
+    },
     /// Show slot, streams, webhooks and dead letters
     Status {
         /// As JSON
@@ -81,10 +86,15 @@ async fn execute(arguments: Arguments) -> Result<()> {
         // Nothing is connected to, so nothing but the names is needed.
         return commands::say(&commands::setup::script(&options)?);
     }
-    let config = Config::load(&options, |name| std::env::var(name).ok())?;
+    // Without a database, nobody has to be known there.
+    let needs_user = !matches!(&command, Command::Deliver { options } if options.no_database);
+    let config = Config::load(&options, |name| {
+        std::env::var(name).ok().or_else(|| (name == "PGUSER" && !needs_user).then(|| "nobody".to_owned()))
+    })?;
     log(&config)?;
     match command {
         Command::Run => commands::run::run(&config, shutdown()?).await,
+        Command::Deliver { options } => commands::deliver::deliver(&config, &options, shutdown()?).await,
         Command::Setup { .. } => commands::setup::setup(&config).await,
         Command::Status { json } => commands::status::status(&config, json).await,
         Command::DeadLetters { action } => commands::dead_letters::dead_letters(&config, &action).await,

@@ -14,17 +14,18 @@ const LINES_MAX: usize = 900;
 const LONGER: [(&str, &str); 0] = [];
 
 /// A folder or file below `src/`, and which of its siblings it may use besides itself and `error`.
-const MAY_USE: [(&str, &[&str]); 6] = [
+const MAY_USE: [(&str, &[&str]); 7] = [
     ("wal", &[]),
     ("route", &["wal"]),
     ("flow", &["route", "wal"]),
+    ("deliver", &["flow", "route", "wal"]),
     ("postgres", &["wal"]),
     ("nats", &["route"]), // the rows of the configuration tables, nothing else
     ("error", &[]),
 ];
 
 /// Folders of pure code …
-const PURE: [&str; 3] = ["wal", "route", "flow"];
+const PURE: [&str; 4] = ["wal", "route", "flow", "deliver"];
 /// … and what makes code impure: clients, sockets, files, the environment, the clock, chance.
 const IMPURE: [&str; 15] = [
     "tokio",

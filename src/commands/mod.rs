@@ -1,6 +1,10 @@
 //! One file per verb of the command line.
 
+mod backoff;
+mod bucket;
 pub mod dead_letters;
+pub mod deliver;
+mod rows;
 pub mod run;
 pub mod setup;
 pub mod status;

@@ -5,6 +5,7 @@
 //! its lane's own matter ([`lanes`]). What a webhook halts at is tried once more by the rules as they are by then, for
 //! mending them is what a halt waits for.
 
+mod bulletin;
 mod consumers;
 mod history;
 mod lanes;
@@ -13,19 +14,15 @@ mod office;
 mod pace;
 mod session;
 
-use std::time::Duration;
-
 use tokio::sync::watch;
 
+use super::backoff::Backoff;
 use crate::{
     config::Config,
     error::{Error, Result},
     flow::streamer::Halted,
 };
 use session::Routing;
-
-/// First and longest wait between two sessions.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 /// Streams until `shutdown` turns true.
 ///
@@ -65,34 +62,6 @@ pub async fn run(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result
                 }
             }
         }
-    }
-}
-
-/// Ever longer waits, each somewhere in the upper half of its length so that many processes do not come back at once.
-#[derive(Debug)]
-struct Backoff {
-    first: Duration,
-    longest: Duration,
-    failures: u32,
-}
-
-impl Default for Backoff {
-    fn default() -> Backoff {
-        let (first, longest) = BACKOFF;
-        Backoff { first, longest, failures: 0 }
-    }
-}
-
-impl Backoff {
-    /// Waits that begin with `first`.
-    fn from(first: Duration) -> Backoff {
-        Backoff { first, longest: first.max(BACKOFF.1), failures: 0 }
-    }
-
-    fn next(&mut self) -> Duration {
-        let full = self.longest.min(self.first.saturating_mul(2u32.saturating_pow(self.failures)));
-        self.failures += 1;
-        full.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 }
 

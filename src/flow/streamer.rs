@@ -329,6 +329,11 @@ impl Streamer {
         self.router.generation
     }
 
+    /// The configuration as it is at this place in the WAL.
+    pub fn tables(&self) -> &Tables {
+        &self.router.tables
+    }
+
     /// Makes dead letters of the events that the lanes gave up. To be called when a lane was opened or refused
     /// something; until then nothing behind such an event is sent or confirmed.
     ///

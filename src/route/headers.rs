@@ -196,7 +196,7 @@ pub fn visible(object: Map<String, Value>, expose_credentials: bool) -> Vec<u8> 
 }
 
 /// Whether a header looks like a credential: by its name, or by a value such as `Bearer …`.
-fn is_credential(name: &str, value: &Value) -> bool {
+pub fn is_credential(name: &str, value: &Value) -> bool {
     let name = name.to_ascii_lowercase();
     let by_name = ["auth", "cookie", "token", "secret", "password", "passwd", "signature", "credential", "session"]
         .iter()

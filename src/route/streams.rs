@@ -126,7 +126,7 @@ fn streams_of(config_id: i32, row: &ConfigRow, tables: &Tables, neighbours: &[(&
             let others =
                 earlier.iter().chain(there).flat_map(|other| other.subjects.iter().map(move |taken| (other, taken)));
             let mine = kept.iter().map(|taken| (&*stream, taken));
-            match others.chain(mine).find(|(_, taken)| overlaps(taken, &pattern)) {
+            match others.chain(mine).find(|(_, taken)| subject::overlaps(taken, &pattern)) {
                 None => kept.push(pattern),
                 Some((other, taken)) => complain(
                     &stream.stream_name,
@@ -142,19 +142,6 @@ fn streams_of(config_id: i32, row: &ConfigRow, tables: &Tables, neighbours: &[(&
     }
     streams.retain(|stream| !stream.subjects.is_empty());
     (streams, problems)
-}
-
-/// Whether two patterns take a common subject.
-fn overlaps(a: &str, b: &str) -> bool {
-    let (mut a, mut b) = (a.split('.'), b.split('.'));
-    loop {
-        match (a.next(), b.next()) {
-            (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
-            (Some(x), Some(y)) if x == y || x == "*" || y == "*" => {}
-            (None, None) => return true,
-            _ => return false,
-        }
-    }
 }
 
 /// Whether `wide` takes all that `narrow` takes.
@@ -289,7 +276,7 @@ mod tests {
     #[test]
     fn patterns_overlap_when_a_subject_fits_both() {
         let check = |a: &str, b: &str, expected: bool| {
-            assert_eq!((overlaps(a, b), overlaps(b, a)), (expected, expected), "{a} {b}");
+            assert_eq!((subject::overlaps(a, b), subject::overlaps(b, a)), (expected, expected), "{a} {b}");
         };
         check("webhooks.*", "webhooks.>", true);
         check("a.*.c", "a.b.*", true);

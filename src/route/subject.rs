@@ -72,6 +72,19 @@ pub fn matches(pattern: &[u8], subject: &[u8]) -> bool {
     tokens.next().is_none()
 }
 
+/// Whether two patterns take a common subject.
+pub fn overlaps(a: &str, b: &str) -> bool {
+    let (mut a, mut b) = (a.split('.'), b.split('.'));
+    loop {
+        match (a.next(), b.next()) {
+            (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+            (Some(x), Some(y)) if x == y || x == "*" || y == "*" => {}
+            (None, None) => return true,
+            _ => return false,
+        }
+    }
+}
+
 /// Appends `text` as one token: all outside `[A-Za-z0-9_-]` percent-encoded.
 pub fn push_token(text: &[u8], out: &mut Vec<u8>) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";

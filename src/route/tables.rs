@@ -71,6 +71,16 @@ pub struct WebhookRow {
     pub expose_credentials: bool,
     /// A JSON object, as text.
     pub nats_headers: Option<String>,
+    pub timeout_ms: Option<i32>,
+    pub retry_enabled: Option<bool>,
+    pub max_retries: Option<i32>,
+    pub retry_delay_ms: Option<i32>,
+    pub retry_backoff_multiplier: Option<f64>,
+    pub signed: bool,
+    pub secrets_changed_at: Option<String>,
+    pub request_body: Option<String>,
+    pub delivery_order: Option<String>,
+    pub max_in_flight: Option<i32>,
 }
 
 /// A row of `rule_webhook_links`.
@@ -161,6 +171,8 @@ pub struct StreamRow {
     pub enabled: Option<bool>,
     /// `strict` (default) or `shared`.
     pub ordering: Option<String>,
+    /// Durable pull consumers to be there for workers.
+    pub consumers: Option<Vec<String>>,
 }
 
 /// A column's value in a row that arrives.
@@ -279,6 +291,16 @@ impl Row for WebhookRow {
             "on_error" => self.on_error = optional(value),
             "expose_credentials" => self.expose_credentials = boolean(column, value)?,
             "nats_headers" => self.nats_headers = optional(value),
+            "timeout_ms" => self.timeout_ms = optional_number(column, value)?,
+            "retry_enabled" => self.retry_enabled = switch(column, value)?,
+            "max_retries" => self.max_retries = optional_number(column, value)?,
+            "retry_delay_ms" => self.retry_delay_ms = optional_number(column, value)?,
+            "retry_backoff_multiplier" => self.retry_backoff_multiplier = optional_number(column, value)?,
+            "signed" => self.signed = boolean(column, value)?,
+            "secrets_changed_at" => self.secrets_changed_at = optional(value),
+            "request_body" => self.request_body = optional(value),
+            "delivery_order" => self.delivery_order = optional(value),
+            "max_in_flight" => self.max_in_flight = optional_number(column, value)?,
             _ => {}
         }
         Ok(())
@@ -351,6 +373,7 @@ impl Row for StreamRow {
             "replicas" => self.replicas = optional_number(column, value)?,
             "duplicate_window_seconds" => self.duplicate_window_seconds = optional_number(column, value)?,
             "ordering" => self.ordering = optional(value),
+            "consumers" => self.consumers = array(column, value)?,
             "enabled" => self.enabled = switch(column, value)?,
             _ => {}
         }

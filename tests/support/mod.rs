@@ -11,6 +11,8 @@
 
 pub mod feed;
 pub mod folder;
+pub mod http;
+pub mod last_mile;
 pub mod login;
 pub mod nats;
 pub mod port;

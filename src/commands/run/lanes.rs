@@ -10,6 +10,7 @@ mod driver;
 pub mod open;
 
 use std::{
+    collections::HashMap,
     future::Future,
     task::{Context, Poll},
     time::Duration,
@@ -17,8 +18,9 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use super::{Backoff, consumers::Source, ledger::Checkpoint};
+use super::{consumers::Source, ledger::Checkpoint};
 use crate::{
+    commands::backoff::Backoff,
     config::Config,
     error::{Error, Kind, Result},
     flow::{
@@ -115,6 +117,17 @@ impl Lanes {
     pub fn control(&self, index: usize) -> Option<&Control> {
         let group = self.drivers.get(index)?.group?;
         self.groups[group].control.as_ref()
+    }
+
+    /// The connections for the JetStream API that there are at present, by configuration.
+    pub fn controls(&self) -> HashMap<i32, Control> {
+        let groups = self.groups.iter().filter(|group| group.in_use);
+        groups.filter_map(|group| Some((group.row.config_id, group.control.clone()?))).collect()
+    }
+
+    /// How often such connections were made: when it changes, there are others.
+    pub fn connected_times(&self) -> u64 {
+        self.groups.iter().map(|group| group.connected_times).sum()
     }
 
     /// Where the streams stand, as far as acks have told.

@@ -3,14 +3,15 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::Client;
 
 use crate::{
+    commands::rows::{self, missing_table},
     error::{Error, Result},
     flow::{event_id::EventPosition, streamer::DeadLetter},
     postgres::sql,
     route::{
-        tables::{Cell, Table, Tables},
+        tables::Tables,
         types::{TypeCatalog, TypeKind},
     },
     wal::{lsn::Lsn, snapshot::Snapshot},
@@ -155,23 +156,7 @@ pub async fn snapshot(client: &mut Client) -> Result<(Tables, TypeCatalog, Snaps
         .start()
         .await
         .map_err(|error| sql::error(attempted, error))?;
-    let mut tables = Tables::default();
-    for table in Table::ALL {
-        // By the simple protocol every value comes as text, as it does in the WAL.
-        let rows = transaction
-            .simple_query(&format!("SELECT * FROM public.{}", table.name()))
-            .await
-            .map_err(|error| missing_table(sql::error(format!("read {}", table.name()), error)))?;
-        for row in &rows {
-            let SimpleQueryMessage::Row(row) = row else { continue };
-            let columns = row
-                .columns()
-                .iter()
-                .enumerate()
-                .map(|(index, column)| (column.name(), row.get(index).map_or(Cell::Null, Cell::Text)));
-            tables.put(table, columns)?;
-        }
-    }
+    let tables = rows::read(&transaction).await?;
     let types = transaction.query(TypeCatalog::QUERY, &[]).await.map_err(|error| sql::error(attempted, error))?;
     let shown = transaction
         .query_one("SELECT pg_catalog.pg_current_snapshot()::text", &[])
@@ -180,13 +165,6 @@ pub async fn snapshot(client: &mut Client) -> Result<(Tables, TypeCatalog, Snaps
     let shown = shown.get::<_, &str>(0).parse().map_err(|error: String| Error::protocol(attempted).caused_by(error))?;
     transaction.commit().await.map_err(|error| sql::error(attempted, error))?;
     Ok((tables, catalog(&types), shown))
-}
-
-fn missing_table(error: Error) -> Error {
-    if crate::postgres::sqlstate(&error) == Some("42P01") {
-        return Error::config(error.to_string()).hint("run `walhook setup`, which applies the migrations");
-    }
-    error
 }
 
 /// The types alone, read again because a table has newer ones.

@@ -11,12 +11,13 @@ use std::{collections::HashSet, future::Future, pin::Pin, rc::Rc, time::Duration
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Backoff, consumers,
+    consumers,
     history::{self, Writer, Written},
     lanes::{Lanes, open::position_of},
     ledger,
 };
 use crate::{
+    commands::backoff::Backoff,
     config::Config,
     error::{Error, Kind, Result},
     flow::{

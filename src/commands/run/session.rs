@@ -17,6 +17,7 @@ use tokio::{
 use tokio_postgres::Client;
 
 use super::{
+    bulletin::Bulletin,
     gone,
     lanes::{Identity, Lanes},
     ledger,
@@ -105,6 +106,7 @@ pub async fn session(
         last_error,
         is_paused: false,
         pace: Pace::new(Instant::now()),
+        bulletin: Bulletin::new(config),
     };
     let outcome = session.stream(shutdown, interval).await;
     let Session { stream, .. } = session;
@@ -181,6 +183,8 @@ struct Session<'c> {
     /// The window was full and has not emptied enough yet.
     is_paused: bool,
     pace: Pace,
+    /// Tells workers what is configured.
+    bulletin: Bulletin,
 }
 
 type Job = Pin<Box<dyn Future<Output = Result<Done>>>>;
@@ -243,6 +247,7 @@ impl Session<'_> {
             }
             self.is_paused = !self.streamer.has_room();
         }
+        self.bulletin.follow(&self.streamer, &self.lanes);
         let now = Instant::now();
         if heard > 0 {
             self.last_heard = now;

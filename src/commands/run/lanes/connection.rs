@@ -15,7 +15,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::driver::Driver;
 use crate::{
-    commands::run::Backoff,
+    commands::backoff::Backoff,
     error::{Error, Result},
     flow::{lane::Refusal, streamer::Streamer},
     nats::{
@@ -44,6 +44,8 @@ pub struct Group {
     pub lanes: Vec<usize>,
     pub links: Vec<Link>,
     pub control: Option<Control>,
+    /// How often it was made.
+    pub connected_times: u64,
     overrides: Overrides,
     /// Some lane of it is wanted or not empty.
     pub in_use: bool,
@@ -88,6 +90,7 @@ impl Group {
             lanes: Vec::new(),
             links: Vec::new(),
             control: None,
+            connected_times: 0,
             overrides,
             in_use: false,
             attempt: None,
@@ -184,6 +187,7 @@ impl Group {
         let connected = outcome?;
         self.failures = 0;
         self.since = SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
+        self.connected_times += u64::from(connected.control.is_some());
         self.control = connected.control.or(self.control.take());
         for warning in connected.warnings {
             tracing::warn!("{warning}");

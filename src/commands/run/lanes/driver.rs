@@ -6,7 +6,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::open::Opened;
 use crate::{
-    commands::run::{Backoff, ledger::Checkpoint},
+    commands::{backoff::Backoff, run::ledger::Checkpoint},
     error::{Error, Result},
     flow::lane::Lane,
     route::tables::{ConfigRow, StreamRow},

@@ -1,0 +1,118 @@
+//! `walhook deliver`: takes events from JetStream and calls the webhooks, until told to stop.
+//!
+//! Any number run side by side. [`configuration`] says which webhooks there are, [`worker`] keeps a [`lane`] for each,
+//! [`event`] deals with one message, [`call`] with one request, [`books`] keep the record. What is sent and what an answer
+//! means is decided in [`crate::deliver`].
+
+mod books;
+mod call;
+mod configuration;
+mod consumer;
+mod event;
+mod lane;
+pub mod settings;
+mod worker;
+
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, watch};
+
+use super::{backoff::Backoff, rows};
+use crate::{
+    config::Config,
+    error::{Error, Result},
+    nats::{
+        control::{self, Control},
+        settings::Settings as Nats,
+    },
+    postgres::sql,
+    route::tables::ConfigRow,
+};
+use books::Books;
+use call::Caller;
+use settings::{Options, Settings};
+use worker::Worker;
+
+/// Delivers until `shutdown` turns true.
+///
+/// # Errors
+/// Settings that cannot be; a server that refuses us. A server that is away is waited for.
+pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Receiver<bool>) -> Result<()> {
+    let settings = Settings::resolve(options, &config.deliver, &config.source)?;
+    let caller = Caller::new(&settings.allowed_networks, settings.ca.as_deref())?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        source = config.source,
+        group = settings.group,
+        database = if settings.has_database { config.postgres.target() } else { "none".to_owned() },
+        "walhook delivers"
+    );
+    let mut backoff = Backoff::default();
+    let control = loop {
+        let error = match connect(config, &settings).await {
+            Ok(control) => break control,
+            Err(error) if !error.is_retryable() => return Err(error),
+            Err(error) => error,
+        };
+        let wait = backoff.next();
+        tracing::warn!(retry_in_ms = wait.as_millis(), "{error}");
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+        }
+    };
+    let postgres = settings.has_database.then(|| config.postgres.clone());
+    let client = control.client().clone();
+    let (sender, all) = watch::channel(None);
+    let following = tokio::spawn(configuration::follow(
+        client.clone(),
+        config.source.clone(),
+        config.nats_config.clone(),
+        postgres.clone(),
+        sender,
+    ));
+    let worker = Arc::new(Worker {
+        source: config.source.clone(),
+        shutdown_timeout: config.shutdown_timeout,
+        room: Semaphore::new(settings.max_in_flight),
+        settings,
+        control,
+        client,
+        caller,
+        books: postgres.map(Books::open),
+        counts: event::Counts::default(),
+    });
+    worker::run(worker, all, shutdown).await;
+    following.abort();
+    tracing::info!("nothing is under way");
+    Ok(())
+}
+
+/// The NATS of the configuration that is named in the settings.
+async fn connect(config: &Config, settings: &Settings) -> Result<Control> {
+    let row = if settings.has_database {
+        let client = sql::connect(&config.postgres).await?;
+        let tables = rows::read(&client).await?;
+        tables.configs.into_values().find(|row| row.config_name == config.nats_config)
+    } else {
+        None
+    };
+    let row = match row {
+        Some(row) => row,
+        None if config.nats.url.is_some() => {
+            ConfigRow { config_name: config.nats_config.clone(), ..ConfigRow::default() }
+        }
+        None => {
+            return Err(Error::config(format!("there is no NATS configuration {:?}", config.nats_config))
+                .hint("run rule_nats_configure() in the database, or give --nats-url"));
+        }
+    };
+    let mut nats = Nats::resolve(&row, &config.nats)?;
+    "walhook deliver".clone_into(&mut nats.name);
+    // A worker is waited for by nobody: it waits for its server, however long.
+    nats.max_reconnects = None;
+    for warning in &nats.warnings {
+        tracing::warn!("{warning}");
+    }
+    control::connect(&nats).await
+}

@@ -1,0 +1,453 @@
+//! One HTTP request and its answer.
+//!
+//! In: a webhook, what its message says, the keys to sign with. Out: an [`Answer`], always, within the webhook's timeout. The
+//! status decides; the body is kept for the record only, up to [`BODY_KEPT_MAX`]. Nothing is followed, nothing is tried
+//! twice, and the address that was judged is the one that is dialled.
+
+use std::{
+    error::Error as StdError,
+    fmt,
+    future::Future,
+    io,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    HeaderMap, Method, Request, Response, Uri,
+    body::Incoming,
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT},
+    rt::{Read, ReadBufCursor, Write},
+};
+use hyper_util::{
+    client::legacy::{
+        Client,
+        connect::{Connected, Connection},
+    },
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use tokio::{
+    net::{TcpStream, lookup_host},
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::{
+    deliver::{
+        message::{self, Call},
+        network::{self, Network},
+        schedule::{self, Outcome},
+        sign::{self, Key},
+        webhook::Webhook,
+    },
+    error::{Error, Result},
+    route::headers::is_credential,
+};
+
+/// How much of an answer's body is kept.
+const BODY_KEPT_MAX: usize = 64 << 10;
+/// How much of it is read at all; beyond it the connection is closed, which costs less than to read on.
+const BODY_READ_MAX: usize = 1 << 20;
+/// How large the head of an answer may be.
+const HEAD_MAX: usize = 64 << 10;
+/// How long one address of several may take to connect.
+const DIAL: Duration = Duration::from_secs(3);
+/// How many addresses of a name are tried.
+const ADDRESSES_MAX: usize = 4;
+/// Shorter than the five seconds after which common servers close an idle connection: a request that meets the close would
+/// fail for nothing.
+const IDLE: Duration = Duration::from_secs(4);
+
+/// What came of a request.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// What it means.
+    pub outcome: Outcome,
+    /// The headers, a JSON object, without what looks like a credential.
+    pub headers: Option<String>,
+    /// The beginning of the body, as text that PostgreSQL can keep.
+    pub body: Option<String>,
+    /// When the attempt began.
+    pub started: SystemTime,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Makes calls; holds the connections that servers keep open.
+pub struct Caller {
+    client: Client<Connector, Full<Bytes>>,
+}
+
+impl Caller {
+    /// A caller that dials what is outside, and `allowed` inside. `ca` is trusted besides the system's certificates.
+    ///
+    /// # Errors
+    /// `ca` cannot be read.
+    pub fn new(allowed: &[Network], ca: Option<&Path>) -> Result<Caller> {
+        let connector = Connector { allowed: allowed.into(), tls: Arc::new(tls(ca)?) };
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .http1_max_buf_size(HEAD_MAX)
+            .build(connector);
+        Ok(Caller { client })
+    }
+
+    /// Calls, and answers within the webhook's timeout.
+    pub async fn call(&self, webhook: &Webhook, call: &Call<'_>, keys: Result<&[Key], String>) -> Answer {
+        let (started, began) = (SystemTime::now(), Instant::now());
+        let deadline = began + Duration::from_millis(webhook.timeout_ms);
+        let mut answer = Answer {
+            outcome: Outcome::NotSent(String::new()),
+            headers: None,
+            body: None,
+            started,
+            took: Duration::ZERO,
+        };
+        let now = started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        answer.outcome = match keys.and_then(|keys| request(webhook, call, keys, now)) {
+            Err(problem) => Outcome::NotSent(problem),
+            Ok(request) => match timeout_at(deadline, self.client.request(request)).await {
+                Err(_) => Outcome::Unanswered(format!("no answer within {} ms", webhook.timeout_ms)),
+                Ok(Err(error)) => failure(&error),
+                Ok(Ok(response)) => {
+                    let outcome = Outcome::Answered {
+                        status: response.status().as_u16(),
+                        retry_after: text(response.headers(), RETRY_AFTER)
+                            .and_then(|value| schedule::retry_after(value, now)),
+                    };
+                    answer.headers = Some(shown(response.headers()));
+                    answer.body = Some(read(response, deadline).await);
+                    outcome
+                }
+            },
+        };
+        answer.took = began.elapsed();
+        answer
+    }
+}
+
+/// The request, or why there can be none.
+fn request(
+    webhook: &Webhook,
+    call: &Call<'_>,
+    keys: &[Key],
+    now: u64,
+) -> std::result::Result<Request<Full<Bytes>>, String> {
+    let (uri, login) = target(&webhook.url)?;
+    let method = Method::from_bytes(webhook.method.as_bytes())
+        .map_err(|_| format!("method {:?} is not one of HTTP's", webhook.method))?;
+    // A GET has no body to speak of: proxies drop it, and servers refuse it.
+    let body = if method == Method::GET { Bytes::new() } else { Bytes::copy_from_slice(call.body) };
+    let mut request = Request::new(Full::new(Bytes::new()));
+    *request.method_mut() = method;
+    *request.uri_mut() = uri;
+    let headers = request.headers_mut();
+    headers.insert(USER_AGENT, HeaderValue::from_static(concat!("walhook/", env!("CARGO_PKG_VERSION"))));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(call.content_type));
+    if let Some(login) = login {
+        headers.insert(AUTHORIZATION, login);
+    }
+    for (name, value) in webhook.headers.iter().chain(&call.headers) {
+        if message::is_reserved(name) {
+            continue;
+        }
+        let wrong = |what| format!("header {name:?} of the webhook {what}");
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong("has a name that HTTP does not allow"))?;
+        let value = HeaderValue::from_str(value).map_err(|_| wrong("has a value that HTTP does not allow"))?;
+        headers.insert(name, value);
+    }
+    let id = message::webhook_id(&call.event_id);
+    let own = |value: &str| HeaderValue::from_str(value).map_err(|_| "the event's id cannot be in a header".to_owned());
+    headers.insert("webhook-id", own(&id)?);
+    headers.insert("webhook-timestamp", HeaderValue::from(now));
+    if let Some(kind) = call.kind.as_deref().and_then(|kind| HeaderValue::from_str(kind).ok()) {
+        headers.insert("walhook-type", kind);
+    }
+    if !keys.is_empty() {
+        headers.insert("webhook-signature", own(&sign::signature(keys, &id, now, &body))?);
+    }
+    *request.body_mut() = Full::new(body);
+    Ok(request)
+}
+
+/// Where to, and who the URL says we are.
+fn target(url: &str) -> std::result::Result<(Uri, Option<HeaderValue>), String> {
+    // A URL may hold a password: it is not quoted.
+    let parsed = url::Url::parse(url).map_err(|error| format!("the webhook's url cannot be read: {error}"))?;
+    if !matches!(parsed.scheme(), "http" | "https") {
+        return Err(format!("the webhook's url has the scheme {:?}; only http and https are called", parsed.scheme()));
+    }
+    let login = match (parsed.username(), parsed.password()) {
+        ("", None) => None,
+        (user, password) => {
+            let decode =
+                |text| percent_decode(text).ok_or("the login in the webhook's url is not percent-encoded text");
+            let pair = format!("{}:{}", decode(user)?, decode(password.unwrap_or_default())?);
+            let mut value = HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(pair)))
+                .map_err(|_| "the login in the webhook's url cannot be sent".to_owned())?;
+            value.set_sensitive(true);
+            Some(value)
+        }
+    };
+    let authority = &parsed[url::Position::BeforeHost..url::Position::AfterPort];
+    let path = &parsed[url::Position::BeforePath..url::Position::AfterQuery];
+    let uri = Uri::builder().scheme(parsed.scheme()).authority(authority).path_and_query(path).build();
+    Ok((uri.map_err(|error| format!("the webhook's url cannot be called: {error}"))?, login))
+}
+
+fn percent_decode(text: &str) -> Option<String> {
+    let mut parts = text.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        bytes.push(u8::from_str_radix(part.get(..2)?, 16).ok()?);
+        bytes.extend_from_slice(&part.as_bytes()[2..]);
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// Why there was no answer: what lies at the bottom, for hyper's own words say little.
+fn failure(error: &hyper_util::client::legacy::Error) -> Outcome {
+    let mut causes = Vec::new();
+    let mut next: Option<&(dyn StdError + 'static)> = error.source();
+    while let Some(this) = next {
+        match this.downcast_ref::<NotDialled>() {
+            Some(NotDialled::Refused(why)) => return Outcome::NotSent(why.clone()),
+            Some(NotDialled::Failed(why)) => return Outcome::Unanswered(why.clone()),
+            None => causes.push(this.to_string()),
+        }
+        next = this.source();
+    }
+    causes.dedup();
+    if causes.is_empty() {
+        causes.push(error.to_string());
+    }
+    Outcome::Unanswered(causes.join(": "))
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+fn shown(headers: &HeaderMap) -> String {
+    let mut object = serde_json::Map::new();
+    for (name, value) in headers {
+        let value = serde_json::Value::String(storable(value.as_bytes()));
+        if !is_credential(name.as_str(), &value) {
+            object.insert(name.as_str().to_owned(), value);
+        }
+    }
+    serde_json::Value::Object(object).to_string()
+}
+
+/// As much of the body as is kept; the rest is read, so that the connection can be used again, or not at all.
+async fn read(response: Response<Incoming>, deadline: Instant) -> String {
+    let mut body = response.into_body();
+    let mut kept = Vec::new();
+    let mut seen = 0;
+    // A body that breaks off, or drips until the deadline, is kept as far as it came: the status was the answer.
+    while let Ok(Some(Ok(frame))) = timeout_at(deadline, body.frame()).await {
+        let Some(data) = frame.data_ref() else { continue };
+        seen += data.len();
+        kept.extend_from_slice(&data[..data.len().min(BODY_KEPT_MAX - kept.len())]);
+        if seen > BODY_READ_MAX {
+            break;
+        }
+    }
+    storable(&kept)
+}
+
+/// PostgreSQL's text has no NUL and nothing that is not UTF-8.
+fn storable(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).replace('\0', "\u{fffd}")
+}
+
+fn tls(ca: Option<&Path>) -> Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(file) = ca {
+        let unusable = || Error::config(format!("read certificates to trust from {} (deliver.ca)", file.display()));
+        let certificates = CertificateDer::pem_file_iter(file).map_err(|error| unusable().caused_by(error))?;
+        for certificate in certificates {
+            let certificate = certificate.map_err(|error| unusable().caused_by(error))?;
+            roots.add(certificate).map_err(|error| unusable().caused_by(error))?;
+        }
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Error::protocol("prepare TLS towards webhooks").caused_by(error))?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// Resolves, judges, dials, encrypts.
+#[derive(Clone)]
+struct Connector {
+    allowed: Arc<[Network]>,
+    tls: Arc<ClientConfig>,
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+enum NotDialled {
+    /// It may not be dialled.
+    Refused(String),
+    /// It could not.
+    Failed(String),
+}
+
+impl fmt::Display for NotDialled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (NotDialled::Refused(why) | NotDialled::Failed(why)) = self;
+        f.write_str(why)
+    }
+}
+
+impl StdError for NotDialled {}
+
+impl tower_service::Service<Uri> for Connector {
+    type Response = Socket;
+    type Error = NotDialled;
+    type Future = Pin<Box<dyn Future<Output = Result<Socket, NotDialled>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), NotDialled>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        Box::pin(self.clone().connect(uri))
+    }
+}
+
+impl Connector {
+    async fn connect(self, uri: Uri) -> Result<Socket, NotDialled> {
+        let is_https = uri.scheme_str() == Some("https");
+        let host = uri.host().unwrap_or_default();
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        let port = uri.port_u16().unwrap_or(if is_https { 443 } else { 80 });
+        let stream = self.dial(host, port).await?;
+        // Small messages, each waited for.
+        let _ = stream.set_nodelay(true);
+        if !is_https {
+            return Ok(Socket::Plain(TokioIo::new(stream)));
+        }
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|_| NotDialled::Failed(format!("{host:?} is no name that a certificate could carry")))?;
+        let stream = TlsConnector::from(self.tls)
+            .connect(name, stream)
+            .await
+            .map_err(|error| NotDialled::Failed(format!("TLS with {host}: {error}")))?;
+        Ok(Socket::Tls(Box::new(TokioIo::new(stream))))
+    }
+
+    async fn dial(&self, host: &str, port: u16) -> Result<TcpStream, NotDialled> {
+        let addresses: Vec<IpAddr> = match host.parse() {
+            Ok(address) => vec![address],
+            Err(_) => lookup_host((host, port))
+                .await
+                .map_err(|error| NotDialled::Failed(format!("resolve {host}: {error}")))?
+                .map(|address| address.ip())
+                .collect(),
+        };
+        let (mut refused, mut failed) = (None, None);
+        for address in addresses.into_iter().take(ADDRESSES_MAX) {
+            if let Some(why) = network::refusal(address, &self.allowed) {
+                refused = Some(why);
+                continue;
+            }
+            let address = SocketAddr::new(address, port);
+            match timeout(DIAL, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => failed = Some(format!("connect to {address}: {error}")),
+                Err(_) => failed = Some(format!("connect to {address}: not within {} s", DIAL.as_secs())),
+            }
+        }
+        Err(match (failed, refused) {
+            (Some(why), _) => NotDialled::Failed(why),
+            (None, Some(why)) => NotDialled::Refused(format!("{host} is not called: {why}")),
+            (None, None) => NotDialled::Failed(format!("resolve {host}: it has no address")),
+        })
+    }
+}
+
+/// A connection as hyper wants it.
+enum Socket {
+    Plain(TokioIo<TcpStream>),
+    Tls(Box<TokioIo<TlsStream<TcpStream>>>),
+}
+
+impl Connection for Socket {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl Read for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Socket::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Socket::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Socket::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Socket::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Socket::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_http_urls_are_called_and_a_login_is_taken_off_them() {
+        let (uri, login) = target("https://us%40er:p%C3%A4ss@Example.com:8443/a b?c=d#e").unwrap();
+        assert_eq!(uri.to_string(), "https://example.com:8443/a%20b?c=d");
+        assert_eq!(login.unwrap(), format!("Basic {}", STANDARD.encode("us@er:päss")));
+        let (uri, login) = target("http://[::1]/").unwrap();
+        assert_eq!((uri.host(), login), (Some("[::1]"), None));
+        // As browsers read it, so that nothing is judged by another spelling.
+        assert_eq!(target("http://0x7f.1/").unwrap().0.host(), Some("127.0.0.1"));
+        for (bad, reason) in
+            [("ftp://example.com/", "ftp"), ("file:///etc/passwd", "file"), ("hunter2", "cannot be read")]
+        {
+            let error = target(bad).unwrap_err();
+            assert!(error.contains(reason) && !error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_postgresql_cannot_keep_is_replaced() {
+        assert_eq!(storable(b"a\0b\xff"), "a\u{fffd}b\u{fffd}");
+    }
+}

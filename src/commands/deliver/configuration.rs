@@ -1,0 +1,242 @@
+//! Which webhooks there are, and what changes of them.
+//!
+//! In: the bucket that the streamer keeps, and the database where there is one. Out: all webhooks with what signs their
+//! requests, anew whenever something has changed. With a database the rows there count, and the bucket only says when to
+//! read them; where there is no bucket they are read every [`REFRESH`]. Without a database the bucket is all there is.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_nats::jetstream::{self, kv};
+use futures_util::StreamExt;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep, sleep_until},
+};
+
+use crate::{
+    commands::{bucket, rows},
+    deliver::{
+        sign::{self, Key},
+        webhook::{self, Credentials, Webhook},
+    },
+    error::Result,
+    postgres::{Settings as Postgres, sql},
+};
+
+/// How often the rows are read where nothing says that they have changed.
+const REFRESH: Duration = Duration::from_secs(15);
+/// How long changes may gather before they are acted on.
+const GATHER: Duration = Duration::from_millis(50);
+/// How often a bucket that is not there is looked for.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// A webhook and what signs its requests.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// The webhook.
+    pub webhook: Webhook,
+    /// Empty where it is not signed; otherwise why it cannot be signed.
+    pub keys: std::result::Result<Vec<Key>, String>,
+    /// Its row was there and is there no more.
+    pub is_gone: bool,
+}
+
+/// All webhooks.
+#[derive(Debug, Clone, Default)]
+pub struct All {
+    /// Those to be called, by id.
+    pub webhooks: BTreeMap<i32, Arc<Known>>,
+    /// Those whose rows are gone, as far as that is certain: one that has moved to another configuration is not.
+    pub is_deleted: BTreeSet<i32>,
+}
+
+/// Follows the configuration `config_name` for ever. `None` in the channel: nothing is known yet.
+pub async fn follow(
+    client: async_nats::Client,
+    source: String,
+    config_name: String,
+    postgres: Option<Postgres>,
+    sender: watch::Sender<Option<All>>,
+) {
+    let (changed, mut changes) = mpsc::channel(16);
+    let bucket = bucket::name(&source);
+    tokio::spawn(watch_bucket(client, bucket.clone(), changed));
+    match postgres {
+        Some(postgres) => follow_rows(&postgres, &config_name, &mut changes, &sender).await,
+        None => follow_bucket(&bucket, &mut changes, &sender).await,
+    }
+}
+
+/// What the bucket says: a webhook is as it says now, or is not called by way of this NATS any more.
+type Change = (i32, Option<Box<Webhook>>);
+
+async fn watch_bucket(client: async_nats::Client, bucket: String, changed: mpsc::Sender<Change>) {
+    let mut told = String::new();
+    while !changed.is_closed() {
+        let why = match read_bucket(&client, &bucket, &changed).await {
+            Ok(()) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        if !why.is_empty() && why != told {
+            tracing::info!("the bucket {bucket:?}, which `walhook run` keeps, cannot be followed yet: {why}");
+        }
+        told = why;
+        sleep(LOOK).await;
+    }
+}
+
+/// Ends when the bucket cannot be followed any more.
+async fn read_bucket(
+    client: &async_nats::Client,
+    bucket: &str,
+    changed: &mpsc::Sender<Change>,
+) -> std::result::Result<(), async_nats::Error> {
+    let store = jetstream::new(client.clone()).get_key_value(bucket).await?;
+    let mut entries = store.watch_with_history(format!("{}*", bucket::KEY_PREFIX)).await?;
+    while let Some(entry) = entries.next().await {
+        let entry = entry?;
+        let Some(id) = entry.key.strip_prefix(bucket::KEY_PREFIX).and_then(|id| id.parse().ok()) else { continue };
+        let webhook = match entry.operation {
+            kv::Operation::Put => match serde_json::from_slice::<Webhook>(&entry.value) {
+                Ok(webhook) => Some(Box::new(webhook)),
+                Err(error) => {
+                    tracing::warn!(bucket, key = entry.key, "a webhook in the bucket cannot be read: {error}");
+                    continue;
+                }
+            },
+            kv::Operation::Delete | kv::Operation::Purge => None,
+        };
+        changed.send((id, webhook)).await?;
+    }
+    Ok(())
+}
+
+/// Without a database. What leaves the bucket is called no more, and its events wait: it may have been deleted, or have
+/// moved, or the bucket may be on its way to be made anew.
+async fn follow_bucket(bucket: &str, changes: &mut mpsc::Receiver<Change>, sender: &watch::Sender<Option<All>>) {
+    let mut all = All::default();
+    while let Some(change) = changes.recv().await {
+        let mut next = Some(change);
+        let until = Instant::now() + GATHER;
+        while let Some((id, webhook)) = next {
+            match (webhook, all.webhooks.get_mut(&id)) {
+                (Some(webhook), _) => {
+                    let keys = match webhook.signed {
+                        false => Ok(Vec::new()),
+                        true => Err("it is signed, and this worker has no database to read secrets from".to_owned()),
+                    };
+                    all.webhooks.insert(id, Arc::new(Known { webhook: *webhook, keys, is_gone: false }));
+                }
+                (None, Some(known)) => Arc::make_mut(known).webhook.enabled = false,
+                (None, None) => {}
+            }
+            next = tokio::select! {
+                change = changes.recv() => change,
+                () = sleep_until(until) => None,
+            };
+        }
+        tracing::debug!(bucket, webhooks = all.webhooks.len(), "configuration read");
+        sender.send_replace(Some(all.clone()));
+    }
+}
+
+/// With a database.
+async fn follow_rows(
+    postgres: &Postgres,
+    config_name: &str,
+    changes: &mut mpsc::Receiver<Change>,
+    sender: &watch::Sender<Option<All>>,
+) {
+    let mut client = None;
+    let mut told: Option<String> = None;
+    let mut seen = BTreeSet::new();
+    loop {
+        match read_rows(postgres, &mut client, config_name).await {
+            Ok((webhooks, rows)) => {
+                told = None;
+                let is_deleted = seen.difference(&rows).copied().collect();
+                seen.extend(rows);
+                sender.send_replace(Some(All { webhooks, is_deleted }));
+            }
+            Err(error) => {
+                client = None;
+                let text = error.to_string();
+                if told.as_ref() != Some(&text) {
+                    tracing::warn!("the configuration cannot be read, it stays as it was: {text}");
+                    told = Some(text);
+                }
+            }
+        }
+        let wait = if told.is_some() { LOOK } else { REFRESH };
+        tokio::select! {
+            _ = changes.recv() => {
+                let until = Instant::now() + GATHER;
+                while let Some(Some(_)) = tokio::select! {
+                    change = changes.recv() => Some(change),
+                    () = sleep_until(until) => None,
+                } {}
+            }
+            () = sleep(wait) => {}
+        }
+    }
+}
+
+/// The webhooks to be called, and the ids of all that there are.
+async fn read_rows(
+    postgres: &Postgres,
+    client: &mut Option<tokio_postgres::Client>,
+    config_name: &str,
+) -> Result<(BTreeMap<i32, Arc<Known>>, BTreeSet<i32>)> {
+    let client = match client {
+        Some(client) if !client.is_closed() => client,
+        _ => client.insert(sql::connect(postgres).await?),
+    };
+    let attempted = "read the webhooks";
+    let transaction = client
+        .build_transaction()
+        .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead)
+        .read_only(true)
+        .start()
+        .await
+        .map_err(|error| sql::error(attempted, error))?;
+    let tables = rows::read(&transaction).await?;
+    // The newest first: the one that receivers know longest comes last.
+    let secrets = transaction
+        .query(
+            "SELECT webhook_id, secret_name, secret_value FROM public.rule_webhook_secrets \
+             WHERE webhook_id IS NOT NULL AND secret_name LIKE $1 || '%' ORDER BY webhook_id, secret_id DESC",
+            &[&sign::SECRET_NAME],
+        )
+        .await
+        .map_err(|error| rows::missing_table(sql::error("read rule_webhook_secrets", error)))?;
+    transaction.commit().await.map_err(|error| sql::error(attempted, error))?;
+    let mut by_webhook: BTreeMap<i32, Vec<(&str, &str)>> = BTreeMap::new();
+    for row in &secrets {
+        let (id, name, value): (i32, &str, &str) = (row.get(0), row.get(1), row.get(2));
+        if sign::is_signing(name) {
+            by_webhook.entry(id).or_default().push((name, value));
+        }
+    }
+    let known = webhook::webhooks(&tables, config_name, Credentials::Told).into_iter().map(|webhook| {
+        let secrets = by_webhook.get(&webhook.webhook_id).map_or(&[][..], Vec::as_slice);
+        let keys = if webhook.signed { keys(secrets) } else { Ok(Vec::new()) };
+        (webhook.webhook_id, Arc::new(Known { webhook, keys, is_gone: false }))
+    });
+    Ok((known.collect(), tables.webhooks.keys().copied().collect()))
+}
+
+fn keys(secrets: &[(&str, &str)]) -> std::result::Result<Vec<Key>, String> {
+    if secrets.is_empty() {
+        return Err(format!(
+            "it is signed and has no secret: SELECT rule_webhook_secret_set(<webhook_id>, '{}', 'whsec_…')",
+            sign::SECRET_NAME
+        ));
+    }
+    let key =
+        |(name, value): &(&str, &str)| Key::parse(value).map_err(|why| format!("secret {name:?} cannot sign: {why}"));
+    secrets.iter().map(key).collect()
+}

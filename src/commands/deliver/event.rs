@@ -1,0 +1,315 @@
+//! One event: read, called, recorded, and its word to JetStream.
+//!
+//! In: a message. Out: exactly one of ack, nak with the wait before the next attempt, or term; the last only when the event
+//! is durable as a dead letter. Where it is not, it comes again.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use async_nats::{HeaderMap, Message};
+use serde_json::{Value, json};
+use tokio::time::sleep_until;
+
+use super::{
+    books::{DeadLetter, Entry, Kept},
+    call::Answer,
+    configuration::Known,
+    consumer,
+    lane::Lane,
+    settings::Record,
+};
+use crate::deliver::{
+    message::{self, Call, Ids, Reading},
+    schedule::{self, Fate, Outcome, Verdict, WAIT_MAX},
+};
+
+/// Where a dead letter's stream would take it.
+const DEAD_SUBJECT: &str = "dlq.";
+/// Nothing that we could do now would help: so long until the event is tried again.
+const HOPELESS: Duration = WAIT_MAX;
+
+/// What has happened since the start.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Events that arrived.
+    pub delivered: AtomicU64,
+    /// Attempts that failed and are made again.
+    pub failed: AtomicU64,
+    /// Events given up.
+    pub dead: AtomicU64,
+    /// Calls whose record is lost.
+    pub unrecorded: AtomicU64,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Where a message stands, as its reply subject says: `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.
+/// <stream seq>.<consumer seq>.<time>.<pending>[.<random>]`.
+struct Delivery<'a> {
+    stream: &'a str,
+    sequence: &'a str,
+    attempt: u64,
+}
+
+impl<'a> Delivery<'a> {
+    fn parse(reply: &'a str) -> Option<Delivery<'a>> {
+        let tokens: Vec<&str> = reply.strip_prefix("$JS.ACK.")?.split('.').collect();
+        let from = if tokens.len() >= 9 { 2 } else { 0 };
+        let &[stream, _, delivered, sequence, _, _, ..] = tokens.get(from..)? else { return None };
+        Some(Delivery { stream, sequence, attempt: delivered.parse().ok()? })
+    }
+}
+
+/// See the module.
+pub async fn handle(lane: &Lane, message: Message) {
+    let Some(reply) = message.reply.clone() else { return };
+    let word = match Delivery::parse(&reply) {
+        Some(delivery) => decide(lane, &message, &delivery).await,
+        // Not by this consumer: nobody waits for a word.
+        None => return,
+    };
+    let text = match word {
+        Word::Ack => "+ACK".to_owned(),
+        Word::Again(Duration::ZERO) => "-NAK".to_owned(),
+        Word::Again(wait) => format!("-NAK {}", json!({ "delay": u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX) })),
+        Word::Never => "+TERM".to_owned(),
+    };
+    // Where the connection is lost for good, the event comes again after `ack_wait`.
+    let _ = lane.worker.client.publish(reply, text.into()).await;
+}
+
+enum Word {
+    Ack,
+    Again(Duration),
+    Never,
+}
+
+async fn decide(lane: &Lane, message: &Message, delivery: &Delivery<'_>) -> Word {
+    let header = |name: &str| message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str);
+    let known = lane.now();
+    let fallback = format!("{}:{}:{}", delivery.stream, delivery.sequence, known.webhook.webhook_id);
+    let ids = Ids { walhook: header("Walhook-Id"), message: header("Nats-Msg-Id"), fallback: &fallback };
+    let call = match message::read(&known.webhook, &lane.worker.source, ids, &message.payload) {
+        Reading::Anothers => return Word::Ack,
+        Reading::Unreadable(event_id, why) => {
+            return give_up(lane, &known, message, &event_id, None, why, None).await;
+        }
+        Reading::Call(call) => call,
+    };
+    let commit_lsn = call.position.map(|position| position.commit_lsn.to_string());
+    if known.is_gone {
+        let why = "the webhook was deleted before its event was called".to_owned();
+        return give_up(lane, &known, message, &call.event_id, commit_lsn, why, None).await;
+    }
+    // Others have their turn while the receiver wants none.
+    while let Some(until) = lane.paused_until() {
+        tokio::select! {
+            () = sleep_until(until) => {}
+            () = lane.stopped() => return Word::Again(Duration::ZERO),
+        }
+    }
+    let Ok(room) = lane.worker.room.acquire().await else { return Word::Again(Duration::ZERO) };
+    // What waited for its turn is called as the row is by now.
+    let known = lane.now();
+    if !lane.is_open() || *lane.shutdown.borrow() {
+        return Word::Again(Duration::ZERO);
+    }
+    let keys = known.keys.as_deref().map_err(Clone::clone);
+    let answer = lane.worker.caller.call(&known.webhook, &call, keys).await;
+    let verdict = schedule::judge(&known.webhook, delivery.attempt, &answer.outcome, fastrand::f64());
+    lane.learn(verdict.strain);
+    drop(room);
+    let _answered = lane.answered();
+    if verdict.disables {
+        lane.refuse();
+        tracing::warn!(
+            webhook = known.webhook.name,
+            "the receiver answers 410: no more calls until the webhook's row changes"
+        );
+    }
+    let entry = entry(lane, &known, &call, delivery, &answer, &verdict);
+    match verdict.fate {
+        Fate::Delivered => {
+            keep(lane, entry).await;
+            count(&lane.worker.counts.delivered);
+            Word::Ack
+        }
+        Fate::Retry(wait) => {
+            tracing::debug!(
+                event = entry.event_id,
+                webhook = known.webhook.name,
+                attempt = delivery.attempt,
+                retry_in_ms = wait.as_millis(),
+                "{}",
+                entry.error.as_deref().unwrap_or_default()
+            );
+            keep(lane, entry).await;
+            count(&lane.worker.counts.failed);
+            Word::Again(wait)
+        }
+        Fate::GivenUp => {
+            let attempts = if delivery.attempt == 1 { "attempt" } else { "attempts" };
+            let why = format!("{} {attempts}, then: {}", delivery.attempt, entry.error.as_deref().unwrap_or_default());
+            give_up(lane, &known, message, &call.event_id, commit_lsn, why, Some(entry)).await
+        }
+    }
+}
+
+fn entry(
+    lane: &Lane,
+    known: &Known,
+    call: &Call<'_>,
+    delivery: &Delivery<'_>,
+    answer: &Answer,
+    verdict: &Verdict,
+) -> Entry {
+    let is_recorded = match lane.worker.settings.record {
+        Record::Full => true,
+        Record::Failures => verdict.fate != Fate::Delivered || delivery.attempt > 1,
+        Record::Off => false,
+    };
+    if !is_recorded && verdict.fate == Fate::Delivered {
+        return Entry::default();
+    }
+    Entry {
+        webhook_id: known.webhook.webhook_id,
+        webhook_name: known.webhook.name.clone(),
+        event_id: call.event_id.to_string(),
+        status: match verdict.fate {
+            Fate::Delivered => "success",
+            Fate::Retry(_) => "retrying",
+            Fate::GivenUp => "failed",
+        },
+        attempt: i32::try_from(delivery.attempt).unwrap_or(i32::MAX),
+        payload: String::from_utf8_lossy(call.body).into_owned(),
+        started: Some(answer.started),
+        took: answer.took,
+        response_status: match answer.outcome {
+            Outcome::Answered { status, .. } => Some(i32::from(status)),
+            _ => None,
+        },
+        response_headers: answer.headers.clone(),
+        response_body: answer.body.clone(),
+        error: verdict.error.clone(),
+        dead_letter: None,
+        disables: verdict.disables.then(|| known.webhook.url.clone()),
+        is_recorded,
+    }
+}
+
+/// Records an attempt. A record that cannot be made costs nothing but itself.
+async fn keep(lane: &Lane, entry: Entry) {
+    let Some(books) = lane.worker.books.as_ref().filter(|_| entry.is_recorded) else { return };
+    if books.keep(entry).await == Kept::No {
+        count(&lane.worker.counts.unrecorded);
+    }
+}
+
+/// Makes a dead letter of an event: a row where there is a database, a message where a stream takes it.
+async fn give_up(
+    lane: &Lane,
+    known: &Known,
+    message: &Message,
+    event_id: &str,
+    commit_lsn: Option<String>,
+    reason: String,
+    attempt: Option<Entry>,
+) -> Word {
+    let headers = shown(message.headers.as_ref());
+    let mut is_durable = false;
+    if let Some(books) = &lane.worker.books {
+        let entry = attempt.unwrap_or_else(|| Entry {
+            webhook_id: known.webhook.webhook_id,
+            webhook_name: known.webhook.name.clone(),
+            event_id: event_id.to_owned(),
+            status: "failed",
+            payload: String::from_utf8_lossy(&message.payload).into_owned(),
+            error: Some(reason.clone()),
+            is_recorded: lane.worker.settings.record != Record::Off,
+            ..Entry::default()
+        });
+        let letter = DeadLetter {
+            subject: message.subject.to_string(),
+            headers,
+            payload: message.payload.to_vec(),
+            reason: reason.clone(),
+            commit_lsn,
+        };
+        is_durable = books.keep(Entry { dead_letter: Some(letter), ..entry }).await == Kept::Yes;
+    }
+    is_durable |= publish(lane, message, event_id, &reason).await;
+    if is_durable {
+        count(&lane.worker.counts.dead);
+        tracing::warn!(event = event_id, webhook = known.webhook.name, "dead letter: {reason}");
+        return Word::Never;
+    }
+    tracing::error!(
+        event = event_id,
+        webhook = known.webhook.name,
+        "the event cannot be delivered ({reason}) and its dead letter has no place: no database, and no stream takes \
+         {DEAD_SUBJECT}{}; it is tried again later",
+        message.subject
+    );
+    Word::Again(if lane.worker.books.is_some() { Duration::from_secs(10) } else { HOPELESS })
+}
+
+/// Publishes a dead letter, if another stream than its own takes it: a strict stream wants no second writer.
+async fn publish(lane: &Lane, message: &Message, event_id: &str, reason: &str) -> bool {
+    let subject = format!("{DEAD_SUBJECT}{}", message.subject);
+    match consumer::streams(&lane.worker.control, std::slice::from_ref(&subject)).await {
+        Ok(streams) if streams.iter().any(|stream| *stream != lane.stream) => {}
+        Ok(_) => return false,
+        Err(error) => {
+            tracing::debug!("{error}");
+            return false;
+        }
+    }
+    let mut headers = HeaderMap::new();
+    for (name, values) in message.headers.iter().flat_map(HeaderMap::iter) {
+        // Those are orders to the stream that it was published to.
+        if let Some(value) = values.first().filter(|_| !name.to_string().to_ascii_lowercase().starts_with("nats-")) {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
+    // The id of the event itself may be remembered by a stream that is fed by ours.
+    headers.insert("Nats-Msg-Id", format!("{DEAD_SUBJECT}{event_id}"));
+    headers.insert("Walhook-Reason", reason.replace(['\r', '\n'], " "));
+    let jetstream = async_nats::jetstream::new(lane.worker.client.clone());
+    let stored = async { jetstream.publish_with_headers(subject, headers, message.payload.clone()).await?.await };
+    match stored.await {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::debug!(%error, event = event_id, "the dead letter's stream does not take it");
+            false
+        }
+    }
+}
+
+fn shown(headers: Option<&HeaderMap>) -> String {
+    let pairs = headers.into_iter().flat_map(HeaderMap::iter);
+    let object: serde_json::Map<String, Value> = pairs
+        .filter_map(|(name, values)| Some((name.to_string(), Value::from(values.first()?.as_str().replace('\0', "")))))
+        .collect();
+    Value::Object(object).to_string()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delivery_is_read_off_both_forms_of_its_reply_subject() {
+        for reply in ["$JS.ACK.S.c.3.17.9.1700000000.4", "$JS.ACK.hub.ACC.S.c.3.17.9.1700000000.4.x"] {
+            let delivery = Delivery::parse(reply).unwrap();
+            assert_eq!((delivery.stream, delivery.sequence, delivery.attempt), ("S", "17", 3));
+        }
+        for bad in ["", "_INBOX.x", "$JS.ACK.S.c", "$JS.ACK.S.c.x.17.9.1700000000.4"] {
+            assert!(Delivery::parse(bad).is_none(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! One webhook's way out of one stream: pull, call, acknowledge.
+//!
+//! In: messages of a durable pull consumer that all workers of the group share. Out: calls, and for each message one word to
+//! JetStream: ack, nak with the wait before its next attempt, or term behind a dead letter. Always holds: no more is
+//! asked for than can be called at once, so a slow webhook waits in its own consumer and holds up no other; how often an event
+//! was tried is how often JetStream has delivered it, so the schedule outlives every worker; what is neither acked, nacked
+//! nor termed comes again after `ack_wait`.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_nats::{Message, Subscriber};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use serde_json::json;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, interval_at, sleep, sleep_until, timeout},
+};
+
+use super::{configuration::Known, consumer, event, worker::Worker};
+use crate::{
+    commands::backoff::Backoff,
+    deliver::schedule::{Pace, Strain},
+    error::{Error, Result},
+};
+
+/// How long a request for messages stands before it is made anew. Short enough that one which a lost connection has
+/// swallowed is missed soon.
+const PULL: Duration = Duration::from_secs(5);
+/// How much later than that a request may end.
+const PULL_GRACE: Duration = Duration::from_secs(2);
+/// Calls that may wait for their record besides those that run, so that a slow database does not slow the calls down.
+const RECORDING_MAX: usize = 1000;
+/// Messages asked for at once.
+const PULL_MAX: usize = 256;
+
+/// What the calls of a lane share.
+pub struct Lane {
+    /// The process.
+    pub worker: Arc<Worker>,
+    /// The stream.
+    pub stream: String,
+    /// The consumer.
+    pub consumer: String,
+    /// The webhook, as it is now.
+    pub known: watch::Receiver<Arc<Known>>,
+    /// Ends what waits.
+    pub shutdown: watch::Receiver<bool>,
+    /// How many calls may run, and until when there are to be none.
+    pace: Mutex<(Pace, Option<Instant>)>,
+    /// Calls that are answered and not recorded yet.
+    answered: AtomicUsize,
+    /// Wakes the lane: there is room for another call.
+    has_room: Notify,
+    /// The receiver has said 410 to this configuration.
+    is_refused: AtomicBool,
+}
+
+impl Lane {
+    /// The webhook, as it is now.
+    pub fn now(&self) -> Arc<Known> {
+        Arc::clone(&self.known.borrow())
+    }
+
+    fn pace(&self) -> MutexGuard<'_, (Pace, Option<Instant>)> {
+        self.pace.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Learns how the receiver bears the calls.
+    pub fn learn(&self, strain: Strain) {
+        let mut pace = self.pace();
+        pace.0.learn(strain);
+        if let Strain::Pause(wait) = strain {
+            let until = Instant::now() + wait;
+            pace.1 = Some(pace.1.map_or(until, |other| other.max(until)));
+        }
+    }
+
+    /// Until when the receiver wants no calls.
+    pub fn paused_until(&self) -> Option<Instant> {
+        self.pace().1.filter(|until| *until > Instant::now())
+    }
+
+    /// A call is answered: while its record is on the way another one may be made.
+    pub fn answered(&self) -> Answered<'_> {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        self.has_room.notify_one();
+        Answered(self)
+    }
+
+    /// How many more calls may be begun.
+    fn room(&self, calls: usize) -> usize {
+        let limit = self.limit();
+        let running = calls.saturating_sub(self.answered.load(Ordering::Relaxed));
+        limit.saturating_sub(running).min((limit + RECORDING_MAX).saturating_sub(calls))
+    }
+
+    /// No more calls until the row changes.
+    pub fn refuse(&self) {
+        self.is_refused.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether events are to be asked for and called.
+    pub fn is_open(&self) -> bool {
+        let known = self.now();
+        let may_call = self.worker.settings.has_database || !known.webhook.needs_database();
+        known.is_gone || known.webhook.enabled && may_call && !self.is_refused.load(Ordering::Relaxed)
+    }
+
+    fn limit(&self) -> usize {
+        let known = self.now();
+        let max = match known.webhook.is_ordered {
+            true => 1,
+            false => known.webhook.max_in_flight.unwrap_or(self.worker.settings.max_in_flight_per_webhook),
+        };
+        let mut pace = self.pace();
+        pace.0.bound(max);
+        pace.0.limit()
+    }
+
+    /// Ends at shutdown.
+    pub async fn stopped(&self) {
+        let mut shutdown = self.shutdown.clone();
+        // A sender that is gone is a process that ends.
+        let _ = shutdown.wait_for(|stop| *stop).await;
+    }
+}
+
+/// A call between its answer and its word to JetStream.
+pub struct Answered<'l>(&'l Lane);
+
+impl Drop for Answered<'_> {
+    fn drop(&mut self) {
+        self.0.answered.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+type Calls = FuturesUnordered<Pin<Box<dyn Future<Output = ()> + Send>>>;
+
+/// Runs until shutdown, or until the webhook is no more and nothing of it is left.
+pub async fn run(
+    worker: Arc<Worker>,
+    stream: String,
+    mut known: watch::Receiver<Arc<Known>>,
+    shutdown: watch::Receiver<bool>,
+) {
+    let webhook = known.borrow().webhook.clone();
+    let consumer = consumer::name(&worker.settings.group, webhook.webhook_id);
+    let lane = Arc::new(Lane {
+        worker,
+        stream,
+        consumer,
+        known: known.clone(),
+        shutdown,
+        pace: Mutex::new((Pace::new(1), None)),
+        answered: AtomicUsize::new(0),
+        has_room: Notify::new(),
+        is_refused: AtomicBool::new(false),
+    });
+    let mut calls = Calls::new();
+    let mut backoff = Backoff::default();
+    let mut told: Option<String> = None;
+    while let Err(error) = session(&lane, &mut known, &mut calls, &mut backoff).await {
+        let text = error.to_string();
+        if told.as_ref() != Some(&text) {
+            tracing::warn!(webhook = webhook.name, stream = lane.stream, "{text}");
+            told = Some(text);
+        }
+        let retry = sleep(backoff.next());
+        tokio::pin!(retry);
+        loop {
+            tokio::select! {
+                () = lane.stopped() => break,
+                () = &mut retry => break,
+                // What is under way goes on meanwhile.
+                Some(()) = calls.next(), if !calls.is_empty() => {}
+            }
+        }
+        if *lane.shutdown.borrow() {
+            break;
+        }
+    }
+    // Each ends by itself: its answer comes, or the time that a shutdown has is over.
+    while calls.next().await.is_some() {}
+}
+
+/// A request for messages.
+struct Pull {
+    missing: usize,
+    ends: Instant,
+}
+
+/// Pulls and calls until shutdown, or until something is wrong with the consumer or the connection.
+async fn session(
+    lane: &Arc<Lane>,
+    known: &mut watch::Receiver<Arc<Known>>,
+    calls: &mut Calls,
+    backoff: &mut Backoff,
+) -> Result<()> {
+    let mut configured = Arc::clone(&known.borrow_and_update());
+    if !configured.is_gone {
+        consumer::ensure(&lane.worker, &lane.stream, &lane.consumer, &configured.webhook).await?;
+    }
+    let inbox = lane.worker.client.new_inbox();
+    let mut messages = lane
+        .worker
+        .client
+        .subscribe(inbox.clone())
+        .await
+        .map_err(|error| Error::unavailable("subscribe to an inbox").caused_by(error))?;
+    let mut pull: Option<Pull> = None;
+    let outcome = loop {
+        let room = lane.room(calls.len());
+        let paused = lane.paused_until();
+        if pull.is_none() && room > 0 && paused.is_none() && lane.is_open() {
+            pull = Some(ask(lane, &inbox, room.min(PULL_MAX)).await?);
+        }
+        tokio::select! {
+            biased;
+            () = lane.stopped() => break Ok(()),
+            changed = known.changed() => {
+                if changed.is_err() {
+                    break Ok(());
+                }
+                lane.is_refused.store(false, Ordering::Relaxed);
+                let now = Arc::clone(&known.borrow_and_update());
+                if !now.is_gone && consumer::differs(&configured.webhook, &now.webhook)
+                    && let Err(error) = consumer::ensure(&lane.worker, &lane.stream, &lane.consumer, &now.webhook).await
+                {
+                    break Err(error);
+                }
+                configured = now;
+            }
+            Some(()) = calls.next(), if !calls.is_empty() => {}
+            () = lane.has_room.notified() => {}
+            message = messages.next() => {
+                let Some(message) = message else { break Err(Error::unavailable("the connection to NATS is closed")) };
+                match word(&message) {
+                    Word::Event => {
+                        *backoff = Backoff::default();
+                        if let Some(asked) = &mut pull {
+                            asked.missing = asked.missing.saturating_sub(1);
+                            if asked.missing == 0 {
+                                pull = None;
+                            }
+                        }
+                        calls.push(Box::pin(alive(Arc::clone(lane), message)));
+                    }
+                    Word::Nothing => {}
+                    Word::Over => {
+                        pull = None;
+                        if configured.is_gone && calls.is_empty() && consumer::retire(lane).await? {
+                            break Ok(());
+                        }
+                    }
+                    Word::Trouble(why) => {
+                        break Err(Error::unavailable(format!("pull from consumer {:?}: {why}", lane.consumer)));
+                    }
+                }
+            }
+            () = until(pull.as_ref().map(|pull| pull.ends)) => pull = None,
+            () = until(paused) => {}
+        }
+    };
+    give_back(lane, messages).await;
+    outcome
+}
+
+async fn ask(lane: &Lane, inbox: &str, count: usize) -> Result<Pull> {
+    let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", lane.stream, lane.consumer);
+    let body = json!({ "batch": count, "expires": PULL.as_nanos() }).to_string();
+    lane.worker
+        .client
+        .publish_with_reply(subject, inbox.to_owned(), body.into())
+        .await
+        .map_err(|error| Error::unavailable("ask for messages").caused_by(error))?;
+    Ok(Pull { missing: count, ends: Instant::now() + PULL + PULL_GRACE })
+}
+
+/// What came on the inbox.
+enum Word {
+    Event,
+    Nothing,
+    /// The request has run out.
+    Over,
+    Trouble(String),
+}
+
+fn word(message: &Message) -> Word {
+    let Some(status) = message.status else { return Word::Event };
+    let description = message.description.as_deref().unwrap_or_default();
+    match status.as_u16() {
+        100 => Word::Nothing,
+        404 | 408 => Word::Over,
+        // "Exceeded MaxWaiting", "Leadership Change", "Server Shutdown" pass; "Consumer Deleted" wants it made again.
+        409 if description.starts_with("Leadership") => Word::Over,
+        503 => Word::Trouble("there is no such consumer".to_owned()),
+        status => Word::Trouble(format!("{description} ({status})")),
+    }
+}
+
+/// An event's call, and a sign of life to JetStream for as long as it takes.
+async fn alive(lane: Arc<Lane>, message: Message) {
+    let Some(reply) = message.reply.clone() else { return };
+    let client = &lane.worker.client;
+    let beat = lane.worker.settings.ack_wait / 3;
+    let mut beats = interval_at(Instant::now() + beat, beat);
+    let call = event::handle(&lane, message);
+    let abandoned = async {
+        lane.stopped().await;
+        sleep(lane.worker.shutdown_timeout).await;
+    };
+    tokio::pin!(call, abandoned);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut call => return,
+            () = &mut abandoned => {
+                let _ = client.publish(reply, "-NAK".into()).await;
+                return;
+            }
+            // A beat that is lost costs a second delivery, which is at-least-once's own price.
+            _ = beats.tick() => drop(client.publish(reply.clone(), "+WPI".into()).await),
+        }
+    }
+}
+
+/// Ends the subscription; what comes before the server knows is given back.
+async fn give_back(lane: &Lane, mut messages: Subscriber) {
+    let _ = messages.drain().await;
+    let rest = async {
+        while let Some(message) = messages.next().await {
+            if matches!(word(&message), Word::Event)
+                && let Some(reply) = message.reply
+            {
+                let _ = lane.worker.client.publish(reply, "-NAK".into()).await;
+            }
+        }
+    };
+    let _ = timeout(PULL_GRACE, rest).await;
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}

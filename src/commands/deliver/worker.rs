@@ -1,0 +1,175 @@
+//! The lanes of a worker: one for each webhook and stream, begun and ended as the configuration says.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{MissedTickBehavior, interval},
+};
+
+use super::{
+    books::Books,
+    call::Caller,
+    configuration::{All, Known},
+    consumer,
+    event::Counts,
+    lane,
+    settings::Settings,
+};
+use crate::nats::control::Control;
+
+/// How often streams are looked for that were not there, and how often the counts are told.
+const LOOK: Duration = Duration::from_secs(15);
+
+/// What all lanes share.
+pub struct Worker {
+    /// The worker's settings.
+    pub settings: Settings,
+    /// The name of the feed.
+    pub source: String,
+    /// How long a shutdown may wait for calls.
+    pub shutdown_timeout: Duration,
+    /// For consumers and streams.
+    pub control: Control,
+    /// For messages.
+    pub client: async_nats::Client,
+    /// For webhooks.
+    pub caller: Caller,
+    /// For records; without a database there are none.
+    pub books: Option<Books>,
+    /// How many more calls may run.
+    pub room: Semaphore,
+    /// What has happened.
+    pub counts: Counts,
+}
+
+struct Running {
+    known: watch::Sender<Arc<Known>>,
+}
+
+/// Follows the configuration until shutdown; then waits for what is under way.
+pub async fn run(worker: Arc<Worker>, mut all: watch::Receiver<Option<All>>, mut shutdown: watch::Receiver<bool>) {
+    let mut lanes: BTreeMap<(i32, String), Running> = BTreeMap::new();
+    let mut tasks = JoinSet::new();
+    let mut told = Told::default();
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            _ = shutdown.wait_for(|stop| *stop) => break,
+            changed = all.changed() => if changed.is_err() { break },
+            _ = look.tick() => {}
+        }
+        let Some(now) = all.borrow_and_update().clone() else { continue };
+        told.counts(&worker);
+        follow(&worker, &now, &mut lanes, &mut tasks, &mut told, &shutdown).await;
+        while tasks.try_join_next().is_some() {}
+        // A lane that has ended by itself was a deleted webhook's.
+        lanes.retain(|_, running| running.known.receiver_count() > 0);
+    }
+    tracing::info!(lanes = tasks.len(), "stopping: no more is asked for, what is under way is waited for");
+    while tasks.join_next().await.is_some() {}
+    drop(lanes);
+    told.counts(&worker);
+    // What was said last has to leave before the process does.
+    if let Err(error) = worker.client.flush().await {
+        tracing::warn!(%error, "the last acknowledgements may not have left; their events come again");
+    }
+}
+
+/// Begins lanes for new webhooks and streams, and tells the others what has changed.
+async fn follow(
+    worker: &Arc<Worker>,
+    all: &All,
+    lanes: &mut BTreeMap<(i32, String), Running>,
+    tasks: &mut JoinSet<()>,
+    told: &mut Told,
+    shutdown: &watch::Receiver<bool>,
+) {
+    for ((id, _), running) in lanes.iter() {
+        let now = match all.webhooks.get(id) {
+            Some(known) => Arc::clone(known),
+            None if all.is_deleted.contains(id) => {
+                Arc::new(Known { is_gone: true, ..Known::clone(&running.known.borrow()) })
+            }
+            // Elsewhere by now: what is in this stream is still to be called.
+            None => continue,
+        };
+        running.known.send_if_modified(|known| {
+            let differs = (&known.webhook, known.is_gone) != (&now.webhook, now.is_gone)
+                || known.keys.is_ok() != now.keys.is_ok();
+            *known = now;
+            differs
+        });
+    }
+    for (id, known) in &all.webhooks {
+        let webhook = &known.webhook;
+        let wanted = worker.settings.webhooks.is_empty() || worker.settings.webhooks.contains(&webhook.name);
+        if !wanted || !webhook.enabled {
+            continue;
+        }
+        if webhook.needs_database() && !worker.settings.has_database {
+            let why = if webhook.signed { "it is signed" } else { "it has credentials in its headers" };
+            told.once(&webhook.name, &format!("{why}, so it is left to workers with a database"));
+            continue;
+        }
+        let streams = match consumer::streams(&worker.control, &webhook.subjects).await {
+            Ok(streams) => streams,
+            Err(error) => {
+                told.once(&webhook.name, &error.to_string());
+                continue;
+            }
+        };
+        if streams.is_empty() && webhook.publishes {
+            told.once(&webhook.name, &format!("no stream takes {} yet", webhook.subjects.join(", ")));
+        }
+        for stream in streams {
+            let key = (*id, stream);
+            if lanes.contains_key(&key) || !webhook.publishes && !has_consumer(worker, &key).await {
+                continue;
+            }
+            let (sender, receiver) = watch::channel(Arc::clone(known));
+            tracing::info!(webhook = webhook.name, stream = key.1, "delivering");
+            tasks.spawn(lane::run(Arc::clone(worker), key.1.clone(), receiver, shutdown.clone()));
+            lanes.insert(key, Running { known: sender });
+        }
+    }
+}
+
+/// A webhook that publishes to NATS no more may still have events there, if somebody has begun to deliver them.
+async fn has_consumer(worker: &Worker, (id, stream): &(i32, String)) -> bool {
+    let name = consumer::name(&worker.settings.group, *id);
+    let info = worker.control.api(&format!("CONSUMER.INFO.{stream}.{name}"), &serde_json::Value::Null).await;
+    matches!(info, Ok(Ok(_)))
+}
+
+/// What the log has been told.
+#[derive(Default)]
+struct Told {
+    notes: BTreeSet<(String, String)>,
+    counts: [u64; 4],
+}
+
+impl Told {
+    fn once(&mut self, webhook: &str, text: &str) {
+        if self.notes.insert((webhook.to_owned(), text.to_owned())) {
+            tracing::warn!(webhook, "not delivered: {text}");
+        }
+    }
+
+    fn counts(&mut self, worker: &Worker) {
+        let Counts { delivered, failed, dead, unrecorded } = &worker.counts;
+        let now = [delivered, failed, dead, unrecorded].map(|counter| counter.load(Ordering::Relaxed));
+        if now != self.counts {
+            let [delivered, failed_attempts, dead_letters, unrecorded] = now;
+            tracing::info!(delivered, failed_attempts, dead_letters, unrecorded, "so far");
+            self.counts = now;
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The configuration tables, read from the database.
+
+use tokio_postgres::{GenericClient, SimpleQueryMessage};
+
+use crate::{
+    error::{Error, Result},
+    postgres::{self, sql},
+    route::tables::{Cell, Table, Tables},
+};
+
+/// All rows, as `client` sees them: in one snapshot where it is a transaction that has one.
+///
+/// # Errors
+/// A table that is missing or may not be read; a row without its key.
+pub async fn read(client: &impl GenericClient) -> Result<Tables> {
+    let mut tables = Tables::default();
+    for table in Table::ALL {
+        // By the simple protocol every value comes as text, as it does in the WAL.
+        let rows = client
+            .simple_query(&format!("SELECT * FROM public.{}", table.name()))
+            .await
+            .map_err(|error| missing_table(sql::error(format!("read {}", table.name()), error)))?;
+        for row in &rows {
+            let SimpleQueryMessage::Row(row) = row else { continue };
+            let columns = row
+                .columns()
+                .iter()
+                .enumerate()
+                .map(|(index, column)| (column.name(), row.get(index).map_or(Cell::Null, Cell::Text)));
+            tables.put(table, columns)?;
+        }
+    }
+    Ok(tables)
+}
+
+/// Names the remedy where a table is not there.
+pub fn missing_table(error: Error) -> Error {
+    if postgres::sqlstate(&error) == Some("42P01") {
+        return Error::config(error.to_string()).hint("run `walhook setup`, which applies the migrations");
+    }
+    error
+}

@@ -1,0 +1,245 @@
+//! A message of a stream → the parts of a request.
+//!
+//! In: the message's ids and payload, the webhook whose consumer took it. Out: a [`Call`], or that it is another webhook's,
+//! or why nothing can be made of it. Where it goes is the webhook's row to say and never the message's: whoever may publish
+//! to the stream must not choose whom we call.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::webhook::{RequestBody, Webhook};
+use crate::flow::event_id::EventPosition;
+
+/// What identifies a message.
+#[derive(Debug, Clone, Copy)]
+pub struct Ids<'a> {
+    /// `Walhook-Id`, which stands there where a caller has an id of their own.
+    pub walhook: Option<&'a str>,
+    /// `Nats-Msg-Id`.
+    pub message: Option<&'a str>,
+    /// The stream and the sequence, for messages without any.
+    pub fallback: &'a str,
+}
+
+/// What is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call<'a> {
+    /// The event's id.
+    pub event_id: Cow<'a, str>,
+    /// Where the event stands in the WAL, if it is one of the feed's.
+    pub position: Option<EventPosition>,
+    /// `public.orders.insert`
+    pub kind: Option<Cow<'a, str>>,
+    /// What the message adds to the webhook's headers.
+    pub headers: BTreeMap<String, String>,
+    /// The body.
+    pub body: &'a [u8],
+    /// Its type, where no header says otherwise.
+    pub content_type: &'static str,
+}
+
+/// What a message is to this webhook's worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reading<'a> {
+    /// To be called.
+    Call(Call<'a>),
+    /// An event of another webhook on the same subject: its own consumer has it too.
+    Anothers,
+    /// Nothing that can be called, and why. The id is what it can be recorded by.
+    Unreadable(Cow<'a, str>, String),
+}
+
+/// The format `webhook`, as far as it matters here. What else the payload holds is the receiver's.
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Option<Cow<'a, str>>,
+    webhook_id: Option<i32>,
+    #[serde(borrow)]
+    headers: Option<&'a RawValue>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+/// Reads a message of the feed `source`.
+pub fn read<'a>(webhook: &Webhook, source: &str, ids: Ids<'a>, payload: &'a [u8]) -> Reading<'a> {
+    let ours = [ids.walhook, ids.message].into_iter().flatten().find_map(|id| {
+        let position = EventPosition::parse(id, source)?;
+        Some((id, position))
+    });
+    if let Some((_, position)) = ours
+        && position.webhook_id != webhook.webhook_id
+    {
+        return Reading::Anothers;
+    }
+    // Other feeds' events have ids of the same make.
+    if ours.is_none() && [ids.walhook, ids.message].into_iter().flatten().any(is_of_some_feed) {
+        return Reading::Anothers;
+    }
+    let event_id = || match ours {
+        Some((id, _)) => Cow::Borrowed(id),
+        // An id of somebody else's choosing is theirs to keep unique, so the place in the stream goes with ours.
+        None => Cow::Borrowed(ids.fallback),
+    };
+    let whole: &RawValue = match serde_json::from_slice(payload) {
+        Ok(whole) => whole,
+        Err(error) => return Reading::Unreadable(event_id(), format!("the payload is not JSON: {error}")),
+    };
+    let envelope = serde_json::from_str::<Envelope<'a>>(whole.get()).ok().filter(|_| webhook.has_envelope);
+    match (&ours, envelope.as_ref().and_then(|envelope| envelope.webhook_id)) {
+        (Some(_), _) => {}
+        (None, Some(id)) if id == webhook.webhook_id => {}
+        (None, Some(_)) => return Reading::Anothers,
+        (None, None) => {
+            return Reading::Unreadable(
+                event_id(),
+                "the message names no webhook: walhook did not publish it".to_owned(),
+            );
+        }
+    }
+    let mut call = Call {
+        event_id: event_id(),
+        position: ours.map(|(_, position)| position),
+        kind: None,
+        headers: BTreeMap::new(),
+        body: payload,
+        content_type: if webhook.is_cloudevent { "application/cloudevents+json" } else { "application/json" },
+    };
+    if let Some(envelope) = envelope {
+        call.kind = envelope.kind;
+        call.headers = envelope.headers.map(|headers| own_headers(headers.get())).unwrap_or_default();
+        if webhook.request_body == RequestBody::Data
+            && envelope.webhook_id.is_some()
+            && let Some(data) = envelope.data
+        {
+            call.body = data.get().as_bytes();
+        }
+    }
+    Reading::Call(call)
+}
+
+/// `<feed>-<16 hex>-<hex>-<number>-<number>`: a feed's name may have dashes too.
+fn is_of_some_feed(id: &str) -> bool {
+    let mut parts = id.rsplitn(5, '-');
+    let mut is = |good: fn(&str) -> bool| parts.next().is_some_and(good);
+    let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let hex = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is(number)
+        && is(number)
+        && is(hex)
+        && is(|part| part.len() == 16 && part.bytes().all(|b| b.is_ascii_hexdigit()))
+        && is(|_| true)
+}
+
+fn own_headers(text: &str) -> BTreeMap<String, String> {
+    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).unwrap_or_default();
+    object.into_iter().filter_map(|(name, value)| Some((name, value.as_str()?.to_owned()))).collect()
+}
+
+/// Whether a header is ours or the connection's to set, so that neither row nor message has a say in it.
+pub fn is_reserved(name: &str) -> bool {
+    const RESERVED: [&str; 14] = [
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "webhook-id",
+        "webhook-signature",
+        "webhook-timestamp",
+    ];
+    RESERVED.iter().any(|reserved| name.eq_ignore_ascii_case(reserved))
+}
+
+/// The id as it stands in `webhook-id`: a full stop would part id, time and body in what is signed.
+pub fn webhook_id(event_id: &str) -> Cow<'_, str> {
+    if event_id.contains('.') { Cow::Owned(event_id.replace('.', "_")) } else { Cow::Borrowed(event_id) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "shop-00000000016b3748-2c8f0a1b-12-1";
+
+    fn webhook() -> Webhook {
+        serde_json::from_value(serde_json::json!({
+            "webhook_id": 1, "name": "w", "url": "https://example.com", "method": "POST", "headers": {},
+            "timeout_ms": 5000, "retry_enabled": true, "max_retries": 3, "retry_delay_ms": 1000,
+            "retry_backoff_multiplier": 2.0, "enabled": true, "publishes": true, "signed": false,
+            "secrets_changed_at": null, "has_envelope": true, "is_cloudevent": false, "request_body": "data",
+            "is_ordered": false, "max_in_flight": null, "subjects": []
+        }))
+        .expect("a webhook")
+    }
+
+    fn ids(message: &str) -> Ids<'_> {
+        Ids { walhook: None, message: Some(message).filter(|id| !id.is_empty()), fallback: "S:7" }
+    }
+
+    fn body<'a>(webhook: &Webhook, payload: &'a str) -> &'a str {
+        match read(webhook, "shop", ids(ID), payload.as_bytes()) {
+            Reading::Call(call) => std::str::from_utf8(call.body).expect("it was text"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_data_is_sent_as_it_stands_unless_the_row_wants_the_whole_message() {
+        let payload = r#"{"webhook_id":1,"type":"t","headers":{"X-A":"b","n":1},"data":{"price": 9.90, "u":"\u00e9"}}"#;
+        assert_eq!(body(&webhook(), payload), r#"{"price": 9.90, "u":"\u00e9"}"#);
+        let whole = Webhook { request_body: RequestBody::Message, ..webhook() };
+        assert_eq!(body(&whole, payload), payload);
+        let bare = Webhook { has_envelope: false, ..webhook() };
+        assert_eq!(body(&bare, payload), payload);
+        for scalar in ["7", "null", "[1]", "\"x\"", "{}"] {
+            assert_eq!(body(&webhook(), scalar), scalar);
+        }
+        let Reading::Call(call) = read(&webhook(), "shop", ids(ID), payload.as_bytes()) else { panic!() };
+        assert_eq!((call.event_id.as_ref(), call.kind.as_deref()), (ID, Some("t")));
+        assert_eq!(call.headers, [("X-A".to_owned(), "b".to_owned())].into());
+    }
+
+    #[test]
+    fn events_of_other_webhooks_and_other_feeds_are_left_to_their_own() {
+        let others = ["shop-00000000016b3748-2c8f0a1b-12-2", "an-other-00000000016b3748-2c8f0a1b-12-1"];
+        for id in others {
+            assert_eq!(read(&webhook(), "shop", ids(id), b"{}"), Reading::Anothers, "{id}");
+        }
+        assert_eq!(read(&webhook(), "shop", ids("mine"), br#"{"webhook_id":2}"#), Reading::Anothers);
+        // A caller's own id stands before ours, which tells.
+        let ids = Ids { walhook: Some("shop-00000000016b3748-2c8f0a1b-12-2"), ..ids("mine") };
+        assert_eq!(read(&webhook(), "shop", ids, br#"{"webhook_id":1}"#), Reading::Anothers);
+    }
+
+    #[test]
+    fn a_message_that_walhook_did_not_publish_is_called_only_if_it_names_the_webhook() {
+        let Reading::Call(call) = read(&webhook(), "shop", ids("mine"), br#"{"webhook_id":1,"data":5}"#) else {
+            panic!()
+        };
+        assert_eq!((call.event_id.as_ref(), call.body, call.position), ("S:7", &b"5"[..], None));
+        for (payload, reason) in [("{\"test\": 1}", "names no webhook"), ("no json", "not JSON"), ("", "not JSON")] {
+            match read(&webhook(), "shop", ids(""), payload.as_bytes()) {
+                Reading::Unreadable(id, why) => assert!(id == "S:7" && why.contains(reason), "{id} {why}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn headers_of_the_connection_and_of_the_signature_are_nobodys_to_set() {
+        for name in ["Host", "content-length", "Webhook-Signature", "Transfer-Encoding"] {
+            assert!(is_reserved(name), "{name}");
+        }
+        assert!(!is_reserved("Authorization") && !is_reserved("Content-Type"));
+        assert_eq!(webhook_id("my.shop-1"), "my_shop-1");
+    }
+}

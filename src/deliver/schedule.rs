@@ -1,0 +1,291 @@
+//! What an answer means: delivered, again later, or given up; and how fast to go on.
+//!
+//! In: the webhook, which attempt it was, what came of it. Out: a [`Verdict`], and a [`Pace`] that knows how many calls may
+//! run side by side. Chance and time are passed in.
+
+use std::time::Duration;
+
+use super::webhook::Webhook;
+
+/// The longest wait before a retry, whatever the row or a server asks for.
+pub const WAIT_MAX: Duration = Duration::from_secs(3600);
+/// How much later than planned a retry may come, so that many do not come at once. Never sooner.
+const JITTER: f64 = 0.25;
+
+/// What came of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The server answered with this status.
+    Answered {
+        /// The status.
+        status: u16,
+        /// How long the server wants to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// There was no answer: not connected, not in time, or no HTTP.
+    Unanswered(String),
+    /// Nothing was sent: the URL, a header, a secret or the address is not what it must be.
+    NotSent(String),
+}
+
+/// What is done with the event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It has arrived.
+    Delivered,
+    /// Again after this wait.
+    Retry(Duration),
+    /// Never again: a dead letter.
+    GivenUp,
+}
+
+/// What is done about an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// With the event.
+    pub fate: Fate,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// With the pace of the webhook.
+    pub strain: Strain,
+    /// The receiver wants no more calls at all: 410.
+    pub disables: bool,
+}
+
+/// How the receiver bears the calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strain {
+    /// Well.
+    None,
+    /// Nothing to be learned.
+    Unknown,
+    /// Too much: fewer at a time.
+    Heavy,
+    /// Too much: none for this long, then fewer at a time.
+    Pause(Duration),
+}
+
+/// Judges the attempt with this number (from 1). `chance` is in 0..1.
+pub fn judge(webhook: &Webhook, attempt: u64, outcome: &Outcome, chance: f64) -> Verdict {
+    let (error, strain) = match outcome {
+        Outcome::Answered { status: 200..=299, .. } => {
+            return Verdict { fate: Fate::Delivered, error: None, strain: Strain::None, disables: false };
+        }
+        Outcome::Answered { status: 410, .. } => {
+            let error = "HTTP status 410: the receiver wants no more calls".to_owned();
+            return Verdict { fate: Fate::GivenUp, error: Some(error), strain: Strain::Unknown, disables: true };
+        }
+        Outcome::Answered { status, retry_after } => {
+            let strain = match (status, retry_after) {
+                (429 | 500..=599, Some(wait)) => Strain::Pause(*wait),
+                (429 | 500..=599, None) => Strain::Heavy,
+                _ => Strain::Unknown,
+            };
+            let error = match status {
+                300..=399 => {
+                    format!("HTTP status {status}: redirects are not followed; set the webhook's url to its target")
+                }
+                _ => format!("HTTP status {status}"),
+            };
+            (error, strain)
+        }
+        Outcome::Unanswered(error) => (error.clone(), Strain::Heavy),
+        Outcome::NotSent(error) => (error.clone(), Strain::Unknown),
+    };
+    let fate = if attempt >= u64::from(webhook.attempts()) {
+        Fate::GivenUp
+    } else {
+        let planned = delay(webhook, attempt).mul_f64(1.0 + JITTER * chance.clamp(0.0, 1.0));
+        let asked = match outcome {
+            Outcome::Answered { retry_after: Some(wait), .. } => *wait,
+            _ => Duration::ZERO,
+        };
+        Fate::Retry(planned.max(asked).min(WAIT_MAX))
+    };
+    Verdict { fate, error: Some(error), strain, disables: false }
+}
+
+/// The wait after this attempt, as the row plans it.
+pub fn delay(webhook: &Webhook, attempt: u64) -> Duration {
+    let first = Duration::from_millis(webhook.retry_delay_ms).min(WAIT_MAX).as_secs_f64();
+    let exponent = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
+    // NaN and what is less than 1 are no multipliers; the database has a check, the bucket has none.
+    let factor = webhook.retry_backoff_multiplier.max(1.0).powi(exponent);
+    let seconds = first * factor;
+    if seconds < WAIT_MAX.as_secs_f64() { Duration::from_secs_f64(seconds.max(0.0)) } else { WAIT_MAX }
+}
+
+/// `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3); bounded. `now` in seconds since 1970.
+pub fn retry_after(value: &str, now: u64) -> Option<Duration> {
+    let value = value.trim();
+    let seconds = match value.parse::<u64>() {
+        Ok(seconds) => seconds,
+        Err(_) if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) => u64::MAX,
+        Err(_) => date(value)?.saturating_sub(now),
+    };
+    Some(Duration::from_secs(seconds).min(WAIT_MAX))
+}
+
+/// `Sun, 06 Nov 1994 08:49:37 GMT`, in seconds since 1970. Its two obsolete forms are not read.
+fn date(text: &str) -> Option<u64> {
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let (_, rest) = text.split_once(", ")?;
+    let words: Vec<&str> = rest.split(' ').collect();
+    let &[day, month, year, time, "GMT"] = words.as_slice() else { return None };
+    let number = |text: &str, digits: usize| (text.len() == digits).then(|| text.parse::<u64>().ok()).flatten();
+    let (day, year) = (number(day, 2)?, number(year, 4)?);
+    let month = MONTHS.iter().position(|name| *name == month)?;
+    let &[hour, minute, second] = time.split(':').collect::<Vec<_>>().as_slice() else { return None };
+    let (hour, minute, second) = (number(hour, 2)?, number(minute, 2)?, number(second, 2)?);
+    if year < 1970 || day == 0 || day > 31 || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    // Days since 1970-01-01, with the year beginning in March so that the leap day is its last.
+    let (year, month) = if month < 2 { (year - 1, month + 10) } else { (year, month - 2) };
+    let day_of_year = (153 * month as u64 + 2) / 5 + day - 1;
+    let days = (365 * year + year / 4 - year / 100 + year / 400 + day_of_year).checked_sub(719_468)?;
+    Some(days * 86_400 + hour * 3600 + minute * 60 + second)
+}
+
+/// How many calls to one webhook may run side by side: halved when its server is strained, one more for every round
+/// that goes well.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pace {
+    limit: f64,
+    max: u32,
+}
+
+impl Pace {
+    /// As many as allowed, to begin with.
+    pub fn new(max: u32) -> Pace {
+        Pace { limit: f64::from(max.max(1)), max: max.max(1) }
+    }
+
+    /// The bound has changed.
+    pub fn bound(&mut self, max: u32) {
+        if self.max != max.max(1) {
+            *self = Pace::new(max);
+        }
+    }
+
+    /// How many may run now; at least one.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and a u32")]
+    pub fn limit(&self) -> usize {
+        self.limit as usize
+    }
+
+    /// Learns from an attempt.
+    pub fn learn(&mut self, strain: Strain) {
+        self.limit = match strain {
+            Strain::None => self.limit + 1.0 / self.limit,
+            Strain::Unknown => self.limit,
+            Strain::Heavy | Strain::Pause(_) => self.limit / 2.0,
+        }
+        .clamp(1.0, f64::from(self.max));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn webhook() -> Webhook {
+        serde_json::from_value(serde_json::json!({
+            "webhook_id": 1, "name": "w", "url": "https://example.com", "method": "POST", "headers": {},
+            "timeout_ms": 5000, "retry_enabled": true, "max_retries": 3, "retry_delay_ms": 1000,
+            "retry_backoff_multiplier": 2.0, "enabled": true, "publishes": true, "signed": false,
+            "secrets_changed_at": null, "has_envelope": true, "is_cloudevent": false, "request_body": "data",
+            "is_ordered": false, "max_in_flight": null, "subjects": []
+        }))
+        .expect("a webhook")
+    }
+
+    fn answered(status: u16) -> Outcome {
+        Outcome::Answered { status, retry_after: None }
+    }
+
+    #[test]
+    fn success_is_a_status_of_the_two_hundreds_and_nothing_else() {
+        for status in [200, 201, 204, 299] {
+            assert_eq!(judge(&webhook(), 9, &answered(status), 0.0).fate, Fate::Delivered, "{status}");
+        }
+        for status in [199, 300, 301, 302, 307, 308, 400, 404, 429, 500, 503] {
+            let verdict = judge(&webhook(), 1, &answered(status), 0.0);
+            assert_eq!(verdict.fate, Fate::Retry(Duration::from_secs(1)), "{status}");
+            assert!(!verdict.disables);
+        }
+    }
+
+    #[test]
+    fn waits_grow_by_the_multiplier_with_a_bounded_jitter_and_end_with_the_attempts() {
+        let wait = |attempt, chance| match judge(&webhook(), attempt, &answered(500), chance).fate {
+            Fate::Retry(wait) => wait.as_millis(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((wait(1, 0.0), wait(2, 0.0), wait(3, 0.0)), (1000, 2000, 4000));
+        assert_eq!((wait(1, 1.0), wait(3, 0.5)), (1250, 4500));
+        assert_eq!(judge(&webhook(), 4, &answered(500), 0.0).fate, Fate::GivenUp);
+        let once = Webhook { retry_enabled: false, ..webhook() };
+        assert_eq!(judge(&once, 1, &answered(500), 0.0).fate, Fate::GivenUp);
+    }
+
+    #[test]
+    fn no_row_makes_a_wait_longer_than_the_longest_or_panics() {
+        for multiplier in [f64::NAN, f64::INFINITY, -1.0, 0.0, 1e308] {
+            for retry_delay_ms in [0, 1, u64::MAX] {
+                let webhook =
+                    Webhook { retry_backoff_multiplier: multiplier, retry_delay_ms, max_retries: 10, ..webhook() };
+                for attempt in [0, 1, 2, 10, u64::MAX] {
+                    assert!(delay(&webhook, attempt) <= WAIT_MAX);
+                    judge(&webhook, attempt, &answered(500), 1.0);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn retry_after_is_honoured_within_bounds() {
+        let check = |value: &str, expected: Option<u64>| {
+            assert_eq!(retry_after(value, 784_111_770), expected.map(Duration::from_secs), "{value}");
+        };
+        check("7", Some(7));
+        check(" 0 ", Some(0));
+        check("99999999999999999999999999", Some(3600));
+        check("Sun, 06 Nov 1994 08:49:37 GMT", Some(7));
+        check("Sun, 06 Nov 1994 08:49:00 GMT", Some(0));
+        check("Thu, 29 Feb 2096 00:00:00 GMT", Some(3600));
+        for bad in
+            ["", "soon", "-1", "Sun, 06 Nov 1994", "Sun, 99 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT"]
+        {
+            check(bad, None);
+        }
+        let asked = Outcome::Answered { status: 429, retry_after: Some(Duration::from_secs(30)) };
+        let verdict = judge(&webhook(), 1, &asked, 0.0);
+        assert_eq!(verdict.fate, Fate::Retry(Duration::from_secs(30)));
+        assert_eq!(verdict.strain, Strain::Pause(Duration::from_secs(30)));
+    }
+
+    #[test]
+    fn gone_disables_and_is_not_tried_again() {
+        let verdict = judge(&webhook(), 1, &answered(410), 0.0);
+        assert!(verdict.disables);
+        assert_eq!(verdict.fate, Fate::GivenUp);
+    }
+
+    #[test]
+    fn the_pace_halves_under_strain_and_comes_back_a_step_for_every_round() {
+        let mut pace = Pace::new(64);
+        pace.learn(Strain::Heavy);
+        assert_eq!(pace.limit(), 32);
+        for _ in 0..20 {
+            pace.learn(Strain::Pause(Duration::ZERO));
+        }
+        assert_eq!(pace.limit(), 1);
+        for _ in 0..10_000 {
+            pace.learn(Strain::None);
+        }
+        assert_eq!(pace.limit(), 64);
+        pace.learn(Strain::Unknown);
+        assert_eq!(pace.limit(), 64);
+    }
+}

@@ -1,0 +1,433 @@
+//! The last mile: what is in the stream is called, as the webhook's row says, by however many workers.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use async_nats::jetstream::{self, consumer::pull};
+use futures_util::StreamExt;
+use serde_json::json;
+use support::{
+    eventually,
+    http::{Http, Reply, Request},
+    last_mile::LastMile,
+};
+
+const QUICK: &str = "[deliver]\nack_wait_ms = 1000\n";
+
+/// How often each `{"n": …}` came.
+fn times(requests: &[Request]) -> BTreeMap<i64, usize> {
+    let mut times = BTreeMap::new();
+    for request in requests {
+        *times.entry(request.json()["n"].as_i64().unwrap()).or_default() += 1;
+    }
+    times
+}
+
+/// Whether somebody else's code takes the signature for good.
+fn verifies(request: &Request, secret: &str) -> bool {
+    let mut headers = hyper::HeaderMap::new();
+    for name in ["webhook-id", "webhook-timestamp", "webhook-signature"] {
+        headers.insert(name, request.header(name).parse().unwrap());
+    }
+    standardwebhooks::Webhook::new(secret).unwrap().verify(&request.body, &headers).is_ok()
+}
+
+#[tokio::test]
+async fn an_event_is_called_once_as_its_row_says_and_recorded() {
+    let mile = LastMile::start().await;
+    let http = Http::ok();
+    let id = mile.webhook("orders", &http.url("/hooks?a=b"));
+    mile.sql(
+        "UPDATE rule_webhooks SET method = 'PUT', \
+         headers = '{\"Authorization\": \"Bearer t\", \"X-Number\": 7, \"Host\": \"evil\", \"Content-Type\": \"text/x\"}'",
+    );
+    mile.publish(id, r#"{"id": 1, "price": 9.90}"#);
+    let mut worker = mile.worker().start();
+    let request = http.received(1).await.remove(0);
+    assert_eq!((request.method.as_str(), request.path.as_str()), ("PUT", "/hooks?a=b"));
+    assert_eq!(request.json(), json!({"id": 1, "price": 9.90}));
+    let shown = ["authorization", "x-number", "content-type", "walhook-type"].map(|name| request.header(name));
+    assert_eq!(shown, ["Bearer t", "7", "text/x", "webhook.call"]);
+    assert_eq!(request.header("host"), format!("127.0.0.1:{}", http.port()));
+    assert_eq!(request.header("webhook-signature"), "", "nobody has asked for one");
+    assert_eq!(request.header("webhook-id"), mile.feed.messages().await[0].header("Nats-Msg-Id"));
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    assert_eq!(http.count(), 1);
+    let row = "SELECT status, response_status, retry_count, payload->>'price', event_id = '";
+    let row = format!("{row}{}' FROM rule_webhook_calls", request.header("webhook-id"));
+    assert_eq!(mile.sql(&row), "success|200|0|9.90|t");
+    assert_eq!(mile.sql("SELECT attempt_number, response_status FROM rule_webhook_call_history"), "1|200");
+}
+
+#[tokio::test]
+async fn rows_of_a_linked_table_arrive_and_those_of_other_webhooks_on_the_same_subject_do_not() {
+    let mile = LastMile::start().await;
+    let (ours, theirs) = (Http::ok(), Http::ok());
+    mile.webhook("ours", &ours.url("/"));
+    mile.webhook("theirs", &theirs.url("/"));
+    mile.sql("UPDATE rule_webhooks SET request_body = 'message' WHERE webhook_name = 'theirs'");
+    mile.sql("CREATE TABLE a (n int PRIMARY KEY); CREATE TABLE b (n int PRIMARY KEY)");
+    for (webhook, table) in [("ours", "a"), ("theirs", "b")] {
+        mile.sql(&format!(
+            "SELECT rule_webhook_link_table('{webhook}', '{table}', p_subject_template => 'webhooks.shared.{{op}}')"
+        ));
+    }
+    let mut worker = mile.worker().start();
+    mile.sql("INSERT INTO a SELECT generate_series(1, 3); INSERT INTO b SELECT generate_series(4, 5)");
+    mile.sql("DELETE FROM a WHERE n = 1");
+    let (ours, theirs) = (ours.received(4).await, theirs.received(2).await);
+    assert_eq!(times(&ours), [(1, 2), (2, 1), (3, 1)].into());
+    assert_eq!(theirs.iter().map(|r| r.json()["data"]["n"].as_i64().unwrap()).collect::<BTreeSet<_>>(), [4, 5].into());
+    assert!(ours.iter().any(|request| request.header("walhook-type") == "public.a.delete"));
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+}
+
+#[tokio::test]
+async fn with_every_tenth_answer_a_failure_all_arrive_and_every_attempt_is_recorded() {
+    let mile = LastMile::start().await;
+    let http = Http::start(|number, _| Reply::status(if number % 10 == 9 { 503 } else { 200 }));
+    let id = mile.webhook("w", &http.url("/"));
+    mile.sql("UPDATE rule_webhooks SET max_retries = 10");
+    mile.publish_many(id, 1000);
+    let mut worker = mile.worker().start();
+    mile.eventually("SELECT count(*) FROM rule_webhook_calls WHERE status = 'success'", "1000").await;
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    let requests = http.requests();
+    assert_eq!(times(&requests).len(), 1000);
+    let failures = requests.len() / 10;
+    assert_eq!(requests.len(), 1000 + failures, "an attempt for each event and one more for each failure");
+    let recorded = "SELECT count(*), count(*) FILTER (WHERE response_status = 503), count(DISTINCT call_id) \
+                    FROM rule_webhook_call_history";
+    assert_eq!(mile.sql(recorded), format!("{}|{failures}|1000", requests.len()));
+    let retries = "SELECT sum(retry_count) FROM rule_webhook_calls";
+    assert_eq!(mile.sql(retries), failures.to_string());
+    assert_eq!(mile.sql("SELECT count(*) FROM rule_nats_dead_letters"), "0");
+}
+
+#[tokio::test]
+async fn two_workers_share_the_events_and_each_is_called_once() {
+    let mile = LastMile::start().await;
+    let http = Http::start(|_, _| Reply::slow(Duration::from_millis(5)));
+    let id = mile.webhook("w", &http.url("/"));
+    let mut workers = [mile.worker().start(), mile.worker().start()];
+    for worker in &mut workers {
+        worker.logged("delivering").await;
+    }
+    mile.publish_many(id, 2000);
+    http.received(2000).await;
+    for worker in &mut workers {
+        assert_eq!(worker.terminate(), 0, "{}", worker.log());
+        assert!(worker.log().contains("so far delivered="), "one did nothing: {}", worker.log());
+    }
+    let times = times(&http.requests());
+    assert_eq!(times.len(), 2000);
+    assert!(times.values().all(|times| *times == 1));
+    assert_eq!(mile.sql("SELECT count(*) FROM rule_webhook_calls WHERE status = 'success'"), "2000");
+}
+
+#[tokio::test]
+async fn a_worker_that_is_killed_in_mid_flight_loses_nothing() {
+    let mile = LastMile::start().await;
+    let http = Http::start(|_, _| Reply::slow(Duration::from_millis(20)));
+    let id = mile.webhook("w", &http.url("/"));
+    mile.publish_many(id, 400);
+    let quick = mile.settings(QUICK);
+    for round in 1..=3 {
+        let mut worker = mile.worker().args(["--config", &quick]).start();
+        http.received(round * 80).await;
+        worker.kill9();
+    }
+    let mut worker = mile.worker().args(["--config", &quick]).start();
+    eventually("all events", async || (times(&http.requests()).len() == 400).then_some(())).await;
+    mile.eventually("SELECT count(*) FROM rule_webhook_calls WHERE status = 'success'", "400").await;
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    let doubled = "SELECT count(*) FROM (SELECT 1 FROM rule_webhook_call_history GROUP BY call_id, attempt_number \
+                   HAVING count(*) > 1) d";
+    assert_eq!(mile.sql(doubled), "0");
+}
+
+#[tokio::test]
+async fn a_slow_webhook_does_not_hold_up_a_fast_one() {
+    let mile = LastMile::start().await;
+    let (slow, fast) = (Http::start(|_, _| Reply::Hang), Http::ok());
+    let (slow_id, fast_id) = (mile.webhook("slow", &slow.url("/")), mile.webhook("fast", &fast.url("/")));
+    mile.sql("UPDATE rule_webhooks SET timeout_ms = 60000");
+    mile.publish_many(slow_id, 1000);
+    let settings = mile.settings("shutdown_timeout_ms = 100\n[deliver]\nmax_in_flight_per_webhook = 16\n");
+    let mut worker = mile.worker().args(["--config", &settings]).start();
+    slow.received(16).await;
+    mile.publish_many(fast_id, 1000);
+    fast.received(1000).await;
+    assert_eq!(slow.count(), 16, "no more than may be in flight");
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+}
+
+#[tokio::test]
+async fn a_strictly_ordered_webhook_is_called_one_by_one_in_commit_order_whatever_fails() {
+    let mile = LastMile::start().await;
+    let http = Http::start(|number, _| Reply::status(if number % 7 < 2 { 500 } else { 200 }));
+    let id = mile.webhook("w", &http.url("/"));
+    mile.sql("UPDATE rule_webhooks SET delivery_order = 'strict', max_retries = 10, retry_delay_ms = 1");
+    let mut workers = [mile.worker().start(), mile.worker().start()];
+    mile.publish_many(id, 40);
+    mile.eventually("SELECT count(*) FROM rule_webhook_calls WHERE status = 'success'", "40").await;
+    for worker in &mut workers {
+        assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    }
+    let mut order: Vec<_> = http.requests().iter().map(|request| request.json()["n"].as_i64().unwrap()).collect();
+    order.dedup();
+    assert_eq!(order, (1..=40).collect::<Vec<_>>());
+    assert_eq!(http.busiest(), 1);
+}
+
+#[tokio::test]
+async fn gone_disables_the_webhook_and_its_events_wait_for_another_url() {
+    let mile = LastMile::start().await;
+    let (gone, here) = (Http::start(|_, _| Reply::status(410)), Http::ok());
+    let id = mile.webhook("w", &gone.url("/"));
+    let mut worker = mile.worker().start();
+    mile.publish(id, r#"{"n": 1}"#);
+    mile.eventually("SELECT enabled FROM rule_webhooks", "f").await;
+    assert_eq!(gone.count(), 1, "410 is not tried again");
+    let letter = mile.sql("SELECT reason FROM rule_nats_dead_letters");
+    assert!(letter.contains("410"), "{letter}");
+    assert_eq!(mile.sql("SELECT status, response_status FROM rule_webhook_calls"), "failed|410");
+    // Nothing is called, and nothing is lost, until somebody says where to go on.
+    mile.sql(&format!("UPDATE rule_webhooks SET url = '{}', enabled = true", here.url("/")));
+    mile.publish(id, r#"{"n": 2}"#);
+    let requests = here.received(1).await;
+    assert_eq!(requests[0].json(), json!({"n": 2}));
+    assert_eq!(gone.count(), 1);
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+}
+
+#[tokio::test]
+async fn retry_after_is_waited_for_by_all_events_of_the_webhook() {
+    let mile = LastMile::start().await;
+    let http = Http::start(|number, _| match number {
+        0 => Reply::with(429, "Retry-After", "2"),
+        _ => Reply::status(200),
+    });
+    let id = mile.webhook("w", &http.url("/"));
+    mile.sql("UPDATE rule_webhooks SET max_in_flight = 1");
+    let mut worker = mile.worker().start();
+    mile.publish_many(id, 5);
+    let requests = http.received(6).await;
+    let waited = requests[1].at - requests[0].at;
+    assert!(waited >= Duration::from_secs(2), "{waited:?}");
+    assert_eq!(times(&requests), [(1, 2), (2, 1), (3, 1), (4, 1), (5, 1)].into());
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+}
+
+#[tokio::test]
+async fn requests_are_signed_and_a_secret_can_be_rotated_while_events_flow() {
+    const OLD: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    const NEW: &str = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX";
+    let mile = LastMile::start().await;
+    let http = Http::ok();
+    let id = mile.webhook("w", &http.url("/"));
+    mile.sql(&format!(
+        "SELECT rule_webhook_secret_set({id}, 'signing', '{OLD}'), rule_webhook_secret_set({id}, 'other', 'x')"
+    ));
+    let mut worker = mile.worker().start();
+    // How many secrets sign: each statement is followed by events until a request shows it.
+    let signed_by = async |secrets: &[&str]| {
+        eventually(&format!("{} signatures", secrets.len()), async || {
+            mile.publish(id, r#"{"a": "ü"}"#);
+            let before = http.count();
+            let request = http.received(before.max(1)).await.pop().unwrap();
+            (request.header("webhook-signature").split(' ').count() == secrets.len()
+                && secrets.iter().all(|secret| verifies(&request, secret)))
+            .then_some(())
+        })
+        .await;
+    };
+    signed_by(&[OLD]).await;
+    mile.sql(&format!("SELECT rule_webhook_secret_set({id}, 'signing_new', '{NEW}')"));
+    signed_by(&[OLD, NEW]).await;
+    mile.sql(&format!("SELECT rule_webhook_secret_delete({id}, 'signing')"));
+    signed_by(&[NEW]).await;
+    assert!(http.requests().iter().all(|request| verifies(request, OLD) || verifies(request, NEW)));
+    assert!(!verifies(&http.requests().pop().unwrap(), OLD));
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    assert!(!worker.log().contains("whsec_"), "{}", worker.log());
+}
+
+#[tokio::test]
+async fn sigterm_lets_calls_end_and_gives_back_what_does_not() {
+    let mile = LastMile::start().await;
+    let http = Http::start(|_, request| match request.path.as_str() {
+        "/slow" => Reply::slow(Duration::from_millis(700)),
+        _ => Reply::Hang,
+    });
+    let (slow, hangs) = (mile.webhook("slow", &http.url("/slow")), mile.webhook("hangs", &http.url("/hangs")));
+    mile.sql("UPDATE rule_webhooks SET timeout_ms = 60000");
+    mile.publish(slow, r#"{"n": 1}"#);
+    mile.publish(hangs, r#"{"n": 2}"#);
+    let mut worker = mile.worker().args(["--config", &mile.settings("shutdown_timeout_ms = 3000")]).start();
+    http.received(2).await;
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    assert_eq!(mile.sql("SELECT payload, status FROM rule_webhook_calls"), r#"{"n": 1}|success"#);
+    // The default `ack_wait` is 30 s: that it comes at once shows that it was given back.
+    http.script(|_, _| Reply::status(200));
+    let mut worker = mile.worker().start();
+    let requests = http.received(3).await;
+    assert_eq!(requests[2].path, "/hangs");
+    mile.eventually("SELECT count(*) FROM rule_webhook_calls WHERE status = 'success'", "2").await;
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    assert_eq!(http.count(), 3);
+}
+
+#[tokio::test]
+async fn a_worker_without_a_database_follows_the_bucket_live() {
+    let mile = LastMile::start().await;
+    let (first, second, signed) = (Http::ok(), Http::ok(), Http::ok());
+    let id = mile.webhook("plain", &first.url("/"));
+    let mut worker = mile.without_database().start();
+    mile.publish(id, r#"{"n": 1}"#);
+    first.received(1).await;
+    mile.sql(&format!("UPDATE rule_webhooks SET url = '{}'", second.url("/")));
+    let mut n = 1;
+    eventually("a call at the new url", async || {
+        n += 1;
+        mile.publish(id, &format!(r#"{{"n": {n}}}"#));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        (second.count() > 0).then_some(())
+    })
+    .await;
+    eventually("all calls", async || (first.count() + second.count() == n).then_some(())).await;
+    // One that it could only call wrongly is left to others, and said so.
+    let other: i32 =
+        mile.sql(&format!("SELECT rule_webhook_register('signed', '{}')", signed.url("/"))).parse().unwrap();
+    mile.sql(&format!("SELECT rule_webhook_secret_set({other}, 'signing', 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw')"));
+    mile.sql(&format!("SELECT rule_webhook_enable_nats({other}, NULL, 'nats')"));
+    mile.publish(other, "{}");
+    worker.logged("left to workers with a database").await;
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    assert_eq!(signed.count(), 0);
+    let mut worker = mile.worker().start();
+    signed.received(1).await;
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+}
+
+#[tokio::test]
+async fn the_bucket_holds_every_webhook_and_no_secret() {
+    let mile = LastMile::start().await;
+    let id = mile.webhook("w", "https://example.com/");
+    mile.sql("UPDATE rule_webhooks SET headers = '{\"X-Plain\": \"p\", \"Authorization\": \"Bearer hunter2\"}'");
+    mile.sql(&format!("SELECT rule_webhook_secret_set({id}, 'signing', 'hunter2')"));
+    let jetstream = mile.feed.nats.jetstream().await;
+    let entry = async || {
+        let store = jetstream.get_key_value("walhook_walhook").await.ok()?;
+        let value = store.get(format!("webhook.{id}")).await.ok()??;
+        Some(String::from_utf8(value.to_vec()).unwrap())
+    };
+    let text = eventually("the webhook in the bucket", async || {
+        entry().await.filter(|text| text.contains("Authorization") && text.contains("\"signed\":true"))
+    })
+    .await;
+    assert!(text.contains("X-Plain") && !text.contains("hunter2"), "{text}");
+    mile.sql(&format!("SELECT rule_webhook_delete({id})"));
+    eventually("the webhook to leave the bucket", async || entry().await.is_none().then_some(())).await;
+}
+
+#[tokio::test]
+async fn what_is_given_up_is_a_dead_letter_in_the_database_and_in_a_stream_that_takes_it() {
+    let mile = LastMile::start().await;
+    let jetstream = mile.feed.nats.jetstream().await;
+    let dead = jetstream::stream::Config {
+        name: "DEAD".to_owned(),
+        subjects: vec!["dlq.>".to_owned()],
+        ..jetstream::stream::Config::default()
+    };
+    jetstream.create_stream(dead).await.unwrap();
+    let http = Http::start(|_, _| Reply::Answer {
+        status: 500,
+        headers: Vec::new(),
+        body: b"what\0ever".to_vec(),
+        after: Duration::ZERO,
+    });
+    let id = mile.webhook("w", &http.url("/"));
+    mile.sql("UPDATE rule_webhooks SET max_retries = 2");
+    let mut worker = mile.worker().start();
+    mile.publish(id, r#"{"n": 1}"#);
+    mile.eventually("SELECT count(*) FROM rule_nats_dead_letters", "1").await;
+    assert_eq!(http.count(), 3);
+    let letter = mile.sql(
+        "SELECT webhook_name, subject, reason, convert_from(payload, 'UTF8')::jsonb->'data'->>'n', commit_lsn IS NOT NULL \
+         FROM rule_nats_dead_letters",
+    );
+    assert_eq!(letter, "w|webhooks.w|3 attempts, then: HTTP status 500|1|t");
+    let call = "SELECT status, retry_count, error_message, response_body FROM rule_webhook_calls";
+    assert_eq!(mile.sql(call), "failed|2|HTTP status 500|what\u{fffd}ever");
+    eventually("the dead letter in its stream", async || (mile.feed.last_sequence("DEAD").await == 1).then_some(()))
+        .await;
+    let stored = mile.feed.messages_of("DEAD").await.remove(0);
+    assert_eq!((stored.subject.as_str(), stored.data()), ("dlq.webhooks.w", &json!({"n": 1})));
+    assert_eq!(stored.header("Walhook-Reason"), "3 attempts, then: HTTP status 500");
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    // The streamer's stream was left alone.
+    assert_eq!(mile.feed.messages().await.len(), 1);
+}
+
+#[tokio::test]
+async fn events_of_a_disabled_webhook_wait_and_those_of_a_deleted_one_become_dead_letters() {
+    let mile = LastMile::start().await;
+    let http = Http::start(|_, _| Reply::Hang);
+    let id = mile.webhook("w", &http.url("/"));
+    mile.sql("UPDATE rule_webhooks SET max_in_flight = 1, timeout_ms = 300, max_retries = 10, retry_delay_ms = 1000");
+    mile.publish_many(id, 3);
+    let mut worker = mile.worker().start();
+    http.received(1).await;
+    mile.sql("UPDATE rule_webhooks SET enabled = false");
+    mile.eventually("SELECT count(*) > 0 FROM rule_webhook_calls WHERE status = 'retrying'", "t").await;
+    mile.eventually("SELECT count(*) FROM rule_nats_dead_letters", "0").await;
+    let called = http.count();
+    mile.sql("UPDATE rule_webhooks SET enabled = true");
+    http.received(called + 1).await;
+    mile.sql(&format!("SELECT rule_webhook_delete({id})"));
+    mile.eventually("SELECT count(*) FROM rule_nats_dead_letters WHERE reason LIKE '%deleted%'", "3").await;
+    // Nothing of it is left behind.
+    let jetstream = mile.feed.nats.jetstream().await;
+    eventually("the consumer to go", async || {
+        let stream = jetstream.get_stream("WEBHOOKS").await.ok()?;
+        stream.consumer_info(format!("walhook-deliver-{id}")).await.is_err().then_some(())
+    })
+    .await;
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+}
+
+#[tokio::test]
+async fn the_consumer_that_the_rfcs_workers_expect_is_there_and_gets_their_subject() {
+    let mile = LastMile::start().await;
+    mile.sql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.*'])");
+    let id = mile.webhook("slack", "https://example.com/");
+    mile.publish(id, r#"{"text": "hello"}"#);
+    let jetstream = mile.feed.nats.jetstream().await;
+    let consumer = eventually("the consumer", async || {
+        let stream = jetstream.get_stream("WEBHOOKS").await.ok()?;
+        stream.get_consumer::<pull::Config>("webhook-worker-1").await.ok()
+    })
+    .await;
+    let mut messages = consumer.messages().await.unwrap();
+    let message = messages.next().await.unwrap().unwrap();
+    let payload: serde_json::Value = serde_json::from_slice(&message.payload).unwrap();
+    assert_eq!(message.subject.as_str(), "webhooks.slack");
+    assert_eq!(payload["webhook_url"], "https://example.com/");
+    assert_eq!(payload["data"], json!({"text": "hello"}));
+    message.ack().await.unwrap();
+    // Others can be asked for, or none.
+    mile.sql("UPDATE rule_nats_streams SET consumers = '{mine,yours}'");
+    eventually("the named consumers", async || {
+        let stream = jetstream.get_stream("WEBHOOKS").await.ok()?;
+        let names: BTreeSet<String> = stream.consumer_names().map(Result::unwrap).collect().await;
+        ["mine", "yours"].iter().all(|name| names.contains(*name)).then_some(())
+    })
+    .await;
+}
