@@ -228,7 +228,7 @@ async fn behind_a_locked_history_events_flow_on_and_only_the_confirmation_waits(
                 FROM rule_nats_publish_history";
     assert_eq!(feed.pg.psql(rows), "3021|3020|1|3020");
     assert_eq!(feed.last_sequence("WEBHOOKS").await, 3020, "nothing was sent twice");
-    assert!(walhook.log().contains("read again from"), "{}", walhook.log());
+    assert!(walhook.log().contains("reading them again from"), "{}", walhook.log());
     ended_well(&mut walhook);
 }
 

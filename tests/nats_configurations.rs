@@ -508,14 +508,15 @@ async fn a_configuration_that_is_refused_stops_no_other() {
 async fn two_names_of_one_server_do_not_bring_two_lanes_into_one_stream() {
     let feed = Feed::start().await;
     let first = feed.webhook("first");
+    let mut walhook = feed.run();
+    call(&feed, first, "one");
+    feed.stored(1).await;
+    // The stream is the first one's who opens it.
     let url = feed.nats.url().replace("127.0.0.1", "localhost");
     let second = configure(&feed, "second", &url, &[]);
     feed.pg.psql(
         "UPDATE rule_nats_config SET stream_name = 'WEBHOOKS', subject_prefix = 'webhooks' WHERE config_name = 'second'",
     );
-    let mut walhook = feed.run();
-    call(&feed, first, "one");
-    feed.stored(1).await;
     call(&feed, second, "two");
     let told = |report: &Value| {
         report["last_error"]
