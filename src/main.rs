@@ -48,6 +48,10 @@ enum Command {
         #[command(subcommand)]
         action: commands::dead_letters::Action,
     },
+    /// Publish again what a stream holds since an LSN or a time
+    Replay(commands::replay::Arguments),
+    /// Set a durable consumer to an LSN or a time; nothing is published again
+    Seek(commands::seek::Arguments),
     /// Show the version
     Version,
 }
@@ -88,6 +92,8 @@ async fn execute(arguments: Arguments) -> Result<()> {
         Command::Setup { .. } => commands::setup::setup(&config).await,
         Command::Status { json } => commands::status::status(&config, json).await,
         Command::DeadLetters { action } => commands::dead_letters::dead_letters(&config, &action).await,
+        Command::Replay(arguments) => commands::replay::replay(&config, &arguments, shutdown()?).await,
+        Command::Seek(arguments) => commands::seek::seek(&config, &arguments).await,
         Command::Version => unreachable!("answered above"),
     }
 }

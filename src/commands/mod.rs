@@ -1,7 +1,9 @@
 //! One file per verb of the command line.
 
 pub mod dead_letters;
+pub mod replay;
 pub mod run;
+pub mod seek;
 pub mod setup;
 pub mod status;
 
