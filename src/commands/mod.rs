@@ -1,5 +1,6 @@
 //! One file per verb of the command line.
 
+pub mod backfill;
 pub mod dead_letters;
 pub mod replay;
 pub mod run;

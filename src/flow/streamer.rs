@@ -21,6 +21,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     route::{
+        chunk::{Chunk, Part},
         headers,
         payload::{self, Body, TransactionText},
         plan::{EventColumns, Linked, Plan},
@@ -113,6 +114,8 @@ pub struct Counts {
 pub struct Streamer {
     assembler: Assembler,
     plans: Vec<Option<Plan>>,
+    /// The chunk of a backfill whose rows are arriving.
+    chunk: Option<Chunk>,
     router: Router,
     out: Outlet,
     /// A keepalive's position that may be confirmed once all is settled, if nothing comes before.
@@ -174,6 +177,7 @@ impl Streamer {
         let mut streamer = Streamer {
             assembler: Assembler::default(),
             plans: Vec::new(),
+            chunk: None,
             router: Router {
                 tables,
                 rules: Rules::default(),
@@ -252,6 +256,7 @@ impl Streamer {
             Step::Nothing => {}
             Step::Begin => {
                 self.idle_upto = None;
+                self.chunk = None;
                 let begun = self.assembler.transaction().expect("it has just begun");
                 self.out.transaction.render(&self.out.source, begun.commit_lsn, begun.commit_time, begun.xid);
             }
@@ -296,7 +301,14 @@ impl Streamer {
                 // Trimming and mending of the event table are not events.
                 _ => Ok(()),
             },
-            Plan::Linked(table) => self.out.row(&self.router.rules, table, change),
+            Plan::Linked(table) => self.out.row(&self.router.rules, table, change, None),
+            Plan::Backfill(columns) => {
+                match change.new.filter(|_| change.op == Op::Insert).and_then(|row| columns.of(row)) {
+                    Some(Part::Head(text)) => self.begin_chunk(text),
+                    Some(Part::Row(bytes)) => self.chunk_row(bytes, change),
+                    None => Ok(()),
+                }
+            }
         }
     }
 
@@ -306,7 +318,7 @@ impl Streamer {
             return;
         }
         self.router.compile();
-        self.plans.fill_with(|| None);
+        self.forget_plans();
         for index in self.out.lanes.len()..self.router.lane_keys.len() {
             let key = &self.router.lane_keys[index];
             let rows = self.router.lane_rows[index].as_ref();
@@ -357,7 +369,14 @@ impl Streamer {
     pub fn set_types(&mut self, types: TypeCatalog) {
         self.router.types = types;
         self.awaits_types = false;
+        self.forget_plans();
+    }
+
+    fn forget_plans(&mut self) {
         self.plans.fill_with(|| None);
+        if let Some(chunk) = &mut self.chunk {
+            chunk.forget_plan();
+        }
     }
 
     /// How many lanes there are; it only grows.
@@ -564,7 +583,7 @@ impl Router {
                     self.notices.push(format!("table {table}: {problem}"));
                 }
             }
-            Plan::Events(_) | Plan::Configuration(_) => {}
+            Plan::Events(_) | Plan::Configuration(_) | Plan::Backfill(_) => {}
         }
         plan
     }
@@ -617,9 +636,12 @@ impl Router {
 }
 
 impl Outlet {
-    /// A change of a linked table.
-    fn row(&mut self, rules: &Rules, table: &Linked, change: &Change<'_>) -> Result<()> {
+    /// A change of a linked table, for all its links or `only` some.
+    fn row(&mut self, rules: &Rules, table: &Linked, change: &Change<'_>, only: Option<&[i32]>) -> Result<()> {
         for target in &table.targets {
+            if only.is_some_and(|links| !links.contains(&target.link)) {
+                continue;
+            }
             if !target.wants(change, &table.columns, &mut self.scratch) {
                 continue;
             }
@@ -872,5 +894,6 @@ fn event_position(position: Position, webhook_id: i32) -> EventPosition {
     }
 }
 
+mod backfill;
 #[cfg(test)]
 mod tests;
