@@ -15,6 +15,7 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_replays (
     to_point TEXT,
     webhooks TEXT[],
     tables TEXT[],
+    streams TEXT[],
     subject_prefix TEXT,
     rate INTEGER,
     status TEXT NOT NULL DEFAULT 'running',
@@ -157,13 +158,14 @@ BEGIN
     v_webhook := CASE WHEN p_webhook IS NOT NULL THEN public.rule_cdc_webhook_id(p_webhook) END;
     SELECT array_agg(l.link_id ORDER BY l.link_id) INTO v_links
     FROM public.rule_webhook_links l
+    JOIN public.rule_webhooks w ON w.webhook_id = l.webhook_id AND w.enabled AND w.publish_mode IN ('nats', 'both')
     WHERE l.table_schema = v_schema AND l.table_name = v_name AND l.enabled
       AND (v_webhook IS NULL OR l.webhook_id = v_webhook);
     IF v_links IS NULL THEN
-        RAISE EXCEPTION 'cannot backfill %: % is linked to it', v_table,
-            CASE WHEN p_webhook IS NULL THEN 'no webhook' ELSE format('webhook %s not', quote_literal(p_webhook)) END
+        RAISE EXCEPTION 'cannot backfill %: no webhook% is linked to it and publishes to NATS', v_table,
+            CASE WHEN p_webhook IS NOT NULL THEN ' ' || quote_literal(p_webhook) ELSE '' END
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('SELECT rule_webhook_link_table(…, %L) first; rule_webhook_links has what is linked.', v_table::text);
+            HINT = format('SELECT rule_webhook_link_table(…, %L) first, and rule_webhook_enable_nats; rule_webhook_links has what is linked.', v_table::text);
     END IF;
     IF NOT EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
                    WHERE r.prrelid = 'public.rule_cdc_backfill_rows'::regclass) THEN

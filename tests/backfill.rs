@@ -258,6 +258,12 @@ async fn a_backfill_that_cannot_be_is_refused_with_what_it_wants() {
     refused(&[], &["--link"]);
     refused(&["--table", "nothing"], &["no such table"]);
     refused(&["--table", "unlinked"], &["no webhook is linked", "rule_webhook_link_table"]);
+    feed.pg.psql("SELECT rule_webhook_disable_nats(1)");
+    refused(
+        &["--table", "t", "--webhook", "w"],
+        &["no webhook 'w' is linked to it and publishes to NATS", "rule_webhook_enable_nats"],
+    );
+    feed.pg.psql("SELECT rule_webhook_enable_nats(1, NULL, 'nats')");
     refused(&["--table", "bare"], &["no primary key", "ADD PRIMARY KEY"]);
     refused(&["--table", "t", "--webhook", "nobody"], &["nobody", "not found"]);
     refused(&["--link", "99"], &["no such link"]);

@@ -149,6 +149,29 @@ async fn what_cannot_be_replayed_is_refused_with_what_could_be() {
     assert_eq!(ids(&feed, "REPLAY").await, [4, 5, 6]);
     stream.purge().await.unwrap();
     refused(&["--from", kept], 2, &["nothing of this feed"]);
+    refused(&["--from", kept, "--stream", "NONE"], 2, &["no such stream"]);
+}
+
+#[tokio::test]
+async fn what_a_stream_drops_while_it_is_read_ends_the_replay_and_the_streamers_role_may_run_it() {
+    let (feed, _streamer) = fed(1).await;
+    feed.pg.psql("INSERT INTO t SELECT generate_series(2, 3000)");
+    feed.stored(3000).await;
+    let arguments = ["--from", "0/0", "--rate", "100", "--create-stream", "REPLAY", "--stream", "WEBHOOKS"];
+    let mut replay = feed.command("replay").env("DATABASE_URL", feed.streamer_conninfo()).args(arguments).start();
+    eventually("the replay to be on its way", async || (feed.last_sequence("REPLAY").await > 5).then_some(())).await;
+    // What was read ahead is sent; this takes all behind it but the last.
+    let jetstream = jetstream::new(feed.nats.client().await);
+    jetstream.get_stream("WEBHOOKS").await.unwrap().purge().sequence(3000).await.unwrap();
+    replay.kill9();
+    let resumed = eventually("the replay to be resumed", async || {
+        let resume = ["--resume", "1", "--rate", "100000"];
+        let finished = feed.command("replay").env("DATABASE_URL", feed.streamer_conninfo()).args(resume).finish();
+        (!finished.stderr.contains("runs already")).then_some(finished)
+    })
+    .await;
+    assert_eq!(resumed.code, Some(2), "{resumed:?}");
+    assert!(resumed.stderr.contains("up to 2999 are gone"), "{}", resumed.stderr);
 }
 
 #[tokio::test]

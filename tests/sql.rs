@@ -129,7 +129,7 @@ async fn every_object_is_described_pins_its_search_path_and_is_closed_to_the_pub
     let bare = pg.psql(
         "SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND (
             obj_description(oid, 'pg_proc') NOT LIKE 'walhook:%' OR obj_description(oid, 'pg_proc') IS NULL
-            OR proconfig IS DISTINCT FROM ARRAY['search_path=pg_catalog, pg_temp']
+            OR 'search_path=pg_catalog, pg_temp' <> ALL (coalesce(proconfig, '{}'))
             OR has_function_privilege('public', oid, 'EXECUTE'))",
     );
     assert_eq!(bare, "", "functions without description or pin, or open to PUBLIC");

@@ -65,6 +65,7 @@ const UNFINISHED: &str = "SELECT j.backfill_id FROM public.rule_cdc_backfill_job
     AND j.link_ids = (SELECT array_agg(l.link_id ORDER BY l.link_id) FROM public.rule_webhook_links l \
         JOIN public.rule_webhooks w USING (webhook_id) \
         WHERE l.table_schema = j.table_schema AND l.table_name = j.table_name AND l.enabled \
+          AND w.enabled AND w.publish_mode IN ('nats', 'both') \
           AND ($2::text IS NULL OR w.webhook_name = $2)) \
     ORDER BY j.backfill_id LIMIT 1";
 const START: &str = "SELECT public.rule_cdc_backfill_start($1, $2, $3)";

@@ -41,6 +41,9 @@ pub struct Arguments {
     /// Only this table's events; may be repeated
     #[arg(long, value_name = "TABLE")]
     table: Vec<String>,
+    /// Only from this stream; may be repeated
+    #[arg(long, value_name = "NAME")]
+    stream: Vec<String>,
     /// From where they come
     #[arg(long, default_value = "stream", value_parser = ["stream"])]
     via: String,
@@ -57,7 +60,7 @@ pub struct Arguments {
     #[arg(long, value_name = "EVENTS", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
     /// Go on with a replay that was interrupted or has failed
-    #[arg(long, value_name = "ID", conflicts_with_all = ["from", "to", "webhook", "table", "subject_prefix", "dry_run"])]
+    #[arg(long, value_name = "ID", conflicts_with_all = ["from", "to", "webhook", "table", "stream", "subject_prefix", "dry_run"])]
     resume: Option<i64>,
 }
 
@@ -68,12 +71,12 @@ const RUNNING: &str = "SELECT replay_id, started_at::text FROM public.rule_cdc_r
 const INTERRUPT: &str = "UPDATE public.rule_cdc_replays SET status = 'interrupted', updated_at = now() \
     WHERE source = $1 AND status = 'running' RETURNING replay_id";
 const BEGIN: &str = "INSERT INTO public.rule_cdc_replays \
-    (source, via, from_point, to_point, webhooks, tables, subject_prefix, rate) \
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING replay_id";
+    (source, via, from_point, to_point, webhooks, tables, subject_prefix, rate, streams) \
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING replay_id";
 const PLACE: &str = "UPDATE public.rule_cdc_replays SET subject_prefix = $2, target_stream = $3, progress = $4::text::jsonb \
     WHERE replay_id = $1";
 const RESUME: &str = "SELECT from_point, to_point, coalesce(webhooks, '{}'), coalesce(tables, '{}'), subject_prefix, rate, status, \
-    progress::text, events_sent FROM public.rule_cdc_replays WHERE replay_id = $1 AND source = $2";
+    progress::text, events_sent, coalesce(streams, '{}') FROM public.rule_cdc_replays WHERE replay_id = $1 AND source = $2";
 const AGAIN: &str = "UPDATE public.rule_cdc_replays SET status = 'running', error = NULL, finished_at = NULL, updated_at = now() \
     WHERE replay_id = $1";
 const END: &str = "UPDATE public.rule_cdc_replays SET status = $2, error = $3, updated_at = now(), \
@@ -85,6 +88,7 @@ struct Asked {
     to: Option<String>,
     webhooks: Vec<String>,
     tables: Vec<String>,
+    streams: Vec<String>,
     prefix: Option<String>,
     rate: Option<u32>,
     /// How far each stream was read by an earlier run.
@@ -118,7 +122,7 @@ pub async fn replay(config: &Config, arguments: &Arguments, shutdown: watch::Rec
     let bounds = Bounds { from, to };
     bounds.check()?;
     let filter = Filter::new(&feed.tables, &asked.webhooks, &asked.tables)?;
-    let parts = look(config, &feed, &bounds).await?;
+    let parts = look(config, &feed, &bounds, &asked.streams).await?;
     if arguments.dry_run {
         return dry_run(config, &bounds, &filter, &parts).await;
     }
@@ -159,6 +163,7 @@ impl Asked {
             to: arguments.to.clone(),
             webhooks: arguments.webhook.clone(),
             tables: arguments.table.clone(),
+            streams: arguments.stream.clone(),
             prefix: arguments.subject_prefix.clone(),
             rate: arguments.rate,
             progress: Map::new(),
@@ -183,6 +188,7 @@ impl Asked {
             to: row.get(1),
             webhooks: row.get(2),
             tables: row.get(3),
+            streams: row.get(9),
             prefix: row.get(4),
             rate: rate.or(row.get::<_, Option<i32>>(5).and_then(|rate| u32::try_from(rate).ok())),
             progress: progress.map_err(|error| Error::protocol(attempted).caused_by(error))?,
@@ -192,9 +198,11 @@ impl Asked {
 }
 
 /// Finds the beginning in every stream.
-async fn look(config: &Config, feed: &Feed, bounds: &Bounds) -> Result<Vec<Part>> {
+async fn look(config: &Config, feed: &Feed, bounds: &Bounds, streams: &[String]) -> Result<Vec<Part>> {
     let mut parts = Vec::new();
-    for source in feed.sources(config, |_, _| true).await? {
+    for source in
+        feed.sources(config, |_, name| streams.is_empty() || streams.iter().any(|stream| stream == name)).await?
+    {
         let state = match source.state().await {
             Ok(state) => state,
             // Not made yet, so nothing was published into it.
@@ -206,7 +214,7 @@ async fn look(config: &Config, feed: &Feed, bounds: &Bounds) -> Result<Vec<Part>
         parts.push(Part { source, begin, last_sequence: state.last_sequence });
     }
     if parts.is_empty() {
-        return Err(Error::config("replay from the streams: no stream of this feed is there")
+        return Err(Error::config("replay from the streams: no such stream of this feed is there")
             .hint("has `walhook run` published anything yet?"));
     }
     Ok(parts)
@@ -238,9 +246,9 @@ async fn begin(client: &Client, config: &Config, via: &str, bounds: &Bounds, ask
     let (from, to) = (bounds.from.to_string(), bounds.to.map(|to| to.to_string()));
     let rate = asked.rate.and_then(|rate| i32::try_from(rate).ok());
     let some = |list: &Vec<String>| Some(list.clone()).filter(|list| !list.is_empty());
-    let (webhooks, tables) = (some(&asked.webhooks), some(&asked.tables));
+    let (webhooks, tables, streams) = (some(&asked.webhooks), some(&asked.tables), some(&asked.streams));
     let row = client
-        .query_one(BEGIN, &[&config.source, &via, &from, &to, &webhooks, &tables, &asked.prefix, &rate])
+        .query_one(BEGIN, &[&config.source, &via, &from, &to, &webhooks, &tables, &asked.prefix, &rate, &streams])
         .await
         .map_err(|error| failed("note that a replay begins", error))?;
     Ok(row.get(0))

@@ -168,14 +168,13 @@ fn id_of(headers: Option<&HeaderMap>) -> Option<&str> {
 }
 
 /// The stream's messages in its order from a sequence on.
-async fn read(source: &Source, first: u64, headers_only: bool) -> Result<jetstream::consumer::pull::Ordered> {
+async fn read(source: &Source, first: u64) -> Result<jetstream::consumer::pull::Ordered> {
     let attempted = || format!("read stream {:?} from message {first} on", source.stream());
     let context = jetstream::new(source.control.client().clone());
     let stream =
         context.get_stream(source.stream()).await.map_err(|error| Error::unavailable(attempted()).caused_by(error))?;
     let wanted = OrderedConfig {
         deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: first },
-        headers_only,
         ..OrderedConfig::default()
     };
     let consumer = stream.create_consumer(wanted).await.map_err(|error| {
@@ -202,6 +201,20 @@ async fn next(
     Ok((sequence <= last).then_some((sequence, message)))
 }
 
+/// Messages may be missing because somebody has deleted them; but not because the stream's limits were faster than we.
+async fn check_gap(source: &Source, expected: u64) -> Result<()> {
+    let state = source.state().await?;
+    if state.first_sequence <= expected {
+        return Ok(());
+    }
+    let gone = state.first_sequence - 1;
+    Err(Error::config(format!(
+        "read stream {:?}: its limits have removed messages {expected} to {gone} before they could be read",
+        source.stream()
+    ))
+    .hint("raise its limits, or begin a replay --from a later point"))
+}
+
 /// Counts what is wanted.
 ///
 /// # Errors
@@ -215,7 +228,7 @@ pub async fn count(
     filter: &Filter,
 ) -> Result<Found> {
     let mut found = Found::default();
-    let mut messages = read(source, first, false).await?;
+    let mut messages = read(source, first).await?;
     while let Some((sequence, message)) = next(&mut messages, source, last).await? {
         let position = id_of(message.headers.as_ref()).and_then(|id| EventPosition::parse(id, feed));
         if let Some(position) = position {
@@ -286,8 +299,9 @@ impl Copy<'_> {
         // What was read up to here and is wanted is stored.
         let mut settled = first;
         let mut is_whole = true;
+        let mut expected = first;
         if first <= last {
-            let mut messages = read(source, first, false).await?;
+            let mut messages = read(source, first).await?;
             loop {
                 let read = tokio::select! {
                     biased;
@@ -295,6 +309,10 @@ impl Copy<'_> {
                     read = next(&mut messages, source, last) => read?,
                 };
                 let Some((sequence, message)) = read else { break };
+                if sequence > expected {
+                    check_gap(source, expected).await?;
+                }
+                expected = sequence + 1;
                 let headers = message.headers.as_ref();
                 let event =
                     id_of(headers).and_then(|id| Some((EventPosition::parse(id, &self.config.source)?, id.to_owned())));
