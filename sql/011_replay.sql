@@ -39,7 +39,8 @@ COMMENT ON COLUMN public.rule_cdc_replays.status IS
     'running, done, failed (see error), interrupted: it was killed, and `walhook replay --resume` goes on with it. A killed one is '
     'running until the next replay of its source looks';
 COMMENT ON COLUMN public.rule_cdc_replays.progress IS
-    '{"<config>/<stream>": sequence}: how far each stream was read and what was read is stored; where a resumed replay goes on';
+    '{"<config>/<stream>": sequence, "<config>/<stream> end": sequence}: up to where what was read is stored, so where a resumed replay '
+    'goes on, and where it ends';
 COMMENT ON COLUMN public.rule_cdc_replays.first_lsn IS 'Commit LSN of the first event that was sent; last_lsn of the last';
 
 REVOKE ALL ON public.rule_cdc_replays FROM PUBLIC;

@@ -24,7 +24,7 @@ use crate::{
 };
 pub use point::{Bounds, Point};
 use publish::{Copy, Filter, Target};
-pub use streams::{Begin, Feed, Source};
+pub use streams::{Feed, Source};
 
 /// What to replay, and where to.
 #[derive(Debug, Args)]
@@ -99,7 +99,8 @@ struct Asked {
 /// A stream with what of it is to be sent.
 struct Part {
     source: Source,
-    begin: Option<Begin>,
+    /// Where it begins; `None`: nothing of it is.
+    first: Option<u64>,
     /// What comes behind it came after the replay began.
     last_sequence: u64,
 }
@@ -122,7 +123,7 @@ pub async fn replay(config: &Config, arguments: &Arguments, shutdown: watch::Rec
     let bounds = Bounds { from, to };
     bounds.check()?;
     let filter = Filter::new(&feed.tables, &asked.webhooks, &asked.tables)?;
-    let parts = look(config, &feed, &bounds, &asked.streams).await?;
+    let parts = look(config, &feed, &bounds, &asked).await?;
     if arguments.dry_run {
         return dry_run(config, &bounds, &filter, &parts).await;
     }
@@ -134,7 +135,9 @@ pub async fn replay(config: &Config, arguments: &Arguments, shutdown: watch::Rec
         }
         None => begin(&client, config, &arguments.via, &bounds, &asked).await?,
     };
-    let outcome = run(config, &client, arguments, (id, &asked), (&bounds, &filter), parts, shutdown).await;
+    let outcome =
+        run(config, &client, arguments, (id, &asked), (&bounds, &filter), (parts, &feed.strict_streams()), shutdown)
+            .await;
     let (status, text) = match &outcome {
         Ok(true) => ("done", None),
         Ok(false) => ("interrupted", None),
@@ -197,27 +200,37 @@ impl Asked {
     }
 }
 
-/// Finds the beginning in every stream.
-async fn look(config: &Config, feed: &Feed, bounds: &Bounds, streams: &[String]) -> Result<Vec<Part>> {
+/// Finds the beginning in every stream; of a replay that is resumed it is known, and so is the end.
+async fn look(config: &Config, feed: &Feed, bounds: &Bounds, asked: &Asked) -> Result<Vec<Part>> {
+    let wants = |name: &str| asked.streams.is_empty() || asked.streams.iter().any(|stream| stream == name);
     let mut parts = Vec::new();
-    for source in
-        feed.sources(config, |_, name| streams.is_empty() || streams.iter().any(|stream| stream == name)).await?
-    {
+    for source in feed.sources(config, |_, name| wants(name)).await? {
         let state = match source.state().await {
             Ok(state) => state,
             // Not made yet, so nothing was published into it.
             Err(error) if error.kind() == Kind::Config => continue,
             Err(error) => return Err(error),
         };
+        if !asked.progress.is_empty() {
+            let known = |key: &str| asked.progress.get(key).and_then(Value::as_u64);
+            let (first, last) = (known(&source.name), known(&end_of(&source)));
+            parts.push(Part { source, first, last_sequence: last.unwrap_or(0) });
+            continue;
+        }
         let begin = source.begin(&config.source, bounds, &state).await?;
         let begin = begin.filter(|begin| !bounds.end_before(&begin.position));
-        parts.push(Part { source, begin, last_sequence: state.last_sequence });
+        parts.push(Part { source, first: begin.map(|begin| begin.sequence), last_sequence: state.last_sequence });
     }
     if parts.is_empty() {
         return Err(Error::config("replay from the streams: no such stream of this feed is there")
             .hint("has `walhook run` published anything yet?"));
     }
     Ok(parts)
+}
+
+/// Under which key of the progress a stream's end stands.
+fn end_of(source: &Source) -> String {
+    format!("{} end", source.name)
 }
 
 /// One replay of a feed at a time. The lock goes with the connection.
@@ -257,12 +270,12 @@ async fn begin(client: &Client, config: &Config, via: &str, bounds: &Bounds, ask
 /// Tells what would be sent.
 async fn dry_run(config: &Config, bounds: &Bounds, filter: &Filter, parts: &[Part]) -> Result<()> {
     let mut text = String::new();
-    for Part { source, begin, last_sequence } in parts {
-        let Some(begin) = begin else {
+    for Part { source, first, last_sequence } in parts {
+        let Some(first) = first else {
             text.push_str(&format!("stream {}: nothing\n", source.name));
             continue;
         };
-        let found = publish::count(source, &config.source, begin.sequence, *last_sequence, bounds, filter).await?;
+        let found = publish::count(source, &config.source, *first, *last_sequence, bounds, filter).await?;
         text.push_str(&format!("stream {}: {found}\n", source.name));
     }
     super::say(&text)
@@ -275,36 +288,20 @@ async fn run(
     arguments: &Arguments,
     (id, asked): (i64, &Asked),
     (bounds, filter): (&Bounds, &Filter),
-    parts: Vec<Part>,
+    (parts, strict): (Vec<Part>, &[String]),
     shutdown: watch::Receiver<bool>,
 ) -> Result<bool> {
     let prefix = asked.prefix.clone().unwrap_or_else(|| format!("replay.{id}"));
-    let strict: Vec<_> = parts
-        .iter()
-        .filter(|part| part.source.row.ordering.as_deref() != Some("shared"))
-        .map(|part| part.source.stream().to_owned())
-        .collect();
-    let mut parts: Vec<_> =
-        parts.into_iter().filter_map(|part| Some((part.begin?.sequence, part.last_sequence, part.source))).collect();
-    for (sequence, _, source) in &mut parts {
-        if let Some(next) = asked.progress.get(&source.name).and_then(Value::as_u64) {
-            *sequence = next.max(*sequence);
-        }
-    }
-    // A resumed replay goes up to where the first run found the end.
-    for (_, last, source) in &mut parts {
-        if let Some(end) = asked.progress.get(&format!("{} end", source.name)).and_then(Value::as_u64) {
-            *last = end;
-        }
-    }
+    let parts: Vec<_> =
+        parts.into_iter().filter_map(|part| Some((part.first?, part.last_sequence, part.source))).collect();
     let mut progress = Map::new();
     for (sequence, last, source) in &parts {
         progress.insert(source.name.clone(), (*sequence).into());
-        progress.insert(format!("{} end", source.name), (*last).into());
+        progress.insert(end_of(source), (*last).into());
     }
     let mut targets = Vec::new();
     for (_, _, source) in &parts {
-        targets.push(target(source, &prefix, &strict, arguments.create_stream.as_deref()).await?);
+        targets.push(target(source, &prefix, strict, arguments.create_stream.as_deref()).await?);
     }
     let names = targets.first().map(|target| target.name.clone());
     client

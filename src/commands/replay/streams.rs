@@ -65,6 +65,12 @@ impl Feed {
         Ok((Feed { tables, rules, lanes }, client))
     }
 
+    /// The streams that walhook writes in strict order, where nobody else may write.
+    pub fn strict_streams(&self) -> Vec<String> {
+        let rows = self.lanes.iter().filter_map(|key| Some(self.rules.rows_of(key, &self.tables)?.1));
+        rows.filter(|row| row.ordering.as_deref() != Some("shared")).map(|row| row.stream_name).collect()
+    }
+
     /// Connects to the streams whose configuration and name `wants` names; each server once.
     ///
     /// # Errors
