@@ -290,7 +290,7 @@ BEGIN
             HINT = 'Its name has 1 to 55 bytes: _inserts and _changes are added to it.';
     END IF;
     FOR v_part IN
-        VALUES ('_inserts', 'insert', ARRAY['rule_webhook_events']),
+        VALUES ('_inserts', 'insert', ARRAY['rule_webhook_events', 'rule_cdc_backfill_rows']),
                ('_changes', 'insert, update, delete, truncate',
                 ARRAY['rule_webhooks', 'rule_webhook_links', 'rule_nats_config', 'rule_nats_streams'])
     LOOP
@@ -315,6 +315,8 @@ BEGIN
             v_done := true;
         END IF;
         FOREACH v_table IN ARRAY v_part.column3 LOOP
+            -- What a later file makes may not be there yet.
+            CONTINUE WHEN to_regclass(format('public.%I', v_table)) IS NULL;
             IF NOT EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
                            WHERE p.pubname = v_name AND r.prrelid = format('public.%I', v_table)::regclass)
                AND NOT EXISTS (SELECT FROM pg_publication WHERE pubname = v_name AND puballtables)
@@ -468,7 +470,8 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
             'schema_migrations', 'rule_webhooks', 'rule_webhook_secrets', 'rule_webhook_calls', 'rule_webhook_call_history',
             'rule_webhook_links', 'rule_webhook_events', 'rule_nats_config', 'rule_nats_streams',
             'rule_nats_publish_history', 'rule_nats_consumer_stats', 'rule_nats_checkpoints', 'rule_nats_dead_letters',
-            'rule_cdc_status')
+            'rule_cdc_status', 'rule_cdc_replays', 'rule_cdc_backfill_jobs', 'rule_cdc_backfill_ranges',
+            'rule_cdc_backfill_rows')
     )
     SELECT CASE
         WHEN EXISTS (SELECT FROM ours WHERE oid = p_table)

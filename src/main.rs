@@ -53,6 +53,12 @@ enum Command {
         #[command(subcommand)]
         action: commands::dead_letters::Action,
     },
+    /// Publish again what a stream holds since an LSN or a time
+    Replay(commands::replay::Arguments),
+    /// Send the rows of a linked table as events of op snapshot
+    Backfill(commands::backfill::Arguments),
+    /// Set a durable consumer to an LSN or a time; nothing is published again
+    Seek(commands::seek::Arguments),
     /// Show the version
     Version,
 }
@@ -98,6 +104,9 @@ async fn execute(arguments: Arguments) -> Result<()> {
         Command::Setup { .. } => commands::setup::setup(&config).await,
         Command::Status { json } => commands::status::status(&config, json).await,
         Command::DeadLetters { action } => commands::dead_letters::dead_letters(&config, &action).await,
+        Command::Replay(arguments) => commands::replay::replay(&config, &arguments, shutdown()?).await,
+        Command::Backfill(arguments) => commands::backfill::backfill(&config, &arguments, shutdown()?).await,
+        Command::Seek(arguments) => commands::seek::seek(&config, &arguments).await,
         Command::Version => unreachable!("answered above"),
     }
 }

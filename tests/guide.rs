@@ -48,6 +48,9 @@ async fn the_guide_runs_from_top_to_bottom_and_says_what_arrives() {
         "webhooks.orders.insert", // a dead letter, mended
         "webhooks.orders",        // 22: the call that is waited for
     ];
+    // The backfill: every row that the guide has left in the table.
+    let rows: usize = feed.pg.psql("SELECT count(*) FROM orders").parse().unwrap();
+    let expected = [&expected[..], &vec!["webhooks.orders.snapshot"; rows]].concat();
     let expected: Vec<_> = expected.iter().enumerate().map(|(at, subject)| format!("{} {subject}", at + 1)).collect();
     assert_eq!(seen, expected);
     assert_eq!(messages[8].data()["amount"], 6.0);
@@ -69,6 +72,7 @@ async fn the_guide_runs_from_top_to_bottom_and_says_what_arrives() {
     assert_eq!(feed.pg.psql(letters), "dropped retried");
     let history =
         "SELECT count(*) FILTER (WHERE success), count(*) FILTER (WHERE NOT success) FROM rule_nats_publish_history";
-    assert_eq!(feed.pg.psql(history), "22|2");
+    assert_eq!(feed.pg.psql(history), format!("{}|2", 22 + rows));
+    assert_eq!(feed.pg.psql("SELECT rows_sent FROM rule_cdc_backfills"), rows.to_string());
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
 }

@@ -118,7 +118,7 @@ async fn the_migrations_load_on_every_version_and_a_second_time_change_nothing()
         load(&client).await;
         assert_eq!(fingerprint(&client).await, before, "PostgreSQL {version}");
         let recorded = pg.psql("SELECT string_agg(version, ' ' ORDER BY version) FROM schema_migrations");
-        assert_eq!(recorded, "005 007 008 009 010", "PostgreSQL {version}");
+        assert_eq!(recorded, "005 007 008 009 010 011", "PostgreSQL {version}");
     }
 }
 
@@ -129,7 +129,7 @@ async fn every_object_is_described_pins_its_search_path_and_is_closed_to_the_pub
     let bare = pg.psql(
         "SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND (
             obj_description(oid, 'pg_proc') NOT LIKE 'walhook:%' OR obj_description(oid, 'pg_proc') IS NULL
-            OR proconfig IS DISTINCT FROM ARRAY['search_path=pg_catalog, pg_temp']
+            OR 'search_path=pg_catalog, pg_temp' <> ALL (coalesce(proconfig, '{}'))
             OR has_function_privilege('public', oid, 'EXECUTE'))",
     );
     assert_eq!(bare, "", "functions without description or pin, or open to PUBLIC");

@@ -248,13 +248,13 @@ async fn each(
 }
 
 /// A point in time as the user names it.
-enum Since<'t> {
+pub(super) enum Since<'t> {
     Time(&'t str),
     Age(String),
 }
 
 impl Since<'_> {
-    fn parse(text: &str) -> Since<'_> {
+    pub(super) fn parse(text: &str) -> Since<'_> {
         let unit = match text.as_bytes().last() {
             Some(b's') => "seconds",
             Some(b'm') => "minutes",

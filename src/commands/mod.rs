@@ -1,11 +1,14 @@
 //! One file per verb of the command line.
 
+pub mod backfill;
 mod backoff;
 mod bucket;
 pub mod dead_letters;
 pub mod deliver;
+pub mod replay;
 mod rows;
 pub mod run;
+pub mod seek;
 pub mod setup;
 pub mod status;
 

@@ -9,7 +9,7 @@ mod bulletin;
 mod consumers;
 mod history;
 mod lanes;
-mod ledger;
+pub(super) mod ledger;
 mod office;
 mod pace;
 mod session;
@@ -22,6 +22,7 @@ use crate::{
     error::{Error, Result},
     flow::streamer::Halted,
 };
+pub(super) use lanes::open::position_of;
 use session::Routing;
 
 /// Streams until `shutdown` turns true.

@@ -10,6 +10,7 @@
 //!
 //! Knows no socket and no clock, so tests and the simulator drive it directly.
 
+mod backfill;
 mod outlet;
 mod router;
 
@@ -21,6 +22,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     route::{
+        chunk::{Chunk, Part},
         plan::Plan,
         tables::{ConfigRow, StreamRow, Tables},
         types::TypeCatalog,
@@ -108,6 +110,8 @@ pub struct Counts {
 pub struct Streamer {
     assembler: Assembler,
     plans: Vec<Option<Plan>>,
+    /// The chunk of a backfill whose rows are arriving.
+    chunk: Option<Chunk>,
     router: Router,
     out: Outlet,
     /// A keepalive's position that may be confirmed once all is settled, if nothing comes before.
@@ -130,6 +134,7 @@ impl Streamer {
         let mut streamer = Streamer {
             assembler: Assembler::default(),
             plans: Vec::new(),
+            chunk: None,
             router: Router::new(tables, types),
             out: Outlet::new(source, epoch, inbox, limits, confirmed),
             idle_upto: None,
@@ -181,6 +186,7 @@ impl Streamer {
             Step::Nothing => {}
             Step::Begin => {
                 self.idle_upto = None;
+                self.chunk = None;
                 let begun = self.assembler.transaction().expect("it has just begun");
                 self.out.transaction.render(&self.out.source, begun.commit_lsn, begun.commit_time, begun.xid);
             }
@@ -225,7 +231,14 @@ impl Streamer {
                 // Trimming and mending of the event table are not events.
                 _ => Ok(()),
             },
-            Plan::Linked(table) => self.out.row(&self.router.rules, table, change),
+            Plan::Linked(table) => self.out.row(&self.router.rules, table, change, None),
+            Plan::Backfill(columns) => {
+                match change.new.filter(|_| change.op == Op::Insert).and_then(|row| columns.of(row)) {
+                    Some(Part::Head(text)) => self.begin_chunk(text),
+                    Some(Part::Row(bytes)) => self.chunk_row(bytes, change),
+                    None => Ok(()),
+                }
+            }
         }
     }
 
@@ -235,7 +248,7 @@ impl Streamer {
             return;
         }
         self.router.compile();
-        self.plans.fill_with(|| None);
+        self.forget_plans();
         for index in self.out.lanes.len()..self.router.lane_keys.len() {
             let key = &self.router.lane_keys[index];
             let rows = self.router.lane_rows[index].as_ref();
@@ -284,7 +297,14 @@ impl Streamer {
     pub fn set_types(&mut self, types: TypeCatalog) {
         self.router.types = types;
         self.awaits_types = false;
+        self.forget_plans();
+    }
+
+    fn forget_plans(&mut self) {
         self.plans.fill_with(|| None);
+        if let Some(chunk) = &mut self.chunk {
+            chunk.forget_plan();
+        }
     }
 
     /// How many lanes there are; it only grows.

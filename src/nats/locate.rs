@@ -9,7 +9,7 @@ use super::{
     streams,
     tail::{self, Stored},
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Messages of others that one search steps over, before it gives up.
 const FOREIGN_MAX: u32 = 4096;
@@ -65,14 +65,55 @@ struct Search<'s, F> {
     key_of: F,
 }
 
+/// Where a search has ended.
+enum Place<K> {
+    At(u64, K),
+    Nowhere,
+    /// Among more messages of others than are stepped over.
+    Strange,
+}
+
+/// The first message of ours for which `is_before` does not hold, with its key; `None` where there is none. For all that come
+/// before it, it holds.
+///
+/// # Errors
+/// The stream cannot be asked, or holds too many messages of others in a row.
+pub async fn first_from<K>(
+    control: &Control,
+    stream: &str,
+    key_of: impl Fn(&Stored) -> Option<K>,
+    is_before: impl Fn(&K) -> bool,
+) -> Result<Option<(u64, K)>> {
+    let state = streams::state(control, stream).await?;
+    let search = Search { control, stream, key_of };
+    match search.first(state.first_sequence.max(1), state.last_sequence, is_before).await? {
+        Place::At(sequence, key) => Ok(Some((sequence, key))),
+        Place::Nowhere => Ok(None),
+        Place::Strange => Err(Error::untrusted(format!(
+            "look something up in stream {stream:?}: more than {FOREIGN_MAX} of its messages are not ours"
+        ))),
+    }
+}
+
 impl<F> Search<'_, F> {
     /// The sequence of the message with this key, from `low` to `high`.
     async fn find<K: Ord>(&self, key: &K, low: u64, high: u64) -> Result<Option<u64>>
     where
         F: Fn(&Stored) -> Option<K>,
     {
+        Ok(match self.first(low, high, |its| its < key).await? {
+            Place::At(sequence, its) if its == *key => Some(sequence),
+            _ => None,
+        })
+    }
+
+    /// The first message from `low` to `high` whose key is not before the place looked for.
+    async fn first<K>(&self, low: u64, high: u64, is_before: impl Fn(&K) -> bool) -> Result<Place<K>>
+    where
+        F: Fn(&Stored) -> Option<K>,
+    {
         let (mut low, mut end) = (low, high + 1);
-        let mut found = None;
+        let mut found = Place::Nowhere;
         let mut foreign = 0;
         while low < end {
             let middle = low + (end - low) / 2;
@@ -83,7 +124,7 @@ impl<F> Search<'_, F> {
                     None => break None,
                     Some(next) => match (self.key_of)(&next) {
                         Some(its) => break Some((its, next.sequence)),
-                        None if foreign == FOREIGN_MAX => return Ok(None),
+                        None if foreign == FOREIGN_MAX => return Ok(Place::Strange),
                         None => {
                             foreign += 1;
                             from = next.sequence + 1;
@@ -92,9 +133,9 @@ impl<F> Search<'_, F> {
                 }
             };
             match ours {
-                Some((its, sequence)) if its < *key => low = sequence + 1,
+                Some((its, sequence)) if is_before(&its) => low = sequence + 1,
                 Some((its, sequence)) => {
-                    found = (its == *key).then_some(sequence);
+                    found = Place::At(sequence, its);
                     end = middle;
                 }
                 None => end = middle,

@@ -2,8 +2,9 @@
 //!
 //! In the order of use: [`tables`] holds the configuration rows, [`streams`] and [`rules`] judge and compile them,
 //! [`plan`] lays them over one table, [`filter`] and [`subject`] decide about one change, [`types`] and [`value`] write its
-//! columns, [`payload`] the whole, with [`headers`] beside it.
+//! columns, [`payload`] the whole, with [`headers`] beside it. [`chunk`] lets rows of a backfill go the same way.
 
+pub mod chunk;
 pub mod filter;
 pub mod headers;
 pub mod payload;

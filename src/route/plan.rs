@@ -4,6 +4,7 @@
 //! names. A link that does not fit its table (a column that was dropped) is set aside with the reason.
 
 use super::{
+    chunk::RowColumns,
     filter::{Filter, Seen},
     rules::Rules,
     subject::Template,
@@ -25,6 +26,8 @@ pub enum Plan {
     Configuration(Table),
     /// `rule_webhook_events`.
     Events(EventColumns),
+    /// `rule_cdc_backfill_rows`.
+    Backfill(RowColumns),
     /// A table that webhooks are linked to.
     Linked(Linked),
 }
@@ -75,6 +78,8 @@ pub struct ColumnPlan {
 /// A link, fitted to its table.
 #[derive(Debug)]
 pub struct Target {
+    /// The link's id.
+    pub link: i32,
     /// An index into [`Rules::webhooks`].
     pub webhook: usize,
     /// Which columns go into the payload; all, where there is no list.
@@ -104,6 +109,9 @@ impl Plan {
             && let Some(columns) = EventColumns::find(relation)
         {
             return Plan::Events(columns);
+        }
+        if let Some(columns) = RowColumns::find(relation) {
+            return Plan::Backfill(columns);
         }
         let links = rules.links(&relation.schema, &relation.name);
         if links.is_empty() {
@@ -201,6 +209,7 @@ impl Target {
         };
         let lane = subject.as_literal().and_then(|subject| rules.lane(webhook, subject));
         Some(Target {
+            link: id,
             webhook,
             selected,
             include_old: link.include_old,
@@ -213,9 +222,10 @@ impl Target {
         })
     }
 
-    /// Whether this link wants the change: its operation, its filter, its changed columns.
+    /// Whether this link wants the change: its operation, its filter, its changed columns. A backfill was asked for, whichever
+    /// operations it has.
     pub fn wants(&self, change: &Change<'_>, columns: &[ColumnPlan], scratch: &mut Vec<u8>) -> bool {
-        self.operations[change.op as usize]
+        (change.op == Op::Snapshot || self.operations[change.op as usize])
             && self.filter.as_ref().is_none_or(|filter| {
                 change.op == Op::Truncate
                     || filter.passes(|index| seen(change, columns, index), |index| columns[index].class, scratch)

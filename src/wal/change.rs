@@ -78,6 +78,8 @@ pub enum Op {
     Delete,
     /// All rows went.
     Truncate,
+    /// A row as it was, sent by a backfill.
+    Snapshot,
 }
 
 impl Op {
@@ -88,12 +90,13 @@ impl Op {
             Op::Update => "update",
             Op::Delete => "delete",
             Op::Truncate => "truncate",
+            Op::Snapshot => "snapshot",
         }
     }
 
     /// The operation of that word.
     pub fn parse(word: &str) -> Option<Op> {
-        [Op::Insert, Op::Update, Op::Delete, Op::Truncate].into_iter().find(|op| op.as_str() == word)
+        [Op::Insert, Op::Update, Op::Delete, Op::Truncate, Op::Snapshot].into_iter().find(|op| op.as_str() == word)
     }
 }
 

@@ -578,6 +578,17 @@ impl<'a> OldTuple<'a> {
 }
 
 impl<'a> Tuple<'a> {
+    /// Reads a row that stands by itself.
+    ///
+    /// # Errors
+    /// When the bytes are not exactly one row.
+    pub fn parse(data: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut cursor = Cursor::new("row of a backfill", data);
+        let row = tuple(&mut cursor, "row's column")?;
+        cursor.finish()?;
+        Ok(row)
+    }
+
     /// Number of columns.
     #[inline]
     pub fn len(self) -> usize {

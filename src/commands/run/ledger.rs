@@ -105,7 +105,7 @@ pub async fn check(client: &Client, slot: &str, publications: &[String; 2]) -> R
 }
 
 /// Tables that must never come down the slot: they would feed themselves, or show secrets.
-const DENIED: [&str; 8] = [
+const DENIED: [&str; 11] = [
     "rule_webhook_secrets",
     "rule_nats_publish_history",
     "rule_nats_consumer_stats",
@@ -114,6 +114,9 @@ const DENIED: [&str; 8] = [
     "rule_webhook_call_history",
     "rule_webhook_calls",
     "rule_cdc_status",
+    "rule_cdc_replays",
+    "rule_cdc_backfill_jobs",
+    "rule_cdc_backfill_ranges",
 ];
 
 /// Where the slot stands.

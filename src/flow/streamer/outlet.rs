@@ -74,9 +74,12 @@ impl Outlet {
         }
     }
 
-    /// A change of a linked table.
-    pub fn row(&mut self, rules: &Rules, table: &Linked, change: &Change<'_>) -> Result<()> {
+    /// A change of a linked table, for all its links or `only` some.
+    pub fn row(&mut self, rules: &Rules, table: &Linked, change: &Change<'_>, only: Option<&[i32]>) -> Result<()> {
         for target in &table.targets {
+            if only.is_some_and(|links| !links.contains(&target.link)) {
+                continue;
+            }
             if !target.wants(change, &table.columns, &mut self.scratch) {
                 continue;
             }

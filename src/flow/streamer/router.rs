@@ -93,7 +93,7 @@ impl Router {
                     self.notices.push(format!("table {table}: {problem}"));
                 }
             }
-            Plan::Events(_) | Plan::Configuration(_) => {}
+            Plan::Events(_) | Plan::Configuration(_) | Plan::Backfill(_) => {}
         }
         plan
     }

@@ -33,6 +33,7 @@ pub fn write(body: Body<'_>, source: &str, transaction: &TransactionText, out: &
         Op::Update => b'u',
         Op::Delete => b'd',
         Op::Truncate => b't',
+        Op::Snapshot => b'r',
     });
     out.push(b'"');
     write_times(transaction, out);
@@ -48,7 +49,11 @@ fn write_source(body: Body<'_>, source: &str, transaction: &TransactionText, out
     write_json_str(source, out);
     out.extend_from_slice(b",\"ts_ms\":");
     write_number(transaction.timestamp_us.div_euclid(1000), out);
-    out.extend_from_slice(b",\"snapshot\":\"false\",\"db\":");
+    // What that connector says of rows that it sends beside the live ones.
+    let snapshot: &[u8] = if op(body) == Op::Snapshot { b"incremental" } else { b"false" };
+    out.extend_from_slice(b",\"snapshot\":\"");
+    out.extend_from_slice(snapshot);
+    out.extend_from_slice(b"\",\"db\":");
     write_json_str(&transaction.database, out);
     // A text that holds JSON, to be compared element by element: it rises in the order of the stream.
     out.extend_from_slice(b",\"sequence\":\"[\\\"");

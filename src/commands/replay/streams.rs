@@ -1,0 +1,164 @@
+//! The streams that hold the feed's events, and where in each of them a replay begins.
+//!
+//! In: the configuration rows. Out: a connection to each server that they name, and of each stream the sequence of the first
+//! event wanted, by bisection. A stream that does not hold any more what is asked for is an error that says what it holds.
+
+use std::collections::HashMap;
+
+use crate::{
+    commands::run::{ledger, position_of},
+    config::Config,
+    error::{Error, Result},
+    flow::event_id::EventPosition,
+    nats::{
+        control::{self, Control},
+        locate, settings,
+        streams::{self, StreamState},
+    },
+    postgres::sql,
+    route::{
+        rules::{LaneKey, Rules},
+        tables::{StreamRow, Tables},
+    },
+};
+
+use super::point::{Bounds, Point, written};
+
+/// What the rows say, compiled.
+pub struct Feed {
+    /// The rows themselves.
+    pub tables: Tables,
+    /// What they amount to.
+    pub rules: Rules,
+    lanes: Vec<LaneKey>,
+}
+
+/// A stream of the feed.
+pub struct Source {
+    /// `<configuration>/<stream>`.
+    pub name: String,
+    /// Its row, or what stands for one.
+    pub row: StreamRow,
+    /// The connection to its server.
+    pub control: Control,
+}
+
+/// Where the events wanted begin in a stream, if it has any.
+pub struct Begin {
+    /// Their first sequence, or a little before it.
+    pub sequence: u64,
+    /// The event there.
+    pub position: EventPosition,
+}
+
+impl Feed {
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    /// PostgreSQL cannot be asked.
+    pub async fn read(config: &Config) -> Result<(Feed, tokio_postgres::Client)> {
+        let mut client = sql::connect(&config.postgres).await?;
+        let (mut tables, ..) = ledger::snapshot(&mut client).await?;
+        tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
+        let mut lanes = Vec::new();
+        let rules = Rules::compile(&tables, &mut lanes);
+        Ok((Feed { tables, rules, lanes }, client))
+    }
+
+    /// The streams that walhook writes in strict order, where nobody else may write.
+    pub fn strict_streams(&self) -> Vec<String> {
+        let rows = self.lanes.iter().filter_map(|key| Some(self.rules.rows_of(key, &self.tables)?.1));
+        rows.filter(|row| row.ordering.as_deref() != Some("shared")).map(|row| row.stream_name).collect()
+    }
+
+    /// Connects to the streams whose configuration and name `wants` names; each server once.
+    ///
+    /// # Errors
+    /// A server cannot be reached, or there is no such stream.
+    pub async fn sources(&self, config: &Config, wants: impl Fn(i32, &str) -> bool) -> Result<Vec<Source>> {
+        let mut controls: HashMap<i32, Control> = HashMap::new();
+        let mut sources = Vec::new();
+        for key in &self.lanes {
+            let Some(stream) = key.stream.as_deref().filter(|stream| wants(key.config_id, stream)) else { continue };
+            let Some((row, stream_row)) = self.rules.rows_of(key, &self.tables) else { continue };
+            let control = match controls.get(&key.config_id) {
+                Some(control) => control.clone(),
+                None => {
+                    let own = settings::Overrides {
+                        allowed_hosts: config.nats.allowed_hosts.clone(),
+                        allowed_dirs: config.nats.allowed_dirs.clone(),
+                        ..settings::Overrides::default()
+                    };
+                    let overrides = if row.config_name == config.nats_config { &config.nats } else { &own };
+                    let control = control::connect(&settings::Settings::resolve(&row, overrides)?).await?;
+                    controls.insert(key.config_id, control.clone());
+                    control
+                }
+            };
+            let name = format!("{}/{stream}", row.config_name);
+            sources.push(Source { name, row: stream_row, control });
+        }
+        Ok(sources)
+    }
+}
+
+impl Source {
+    /// The stream's name.
+    pub fn stream(&self) -> &str {
+        &self.row.stream_name
+    }
+
+    /// The stream as it is now.
+    ///
+    /// # Errors
+    /// It cannot be asked, or is not there.
+    pub async fn state(&self) -> Result<StreamState> {
+        streams::state(&self.control, self.stream()).await
+    }
+
+    /// Where what lies within `bounds` begins, by bisection. `None`: nothing of it is here.
+    ///
+    /// # Errors
+    /// Events from there on were here and are not any more.
+    pub async fn begin(&self, source: &str, bounds: &Bounds, state: &StreamState) -> Result<Option<Begin>> {
+        let key_of = |stored: &_| position_of(stored, source);
+        let first = |bounds: Bounds| {
+            let is_before = move |position: &EventPosition| bounds.begin_behind(position);
+            locate::first_from(&self.control, self.stream(), key_of, is_before)
+        };
+        let begin = first(*bounds).await?;
+        // What a stream has dropped lies before its first message, so only who asks from before that misses something.
+        if state.first_sequence > 1 {
+            let all = Bounds { from: Point::Lsn(crate::wal::lsn::Lsn::ZERO), to: None };
+            let oldest = first(all).await?;
+            let reaches_back = match (bounds.from, &oldest) {
+                (_, None) => true,
+                (Point::Lsn(lsn), Some((_, oldest))) => lsn < oldest.commit_lsn,
+                (Point::Time(time), Some((_, oldest))) => time < oldest.commit_time,
+            };
+            if reaches_back {
+                let (kept, hint) = match oldest {
+                    None => (
+                        "nothing of this feed".to_owned(),
+                        "what is in the tables still can come by `walhook backfill`".into(),
+                    ),
+                    Some((_, oldest)) => (
+                        format!("events from {} on, committed at {}", oldest.commit_lsn, written(oldest.commit_time)),
+                        format!(
+                            "--from {} is the earliest; what is in the tables still can come by `walhook backfill`",
+                            oldest.commit_lsn
+                        ),
+                    ),
+                };
+                return Err(Error::config(format!(
+                    "go back to {} in stream {:?}: its messages up to {} are gone; it keeps {kept}",
+                    bounds.from,
+                    self.stream(),
+                    state.first_sequence - 1
+                ))
+                .hint(hint));
+            }
+        }
+        Ok(begin.map(|(sequence, position)| Begin { sequence, position }))
+    }
+}
