@@ -16,6 +16,7 @@ pub mod port;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod rows;
 pub mod services;
 pub mod tls;
 pub mod walhook;

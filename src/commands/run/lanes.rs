@@ -17,7 +17,11 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use super::{Backoff, consumers::Source, ledger::Checkpoint};
+use super::{
+    Backoff,
+    consumers::Source,
+    ledger::{Checkpoint, Fork},
+};
 use crate::{
     config::Config,
     error::{Error, Kind, Result},
@@ -65,6 +69,8 @@ pub struct Identity {
     pub source: String,
     /// The count of this run.
     pub epoch: u64,
+    /// Where PostgreSQL's history parted from another one.
+    pub fork: Option<Fork>,
 }
 
 impl Lanes {
