@@ -139,6 +139,33 @@ async fn a_certificate_and_its_authority_that_are_rotated_under_a_running_walhoo
 }
 
 #[tokio::test]
+async fn a_certificate_that_has_expired_is_named_and_nothing_is_lost_until_it_is_renewed() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("ours");
+    let nats = Nats::builder().config(&certified(folder.path(), &authority)).start().await;
+    let feed = linked_on(Postgres::start().await, nats);
+    let run = |feed: &Feed| -> Walhook { feed.streamer().env("NATS_CA", folder.path().join("ca.crt")).start() };
+    let mut walhook = run(&feed);
+    insert(&feed.pg, 0, 100);
+    feed.confirmed().await;
+    feed.nats.stop();
+    authority.expired_server().write(folder.path(), "server");
+    feed.nats.restart().await;
+    insert(&feed.pg, 100, 200);
+    eventually("the certificate to be named", async || walhook.log().contains("expired").then_some(())).await;
+    assert!(!is_confirmed(&feed));
+    feed.nats.stop();
+    authority.server().write(folder.path(), "server");
+    feed.nats.restart().await;
+    if walhook.exited().is_some() {
+        walhook = run(&feed);
+    }
+    feed.confirmed().await;
+    assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_publish_history WHERE success"), "200");
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
 async fn a_replica_identity_and_a_type_changed_between_rows_are_followed() {
     let feed = linked().await;
     let mut walhook = feed.run();
