@@ -31,7 +31,8 @@ fn number(variable: &str) -> Option<u64> {
 #[tokio::test]
 async fn random_faults_lose_double_and_reorder_nothing() {
     let seconds = Duration::from_secs(number("WALHOOK_CHAOS_SECONDS").unwrap_or(20));
-    let seed = number("WALHOOK_SEED").unwrap_or(1);
+    // Without wishes, one that kills, cuts, takes over and ends.
+    let seed = number("WALHOOK_SEED").unwrap_or(5002);
     let began = Instant::now();
     let mut outcomes = Vec::new();
     while outcomes.is_empty() || began.elapsed() < seconds {
