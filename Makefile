@@ -47,6 +47,16 @@ test: services ## run all tests against real servers, the end-to-end ones on the
 simulate: tools ## run the pure core against model servers, SEEDS=N histories (a million by default)
 	WALHOOK_SEEDS=$(SEEDS) $(CARGO) test --release --locked --test simulation -- --nocapture every_seed
 
+# How long `make chaos` goes on, and the seed of its first run; by chance if none is named.
+SECONDS ?= 300
+SEED ?= $(shell od -An -N3 -tu4 /dev/urandom)
+
+.PHONY: chaos
+chaos: services ## run real servers under random faults, SECONDS=N from SEED=N, and every slow fault whole
+	WALHOOK_CHAOS=1 $(CARGO) test --release --locked --no-fail-fast --test failover --test cluster --test network --test large
+	WALHOOK_CHAOS_SECONDS=$(SECONDS) WALHOOK_SEED=$(strip $(SEED)) \
+	    $(CARGO) test --release --locked --test chaos -- --nocapture --test-threads 1
+
 .PHONY: bench
 bench: services ## measure throughput and latency beside pg_recvlogical
 	$(CARGO) bench --locked --bench end_to_end

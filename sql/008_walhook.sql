@@ -140,7 +140,8 @@ CREATE TABLE IF NOT EXISTS public.rule_nats_checkpoints (
 );
 COMMENT ON TABLE public.rule_nats_checkpoints IS
     'The streamer''s own: the tail of each stream as last seen, to tell a stream that was replaced or cut. The source''s own '
-    'row (names empty) carries the newest epoch. Never published, never linkable';
+    'row (names empty) carries the newest epoch; after a promotion or a restore also where the old timeline was left '
+    '(commit_lsn) and the first epoch on the new one (sequence). Never published, never linkable';
 COMMENT ON COLUMN public.rule_nats_checkpoints.epoch IS 'Counts the runs that have held the slot; the newest may publish';
 COMMENT ON COLUMN public.rule_nats_checkpoints.commit_time IS 'Microseconds since 2000-01-01 UTC, as in the WAL';
 COMMENT ON COLUMN public.rule_nats_checkpoints.sequence IS 'The tail''s sequence in the stream';

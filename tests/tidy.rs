@@ -242,3 +242,20 @@ fn no_text_cites_a_line_by_its_number() {
     wrong.retain(|text| !text.contains("true yesterday"));
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
+
+#[test]
+fn every_test_that_the_guarantees_name_exists() {
+    let text = fs::read_to_string(root().join("docs/guarantees.md")).unwrap();
+    let named: BTreeSet<(&str, &str)> = text
+        .split('`')
+        .filter_map(|word| word.split_once("::"))
+        .filter(|(file, test)| [file, test].iter().all(|part| part.bytes().all(is_word)))
+        .collect();
+    assert!(named.len() > 30, "{named:?}");
+    let is_missing = |(file, test): &&(&str, &str)| {
+        let text = fs::read_to_string(root().join(format!("tests/{file}.rs"))).unwrap_or_default();
+        !text.contains(&format!("fn {test}()"))
+    };
+    let missing: Vec<_> = named.iter().filter(is_missing).collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+}

@@ -72,6 +72,24 @@ impl Connection {
         }
     }
 
+    /// Where timelines before `timeline` were left, oldest first: the end of what is still true of each.
+    ///
+    /// # Errors
+    /// The server's, which may have removed the file that tells, and the connection's.
+    pub async fn timelines_left(&mut self, timeline: u32) -> Result<Vec<(u32, Lsn)>> {
+        if timeline <= 1 {
+            return Ok(Vec::new());
+        }
+        let rows = self.query(&format!("TIMELINE_HISTORY {timeline}")).await?;
+        let text = rows.first().and_then(|row| row.get(1)?.as_deref()).unwrap_or_default();
+        // `parent <tab> where it was left <tab> why`; lines may be empty or comments.
+        let left = |line: &str| {
+            let mut words = line.split_whitespace();
+            Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+        };
+        Ok(text.lines().filter_map(left).collect())
+    }
+
     /// How long the server waits for a sign of life from us before it closes the stream; `None`: for ever. It asks for
     /// one after half of this.
     ///

@@ -18,6 +18,8 @@ pub mod nats;
 pub mod port;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
+pub mod rows;
 pub mod services;
 pub mod tls;
 pub mod walhook;
@@ -26,6 +28,7 @@ use std::time::{Duration, Instant};
 
 pub use nats::Nats;
 pub use postgres::Postgres;
+pub use proxy::{Proxy, Weather};
 pub use walhook::Walhook;
 
 /// How long anything may take that a test waits for; far more than it needs on a busy machine with two cores.

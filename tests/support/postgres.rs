@@ -59,6 +59,8 @@ pub struct Builder {
     hba: String,
     conf: String,
     initdb: Option<Vec<String>>,
+    copied: Option<PathBuf>,
+    is_standby: bool,
     tls: Option<Identity>,
     client_ca: Option<String>,
 }
@@ -115,20 +117,38 @@ impl Builder {
         self
     }
 
+    /// A copy of that data folder, of a server of the same version that has been stopped.
+    #[must_use]
+    pub fn copy_of(mut self, data: &Path) -> Self {
+        self.copied = Some(data.to_owned());
+        self
+    }
+
+    /// A standby: `copy_of` its primary, with `primary_conninfo` in `conf`.
+    #[must_use]
+    pub fn standby(mut self) -> Self {
+        self.is_standby = true;
+        self
+    }
+
     /// Starts it and waits until it answers.
     pub async fn start(self) -> Postgres {
         let bin = services::postgres(&self.version);
         let user = User::unprivileged();
         let folder = Folder::new("pg", user);
         let data = folder.path().join("data");
-        match &self.initdb {
-            Some(arguments) => initdb(&bin, user, &data, arguments),
-            None => {
-                let copy = Command::new("cp").arg("-a").arg(template(&bin, user)).arg(&data).output().unwrap();
+        match (&self.initdb, &self.copied) {
+            (Some(arguments), _) => initdb(&bin, user, &data, arguments),
+            (None, copied) => {
+                let from = copied.clone().unwrap_or_else(|| template(&bin, user));
+                let copy = Command::new("cp").arg("-a").arg(from).arg(&data).output().unwrap();
                 succeeded("cp", copy);
             }
         }
         self.configure(&data, user);
+        if self.is_standby {
+            user.write(&data.join("standby.signal"), "");
+        }
         let mut server = Postgres { process: Mutex::new(None), bin, port: Port::take(), user, folder };
         for _ in 0..5 {
             match server.launch().await {
@@ -172,6 +192,8 @@ impl Postgres {
             hba: TRUST.to_owned(),
             conf: String::new(),
             initdb: None,
+            copied: None,
+            is_standby: false,
             tls: None,
             client_ca: None,
         }

@@ -47,13 +47,24 @@ impl Authority {
         self.sign(&names[0].clone(), names, ExtendedKeyUsagePurpose::ServerAuth)
     }
 
+    /// A server whose time is over.
+    pub fn expired_server(&self) -> Identity {
+        let mut params = CertificateParams::new(["localhost", "127.0.0.1"].map(str::to_owned)).unwrap();
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        self.sign_these(params, "localhost", ExtendedKeyUsagePurpose::ServerAuth)
+    }
+
     /// A client: PostgreSQL compares the common name with the role.
     pub fn client(&self, common_name: &str) -> Identity {
         self.sign(common_name, Vec::new(), ExtendedKeyUsagePurpose::ClientAuth)
     }
 
     fn sign(&self, common_name: &str, names: Vec<String>, usage: ExtendedKeyUsagePurpose) -> Identity {
-        let mut params = CertificateParams::new(names).unwrap();
+        let params = CertificateParams::new(names).unwrap();
+        self.sign_these(params, common_name, usage)
+    }
+
+    fn sign_these(&self, mut params: CertificateParams, common_name: &str, usage: ExtendedKeyUsagePurpose) -> Identity {
         params.distinguished_name.push(DnType::CommonName, common_name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![usage];

@@ -18,7 +18,10 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use super::{consumers::Source, ledger::Checkpoint};
+use super::{
+    consumers::Source,
+    ledger::{Checkpoint, Fork},
+};
 use crate::{
     commands::backoff::Backoff,
     config::Config,
@@ -70,6 +73,8 @@ pub struct Identity {
     pub source: String,
     /// The count of this run.
     pub epoch: u64,
+    /// Where PostgreSQL's history parted from another one.
+    pub fork: Option<Fork>,
 }
 
 impl Lanes {

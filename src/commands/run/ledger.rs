@@ -133,20 +133,66 @@ pub async fn confirmed(client: &Client, slot: &str) -> Result<Lsn> {
     text.parse().map_err(|error| Error::protocol(format!("read where slot {slot:?} stands")).caused_by(error))
 }
 
-/// Counts this run: from now on no older one may publish.
-pub async fn raise_epoch(client: &Client, source: &str) -> Result<u64> {
+/// How far epochs jump where PostgreSQL has changed its timeline: further than anybody raises them on the one that was left.
+const LEAP: i64 = 1_000_000;
+
+/// What a run is told of those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Epoch {
+    /// The run's own.
+    pub epoch: u64,
+    /// PostgreSQL has changed its timeline since the first run.
+    pub fork: Option<Fork>,
+}
+
+/// A standby was promoted, or the database restored: what the old timeline has beyond the fork never happened here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fork {
+    /// Where the old timeline was left.
+    pub at: Lsn,
+    /// The first epoch on the new one.
+    pub first_epoch: u64,
+}
+
+/// Raises the epoch: from here on the run is the newest. `left`: where earlier timelines than `timeline` were left.
+pub async fn raise_epoch(client: &Client, source: &str, timeline: u32, left: &[(u32, Lsn)]) -> Result<Epoch> {
+    let failed = |error| missing_table(sql::error("raise the epoch in rule_nats_checkpoints", error));
+    let timeline = i32::try_from(timeline).unwrap_or(i32::MAX);
+    let before = "SELECT timeline FROM public.rule_nats_checkpoints \
+                  WHERE source = $1 AND config_name = '' AND stream_name = ''";
+    // Nobody else writes it: the slot is ours.
+    let before: Option<i32> = client.query_opt(before, &[&source]).await.map_err(failed)?.and_then(|row| row.get(0));
+    // The first that was left since the last run.
+    let is_since =
+        |parent: u32| before.is_some_and(|before| before < timeline && i64::from(before) <= i64::from(parent));
+    let fork = left.iter().find(|(parent, _)| is_since(*parent)).map(|(_, at)| at.to_string());
     let row = client
         .query_one(
-            "INSERT INTO public.rule_nats_checkpoints AS c (source, config_name, stream_name, epoch, updated_at) \
-             VALUES ($1, '', '', 1, now()) \
+            "INSERT INTO public.rule_nats_checkpoints AS c \
+                 (source, config_name, stream_name, epoch, timeline, updated_at) \
+             VALUES ($1, '', '', 1, $2, now()) \
              ON CONFLICT (source, config_name, stream_name) \
-             DO UPDATE SET epoch = c.epoch + 1, updated_at = now() RETURNING epoch",
-            &[&source],
+             DO UPDATE SET epoch = c.epoch + CASE WHEN $3::text IS NULL THEN 1 ELSE $4::bigint END, \
+                 commit_lsn = coalesce($3::text::pg_lsn, c.commit_lsn), \
+                 sequence = CASE WHEN $3::text IS NULL THEN c.sequence ELSE c.epoch + $4::bigint END, \
+                 timeline = excluded.timeline, updated_at = now() \
+             RETURNING epoch, commit_lsn::text, sequence",
+            &[&source, &timeline, &fork, &LEAP],
         )
         .await
-        .map_err(|error| missing_table(sql::error("raise the epoch in rule_nats_checkpoints", error)))?;
-    let epoch: i64 = row.get(0);
-    u64::try_from(epoch).map_err(|_| Error::config(format!("the epoch of source {source:?} is negative: {epoch}")))
+        .map_err(failed)?;
+    let unsigned = |number: i64| {
+        u64::try_from(number)
+            .map_err(|_| Error::config(format!("the epoch of source {source:?} is negative: {number}")))
+    };
+    let fork = match (row.get::<_, Option<&str>>(1), row.get::<_, Option<i64>>(2)) {
+        (Some(at), Some(first)) => Some(Fork {
+            at: at.parse().map_err(|error| Error::protocol("read rule_nats_checkpoints").caused_by(error))?,
+            first_epoch: unsigned(first)?,
+        }),
+        _ => None,
+    };
+    Ok(Epoch { epoch: unsigned(row.get(0))?, fork })
 }
 
 /// The configuration rows and the types, in one snapshot, and which transactions it shows.

@@ -20,7 +20,7 @@ use super::{
     bulletin::Bulletin,
     gone,
     lanes::{Identity, Lanes},
-    ledger,
+    ledger::{self, Epoch},
     office::Office,
     pace::Pace,
 };
@@ -41,6 +41,10 @@ use crate::{
 const TAKE_OVER: Duration = Duration::from_millis(500);
 /// After so long without a word the server is asked where it stands, so that an idle slot moves on.
 const IDLE_ASK: Duration = Duration::from_secs(5);
+/// After so long without a word, though asked, the connection is given up: a network in between may hold it open for ever.
+/// As long as PostgreSQL's own receivers wait (`wal_receiver_timeout`), or as the server does if that is longer: amid a large
+/// transaction it speaks up only as often as that makes it.
+const SILENCE: Duration = Duration::from_secs(60);
 /// How often checkpoints are written, if streams have moved.
 const CHECKPOINT: Duration = Duration::from_secs(10);
 /// The same until there is a first one: who has just started it wants to see in the status that it works.
@@ -71,10 +75,10 @@ pub async fn session(
     let mut client = sql::connect(&config.postgres).await?;
     let publications = [format!("{}_inserts", config.publication), format!("{}_changes", config.publication)];
     ledger::check(&client, &config.slot, &publications).await?;
-    let Some((stream, system)) = take_slot(config, &publications, shutdown).await? else { return Ok(()) };
+    let Some((stream, system, left)) = take_slot(config, &publications, shutdown).await? else { return Ok(()) };
     *streamed = true;
     let confirmed = ledger::confirmed(&client, &config.slot).await?;
-    let epoch = ledger::raise_epoch(&client, &config.source).await?;
+    let Epoch { epoch, fork } = ledger::raise_epoch(&client, &config.source, system.timeline, &left).await?;
     let checkpoints = ledger::checkpoints(&client, &config.source, &system.system_id).await?;
     let (mut tables, types, snapshot) = ledger::snapshot(&mut client).await?;
     tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
@@ -85,9 +89,10 @@ pub async fn session(
     if routing == Routing::AsOfNow {
         streamer.keep_rules_as_read(snapshot);
     }
-    let identity = Identity { source: config.source.clone(), epoch };
+    let identity = Identity { source: config.source.clone(), epoch, fork };
     let lanes = Lanes::new(identity, config, system.flushed, checkpoints);
-    let interval = status_interval(config, &client).await?;
+    let timeout = wal_sender_timeout(&client).await?;
+    let interval = status_interval(config, timeout);
     let mut session = Session {
         config,
         client: Rc::new(client),
@@ -98,6 +103,8 @@ pub async fn session(
         lanes,
         job: None,
         last_heard: Instant::now(),
+        last_asked: Instant::now(),
+        silence: timeout.unwrap_or_default().max(SILENCE),
         last_checkpoint: Instant::now(),
         checkpoints: Vec::new(),
         last_heartbeat: None,
@@ -125,16 +132,17 @@ async fn take_slot(
     config: &Config,
     publications: &[String; 2],
     shutdown: &mut watch::Receiver<bool>,
-) -> Result<Option<(Stream, SystemIdentity)>> {
+) -> Result<Option<(Stream, SystemIdentity, Vec<(u32, Lsn)>)>> {
     let names = publications.each_ref().map(|name| format!("\"{}\"", name.replace('"', "\"\""))).join(",");
     let mut said = false;
     loop {
         let mut connection = Connection::connect(&config.postgres).await?;
         let system = connection.identify_system().await?;
+        let left = connection.timelines_left(system.timeline).await?;
         let options = [("proto_version", "1"), ("publication_names", names.as_str())];
         // From 0/0 the server starts where the slot is confirmed; above that it would obey and skip.
         let error = match connection.start_replication(&config.slot, Lsn::ZERO, &options).await {
-            Ok(stream) => return Ok(Some((stream, system))),
+            Ok(stream) => return Ok(Some((stream, system, left))),
             Err(error) => error,
         };
         if postgres::sqlstate(&error) != Some(OBJECT_IN_USE) {
@@ -151,15 +159,20 @@ async fn take_slot(
     }
 }
 
-/// The configured one, but at least three times in a `wal_sender_timeout`.
-async fn status_interval(config: &Config, client: &Client) -> Result<Duration> {
+/// After how much silence the server gives us up; `None`: never.
+async fn wal_sender_timeout(client: &Client) -> Result<Option<Duration>> {
     let row = client
         .query_one("SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'", &[])
         .await
         .map_err(|error| sql::error("read wal_sender_timeout", error))?;
-    let millis: i64 = row.get(0);
-    let third = u64::try_from(millis).ok().filter(|millis| *millis > 0).map(|millis| Duration::from_millis(millis / 3));
-    Ok(third.map_or(config.status_interval, |third| third.min(config.status_interval)).max(Duration::from_millis(10)))
+    Ok(u64::try_from(row.get::<_, i64>(0)).ok().filter(|millis| *millis > 0).map(Duration::from_millis))
+}
+
+/// The configured one, but at least three times in a `wal_sender_timeout`.
+fn status_interval(config: &Config, timeout: Option<Duration>) -> Duration {
+    timeout
+        .map_or(config.status_interval, |timeout| config.status_interval.min(timeout / 3))
+        .max(Duration::from_millis(10))
 }
 
 struct Session<'c> {
@@ -173,6 +186,9 @@ struct Session<'c> {
     /// The one statement under way on the SQL connection.
     job: Option<Job>,
     last_heard: Instant,
+    last_asked: Instant,
+    /// Of the server, that is borne.
+    silence: Duration,
     last_checkpoint: Instant,
     checkpoints: Vec<ledger::Checkpoint>,
     last_heartbeat: Option<Instant>,
@@ -249,8 +265,17 @@ impl Session<'_> {
         }
         self.bulletin.follow(&self.streamer, &self.lanes);
         let now = Instant::now();
-        if heard > 0 {
+        // Whom we do not listen to may well have spoken.
+        if heard > 0 || self.is_paused {
             self.last_heard = now;
+        }
+        let silent = self.last_heard.elapsed();
+        if silent >= self.silence {
+            return Err(Error::unavailable(format!(
+                "read from PostgreSQL: it has said nothing for {} s, though asked",
+                silent.as_secs()
+            ))
+            .hint("is a firewall or a proxy between that drops connections without a word?"));
         }
         self.pace.count(heard, now);
         for notice in self.streamer.take_notices() {
@@ -262,9 +287,9 @@ impl Session<'_> {
     /// Tells PostgreSQL what is confirmed.
     fn report(&mut self) {
         self.streamer.settle();
-        let ask = self.last_heard.elapsed() >= IDLE_ASK;
+        let ask = self.last_heard.elapsed() >= IDLE_ASK && self.last_asked.elapsed() >= IDLE_ASK;
         if ask {
-            self.last_heard = Instant::now();
+            self.last_asked = Instant::now();
         }
         let confirmed = self.streamer.confirmed();
         let status = StandbyStatus {

@@ -16,6 +16,10 @@ use crate::{
 /// The database keeps microseconds of a stream's time of creation.
 const CREATED_TOLERANCE_NS: u64 = 1_000_000;
 
+/// What to do where stream and database tell different histories.
+const REWRITTEN: &str = "the database was restored or failed over to an earlier point; decide what of the stream is true, \
+                         then start with another source name or another stream";
+
 /// What the stream shows.
 pub struct Opened {
     pub tail: Tail,
@@ -53,8 +57,20 @@ pub async fn open(control: Control, stream: StreamRow, identity: Identity, known
         tail::last_of_ours(&control, &stream.stream_name, |stored| position_of(stored, &identity.source).is_some())
             .await?;
     let ours = end.ours.as_ref().and_then(|stored| Some((position_of(stored, &identity.source)?, stored.sequence)));
+    let epoch_of =
+        |stored: &tail::Stored| stored.header("Walhook-Epoch").and_then(|epoch| epoch.parse::<u64>().ok()).unwrap_or(0);
+    if let (Some(stored), Some((position, sequence)), Some(fork)) = (&end.ours, &ours, identity.fork)
+        && position.commit_lsn >= fork.at
+        && epoch_of(stored) < fork.first_epoch
+    {
+        return Err(Error::untrusted(format!(
+            "go on in stream {:?}: its message {sequence} is of {}, on a timeline that PostgreSQL left at {}",
+            stream.stream_name, position.commit_lsn, fork.at
+        ))
+        .hint(REWRITTEN));
+    }
     if let Some(stored) = &end.ours {
-        let epoch = stored.header("Walhook-Epoch").and_then(|epoch| epoch.parse::<u64>().ok()).unwrap_or(0);
+        let epoch = epoch_of(stored);
         if epoch > identity.epoch {
             return Err(Error::new(
                 Kind::Fenced,
@@ -73,10 +89,7 @@ pub async fn open(control: Control, stream: StreamRow, identity: Identity, known
             "go on in stream {:?}: its message {sequence} is of {}, beyond PostgreSQL's WAL, which ends at {}",
             stream.stream_name, position.commit_lsn, known.server_wal
         ))
-        .hint(
-            "the database was restored or failed over to an earlier point; decide what of the stream is true, then \
-               start with another source name or another stream",
-        ));
+        .hint(REWRITTEN));
     }
     let max_payload = known.max_payload.min(state.max_msg_size.unwrap_or(usize::MAX));
     let listed = match known.lists_behind {

@@ -1,0 +1,359 @@
+//! One run: servers, walhook between them, a workload, faults one after the other, and the judgement in the end.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use async_nats::jetstream::{self, consumer::pull};
+use fastrand::Rng;
+use futures_util::StreamExt;
+use serde_json::Value;
+use tokio_postgres::{NoTls, SimpleQueryMessage};
+
+use super::{
+    faults::{Fault, KINDS},
+    oracle::{self, Findings, Sample},
+    support::{
+        self, Nats, Postgres, Proxy, Walhook,
+        feed::{Feed, Message},
+    },
+    workload::{self, STREAMS, TABLES, Workload},
+};
+
+/// Short, so that freezing for a moment costs the connection.
+pub const WAL_SENDER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long recovery may take on a busy machine. Nothing is waited for that long where all is well.
+const RECOVERED: Duration = Duration::from_secs(120);
+
+/// In KiB; the window, and what a process of this kind takes.
+const RSS_MAX: u64 = 100 * 1024;
+
+pub struct World {
+    pub feed: Arc<Feed>,
+    pub walhook: Walhook,
+    pub postgres_proxy: Proxy,
+    pub nats_proxy: Proxy,
+    settings: tempfile::TempDir,
+    findings: Findings,
+}
+
+/// What a run came to.
+pub struct Outcome {
+    pub seed: u64,
+    pub findings: Findings,
+    /// Events, in all streams.
+    pub events: usize,
+    pub faults: Vec<&'static str>,
+    /// From the mending of a fault until all that was committed by then is confirmed.
+    pub recoveries: Vec<Duration>,
+    pub rss_kib: u64,
+    /// Times that confirmed LSN and tails were compared.
+    pub samples: usize,
+}
+
+/// One run of `seed`.
+pub async fn run(seed: u64) -> Outcome {
+    let (mut rng, began) = (Rng::with_seed(seed), Instant::now());
+    let conf = format!("wal_sender_timeout = {}", WAL_SENDER_TIMEOUT.as_millis());
+    let pg = Postgres::builder().conf(&conf).start().await;
+    let nats = Nats::start().await;
+    let mut world = World::begin(pg, nats, if rng.bool() { 1 } else { 120 });
+    let sampler = Sampler::start(&world.feed);
+    let mut workload = Workload::start(&world.feed.pg.conninfo(), seed, rng.u64(2..5));
+    // Each seed has some kinds of fault and not the others: what is rare is found where much else is quiet.
+    let mut kinds: Vec<(&'static str, Fault)> = KINDS.to_vec();
+    rng.shuffle(&mut kinds);
+    kinds.truncate(rng.usize(2..9));
+    let (mut faults, mut recoveries, mut rss_kib) = (Vec::new(), Vec::new(), 0);
+    for _ in 0..rng.u32(3..7) {
+        tokio::time::sleep(Duration::from_millis(rng.u64(0..600))).await;
+        let (name, fault) = kinds[rng.usize(0..kinds.len())];
+        faults.push(name);
+        eprintln!("seed {seed}, after {:.1} s: {name}", began.elapsed().as_secs_f32());
+        fault.happen(&mut world, &mut rng).await;
+        rss_kib = rss_kib.max(peak_rss_kib(world.walhook.pid()));
+        match world.recovered().await {
+            Ok(took) => recoveries.push(took),
+            Err(problem) => {
+                world.findings.add(format!("after {name}: {problem}"));
+                break;
+            }
+        }
+    }
+    workload.stop();
+    if let Err(problem) = world.recovered().await {
+        world.findings.add(format!("in the end: {problem}"));
+    }
+    rss_kib = rss_kib.max(peak_rss_kib(world.walhook.pid()));
+    world.expect(rss_kib < RSS_MAX, || format!("{rss_kib} KiB of memory"));
+    if world.findings.is_clean() {
+        let code = world.walhook.terminate();
+        world.expect(code == 0, || format!("exit code {code} in the end"));
+    }
+    let samples = sampler.stop();
+    eprintln!("seed {seed}, after {:.1} s: judgement", began.elapsed().as_secs_f32());
+    let events = world.judge(&samples).await;
+    let mut findings = std::mem::take(&mut world.findings);
+    if !findings.is_clean() {
+        findings.examples.push(format!("the last of walhook's log:\n{}", support::process::tail(&world.walhook.log())));
+    }
+    world.wake();
+    Outcome { seed, findings, events, faults, recoveries, rss_kib, samples: samples.len() }
+}
+
+impl World {
+    /// Everything started and linked, walhook too.
+    fn begin(pg: Postgres, nats: Nats, window_s: u32) -> World {
+        let (postgres_proxy, nats_proxy) = (Proxy::before(pg.port()), Proxy::before(nats.port()));
+        let feed = Arc::new(Feed::on(pg, nats));
+        workload::prepare(&feed.pg, &format!("nats://127.0.0.1:{}", nats_proxy.port()), window_s);
+        let settings = tempfile::tempdir().unwrap();
+        std::fs::write(settings.path().join("walhook.toml"), "ack_timeout_ms = 2000\n").unwrap();
+        let walhook = start(&feed, &postgres_proxy, &settings);
+        World { feed, walhook, postgres_proxy, nats_proxy, settings, findings: Findings::default() }
+    }
+
+    /// One more walhook.
+    pub fn start(&self) -> Walhook {
+        start(&self.feed, &self.postgres_proxy, &self.settings)
+    }
+
+    pub fn expect(&mut self, holds: bool, words: impl FnOnce() -> String) {
+        if !holds {
+            self.findings.add(words());
+        }
+    }
+
+    /// Waits until all that is committed by now is confirmed, and tells how long that took.
+    async fn recovered(&mut self) -> Result<Duration, String> {
+        let since = Instant::now();
+        let upto = self.feed.pg.psql("SELECT pg_current_wal_lsn()");
+        let asked =
+            format!("SELECT confirmed_flush_lsn >= '{upto}' FROM pg_replication_slots WHERE slot_name = 'walhook'");
+        loop {
+            if self.feed.pg.psql(&asked) == "t" {
+                return Ok(since.elapsed());
+            }
+            if let Some(status) = self.walhook.exited() {
+                return Err(format!("walhook ended by itself: {status}"));
+            }
+            if since.elapsed() > RECOVERED {
+                let at = self
+                    .feed
+                    .pg
+                    .psql("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'walhook'");
+                return Err(format!("{at} is confirmed and not {upto} after {RECOVERED:?}"));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Everything that must hold of what is stored; returns how many events there are.
+    async fn judge(&mut self, samples: &[Sample]) -> usize {
+        let client = self.feed.pg.client().await;
+        let lines = client
+            .simple_query(
+                "SELECT data FROM pg_logical_slot_peek_changes('oracle', NULL, NULL, 'include-timestamp', '0', 'skip-empty-xacts', '1')",
+            )
+            .await
+            .unwrap();
+        let lines: Vec<&str> = lines
+            .iter()
+            .filter_map(|line| match line {
+                SimpleQueryMessage::Row(row) => row.get(0),
+                _ => None,
+            })
+            .collect();
+        let (mut events, mut ids) = (0, Vec::new());
+        for (index, (stream, tables)) in STREAMS.iter().enumerate() {
+            let stored = stored(&self.feed.nats, stream).await;
+            let committed = oracle::committed(lines.iter().copied(), |table| tables.contains(&table));
+            events += committed.len();
+            let found = oracle::judge(&committed, &stored);
+            self.findings.lost += found.lost;
+            self.findings.duplicated += found.duplicated;
+            self.findings.reordered += found.reordered;
+            self.findings.phantoms += found.phantoms;
+            for example in found.examples {
+                self.findings.add(format!("{stream}: {example}"));
+            }
+            for message in &stored {
+                if message.payload.to_string().contains(workload::ROLLED_BACK) {
+                    self.findings.add(format!("message {} of {stream} was rolled back", message.sequence));
+                }
+                ids.push(oracle::id(message).to_owned());
+            }
+            oracle::confirmed_too_early(samples, index, &stored, &mut self.findings);
+            for table in TABLES.iter().filter(|table| tables.contains(&format!("public.{table}").as_str())) {
+                self.compare_fold(table, &stored);
+            }
+        }
+        self.compare_history(ids);
+        events
+    }
+
+    /// Who follows the stream has the table.
+    fn compare_fold(&mut self, table: &str, stored: &[Message]) {
+        let folded = oracle::fold(stored, &format!("public.{table}"));
+        let rows = self.feed.pg.psql(&format!(
+            "SELECT jsonb_build_object('id', id, 'n', n, 'note', note, 'big', md5(big)) FROM {table} ORDER BY id"
+        ));
+        let mut folded_rows: Vec<Value> = Vec::new();
+        for row in folded.values() {
+            folded_rows.push(row.get("big").cloned().unwrap_or_default());
+        }
+        let keys: Vec<i64> = folded.keys().copied().collect();
+        let rows: Vec<Value> = rows.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let table_keys: Vec<i64> = rows.iter().map(|row| row["id"].as_i64().unwrap()).collect();
+        if keys != table_keys {
+            self.findings.add(format!("{table} has {} rows, and the stream's reader {}", table_keys.len(), keys.len()));
+            return;
+        }
+        let sums = self.sums(&folded_rows);
+        for ((row, expected), sum) in folded.values().zip(&rows).zip(sums) {
+            let same = ["id", "n", "note"].iter().all(|column| row.get(*column) == expected.get(*column))
+                && expected["big"].as_str().unwrap_or_default() == sum;
+            self.expect(same, || format!("{table} has {expected}, and the stream's reader {row:?}"));
+        }
+    }
+
+    /// PostgreSQL's own digests of large values.
+    fn sums(&self, values: &[Value]) -> Vec<String> {
+        let literals: Vec<String> = values
+            .iter()
+            .map(|value| value.as_str().map_or("NULL".to_owned(), |text| format!("'{}'", text.replace('\'', "''"))))
+            .collect();
+        let mut sums = Vec::new();
+        for chunk in literals.chunks(500) {
+            let all = self.feed.pg.psql(&format!(
+                "SELECT coalesce(md5(value), '') FROM unnest(ARRAY[{}]::text[]) WITH ORDINALITY u (value, n) ORDER BY n",
+                chunk.join(",")
+            ));
+            sums.extend(all.split('\n').map(str::to_owned));
+        }
+        sums
+    }
+
+    /// Each event is told once.
+    fn compare_history(&mut self, mut ids: Vec<String>) {
+        let told = self.feed.pg.psql("SELECT event_id FROM rule_nats_publish_history WHERE success");
+        let mut told: Vec<&str> = told.lines().collect();
+        told.sort_unstable();
+        ids.sort_unstable();
+        let counts = (told.len(), ids.len());
+        self.expect(told == ids, || {
+            format!("the history has {} events, the streams {}, or others", counts.0, counts.1)
+        });
+        let letters = self.feed.pg.psql("SELECT count(*), min(reason) FROM rule_nats_dead_letters");
+        self.expect(letters.starts_with("0|"), || format!("dead letters: {letters}"));
+    }
+}
+
+fn start(feed: &Feed, proxy: &Proxy, settings: &tempfile::TempDir) -> Walhook {
+    let conninfo =
+        format!("host=127.0.0.1 port={} dbname=postgres user=walhook_streamer connect_timeout=5", proxy.port());
+    let file = settings.path().join("walhook.toml");
+    feed.command("run").arg("--config").arg(file).env("DATABASE_URL", conninfo).start()
+}
+
+/// All that a stream holds, in its order, by a consumer: as fast as a reader can.
+pub async fn stored(nats: &Nats, stream: &str) -> Vec<Message> {
+    let jetstream = jetstream::new(nats.client().await);
+    let mut stream = jetstream.get_stream(stream).await.unwrap();
+    let count = usize::try_from(stream.info().await.unwrap().state.messages).unwrap();
+    let consumer = stream.create_consumer(pull::OrderedConfig::default()).await.unwrap();
+    let mut messages = consumer.messages().await.unwrap().take(count);
+    let mut stored = Vec::with_capacity(count);
+    while let Some(message) = messages.next().await {
+        let message = message.unwrap();
+        let headers = message.headers.iter().flat_map(|headers| headers.iter());
+        stored.push(Message {
+            sequence: message.info().unwrap().stream_sequence,
+            subject: message.subject.to_string(),
+            headers: headers.map(|(name, values)| (name.to_string(), values[0].as_str().to_owned())).collect(),
+            payload: serde_json::from_slice(&message.payload).unwrap(),
+        });
+    }
+    stored
+}
+
+/// What a peak of memory was, in KiB; 0 of one that has ended.
+fn peak_rss_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or_default()
+}
+
+/// Takes [`Sample`]s while everything else goes on.
+struct Sampler {
+    stop: Arc<AtomicBool>,
+    samples: Arc<Mutex<Vec<Sample>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Sampler {
+    fn start(feed: &Feed) -> Sampler {
+        let (conninfo, url) = (feed.pg.conninfo(), feed.nats.url());
+        let (stop, samples) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let thread = std::thread::spawn({
+            let (stop, samples) = (Arc::clone(&stop), Arc::clone(&samples));
+            move || {
+                support::runtime().block_on(async {
+                    while !stop.load(Ordering::Relaxed) {
+                        // None while a server is away, or where there are no streams yet.
+                        if let Ok(Some(sample)) =
+                            tokio::time::timeout(Duration::from_secs(2), sample(&conninfo, &url)).await
+                        {
+                            samples.lock().unwrap().push(sample);
+                        }
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                });
+            }
+        });
+        Sampler { stop, samples, thread: Some(thread) }
+    }
+
+    fn stop(mut self) -> Vec<Sample> {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+        std::mem::take(&mut self.samples.lock().unwrap())
+    }
+}
+
+async fn sample(conninfo: &str, url: &str) -> Option<Sample> {
+    let (client, connection) = tokio_postgres::connect(conninfo, NoTls).await.ok()?;
+    let connection = tokio::spawn(connection);
+    let row = client
+        .query_one(
+            "SELECT (confirmed_flush_lsn - '0/0')::bigint FROM pg_replication_slots WHERE slot_name = 'walhook'",
+            &[],
+        )
+        .await;
+    connection.abort();
+    let confirmed = u64::try_from(row.ok()?.get::<_, i64>(0)).ok()?;
+    let jetstream = jetstream::new(async_nats::connect(url).await.ok()?);
+    let mut tails = [0; 2];
+    for (tail, (stream, _)) in tails.iter_mut().zip(STREAMS) {
+        *tail = jetstream.get_stream(stream).await.ok()?.cached_info().state.last_sequence;
+    }
+    Some(Sample { confirmed, tails })
+}
+
+/// How many of what, in words.
+pub fn counted(faults: &[&'static str]) -> BTreeMap<&'static str, usize> {
+    let mut counts = BTreeMap::new();
+    for fault in faults {
+        *counts.entry(*fault).or_default() += 1;
+    }
+    counts
+}

@@ -1,0 +1,188 @@
+//! Streams, accounts and certificates that somebody changes under a running walhook: nothing is lost, nothing comes twice, and
+//! what cannot be trusted ends it.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use async_nats::jetstream::stream;
+use support::{
+    Nats, Postgres, Walhook, eventually,
+    feed::Feed,
+    rows::{ended_well, exactly, insert, linked_on, taken},
+    tls::Authority,
+};
+
+async fn linked() -> Feed {
+    let feed = linked_on(Postgres::start().await, Nats::start().await);
+    feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");
+    feed
+}
+
+/// The stream's configuration, changed by hand.
+async fn edit(nats: &Nats, change: impl FnOnce(&mut stream::Config)) {
+    let jetstream = nats.jetstream().await;
+    let mut config = jetstream.get_stream("WEBHOOKS").await.unwrap().cached_info().config.clone();
+    change(&mut config);
+    jetstream.update_stream(config).await.unwrap();
+}
+
+fn is_confirmed(feed: &Feed) -> bool {
+    let asked =
+        "SELECT confirmed_flush_lsn >= pg_current_wal_lsn() FROM pg_replication_slots WHERE slot_name = 'walhook'";
+    feed.pg.psql(asked) == "t"
+}
+
+#[tokio::test]
+async fn a_full_stream_that_discards_new_messages_holds_the_slot_until_there_is_room() {
+    let feed = linked().await;
+    feed.pg.psql("UPDATE rule_nats_streams SET discard_policy = 'new', max_messages = 100");
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 300);
+    taken(&feed, 100).await;
+    walhook.logged("WARN").await;
+    assert!(!is_confirmed(&feed), "{}", walhook.log());
+    assert_eq!(feed.last_sequence("WEBHOOKS").await, 100);
+    feed.pg.psql("UPDATE rule_nats_streams SET max_messages = 1000");
+    exactly(&feed, 300).await;
+    assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_dead_letters"), "0");
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_stream_edited_so_that_the_subject_is_uncovered_loses_nothing_in_silence() {
+    let feed = linked().await;
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 100);
+    feed.confirmed().await;
+    edit(&feed.nats, |config| config.subjects = vec!["elsewhere.>".to_owned()]).await;
+    insert(&feed.pg, 100, 200);
+    feed.confirmed().await;
+    // Each of them is stored, for the row's subjects were given back to the stream, or a dead letter that says why.
+    let stored = feed.last_sequence("WEBHOOKS").await;
+    let letters: u64 = feed.pg.psql("SELECT count(*) FROM rule_nats_dead_letters").parse().unwrap();
+    assert_eq!(stored + letters, 200, "{}", walhook.log());
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_stream_deleted_and_made_anew_by_hand_ends_walhook_with_the_code_for_distrust() {
+    let feed = linked().await;
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 100);
+    feed.confirmed().await;
+    ended_well(&mut walhook);
+    let jetstream = feed.nats.jetstream().await;
+    let config = jetstream.get_stream("WEBHOOKS").await.unwrap().cached_info().config.clone();
+    jetstream.delete_stream("WEBHOOKS").await.unwrap();
+    jetstream.create_stream(config).await.unwrap();
+    insert(&feed.pg, 100, 200);
+    let mut walhook = feed.run();
+    assert_eq!(walhook.wait(Duration::from_secs(30)), 3, "{}", walhook.log());
+    assert!(walhook.log().lines().last().unwrap().contains("made anew"), "{}", walhook.log());
+    assert_eq!(feed.last_sequence("WEBHOOKS").await, 0, "nothing is published");
+}
+
+#[tokio::test]
+async fn a_password_that_is_revoked_while_it_runs_ends_it_with_the_code_for_permission_and_nothing_is_lost() {
+    let authorization = |password: &str| format!("authorization {{ user: app, password: {password} }}");
+    let nats = Nats::builder().config(&authorization("first")).start().await;
+    let mut feed = linked_on(Postgres::start().await, nats);
+    let run = |feed: &Feed| feed.streamer().env("NATS_USER", "app").env("NATS_PASSWORD", "first").start();
+    let mut walhook = run(&feed);
+    insert(&feed.pg, 0, 100);
+    feed.confirmed().await;
+    feed.nats.stop();
+    feed.nats.set_config(&authorization("second"));
+    feed.nats.restart().await;
+    insert(&feed.pg, 100, 200);
+    assert_eq!(walhook.wait(Duration::from_secs(30)), 4, "{}", walhook.log());
+    assert!(!is_confirmed(&feed));
+    feed.nats.stop();
+    feed.nats.set_config(&authorization("first"));
+    feed.nats.restart().await;
+    let mut walhook = run(&feed);
+    feed.confirmed().await;
+    ended_well(&mut walhook);
+    feed.nats.stop();
+    feed.nats.set_config(""); // for the test's own client
+    feed.nats.restart().await;
+    let ids: Vec<_> = feed.messages().await.iter().map(|message| message.data()["id"].as_i64().unwrap()).collect();
+    assert_eq!(ids, (0..200).collect::<Vec<_>>());
+}
+
+/// A server with a certificate of that authority, which the file `ca.crt` in its folder names.
+fn certified(folder: &std::path::Path, authority: &Authority) -> String {
+    let (certificate, key) = authority.server().write(folder, "server");
+    std::fs::write(folder.join("ca.crt"), &authority.certificate).unwrap();
+    format!("tls {{ cert_file: \"{}\", key_file: \"{}\" }}", certificate.display(), key.display())
+}
+
+#[tokio::test]
+async fn a_certificate_and_its_authority_that_are_rotated_under_a_running_walhook_are_read_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let nats = Nats::builder().config(&certified(folder.path(), &Authority::new("old"))).start().await;
+    let feed = linked_on(Postgres::start().await, nats);
+    let run = |feed: &Feed| -> Walhook { feed.streamer().env("NATS_CA", folder.path().join("ca.crt")).start() };
+    let mut walhook = run(&feed);
+    insert(&feed.pg, 0, 100);
+    feed.confirmed().await;
+    feed.nats.stop();
+    certified(folder.path(), &Authority::new("new"));
+    feed.nats.restart().await;
+    insert(&feed.pg, 100, 200);
+    feed.confirmed().await;
+    assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_publish_history WHERE success"), "200");
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_certificate_that_has_expired_is_named_and_nothing_is_lost_until_it_is_renewed() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("ours");
+    let nats = Nats::builder().config(&certified(folder.path(), &authority)).start().await;
+    let feed = linked_on(Postgres::start().await, nats);
+    let run = |feed: &Feed| -> Walhook { feed.streamer().env("NATS_CA", folder.path().join("ca.crt")).start() };
+    let mut walhook = run(&feed);
+    insert(&feed.pg, 0, 100);
+    feed.confirmed().await;
+    feed.nats.stop();
+    authority.expired_server().write(folder.path(), "server");
+    feed.nats.restart().await;
+    insert(&feed.pg, 100, 200);
+    eventually("the certificate to be named", async || walhook.log().contains("expired").then_some(())).await;
+    assert!(!is_confirmed(&feed));
+    feed.nats.stop();
+    authority.server().write(folder.path(), "server");
+    feed.nats.restart().await;
+    if walhook.exited().is_some() {
+        walhook = run(&feed);
+    }
+    feed.confirmed().await;
+    assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_publish_history WHERE success"), "200");
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_replica_identity_and_a_type_changed_between_rows_are_followed() {
+    let feed = linked().await;
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 2);
+    feed.pg.psql("ALTER TABLE t REPLICA IDENTITY FULL");
+    feed.pg.psql("DELETE FROM t WHERE id = 0");
+    feed.pg.psql("ALTER TABLE t REPLICA IDENTITY DEFAULT");
+    feed.pg.psql("DELETE FROM t WHERE id = 1");
+    feed.pg.psql("ALTER TABLE t ALTER note TYPE int USING 1");
+    feed.pg.psql("INSERT INTO t VALUES (2, 5)");
+    let data = eventually("five messages", async || {
+        let messages = feed.messages().await;
+        (messages.len() == 5).then(|| messages.iter().map(|message| message.data().clone()).collect::<Vec<_>>())
+    })
+    .await;
+    assert!(data[2]["note"].is_string(), "the whole old row: {data:?}");
+    assert_eq!(data[3], serde_json::json!({"id": 1}));
+    assert_eq!(data[4], serde_json::json!({"id": 2, "note": 5}));
+    ended_well(&mut walhook);
+}
