@@ -6,6 +6,7 @@ use std::{
 };
 
 use async_nats::jetstream;
+use tokio_postgres::Client;
 
 use crate::{
     backlog::copy_slot,
@@ -61,18 +62,21 @@ pub async fn by_recvlogical(feed: &Feed) -> Drained {
     drained
 }
 
-/// `walhook run` into a file stream, strictly ordered; done when the stream has all rows.
-pub async fn by_walhook(feed: &Feed, rows: u64) -> Drained {
+/// `walhook run` into a file stream, strictly ordered; done when the stream has all rows and the history what it keeps.
+pub async fn by_walhook(feed: &Feed, rows: u64, history: &str) -> Drained {
+    feed.pg.psql(&format!("TRUNCATE rule_nats_publish_history; UPDATE rule_nats_config SET history = '{history}'"));
+    // The change of the row comes down the slot as well, behind the backlog; what is read at the start holds for it.
     copy_slot(feed, "walhook");
     empty_stream(feed).await;
     let client = feed.pg.client().await;
+    let end: String = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap().get(0);
     let nats_before = usage::cpu(feed.nats.pid()).unwrap();
     let begin = Instant::now();
     let mut walhook = feed.run();
     let walsender = walsender_of(&client, "walhook").await;
     let elapsed = loop {
         tokio::time::sleep(Duration::from_millis(10)).await;
-        if feed_last_sequence(feed).await >= rows {
+        if feed_last_sequence(feed).await >= rows && (history == "off" || confirmed(&client, &end).await) {
             break begin.elapsed();
         }
         assert!(begin.elapsed() < DEADLINE, "walhook does not get to the end; it says:\n{}", walhook.log());
@@ -108,7 +112,13 @@ async fn feed_last_sequence(feed: &Feed) -> u64 {
     feed.last_sequence(STREAM).await
 }
 
-async fn walsender_of(client: &tokio_postgres::Client, slot: &str) -> u32 {
+/// Whether PostgreSQL may forget all up to `end`: in a full history that waits for its rows.
+async fn confirmed(client: &Client, end: &str) -> bool {
+    let sql = "SELECT confirmed_flush_lsn >= $1::text::pg_lsn FROM pg_replication_slots WHERE slot_name = 'walhook'";
+    client.query_one(sql, &[&end]).await.unwrap().get(0)
+}
+
+async fn walsender_of(client: &Client, slot: &str) -> u32 {
     let sql = format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{slot}'");
     let end = Instant::now() + Duration::from_secs(30);
     loop {

@@ -59,9 +59,10 @@ async fn run() {
         for round in 1..=rounds {
             eprintln!("{rows} rows, {shape}: draining, round {round} of {rounds}");
             let recvlogical = drain::by_recvlogical(&feed).await;
-            let walhook = drain::by_walhook(&feed, rows).await;
+            let walhook = drain::by_walhook(&feed, rows, "off").await;
+            let with_history = drain::by_walhook(&feed, rows, "full").await;
             let bare = bare::publish(&feed, &drain::sample(&feed).await, rows).await;
-            lines.push(Line { shape: shape.to_string(), rows, recvlogical, walhook, bare });
+            lines.push(Line { shape: shape.to_string(), rows, recvlogical, walhook, with_history, bare });
         }
         report.lines.push(report::median(lines));
         backlog::forget(&feed);

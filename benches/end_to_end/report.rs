@@ -21,8 +21,10 @@ pub struct Line {
     pub rows: u64,
     /// `pg_recvlogical`.
     pub recvlogical: Drained,
-    /// walhook.
+    /// walhook, without history.
     pub walhook: Drained,
+    /// walhook with a full history, until its rows are in.
+    pub with_history: Drained,
     /// The same messages, from no database.
     pub bare: Published,
 }
@@ -104,7 +106,7 @@ impl Report {
             .lines
             .iter()
             .map(|line| {
-                let Line { recvlogical, walhook, bare, .. } = line;
+                let Line { recvlogical, walhook, with_history, bare, .. } = line;
                 json!({
                     "shape": line.shape,
                     "rows": line.rows,
@@ -120,6 +122,11 @@ impl Report {
                             "nats_server": walhook.nats.as_secs_f64(),
                         },
                         "peak_rss_kib": walhook.peak_rss_kib,
+                    },
+                    "walhook_with_history": {
+                        "rows_per_s": line.rate(with_history.elapsed),
+                        "cpu_s": {"own": with_history.own.as_secs_f64()},
+                        "peak_rss_kib": with_history.peak_rss_kib,
                     },
                     "bare_publisher": {
                         "messages_per_s": line.rate(bare.elapsed),
@@ -207,6 +214,23 @@ impl fmt::Display for Report {
                 us(bare.own),
                 us(bare.nats),
                 walhook.peak_rss_kib as f64 / 1024.0,
+            )?;
+        }
+        if !self.lines.is_empty() {
+            writeln!(f, "\nWith history `full`, until every event's row is in.\n")?;
+            writeln!(f, "| backlog | rows/s | of history off | walhook's CPU, µs per event | peak RSS, MiB |")?;
+            writeln!(f, "|---|---|---|---|---|")?;
+        }
+        for line in &self.lines {
+            let Line { walhook, with_history, .. } = line;
+            writeln!(
+                f,
+                "| {} | {:.0} | {:.2} | {:.2} | {:.1} |",
+                line.shape,
+                line.rate(with_history.elapsed),
+                walhook.elapsed.as_secs_f64() / with_history.elapsed.as_secs_f64(),
+                line.per_event_us(with_history.own),
+                with_history.peak_rss_kib as f64 / 1024.0,
             )?;
         }
         if !self.latencies.is_empty() {
