@@ -365,11 +365,11 @@ async fn a_row_that_names_other_hosts_or_folders_is_refused_also_when_it_is_chan
         feed.nats.port(),
         folder.path().join("allowed").display()
     );
-    let mut walhook = run_with(&feed, folder.path(), &settings);
     let first = configure(&feed, "first", &feed.nats.url(), &[]);
     let second = configure(&feed, "second", &format!("nats://127.0.0.1:{port}"), &[]);
     feed.pg.psql("UPDATE rule_nats_config SET stream_name = config_name, subject_prefix = config_name");
     feed.pg.psql("UPDATE rule_webhooks SET nats_subject = webhook_name || '.x'");
+    let mut walhook = run_with(&feed, folder.path(), &settings);
     call(&feed, first, "a");
     call(&feed, second, "b");
     eventually("the allowed one", async || (feed.last_sequence("first").await == 1).then_some(())).await;
