@@ -2,9 +2,9 @@
 //! at a time. Delivery never waits for it.
 //!
 //! In: rows of the publish history from the streamer. Out: the same rows, durable, back to the streamer, which confirms no
-//! event without them; old rows trimmed, JetStream's consumers surveyed. While the history takes no rows (somebody holds a lock on it), delivery goes on
-//! and only the confirmation waits; rows that had to be left out meanwhile the next session makes again from the slot
-//! ([`Streamer::left_out`]). Nothing that goes wrong here ends a session.
+//! event without them; old rows trimmed, JetStream's consumers surveyed. While the history takes no rows (somebody holds a
+//! lock on it), delivery goes on and only the confirmation waits; rows that had to be left out meanwhile the next session
+//! makes again from the slot ([`Streamer::left_out`]). Nothing that goes wrong here ends a session.
 
 use std::{collections::HashSet, future::Future, pin::Pin, rc::Rc, time::Duration};
 
@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Rows that are under way for so long mean that the history is stuck: no statement takes that long by itself.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How often old rows are trimmed …
 const TIDY: Duration = Duration::from_secs(60);
 /// … and how many at a time. While there are more, the next come at once.
