@@ -215,16 +215,13 @@ impl Outlet {
                 return Ok(());
             }
         }
-        let Limits { window_events, window_bytes, .. } = self.limits;
-        let others_flow = self.others_flow();
-        let (source, transaction) = (&self.source, &self.transaction);
-        let lane = &mut self.lanes[lane];
-        if !is_stored
-            && (lane.leaves_out() || (lane.is_away() && others_flow && !lane.has_room(window_events, window_bytes)))
-        {
-            lane.leave_out(self.window.count_event());
+        if !is_stored && self.has_no_place(&self.lanes[lane]) {
+            let number = self.window.count_event();
+            self.lanes[lane].leave_out(number);
             return Ok(());
         }
+        let (source, transaction) = (&self.source, &self.transaction);
+        let lane = &mut self.lanes[lane];
         let head = Head { subject: &self.subject, id: &self.id, message_id, op: change.op.as_str(), epoch: self.epoch };
         let mut draft =
             lane.draft(head, |out| payload::write_headers(body, webhook, source, transaction, &self.id, out));
@@ -321,6 +318,12 @@ impl Outlet {
         for lane in &mut self.lanes {
             lane.hold_from(limit);
         }
+    }
+
+    /// Whether a lane takes no more, and others need not wait for it.
+    fn has_no_place(&self, lane: &Lane) -> bool {
+        let Limits { window_events, window_bytes, .. } = self.limits;
+        lane.leaves_out() || (lane.is_away() && !lane.has_room(window_events, window_bytes) && self.others_flow())
     }
 
     /// Whether some lane that is in use is not away.
