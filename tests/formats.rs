@@ -15,17 +15,6 @@ async fn with(sql: &str) -> Feed {
     feed
 }
 
-/// Runs walhook over what has been done and what `sql` does, and returns the messages.
-async fn after(feed: &Feed, sql: &[&str]) -> Vec<Message> {
-    for statement in sql {
-        feed.pg.psql(statement);
-    }
-    let mut walhook = feed.run();
-    feed.confirmed().await;
-    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
-    feed.messages().await
-}
-
 /// The names of the headers that are neither JetStream's nor ours.
 fn own(message: &Message) -> Vec<&str> {
     let names = message.headers.keys().map(String::as_str);
@@ -47,7 +36,7 @@ async fn the_format_debezium_is_its_envelope() {
     .await;
     feed.pg.psql(&format!("SELECT rule_webhook_link_table(1, 't', {ALL})"));
     let xid = feed.pg.psql("INSERT INTO t VALUES (1, 'a') RETURNING xmin::text");
-    let messages = after(&feed, &["UPDATE t SET note = 'b'", "DELETE FROM t", "TRUNCATE t"]).await;
+    let messages = feed.after(&["UPDATE t SET note = 'b'", "DELETE FROM t", "TRUNCATE t"]).await;
     let envelope: Value = messages
         .iter()
         .map(|message| json!([message.payload["op"], message.payload["before"], message.payload["after"]]))
@@ -99,7 +88,7 @@ async fn the_positions_of_a_debezium_envelope_rise_in_the_order_of_the_stream() 
     feed.pg.psql("INSERT INTO t VALUES (2)");
     feed.pg.psql("BEGIN; INSERT INTO t VALUES (3); INSERT INTO t VALUES (4); COMMIT");
     other.batch_execute("INSERT INTO t VALUES (5); COMMIT").await.unwrap();
-    let messages = after(&feed, &[]).await;
+    let messages = feed.after(&[]).await;
     let ids: Vec<_> = messages.iter().map(|message| message.payload["after"]["id"].as_i64().unwrap()).collect();
     assert_eq!(ids, [2, 3, 4, 1, 5]);
     let positions = messages.iter().map(|message| {
@@ -119,7 +108,7 @@ async fn a_large_value_that_debezium_would_replace_is_left_out_and_named() {
     )
     .await;
     feed.pg.psql("SELECT rule_webhook_link_table(1, 't')");
-    let messages = after(&feed, &["INSERT INTO t VALUES (1, 1, repeat('d', 9000))", "UPDATE t SET n = 2"]).await;
+    let messages = feed.after(&["INSERT INTO t VALUES (1, 1, repeat('d', 9000))", "UPDATE t SET n = 2"]).await;
     assert_eq!(messages[0].payload["source"].get("unchanged"), None);
     assert_eq!(messages[1].payload["after"], json!({"id": 1, "n": 2}));
     assert_eq!(messages[1].payload["source"]["unchanged"], json!(["doc"]));
@@ -132,7 +121,7 @@ async fn the_format_cloudevents_is_structured_json_and_its_header_says_so() {
     let feed =
         with("CREATE TABLE t (id int PRIMARY KEY); UPDATE rule_webhooks SET payload_format = 'cloudevents'").await;
     feed.pg.psql("SELECT rule_webhook_link_table(1, 't')");
-    let messages = after(&feed, &["INSERT INTO t VALUES (1)"]).await;
+    let messages = feed.after(&["INSERT INTO t VALUES (1)"]).await;
     assert_eq!(own(&messages[0]), ["Content-Type"]);
     assert_eq!(messages[0].header("Content-Type"), "application/cloudevents+json");
     let mut payload = messages[0].payload.clone();
@@ -155,15 +144,13 @@ async fn the_format_cloudevents_binary_is_the_data_with_its_attributes_as_header
     )
     .await;
     feed.pg.psql(r#"SELECT rule_webhook_link_table(1, '"Euro €"."a ""%b"')"#);
-    let messages = after(
-        &feed,
-        &[
+    let messages = feed
+        .after(&[
             r#"INSERT INTO "Euro €"."a ""%b" VALUES (1)"#,
             r#"DELETE FROM "Euro €"."a ""%b""#,
             r#"SELECT rule_webhook_publish_nats(1, '[1, 2]', message_id => 'mine')"#,
-        ],
-    )
-    .await;
+        ])
+        .await;
     let attributes = |message: &Message| -> Value {
         let mut named = own(message).into_iter().map(|name| (name.to_owned(), json!(message.header(name))));
         Value::Object(named.by_ref().collect())
@@ -194,9 +181,7 @@ async fn the_format_cloudevents_binary_is_the_data_with_its_attributes_as_header
 async fn a_webhooks_own_headers_are_on_each_of_its_messages_from_their_commit_on() {
     let feed = with("CREATE TABLE t (id int PRIMARY KEY)").await;
     feed.pg.psql("SELECT rule_webhook_link_table(1, 't')");
-    let messages = after(
-        &feed,
-        &[
+    let messages = feed.after(&[
             "INSERT INTO t VALUES (1)",
             r#"UPDATE rule_webhooks SET nats_headers = '{"X-Team": "billing", "Zusatz": "ä, ö"}'"#,
             "INSERT INTO t VALUES (2)",
@@ -227,17 +212,14 @@ async fn a_dead_letter_keeps_the_headers_that_its_message_would_have_had() {
     feed.pg.psql("SELECT rule_webhook_link_table(1, 't')");
     feed.pg.psql(r#"UPDATE rule_webhooks SET nats_headers = '{"X-Team": "billing"}'"#);
     let large = "repeat('x', 2000000)";
-    after(
-        &feed,
-        &[
-            &format!("INSERT INTO t VALUES (1, {large})"),
-            "UPDATE rule_webhooks SET nats_subject = 'elsewhere.x', payload_format = 'cloudevents_binary'",
-            "UPDATE t SET note = ''",
-            "UPDATE rule_webhooks SET payload_format = 'webhook'",
-            r#"SELECT rule_webhook_publish_nats(1, '{}', 'mine', '{"Trace": "7"}')"#,
-            r#"INSERT INTO rule_webhook_events (webhook_id, payload, headers) VALUES (77, '{}', '{"Trace": "8"}')"#,
-        ],
-    )
+    feed.after(&[
+        &format!("INSERT INTO t VALUES (1, {large})"),
+        "UPDATE rule_webhooks SET nats_subject = 'elsewhere.x', payload_format = 'cloudevents_binary'",
+        "UPDATE t SET note = ''",
+        "UPDATE rule_webhooks SET payload_format = 'webhook'",
+        r#"SELECT rule_webhook_publish_nats(1, '{}', 'mine', '{"Trace": "7"}')"#,
+        r#"INSERT INTO rule_webhook_events (webhook_id, payload, headers) VALUES (77, '{}', '{"Trace": "8"}')"#,
+    ])
     .await;
     let rows =
         feed.pg.psql("SELECT json_build_array(event_id, headers) FROM rule_nats_dead_letters ORDER BY dead_letter_id");

@@ -21,17 +21,6 @@ async fn with(sql: &str) -> Feed {
     feed
 }
 
-/// Runs walhook over what `sql` does, and returns the messages.
-async fn after(feed: &Feed, sql: &[&str]) -> Vec<Message> {
-    for statement in sql {
-        feed.pg.psql(statement);
-    }
-    let mut walhook = feed.run();
-    feed.confirmed().await;
-    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
-    feed.messages().await
-}
-
 /// Type and data of each message.
 fn told(messages: &[Message]) -> Value {
     messages.iter().map(|message| json!([message.payload["type"], message.data()])).collect()
@@ -53,9 +42,8 @@ fn row(id: i32, day: &str, region: &str) -> Value {
 async fn a_linked_root_speaks_for_partitions_of_any_depth_that_come_and_go() {
     let feed = with(PARTED).await;
     feed.pg.psql(&format!("SELECT rule_webhook_link_table(1, 't', {ALL})"));
-    let messages = after(
-        &feed,
-        &[
+    let messages = feed
+        .after(&[
             "INSERT INTO t VALUES (1, '2026-01-10', 'eu'), (2, '2026-01-10', 'us'), (3, '2026-02-10', 'eu')",
             "UPDATE t SET region = 'us' WHERE id = 1",
             "UPDATE t SET day = '2026-02-11' WHERE id = 2",
@@ -66,9 +54,8 @@ async fn a_linked_root_speaks_for_partitions_of_any_depth_that_come_and_go() {
             "INSERT INTO t_2 VALUES (5, '2026-02-13', 'eu')",
             "DELETE FROM t WHERE id = 4",
             "TRUNCATE t",
-        ],
-    )
-    .await;
+        ])
+        .await;
     assert_eq!(
         told(&messages),
         json!([
@@ -91,9 +78,7 @@ async fn a_linked_root_speaks_for_partitions_of_any_depth_that_come_and_go() {
 async fn a_linked_leaf_speaks_for_itself_alone_whatever_table_is_named() {
     let feed = with(PARTED).await;
     feed.pg.psql(&format!("SELECT rule_webhook_link_table(1, 't_1_us', {ALL})"));
-    let messages = after(
-        &feed,
-        &[
+    let messages = feed.after(&[
             "INSERT INTO t VALUES (1, '2026-01-10', 'eu'), (2, '2026-01-10', 'us'), (3, '2026-02-10', 'eu')",
             "INSERT INTO t_1_us (id, day, region) VALUES (4, '2026-01-11', 'us')",
             "UPDATE t SET region = 'us' WHERE id = 1",
@@ -124,7 +109,7 @@ async fn a_truncated_partition_of_a_linked_root_is_no_event() {
     let feed = with(PARTED).await;
     feed.pg.psql(&format!("SELECT rule_webhook_link_table(1, 't', {ALL})"));
     let messages =
-        after(&feed, &["INSERT INTO t VALUES (1, '2026-02-10', 'eu')", "TRUNCATE t_2", "TRUNCATE t_1, t"]).await;
+        feed.after(&["INSERT INTO t VALUES (1, '2026-02-10', 'eu')", "TRUNCATE t_2", "TRUNCATE t_1, t"]).await;
     let types: Vec<_> = messages.iter().map(|message| message.payload["type"].as_str().unwrap()).collect();
     assert_eq!(types, ["public.t.insert", "public.t.truncate"]);
 }
@@ -150,9 +135,7 @@ async fn what_linking_refuses_for_want_of_an_identity_works_after_the_statement_
         feed.pg.psql(statement);
         feed.pg.psql(&link);
     }
-    let messages = after(
-        &feed,
-        &[
+    let messages = feed.after(&[
             "INSERT INTO bare VALUES (1, 'a'); UPDATE bare SET note = 'b'; DELETE FROM bare",
             "INSERT INTO keyed VALUES (1, 'a'); UPDATE keyed SET note = 'a'; UPDATE keyed SET note = 'b'; DELETE FROM keyed",
             "INSERT INTO off VALUES (1); UPDATE off SET id = 2; DELETE FROM off",

@@ -15,17 +15,6 @@ async fn with(sql: &str) -> Feed {
     feed
 }
 
-/// Runs walhook over what has been done and what `sql` does, and returns the messages.
-async fn after(feed: &Feed, sql: &[&str]) -> Vec<Message> {
-    for statement in sql {
-        feed.pg.psql(statement);
-    }
-    let mut walhook = feed.run();
-    feed.confirmed().await;
-    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
-    feed.messages().await
-}
-
 /// Operation, data and the old row of each message; null where there is none.
 fn told(messages: &[Message]) -> Value {
     let one =
@@ -39,7 +28,7 @@ const ALL: &str = "ARRAY['insert', 'update', 'delete', 'truncate']";
 async fn the_default_payload_has_these_keys_and_no_others() {
     let feed = with("CREATE TABLE t (id int PRIMARY KEY, note text)").await;
     let xid = feed.pg.psql("SELECT rule_webhook_link_table(1, 't'); SELECT pg_current_xact_id()::xid::text");
-    let messages = after(&feed, &["INSERT INTO t VALUES (1, NULL)"]).await;
+    let messages = feed.after(&["INSERT INTO t VALUES (1, NULL)"]).await;
     let mut payload = messages[0].payload.clone();
     let event = payload["event"].as_object_mut().unwrap();
     let lsn = event.remove("lsn").unwrap();
@@ -76,17 +65,15 @@ async fn the_default_payload_has_these_keys_and_no_others() {
 async fn with_the_default_identity_an_old_row_is_its_key_and_only_where_that_changed() {
     let feed = with("CREATE TABLE t (id int PRIMARY KEY, note text)").await;
     feed.pg.psql(&format!("SELECT rule_webhook_link_table(1, 't', {ALL}, p_include_old => true)"));
-    let messages = after(
-        &feed,
-        &[
+    let messages = feed
+        .after(&[
             "INSERT INTO t VALUES (1, 'a'), (2, 'b')",
             "UPDATE t SET note = 'A' WHERE id = 1",
             "UPDATE t SET id = 10 WHERE id = 1",
             "DELETE FROM t WHERE id = 2",
             "TRUNCATE t",
-        ],
-    )
-    .await;
+        ])
+        .await;
     assert_eq!(
         told(&messages),
         json!([
@@ -107,11 +94,9 @@ async fn with_the_full_identity_an_old_row_is_whole_if_the_link_asks_for_it() {
     feed.pg.psql(&format!("SELECT rule_webhook_link_table(1, 't', {ALL}, p_include_old => true)"));
     let silent = feed.webhook("silent");
     feed.pg.psql(&format!("SELECT rule_webhook_link_table({silent}, 't')"));
-    let messages = after(
-        &feed,
-        &["INSERT INTO t VALUES (1, NULL)", "UPDATE t SET note = 'A', id = 2", "DELETE FROM t", "TRUNCATE t"],
-    )
-    .await;
+    let messages = feed
+        .after(&["INSERT INTO t VALUES (1, NULL)", "UPDATE t SET note = 'A', id = 2", "DELETE FROM t", "TRUNCATE t"])
+        .await;
     let of = |webhook: i32| -> Vec<Message> {
         messages.iter().filter(|message| message.payload["webhook_id"] == webhook).cloned().collect()
     };
@@ -143,7 +128,7 @@ async fn with_an_index_as_identity_the_old_row_is_what_the_index_holds() {
     .await;
     feed.pg.psql("SELECT rule_webhook_link_table(1, 't', p_include_old => true)");
     let messages =
-        after(&feed, &["INSERT INTO t VALUES (1, 'x', 'y')", "UPDATE t SET b = 'z', c = 'q'", "DELETE FROM t"]).await;
+        feed.after(&["INSERT INTO t VALUES (1, 'x', 'y')", "UPDATE t SET b = 'z', c = 'q'", "DELETE FROM t"]).await;
     assert_eq!(
         told(&messages),
         json!([
@@ -164,17 +149,15 @@ async fn a_large_value_that_an_update_did_not_touch_is_named_or_taken_from_the_o
     feed.pg.psql("SELECT rule_webhook_link_table(1, 't')");
     let narrow = feed.webhook("narrow");
     feed.pg.psql(&format!("SELECT rule_webhook_link_table({narrow}, 't', p_columns => '{{id,n,note}}')"));
-    let messages = after(
-        &feed,
-        &[
+    let messages = feed
+        .after(&[
             "INSERT INTO t VALUES (1, 1, repeat('d', 9000), repeat('n', 9000))",
             "UPDATE t SET n = 2",
             "UPDATE t SET n = 3, note = NULL",
             "ALTER TABLE t REPLICA IDENTITY FULL",
             "UPDATE t SET n = 4",
-        ],
-    )
-    .await;
+        ])
+        .await;
     let shown: Vec<_> = messages
         .iter()
         .map(|message| {
@@ -215,9 +198,8 @@ async fn a_filter_and_when_changed_let_through_what_they_say() {
     feed.pg.psql(&format!(
         "SELECT rule_webhook_link_table({changed}, 't', ARRAY['update'], p_when_changed => '{{status,doc}}')"
     ));
-    let messages = after(
-        &feed,
-        &[
+    let messages = feed
+        .after(&[
             r#"INSERT INTO t VALUES (1, 'new', 1, '{"tags": ["a", "b"]}')"#,
             "UPDATE t SET status = 'paid'",
             "UPDATE t SET n = 2",
@@ -227,9 +209,8 @@ async fn a_filter_and_when_changed_let_through_what_they_say() {
             "DELETE FROM t",
             r#"INSERT INTO t VALUES (2, 'paid', 1, '{"tags": ["b", "a"], "more": 1}')"#,
             "DELETE FROM t",
-        ],
-    )
-    .await;
+        ])
+        .await;
     let of = |webhook: i32| -> Vec<_> {
         let mine = messages.iter().filter(|message| message.payload["webhook_id"] == webhook);
         mine.map(|message| json!([message.header("Walhook-Op"), message.data()["status"], message.data()["n"]]))
@@ -255,16 +236,14 @@ async fn subjects_are_made_of_the_row_and_what_no_token_may_hold_is_encoded() {
     feed.pg.psql(
         r#"SELECT rule_webhook_link_table(1, '"my.shop"."or ders"', p_subject_template => 'webhooks.{schema}.{table}.{op}.{a b}', p_operations => ARRAY['insert', 'update'])"#,
     );
-    let messages = after(
-        &feed,
-        &[
+    let messages = feed
+        .after(&[
             r#"INSERT INTO "my.shop"."or ders" VALUES (1, 'plain_-9')"#,
             r#"INSERT INTO "my.shop"."or ders" VALUES (2, 'a.b c*>ä%')"#,
             r#"INSERT INTO "my.shop"."or ders" VALUES (3, NULL), (4, '')"#,
             r#"UPDATE "my.shop"."or ders" SET "a b" = E'line\nbreak' WHERE id = 1"#,
-        ],
-    )
-    .await;
+        ])
+        .await;
     let subjects: Vec<_> = messages.iter().map(|message| message.subject.as_str()).collect();
     assert_eq!(
         subjects,
@@ -290,17 +269,15 @@ async fn a_partitioned_table_speaks_with_one_voice() {
     )
     .await;
     feed.pg.psql("SELECT rule_webhook_link_table(1, 't')");
-    let messages = after(
-        &feed,
-        &[
+    let messages = feed
+        .after(&[
             "INSERT INTO t VALUES (1, 'eu', 1), (2, 'us', 2)",
             "UPDATE t SET n = 3 WHERE id = 2",
             "UPDATE t SET region = 'us' WHERE id = 1",
             "INSERT INTO t_us (id, region, n) VALUES (4, 'us', 4)",
             "CREATE TABLE t_asia PARTITION OF t FOR VALUES IN ('asia'); INSERT INTO t VALUES (5, 'asia', 5)",
-        ],
-    )
-    .await;
+        ])
+        .await;
     assert!(messages.iter().all(|message| message.payload["event"]["table"] == "public.t"));
     assert_eq!(
         told(&messages),
@@ -320,7 +297,7 @@ async fn a_partitioned_table_speaks_with_one_voice() {
 async fn one_truncate_of_several_tables_is_an_event_for_each() {
     let feed = with("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)").await;
     feed.pg.psql(&format!("SELECT rule_webhook_link_table(1, 'a', {ALL}), rule_webhook_link_table(1, 'b', {ALL})"));
-    let messages = after(&feed, &["TRUNCATE a, b"]).await;
+    let messages = feed.after(&["TRUNCATE a, b"]).await;
     let mut types: Vec<_> = messages.iter().map(|message| message.payload["type"].as_str().unwrap()).collect();
     types.sort_unstable();
     assert_eq!(types, ["public.a.truncate", "public.b.truncate"]);
@@ -335,7 +312,7 @@ async fn a_call_carries_its_payload_headers_and_caller_and_no_credential() {
     .await;
     let call = r#"INSERT INTO rule_webhook_events (webhook_id, payload, headers, rule_execution_id, subject, triggered_by)
                   VALUES (1, '{"n": 12345678901234567890, "list": [1, null]}', '{"X-Own": "own", "Cookie": "c", "X-N": "6"}', 77, 'webhooks.own', 'alice')"#;
-    let messages = after(&feed, &[call, "UPDATE rule_webhooks SET expose_credentials = true", call]).await;
+    let messages = feed.after(&[call, "UPDATE rule_webhooks SET expose_credentials = true", call]).await;
     let mut expected = json!({"Content-Type": "application/json", "X-N": "6", "X-Own": "own"});
     assert_eq!(messages[0].payload["headers"], expected);
     expected["Authorization"] = json!("Bearer abc");
@@ -360,17 +337,15 @@ async fn the_format_data_is_the_bare_row_or_payload() {
     let feed =
         with("CREATE TABLE t (id int PRIMARY KEY, note text); UPDATE rule_webhooks SET payload_format = 'data'").await;
     feed.pg.psql(&format!("SELECT rule_webhook_link_table(1, 't', {ALL})"));
-    let messages = after(
-        &feed,
-        &[
+    let messages = feed
+        .after(&[
             "INSERT INTO t VALUES (1, 'a')",
             "UPDATE t SET note = 'b'",
             "DELETE FROM t",
             "TRUNCATE t",
             "SELECT rule_webhook_publish_nats(1, '[1, {\"a\": null}]')",
-        ],
-    )
-    .await;
+        ])
+        .await;
     let payloads: Value = messages.iter().map(|message| message.payload.clone()).collect();
     assert_eq!(payloads, json!([{"id": 1, "note": "a"}, {"id": 1, "note": "b"}, {"id": 1}, {}, [1, {"a": null}]]));
 }

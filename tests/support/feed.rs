@@ -125,6 +125,17 @@ impl Feed {
         self.messages().await
     }
 
+    /// Runs walhook over what has been done and what `sql` does, and returns the messages.
+    pub async fn after(&self, sql: &[&str]) -> Vec<Message> {
+        for statement in sql {
+            self.pg.psql(statement);
+        }
+        let mut walhook = self.run();
+        self.confirmed().await;
+        assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+        self.messages().await
+    }
+
     /// Waits until PostgreSQL knows that everything committed so far is confirmed.
     pub async fn confirmed(&self) {
         let upto = self.pg.psql("SELECT pg_current_wal_lsn()");
