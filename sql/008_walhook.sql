@@ -1386,10 +1386,12 @@ COMMENT ON PROCEDURE public.rule_nats_wait IS
 CREATE OR REPLACE FUNCTION public.rule_nats_history_open()
 RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    -- As the history has them, but that jsonb comes as its binary form, the version 1 and then the text: so what cannot be a jsonb
+    -- can be told apart from what can.
     CREATE TEMPORARY TABLE IF NOT EXISTS walhook_history (
         published_at TIMESTAMPTZ NOT NULL, -- 2000-01-01 where the ack was not seen
-        sequence BIGINT NOT NULL,          -- 0: none
-        latency_us BIGINT NOT NULL,        -- -1: not known
+        sequence_number BIGINT,            -- 0: not found in the stream
+        latency_ms NUMERIC(10, 2),
         success BOOLEAN NOT NULL,
         webhook_id INTEGER NOT NULL,
         event_id TEXT NOT NULL,
@@ -1397,10 +1399,10 @@ BEGIN
         headers TEXT NOT NULL,
         message_id TEXT NOT NULL,
         triggered_by TEXT,
-        rule_execution_id TEXT,
-        webhook_event_id TEXT,
+        rule_execution_id BIGINT,
+        webhook_event_id BIGINT,
         stream_name TEXT,
-        payload TEXT,
+        payload TEXT NOT NULL,
         error_message TEXT
     ) ON COMMIT DELETE ROWS;
 END
@@ -1427,17 +1429,15 @@ BEGIN
         (webhook_id, subject, payload, headers, published_at, message_id, sequence_number, success, error_message,
          latency_ms, triggered_by, rule_execution_id, event_id, webhook_event_id, stream_name)
     SELECT n.webhook_id, n.subject,
-           CASE WHEN p_careful THEN coalesce(public.rule_nats_history_json(n.payload), 'null')
-                ELSE coalesce(n.payload::jsonb, 'null') END,
-           CASE WHEN p_careful THEN public.rule_nats_history_json(n.headers) ELSE n.headers::jsonb END,
+           CASE WHEN p_careful THEN public.rule_nats_history_json(substr(n.payload, 2)) ELSE substr(n.payload, 2)::jsonb END,
+           CASE WHEN p_careful THEN public.rule_nats_history_json(substr(n.headers, 2)) ELSE substr(n.headers, 2)::jsonb END,
            CASE WHEN n.published_at = '2000-01-01 00:00:00+00' THEN now() ELSE n.published_at END,
-           n.message_id, nullif(n.sequence, 0), n.success AND d.event_id IS NULL, coalesce(n.error_message, d.reason),
-           CASE WHEN n.latency_us >= 0 THEN least(n.latency_us / 1000.0, 99999999.99) END,
-           n.triggered_by, n.rule_execution_id::bigint, n.event_id, n.webhook_event_id::bigint, n.stream_name
+           n.message_id, nullif(n.sequence_number, 0), n.success AND d.event_id IS NULL, coalesce(n.error_message, d.reason),
+           n.latency_ms, n.triggered_by, n.rule_execution_id, n.event_id, n.webhook_event_id, n.stream_name
     FROM pg_temp.walhook_history n
     -- What comes again after a restart and is not in its stream, although the stream has what came after it: either it
     -- has expired there, or it was a dead letter.
-    LEFT JOIN public.rule_nats_dead_letters d ON n.success AND n.sequence = 0 AND d.event_id = n.event_id
+    LEFT JOIN public.rule_nats_dead_letters d ON n.success AND n.sequence_number = 0 AND d.event_id = n.event_id
     WHERE n.ctid >= p_first AND n.ctid <= p_last
       AND EXISTS (SELECT FROM public.rule_webhooks w WHERE w.webhook_id = n.webhook_id)
     -- One that failed can succeed later: when the streamer was killed in between and the cause mended.

@@ -16,6 +16,9 @@ use crate::{
     postgres::Settings,
 };
 
+/// How many bytes of rows for the publish history wait or are under way, for each lane: thousands of rows.
+const HISTORY_BYTES: usize = 4 << 20;
+
 /// How the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -165,8 +168,7 @@ impl Config {
         let limits = Limits {
             window_events: in_range("window_events", file.window_events.unwrap_or(4096), 1, 32_768)?,
             window_bytes,
-            // Its rows are about as large as the messages.
-            history_bytes: window_bytes,
+            history_bytes: window_bytes.min(HISTORY_BYTES),
         };
         let millis = |name, value: Option<u64>, default, min, max| {
             in_range(name, value.unwrap_or(default), min, max).map(Duration::from_millis)

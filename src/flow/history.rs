@@ -18,12 +18,32 @@ use crate::{
 /// Bytes that an empty batch keeps for the next rows.
 const SPARE_BYTES_MAX: usize = 2 << 20;
 
-/// Columns of a row, as `rule_nats_history_write` in sql/ expects them.
-const COLUMNS: i16 = 15;
+/// The columns of a row, in their order, as `rule_nats_publish_history` has them.
+pub const COLUMNS: [&str; 15] = [
+    "published_at",
+    "sequence_number",
+    "latency_ms",
+    "success",
+    "webhook_id",
+    "event_id",
+    "subject",
+    "headers",
+    "message_id",
+    "triggered_by",
+    "rule_execution_id",
+    "webhook_event_id",
+    "stream_name",
+    "payload",
+    "error_message",
+];
 /// Where the sequence's eight bytes are: behind the count of columns, a time with its length, and its own length.
 const SEQUENCE_AT: usize = 2 + 12 + 4;
 /// A length of -1 stands for NULL.
 const NULL: [u8; 4] = (-1i32).to_be_bytes();
+/// What stands before the text of a jsonb in binary form (`jsonb_recv` in PostgreSQL's jsonb.c).
+const JSONB_VERSION: u8 = 1;
+/// The largest value of a `numeric(10, 2)`, in hundredths.
+const LATENCY_MAX: u64 = 9_999_999_999;
 
 /// What is known of an event when it is made; the columns that are not settled by what becomes of it.
 #[derive(Debug, Clone, Copy)]
@@ -35,8 +55,8 @@ pub struct Note<'a> {
     pub headers: &'a [u8],
     pub message_id: &'a [u8],
     pub triggered_by: Option<&'a [u8]>,
-    pub rule_execution_id: Option<&'a [u8]>,
-    pub webhook_event_id: Option<&'a [u8]>,
+    pub rule_execution_id: Option<i64>,
+    pub webhook_event_id: Option<i64>,
 }
 
 impl Note<'_> {
@@ -45,11 +65,11 @@ impl Note<'_> {
         field(Some(&self.webhook_id.to_be_bytes()), out);
         field(Some(self.event_id), out);
         field(Some(self.subject), out);
-        field(Some(self.headers), out);
+        jsonb(self.headers, out);
         field(Some(self.message_id), out);
         field(self.triggered_by, out);
-        field(self.rule_execution_id, out);
-        field(self.webhook_event_id, out);
+        field(self.rule_execution_id.map(i64::to_be_bytes).as_ref().map(|bytes| &bytes[..]), out);
+        field(self.webhook_event_id.map(i64::to_be_bytes).as_ref().map(|bytes| &bytes[..]), out);
         field(stream.map(str::as_bytes), out);
     }
 }
@@ -87,7 +107,8 @@ impl Origin {
                     Some(Column::Text(text)) => Some(text),
                     _ => None,
                 };
-                (cell(columns.triggered_by), cell(columns.rule_execution_id), cell(Some(columns.event_id)))
+                let number = |index| std::str::from_utf8(cell(index)?).ok()?.parse().ok();
+                (cell(columns.triggered_by), number(columns.rule_execution_id), number(Some(columns.event_id)))
             }
         };
         Note {
@@ -110,7 +131,7 @@ pub enum Outcome<'a> {
     Stored {
         /// When the ack came, in µs since 2000-01-01; `None` where it was not seen.
         at: Option<i64>,
-        /// Its sequence; `None` where it has to be looked up.
+        /// Its sequence, 0 in what has none (core NATS); `None` where it has to be looked up.
         sequence: Option<u64>,
         /// From publish to ack, in µs.
         latency: Option<u64>,
@@ -127,6 +148,8 @@ pub enum Outcome<'a> {
 pub struct Batch {
     bytes: Vec<u8>,
     rows: usize,
+    /// How many of them `rule_nats_publish_history` cannot take as they are.
+    unusual: usize,
     /// The oldest event of them.
     oldest: Option<u64>,
     /// Rows whose sequence has to be looked up, by where they begin in `bytes`; from [`History::take`] on in the order
@@ -150,6 +173,12 @@ impl Batch {
         &self.bytes
     }
 
+    /// Whether `rule_nats_publish_history` can take the rows as they are. Otherwise of some the time or the sequence is not known, and
+    /// stands as 0: what failed, or was stored before a restart.
+    pub fn is_plain(&self) -> bool {
+        self.unusual == 0
+    }
+
     /// The events that are stored at a sequence not known yet, in the order of their positions.
     pub fn unlocated(&self) -> impl ExactSizeIterator<Item = &EventPosition> {
         self.unlocated.iter().map(|(_, position)| position)
@@ -167,20 +196,23 @@ impl Batch {
     fn push(&mut self, number: u64, note: &[u8], payload: &[u8], kept: KeepPayload, outcome: Outcome<'_>) {
         let out = &mut self.bytes;
         let (time, sequence, latency, reason) = match outcome {
-            Outcome::Stored { at, sequence, latency } => (at.unwrap_or(0), sequence.unwrap_or(0), latency, None),
-            Outcome::Failed { reason } => (0, 0, None, Some(reason)),
+            Outcome::Stored { at, sequence, latency } => (at, sequence, latency, None),
+            Outcome::Failed { reason } => (None, Some(0), None, Some(reason)),
         };
-        let latency = latency.map_or(-1, |latency| i64::try_from(latency).unwrap_or(i64::MAX));
-        out.extend_from_slice(&COLUMNS.to_be_bytes());
-        field(Some(&time.to_be_bytes()), out);
-        field(Some(&sequence.to_be_bytes()), out);
-        field(Some(&latency.to_be_bytes()), out);
+        self.unusual += usize::from(time.is_none() || sequence.is_none());
+        out.extend_from_slice(&(COLUMNS.len() as i16).to_be_bytes());
+        field(Some(&time.unwrap_or(0).to_be_bytes()), out);
+        match sequence {
+            Some(0) => field(None, out),
+            known => field(Some(&known.unwrap_or(0).to_be_bytes()), out),
+        }
+        field(latency.map(milliseconds).as_ref().map(|bytes| &bytes[..]), out);
         field(Some(&[u8::from(reason.is_none())]), out);
         out.extend_from_slice(note);
         match kept {
-            KeepPayload::Full => field(Some(payload), out),
-            KeepPayload::Hash => field(Some(digest(payload).as_bytes()), out),
-            KeepPayload::None => field(None, out),
+            KeepPayload::Full => jsonb(payload, out),
+            KeepPayload::Hash => jsonb(digest(payload).as_bytes(), out),
+            KeepPayload::None => jsonb(b"null", out),
         }
         field(reason.map(str::as_bytes), out);
         self.rows += 1;
@@ -191,6 +223,7 @@ impl Batch {
     fn clear(&mut self) {
         self.bytes.clear();
         self.rows = 0;
+        self.unusual = 0;
         self.oldest = None;
         self.unlocated.clear();
         if self.bytes.capacity() > SPARE_BYTES_MAX {
@@ -208,6 +241,27 @@ fn field(value: Option<&[u8]>, out: &mut Vec<u8>) {
         }
         None => out.extend_from_slice(&NULL),
     }
+}
+
+fn jsonb(text: &[u8], out: &mut Vec<u8>) {
+    let length = i32::try_from(text.len() + 1).expect("an event's parts are small");
+    out.extend_from_slice(&length.to_be_bytes());
+    out.push(JSONB_VERSION);
+    out.extend_from_slice(text);
+}
+
+/// So many µs as a `numeric` of ms with two decimals: three digits to the base of 10,000, the last behind the point
+/// (`numeric_recv` in PostgreSQL's numeric.c, which drops leading zeros).
+fn milliseconds(micros: u64) -> [u8; 14] {
+    let hundredths = (micros.saturating_add(5) / 10).min(LATENCY_MAX);
+    let (whole, fraction) = (hundredths / 100, hundredths % 100);
+    let (digits, weight, sign, scale) = ([whole / 10_000, whole % 10_000, fraction * 100], 1, 0, 2);
+    let words = [digits.len() as u64, weight, sign, scale, digits[0], digits[1], digits[2]];
+    let mut bytes = [0; 14];
+    for (to, word) in bytes.chunks_exact_mut(2).zip(words) {
+        to.copy_from_slice(&u16::try_from(word).expect("digits are below 10,000").to_be_bytes());
+    }
+    bytes
 }
 
 fn digest(payload: &[u8]) -> String {
@@ -359,7 +413,7 @@ mod tests {
             message_id: b"m",
             triggered_by: Some(b"me"),
             rule_execution_id: None,
-            webhook_event_id: Some(b"17"),
+            webhook_event_id: Some(17),
         }
         .write(Some("S"), &mut note);
         note
@@ -395,25 +449,45 @@ mod tests {
         let batch = history.take().unwrap();
         let rows = rows(&batch);
         let text = |row: usize, column: usize| rows[row][column].as_deref().map(String::from_utf8_lossy);
-        assert_eq!(rows[0].len(), 15);
-        assert_eq!(
-            rows[0][..4],
-            [7i64, 9, 1500]
-                .map(|n| Some(n.to_be_bytes().to_vec()))
-                .into_iter()
-                .chain([Some(vec![1])])
-                .collect::<Vec<_>>()[..]
-        );
+        assert_eq!(rows[0].len(), COLUMNS.len());
+        let numeric = [0, 3, 0, 1, 0, 0, 0, 2, 0, 0, 0, 1, 19, 136]; // 1.50
+        let known = [7i64.to_be_bytes().to_vec(), 9i64.to_be_bytes().to_vec(), numeric.to_vec(), vec![1]];
+        assert_eq!(rows[0][..4], known.map(Some));
         assert_eq!(
             (text(0, 5).unwrap(), text(0, 10), text(0, 13).unwrap()),
-            ("src-1".into(), None, "{\"a\":1}".into())
+            ("src-1".into(), None, "\u{1}{\"a\":1}".into())
         );
         assert_eq!(
-            (rows[1][3].as_deref(), text(1, 13), text(1, 14).unwrap()),
-            (Some(&[0u8][..]), None, "too large".into())
+            (rows[1][3].as_deref(), text(1, 13).unwrap(), text(1, 14).unwrap()),
+            (Some(&[0u8][..]), "\u{1}null".into(), "too large".into())
         );
-        let sha = "{\"sha256\":\"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\",\"bytes\":3}";
+        let sha = "\u{1}{\"sha256\":\"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\",\"bytes\":3}";
         assert_eq!(text(2, 13).unwrap(), sha);
+    }
+
+    #[test]
+    fn a_latency_is_a_numeric_of_two_decimals_within_what_its_column_holds() {
+        let words = |micros| -> Vec<u16> {
+            milliseconds(micros).chunks(2).map(|pair| u16::from_be_bytes(pair.try_into().unwrap())).collect()
+        };
+        assert_eq!(words(0), [3, 1, 0, 2, 0, 0, 0]);
+        assert_eq!(words(1_234_567), [3, 1, 0, 2, 0, 1234, 5700], "1234.57 ms");
+        assert_eq!(words(70_001_014_999), [3, 1, 0, 2, 7000, 1015, 0], "70001015.00 ms");
+        assert_eq!(words(u64::MAX), [3, 1, 0, 2, 9999, 9999, 9900], "99999999.99 ms");
+    }
+
+    #[test]
+    fn rows_are_plain_only_where_all_is_known_of_them() {
+        let plain = |outcomes: &[Outcome<'_>]| {
+            let mut history = History::new(ROOM);
+            for outcome in outcomes {
+                history.push(1, &position(0), &note(), b"1", KeepPayload::Full, *outcome);
+            }
+            history.take().unwrap().is_plain()
+        };
+        assert!(plain(&[STORED, STORED]));
+        assert!(!plain(&[STORED, Outcome::Failed { reason: "too large" }]));
+        assert!(!plain(&[Outcome::Stored { at: None, sequence: None, latency: None }, STORED]));
     }
 
     #[test]

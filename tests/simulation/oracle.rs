@@ -221,7 +221,7 @@ impl Oracle {
                 .collect();
             let text = |index: usize| fields[index].map(|text| String::from_utf8(text.to_vec()).unwrap());
             let mut row = Recorded {
-                sequence: u64::from_be_bytes(fields[1].unwrap().try_into().unwrap()),
+                sequence: fields[1].map_or(0, |bytes| u64::from_be_bytes(bytes.try_into().unwrap())),
                 success: fields[3].unwrap()[0] != 0,
                 message_id: text(8).unwrap(),
                 stream: text(12).unwrap_or_default(),

@@ -2,6 +2,10 @@
 //!
 //! In: batches of rows as [`crate::flow::history`] made them. Out: rows in `rule_nats_publish_history`, each event once however
 //! often it is written: the table knows the event's id. What the table refuses is told and counted, and holds up nothing.
+//!
+//! Rows of which all is known are copied straight into the table. Where one of them is there already, where the table refuses one,
+//! and where something has to be looked up first, they go into a temporary table, from which a function of sql/ moves them one
+//! by one as far as they will go.
 
 use std::pin::pin;
 
@@ -9,7 +13,11 @@ use bytes::Bytes;
 use futures_util::SinkExt;
 use tokio_postgres::{Client, Statement};
 
-use crate::{error::Result, flow::history::Batch, postgres::sql};
+use crate::{
+    error::Result,
+    flow::history::{Batch, COLUMNS},
+    postgres::sql,
+};
 
 /// How a stream of binary COPY begins: signature, flags, and no extension (manual, "COPY", Binary Format).
 const HEADER: &[u8] = b"PGCOPY\n\xFF\r\n\0\0\0\0\0\0\0\0\0";
@@ -33,9 +41,13 @@ pub struct Writer {
 }
 
 struct Statements {
-    copy: Statement,
+    straight: Statement,
+    aside: Statement,
     write: Statement,
 }
+
+/// How much of a batch is handed to the connection at once.
+const CHUNK: usize = 64 << 10;
 
 impl Writer {
     /// Over this connection.
@@ -59,8 +71,16 @@ impl Writer {
             Some(statements) => statements,
             None => prepare(&self.client).await.map_err(failed)?,
         };
-        let outcome = copy(&self.client, &statements, batches).await;
-        self.statements = Some(statements);
+        let statements = self.statements.insert(statements);
+        if batches.clone().all(Batch::is_plain) {
+            match copy(&self.client, &statements.straight, batches.clone()).await {
+                Ok(()) => return Ok(Written::default()),
+                Err(error) if is_about_a_row(&error) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        self.client.batch_execute("BEGIN").await.map_err(failed)?;
+        let outcome = move_over(&self.client, statements, batches).await;
         // Also where it failed: a transaction left open would take the next batch with it.
         let ended = self.client.batch_execute(if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
         outcome.and_then(|written| ended.map(|()| written)).map_err(failed)
@@ -69,27 +89,45 @@ impl Writer {
 
 async fn prepare(client: &Client) -> Result<Statements, tokio_postgres::Error> {
     client.batch_execute("SELECT public.rule_nats_history_open()").await?;
+    let columns = COLUMNS.join(", ");
+    let copy = |table: &str| format!("COPY {table} ({columns}) FROM STDIN (FORMAT binary)");
     Ok(Statements {
-        copy: client.prepare("COPY pg_temp.walhook_history FROM STDIN (FORMAT binary)").await?,
+        straight: client.prepare(&copy("public.rule_nats_publish_history")).await?,
+        aside: client.prepare(&copy("pg_temp.walhook_history")).await?,
         write: client.prepare("SELECT lost, problem FROM public.rule_nats_history_write()").await?,
     })
 }
 
-async fn copy<'b>(
+/// Whether one of the rows is the cause: a value that cannot be stored, an event that is there already, a webhook that is not,
+/// an exception that a trigger raised (classes 22, 23 and P0 of the manual's appendix A).
+fn is_about_a_row(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|state| ["22", "23", "P0"].iter().any(|class| state.code().starts_with(class)))
+}
+
+async fn move_over<'b>(
     client: &Client,
     statements: &Statements,
     batches: impl Iterator<Item = &'b Batch>,
 ) -> Result<Written, tokio_postgres::Error> {
-    client.batch_execute("BEGIN").await?;
-    let mut sink = pin!(client.copy_in::<_, Bytes>(&statements.copy).await?);
-    sink.feed(Bytes::from_static(HEADER)).await?;
-    for batch in batches {
-        sink.feed(Bytes::copy_from_slice(batch.bytes())).await?;
-    }
-    sink.feed(Bytes::from_static(TRAILER)).await?;
-    sink.finish().await?;
+    copy(client, &statements.aside, batches).await?;
     let row = client.query_one(&statements.write, &[]).await?;
     Ok(Written { lost: u64::try_from(row.get::<_, i64>(0)).unwrap_or(0), problem: row.get(1) })
+}
+
+async fn copy<'b>(
+    client: &Client,
+    statement: &Statement,
+    batches: impl Iterator<Item = &'b Batch>,
+) -> Result<(), tokio_postgres::Error> {
+    let mut sink = pin!(client.copy_in::<_, Bytes>(statement).await?);
+    sink.feed(Bytes::from_static(HEADER)).await?;
+    for batch in batches {
+        for chunk in batch.bytes().chunks(CHUNK) {
+            sink.feed(Bytes::copy_from_slice(chunk)).await?;
+        }
+    }
+    sink.feed(Bytes::from_static(TRAILER)).await?;
+    sink.finish().await.map(drop)
 }
 
 /// Deletes rows that have expired, at most `most` of them; returns how many.
