@@ -19,7 +19,7 @@ use crate::{
 const SPARE_BYTES_MAX: usize = 2 << 20;
 
 /// The columns of a row, in their order, as `rule_nats_publish_history` has them.
-pub const COLUMNS: [&str; 15] = [
+pub const COLUMNS: [&str; COLUMN_COUNT as usize] = [
     "published_at",
     "sequence_number",
     "latency_ms",
@@ -36,6 +36,8 @@ pub const COLUMNS: [&str; 15] = [
     "payload",
     "error_message",
 ];
+/// As a row begins with it.
+const COLUMN_COUNT: i16 = 15;
 /// Where the sequence's eight bytes are: behind the count of columns, a time with its length, and its own length.
 const SEQUENCE_AT: usize = 2 + 12 + 4;
 /// A length of -1 stands for NULL.
@@ -200,7 +202,7 @@ impl Batch {
             Outcome::Failed { reason } => (None, Some(0), None, Some(reason)),
         };
         self.unusual += usize::from(time.is_none() || sequence.is_none());
-        out.extend_from_slice(&(COLUMNS.len() as i16).to_be_bytes());
+        out.extend_from_slice(&COLUMN_COUNT.to_be_bytes());
         field(Some(&time.unwrap_or(0).to_be_bytes()), out);
         match sequence {
             Some(0) => field(None, out),
