@@ -10,9 +10,11 @@
 //! Which type becomes what: the table in [`types`](super::types).
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use serde::de::IgnoredAny;
 
-use super::types::{Class, Scalar};
+use super::{
+    json::{find_special, is_json, is_number},
+    types::{Class, Scalar},
+};
 
 /// Appends `text`, a value of a type of this class, as one JSON value.
 pub fn write_json(class: Class, text: &[u8], out: &mut Vec<u8>) {
@@ -78,37 +80,6 @@ fn or_string(text: &[u8], out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) ->
 
 // Strings
 
-/// Eight times the byte.
-const fn repeat(byte: u8) -> u64 {
-    u64::from_ne_bytes([byte; 8])
-}
-
-/// The high bit of (at least) the lowest byte that is zero, and of none if none is.
-const fn zero_bytes(word: u64) -> u64 {
-    word.wrapping_sub(repeat(0x01)) & !word & repeat(0x80)
-}
-
-/// Where the first byte is that JSON wants escaped: eight bytes at a time, then one by one.
-fn find_special(bytes: &[u8]) -> Option<usize> {
-    let mut words = bytes.chunks_exact(8);
-    let mut at = 0;
-    for chunk in &mut words {
-        let word = u64::from_le_bytes(chunk.try_into().expect("chunks of eight bytes"));
-        let control = word.wrapping_sub(repeat(0x20)) & !word & repeat(0x80);
-        let special = control | zero_bytes(word ^ repeat(b'"')) | zero_bytes(word ^ repeat(b'\\'));
-        if special != 0 {
-            // A borrow can only set bits above the first true one.
-            return Some(at + special.trailing_zeros() as usize / 8);
-        }
-        at += 8;
-    }
-    words.remainder().iter().position(|&byte| is_special(byte)).map(|more| at + more)
-}
-
-fn is_special(byte: u8) -> bool {
-    byte < 0x20 || byte == b'"' || byte == b'\\'
-}
-
 fn write_escaped(byte: u8, out: &mut Vec<u8>) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     match byte {
@@ -137,30 +108,6 @@ fn is_integer(text: &[u8]) -> bool {
     }
 }
 
-/// JSON's grammar of numbers (RFC 8259, section 6).
-fn is_number(text: &[u8]) -> bool {
-    let digits = |text: &[u8]| text.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let mut rest = text.strip_prefix(b"-").unwrap_or(text);
-    let whole = digits(rest);
-    if whole == 0 || whole > 1 && rest[0] == b'0' {
-        return false;
-    }
-    rest = &rest[whole..];
-    if let Some(fraction) = rest.strip_prefix(b".") {
-        match digits(fraction) {
-            0 => return false,
-            count => rest = &fraction[count..],
-        }
-    }
-    match rest {
-        [] => true,
-        [b'e' | b'E', b'+' | b'-', exponent @ ..] | [b'e' | b'E', exponent @ ..] => {
-            !exponent.is_empty() && digits(exponent) == exponent.len()
-        }
-        _ => false,
-    }
-}
-
 /// `1 2 3` as `[1,2,3]`.
 fn write_vector(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     out.push(b'[');
@@ -177,17 +124,6 @@ fn write_vector(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     }
     out.push(b']');
     Some(())
-}
-
-// JSON
-
-/// Whether the text is JSON that can be embedded.
-///
-/// PostgreSQL has checked it, by the same grammar; checked again, because one broken value would break the event. What
-/// the grammar allows goes through, also what many readers choke on: half surrogate pairs (`json` only), numbers beyond
-/// any float, deep nesting.
-fn is_json(text: &[u8]) -> bool {
-    std::str::from_utf8(text).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
 }
 
 // Bytes
@@ -485,6 +421,7 @@ where
 #[allow(clippy::unwrap_used)]
 mod tests {
     use proptest::prelude::*;
+    use serde::de::IgnoredAny;
     use serde_json::Value;
 
     use super::*;
