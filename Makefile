@@ -59,6 +59,7 @@ chaos: services ## run real servers under random faults, SECONDS=N from SEED=N, 
 
 .PHONY: bench
 bench: services ## measure throughput and latency beside pg_recvlogical
+	$(CARGO) bench --locked --bench stages
 	$(CARGO) bench --locked --bench end_to_end
 	$(CARGO) bench --locked --bench deliver
 
