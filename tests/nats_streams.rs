@@ -192,6 +192,54 @@ async fn what_cannot_be_is_refused_with_the_remedy() {
     }
 }
 
+/// Each made by hand as somebody might, before its row names it.
+#[tokio::test]
+async fn what_a_stream_has_that_does_not_suit_is_said_by_name_at_the_start() {
+    for version in VERSIONS {
+        let nats = Nats::builder().version(version).start().await;
+        let control = control(nats.url()).await;
+        let mut made = 0;
+        let mut judged = async |changes: Value, row: StreamRow| {
+            made += 1;
+            let (name, subject) = (format!("S{made}"), format!("s{made}.>"));
+            let mut config = json!({ "name": name, "subjects": [subject], "storage": "file", "num_replicas": 1 });
+            config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            control.api(&format!("STREAM.CREATE.{name}"), &config).await.unwrap().unwrap();
+            let row = StreamRow { stream_name: name.clone(), subjects: vec![subject], ..row };
+            streams::ensure(&control, &row).await.map(|state| state.warnings.join("; ").replace(&name, "S"))
+        };
+        let silent = StreamRow::default;
+        for (changes, words) in [
+            (json!({ "retention": "interest" }), "stream \"S\" has interest retention"),
+            (json!({ "retention": "workqueue" }), "stream \"S\" has workqueue retention"),
+            (json!({ "storage": "memory" }), "stream \"S\" lives in memory"),
+            (json!({ "sources": [{ "name": "S1" }] }), "stream \"S\" gathers from other streams"),
+            (
+                json!({ "max_msgs_per_subject": 1, "discard": "new", "discard_new_per_subject": true }),
+                "once one subject is full",
+            ),
+            (json!({ "subject_transform": { "src": ">", "dest": "x.>" } }), "under other subjects"),
+        ] {
+            let warnings = judged(changes.clone(), silent()).await.unwrap();
+            assert!(warnings.contains(words), "{version} {changes}: {warnings}");
+        }
+        if version != "2.10" {
+            let markers = json!({ "subject_delete_marker_ttl": 1_000_000_000, "allow_msg_ttl": true });
+            assert!(judged(markers.clone(), silent()).await.unwrap().contains("delete markers"));
+            let shared = StreamRow { ordering: Some("shared".into()), ..silent() };
+            assert_eq!(judged(markers, shared).await.unwrap(), "");
+            let counter = json!({ "allow_msg_counter": true, "allow_direct": true });
+            assert!(judged(counter, silent()).await.unwrap_err().to_string().contains("allow_msg_counter"));
+            let late = json!({ "persist_mode": "async" });
+            assert!(judged(late, silent()).await.unwrap().contains("after it acknowledges"));
+        }
+        // None of these concerns who only publishes.
+        let harmless = json!({ "deny_delete": true, "deny_purge": true, "allow_direct": true, "max_age": 60_000_000_000_i64,
+            "duplicate_window": 1_000_000_000, "max_msg_size": 1000, "max_msgs": 10, "discard": "new" });
+        assert_eq!(judged(harmless, silent()).await.unwrap(), "", "{version}");
+    }
+}
+
 #[tokio::test]
 async fn without_the_right_to_create_what_is_there_will_do_if_it_suits() {
     for version in VERSIONS {

@@ -4,6 +4,8 @@
 //! stream then is. What always holds: a change keeps all that the row does not speak of; subjects are added and never
 //! taken away, for others may publish there; and no limit is lowered so far that stored messages would go at once.
 
+mod judge;
+
 use std::{collections::BTreeSet, time::Duration};
 
 use serde::Deserialize;
@@ -556,73 +558,12 @@ fn parse_state(info: &Value) -> Result<StreamState> {
 fn settle(info: &Value, ordering: &str, mut warnings: Vec<String>) -> Result<StreamState> {
     let mut state = parse_state(info)?;
     let config = info["config"].as_object().ok_or_else(|| unreadable("config"))?;
-    warnings.extend(judge(config, &state, ordering)?);
-    if let Some(limits) = drops(config, &state) {
-        tracing::info!(stream = state.name, "{limits}");
+    warnings.extend(judge::judge(config, &state, ordering)?);
+    for limit in judge::limits(config, &state) {
+        tracing::info!(stream = state.name, "{limit}");
     }
     state.warnings = warnings;
     Ok(state)
-}
-
-/// Whether an ack of this stream means that the message is stored. Errors where it never can be, warnings where it may not.
-fn judge(config: &Map<String, Value>, state: &StreamState, ordering: &str) -> Result<Vec<String>> {
-    let name = &state.name;
-    let useless = |what: &str, hint: &str| Err(Error::config(format!("stream {name:?} {what}")).hint(hint.to_owned()));
-    if flag(config, "sealed") {
-        return useless("is sealed and takes no messages", "Use a stream of another name; a seal cannot be broken");
-    }
-    if flag(config, "no_ack") {
-        return useless(
-            "acknowledges nothing (no_ack)",
-            "Turn it off: nats stream edit --ack; walhook goes on by acks only",
-        );
-    }
-    if config.get("mirror").is_some_and(|mirror| !mirror.is_null()) {
-        return useless("is a mirror and takes no messages", "Name the mirrored stream");
-    }
-    if flag(config, "allow_msg_counter") {
-        return useless("counts (allow_msg_counter) and takes no plain messages", "Use another stream");
-    }
-    let mut warnings = Vec::new();
-    let mut warn = |text: String| warnings.push(format!("stream {name:?} {text}"));
-    match state.retention.as_str() {
-        "interest" => warn(
-            "has interest retention: without a consumer it acknowledges messages and stores none, and stored ones go when \
-             all have acknowledged them; prefer limits"
-                .to_owned(),
-        ),
-        "workqueue" => warn(
-            "has workqueue retention: messages go when acknowledged, and each subject feeds one consumer; prefer limits"
-                .to_owned(),
-        ),
-        _ => {}
-    }
-    if text(config, "persist_mode", "default") == "async" {
-        warn(
-            "writes after it acknowledges (persist_mode async): a crash of the server loses acknowledged messages"
-                .to_owned(),
-        );
-    }
-    if state.storage == "memory" {
-        warn("lives in memory: it is gone when its servers stop".to_owned());
-    }
-    if ordering == "strict" && config.get("sources").and_then(Value::as_array).is_some_and(|all| !all.is_empty()) {
-        warn("gathers from other streams, which break into strict ordering; set ordering to shared".to_owned());
-    }
-    Ok(warnings)
-}
-
-/// What a stream does at its limits, where that is to drop messages. No warning: it is what rows have by default.
-fn drops(config: &Map<String, Value>, state: &StreamState) -> Option<String> {
-    let limited =
-        ["max_msgs", "max_bytes", "max_msgs_per_subject"].into_iter().filter(|key| number(config, key, -1) > 0);
-    let limited: Vec<_> = limited.map(|key| format!("{key} {}", number(config, key, -1))).collect();
-    (state.discard == "old" && !limited.is_empty()).then(|| {
-        format!(
-            "it drops its oldest messages beyond {}, read or not; discard_policy new holds publishing back instead",
-            limited.join(", ")
-        )
-    })
 }
 
 fn text<'a>(config: &'a Map<String, Value>, key: &str, default: &'a str) -> &'a str {
@@ -839,38 +780,6 @@ mod tests {
             assert_eq!(overlap(b, a), overlaps, "{b} {a}");
             assert_eq!(covers(a, b), a_covers_b, "{a} {b}");
         }
-    }
-
-    #[test]
-    fn a_stream_whose_acks_mean_nothing_is_refused_or_warned_of() {
-        let judged =
-            |changes: Value| settle(&info(&row(), changes, 0), "strict", Vec::new()).map(|state| state.warnings);
-        assert_eq!(judged(json!({})).unwrap(), [""; 0]);
-        for never in [json!({ "sealed": true }), json!({ "no_ack": true }), json!({ "allow_msg_counter": true })] {
-            assert_eq!(judged(never.clone()).unwrap_err().kind(), Kind::Config, "{never}");
-        }
-        for (unwise, words) in [
-            (json!({ "retention": "interest" }), "stores none"),
-            (json!({ "retention": "workqueue" }), "one consumer"),
-            (json!({ "persist_mode": "async" }), "after it acknowledges"),
-            (json!({ "storage": "memory" }), "in memory"),
-            (json!({ "sources": [{ "name": "A" }] }), "shared"),
-        ] {
-            assert!(judged(unwise).unwrap()[0].contains(words), "{words}");
-        }
-    }
-
-    #[test]
-    fn a_stream_that_drops_what_is_old_says_so_without_a_warning() {
-        let told = |changes: Value| {
-            let info = info(&row(), changes, 0);
-            let state = settle(&info, "strict", Vec::new()).unwrap();
-            assert_eq!(state.warnings, [""; 0]);
-            drops(info["config"].as_object().unwrap(), &state)
-        };
-        assert!(told(json!({ "max_msgs": 10, "max_bytes": 5 })).unwrap().contains("beyond max_msgs 10, max_bytes 5"));
-        assert_eq!(told(json!({ "max_msgs": 10, "discard": "new" })), None);
-        assert_eq!(told(json!({})), None);
     }
 
     #[test]
