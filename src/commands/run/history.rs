@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::SinkExt;
 use tokio_postgres::{Client, Statement};
 
+use super::faults::{self, Point};
 use crate::{error::Result, flow::history::Batch, postgres::sql};
 
 /// How a stream of binary COPY begins: signature, flags, and no extension (manual, "COPY", Binary Format).
@@ -53,6 +54,7 @@ impl Writer {
     /// # Errors
     /// Nothing was written.
     pub async fn write<'b>(&mut self, batches: impl Iterator<Item = &'b Batch> + Clone) -> Result<Written> {
+        faults::pass(Point::HistoryUnwritten).await?;
         let count: usize = batches.clone().map(Batch::len).sum();
         let failed = |error| sql::error(format!("write {count} rows into rule_nats_publish_history"), error);
         let statements = match self.statements.take() {
@@ -63,7 +65,9 @@ impl Writer {
         self.statements = Some(statements);
         // Also where it failed: a transaction left open would take the next batch with it.
         let ended = self.client.batch_execute(if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
-        outcome.and_then(|written| ended.map(|()| written)).map_err(failed)
+        let written = outcome.and_then(|written| ended.map(|()| written)).map_err(failed)?;
+        faults::pass(Point::HistoryWritten).await?;
+        Ok(written)
     }
 }
 

@@ -18,6 +18,7 @@ use tokio_postgres::Client;
 
 use super::{
     bulletin::Bulletin,
+    faults::{self, Point},
     gone,
     lanes::{Identity, Lanes},
     ledger::{self, Epoch},
@@ -77,8 +78,10 @@ pub async fn session(
     ledger::check(&client, &config.slot, &publications).await?;
     let Some((stream, system, left)) = take_slot(config, &publications, shutdown).await? else { return Ok(()) };
     *streamed = true;
+    faults::reach(Point::SlotTaken)?;
     let confirmed = ledger::confirmed(&client, &config.slot).await?;
     let Epoch { epoch, fork } = ledger::raise_epoch(&client, &config.source, system.timeline, &left).await?;
+    faults::reach(Point::EpochRaised)?;
     let checkpoints = ledger::checkpoints(&client, &config.source, &system.system_id).await?;
     let (mut tables, types, snapshot) = ledger::snapshot(&mut client).await?;
     tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
@@ -119,6 +122,7 @@ pub async fn session(
     let Session { stream, .. } = session;
     match outcome {
         Ok(()) => {
+            faults::reach(Point::LastWords)?;
             stream.finish().await?;
             tracing::info!("slot released");
             Ok(())
@@ -236,15 +240,23 @@ impl Session<'_> {
             tokio::select! {
                 biased;
                 _ = shutdown.wait_for(|stop| *stop), if drain_until.is_none() => {
+                    faults::reach(Point::Shutdown)?;
                     tracing::info!("stopping: no more is read, what is in flight is waited for");
                     drain_until = Some(Instant::now() + self.config.shutdown_timeout);
                 }
                 outcome = poll_fn(|cx| lanes.poll(cx, streamer, !is_reading)) => outcome?,
-                _ = tick.tick() => self.report(),
+                _ = tick.tick() => {
+                    faults::reach(Point::Report)?;
+                    self.report();
+                    faults::reported();
+                }
                 done = run_job(job) => self.finish_job(done?),
                 done = office.run() => self.office.finish(done, &mut self.streamer),
                 // Polled last, when the lanes have sent all they could.
-                outcome = async { if is_reading { pace.gather() } stream.drive(is_reading).await } => outcome?,
+                outcome = async { if is_reading { pace.gather() } stream.drive(is_reading).await } => {
+                    outcome?;
+                    faults::exchanged()?;
+                }
             }
         }
     }
@@ -257,7 +269,10 @@ impl Session<'_> {
         while !self.is_paused {
             let Some(copy_data) = self.stream.next_copy_data()? else { break };
             heard += 1;
-            match self.streamer.receive(copy_data)? {
+            faults::reach(Point::Read)?;
+            let received = self.streamer.receive(copy_data)?;
+            faults::taken(copy_data)?;
+            match received {
                 Received::Nothing | Received::UnknownTypes => {}
                 Received::ReplyRequested => self.report(),
             }
@@ -407,6 +422,7 @@ impl Session<'_> {
 
     /// The last words of a shutdown: the final status and the checkpoints.
     async fn farewell(&mut self, until: Instant) -> Result<()> {
+        faults::reach(Point::Drained)?;
         if self.streamer.has_nothing_in_flight() {
             tracing::info!(confirmed = %self.streamer.confirmed(), "all acknowledged");
         } else {
