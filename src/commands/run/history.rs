@@ -10,7 +10,11 @@ use futures_util::SinkExt;
 use tokio_postgres::{Client, Statement};
 
 use super::faults::{self, Point};
-use crate::{error::Result, flow::history::Batch, postgres::sql};
+use crate::{
+    error::Result,
+    flow::history::Batch,
+    postgres::sql::{self, Watched},
+};
 
 /// How a stream of binary COPY begins: signature, flags, and no extension (manual, "COPY", Binary Format).
 const HEADER: &[u8] = b"PGCOPY\n\xFF\r\n\0\0\0\0\0\0\0\0\0";
@@ -28,7 +32,7 @@ pub struct Written {
 
 /// A connection to write by.
 pub struct Writer {
-    client: Client,
+    client: Watched,
     /// Prepared when the first rows come.
     statements: Option<Statements>,
 }
@@ -40,12 +44,12 @@ struct Statements {
 
 impl Writer {
     /// Over this connection.
-    pub fn new(client: Client) -> Writer {
+    pub fn new(client: Watched) -> Writer {
         Writer { client, statements: None }
     }
 
     /// The connection, for other work.
-    pub fn client(&self) -> &Client {
+    pub fn client(&self) -> &Watched {
         &self.client
     }
 
@@ -55,20 +59,29 @@ impl Writer {
     /// Nothing was written.
     pub async fn write<'b>(&mut self, batches: impl Iterator<Item = &'b Batch> + Clone) -> Result<Written> {
         faults::pass(Point::HistoryUnwritten).await?;
-        let count: usize = batches.clone().map(Batch::len).sum();
-        let failed = |error| sql::error(format!("write {count} rows into rule_nats_publish_history"), error);
-        let statements = match self.statements.take() {
-            Some(statements) => statements,
-            None => prepare(&self.client).await.map_err(failed)?,
-        };
-        let outcome = copy(&self.client, &statements, batches).await;
-        self.statements = Some(statements);
-        // Also where it failed: a transaction left open would take the next batch with it.
-        let ended = self.client.batch_execute(if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
-        let written = outcome.and_then(|written| ended.map(|()| written)).map_err(failed)?;
+        let Writer { client, statements } = self;
+        let written = client.answer(write(client, statements, batches)).await?;
         faults::pass(Point::HistoryWritten).await?;
         Ok(written)
     }
+}
+
+async fn write<'b>(
+    client: &Client,
+    kept: &mut Option<Statements>,
+    batches: impl Iterator<Item = &'b Batch> + Clone,
+) -> Result<Written> {
+    let count: usize = batches.clone().map(Batch::len).sum();
+    let failed = |error| sql::error(format!("write {count} rows into rule_nats_publish_history"), error);
+    let statements = match kept.take() {
+        Some(statements) => statements,
+        None => prepare(client).await.map_err(failed)?,
+    };
+    let outcome = copy(client, &statements, batches).await;
+    *kept = Some(statements);
+    // Also where it failed: a transaction left open would take the next batch with it.
+    let ended = client.batch_execute(if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+    outcome.and_then(|written| ended.map(|()| written)).map_err(failed)
 }
 
 async fn prepare(client: &Client) -> Result<Statements, tokio_postgres::Error> {
