@@ -10,6 +10,9 @@ MATRIX ?= 14/2.10 18/2.15
 # Those tests, by the names of their files.
 MATRIX_TESTS := $(basename $(notdir $(wildcard tests/end_to_end.rs tests/support_works.rs)))
 
+# Tests are built with fault points, which are inert unless WALHOOK_FAULTS names one; a release never has them.
+FAULT_POINTS := --features fault-points
+
 # Seeds of `make simulate`.
 SEEDS ?= 1000000
 
@@ -36,16 +39,20 @@ demo: tools ## start throw-away servers and watch rows become messages (DEMO_SEC
 
 .PHONY: test
 test: services ## run all tests against real servers, the end-to-end ones on the oldest and newest too
-	$(CARGO) test --locked --no-fail-fast
+	$(CARGO) test --locked --no-fail-fast $(FAULT_POINTS)
 	@set -e; for pair in $(MATRIX); do \
 	    echo "== PostgreSQL $${pair%/*}, NATS $${pair#*/}"; \
 	    WALHOOK_TEST_POSTGRES=$${pair%/*} WALHOOK_TEST_NATS=$${pair#*/} \
-	        $(CARGO) test --locked $(addprefix --test ,$(MATRIX_TESTS)); \
+	        $(CARGO) test --locked $(FAULT_POINTS) $(addprefix --test ,$(MATRIX_TESTS)); \
 	done
 
 .PHONY: simulate
 simulate: tools ## run the pure core against model servers, SEEDS=N histories (a million by default)
 	WALHOOK_SEEDS=$(SEEDS) $(CARGO) test --release --locked --test simulation -- --nocapture every_seed
+
+.PHONY: faults
+faults: services ## strike the real binary at every fault point, at more times of coming by than `make test` does
+	WALHOOK_CHAOS=1 $(CARGO) test --locked $(FAULT_POINTS) --test fault_points -- --nocapture
 
 # How long `make chaos` goes on, and the seed of its first run; by chance if none is named.
 SECONDS ?= 300
@@ -69,7 +76,7 @@ fmt: ## format the code
 
 .PHONY: clippy
 clippy: tools ## lint with warnings as errors
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --all-targets $(FAULT_POINTS) -- -D warnings
 
 .PHONY: check
 check: clippy ## all that CI checks before the tests

@@ -85,6 +85,7 @@ fn main() -> ExitCode {
 
 async fn execute(arguments: Arguments) -> Result<()> {
     let Arguments { options, command } = arguments;
+    commands::run::faults::arm()?;
     if let Command::Version = command {
         return commands::say(&format!("{}\n", commands::version()));
     }

@@ -183,3 +183,61 @@ async fn a_half_open_network_to_postgresql_is_waited_for_or_given_up_and_tried_a
     exactly(&net.feed, 200).await;
     ended_well(&mut walhook);
 }
+
+/// The order in which walhook makes its connections to PostgreSQL.
+const SESSION: u64 = 0;
+const HISTORY: u64 = 2;
+
+#[tokio::test]
+async fn a_half_open_connection_of_the_history_alone_is_given_up_and_its_rows_are_written_by_another() {
+    let net = Net::start().await;
+    let mut walhook = net.run();
+    insert(&net.feed.pg, 0, 100);
+    net.feed.confirmed().await;
+    net.postgres.strand(HISTORY);
+    let first = net.committed_at(100);
+    insert(&net.feed.pg, 101, 200);
+    taken(&net.feed, 200).await;
+    assert!(net.is_unconfirmed(&first), "the history does not have it");
+    exactly(&net.feed, 200).await;
+    assert!(walhook.log().contains("it waits for us"), "{}", walhook.log());
+    let told = "SELECT count(*), count(DISTINCT event_id) FROM rule_nats_publish_history WHERE success";
+    assert_eq!(net.feed.pg.psql(told), "200|200");
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_half_open_connection_of_statements_alone_is_given_up_and_the_session_begins_anew() {
+    let net = Net::start().await;
+    let mut walhook = net.run();
+    insert(&net.feed.pg, 0, 100);
+    net.feed.confirmed().await;
+    net.postgres.strand(SESSION);
+    // A dead letter, which is a row by that connection before anything behind it is confirmed.
+    net.feed.pg.psql("INSERT INTO rule_webhook_events (webhook_id, payload) VALUES (77, '{}')");
+    insert(&net.feed.pg, 100, 200);
+    exactly(&net.feed, 200).await;
+    assert!(walhook.log().contains("it waits for us"), "{}", walhook.log());
+    assert_eq!(walhook.log().matches("slot taken").count(), 2, "{}", walhook.log());
+    assert_eq!(net.feed.pg.psql("SELECT count(*) FROM rule_nats_dead_letters"), "1");
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_statement_that_waits_for_a_lock_is_waited_for_by_its_connection() {
+    let net = Net::start().await;
+    let mut walhook = net.run();
+    insert(&net.feed.pg, 0, 100);
+    net.feed.confirmed().await;
+    let locks = net.feed.pg.client().await;
+    locks.batch_execute("BEGIN; LOCK TABLE rule_nats_publish_history, rule_nats_dead_letters").await.unwrap();
+    net.feed.pg.psql("INSERT INTO rule_webhook_events (webhook_id, payload) VALUES (77, '{}')");
+    insert(&net.feed.pg, 100, 200);
+    // Longer than it takes to give up a connection that passes nothing on.
+    for_a_while(Duration::from_secs(13)).await;
+    assert!(walhook.exited().is_none() && !walhook.log().contains("it waits for us"), "{}", walhook.log());
+    locks.batch_execute("COMMIT").await.unwrap();
+    exactly(&net.feed, 200).await;
+    assert_eq!(walhook.log().matches("slot taken").count(), 1, "{}", walhook.log());
+    ended_well(&mut walhook);
+}

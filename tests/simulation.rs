@@ -32,7 +32,7 @@ fn run(seed: u64, bug: Bug, with_story: bool) -> Result<World, String> {
     if let Some(story) = &world.log {
         eprintln!("{story}");
     }
-    outcome.map(|()| world)
+    outcome.map_err(|problem| format!("step {}: {problem}", world.now())).map(|()| world)
 }
 
 /// Seeds that have found a bug, as far as the models have not changed since: events beyond the WAL received so far, a hole
@@ -48,7 +48,7 @@ fn seeds_that_have_found_a_bug_keep_the_promise() {
 fn check_caught(bug: Bug, within: u64) {
     let caught = (0..within).find_map(|seed| run(seed, bug, false).err().map(|problem| (seed, problem)));
     let (seed, problem) = caught.unwrap_or_else(|| panic!("{bug:?} goes unnoticed in {within} seeds"));
-    eprintln!("{bug:?}: seed {seed}: {problem}");
+    eprintln!("{bug:?} is caught after {} seeds: WALHOOK_SEED={seed}, {problem}", seed + 1);
 }
 
 #[test]
@@ -59,6 +59,26 @@ fn confirming_on_receipt_is_caught() {
 #[test]
 fn confirming_every_keepalive_is_caught() {
     check_caught(Bug::ConfirmKeepalives, 500);
+}
+
+#[test]
+fn confirming_past_the_end_of_a_commit_is_caught() {
+    check_caught(Bug::ConfirmPastCommit, 500);
+}
+
+#[test]
+fn an_id_made_of_the_rows_lsn_is_caught() {
+    check_caught(Bug::IdOfRowLsn, 500);
+}
+
+#[test]
+fn sending_one_event_again_by_itself_is_caught() {
+    check_caught(Bug::RetryOneEvent, 500);
+}
+
+#[test]
+fn null_for_a_value_that_did_not_change_is_caught() {
+    check_caught(Bug::NullForUnchanged, 500);
 }
 
 #[test]

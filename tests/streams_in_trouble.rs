@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream;
 use support::{
-    Nats, Postgres, Walhook, eventually,
+    Nats, Postgres, Walhook,
+    disk::Disk,
+    eventually,
     feed::Feed,
     rows::{ended_well, exactly, insert, linked_on, taken},
+    skip,
     tls::Authority,
 };
 
@@ -47,6 +50,30 @@ async fn a_full_stream_that_discards_new_messages_holds_the_slot_until_there_is_
     assert_eq!(feed.last_sequence("WEBHOOKS").await, 100);
     feed.pg.psql("UPDATE rule_nats_streams SET max_messages = 1000");
     exactly(&feed, 300).await;
+    assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_dead_letters"), "0");
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_full_disk_under_nats_is_waited_for_and_once_there_is_room_all_arrives_once() {
+    let disk = match Disk::of(6 * 1024) {
+        Ok(disk) => disk,
+        Err(why) => return skip("a full disk under NATS", &why),
+    };
+    let feed = linked_on(Postgres::start().await, Nats::builder().disk(disk).start().await);
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 100);
+    feed.confirmed().await;
+    feed.pg.psql("INSERT INTO t SELECT i, repeat('x', 10000) FROM generate_series(100, 999) i");
+    eventually("NATS to find its disk full", async || feed.nats.log().contains("no space left").then_some(())).await;
+    walhook.logged("WARN").await;
+    insert(&feed.pg, 1000, 1100);
+    assert!(!is_confirmed(&feed), "{}", walhook.log());
+    assert!(walhook.exited().is_none(), "{}", walhook.log());
+    // JetStream has switched itself off, and wants to be started again.
+    feed.nats.disk().grow(64 * 1024);
+    feed.nats.restart().await;
+    exactly(&feed, 1100).await;
     assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_dead_letters"), "0");
     ended_well(&mut walhook);
 }

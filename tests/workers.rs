@@ -13,7 +13,6 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     hash::{DefaultHasher, Hash, Hasher},
-    io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Arc, Mutex},
@@ -32,7 +31,7 @@ use support::{
     last_mile::LastMile,
     port::Port,
     process::{Process, User},
-    services,
+    services, skip,
 };
 use tokio::sync::Barrier;
 
@@ -49,12 +48,6 @@ type Prepared = Result<Command, String>;
 
 fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
-/// Says that a test has tested nothing, where everybody sees it.
-fn skip(what: &str, why: &str) {
-    let said = format!("\nSKIPPED, nothing was tested: {what}: {why}\n");
-    std::io::stderr().write_all(said.as_bytes()).unwrap();
 }
 
 /// Runs a tool to its end; what it said where it failed.

@@ -7,6 +7,7 @@
 
 mod bulletin;
 mod consumers;
+pub mod faults;
 mod history;
 mod lanes;
 pub(super) mod ledger;

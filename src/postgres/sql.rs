@@ -1,19 +1,25 @@
 //! Ordinary SQL, by tokio-postgres over the socket that [`wire`](super::wire) dials: the same hosts, TLS and login.
 //!
 //! In come settings; out goes a client whose connection runs as a task of its own and whose loss shows as
-//! `is_closed()`.
+//! `is_closed()`. A loss that does not show, since a network in between holds the connection open and passes nothing on, is
+//! found by asking the server on another one: see [`Watched`].
 
 use std::{
     convert::Infallible,
     error::Error as _,
     future::{Ready, ready},
     io,
+    ops::Deref,
+    pin::pin,
+    time::Duration,
 };
 
+use tokio::time::timeout;
 use tokio_postgres::{
     Client, Config,
     config::{ChannelBinding as TheirChannelBinding, SslMode as TheirSslMode, SslNegotiation as TheirSslNegotiation},
     tls::{ChannelBinding as Binding, TlsConnect, TlsStream},
+    types::ToSql,
 };
 
 use super::{
@@ -23,6 +29,103 @@ use super::{
     wire::{self, Attributes, Dialled, LoggedIn, Socket},
 };
 use crate::error::{Error, Result};
+
+/// After so long without an answer the server is asked what it is at.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A client whose server can be asked what it is at.
+pub struct Watched {
+    client: Client,
+    watch: Watch,
+}
+
+/// How to ask what the server is at.
+pub struct Watch {
+    settings: Settings,
+    /// The server's process behind the client.
+    process: i32,
+}
+
+impl Deref for Watched {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl Watched {
+    /// Connects and logs in.
+    ///
+    /// # Errors
+    /// As [`connect`].
+    pub async fn connect(settings: &Settings) -> Result<Watched> {
+        let client = connect(settings).await?;
+        let asked = client.query_one("SELECT pg_catalog.pg_backend_pid()", &[]);
+        let row = match timeout(settings.connect_timeout.unwrap_or(Duration::MAX), asked).await {
+            Ok(row) => row.map_err(|e| error("ask the server which process serves us", e))?,
+            Err(_) => return Err(Error::unavailable(format!("log in at {}: no answer", settings.target()))),
+        };
+        let watch = Watch { settings: settings.clone(), process: row.get(0) };
+        Ok(Watched { client, watch })
+    }
+
+    /// Both parts, to begin a transaction with.
+    pub fn parts(&mut self) -> (&mut Client, &Watch) {
+        (&mut self.client, &self.watch)
+    }
+
+    /// As [`Watch::answer`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn answer<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        self.watch.answer(work).await
+    }
+}
+
+impl Watch {
+    /// Waits for `work` on the client. It may take as long as it does, and wait for locks; but where the server waits for
+    /// us while we wait for it, there is no answer to wait for.
+    ///
+    /// # Errors
+    /// Those of the work; Unavailable where the connection passes nothing on.
+    pub async fn answer<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut work = pin!(work);
+        let mut before = None;
+        loop {
+            if let Ok(outcome) = timeout(PATIENCE, &mut work).await {
+                return outcome;
+            }
+            // A server that cannot be asked is away, which others notice.
+            let Ok(now) = self.waits().await else { continue };
+            if now.is_some() && now == before {
+                return Err(Error::unavailable(format!(
+                    "wait for an answer of {}: it waits for us, and has for at least {} s",
+                    self.settings.target(),
+                    PATIENCE.as_secs()
+                ))
+                .hint("is a firewall or a proxy between that drops connections without a word?"));
+            }
+            before = now;
+        }
+    }
+
+    /// What the server's process was at when it began to wait for us; `None` while it is at work.
+    async fn waits(&self) -> Result<Option<String>> {
+        let client = connect(&self.settings).await?;
+        let query = "SELECT CASE WHEN a.pid IS NULL THEN 'nothing' \
+                         WHEN a.state <> 'active' OR a.wait_event = 'ClientRead' \
+                         THEN concat_ws(' ', a.state, a.state_change, c.bytes_processed) END \
+             FROM (SELECT $1::int AS pid) AS p \
+                  LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = p.pid \
+                  LEFT JOIN pg_catalog.pg_stat_progress_copy c ON c.pid = p.pid";
+        let process: [&(dyn ToSql + Sync); 1] = [&self.process];
+        let asked = client.query_one(query, &process);
+        let row = timeout(PATIENCE, asked).await.map_err(|_| Error::unavailable("ask what a connection is at"))?;
+        Ok(row.map_err(|e| error("ask what a connection is at", e))?.get(0))
+    }
+}
 
 /// Connects and logs in.
 ///

@@ -5,7 +5,11 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use fastrand::Rng;
 
-use super::swarm::{Bug, Swarm, happens};
+use super::{
+    oracle::position,
+    postgres::Postgres,
+    swarm::{Bug, Swarm, happens},
+};
 
 #[derive(Debug, Clone)]
 pub struct Message {
@@ -51,6 +55,8 @@ struct Connection {
 pub struct JetStream {
     pub streams: Vec<Stream>,
     connections: Vec<Connection>,
+    /// With the bug: what a client will send again by itself.
+    retries: VecDeque<Publish>,
     pub max_payload: usize,
     pub max_msg_size: usize,
     pub is_down: bool,
@@ -68,6 +74,7 @@ impl JetStream {
         JetStream {
             streams,
             connections: Vec::new(),
+            retries: VecDeque::new(),
             max_payload: swarm.max_payload,
             max_msg_size: swarm.max_msg_size,
             is_down: false,
@@ -128,6 +135,7 @@ impl JetStream {
 
     pub fn crash(&mut self) {
         self.is_down = true;
+        self.retries.clear();
         for connection in &mut self.connections {
             connection.is_cut = true;
             connection.inbound.clear();
@@ -175,7 +183,21 @@ impl JetStream {
     ///
     /// # Errors
     /// The bytes are not what the protocol wants.
-    pub fn process(&mut self, rng: &mut Rng, swarm: &Swarm, bug: Bug, now: u64) -> Result<(), String> {
+    pub fn process(
+        &mut self,
+        rng: &mut Rng,
+        swarm: &Swarm,
+        bug: Bug,
+        postgres: &Postgres,
+        now: u64,
+    ) -> Result<(), String> {
+        if !self.is_down
+            && bug == Bug::RetryOneEvent
+            && let Some(publish) = self.retries.pop_front()
+        {
+            let answer = self.store(&publish, rng, swarm, bug, postgres, now);
+            self.answer(&publish.reply, answer, rng, swarm);
+        }
         let waiting: Vec<_> =
             (0..self.connections.len()).filter(|&index| !self.connections[index].inbound.is_empty()).collect();
         if waiting.is_empty() || self.is_down {
@@ -198,15 +220,28 @@ impl JetStream {
                 break;
             }
             if happens(rng, swarm.swallow) {
+                self.retries.extend(Some(publish).filter(|_| bug == Bug::RetryOneEvent));
                 continue;
             }
-            let answer = self.store(&publish, rng, swarm, bug, now);
+            let answer = self.store(&publish, rng, swarm, bug, postgres, now);
+            if bug == Bug::RetryOneEvent && !matches!(answer, Answer::Stored { .. } | Answer::Refused(10054)) {
+                self.retries.push_back(publish);
+                continue;
+            }
             self.answer(&publish.reply, answer, rng, swarm);
         }
         Ok(())
     }
 
-    fn store(&mut self, publish: &Publish, rng: &mut Rng, swarm: &Swarm, bug: Bug, now: u64) -> Answer {
+    fn store(
+        &mut self,
+        publish: &Publish,
+        rng: &mut Rng,
+        swarm: &Swarm,
+        bug: Bug,
+        postgres: &Postgres,
+        now: u64,
+    ) -> Answer {
         let Some(stream) =
             self.streams.iter_mut().find(|stream| publish.subject.starts_with(&format!("{}.", stream.name)))
         else {
@@ -223,7 +258,11 @@ impl JetStream {
         if publish.total > self.max_msg_size || (publish.total > 3000 && happens(rng, swarm.too_large)) {
             return Answer::Refused(10054);
         }
-        let message_id = publish.headers.get("Nats-Msg-Id").cloned();
+        let event = publish.headers.get("Walhook-Id").or(publish.headers.get("Nats-Msg-Id")).cloned();
+        let message_id = match bug {
+            Bug::IdOfRowLsn => event.as_deref().and_then(|id| row_id(id, postgres)),
+            _ => publish.headers.get("Nats-Msg-Id").cloned(),
+        };
         let known = || {
             let is_known = |message: &&Message| {
                 message.message_id == message_id && now.saturating_sub(message.stored_at) < swarm.dedup_window
@@ -238,7 +277,8 @@ impl JetStream {
         }
         let expected: Option<u64> =
             publish.headers.get("Nats-Expected-Last-Sequence").map(|text| text.parse().unwrap());
-        if expected.is_some_and(|expected| expected != stream.last_sequence) && bug != Bug::NoExpectedSequence {
+        let ignores = matches!(bug, Bug::NoExpectedSequence | Bug::RetryOneEvent);
+        if expected.is_some_and(|expected| expected != stream.last_sequence) && !ignores {
             return Answer::Refused(10071);
         }
         if let Some(sequence) = duplicate {
@@ -246,7 +286,6 @@ impl JetStream {
         }
         stream.last_sequence += 1;
         let sequence = stream.last_sequence;
-        let event = publish.headers.get("Walhook-Id").or(message_id.as_ref()).cloned();
         stream.message_ids.extend(message_id.clone());
         stream.events.insert(event.clone().expect("ours"), sequence);
         stream.messages.push(Message {
@@ -278,7 +317,14 @@ impl JetStream {
     }
 }
 
+/// What an event would be called by where its row stands in the WAL.
+fn row_id(id: &str, postgres: &Postgres) -> Option<String> {
+    let (commit_lsn, ordinal, webhook) = position(id)?;
+    Some(format!("{:x}-{webhook}", postgres.row_lsn(commit_lsn, ordinal)?))
+}
+
 /// An `HPUB` as the server's parser reads it.
+#[derive(Debug)]
 struct Publish {
     subject: String,
     reply: String,

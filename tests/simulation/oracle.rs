@@ -20,7 +20,7 @@ use std::collections::{HashMap, HashSet, VecDeque, hash_map::Entry};
 use super::{
     configuration::Configuration,
     jetstream::{JetStream, Message},
-    postgres::{Mark, Op, Postgres, routes_of},
+    postgres::{Mark, Op, Postgres, routes_of, tells_note},
 };
 
 pub const SOURCE: &str = "sim";
@@ -47,7 +47,7 @@ struct Recorded {
     success: bool,
 }
 
-type Position = (u64, u64, i32);
+pub type Position = (u64, u64, i32);
 
 #[derive(Debug, Default)]
 pub struct Oracle {
@@ -112,6 +112,9 @@ impl Oracle {
                 }
                 let (marker, message_id, is_huge) = match op {
                     Op::Change { op: "delete", id, .. } => (format!("\"id\":{id}"), None, false),
+                    Op::Change { op, id, huge, .. } if !tells_note(op, *id) => {
+                        ("\"unchanged\":[\"note\"]".to_owned(), None, *huge)
+                    }
                     Op::Change { note, huge, .. } => (format!("\"{note}\""), None, *huge),
                     Op::Call { note, message_id, huge, .. } => (format!("\"{note}\""), message_id.clone(), *huge),
                     Op::Truncate { .. } | Op::Configure(_) => (String::new(), None, false),
@@ -298,7 +301,8 @@ fn take<'b>(bytes: &mut &'b [u8], count: usize) -> &'b [u8] {
     taken
 }
 
-fn position(id: &str) -> Option<Position> {
+/// Commit LSN, ordinal and webhook of an id.
+pub fn position(id: &str) -> Option<Position> {
     let mut parts = id.strip_prefix(SOURCE)?.strip_prefix('-')?.split('-');
     let lsn = u64::from_str_radix(parts.next()?, 16).ok()?;
     let _time = parts.next()?;

@@ -10,7 +10,7 @@ use walhook::wal::snapshot::Snapshot;
 
 use super::{
     configuration::{Configuration, Route, Row},
-    swarm::{Swarm, happens},
+    swarm::{Bug, Swarm, happens},
 };
 
 #[derive(Debug, Clone)]
@@ -81,6 +81,8 @@ pub enum Mark {
 
 const EVENTS: u32 = 50;
 const FIRST_XID: u32 = 700;
+/// How the model writes a value that is not in the WAL, for it did not change.
+const UNCHANGED: &str = "\0unchanged";
 /// A type that the catalog does not know until it is read again.
 pub const NEW_TYPE: u32 = 20_000;
 
@@ -226,6 +228,14 @@ impl Postgres {
         self.wal_end = end_lsn;
     }
 
+    /// Where a change stands in the WAL; others of a COPY stand there too.
+    pub fn row_lsn(&self, commit_lsn: u64, ordinal: u64) -> Option<u64> {
+        let transaction = self.transactions.iter().find(|transaction| transaction.commit_lsn == commit_lsn)?;
+        let changes = transaction.ops.iter().zip(&transaction.routes);
+        let mut places = changes.flat_map(|((lsn, ..), tables)| tables.iter().map(move |_| *lsn));
+        places.nth(usize::try_from(ordinal).ok()?)
+    }
+
     /// WAL of tables that are not published.
     pub fn other_activity(&mut self, rng: &mut Rng) {
         self.wal_end += 8 * rng.u64(1..100);
@@ -253,6 +263,11 @@ impl Postgres {
     }
 }
 
+/// Whether an operation says what the row's text is; some updates leave a large one as it was.
+pub fn tells_note(op: &str, id: u32) -> bool {
+    op != "update" || !id.is_multiple_of(4)
+}
+
 /// The routes of an operation, for each table that it touches (TRUNCATE: several, each with its own ordinal).
 pub fn routes_of(configuration: &Configuration, op: &Op) -> Vec<Vec<Route>> {
     match op {
@@ -265,7 +280,7 @@ pub fn routes_of(configuration: &Configuration, op: &Op) -> Vec<Vec<Route>> {
 
 impl Walsender {
     /// The next CopyData payload, if there is WAL to send.
-    pub fn next(&mut self, postgres: &Postgres, rng: &mut Rng, swarm: &Swarm) -> Option<(Vec<u8>, Mark)> {
+    pub fn next(&mut self, postgres: &Postgres, rng: &mut Rng, swarm: &Swarm, bug: Bug) -> Option<(Vec<u8>, Mark)> {
         if self.queue.is_empty() && self.next < postgres.transactions.len() {
             if happens(rng, swarm.keepalives) {
                 let most = postgres.transactions[self.next].commit_lsn;
@@ -273,7 +288,7 @@ impl Walsender {
                 self.sent_upto = end;
                 return Some((keepalive(end, rng.bool()), Mark::Keepalive(end)));
             }
-            self.encode(postgres, rng, swarm);
+            self.encode(postgres, rng, swarm, bug);
         }
         if let Some(frame) = self.queue.pop_front() {
             return Some(frame);
@@ -298,7 +313,7 @@ impl Walsender {
         self.queue.push_back((frame, mark));
     }
 
-    fn encode(&mut self, postgres: &Postgres, rng: &mut Rng, swarm: &Swarm) {
+    fn encode(&mut self, postgres: &Postgres, rng: &mut Rng, swarm: &Swarm, bug: Bug) {
         let index = self.next;
         self.next += 1;
         let transaction = &postgres.transactions[index];
@@ -317,7 +332,13 @@ impl Walsender {
             let data = match op {
                 Op::Change { table, op, id, note, .. } => {
                     let oid = self.describe_table(*table, *shape, *lsn);
-                    let mut columns = vec![Some(id.to_string()), Some(note.clone())];
+                    let note = match tells_note(op, *id) {
+                        true => Some(note.clone()),
+                        // As one reads it who knows text and null only.
+                        false if bug == Bug::NullForUnchanged => None,
+                        false => Some(UNCHANGED.to_owned()),
+                    };
+                    let mut columns = vec![Some(id.to_string()), note];
                     columns.resize(2 + usize::try_from(shape % 3).unwrap(), Some("1".to_owned()));
                     let mut key = vec![None; columns.len()];
                     key[0] = Some(id.to_string());
@@ -408,6 +429,7 @@ fn message(kind: u8, oid: u32, tuples: &[(u8, &[Option<String>])]) -> Vec<u8> {
         for column in *tuple {
             match column {
                 None => data.push(b'n'),
+                Some(text) if text == UNCHANGED => data.push(b'u'),
                 Some(text) => {
                     data.push(b't');
                     data.extend(u32::try_from(text.len()).unwrap().to_be_bytes());

@@ -11,6 +11,14 @@ pub enum Bug {
     ConfirmOnReceipt,
     /// The position of every keepalive is confirmed, within a transaction too.
     ConfirmKeepalives,
+    /// A commit is confirmed a record beyond its end.
+    ConfirmPastCommit,
+    /// Messages are known to the server by their row's LSN, which rows of one COPY share.
+    IdOfRowLsn,
+    /// A message that was refused, or that nothing was heard of, is sent again by itself, whatever was stored since.
+    RetryOneEvent,
+    /// A large value that did not change is taken for null.
+    NullForUnchanged,
     /// After a failure the messages are sent again without reading the stream's tail.
     BlindRetry,
     /// As if messages did not say which sequence they expect.

@@ -124,6 +124,11 @@ impl World {
         }
     }
 
+    /// How many steps it has lived through.
+    pub fn now(&self) -> u64 {
+        self.now
+    }
+
     /// Lives through the seed's history.
     ///
     /// # Errors
@@ -155,7 +160,7 @@ impl World {
                 }
             }
             13..=15 => {
-                self.jetstream.process(&mut self.rng, &self.swarm, self.bug, self.now)?;
+                self.jetstream.process(&mut self.rng, &self.swarm, self.bug, &self.postgres, self.now)?;
             }
             16 => self.report()?,
             17 => self.job()?,
@@ -245,7 +250,7 @@ impl World {
                 self.drive(index)?;
             }
             for _ in 0..4 {
-                self.jetstream.process(&mut self.rng, &self.swarm, self.bug, self.now)?;
+                self.jetstream.process(&mut self.rng, &self.swarm, self.bug, &self.postgres, self.now)?;
             }
             self.job()?;
             self.record()?;
@@ -353,7 +358,9 @@ impl World {
             if run.is_paused {
                 break;
             }
-            let Some((frame, mark)) = run.walsender.next(&self.postgres, &mut self.rng, &self.swarm) else { break };
+            let Some((frame, mark)) = run.walsender.next(&self.postgres, &mut self.rng, &self.swarm, self.bug) else {
+                break;
+            };
             if let super::postgres::Mark::Keepalive(end) = mark {
                 run.last_keepalive = end;
             }
@@ -594,6 +601,8 @@ impl World {
         let mut confirmed = run.streamer.confirmed().0;
         match self.bug {
             Bug::ConfirmOnReceipt => confirmed = run.streamer.received().0,
+            // The end of a commit, and its record once more.
+            Bug::ConfirmPastCommit => confirmed += 48,
             Bug::ConfirmKeepalives => confirmed = confirmed.max(run.last_keepalive),
             _ => {}
         }

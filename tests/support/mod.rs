@@ -9,6 +9,7 @@
 
 #![allow(dead_code, unused_imports, clippy::unwrap_used)] // each test binary uses its part of this
 
+pub mod disk;
 pub mod feed;
 pub mod folder;
 pub mod http;
@@ -24,7 +25,10 @@ pub mod services;
 pub mod tls;
 pub mod walhook;
 
-use std::time::{Duration, Instant};
+use std::{
+    io::Write,
+    time::{Duration, Instant},
+};
 
 pub use nats::Nats;
 pub use postgres::Postgres;
@@ -36,6 +40,12 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// How often a condition is looked at.
 pub const POLL: Duration = Duration::from_millis(10);
+
+/// Says that a test has tested nothing, where everybody sees it.
+pub fn skip(what: &str, why: &str) {
+    let said = format!("\nSKIPPED, nothing was tested: {what}: {why}\n");
+    std::io::stderr().write_all(said.as_bytes()).unwrap();
+}
 
 /// Waits until `check` answers with a value; panics, naming `what`, where that takes longer than [`DEADLINE`].
 pub async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {

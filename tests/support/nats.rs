@@ -11,6 +11,7 @@ use rustix::process::Signal;
 
 use super::{
     DEADLINE, POLL,
+    disk::Disk,
     folder::Folder,
     port::Port,
     process::{Process, User, read_lossy, tail},
@@ -23,6 +24,7 @@ pub struct Nats {
     binary: PathBuf,
     port: Port,
     config: String,
+    disk: Option<Disk>,
     folder: Folder,
 }
 
@@ -30,6 +32,7 @@ pub struct Nats {
 pub struct Builder {
     version: String,
     config: String,
+    disk: Option<Disk>,
 }
 
 impl Builder {
@@ -47,11 +50,19 @@ impl Builder {
         self
     }
 
+    /// Where JetStream keeps its files; it believes that there is room enough.
+    #[must_use]
+    pub fn disk(mut self, disk: Disk) -> Self {
+        self.disk = Some(disk);
+        self
+    }
+
     /// Starts it and waits until it is ready.
     pub async fn start(self) -> Nats {
         let binary = services::nats(&self.version);
         let folder = Folder::new("nats", User::Ourselves);
-        let mut server = Nats { process: Mutex::new(None), binary, port: Port::take(), config: self.config, folder };
+        let Builder { config, disk, .. } = self;
+        let mut server = Nats { process: Mutex::new(None), binary, port: Port::take(), config, disk, folder };
         for _ in 0..5 {
             match server.launch().await {
                 Ok(()) => return server,
@@ -72,7 +83,7 @@ impl Nats {
 
     /// One with wishes.
     pub fn builder() -> Builder {
-        Builder { version: services::nats_version(), config: String::new() }
+        Builder { version: services::nats_version(), config: String::new(), disk: None }
     }
 
     /// Where it listens, by plain TCP.
@@ -87,7 +98,12 @@ impl Nats {
 
     /// Where JetStream keeps its files.
     pub fn store_dir(&self) -> PathBuf {
-        self.folder.path().join("store")
+        self.disk.as_ref().map_or_else(|| self.folder.path().join("store"), |disk| disk.path().to_owned())
+    }
+
+    /// The disk that it was given.
+    pub fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("a server with a disk of its own")
     }
 
     /// A client without credentials.
@@ -161,12 +177,16 @@ impl Nats {
         let config = self.folder.path().join("nats.conf");
         let (port, store) = (self.port(), self.store_dir());
         let text = format!(
-            "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\" }}\n{}",
+            "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\"{} }}\n{}",
             store.display(),
+            self.disk.as_ref().map_or("", |_| ", max_file_store: 10GB"),
             self.config
         );
         fs::write(&config, text).unwrap();
-        let mut command = User::Ourselves.command(&self.binary);
+        let mut command = match &self.disk {
+            Some(disk) => disk.command(&self.binary),
+            None => User::Ourselves.command(&self.binary),
+        };
         command.arg("--config").arg(&config).current_dir(self.folder.path());
         *self.process() = Some(Process::start("nats-server", command, &self.folder.path().join("log")));
 

@@ -50,6 +50,7 @@ pub struct Postgres {
     bin: PathBuf,
     port: Port,
     user: User,
+    environment: Vec<(String, String)>,
     folder: Folder,
 }
 
@@ -61,6 +62,7 @@ pub struct Builder {
     initdb: Option<Vec<String>>,
     copied: Option<PathBuf>,
     is_standby: bool,
+    environment: Vec<(String, String)>,
     tls: Option<Identity>,
     client_ca: Option<String>,
 }
@@ -86,6 +88,13 @@ impl Builder {
     pub fn conf(mut self, lines: &str) -> Self {
         self.conf.push_str(lines);
         self.conf.push('\n');
+        self
+    }
+
+    /// A variable that the server runs with.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -149,7 +158,8 @@ impl Builder {
         if self.is_standby {
             user.write(&data.join("standby.signal"), "");
         }
-        let mut server = Postgres { process: Mutex::new(None), bin, port: Port::take(), user, folder };
+        let environment = self.environment;
+        let mut server = Postgres { process: Mutex::new(None), bin, port: Port::take(), user, environment, folder };
         for _ in 0..5 {
             match server.launch().await {
                 Ok(()) => return server,
@@ -194,6 +204,7 @@ impl Postgres {
             initdb: None,
             copied: None,
             is_standby: false,
+            environment: Vec::new(),
             tls: None,
             client_ca: None,
         }
@@ -325,7 +336,10 @@ impl Postgres {
     /// Starts the server and waits until it answers; the error is what it has said.
     async fn launch(&self) -> Result<(), String> {
         let said = self.log().len();
-        let mut command = self.user.command(self.bin.join("postgres"));
+        // By `env`, so that it is the server's alone, not that of what starts it as another user.
+        let mut command = self.user.command("env");
+        command.args(self.environment.iter().map(|(name, value)| format!("{name}={value}")));
+        command.arg(self.bin.join("postgres"));
         command.arg("-D").arg(self.data_dir()).arg("-k").arg(self.socket_dir()).args(["-p", &self.port().to_string()]);
         command.current_dir(self.folder.path());
         *self.process() = Some(Process::start("PostgreSQL", command, &self.log_file()));

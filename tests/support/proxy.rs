@@ -35,6 +35,8 @@ pub enum Weather {
 struct Orders {
     weather: Weather,
     server: u16,
+    /// The connection, by its number from 0 on, through which nothing passes.
+    stranded: Option<u64>,
     /// How often connections were cut; those that are older than the last time end.
     cuts: u64,
     /// With a reset, not an end.
@@ -53,7 +55,8 @@ impl Proxy {
     /// Stands before the server at that port of 127.0.0.1.
     pub fn before(server: u16) -> Proxy {
         let port = Port::take();
-        let (orders, followed) = watch::channel(Orders { weather: Weather::Fair, server, cuts: 0, by_reset: false });
+        let (orders, followed) =
+            watch::channel(Orders { weather: Weather::Fair, server, stranded: None, cuts: 0, by_reset: false });
         let (stop, stopped) = watch::channel(false);
         let listener = std::net::TcpListener::bind(("127.0.0.1", port.number())).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -70,6 +73,11 @@ impl Proxy {
     /// Changes the weather, for connections that are there too.
     pub fn set(&self, weather: Weather) {
         self.orders.send_modify(|orders| orders.weather = weather);
+    }
+
+    /// From now on nothing passes through the connection that was the `number`th to be made, from 0 on; the others go on.
+    pub fn strand(&self, number: u64) {
+        self.orders.send_modify(|orders| orders.stranded = Some(number));
     }
 
     /// Leads new connections to another server, and cuts the old ones.
@@ -99,6 +107,12 @@ impl Proxy {
     }
 }
 
+impl Orders {
+    fn hold(&self, number: u64) -> bool {
+        self.weather == Weather::Held || self.stranded == Some(number)
+    }
+}
+
 impl Drop for Proxy {
     fn drop(&mut self) {
         let _ = self.stop.send(true);
@@ -110,11 +124,13 @@ impl Drop for Proxy {
 
 async fn listen(listener: std::net::TcpListener, orders: watch::Receiver<Orders>, mut stopped: watch::Receiver<bool>) {
     let listener = TcpListener::from_std(listener).unwrap();
+    let mut number = 0;
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 if let Ok((client, _)) = accepted {
-                    tokio::spawn(connection(client, orders.clone()));
+                    tokio::spawn(connection(client, number, orders.clone()));
+                    number += 1;
                 }
             }
             _ = stopped.wait_for(|stop| *stop) => return, // the runtime goes, and its tasks with it
@@ -123,11 +139,11 @@ async fn listen(listener: std::net::TcpListener, orders: watch::Receiver<Orders>
 }
 
 /// One client's connection, until either side ends it or it is cut.
-async fn connection(client: TcpStream, mut orders: watch::Receiver<Orders>) {
+async fn connection(client: TcpStream, number: u64, mut orders: watch::Receiver<Orders>) {
     let born = orders.borrow().cuts;
     let mut held = orders.clone();
     let passing = async {
-        let server = match held.wait_for(|orders| orders.weather != Weather::Held).await {
+        let server = match held.wait_for(|orders| !orders.hold(number)).await {
             Ok(orders) => orders.server,
             Err(_) => return None,
         };
@@ -147,8 +163,8 @@ async fn connection(client: TcpStream, mut orders: watch::Receiver<Orders>) {
     let (from_server, to_server) = server.into_split();
     let (mut up, mut down) = ((from_client, to_server), (from_server, to_client));
     let is_reset = tokio::select! {
-        () = pump(&mut up.0, &mut up.1, orders.clone(), false) => false,
-        () = pump(&mut down.0, &mut down.1, orders.clone(), true) => false,
+        () = pump(&mut up.0, &mut up.1, number, orders.clone(), false) => false,
+        () = pump(&mut down.0, &mut down.1, number, orders.clone(), true) => false,
         cut = async { orders.wait_for(|orders| orders.cuts != born).await.is_ok_and(|orders| by_reset(&orders)) } => cut,
     };
     if is_reset {
@@ -159,13 +175,19 @@ async fn connection(client: TcpStream, mut orders: watch::Receiver<Orders>) {
 }
 
 /// Passes on one direction to its end.
-async fn pump(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, mut orders: watch::Receiver<Orders>, is_answer: bool) {
+async fn pump(
+    from: &mut OwnedReadHalf,
+    to: &mut OwnedWriteHalf,
+    number: u64,
+    mut orders: watch::Receiver<Orders>,
+    is_answer: bool,
+) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let Ok(length @ 1..) = from.read(&mut buffer).await else { return };
         let mut rest = &buffer[..length];
         while !rest.is_empty() {
-            let weather = match orders.wait_for(|orders| orders.weather != Weather::Held).await {
+            let weather = match orders.wait_for(|orders| !orders.hold(number)).await {
                 Ok(orders) => orders.weather,
                 Err(_) => return,
             };

@@ -13,10 +13,11 @@ use bytes::Bytes;
 use futures_util::SinkExt;
 use tokio_postgres::{Client, Statement};
 
+use super::faults::{self, Point};
 use crate::{
     error::Result,
     flow::history::{Batch, COLUMNS},
-    postgres::sql,
+    postgres::sql::{self, Watched},
 };
 
 /// How a stream of binary COPY begins: signature, flags, and no extension (manual, "COPY", Binary Format).
@@ -35,7 +36,7 @@ pub struct Written {
 
 /// A connection to write by.
 pub struct Writer {
-    client: Client,
+    client: Watched,
     /// Prepared when the first rows come.
     statements: Option<Statements>,
 }
@@ -51,12 +52,12 @@ const CHUNK: usize = 64 << 10;
 
 impl Writer {
     /// Over this connection.
-    pub fn new(client: Client) -> Writer {
+    pub fn new(client: Watched) -> Writer {
         Writer { client, statements: None }
     }
 
     /// The connection, for other work.
-    pub fn client(&self) -> &Client {
+    pub fn client(&self) -> &Watched {
         &self.client
     }
 
@@ -65,26 +66,38 @@ impl Writer {
     /// # Errors
     /// Nothing was written.
     pub async fn write<'b>(&mut self, batches: impl Iterator<Item = &'b Batch> + Clone) -> Result<Written> {
-        let count: usize = batches.clone().map(Batch::len).sum();
-        let failed = |error| sql::error(format!("write {count} rows into rule_nats_publish_history"), error);
-        let statements = match self.statements.take() {
-            Some(statements) => statements,
-            None => prepare(&self.client).await.map_err(failed)?,
-        };
-        let statements = self.statements.insert(statements);
-        if batches.clone().all(Batch::is_plain) {
-            match copy(&self.client, &statements.straight, batches.clone()).await {
-                Ok(()) => return Ok(Written::default()),
-                Err(error) if is_about_a_row(&error) => {}
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        self.client.batch_execute("BEGIN").await.map_err(failed)?;
-        let outcome = move_over(&self.client, statements, batches).await;
-        // Also where it failed: a transaction left open would take the next batch with it.
-        let ended = self.client.batch_execute(if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
-        outcome.and_then(|written| ended.map(|()| written)).map_err(failed)
+        faults::pass(Point::HistoryUnwritten).await?;
+        let Writer { client, statements } = self;
+        let written = client.answer(write(client, statements, batches)).await?;
+        faults::pass(Point::HistoryWritten).await?;
+        Ok(written)
     }
+}
+
+async fn write<'b>(
+    client: &Client,
+    kept: &mut Option<Statements>,
+    batches: impl Iterator<Item = &'b Batch> + Clone,
+) -> Result<Written> {
+    let count: usize = batches.clone().map(Batch::len).sum();
+    let failed = |error| sql::error(format!("write {count} rows into rule_nats_publish_history"), error);
+    let statements = match kept.take() {
+        Some(statements) => statements,
+        None => prepare(client).await.map_err(failed)?,
+    };
+    let statements = kept.insert(statements);
+    if batches.clone().all(Batch::is_plain) {
+        match copy(client, &statements.straight, batches.clone()).await {
+            Ok(()) => return Ok(Written::default()),
+            Err(error) if is_about_a_row(&error) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    client.batch_execute("BEGIN").await.map_err(failed)?;
+    let outcome = move_over(client, statements, batches).await;
+    // Also where it failed: a transaction left open would take the next batch with it.
+    let ended = client.batch_execute(if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+    outcome.and_then(|written| ended.map(|()| written)).map_err(failed)
 }
 
 async fn prepare(client: &Client) -> Result<Statements, tokio_postgres::Error> {

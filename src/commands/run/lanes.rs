@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     consumers::Source,
+    faults::{self, Point},
     ledger::{Checkpoint, Fork},
 };
 use crate::{
@@ -101,7 +102,7 @@ impl Lanes {
     /// # Errors
     /// What nobody but the operator can mend: a stream that cannot be trusted, a newer run, no permission.
     pub fn poll(&mut self, cx: &mut Context<'_>, streamer: &mut Streamer, eager: bool) -> Poll<Result<()>> {
-        self.follow(streamer);
+        self.follow(streamer)?;
         streamer.set_time(Moment {
             wall: postgres::now(),
             steady: u64::try_from(self.began.elapsed().as_micros()).expect("some hundred thousand years"),
@@ -202,10 +203,11 @@ impl Lanes {
     }
 
     /// New lanes get a driver; lanes whose rows have changed are opened anew.
-    fn follow(&mut self, streamer: &mut Streamer) {
+    fn follow(&mut self, streamer: &mut Streamer) -> Result<()> {
         if self.generation == streamer.generation() {
-            return;
+            return Ok(());
         }
+        faults::reach(Point::Reload)?;
         self.generation = streamer.generation();
         for index in 0..streamer.lane_count() {
             let settings = streamer.lane_settings(index);
@@ -246,6 +248,7 @@ impl Lanes {
                 }
             }
         }
+        Ok(())
     }
 
     /// The group of a lane, which follows the row `config` from here on.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
+use super::faults::{self, Point};
 use crate::{
     commands::rows::{self, missing_table},
     error::{Error, Result},
@@ -233,6 +234,7 @@ fn catalog(rows: &[tokio_postgres::Row]) -> TypeCatalog {
 
 /// Writes dead letters; one that is there already (this run follows one that was killed) stays as it is.
 pub async fn bury(client: &Client, letters: &[DeadLetter]) -> Result<()> {
+    faults::pass(Point::Unburied).await?;
     let attempted = || format!("write {} dead letters into rule_nats_dead_letters", letters.len());
     let statement = client
         .prepare(
@@ -254,7 +256,7 @@ pub async fn bury(client: &Client, letters: &[DeadLetter]) -> Result<()> {
         }
     });
     futures_util::future::try_join_all(writes).await.map_err(|error| sql::error(attempted(), error))?;
-    Ok(())
+    faults::pass(Point::Buried).await
 }
 
 /// Where a lane's stream stood when it was last looked at.
@@ -329,6 +331,7 @@ pub async fn checkpoint(
     timeline: u32,
     checkpoints: &[Checkpoint],
 ) -> Result<()> {
+    faults::pass(Point::Checkpoint).await?;
     for checkpoint in checkpoints {
         let Checkpoint { config_name, stream, created_ns, position, sequence } = checkpoint;
         let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
@@ -364,7 +367,7 @@ pub async fn checkpoint(
             .await
             .map_err(|error| sql::error(format!("write the checkpoint of stream {stream:?}"), error))?;
     }
-    Ok(())
+    faults::pass(Point::Checkpointed).await
 }
 
 /// What a run says of itself.

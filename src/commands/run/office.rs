@@ -26,7 +26,7 @@ use crate::{
         streamer::Streamer,
     },
     nats::{control::Control, locate::locate},
-    postgres::sql,
+    postgres::sql::{self, Watched},
 };
 
 /// Rows that are under way for so long mean that the history is stuck: no statement takes that long by itself.
@@ -294,7 +294,7 @@ async fn tidy(config: &Config, writer: Option<Writer>) -> Done {
                 free.map_err(|error| sql::error("let statements wait for locks again", error))?;
                 Ok(events.max(rows))
             };
-            let tidied = tidied.await;
+            let tidied = writer.client().answer(tidied).await;
             Done { writer: Some(writer).filter(|_| tidied.is_ok()), outcome: Outcome::Tidied(tidied) }
         }
     }
@@ -304,8 +304,9 @@ async fn survey(config: &Config, writer: Option<Writer>, sources: Vec<consumers:
     match reach(config, writer).await {
         Err(error) => Done { writer: None, outcome: Outcome::Surveyed(Err(error)) },
         Ok(writer) => {
-            let problems = consumers::keep(writer.client(), sources).await;
-            Done { writer: Some(writer), outcome: Outcome::Surveyed(Ok(problems)) }
+            let kept = async { Ok(consumers::keep(writer.client(), sources).await) };
+            let problems = writer.client().answer(kept).await;
+            Done { writer: Some(writer).filter(|_| problems.is_ok()), outcome: Outcome::Surveyed(problems) }
         }
     }
 }
@@ -313,7 +314,7 @@ async fn survey(config: &Config, writer: Option<Writer>, sources: Vec<consumers:
 async fn reach(config: &Config, writer: Option<Writer>) -> Result<Writer> {
     match writer {
         Some(writer) => Ok(writer),
-        None => Ok(Writer::new(sql::connect(&config.postgres).await?)),
+        None => Ok(Writer::new(Watched::connect(&config.postgres).await?)),
     }
 }
 

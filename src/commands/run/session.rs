@@ -12,12 +12,13 @@ use std::{
 
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout_at},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at},
 };
 use tokio_postgres::Client;
 
 use super::{
     bulletin::Bulletin,
+    faults::{self, Point},
     gone,
     lanes::{Identity, Lanes},
     ledger::{self, Epoch},
@@ -31,7 +32,7 @@ use crate::{
     postgres::{
         self, OBJECT_IN_USE,
         replication::{Connection, Stream, SystemIdentity},
-        sql,
+        sql::{self, Watched},
     },
     route::types::TypeCatalog,
     wal::{frame::StandbyStatus, lsn::Lsn},
@@ -72,15 +73,19 @@ pub async fn session(
     routing: Routing,
     last_error: Option<&str>,
 ) -> Result<()> {
-    let mut client = sql::connect(&config.postgres).await?;
+    let mut client = Watched::connect(&config.postgres).await?;
     let publications = [format!("{}_inserts", config.publication), format!("{}_changes", config.publication)];
-    ledger::check(&client, &config.slot, &publications).await?;
+    client.answer(ledger::check(&client, &config.slot, &publications)).await?;
     let Some((stream, system, left)) = take_slot(config, &publications, shutdown).await? else { return Ok(()) };
     *streamed = true;
-    let confirmed = ledger::confirmed(&client, &config.slot).await?;
-    let Epoch { epoch, fork } = ledger::raise_epoch(&client, &config.source, system.timeline, &left).await?;
-    let checkpoints = ledger::checkpoints(&client, &config.source, &system.system_id).await?;
-    let (mut tables, types, snapshot) = ledger::snapshot(&mut client).await?;
+    faults::reach(Point::SlotTaken)?;
+    let confirmed = client.answer(ledger::confirmed(&client, &config.slot)).await?;
+    let raised = ledger::raise_epoch(&client, &config.source, system.timeline, &left);
+    let Epoch { epoch, fork } = client.answer(raised).await?;
+    faults::reach(Point::EpochRaised)?;
+    let checkpoints = client.answer(ledger::checkpoints(&client, &config.source, &system.system_id)).await?;
+    let (reader, watch) = client.parts();
+    let (mut tables, types, snapshot) = watch.answer(ledger::snapshot(reader)).await?;
     tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
     tracing::info!(%confirmed, epoch, timeline = system.timeline, system = system.system_id, "slot taken");
     let inbox = format!("_INBOX.walhook.{:016x}", fastrand::u64(..));
@@ -91,7 +96,7 @@ pub async fn session(
     }
     let identity = Identity { source: config.source.clone(), epoch, fork };
     let lanes = Lanes::new(identity, config, system.flushed, checkpoints);
-    let timeout = wal_sender_timeout(&client).await?;
+    let timeout = client.answer(wal_sender_timeout(&client)).await?;
     let interval = status_interval(config, timeout);
     let mut session = Session {
         config,
@@ -119,6 +124,7 @@ pub async fn session(
     let Session { stream, .. } = session;
     match outcome {
         Ok(()) => {
+            faults::reach(Point::LastWords)?;
             stream.finish().await?;
             tracing::info!("slot released");
             Ok(())
@@ -137,13 +143,21 @@ async fn take_slot(
     let mut said = false;
     loop {
         let mut connection = Connection::connect(&config.postgres).await?;
-        let system = connection.identify_system().await?;
-        let left = connection.timelines_left(system.timeline).await?;
-        let options = [("proto_version", "1"), ("publication_names", names.as_str())];
-        // From 0/0 the server starts where the slot is confirmed; above that it would obey and skip.
-        let error = match connection.start_replication(&config.slot, Lsn::ZERO, &options).await {
-            Ok(stream) => return Ok(Some((stream, system, left))),
-            Err(error) => error,
+        let taking = async {
+            let system = connection.identify_system().await?;
+            let left = connection.timelines_left(system.timeline).await?;
+            let options = [("proto_version", "1"), ("publication_names", names.as_str())];
+            // From 0/0 the server starts where the slot is confirmed; above that it would obey and skip.
+            let stream = connection.start_replication(&config.slot, Lsn::ZERO, &options).await?;
+            Ok::<_, Error>((stream, system, left))
+        };
+        let error = match timeout(SILENCE, taking).await {
+            Ok(Ok(taken)) => return Ok(Some(taken)),
+            Ok(Err(error)) => error,
+            Err(_) => {
+                let seconds = SILENCE.as_secs();
+                return Err(Error::unavailable(format!("take slot {:?}: no answer within {seconds} s", config.slot)));
+            }
         };
         if postgres::sqlstate(&error) != Some(OBJECT_IN_USE) {
             return Err(error);
@@ -177,7 +191,7 @@ fn status_interval(config: &Config, timeout: Option<Duration>) -> Duration {
 
 struct Session<'c> {
     config: &'c Config,
-    client: Rc<Client>,
+    client: Rc<Watched>,
     system: SystemIdentity,
     epoch: u64,
     stream: Stream,
@@ -236,15 +250,23 @@ impl Session<'_> {
             tokio::select! {
                 biased;
                 _ = shutdown.wait_for(|stop| *stop), if drain_until.is_none() => {
+                    faults::reach(Point::Shutdown)?;
                     tracing::info!("stopping: no more is read, what is in flight is waited for");
                     drain_until = Some(Instant::now() + self.config.shutdown_timeout);
                 }
                 outcome = poll_fn(|cx| lanes.poll(cx, streamer, !is_reading)) => outcome?,
-                _ = tick.tick() => self.report(),
+                _ = tick.tick() => {
+                    faults::reach(Point::Report)?;
+                    self.report();
+                    faults::reported();
+                }
                 done = run_job(job) => self.finish_job(done?),
                 done = office.run() => self.office.finish(done, &mut self.streamer),
                 // Polled last, when the lanes have sent all they could.
-                outcome = async { if is_reading { pace.gather() } stream.drive(is_reading).await } => outcome?,
+                outcome = async { if is_reading { pace.gather() } stream.drive(is_reading).await } => {
+                    outcome?;
+                    faults::exchanged()?;
+                }
             }
         }
     }
@@ -257,7 +279,10 @@ impl Session<'_> {
         while !self.is_paused {
             let Some(copy_data) = self.stream.next_copy_data()? else { break };
             heard += 1;
-            match self.streamer.receive(copy_data)? {
+            faults::reach(Point::Read)?;
+            let received = self.streamer.receive(copy_data)?;
+            faults::taken(copy_data)?;
+            match received {
                 Received::Nothing | Received::UnknownTypes => {}
                 Received::ReplyRequested => self.report(),
             }
@@ -305,12 +330,18 @@ impl Session<'_> {
 
     /// Begins the next statement on the SQL connection, if one is wanted and none is under way.
     fn start_job(&mut self) {
-        if self.job.is_some() {
-            return;
+        if self.job.is_none()
+            && let Some(job) = self.next_job()
+        {
+            let client = Rc::clone(&self.client);
+            self.job = Some(Box::pin(async move { client.answer(job).await }));
         }
+    }
+
+    fn next_job(&mut self) -> Option<Job> {
         let client = Rc::clone(&self.client);
         if self.streamer.awaits_types() {
-            self.job = Some(Box::pin(async move { ledger::types(&client).await.map(Done::Types) }));
+            Some(Box::pin(async move { ledger::types(&client).await.map(Done::Types) }))
         } else if self.streamer.dead_letters().len() > 0 {
             let letters: Vec<DeadLetter> = self.streamer.dead_letters().take(BURY_MAX).cloned().collect();
             for letter in &letters {
@@ -322,17 +353,19 @@ impl Session<'_> {
                     letter.reason
                 );
             }
-            self.job = Some(Box::pin(async move {
+            Some(Box::pin(async move {
                 ledger::bury(&client, &letters).await?;
                 Ok(Done::Buried(letters.into_iter().map(|letter| letter.event_id).collect()))
-            }));
+            }))
         } else if self.is_heartbeat_due() {
-            self.job = Some(self.heartbeat(i32::try_from(HEARTBEAT.as_secs()).expect("a few seconds")));
+            Some(self.heartbeat(i32::try_from(HEARTBEAT.as_secs()).expect("a few seconds")))
         } else if self.last_checkpoint.elapsed()
             >= if self.checkpoints.is_empty() { FIRST_CHECKPOINT } else { CHECKPOINT }
         {
             self.last_checkpoint = Instant::now();
-            self.job = self.checkpoint();
+            self.checkpoint()
+        } else {
+            None
         }
     }
 
@@ -407,6 +440,7 @@ impl Session<'_> {
 
     /// The last words of a shutdown: the final status and the checkpoints.
     async fn farewell(&mut self, until: Instant) -> Result<()> {
+        faults::reach(Point::Drained)?;
         if self.streamer.has_nothing_in_flight() {
             tracing::info!(confirmed = %self.streamer.confirmed(), "all acknowledged");
         } else {

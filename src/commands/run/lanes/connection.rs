@@ -15,7 +15,10 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::driver::Driver;
 use crate::{
-    commands::backoff::Backoff,
+    commands::{
+        backoff::Backoff,
+        run::faults::{self, Point},
+    },
     error::{Error, Result},
     flow::{lane::Refusal, streamer::Streamer},
     nats::{
@@ -301,11 +304,15 @@ impl Link {
                 had_nothing += 1;
                 continue;
             }
-            match publisher.poll_write(cx, bytes)? {
+            if publisher.is_between() {
+                faults::reach(Point::Publish)?;
+            }
+            match publisher.poll_write(cx, faults::at_a_time(bytes))? {
                 Poll::Ready(count) => {
                     lane.mark_sent(count);
                     publisher.set_between(lane.is_between_messages());
                     if publisher.is_between() {
+                        faults::reach(Point::Published)?;
                         self.turn = (self.turn + 1) % self.lanes.len();
                     }
                     had_nothing = 0;
@@ -334,6 +341,7 @@ impl Link {
                 let Some(index) = index.filter(|&index| drivers.get(index).is_some_and(Driver::is_on_line)) else {
                     return Ok(());
                 };
+                faults::reach(Point::Acked)?;
                 if take(answer.token, answer.ack, index, streamer, &mut drivers[index]) {
                     self.worked = true;
                 }

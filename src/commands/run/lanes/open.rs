@@ -5,7 +5,10 @@
 
 use super::Identity;
 use crate::{
-    commands::run::ledger::Checkpoint,
+    commands::run::{
+        faults::{self, Point},
+        ledger::Checkpoint,
+    },
     error::{Error, Kind, Result},
     flow::{event_id::EventPosition, lane::Tail},
     nats::{control::Control, streams, tail},
@@ -53,6 +56,7 @@ pub async fn open(control: Control, stream: StreamRow, identity: Identity, known
         Err(error) => return Err(error),
     };
     warnings.extend(state.warnings.iter().cloned());
+    faults::pass(Point::TailUnread).await?;
     let end =
         tail::last_of_ours(&control, &stream.stream_name, |stored| position_of(stored, &identity.source).is_some())
             .await?;
@@ -102,6 +106,7 @@ pub async fn open(control: Control, stream: StreamRow, identity: Identity, known
     };
     let tail = Tail { last_sequence: end.last_sequence, ours, listed, subjects: state.subjects, max_payload };
     let is_in_memory = state.storage == "memory";
+    faults::pass(Point::TailRead).await?;
     Ok(Opened { tail, created_ns: end.created_ns, warnings, is_in_memory })
 }
 
