@@ -132,6 +132,8 @@ BEGIN
             END IF;
         END LOOP;
     END LOOP;
+    -- Workers of one's own may log in as it, too, and report how long their events take.
+    GRANT EXECUTE ON FUNCTION public.rule_nats_consumer_update_stats TO walhook_worker;
     IF NOT has_schema_privilege('walhook_worker', 'public', 'USAGE') THEN
         GRANT USAGE ON SCHEMA public TO walhook_worker;
     END IF;

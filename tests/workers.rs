@@ -1,4 +1,4 @@
-//! Workers that somebody else has written: our examples in three languages and the RFC's two, each as its own process
+//! Workers that somebody else has written: our examples in five languages and the RFC's two, each as its own process
 //! against the real stream, and a hundred of them on one consumer.
 //!
 //! What a language needs is fetched by its own tool into the cache, once. Where that cannot be, because the language is not
@@ -53,7 +53,7 @@ fn root(path: &str) -> PathBuf {
 /// Runs a tool to its end; what it said where it failed.
 fn tool(program: &str, arguments: &[&str], folder: &Path) -> Result<(), String> {
     let mut command = Command::new("timeout"); // a registry that hangs is one that is not there
-    command.args(["300", program]).args(arguments).current_dir(folder).stdin(Stdio::null());
+    command.args(["600", program]).args(arguments).current_dir(folder).stdin(Stdio::null());
     let output = command.output().map_err(|error| format!("cannot start {program}: {error}"))?;
     if output.status.success() {
         return Ok(());
@@ -137,6 +137,40 @@ fn rust_worker() -> Prepared {
     Ok(User::Ourselves.command(binary))
 }
 
+fn python_worker() -> Prepared {
+    has("python3", &["-c", "import sys; sys.exit(sys.version_info < (3, 9))"])?;
+    has("python3", &["-m", "pip", "--version"])?;
+    let requirements = root("examples/workers/python/requirements.txt");
+    let folder = installed("python", &[requirements], |folder| {
+        let install = ["-m", "pip", "install", "--quiet", "--target", "packages", "-r", "requirements.txt"];
+        tool("python3", &install, folder)
+    })?;
+    let mut command = User::Ourselves.command("python3");
+    command.arg(root("examples/workers/python/worker.py")).env("PYTHONPATH", folder.join("packages"));
+    Ok(command)
+}
+
+/// The `nats` command line that the worker in shell stands on.
+const NATS_CLI: &str = "github.com/nats-io/natscli/nats@v0.5.0";
+
+fn shell_worker() -> Prepared {
+    for program in ["bash", "curl", "jq", "openssl"] {
+        has(program, &["--version"]).or_else(|_| has(program, &["version"]))?;
+    }
+    has("go", &["version"])?;
+    let folder = services::cache().join(format!("workers/{}", NATS_CLI.replace('/', "_")));
+    if !folder.join("nats").exists() {
+        fs::create_dir_all(&folder).unwrap();
+        tool("env", &[&format!("GOBIN={}", folder.display()), "go", "install", NATS_CLI], &folder)?;
+    }
+    let psql = services::postgres("default");
+    let path = std::env::var("PATH").unwrap();
+    let mut command = User::Ourselves.command("bash");
+    command.arg(root("examples/workers/shell/worker.sh"));
+    command.env("PATH", format!("{}:{}:{path}", folder.display(), psql.display()));
+    Ok(command)
+}
+
 /// A worker that runs; dropping it kills it.
 struct Worker {
     process: Process, // before the folder: fields go in this order
@@ -201,10 +235,10 @@ impl Unreliable {
     }
 }
 
-/// Waits until all events have arrived; each has then come once.
-async fn all_arrive(worker: &mut Worker, server: &Unreliable) {
-    worker.until("all events to arrive", async || server.taken.lock().unwrap().len() >= EVENTS).await;
-    let expected: Vec<i64> = (1..=i64::try_from(EVENTS).unwrap()).collect();
+/// Waits until so many events have arrived; each has then come once.
+async fn all_arrive(worker: &mut Worker, server: &Unreliable, events: usize) {
+    worker.until("all events to arrive", async || server.taken.lock().unwrap().len() >= events).await;
+    let expected: Vec<i64> = (1..=i64::try_from(events).unwrap()).collect();
     assert_eq!(server.taken(), expected, "each once");
 }
 
@@ -218,7 +252,7 @@ async fn is_settled(stream: &Stream, consumer: &str) -> bool {
     info.num_pending == 0 && info.num_ack_pending == 0
 }
 
-async fn delivers(language: &str, prepared: Prepared) {
+async fn delivers(language: &str, events: usize, prepared: Prepared) {
     let mut command = match prepared {
         Ok(command) => command,
         Err(why) => return skip(&format!("the worker in {language}"), &why),
@@ -227,18 +261,19 @@ async fn delivers(language: &str, prepared: Prepared) {
     let server = Unreliable::start(|count, number| count % 10 == 9 || number == HOPELESS);
     mile.sql("SELECT rule_nats_stream_create('DLQ', ARRAY['dlq.>'])");
     let id = mile.webhook("orders", &server.http.url("/hooks"));
-    mile.publish_many(id, EVENTS);
+    mile.publish_many(id, events);
     mile.publish(id, &format!("{{\"n\": {HOPELESS}}}"));
-    mile.feed.stored(EVENTS as u64 + 1).await;
+    mile.feed.stored(events as u64 + 1).await;
     let jetstream = mile.feed.nats.jetstream().await;
     eventually("the stream of dead letters", async || jetstream.get_stream("DLQ").await.ok()).await;
 
-    let database = format!("postgres://postgres@127.0.0.1:{}/postgres?sslmode=disable", mile.feed.pg.port());
+    // The role that the migrations made for workers has all that its statistics need.
+    let database = format!("postgres://walhook_worker@127.0.0.1:{}/postgres?sslmode=disable", mile.feed.pg.port());
     command.env_remove("WEBHOOK_URL").env("NATS_URL", mile.feed.nats.url()).env("DATABASE_URL", database);
     command.env("CONSUMER", "example").env("WEBHOOK_SECRET", SECRET);
     command.env("RETRY_MS", "20").env("MAX_ATTEMPTS", "8").env("STATS_MS", "500");
     let mut worker = Worker::start(command);
-    all_arrive(&mut worker, &server).await;
+    all_arrive(&mut worker, &server, events).await;
     let stream = webhooks(&mile.feed).await;
     worker.until("the consumer to be settled", async || is_settled(&stream, "example").await).await;
 
@@ -271,17 +306,28 @@ fn verifies(request: &Request) -> bool {
 
 #[tokio::test]
 async fn the_worker_in_node_delivers_all_though_every_tenth_answer_is_a_failure() {
-    delivers("Node.js", node_worker()).await;
+    delivers("Node.js", EVENTS, node_worker()).await;
 }
 
 #[tokio::test]
 async fn the_worker_in_go_delivers_all_though_every_tenth_answer_is_a_failure() {
-    delivers("Go", go_worker()).await;
+    delivers("Go", EVENTS, go_worker()).await;
 }
 
 #[tokio::test]
 async fn the_worker_in_rust_delivers_all_though_every_tenth_answer_is_a_failure() {
-    delivers("Rust", rust_worker()).await;
+    delivers("Rust", EVENTS, rust_worker()).await;
+}
+
+#[tokio::test]
+async fn the_worker_in_python_delivers_all_though_every_tenth_answer_is_a_failure() {
+    delivers("Python", EVENTS, python_worker()).await;
+}
+
+#[tokio::test]
+async fn the_worker_in_shell_delivers_all_though_every_tenth_answer_is_a_failure() {
+    // It starts some ten programs for each event: a thousand events would say no more, and take minutes.
+    delivers("shell", EVENTS / 5, shell_worker()).await;
 }
 
 /// The receiving side: what walhook signs is taken, what somebody else does is not.
@@ -340,7 +386,7 @@ async fn the_rfcs_delivers(language: &str, consumer: &str, prepare: impl FnOnce(
         Err(why) => return skip(&format!("the RFC's worker in {language}"), &why),
     };
     let mut worker = Worker::start(command);
-    all_arrive(&mut worker, &server).await;
+    all_arrive(&mut worker, &server, EVENTS).await;
     worker.until("the consumer to be settled", async || is_settled(&stream, consumer).await).await;
 }
 
