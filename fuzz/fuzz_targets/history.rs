@@ -24,7 +24,7 @@ fuzz_target!(|input: &[u8]| {
         headers: part(),
         message_id: part(),
         triggered_by: (choice & 1 != 0).then(&mut part),
-        rule_execution_id: (choice & 2 != 0).then(&mut part),
+        rule_execution_id: (choice & 2 != 0).then_some(i64::from(*choice)),
         webhook_event_id: None,
     };
     let mut noted = Vec::new();
