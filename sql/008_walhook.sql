@@ -138,6 +138,7 @@ CREATE TABLE IF NOT EXISTS public.rule_nats_checkpoints (
     updated_at TIMESTAMPTZ DEFAULT now(),
     PRIMARY KEY (source, config_name, stream_name)
 );
+ALTER TABLE public.rule_nats_checkpoints ADD COLUMN IF NOT EXISTS kept_sequence BIGINT;
 COMMENT ON TABLE public.rule_nats_checkpoints IS
     'The streamer''s own: the tail of each stream as last seen, to tell a stream that was replaced or cut. The source''s own '
     'row (names empty) carries the newest epoch; after a promotion or a restore also where the old timeline was left '
@@ -145,6 +146,9 @@ COMMENT ON TABLE public.rule_nats_checkpoints IS
 COMMENT ON COLUMN public.rule_nats_checkpoints.epoch IS 'Counts the runs that have held the slot; the newest may publish';
 COMMENT ON COLUMN public.rule_nats_checkpoints.commit_time IS 'Microseconds since 2000-01-01 UTC, as in the WAL';
 COMMENT ON COLUMN public.rule_nats_checkpoints.sequence IS 'The tail''s sequence in the stream';
+COMMENT ON COLUMN public.rule_nats_checkpoints.kept_sequence IS
+    'With confirm_delay_seconds: behind this sequence the slot has all events still, so a stream that has lost some of those is '
+    'filled again. NULL: the stream has to have all up to the tail';
 
 CREATE TABLE IF NOT EXISTS public.rule_nats_dead_letters (
     dead_letter_id BIGSERIAL PRIMARY KEY,

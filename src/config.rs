@@ -55,6 +55,9 @@ pub struct Options {
     /// Publications: <NAME>_inserts and <NAME>_changes [default: walhook]
     #[arg(long, value_name = "NAME", env = "WALHOOK_PUBLICATION", global = true)]
     pub publication: Option<String>,
+    /// Keep what is acknowledged in the slot for so long, against a NATS that loses its last messages in a power cut [default: 0]
+    #[arg(long, value_name = "SECONDS", env = "WALHOOK_CONFIRM_DELAY_SECONDS", global = true)]
+    pub confirm_delay_seconds: Option<u64>,
     /// NATS servers, in place of those in rule_nats_config [env: NATS_URL]
     #[arg(long, value_name = "URL[,URL]", env = "WALHOOK_NATS_URL", global = true, hide_env_values = true)]
     pub nats_url: Option<String>,
@@ -77,6 +80,7 @@ struct File {
     window_bytes: Option<usize>,
     ack_timeout_ms: Option<u64>,
     status_interval_ms: Option<u64>,
+    confirm_delay_seconds: Option<u64>,
     shutdown_timeout_ms: Option<u64>,
     events_retention_hours: Option<u64>,
     consumer_stats_interval_ms: Option<u64>,
@@ -127,6 +131,8 @@ pub struct Config {
     pub ack_timeout: Duration,
     /// How often PostgreSQL is told what is confirmed.
     pub status_interval: Duration,
+    /// How much later than it is acknowledged a commit is confirmed; zero: at once.
+    pub confirm_delay: Duration,
     /// How long a shutdown may wait for acks.
     pub shutdown_timeout: Duration,
     /// How long rows stay in `rule_webhook_events` after they were written; published they are sooner.
@@ -182,6 +188,12 @@ impl Config {
             limits,
             ack_timeout: millis("ack_timeout_ms", file.ack_timeout_ms, 10_000, 100, 600_000)?,
             status_interval: millis("status_interval_ms", file.status_interval_ms, 1000, 10, 60_000)?,
+            confirm_delay: Duration::from_secs(in_range(
+                "confirm_delay_seconds",
+                options.confirm_delay_seconds.or(file.confirm_delay_seconds).unwrap_or(0),
+                0,
+                86_400,
+            )?),
             shutdown_timeout: millis("shutdown_timeout_ms", file.shutdown_timeout_ms, 20_000, 0, 600_000)?,
             events_retention: Duration::from_secs(
                 3600 * in_range("events_retention_hours", file.events_retention_hours.unwrap_or(24), 0, 87_600)?,
@@ -373,6 +385,7 @@ mod tests {
         check("slot = 'Bad Slot'", "\"Bad Slot\"");
         check("source = 'a b'", "\"a b\"");
         check("window_events = 0", "window_events = 0");
+        check("confirm_delay_seconds = 86401", "confirm_delay_seconds = 86401");
         check("nonsense = 1", "nonsense");
         check("[nats]\ntoken = hunter2", "line 2");
         check("[postgres]\npassword = 'hunter2'", "password");
@@ -397,6 +410,7 @@ mod tests {
                     &shown.limits,
                     shown.ack_timeout,
                     shown.status_interval,
+                    shown.confirm_delay,
                     shown.shutdown_timeout,
                     &shown.slot,
                     &shown.log
@@ -408,6 +422,7 @@ mod tests {
                     &default.limits,
                     default.ack_timeout,
                     default.status_interval,
+                    default.confirm_delay,
                     default.shutdown_timeout,
                     &default.slot,
                     &default.log

@@ -112,6 +112,16 @@ fn taking_rows_of_the_history_for_durable_when_they_are_sent_off_is_caught() {
 }
 
 #[test]
+fn confirming_what_is_due_without_asking_the_streams_is_caught() {
+    check_caught(Bug::ConfirmUnasked, 3000);
+}
+
+#[test]
+fn filling_a_stream_again_whatever_it_has_lost_is_caught() {
+    check_caught(Bug::TrustAnyTail, 3000);
+}
+
+#[test]
 fn beginning_a_message_in_the_midst_of_another_is_caught() {
     check_caught(Bug::ReuseTornConnection, 3000);
 }

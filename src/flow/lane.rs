@@ -4,9 +4,10 @@
 //! what is not settled, so that one remedy serves every failure: stop, read the stream's tail, drop what the tail
 //! shows as stored, send the rest again. Knows neither socket nor clock.
 //!
-//! What a message looks like is in [`message`], core NATS in `core`.
+//! What a message looks like is in [`message`], core NATS in `core`, what a stream has to keep in `kept`.
 
 mod core;
+mod kept;
 mod message;
 
 use std::{collections::VecDeque, ops::Range};
@@ -117,6 +118,10 @@ pub struct Lane {
     reached: u64,
     /// The last event of ours known to be in the stream, and its sequence there.
     floor: Option<(EventPosition, u64)>,
+    /// The highest sequence of an event that was settled.
+    settled_upto: u64,
+    /// Where confirming is delayed: the sequence behind which the slot still has all events.
+    kept_upto: Option<u64>,
     /// In shared ordering: events in the stream that have not come down the slot yet, in their order.
     known: VecDeque<EventPosition>,
     /// The last event that came down the slot.
@@ -225,6 +230,8 @@ impl Lane {
             opened_behind: 0,
             reached: 0,
             floor: None,
+            settled_upto: 0,
+            kept_upto: None,
             known: VecDeque::new(),
             last_seen: None,
             bytes: 0,
@@ -351,6 +358,8 @@ impl Lane {
     /// The stream is another one from here on: what the old one holds says nothing of it.
     pub fn forget_floor(&mut self) {
         self.floor = None;
+        self.settled_upto = 0;
+        self.kept_upto = None;
         self.reached = 0;
         self.opened_behind = 0;
     }
@@ -553,7 +562,7 @@ impl Lane {
     /// The tail and our events come from different histories, or the stream has lost what it had.
     pub fn open(&mut self, tail: &Tail) -> Result<()> {
         if tail.last_sequence < self.reached {
-            return Err(self.shortened(tail.last_sequence));
+            return Err(self.shortened(tail));
         }
         let mut listed = tail.listed.clone();
         listed.sort_unstable_by_key(EventPosition::rank);
@@ -577,6 +586,7 @@ impl Lane {
         {
             self.floor = Some((*stored, *sequence));
         }
+        self.settled_upto = self.settled_upto.max(tail.ours.map_or(0, |(_, sequence)| sequence));
         if self.ordering == Ordering::Shared {
             self.known.extend(listed);
             self.known.make_contiguous().sort_unstable_by_key(EventPosition::rank);
@@ -675,6 +685,7 @@ impl Lane {
             && let State::Stored(sequence) = slot.state
         {
             self.floor = Some((slot.position, sequence));
+            self.settled_upto = self.settled_upto.max(sequence);
             record(&mut self.history, &self.notes, &self.spool, slot, Some(sequence), self.now);
             self.bytes -= slot.length;
             self.base += 1;
@@ -766,17 +777,6 @@ impl Lane {
 
     fn expected(&self, index: u64) -> u64 {
         self.anchor.map_or(0, |anchor| anchor.last_sequence + (index - anchor.index))
-    }
-
-    fn shortened(&self, last_sequence: u64) -> Error {
-        Error::untrusted(format!(
-            "go on in stream {}: it had reached sequence {} and ends at {last_sequence} now",
-            self.stream, self.reached
-        ))
-        .hint(
-            "JetStream has lost messages that it had acknowledged, or the stream was made anew; what is confirmed to \
-             PostgreSQL does not come again: see to what is missing, then start walhook again",
-        )
     }
 
     fn rewritten(&self, ours: &EventPosition, stored: &EventPosition) -> Error {

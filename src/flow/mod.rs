@@ -1,9 +1,10 @@
 //! Events in flight: from the moment they are encoded until PostgreSQL may forget them. Pure: no socket, no clock.
 //!
 //! [`spool`] holds the encoded messages, [`lane`] their order, their acks and what is to be sent (again), [`window`]
-//! turns acks into the LSN that may be confirmed, [`history`] what became of them into rows. [`streamer`] is the one
-//! stateful heart that drives them.
+//! turns acks into the LSN that may be confirmed, [`delay`] holds it back where that is wished, [`history`] turns what became
+//! of them into rows. [`streamer`] is the one stateful heart that drives them.
 
+pub mod delay;
 pub mod event_id;
 pub mod history;
 pub mod lane;

@@ -14,7 +14,10 @@ mod backfill;
 mod outlet;
 mod router;
 
+use std::time::Duration;
+
 use super::{
+    delay::{Delay, Due},
     event_id::EventPosition,
     history::{Batch, Book, Outcome},
     lane::{Lane, Moment, Noted, Ordering},
@@ -116,6 +119,8 @@ pub struct Streamer {
     out: Outlet,
     /// A keepalive's position that may be confirmed once all is settled, if nothing comes before.
     idle_upto: Option<Lsn>,
+    delay: Delay,
+    now: Moment,
     awaits_types: bool,
 }
 
@@ -138,10 +143,19 @@ impl Streamer {
             router: Router::new(tables, types),
             out: Outlet::new(source, epoch, inbox, limits, confirmed),
             idle_upto: None,
+            delay: Delay::new(Duration::ZERO, confirmed),
+            now: Moment::default(),
             awaits_types: false,
         };
         streamer.refresh();
         streamer
+    }
+
+    /// What is settled is confirmed only so much later.
+    #[must_use]
+    pub fn with_confirm_delay(mut self, delay: Duration) -> Streamer {
+        self.delay = Delay::new(delay, self.confirmed());
+        self
     }
 
     /// The name of the database, for payloads that tell it.
@@ -319,6 +333,7 @@ impl Streamer {
 
     /// What time it is, for what happens in the lanes from here on.
     pub fn set_time(&mut self, now: Moment) {
+        self.now = now;
         for lane in &mut self.out.lanes {
             lane.set_time(now);
         }
@@ -442,6 +457,27 @@ impl Streamer {
             self.out.window.idle(upto);
             self.idle_upto = None;
         }
+        if self.delay.is_off() {
+            return;
+        }
+        self.delay.hold(self.out.window.confirmed(), self.now.steady, self.out.lanes.iter().map(Lane::settled_upto));
+        if let Some(due) = self.due().filter(|due| due.news.is_empty()) {
+            self.delay.confirm(due);
+        }
+    }
+
+    /// What could be confirmed after its delay, and may be once the streams are known to have what it says, and the checkpoints
+    /// say it too: [`Streamer::checkpointed`].
+    pub fn due(&self) -> Option<Due> {
+        self.delay.due(self.now.steady, self.out.lanes.iter().map(Lane::settled_upto))
+    }
+
+    /// The streams have it, and the checkpoints say that they have to keep it.
+    pub fn checkpointed(&mut self, due: Due) {
+        // Of a stream that was not looked at yet only its tail will tell.
+        let lanes = self.out.lanes.iter_mut().zip(&due.sequences).filter(|(lane, _)| lane.kept_upto().is_some());
+        lanes.for_each(|(lane, &sequence)| lane.set_kept_upto(sequence));
+        self.delay.confirm(due);
     }
 
     /// Whether all that was received whole is settled and no transaction is open.
@@ -458,7 +494,7 @@ impl Streamer {
 
     /// What PostgreSQL may forget.
     pub fn confirmed(&self) -> Lsn {
-        self.out.window.confirmed()
+        if self.delay.is_off() { self.out.window.confirmed() } else { self.delay.confirmed() }
     }
 
     /// What has arrived.

@@ -150,9 +150,13 @@ impl JetStream {
         }
     }
 
-    /// Loses what is not on disk.
-    pub fn forget(&mut self, rng: &mut Rng) {
+    /// Loses what is not on disk. What is older than `sync_interval` is.
+    pub fn forget(&mut self, rng: &mut Rng, now: u64, sync_interval: Option<u64>) {
         for stream in &mut self.streams {
+            if let Some(interval) = sync_interval {
+                let old = stream.messages.partition_point(|message| message.stored_at + interval <= now);
+                stream.synced = stream.synced.max(old);
+            }
             let keep = rng.usize(stream.synced..=stream.messages.len());
             for message in stream.messages.split_off(keep) {
                 self.has_forgotten = true;
@@ -162,6 +166,7 @@ impl JetStream {
                 }
             }
             stream.last_sequence = stream.messages.last().map_or(0, |message| message.sequence);
+            stream.synced = keep;
         }
     }
 

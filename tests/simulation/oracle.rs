@@ -13,7 +13,8 @@
 //! - In strict streams each event is there once, and positions rise. In shared ones it is there at least once.
 //! - In the mode `full` nothing is confirmed whose row is not in the history; there each event has one row, which tells
 //!   the truth about where it is stored.
-//! - Where the server has lost what it acknowledged, only that may be missing, and walhook may stop (`Untrusted`).
+//! - Where the server has lost what it acknowledged, only that may be missing, and walhook may stop (`Untrusted`); with a
+//!   delay before confirming, not even that may be missing from a strict stream, nor may it stop.
 
 use std::collections::{HashMap, HashSet, VecDeque, hash_map::Entry};
 
@@ -60,6 +61,8 @@ pub struct Oracle {
     /// By event id, which is unique there.
     history: HashMap<String, Recorded>,
     checked: HashMap<String, (usize, Option<Position>)>,
+    /// Confirming is delayed for longer than the server takes to sync.
+    nothing_is_lost: bool,
 }
 
 /// What the oracle knows of one run.
@@ -91,6 +94,10 @@ impl View {
 }
 
 impl Oracle {
+    pub fn new(nothing_is_lost: bool) -> Oracle {
+        Oracle { nothing_is_lost, ..Oracle::default() }
+    }
+
     /// A frame is about to be given to the run.
     pub fn receives(&mut self, view: &mut View, mark: Mark, postgres: &Postgres) {
         match mark {
@@ -177,7 +184,7 @@ impl Oracle {
         while let Some(event) = view.waiting.front()
             && event.commit_lsn < confirmed
         {
-            if !self.is_settled(event, jetstream) {
+            if !self.is_settled(event, &view.configuration, jetstream) {
                 return Err(format!("{confirmed} is confirmed, but nobody has {event:?}"));
             }
             if view.configuration.history == "full"
@@ -192,14 +199,16 @@ impl Oracle {
         Ok(())
     }
 
-    fn is_settled(&self, event: &Expected, jetstream: &JetStream) -> bool {
+    fn is_settled(&self, event: &Expected, configuration: &Configuration, jetstream: &JetStream) -> bool {
         let is_dead = self.dead_letters.contains(&event.id);
         let Some(name) = &event.stream else { return is_dead };
         let stream = jetstream.stream(name);
+        // There others' messages may have taken the places of what it forgot, and hide that.
+        let is_shared = || configuration.streams.values().any(|row| row.name == *name && row.shared);
         stream.events.contains_key(&event.id)
             || (event.is_huge && is_dead)
             || event.message_id.as_ref().is_some_and(|id| stream.message_ids.contains(id))
-            || jetstream.forgotten.contains(&event.id)
+            || (jetstream.forgotten.contains(&event.id) && (!self.nothing_is_lost || is_shared()))
             || self.rerouted.contains(&event.id)
     }
 
@@ -261,6 +270,12 @@ impl Oracle {
             }
         }
         Ok(())
+    }
+
+    /// Events that the servers have lost after they acknowledged them, and have again, where nothing may be lost.
+    pub fn filled_again(&self, jetstream: &JetStream) -> u64 {
+        let is_there = |id: &&String| jetstream.streams.iter().any(|stream| stream.events.contains_key(*id));
+        if self.nothing_is_lost { jetstream.forgotten.iter().filter(is_there).count() as u64 } else { 0 }
     }
 
     /// Looks at what the streams have got since it last looked.

@@ -33,6 +33,10 @@ pub enum Bug {
     ReuseTornConnection,
     /// Rows of the history count as durable when they are sent off.
     RecordOnSend,
+    /// What is due is confirmed without asking whether the streams have it still.
+    ConfirmUnasked,
+    /// Whatever a stream has lost, it is filled again from where it ends.
+    TrustAnyTail,
 }
 
 /// Chances in thousandths, per step or per occasion.
@@ -62,6 +66,8 @@ pub struct Swarm {
     pub crash_postgres: u32,
     pub crash_nats: u32,
     pub forget: u32,
+    /// In steps; 0: none.
+    pub confirm_delay: u64,
     pub cut: u32,
     pub lose_ack: u32,
     pub double_ack: u32,
@@ -160,6 +166,7 @@ impl Swarm {
             crash_nats,
             // It breaks the condition of the promise, and then little can be asked.
             forget: if rng.u8(..10) == 0 { forget } else { 0 },
+            confirm_delay: 0,
             cut,
             lose_ack,
             double_ack,

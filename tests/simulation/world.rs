@@ -3,15 +3,17 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt::Write as _,
+    time::Duration,
 };
 
 use fastrand::Rng;
 use walhook::{
     error::Kind,
     flow::{
+        delay::Due,
         event_id::EventPosition,
         history::{Batch, Book},
-        lane::{Refusal, Tail},
+        lane::{Moment, Refusal, Tail},
         streamer::{DeadLetter, Halted, Limits, Received, Streamer},
     },
     route::types::{Scalar, TypeCatalog, TypeKind},
@@ -33,6 +35,9 @@ const MESSAGE_MAX: usize = 6000;
 const ACK_TIMEOUT: u64 = 60;
 const SETTLE: u64 = 20;
 const BACKOFF_MAX: u64 = 16;
+/// After so many steps a message is on disk, where confirming is delayed for longer.
+const SYNC_INTERVAL: u64 = 40;
+const CONFIRM_DELAY: u64 = 42;
 
 #[derive(Debug)]
 pub struct World {
@@ -50,6 +55,8 @@ pub struct World {
     /// The run before halted: the next one tries by the rules as they are.
     as_of_now: bool,
     history_is_locked: bool,
+    /// By stream: the sequence that was seen, and the one behind which the slot has all.
+    checkpoints: HashMap<String, (u64, Option<u64>)>,
     pub log: Option<String>,
 }
 
@@ -67,6 +74,8 @@ struct Run {
     burial: Option<(Vec<DeadLetter>, bool)>,
     /// Rows of the history under way, and whether they are in.
     recording: Option<(Vec<(Book, Batch)>, bool)>,
+    /// The checkpoints under way, and whether they are in.
+    checkpointing: Option<(Due, bool)>,
     /// With the bug: rows that are on their way.
     sent_off: Vec<(Vec<u8>, usize)>,
     last_keepalive: u64,
@@ -96,7 +105,13 @@ struct Link {
 impl World {
     pub fn new(seed: u64, bug: Bug) -> World {
         let mut rng = Rng::with_seed(seed);
-        let swarm = Swarm::new(&mut rng);
+        let mut swarm = Swarm::new(&mut rng);
+        if seed.is_multiple_of(3) {
+            swarm.confirm_delay = CONFIRM_DELAY;
+            // Rare otherwise, and what this is about.
+            swarm.crash_nats = swarm.crash_nats.max(10);
+            swarm.forget = 500;
+        }
         let postgres = Postgres::new(&mut rng, &swarm);
         let shared = postgres.configuration.streams.values().filter(|row| row.shared).map(|row| row.name.clone());
         World {
@@ -107,12 +122,13 @@ impl World {
             bug,
             now: 0,
             postgres,
-            oracle: Oracle::default(),
+            oracle: Oracle::new(seed.is_multiple_of(3)),
             run: None,
             runs: 0,
             knows_new_type: false,
             as_of_now: false,
             history_is_locked: false,
+            checkpoints: HashMap::new(),
             log: None,
         }
     }
@@ -144,10 +160,7 @@ impl World {
     }
 
     fn step(&mut self) -> Result<(), String> {
-        self.now += 1;
-        if self.run.is_none() {
-            self.start();
-        }
+        self.tick();
         match self.rng.u8(..21) {
             0 if self.rng.bool() => self.postgres.other_activity(&mut self.rng),
             0..=1 if self.postgres.transactions.len() < 80 => self.postgres.commit_random(&mut self.rng, &self.swarm),
@@ -167,10 +180,19 @@ impl World {
             18 if !self.history_is_locked => self.record()?,
             18 => self.postgres.checkpoint(),
             19 if self.rng.bool() => self.postgres.checkpoint(),
-            19 => self.jetstream.sync(),
+            19 if self.swarm.confirm_delay == 0 => self.jetstream.sync(),
             _ => {}
         }
         self.check()
+    }
+
+    fn tick(&mut self) {
+        self.now += 1;
+        if self.run.is_none() {
+            self.start();
+        }
+        let now = Moment { wall: 0, steady: self.now };
+        self.run.as_mut().expect("it was started").streamer.set_time(now);
     }
 
     fn faults(&mut self) {
@@ -184,12 +206,15 @@ impl World {
             self.say(|| "NATS crashes".to_owned());
             self.jetstream.crash();
             if happens(&mut self.rng, self.swarm.forget) {
-                self.jetstream.forget(&mut self.rng);
+                let interval = (self.swarm.confirm_delay > 0).then_some(SYNC_INTERVAL);
+                self.jetstream.forget(&mut self.rng, self.now, interval);
+                let ends: Vec<_> = self.jetstream.streams.iter().map(|stream| stream.last_sequence).collect();
+                self.say(|| format!("and forgets: the streams end at {ends:?}"));
             }
             if happens(&mut self.rng, self.swarm.change_max_payload * 10) {
                 self.jetstream.max_payload = if self.rng.bool() { 2900 } else { 1 << 20 };
             }
-        } else if self.jetstream.is_down && self.rng.u8(..8) == 0 {
+        } else if self.jetstream.is_down && self.rng.u8(..if self.swarm.confirm_delay > 0 { 50 } else { 8 }) == 0 {
             self.jetstream.is_down = false;
         } else if happens(&mut self.rng, self.swarm.cut) {
             self.jetstream.cut(&mut self.rng);
@@ -229,6 +254,7 @@ impl World {
         };
         let Swarm { window_events, window_bytes, history_bytes, dedup_window, expected_before_dedup, .. } = self.swarm;
         self.swarm = Swarm {
+            confirm_delay: self.swarm.confirm_delay,
             window_events,
             window_bytes,
             history_bytes,
@@ -241,10 +267,7 @@ impl World {
         self.jetstream.is_down = false;
         self.jetstream.refusing = None;
         for _ in 0..4000 {
-            self.now += 1;
-            if self.run.is_none() {
-                self.start();
-            }
+            self.tick();
             self.pump(50)?;
             for index in 0..self.run.as_ref().map_or(0, |run| run.drivers.len()) {
                 self.drive(index)?;
@@ -282,7 +305,8 @@ impl World {
             history_bytes: self.swarm.history_bytes,
         };
         let (tables, confirmed) = (self.postgres.configuration.tables(), Lsn(self.postgres.confirmed));
-        let mut streamer = Streamer::new(SOURCE, epoch, &inbox, limits, tables, self.types(), confirmed);
+        let streamer = Streamer::new(SOURCE, epoch, &inbox, limits, tables, self.types(), confirmed);
+        let mut streamer = streamer.with_confirm_delay(Duration::from_micros(self.swarm.confirm_delay));
         if self.as_of_now {
             streamer.keep_rules_as_read(self.postgres.snapshot());
         }
@@ -297,6 +321,7 @@ impl World {
             is_paused: false,
             burial: None,
             recording: None,
+            checkpointing: None,
             sent_off: Vec::new(),
             last_keepalive: 0,
         });
@@ -342,7 +367,9 @@ impl World {
                 let ops = ops.collect();
                 self.postgres.commit(&mut self.rng, ops);
             }
-            Kind::Untrusted if self.jetstream.has_forgotten => {}
+            Kind::Untrusted if self.jetstream.has_forgotten && self.swarm.confirm_delay == 0 => {}
+            // The stream was set back, and the slot has what it lost.
+            Kind::Unavailable if self.jetstream.has_forgotten && self.swarm.confirm_delay > 0 => {}
             _ => return Err(format!("walhook stops: {error:?}")),
         }
         self.crash("the run ends");
@@ -518,7 +545,23 @@ impl World {
         let Some(link) = connection.take().or_else(fresh) else { return self.failed(index) };
         driver.phase = Phase::Running(link);
         driver.waiting = None;
-        let opened = run.streamer.lane_mut(index).open(&tail);
+        let lane = run.streamer.lane_mut(index);
+        let known = self.checkpoints.get(lane.stream());
+        if let Some((seen, kept)) = known.filter(|_| self.bug != Bug::TrustAnyTail)
+            && tail.last_sequence < *seen
+            && !tail.loses_nothing(*kept)
+        {
+            let what = format!("{} ends at {} and had {seen}", lane.stream(), tail.last_sequence);
+            return self.ends(&walhook::error::Error::untrusted(what));
+        }
+        if self.bug == Bug::TrustAnyTail {
+            lane.forget_floor();
+        }
+        if self.swarm.confirm_delay > 0 && lane.kept_upto().is_none() {
+            let kept = known.and_then(|(_, kept)| *kept);
+            lane.set_kept_upto(kept.unwrap_or(tail.ours.map_or(0, |(_, sequence)| sequence)));
+        }
+        let opened = lane.open(&tail);
         let text = format!("lane {index} opens behind {tail:?}: {opened:?}");
         let outcome = opened.and_then(|()| run.streamer.condemn());
         self.say(|| text);
@@ -632,7 +675,9 @@ impl World {
                 let types = self.types();
                 self.run.as_mut().expect("it runs").streamer.set_types(types);
             }
+            None if self.checkpoint()? => {}
             None => {
+                let Some(run) = &mut self.run else { return Ok(()) };
                 let most = self.rng.usize(1..10);
                 let letters: Vec<_> = run.streamer.dead_letters().take(most).cloned().collect();
                 if !letters.is_empty() {
@@ -644,6 +689,40 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// What is due is asked for, then written, then confirmed. Returns whether there was something to do.
+    fn checkpoint(&mut self) -> Result<bool, String> {
+        let Some(run) = &mut self.run else { return Ok(false) };
+        match run.checkpointing.take() {
+            Some((due, false)) => {
+                for (index, &sequence) in due.sequences.iter().enumerate().filter(|(_, sequence)| **sequence > 0) {
+                    let lane = run.streamer.lane(index);
+                    let seen = lane.floor().map_or(0, |(_, sequence)| sequence);
+                    let kept = lane.kept_upto().max(Some(sequence));
+                    self.checkpoints.insert(lane.stream().to_owned(), (seen, kept));
+                }
+                run.checkpointing = Some((due, true));
+            }
+            Some((due, true)) => run.streamer.checkpointed(due),
+            None => {
+                let Some(due) = run.streamer.due() else { return Ok(false) };
+                if self.bug != Bug::ConfirmUnasked {
+                    for &index in &due.news {
+                        let lane = run.streamer.lane(index);
+                        if self.jetstream.is_down || !lane.is_open() {
+                            return Ok(false);
+                        }
+                        if self.jetstream.stream(lane.stream()).last_sequence < due.sequences[index] {
+                            let what = format!("{} has lost something", lane.stream());
+                            return self.ends(&walhook::error::Error::unavailable(what)).map(|()| true);
+                        }
+                    }
+                }
+                run.checkpointing = Some((due, false));
+            }
+        }
+        Ok(true)
     }
 
     /// The back office: rows of the history.
@@ -733,6 +812,7 @@ impl World {
             ("runs", self.runs),
             ("transactions", self.postgres.transactions.len() as u64),
             ("forgotten", self.jetstream.forgotten.len() as u64),
+            ("forgotten and filled again", self.oracle.filled_again(&self.jetstream)),
         ])
     }
 }

@@ -28,18 +28,19 @@ use crate::{
     config::Config,
     error::{Error, Kind, Result},
     flow::{
+        delay::Due,
         event_id::EventPosition,
         lane::{Lane, Moment, Ordering, Tail},
         streamer::Streamer,
     },
-    nats::{control::Control, handshake, settings::Overrides},
+    nats::{control::Control, handshake, settings::Overrides, streams},
     postgres,
     route::{payload::write_timestamp, tables::ConfigRow},
     wal::lsn::Lsn,
 };
 use connection::Group;
 use driver::{Driver, Phase};
-use open::{Known, Opened};
+use open::{Known, Opened, Standing};
 
 /// How long answers that are under way may take to come in before the tail is read without them.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -56,6 +57,8 @@ pub struct Lanes {
     /// The configuration that they override.
     overridden: String,
     ack_timeout: Duration,
+    /// What is acknowledged stays in the slot for a while.
+    delays_confirming: bool,
     /// What the server had written when the session began: no tail of ours is beyond it and what came since.
     server_wal: Lsn,
     /// Where earlier runs saw the streams stand.
@@ -88,6 +91,7 @@ impl Lanes {
             overrides: config.nats.clone(),
             overridden: config.nats_config.clone(),
             ack_timeout: config.ack_timeout,
+            delays_confirming: !config.confirm_delay.is_zero(),
             server_wal,
             checkpoints,
             generation: 0,
@@ -136,10 +140,44 @@ impl Lanes {
         self.groups.iter().map(|group| group.connected_times).sum()
     }
 
-    /// Where the streams stand, as far as acks have told.
-    pub fn checkpoints(&self, streamer: &Streamer) -> Vec<Checkpoint> {
+    /// Where the streams stand, as far as acks have told, and what they have to keep once that is confirmed which is `due`.
+    pub fn checkpoints(&self, streamer: &Streamer, due: Option<&Due>) -> Vec<Checkpoint> {
         let drivers = self.drivers.iter().enumerate();
-        drivers.filter_map(|(index, driver)| driver.stands(streamer.lane(index))).collect()
+        let stands = drivers.filter_map(|(index, driver)| {
+            let stands = driver.stands(streamer.lane(index))?;
+            let due = due.and_then(|due| due.sequences.get(index).copied());
+            Some(Checkpoint { kept_upto: stands.kept_upto.map(|kept| kept.max(due.unwrap_or(0))), ..stands })
+        });
+        stands.collect()
+    }
+
+    /// Asks the streams whether they have still what is due to be confirmed: a server that is dead does not say that it has lost
+    /// something. `None` while some of them cannot be asked.
+    pub fn ask(&self, streamer: &Streamer, due: &Due) -> Option<impl Future<Output = Result<bool>> + use<>> {
+        let ask = |&index: &usize| {
+            let control = self.control(index).filter(|control| control.is_connected())?.clone();
+            let (lane, created_ns) = (streamer.lane(index), self.drivers[index].created_ns);
+            lane.is_open().then(|| (control, lane.stream().to_owned(), created_ns, due.sequences[index]))
+        };
+        let asks = due.news.iter().map(ask).collect::<Option<Vec<_>>>()?;
+        Some(async move {
+            for (control, stream, created_ns, sequence) in asks {
+                match streams::state(&control, &stream).await {
+                    Ok(state) if state.created_ns == created_ns && state.last_sequence >= sequence => {}
+                    Ok(state) => {
+                        return Err(Error::unavailable(format!(
+                            "stream {stream:?} had acknowledged message {sequence} and ends at {} now",
+                            state.last_sequence
+                        )));
+                    }
+                    Err(error) => {
+                        tracing::debug!("before what is due is confirmed: {error}");
+                        return Ok(false);
+                    }
+                }
+            }
+            Ok(true)
+        })
     }
 
     /// For each configuration: where it is connected and since when, or why not, and whether the slot waits for it.
@@ -473,12 +511,17 @@ impl Lanes {
         if let Some(known) = &driver.known {
             match open::trusted(known, opened.created_ns, &opened.tail) {
                 // Removed since (purged, expired): the checkpoint knows what was there.
-                Ok(()) => {
+                Ok(Standing::Whole) => {
                     let is_newer = |(ours, _): &(EventPosition, u64)| known.position.is_at_or_before(ours);
                     if !opened.tail.ours.as_ref().is_some_and(is_newer) {
                         opened.tail.ours = Some((known.position, known.sequence));
                     }
                 }
+                Ok(Standing::SetBack) => opened.warnings.push(format!(
+                    "it had taken message {} and ends at {} now: it has lost what it had acknowledged; that is less than \
+                     confirm_delay_seconds old, so the slot has it, and it is published again",
+                    known.sequence, opened.tail.last_sequence
+                )),
                 Err(error) if opened.is_in_memory => {
                     opened.warnings.push(error.to_string());
                     lane.forget_floor();
@@ -486,10 +529,15 @@ impl Lanes {
                 Err(error) => return Err(error),
             }
         }
-        lane.open(&opened.tail)?;
         for warning in opened.warnings {
             tracing::warn!(stream = lane.stream(), "{warning}");
         }
+        if self.delays_confirming && lane.kept_upto().is_none() {
+            // What earlier runs have confirmed, or may have.
+            let kept = driver.known.as_ref().and_then(|known| known.kept_upto);
+            lane.set_kept_upto(kept.unwrap_or(opened.tail.ours.map_or(0, |(_, sequence)| sequence)));
+        }
+        lane.open(&opened.tail)?;
         let group = &self.groups[at];
         let publisher = group.links[group.link_of(index)].publisher();
         tracing::info!(

@@ -272,6 +272,8 @@ pub struct Checkpoint {
     pub position: EventPosition,
     /// Its sequence.
     pub sequence: u64,
+    /// Where confirming is delayed: behind this sequence the slot has all events still.
+    pub kept_upto: Option<u64>,
 }
 
 /// Where the streams of `source` stood when an earlier run last looked.
@@ -284,7 +286,7 @@ pub async fn checkpoints(client: &Client, source: &str, system_identifier: &str)
     let rows = client
         .query(
             "SELECT config_name, stream_name, (extract(epoch FROM stream_created) * 1000000)::bigint, \
-                    commit_lsn::text, commit_time, ordinal, webhook_id, sequence, system_identifier \
+                    commit_lsn::text, commit_time, ordinal, webhook_id, sequence, system_identifier, kept_sequence \
              FROM public.rule_nats_checkpoints \
              WHERE source = $1 AND commit_lsn IS NOT NULL AND commit_time IS NOT NULL AND ordinal IS NOT NULL \
                AND webhook_id IS NOT NULL AND sequence IS NOT NULL AND stream_created IS NOT NULL",
@@ -317,6 +319,7 @@ pub async fn checkpoints(client: &Client, source: &str, system_identifier: &str)
                 webhook_id: row.get(6),
             },
             sequence: row.get::<_, i64>(7).cast_unsigned(),
+            kept_upto: row.get::<_, Option<i64>>(9).map(i64::cast_unsigned),
         })
     };
     rows.iter().map(checkpoint).collect()
@@ -333,21 +336,22 @@ pub async fn checkpoint(
 ) -> Result<()> {
     faults::pass(Point::Checkpoint).await?;
     for checkpoint in checkpoints {
-        let Checkpoint { config_name, stream, created_ns, position, sequence } = checkpoint;
+        let Checkpoint { config_name, stream, created_ns, position, sequence, kept_upto } = checkpoint;
         let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         client
             .execute(
                 "INSERT INTO public.rule_nats_checkpoints AS c \
                      (source, config_name, stream_name, epoch, system_identifier, timeline, commit_lsn, commit_time, \
-                      ordinal, webhook_id, sequence, stream_created, updated_at) \
+                      ordinal, webhook_id, sequence, stream_created, kept_sequence, updated_at) \
                  VALUES ($1, $2, $3, $4, $5, $6, $7::text::pg_lsn, $8, $9, $10, $11, \
-                         'epoch'::timestamptz + $12::float8 * interval '1 second', now()) \
+                         'epoch'::timestamptz + $12::float8 * interval '1 second', $13, now()) \
                  ON CONFLICT (source, config_name, stream_name) DO UPDATE SET \
                      epoch = excluded.epoch, system_identifier = excluded.system_identifier, \
                      timeline = excluded.timeline, commit_lsn = excluded.commit_lsn, \
                      commit_time = excluded.commit_time, ordinal = excluded.ordinal, \
                      webhook_id = excluded.webhook_id, sequence = excluded.sequence, \
-                     stream_created = excluded.stream_created, updated_at = now() \
+                     stream_created = excluded.stream_created, kept_sequence = excluded.kept_sequence, \
+                     updated_at = now() \
                  WHERE c.epoch <= excluded.epoch",
                 &[
                     &source,
@@ -362,6 +366,7 @@ pub async fn checkpoint(
                     &position.webhook_id,
                     &signed(*sequence),
                     &(std::time::Duration::from_nanos(created_ns.unsigned_abs()).as_secs_f64()),
+                    &kept_upto.map(signed),
                 ],
             )
             .await

@@ -28,7 +28,10 @@ use super::{
 use crate::{
     config::Config,
     error::{Error, Result},
-    flow::streamer::{DeadLetter, Received, Streamer},
+    flow::{
+        delay::Due,
+        streamer::{DeadLetter, Received, Streamer},
+    },
     postgres::{
         self, OBJECT_IN_USE,
         replication::{Connection, Stream, SystemIdentity},
@@ -46,6 +49,11 @@ const IDLE_ASK: Duration = Duration::from_secs(5);
 /// As long as PostgreSQL's own receivers wait (`wal_receiver_timeout`), or as the server does if that is longer: amid a large
 /// transaction it speaks up only as often as that makes it.
 const SILENCE: Duration = Duration::from_secs(60);
+/// While PostgreSQL shuts down it asks again at every answer until all that it sent is confirmed: this often, and at other times
+/// never, for we speak before it has to ask …
+const INSISTENT: Duration = Duration::from_secs(1);
+/// … and so long it is served, before it is let go.
+const INSISTENCE: Duration = Duration::from_secs(2);
 /// How often checkpoints are written, if streams have moved.
 const CHECKPOINT: Duration = Duration::from_secs(10);
 /// The same until there is a first one: who has just started it wants to see in the status that it works.
@@ -89,7 +97,8 @@ pub async fn session(
     tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
     tracing::info!(%confirmed, epoch, timeline = system.timeline, system = system.system_id, "slot taken");
     let inbox = format!("_INBOX.walhook.{:016x}", fastrand::u64(..));
-    let mut streamer = Streamer::new(&config.source, epoch, &inbox, config.limits, tables, types, confirmed);
+    let streamer = Streamer::new(&config.source, epoch, &inbox, config.limits, tables, types, confirmed);
+    let mut streamer = streamer.with_confirm_delay(config.confirm_delay);
     streamer.set_database(&system.dbname);
     if routing == Routing::AsOfNow {
         streamer.keep_rules_as_read(snapshot);
@@ -109,6 +118,7 @@ pub async fn session(
         job: None,
         last_heard: Instant::now(),
         last_asked: Instant::now(),
+        insists: None,
         silence: timeout.unwrap_or_default().max(SILENCE),
         last_checkpoint: Instant::now(),
         checkpoints: Vec::new(),
@@ -201,6 +211,8 @@ struct Session<'c> {
     job: Option<Job>,
     last_heard: Instant,
     last_asked: Instant,
+    /// Since when the server has been asking all the time, and when it did last.
+    insists: Option<(Instant, Instant)>,
     /// Of the server, that is borne.
     silence: Duration,
     last_checkpoint: Instant,
@@ -223,6 +235,7 @@ type Job = Pin<Box<dyn Future<Output = Result<Done>>>>;
 enum Done {
     Buried(Vec<String>),
     Types(TypeCatalog),
+    Checkpointed(Due),
     Written,
 }
 
@@ -284,7 +297,10 @@ impl Session<'_> {
             faults::taken(copy_data)?;
             match received {
                 Received::Nothing | Received::UnknownTypes => {}
-                Received::ReplyRequested => self.report(),
+                Received::ReplyRequested => {
+                    self.report();
+                    self.bear_insistence()?;
+                }
             }
             self.is_paused = !self.streamer.has_room();
         }
@@ -307,6 +323,18 @@ impl Session<'_> {
             tracing::warn!("{notice}");
         }
         Ok(!self.is_paused)
+    }
+
+    /// A shutdown of PostgreSQL waits for the confirmation of all that it has sent; where that may take long (a stream is away,
+    /// or confirming is delayed) it is left to go. The slot has what is not confirmed.
+    fn bear_insistence(&mut self) -> Result<()> {
+        let now = Instant::now();
+        let since = self.insists.filter(|(_, last)| now - *last < INSISTENT).map_or(now, |(since, _)| since);
+        self.insists = Some((since, now));
+        if now - since < INSISTENCE || self.streamer.confirmed() >= self.streamer.received() {
+            return Ok(());
+        }
+        Err(Error::unavailable("PostgreSQL shuts down; what is not confirmed comes again when it is back"))
     }
 
     /// Tells PostgreSQL what is confirmed.
@@ -359,11 +387,10 @@ impl Session<'_> {
             }))
         } else if self.is_heartbeat_due() {
             Some(self.heartbeat(i32::try_from(HEARTBEAT.as_secs()).expect("a few seconds")))
-        } else if self.last_checkpoint.elapsed()
-            >= if self.checkpoints.is_empty() { FIRST_CHECKPOINT } else { CHECKPOINT }
-        {
+        } else if self.last_checkpoint.elapsed() >= self.checkpoint_interval() {
             self.last_checkpoint = Instant::now();
-            self.checkpoint()
+            let due = self.streamer.due();
+            self.checkpoint(due)
         } else {
             None
         }
@@ -410,18 +437,36 @@ impl Session<'_> {
         })
     }
 
-    /// Writes where the streams stand, if they have moved.
-    fn checkpoint(&mut self) -> Option<Job> {
-        let checkpoints = self.lanes.checkpoints(&self.streamer);
-        if checkpoints.is_empty() || checkpoints == self.checkpoints {
+    fn checkpoint_interval(&self) -> Duration {
+        match self.config.confirm_delay {
+            _ if self.checkpoints.is_empty() => FIRST_CHECKPOINT,
+            Duration::ZERO => CHECKPOINT,
+            // Without one nothing more is confirmed.
+            delay => CHECKPOINT.min(delay / 8),
+        }
+    }
+
+    /// Writes where the streams stand, if they have moved. What is due is confirmed behind it, if the streams have it still.
+    fn checkpoint(&mut self, due: Option<Due>) -> Option<Job> {
+        let due = due.and_then(|due| Some((self.lanes.ask(&self.streamer, &due)?, due)));
+        let checkpoints = self.lanes.checkpoints(&self.streamer, due.as_ref().map(|(_, due)| due));
+        if due.is_none() && (checkpoints.is_empty() || checkpoints == self.checkpoints) {
             return None;
         }
         self.checkpoints.clone_from(&checkpoints);
         let (client, source, epoch) = (Rc::clone(&self.client), self.config.source.clone(), self.epoch);
         let (system, timeline) = (self.system.system_id.clone(), self.system.timeline);
         Some(Box::pin(async move {
+            let mut done = Done::Written;
+            if let Some((asked, due)) = due {
+                if !asked.await? {
+                    // Some stream has no answer now: that much is not confirmed, and not said.
+                    return Ok(done);
+                }
+                done = Done::Checkpointed(due);
+            }
             ledger::checkpoint(&client, &source, epoch, &system, timeline, &checkpoints).await?;
-            Ok(Done::Written)
+            Ok(done)
         }))
     }
 
@@ -434,6 +479,7 @@ impl Session<'_> {
                 }
             }
             Done::Types(types) => self.streamer.set_types(types),
+            Done::Checkpointed(due) => self.streamer.checkpointed(due),
             Done::Written => {}
         }
     }
@@ -456,7 +502,7 @@ impl Session<'_> {
             return Err(gone("write the checkpoints"));
         }
         let limit = until.max(Instant::now() + Duration::from_secs(2));
-        let last_words = [self.job.take(), self.checkpoint(), Some(self.heartbeat(0))];
+        let last_words = [self.job.take(), self.checkpoint(None), Some(self.heartbeat(0))];
         let written = async {
             for job in last_words.into_iter().flatten() {
                 job.await?;

@@ -101,6 +101,7 @@ impl Driver {
             created_ns: self.created_ns,
             position,
             sequence,
+            kept_upto: lane.kept_upto(),
         })
     }
 

@@ -110,16 +110,26 @@ pub async fn open(control: Control, stream: StreamRow, identity: Identity, known
     Ok(Opened { tail, created_ns: end.created_ns, warnings, is_in_memory })
 }
 
-/// Whether a stream is the one that was known and has kept what it acknowledged. What was removed from it in an orderly
-/// way still counts in its last sequence.
-pub fn trusted(known: &Checkpoint, created_ns: i64, tail: &Tail) -> Result<()> {
+/// How a stream stands to what was known of it.
+pub enum Standing {
+    /// It has all that it took.
+    Whole,
+    /// It has lost what it acknowledged last, and the slot has that still.
+    SetBack,
+}
+
+/// Whether a stream is the one that was known and has kept what it acknowledged, as far as that is not in the slot any more.
+/// What was removed from it in an orderly way still counts in its last sequence.
+pub fn trusted(known: &Checkpoint, created_ns: i64, tail: &Tail) -> Result<Standing> {
     let Checkpoint { config_name, stream, sequence, .. } = known;
     let what = if known.created_ns.abs_diff(created_ns) > CREATED_TOLERANCE_NS {
         "it was made anew since".to_owned()
-    } else if tail.last_sequence < *sequence {
-        format!("it ends at message {} now", tail.last_sequence)
+    } else if tail.last_sequence >= *sequence {
+        return Ok(Standing::Whole);
+    } else if tail.loses_nothing(known.kept_upto) {
+        return Ok(Standing::SetBack);
     } else {
-        return Ok(());
+        format!("it ends at message {} now", tail.last_sequence)
     };
     Err(Error::untrusted(format!("go on in stream {stream:?}, which had taken message {sequence}: {what}")).hint(
         format!(

@@ -1,0 +1,46 @@
+//! What a stream has to keep: all that it took, but for what the slot still has where confirming is delayed
+//! ([`crate::flow::delay`]).
+
+use super::{Lane, Tail};
+use crate::error::Error;
+
+impl Tail {
+    /// Whether a stream that ends here, although it had taken more, is without loss: the slot has all events behind sequence
+    /// `kept_upto`, and the stream those before. The last one of ours tells where that is.
+    pub fn loses_nothing(&self, kept_upto: Option<u64>) -> bool {
+        kept_upto.is_some_and(|kept| self.ours.map_or(0, |(_, sequence)| sequence) >= kept)
+    }
+}
+
+impl Lane {
+    /// The highest sequence that an event is known to have which is settled.
+    pub fn settled_upto(&self) -> u64 {
+        self.settled_upto
+    }
+
+    /// Up to which sequence the stream has to keep what it has taken, for behind it the slot has all events still. `None`: all
+    /// of it, as far as is known.
+    pub fn kept_upto(&self) -> Option<u64> {
+        self.kept_upto
+    }
+
+    /// Says so. It never goes down.
+    pub fn set_kept_upto(&mut self, sequence: u64) {
+        self.kept_upto = self.kept_upto.max(Some(sequence));
+    }
+
+    /// The stream ends before what it had reached.
+    pub(super) fn shortened(&self, tail: &Tail) -> Error {
+        let what = format!(
+            "go on in stream {}: it had reached sequence {} and ends at {} now",
+            self.stream, self.reached, tail.last_sequence
+        );
+        if tail.loses_nothing(self.kept_upto) {
+            return Error::unavailable(format!("{what}; what it has lost the slot still has"));
+        }
+        Error::untrusted(what).hint(
+            "JetStream has lost messages that it had acknowledged, or the stream was made anew; what is confirmed to \
+             PostgreSQL does not come again: see to what is missing, then start walhook again",
+        )
+    }
+}
