@@ -92,6 +92,11 @@ fn taking_rows_of_the_history_for_durable_when_they_are_sent_off_is_caught() {
 }
 
 #[test]
+fn storing_a_batch_message_by_message_is_caught() {
+    check_caught(Bug::StoreBatchesAsTheyCome, 500);
+}
+
+#[test]
 fn beginning_a_message_in_the_midst_of_another_is_caught() {
     check_caught(Bug::ReuseTornConnection, 3000);
 }

@@ -156,6 +156,7 @@ impl Lanes {
                 "last_error": group.told.as_ref().or_else(|| lanes().find_map(|(driver, _)| driver.told.as_ref())),
                 "given_up": group.given_up,
                 "holds_slot": holds_slot,
+                "falls_back": lanes().filter_map(|(driver, _)| driver.falls_back.as_ref()).collect::<Vec<_>>(),
             });
             // A configuration that was switched between JetStream and core NATS has two; the one that is down tells more.
             let entry = connections.entry(group.row.config_name.clone()).or_insert_with(|| connection.clone());
@@ -357,7 +358,9 @@ impl Lanes {
             Phase::Waiting(until) => {
                 let group = &self.groups[at];
                 let Some(publisher) = group.links[group.link_of(index)].publisher() else { return Ok(false) };
-                let max_payload = publisher.info().max_payload;
+                let info = publisher.info();
+                let max_payload = info.max_payload;
+                let too_old_for_batches = (!info.at_least(2, 12, 1)).then(|| info.version.clone());
                 if (!group.is_core && group.control.is_none()) || until.as_mut().poll(cx).is_pending() {
                     return Ok(false);
                 }
@@ -369,6 +372,8 @@ impl Lanes {
                             server_wal: streamer.known_wal().max(self.server_wal),
                             lists_behind: lane.lists_behind(),
                             max_payload,
+                            too_old_for_batches,
+                            batch_max: driver.batch_max,
                         };
                         let opening = open::open(control.clone(), stream.clone(), self.identity.clone(), known);
                         driver.phase = Phase::Opening(Box::pin(opening));
@@ -433,7 +438,7 @@ impl Lanes {
     fn open_core(&mut self, at: usize, index: usize, streamer: &mut Streamer, max_payload: usize) -> Result<()> {
         let lane = streamer.lane_mut(index);
         let subjects = vec![">".to_owned()];
-        lane.open(&Tail { last_sequence: 0, ours: None, listed: Vec::new(), subjects, max_payload })?;
+        lane.open(&Tail { last_sequence: 0, ours: None, listed: Vec::new(), subjects, max_payload, batch_max: 1 })?;
         let publisher = self.groups[at].links[0].publisher();
         tracing::info!(
             config = self.groups[at].row.config_name,
@@ -484,6 +489,7 @@ impl Lanes {
             }
         }
         lane.open(&opened.tail)?;
+        driver.set_falls_back(opened.falls_back);
         for warning in opened.warnings {
             tracing::warn!(stream = lane.stream(), "{warning}");
         }

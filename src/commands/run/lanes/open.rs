@@ -7,7 +7,10 @@ use super::Identity;
 use crate::{
     commands::run::ledger::Checkpoint,
     error::{Error, Kind, Result},
-    flow::{event_id::EventPosition, lane::Tail},
+    flow::{
+        event_id::EventPosition,
+        lane::{BATCH_MAX, Tail},
+    },
     nats::{control::Control, streams, tail},
     route::tables::StreamRow,
     wal::lsn::Lsn,
@@ -26,6 +29,8 @@ pub struct Opened {
     pub created_ns: i64,
     pub warnings: Vec<String>,
     pub is_in_memory: bool,
+    /// What of `transactions` and `durability` this stream cannot do, and why.
+    pub falls_back: Option<String>,
 }
 
 /// What is known before.
@@ -36,12 +41,21 @@ pub struct Known {
     pub lists_behind: Option<u64>,
     /// Of the publishing connection, in bytes.
     pub max_payload: usize,
+    /// The server's version where it knows too little of atomic batches: before 2.12.1 it refuses message ids in them, before
+    /// 2.12.0 it stores each message by itself and says nothing.
+    pub too_old_for_batches: Option<String>,
+    /// How many messages it takes as one, as far as it has told.
+    pub batch_max: usize,
 }
 
 /// Makes the stream what the row says and reads its tail.
 pub async fn open(control: Control, stream: StreamRow, identity: Identity, known: Known) -> Result<Opened> {
     let mut warnings = Vec::new();
-    let state = match streams::ensure(&control, &stream).await {
+    let mut row = stream.clone();
+    if known.too_old_for_batches.is_some() {
+        (row.transactions, row.durability) = (None, None);
+    }
+    let state = match streams::ensure(&control, &row).await {
         Ok(state) => state,
         // The row wants what JetStream does not allow. Where the stream exists, events flow into it as it is.
         Err(error) if error.kind() == Kind::Config => {
@@ -100,9 +114,43 @@ pub async fn open(control: Control, stream: StreamRow, identity: Identity, known
             stored.iter().filter_map(|stored| position_of(stored, &identity.source)).collect()
         }
     };
-    let tail = Tail { last_sequence: end.last_sequence, ours, listed, subjects: state.subjects, max_payload };
     let is_in_memory = state.storage == "memory";
-    Ok(Opened { tail, created_ns: end.created_ns, warnings, is_in_memory })
+    let takes_batches = state.allow_atomic && known.too_old_for_batches.is_none();
+    let batch_max = if takes_batches { known.batch_max } else { 1 };
+    let falls_back = falls_back(&stream, &known, takes_batches, is_in_memory);
+    let tail =
+        Tail { last_sequence: end.last_sequence, ours, listed, subjects: state.subjects, max_payload, batch_max };
+    Ok(Opened { tail, created_ns: end.created_ns, warnings, is_in_memory, falls_back })
+}
+
+/// What of the row's `transactions` and `durability` is not so, and why.
+fn falls_back(row: &StreamRow, known: &Known, takes_batches: bool, is_in_memory: bool) -> Option<String> {
+    let is_atomic = row.transactions.as_deref() == Some("atomic");
+    let is_durable = row.durability.as_deref() == Some("fsync");
+    let batch_max = known.batch_max;
+    let why = match &known.too_old_for_batches {
+        Some(version) => format!("nats-server {version} has no atomic batches that we could use; 2.12.1 has"),
+        None if !takes_batches => {
+            "it does not allow atomic batches, and we could not change that (allow_atomic)".to_owned()
+        }
+        None if batch_max < BATCH_MAX => {
+            format!("its server takes batches of {batch_max} messages at most (limits.max_batch_size)")
+        }
+        None if is_durable && is_in_memory => "it lives in memory".to_owned(),
+        None => return None,
+    };
+    let what = match (is_atomic, is_durable, takes_batches) {
+        (_, true, true) if is_in_memory => "durability = 'fsync' is for nothing",
+        (true, _, true) => "transactions = 'atomic' holds for smaller transactions only",
+        (false, true, true) => "durability = 'fsync' is slower than it could be",
+        (true, false, false) => "transactions = 'atomic' does not hold, events are published one by one",
+        (false, true, false) => "durability = 'fsync' falls back to single messages, each with a sync of its own",
+        (true, true, false) => {
+            "neither transactions = 'atomic' nor durability = 'fsync' holds, events are published one by one"
+        }
+        (false, false, _) => return None,
+    };
+    Some(format!("stream {:?}: {what}: {why}", row.stream_name))
 }
 
 /// Whether a stream is the one that was known and has kept what it acknowledged. What was removed from it in an orderly
