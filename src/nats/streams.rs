@@ -734,20 +734,6 @@ mod tests {
     }
 
     #[test]
-    fn atomic_batches_are_allowed_where_the_row_wants_them_and_never_forbidden() {
-        let atomic = StreamRow { transactions: Some("atomic".into()), ..row() };
-        let fsync = StreamRow { durability: Some("fsync".into()), ..row() };
-        let plain = StreamRow { transactions: Some("streamed".into()), durability: Some("default".into()), ..row() };
-        for wants in [&atomic, &fsync] {
-            let (changed, config, _) = planned(wants, &info(&row(), json!({}), 0));
-            assert_eq!((changed, &config["allow_atomic"]), (vec!["transactions or durability"], &json!(true)));
-            assert_eq!(Wanted::parse(wants).unwrap().create()["allow_atomic"], json!(true));
-        }
-        assert!(planned(&plain, &info(&atomic, json!({}), 0)).0.is_empty());
-        assert!(planned(&plain, &info(&row(), json!({}), 0)).0.is_empty());
-    }
-
-    #[test]
     fn subjects_are_added_and_never_taken_away() {
         let has = |subjects: Value| info(&row(), json!({ "subjects": subjects }), 0);
         let (changed, config, warnings) = planned(&row(), &has(json!(["orders.>"])));

@@ -360,7 +360,8 @@ impl Lanes {
                 let Some(publisher) = group.links[group.link_of(index)].publisher() else { return Ok(false) };
                 let info = publisher.info();
                 let max_payload = info.max_payload;
-                let too_old_for_batches = (!info.at_least(2, 12, 1)).then(|| info.version.clone());
+                let (version, knows_batches) = (info.version.clone(), info.at_least(2, 12, 1));
+                let shares_syncs = info.at_least(2, 15, 0);
                 if (!group.is_core && group.control.is_none()) || until.as_mut().poll(cx).is_pending() {
                     return Ok(false);
                 }
@@ -372,7 +373,9 @@ impl Lanes {
                             server_wal: streamer.known_wal().max(self.server_wal),
                             lists_behind: lane.lists_behind(),
                             max_payload,
-                            too_old_for_batches,
+                            version,
+                            knows_batches,
+                            shares_syncs,
                             batch_max: driver.batch_max,
                         };
                         let opening = open::open(control.clone(), stream.clone(), self.identity.clone(), known);

@@ -41,9 +41,13 @@ pub struct Known {
     pub lists_behind: Option<u64>,
     /// Of the publishing connection, in bytes.
     pub max_payload: usize,
-    /// The server's version where it knows too little of atomic batches: before 2.12.1 it refuses message ids in them, before
-    /// 2.12.0 it stores each message by itself and says nothing.
-    pub too_old_for_batches: Option<String>,
+    /// The server's.
+    pub version: String,
+    /// It has atomic batches that we can use: before 2.12.1 it refuses message ids in them, before 2.12.0 it stores each message
+    /// by itself and says nothing.
+    pub knows_batches: bool,
+    /// It syncs a batch as a whole; before 2.15.0 each of its messages.
+    pub shares_syncs: bool,
     /// How many messages it takes as one, as far as it has told.
     pub batch_max: usize,
 }
@@ -52,8 +56,11 @@ pub struct Known {
 pub async fn open(control: Control, stream: StreamRow, identity: Identity, known: Known) -> Result<Opened> {
     let mut warnings = Vec::new();
     let mut row = stream.clone();
-    if known.too_old_for_batches.is_some() {
-        (row.transactions, row.durability) = (None, None);
+    if !known.knows_batches {
+        row.transactions = None;
+    }
+    if !known.shares_syncs {
+        row.durability = None;
     }
     let state = match streams::ensure(&control, &row).await {
         Ok(state) => state,
@@ -115,7 +122,7 @@ pub async fn open(control: Control, stream: StreamRow, identity: Identity, known
         }
     };
     let is_in_memory = state.storage == "memory";
-    let takes_batches = state.allow_atomic && known.too_old_for_batches.is_none();
+    let takes_batches = state.allow_atomic && row.wants_batches();
     let batch_max = if takes_batches { known.batch_max } else { 1 };
     let falls_back = falls_back(&stream, &known, takes_batches, is_in_memory);
     let tail =
@@ -125,32 +132,37 @@ pub async fn open(control: Control, stream: StreamRow, identity: Identity, known
 
 /// What of the row's `transactions` and `durability` is not so, and why.
 fn falls_back(row: &StreamRow, known: &Known, takes_batches: bool, is_in_memory: bool) -> Option<String> {
-    let is_atomic = row.transactions.as_deref() == Some("atomic");
-    let is_durable = row.durability.as_deref() == Some("fsync");
-    let batch_max = known.batch_max;
-    let why = match &known.too_old_for_batches {
-        Some(version) => format!("nats-server {version} has no atomic batches that we could use; 2.12.1 has"),
-        None if !takes_batches => {
-            "it does not allow atomic batches, and we could not change that (allow_atomic)".to_owned()
+    let Known { version, batch_max, .. } = known;
+    let disallowed = "it does not allow atomic batches, and we could not change that (allow_atomic)";
+    let mut missing = Vec::new();
+    if row.transactions.as_deref() == Some("atomic") {
+        if !known.knows_batches {
+            missing.push(format!(
+                "transactions = 'atomic' does not hold, events are published one by one: nats-server {version} has no atomic \
+                 batches that we could use, 2.12.1 has"
+            ));
+        } else if !takes_batches {
+            missing
+                .push(format!("transactions = 'atomic' does not hold, events are published one by one: {disallowed}"));
+        } else if *batch_max < BATCH_MAX {
+            missing.push(format!(
+                "transactions = 'atomic' holds up to {batch_max} events: its server takes no larger batches \
+                 (limits.max_batch_size)"
+            ));
         }
-        None if batch_max < BATCH_MAX => {
-            format!("its server takes batches of {batch_max} messages at most (limits.max_batch_size)")
+    }
+    if row.durability.as_deref() == Some("fsync") {
+        if is_in_memory {
+            missing.push("durability = 'fsync' is for nothing: it lives in memory".to_owned());
+        } else if !known.shares_syncs {
+            missing.push(format!(
+                "durability = 'fsync' gains nothing: nats-server {version} syncs each message by itself, 2.15.0 a whole batch"
+            ));
+        } else if !takes_batches {
+            missing.push(format!("durability = 'fsync' falls back to single messages: {disallowed}"));
         }
-        None if is_durable && is_in_memory => "it lives in memory".to_owned(),
-        None => return None,
-    };
-    let what = match (is_atomic, is_durable, takes_batches) {
-        (_, true, true) if is_in_memory => "durability = 'fsync' is for nothing",
-        (true, _, true) => "transactions = 'atomic' holds for smaller transactions only",
-        (false, true, true) => "durability = 'fsync' is slower than it could be",
-        (true, false, false) => "transactions = 'atomic' does not hold, events are published one by one",
-        (false, true, false) => "durability = 'fsync' falls back to single messages, each with a sync of its own",
-        (true, true, false) => {
-            "neither transactions = 'atomic' nor durability = 'fsync' holds, events are published one by one"
-        }
-        (false, false, _) => return None,
-    };
-    Some(format!("stream {:?}: {what}: {why}", row.stream_name))
+    }
+    (!missing.is_empty()).then(|| format!("stream {:?}: {}", row.stream_name, missing.join("; ")))
 }
 
 /// Whether a stream is the one that was known and has kept what it acknowledged. What was removed from it in an orderly

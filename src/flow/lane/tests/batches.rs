@@ -140,7 +140,7 @@ fn one_answer_settles_all_of_a_batch_each_at_its_own_sequence() {
     lane.unsent();
     lane.mark_sent(100);
     assert!(!lane.awaits_answers(), "a batch that is not whole has no answer");
-    read(&mut lane);
+    send(&mut lane);
     assert!(lane.awaits_answers());
     // The later one's answer first.
     lane.acked(b"0100000004", 45, false).unwrap();

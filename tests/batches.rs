@@ -1,4 +1,5 @@
-//! A transaction is in the stream whole or not at all: `transactions = 'atomic'`, and what becomes of it where that cannot be.
+//! Atomic batches: a transaction is in the stream whole or not at all (`transactions = 'atomic'`), many of them share one sync of
+//! the disk (`durability = 'fsync'`), and what becomes of that where it cannot be.
 
 #![allow(clippy::unwrap_used)]
 
@@ -291,4 +292,81 @@ async fn sigterm_within_a_transaction_whose_end_is_far_does_not_wait_for_it() {
     let stored = feed.messages().await;
     assert_eq!(stored[1].header("Walhook-Transaction"), "begin");
     assert_eq!((stored.len() - 1) % 1000, 0, "whole batches only");
+}
+
+/// One that syncs its disk before each answer.
+async fn durable() -> Feed {
+    let nats = Nats::builder().config("jetstream { store_dir: \"store\", sync_interval: always }").start().await;
+    feed_with(nats, "durability = 'fsync'").await
+}
+
+/// So many transactions of one row, as fast as they can be committed.
+fn single_rows(from: i64, to: i64) -> String {
+    format!(
+        "DO $$ BEGIN FOR i IN {from}..{to} LOOP INSERT INTO t (of, size, note) VALUES (i, 1, ''); COMMIT; END LOOP; END $$"
+    )
+}
+
+#[tokio::test]
+async fn transactions_that_wait_share_batches_and_when_it_is_quiet_each_goes_by_itself() {
+    let feed = durable().await;
+    let mut walhook = feed.run();
+    for of in 1..=3 {
+        feed.pg.psql(&rows(of, 1));
+        feed.confirmed().await;
+    }
+    feed.pg.psql(&rows(4, 5));
+    feed.confirmed().await;
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+    assert_eq!(shape(&feed.messages().await), "1 1 1 5");
+    assert!(!walhook.log().contains("WARN"), "{}", walhook.log());
+    // A backlog, with some that are larger, and one that no batch can hold.
+    feed.pg.psql(&single_rows(5, 1500));
+    for (of, size) in [(1501, 400), (1502, 700), (1503, 2100), (1504, 3)] {
+        feed.pg.psql(&rows(of, size));
+    }
+    let mut walhook = feed.run();
+    feed.confirmed().await;
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+    let messages = feed.messages().await;
+    assert_eq!(whole(&messages).len(), 1504);
+    let shape = shape(&messages);
+    let parts = shape.split(' ').count();
+    assert!(parts < 100, "{parts}: {shape}");
+    assert_eq!(feed.last_sequence("WEBHOOKS").await, 3 + 5 + 1496 + 400 + 700 + 2100 + 3);
+}
+
+#[tokio::test]
+async fn a_server_killed_while_it_gathers_batches_has_whole_transactions_once_and_in_order() {
+    let feed = durable().await;
+    let mut walhook = feed.run();
+    let mut upto = 0;
+    for _ in 0..5 {
+        feed.pg.psql(&single_rows(upto + 1, upto + 400));
+        feed.pg.psql(&rows(upto + 401, 50));
+        upto += 401;
+        let before = feed.last_sequence("WEBHOOKS").await;
+        eventually("some of it", async || (feed.last_sequence("WEBHOOKS").await >= before).then_some(())).await;
+        feed.nats.kill9();
+        feed.nats.restart().await;
+    }
+    feed.confirmed().await;
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+    let messages = feed.messages().await;
+    let whole = whole(&messages);
+    assert!(whole.keys().copied().eq(1..=upto), "{whole:?}");
+    assert!(messages.is_sorted_by_key(|message| message.data()["id"].as_i64()));
+}
+
+#[tokio::test]
+async fn a_server_that_syncs_each_message_of_a_batch_gets_single_messages_and_everybody_is_told() {
+    let feed = feed_with(Nats::builder().version("2.10").start().await, "durability = 'fsync'").await;
+    let mut walhook = feed.run();
+    feed.pg.psql(&rows(1, 1));
+    feed.pg.psql(&rows(2, 1));
+    feed.confirmed().await;
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+    assert_eq!(shape(&feed.messages().await), "1 1");
+    let told = "durability = 'fsync' gains nothing: nats-server 2.10";
+    assert_eq!(walhook.log().matches(told).count(), 1, "{}", walhook.log());
 }
