@@ -27,6 +27,16 @@ ALTER TABLE public.rule_nats_streams ADD COLUMN IF NOT EXISTS ordering TEXT NOT 
 COMMENT ON COLUMN public.rule_nats_streams.ordering IS
     'strict: walhook is the only writer and the stream an exact prefix of commit order; shared: others write as well';
 
+ALTER TABLE public.rule_nats_streams
+    ADD COLUMN IF NOT EXISTS transactions TEXT NOT NULL DEFAULT 'streamed',
+    ADD COLUMN IF NOT EXISTS durability TEXT NOT NULL DEFAULT 'default';
+COMMENT ON COLUMN public.rule_nats_streams.transactions IS
+    'streamed: event by event; atomic: the stream takes all events of a transaction or none, up to 1000 of them (one JetStream '
+    'batch, nats-server 2.12.1 or newer). Larger ones go in several, between Walhook-Transaction: begin and end';
+COMMENT ON COLUMN public.rule_nats_streams.durability IS
+    'fsync: the server syncs its disk before each ack (sync_interval: always), so whole transactions are gathered into batches '
+    'that share one sync (nats-server 2.15 or newer); default: as fast as acks come';
+
 ALTER TABLE public.rule_nats_config
     ADD COLUMN IF NOT EXISTS history TEXT NOT NULL DEFAULT 'full',
     ADD COLUMN IF NOT EXISTS history_payload TEXT NOT NULL DEFAULT 'full';
@@ -42,6 +52,8 @@ BEGIN
         VALUES ('rule_webhooks', 'valid_payload_format', 'payload_format', '{webhook,data,debezium,cloudevents,cloudevents_binary}'::text[]),
                ('rule_webhooks', 'valid_on_error', 'on_error', '{halt,dead_letter,object_store}'),
                ('rule_nats_streams', 'valid_ordering', 'ordering', '{strict,shared}'),
+               ('rule_nats_streams', 'valid_transactions', 'transactions', '{streamed,atomic}'),
+               ('rule_nats_streams', 'valid_durability', 'durability', '{default,fsync}'),
                ('rule_nats_config', 'valid_history', 'history', '{full,failures,off}'),
                ('rule_nats_config', 'valid_history_payload', 'history_payload', '{full,hash,none}')
     LOOP
@@ -202,8 +214,8 @@ COMMENT ON COLUMN public.rule_cdc_status.pid IS 'Process id on host';
 COMMENT ON COLUMN public.rule_cdc_status.connected_since IS 'Since when it holds the slot';
 COMMENT ON COLUMN public.rule_cdc_status.nats IS
     '{"<config_name>": {"server": "nats://host:4222", "connected": true, "connected_since": "…", "last_error": null, '
-    '"given_up": false, "holds_slot": false, "unsettled": 0}}, no secrets. holds_slot: it is not connected and the slot waits '
-    'for its unsettled events';
+    '"given_up": false, "holds_slot": false, "unsettled": 0, "falls_back": []}}, no secrets. holds_slot: it is not connected and '
+    'the slot waits for its unsettled events; falls_back: what of transactions and durability its streams cannot do';
 COMMENT ON COLUMN public.rule_cdc_status.history_lost IS
     'Rows that rule_nats_publish_history did not take, in this session; their events are delivered';
 COMMENT ON COLUMN public.rule_cdc_status.heartbeat_seconds IS
@@ -1552,6 +1564,7 @@ BEGIN
         'unsettled', (v_nats ->> 'unsettled')::bigint,
         'holds_slot', coalesce((v_nats ->> 'holds_slot')::boolean, false),
         'given_up', coalesce((v_nats ->> 'given_up')::boolean, false),
+        'falls_back', coalesce(v_nats -> 'falls_back', '[]'),
         'nats_connected_since', v_nats ->> 'connected_since',
         'last_error', coalesce(v_nats ->> 'last_error', v_status.last_error),
         'source', v_status.source,

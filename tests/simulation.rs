@@ -122,6 +122,11 @@ fn filling_a_stream_again_whatever_it_has_lost_is_caught() {
 }
 
 #[test]
+fn storing_a_batch_message_by_message_is_caught() {
+    check_caught(Bug::StoreBatchesAsTheyCome, 500);
+}
+
+#[test]
 fn beginning_a_message_in_the_midst_of_another_is_caught() {
     check_caught(Bug::ReuseTornConnection, 3000);
 }

@@ -55,8 +55,14 @@ pub async fn publish(feed: &Feed, payload: &[u8], messages: u64) -> Published {
     let mut publisher = Publisher::open(&settings, &[Inbox { id: 1, subject: INBOX.to_owned() }]).await.unwrap();
     let mut lane = Lane::new(STREAM, Ordering::Strict, INBOX);
     let max_payload = publisher.info().max_payload;
-    let tail =
-        Tail { last_sequence: 0, ours: None, listed: Vec::new(), subjects: vec!["bare.>".to_owned()], max_payload };
+    let tail = Tail {
+        last_sequence: 0,
+        ours: None,
+        listed: Vec::new(),
+        subjects: vec!["bare.>".to_owned()],
+        max_payload,
+        batch_max: 1,
+    };
     lane.open(&tail).unwrap();
 
     let ourselves = std::process::id();

@@ -13,6 +13,7 @@
 //! | `RATES` | rows/s of the latency runs, with commas; empty for none | `100,1000` |
 //! | `MODES` | modes of the calls, with commas; empty for none | `queue,nats,both` |
 //! | `CALLS` | calls of each of them | 10,000 |
+//! | `DURABLE` | rows of the backlogs that are safe against power cuts; 0 for none | 200,000, `QUICK` 50,000 |
 
 #![allow(clippy::unwrap_used, clippy::cast_precision_loss)] // a bench fails loudly; its figures fit into a float
 
@@ -23,6 +24,7 @@ mod backlog;
 mod bare;
 mod caller;
 mod drain;
+mod durable;
 mod latency;
 mod report;
 mod usage;
@@ -76,6 +78,12 @@ async fn run() {
         eprintln!("what a call costs its caller");
         let calls = number("CALLS").unwrap_or(10_000);
         report.costs = caller::measure(&feed, &modes, u32::try_from(calls).unwrap()).await;
+    }
+    let durable = number("DURABLE").unwrap_or(if quick { 50_000 } else { 200_000 });
+    if durable > 0 {
+        eprintln!("{durable} rows, safe against power cuts");
+        let durable = durable::measure(POSTGRES, durable).await;
+        println!("{durable}\nwritten to {}", durable.write().display());
     }
     println!("{report}");
     println!("written to {}", report.write().display());

@@ -162,6 +162,7 @@ pub fn empty_tail() -> Tail {
         listed: Vec::new(),
         subjects: vec!["webhooks.>".to_owned()],
         max_payload: 1 << 20,
+        batch_max: 1,
     }
 }
 

@@ -135,6 +135,9 @@ fn nats(connection: &Value) -> String {
     if connection["holds_slot"] == true {
         text = format!("{text}; the slot waits for its {} unsettled events", plain(&connection["unsettled"]));
     }
+    for what in connection["falls_back"].as_array().into_iter().flatten() {
+        text = format!("{text}; {}", plain(what));
+    }
     match connection["last_error"].as_str() {
         Some(error) if connection["connected"] != true => format!("{text}: {error}"),
         _ => text,

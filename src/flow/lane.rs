@@ -4,8 +4,10 @@
 //! what is not settled, so that one remedy serves every failure: stop, read the stream's tail, drop what the tail
 //! shows as stored, send the rest again. Knows neither socket nor clock.
 //!
-//! What a message looks like is in [`message`], core NATS in `core`, what a stream has to keep in `kept`.
+//! What a message looks like is in [`message`], what goes together into one atomic batch in `batch`, core NATS in `core`, what a
+//! stream has to keep in `kept`.
 
+mod batch;
 mod core;
 mod kept;
 mod message;
@@ -26,8 +28,10 @@ use crate::{
     },
 };
 
+use batch::Batching;
+pub use batch::{BATCH_MAX, Batches};
 pub use message::Head;
-use message::{ATTEMPT_DIGITS, CRLF, INDEX_DIGITS, Layout, Route, SUBJECT_AT};
+use message::{ATTEMPT_DIGITS, CRLF, Front, INDEX_DIGITS, Layout};
 
 /// How a lane keeps its order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +57,8 @@ pub struct Tail {
     pub subjects: Vec<String>,
     /// The server's `max_payload`, headers included, in bytes.
     pub max_payload: usize,
+    /// How many messages it takes as one atomic batch; 1 where it takes none.
+    pub batch_max: usize,
 }
 
 /// Why the server did not store a message.
@@ -64,6 +70,8 @@ pub enum Refusal {
     Never(String),
     /// Not now.
     NotNow(String),
+    /// A message id in the batch is known already (10201), which a batch does not bear: its messages are to go one by one.
+    DuplicateInBatch,
 }
 
 /// An event that cannot be published, with all that a dead letter needs.
@@ -149,6 +157,7 @@ pub struct Lane {
     now: Moment,
     /// The index of the first message that was not handed to the socket since the lane was opened.
     sent_upto: u64,
+    batching: Batching,
 }
 
 /// A moment by two clocks.
@@ -176,6 +185,10 @@ struct Slot {
     state: State,
     /// When it was handed to the socket, by the steady clock.
     sent_at: u64,
+    /// Its number in its batch, from 1, and how many that has; `(1, 1)` alone.
+    part: (u16, u16),
+    /// It must not be in a batch.
+    is_single: bool,
     /// Where its note is; none has no length.
     note: (Place, usize),
     keep: Keep,
@@ -214,6 +227,9 @@ pub struct Draft {
 
 /// The most that a server can be told to take; what this one takes is known when the lane opens.
 const MAX_PAYLOAD_MAX: usize = 64 * 1024 * 1024;
+/// The most that JetStream takes of headers, in bytes.
+const HEADER_MAX: usize = 65_535;
+
 impl Lane {
     /// A closed lane into `stream`; replies come to `<inbox>.<token>`.
     pub fn new(stream: &str, ordering: Ordering, inbox: &str) -> Lane {
@@ -248,6 +264,7 @@ impl Lane {
             history: History::new(usize::MAX),
             now: Moment::default(),
             sent_upto: 0,
+            batching: Batching::default(),
         }
     }
 
@@ -301,8 +318,13 @@ impl Lane {
     /// The number of the oldest event that is not settled: not stored yet, given up and not taken from here yet, or with
     /// a row of the history that is not durable.
     pub fn oldest(&self) -> Option<u64> {
+        self.front().into_iter().chain(self.oldest_behind_line()).min()
+    }
+
+    /// The same without what is in line.
+    pub fn oldest_behind_line(&self) -> Option<u64> {
         let given_up = self.condemned.iter().map(|condemned| condemned.number);
-        self.front().into_iter().chain(given_up).chain(self.history.oldest()).chain(self.left_out).min()
+        given_up.chain(self.history.oldest()).chain(self.left_out).min()
     }
 
     /// Says whether nothing of it has been settled for long.
@@ -315,9 +337,9 @@ impl Lane {
         self.is_away
     }
 
-    /// Whether there is room within these bounds.
+    /// Whether there is room within these bounds. What waits for the rest of its transaction is not waited for.
     pub fn has_room(&self, events: usize, bytes: usize) -> bool {
-        self.len() < events && self.bytes < bytes
+        (self.len() < events && self.bytes < bytes) || self.waits_for_more()
     }
 
     /// Event `number` is not taken, nor any after it: the slot has to be read again from before it.
@@ -369,10 +391,13 @@ impl Lane {
         (self.stored, self.duplicates)
     }
 
-    /// Whether something was sent that has no answer yet.
+    /// Whether something was sent that has no answer yet, and can have one: a batch has its answer when all of it was sent.
     pub fn awaits_answers(&self) -> bool {
         let sent = self.spool.sent();
-        self.slots.iter().take_while(|slot| slot.place < sent).any(|slot| slot.state == State::Waiting)
+        let mut begun = self.slots.iter().take_while(|slot| slot.place < sent);
+        let Some(index) = begun.position(|slot| slot.state == State::Waiting) else { return false };
+        let (nth, of) = self.slots[index].part;
+        self.slots.get(index + usize::from(of - nth)).is_some_and(|last| last.place < sent)
     }
 
     /// Whether the stream has this event already, as far as is known. To be asked for every event, in their order.
@@ -411,12 +436,13 @@ impl Lane {
         let (attempt, ordering) = (self.attempt, self.ordering);
         let out = self.spool.buffer();
         let start = out.len();
-        let route = Route {
-            stream: (ordering != Ordering::Core).then_some(self.stream.as_str()),
+        let stream = (ordering != Ordering::Core).then_some(self.stream.as_str());
+        let front = Front {
             reply: (ordering != Ordering::Core).then_some((&self.reply_prefix, attempt, index)),
             expected: (ordering == Ordering::Strict).then_some(expected),
+            ..Front::default()
         };
-        let layout = message::begin(&head, &route, more, out);
+        let layout = message::begin(&head, stream, &front, self.batching.is_wanted(), more, out);
         Draft { place, start, layout, note: (self.notes.end(), 0), keep: Keep::Nothing }
     }
 
@@ -474,17 +500,16 @@ impl Lane {
     pub fn commit(&mut self, draft: Draft, number: u64, position: EventPosition) -> Result<(), Box<Condemned>> {
         let Draft { place, layout, note, keep, .. } = draft;
         let length = self.spool.length_since(place);
-        let total = length - layout.header_at;
-        if total > self.max_payload {
+        if let Some(reason) = self.too_large(&layout, length) {
             let message = self.spool.message(place, length);
             let condemned = Condemned {
                 number,
                 position,
-                subject: text(&message[SUBJECT_AT..layout.subject_end]),
+                subject: text(&message[layout.subject.clone()]),
                 headers: headers::to_json(&message[layout.header_at..layout.body_at]),
                 payload: message[layout.body_at..].to_vec(),
-                reason: too_large(total, self.max_payload),
-                noted: noted(&self.notes, note, keep, layout),
+                reason,
+                noted: noted(&self.notes, note, keep, &layout),
             };
             self.spool.truncate(place);
             return Err(Box::new(condemned));
@@ -493,8 +518,21 @@ impl Lane {
         let length = length + CRLF.len();
         layout.finish(self.spool.message_mut(place, length));
         self.bytes += length;
-        let (state, sent_at) = (State::Waiting, 0);
-        self.slots.push_back(Slot { number, position, place, length, layout, state, sent_at, note, keep });
+        self.joins(&position, length);
+        let (state, sent_at, part, is_single) = (State::Waiting, 0, (1, 1), false);
+        self.slots.push_back(Slot {
+            number,
+            position,
+            place,
+            length,
+            layout,
+            state,
+            sent_at,
+            part,
+            is_single,
+            note,
+            keep,
+        });
         Ok(())
     }
 
@@ -512,7 +550,9 @@ impl Lane {
             return &[];
         }
         let held = self.limit.map_or(self.slots.len(), |limit| self.slots.partition_point(|slot| slot.number < limit));
-        let held = if self.is_probing { held.min(1) } else { held };
+        let held = if self.batching.is_wanted() { self.cut(held).min(held) } else { held };
+        let alone = self.slots.front().map_or(1, |first| usize::from(first.part.1));
+        let held = if self.is_probing { held.min(alone) } else { held };
         let limit = self.slots.get(held).map(|slot| slot.place);
         self.spool.unsent(limit)
     }
@@ -602,14 +642,10 @@ impl Lane {
         self.anchor = Some(Anchor { index: self.base, last_sequence: tail.last_sequence });
         self.is_probing = self.ordering == Ordering::Strict;
         for offset in 0..self.slots.len() {
-            let index = self.base + offset as u64;
-            let expected = self.expected(index);
-            let slot = &mut self.slots[offset];
-            slot.state = State::Waiting;
-            let message = self.spool.message_mut(slot.place, slot.length);
-            slot.layout.set_attempt(self.attempt, index, message);
-            slot.layout.set_expected(expected, message);
+            self.slots[offset].state = State::Waiting;
+            self.rewrite(offset, (1, 1), None);
         }
+        self.recount(tail.batch_max);
         let first = self.slots.front().map_or_else(|| self.spool.end(), |slot| slot.place);
         self.spool.rewind(first);
         self.spool.release(first);
@@ -642,15 +678,25 @@ impl Lane {
             Ordering::Core => {}
         }
         let message = self.spool.message(slot.place, slot.length);
-        let subject = &message[SUBJECT_AT..slot.layout.subject_end];
+        let subject = &message[slot.layout.subject.clone()];
         if !tail.subjects.iter().any(|pattern| subject::matches(pattern.as_bytes(), subject)) {
             let takes = tail.subjects.join(", ");
             return Some(Fate::Condemned(format!("stream {} takes {takes}, not this subject", self.stream)));
         }
         // It was put in line before the server's limit was known, or before it was lowered; such a message would cost
         // the connection, again and again.
-        let total = slot.length - CRLF.len() - slot.layout.header_at;
+        let total = slot.layout.total_max(slot.length - CRLF.len());
         (total > tail.max_payload).then(|| Fate::Condemned(too_large(total, tail.max_payload)))
+    }
+
+    /// Why a message that has `length` bytes up to the end of its body can never be published, whatever becomes of it.
+    fn too_large(&self, layout: &Layout, length: usize) -> Option<String> {
+        let (total, header) = (layout.total_max(length), layout.header_max());
+        if total > self.max_payload {
+            return Some(too_large(total, self.max_payload));
+        }
+        (self.ordering != Ordering::Core && header > HEADER_MAX)
+            .then(|| format!("the message's headers have {header} bytes, JetStream takes {HEADER_MAX}"))
     }
 
     /// The server stored the message whose reply token this is, or had it.
@@ -660,8 +706,13 @@ impl Lane {
     pub fn acked(&mut self, token: &[u8], sequence: u64, duplicate: bool) -> Result<(), Refusal> {
         let Some(index) = self.slot_of(token) else { return Ok(()) };
         self.reached = self.reached.max(sequence);
-        if !matches!(self.slots[index].state, State::Stored(_)) {
-            self.slots[index].state = State::Stored(sequence);
+        // The answer to a batch is for its last message, and good for all of it.
+        let first = index + 1 - usize::from(self.slots[index].part.1);
+        for (slot, back) in self.slots.range_mut(first..=index).rev().zip(0..) {
+            if matches!(slot.state, State::Stored(_)) {
+                continue;
+            }
+            slot.state = State::Stored(sequence.saturating_sub(back));
             if duplicate {
                 self.duplicates += 1;
             } else {
@@ -673,7 +724,7 @@ impl Lane {
             || self.anchor.is_none()
             || sequence == self.expected(self.base + index as u64) + 1;
         self.is_probing &= !in_place;
-        if index == 0 {
+        if first == 0 {
             self.let_go();
         }
         if in_place { Ok(()) } else { Err(Refusal::WrongSequence) }
@@ -700,10 +751,15 @@ impl Lane {
     /// has to be closed and reopened. A message that is never stored is given up ([`Lane::take_condemned`]).
     pub fn refused(&mut self, token: &[u8], refusal: &Refusal) -> bool {
         let Some(index) = self.slot_of(token) else { return false };
-        match refusal {
-            Refusal::Never(reason) => self.take_out(vec![(index, Fate::Condemned(reason.clone()))]),
-            Refusal::WrongSequence => self.slots[index].state = State::OutOfOrder,
-            Refusal::NotNow(_) => self.slots[index].state = State::NotNow,
+        let of = usize::from(self.slots[index].part.1);
+        if let (Refusal::Never(reason), 1) = (refusal, of) {
+            self.take_out(vec![(index, Fate::Condemned(reason.clone()))]);
+            return true;
+        }
+        for slot in self.slots.range_mut(index + 1 - of..=index) {
+            slot.is_single |= *refusal == Refusal::DuplicateInBatch;
+            // Which message of a batch can never be stored shows when the lane is opened and the stream's limits are known anew.
+            slot.state = if *refusal == Refusal::WrongSequence { State::OutOfOrder } else { State::NotNow };
         }
         true
     }
@@ -757,11 +813,11 @@ impl Lane {
                 Fate::Condemned(reason) => self.condemned.push(Condemned {
                     number: slot.number,
                     position: slot.position,
-                    subject: text(&message[SUBJECT_AT..slot.layout.subject_end]),
+                    subject: text(&message[slot.layout.subject.clone()]),
                     headers: headers::to_json(&message[slot.layout.header_at..slot.layout.body_at]),
                     payload: message[slot.layout.body_at..message.len() - CRLF.len()].to_vec(),
                     reason,
-                    noted: noted(&self.notes, slot.note, slot.keep, slot.layout),
+                    noted: noted(&self.notes, slot.note, slot.keep, &slot.layout),
                 }),
             }
         }
@@ -811,7 +867,7 @@ fn record(history: &mut History, notes: &Spool, spool: &Spool, slot: &Slot, sequ
 }
 
 /// What the history of an event that is given up begins with.
-fn noted(notes: &Spool, note: (Place, usize), keep: Keep, layout: Layout) -> Option<Noted> {
+fn noted(notes: &Spool, note: (Place, usize), keep: Keep, layout: &Layout) -> Option<Noted> {
     let (Keep::Everything(keep) | Keep::Failures(keep)) = keep else { return None };
     let data = layout.data.0 - layout.body_at..layout.data.1 - layout.body_at;
     Some(Noted { note: notes.message(note.0, note.1).to_vec(), keep, data })

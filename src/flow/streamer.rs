@@ -20,7 +20,7 @@ use super::{
     delay::{Delay, Due},
     event_id::EventPosition,
     history::{Batch, Book, Outcome},
-    lane::{Lane, Moment, Noted, Ordering},
+    lane::{Batches, Lane, Moment, Noted, Ordering},
 };
 use crate::{
     error::{Error, Result},
@@ -221,6 +221,7 @@ impl Streamer {
             }
             Step::Commit { end_lsn } => {
                 self.out.window.commit(end_lsn);
+                self.out.lanes.iter_mut().for_each(Lane::end_transaction);
                 self.refresh();
             }
         }
@@ -275,6 +276,14 @@ impl Streamer {
             let inbox = format!("{}.{}", self.out.inbox, self.out.lanes.len());
             let lane = Lane::new(key.stream.as_deref().unwrap_or("(core NATS)"), ordering, &inbox);
             self.out.lanes.push(lane.with_history_room(self.out.limits.history_bytes));
+        }
+        for (lane, rows) in self.out.lanes.iter_mut().zip(&self.router.lane_rows) {
+            let batches = match rows {
+                Some((_, row)) if row.durability.as_deref() == Some("fsync") => Batches::Groups,
+                Some((_, row)) if row.transactions.as_deref() == Some("atomic") => Batches::Transactions,
+                _ => Batches::None,
+            };
+            lane.set_batches(batches, self.out.limits.window_bytes);
         }
         self.out.hold_back();
     }
@@ -437,7 +446,7 @@ impl Streamer {
 
     /// What was left out, and could be taken now: it is time to read the slot again from what is confirmed.
     pub fn left_out(&mut self) -> Option<String> {
-        let came_back = |lane: &&Lane| lane.leaves_out() && lane.is_open() && lane.front().is_none();
+        let came_back = |lane: &&Lane| lane.leaves_out() && lane.is_open() && lane.in_flight().is_none();
         if let Some(lane) = self.out.lanes.iter().find(came_back) {
             return Some(format!("events for {:?} had to be left out while it was away", lane.stream()));
         }
@@ -487,9 +496,10 @@ impl Streamer {
             && self.out.oldest() == self.out.window.next()
     }
 
-    /// Whether every event made so far is settled, be its transaction complete or not.
+    /// Whether every event made so far is settled, or waits for the rest of its transaction.
     pub fn has_nothing_in_flight(&self) -> bool {
-        self.out.oldest() == self.out.window.next()
+        let rest = |lane: &Lane| if lane.in_flight().is_some() { lane.oldest() } else { lane.oldest_behind_line() };
+        self.out.oldest_by(rest) == self.out.window.next()
     }
 
     /// What PostgreSQL may forget.

@@ -7,6 +7,12 @@ use serde::Deserialize;
 
 /// "wrong last sequence"
 pub const WRONG_LAST_SEQUENCE: u64 = 10071;
+/// "wrong last sequence", in a batch of which another message than the first expects one
+pub const WRONG_LAST_SEQUENCE_CONSTANT: u64 = 10164;
+/// "atomic publish batch is too large: " and how many messages its server takes
+pub const BATCH_TOO_LARGE: u64 = 10199;
+/// "atomic publish batch contains duplicate message id"
+pub const BATCH_CONTAINS_DUPLICATE: u64 = 10201;
 /// "message size exceeds maximum allowed"
 pub const MESSAGE_EXCEEDS_MAXIMUM: u64 = 10054;
 /// "header size exceeds maximum allowed of 64k"
@@ -104,6 +110,7 @@ mod tests {
         check(r#"{"stream":"WEBHOOKS","seq":18446744073709551615}"#, stored(u64::MAX, false));
         check(r#"{"stream":"A", "seq":12,"duplicate": true}"#, stored(12, true));
         check(r#"{"stream":"A","domain":"hub", "seq":7}"#, stored(7, false));
+        check(r#"{"stream":"A", "seq":7,"batch":"b","count":3}"#, stored(7, false));
         check(
             r#"{"type":"x","error":{"code":400,"err_code":10071,"description":"wrong last sequence: 5"}}"#,
             Ack::Refused { code: 10071, description: "wrong last sequence: 5".to_owned() },

@@ -187,6 +187,7 @@ struct Wanted {
     replicas: Option<i64>,
     duplicate_window_ns: Option<i64>,
     ordering: String,
+    allow_atomic: Option<bool>,
 }
 
 impl Wanted {
@@ -219,6 +220,9 @@ impl Wanted {
         });
         if let Some(description) = &self.description {
             config["description"] = json!(description);
+        }
+        if let Some(allow_atomic) = self.allow_atomic {
+            config["allow_atomic"] = json!(allow_atomic);
         }
         config
     }
@@ -286,6 +290,12 @@ fn parse_row(row: &StreamRow) -> Result<Wanted> {
         replicas: row.replicas.map(i64::from),
         duplicate_window_ns,
         ordering: one_of("ordering", &row.ordering, &["strict", "shared"])?.unwrap_or_else(|| "strict".to_owned()),
+        // Others may want them too, so they are never forbidden.
+        allow_atomic: {
+            one_of("transactions", &row.transactions, &["streamed", "atomic"])?;
+            one_of("durability", &row.durability, &["default", "fsync"])?;
+            row.wants_batches().then_some(true)
+        },
     })
 }
 
@@ -379,6 +389,12 @@ fn plan(wanted: &Wanted, info: &Value) -> Result<Plan> {
     set(&mut config, &mut plan, ("retention_policy", "retention"), wanted.retention.as_ref().map(|text| json!(text)));
     set(&mut config, &mut plan, ("discard_policy", "discard"), wanted.discard.as_ref().map(|text| json!(text)));
     set(&mut config, &mut plan, ("replicas", "num_replicas"), wanted.replicas.map(|count| json!(count)));
+    set(
+        &mut config,
+        &mut plan,
+        ("transactions or durability", "allow_atomic"),
+        wanted.allow_atomic.map(|allowed| json!(allowed)),
+    );
     for (column, key, limit, would_delete) in [
         ("max_messages", "max_msgs", wanted.max_msgs, above(state.state.messages, wanted.max_msgs)),
         ("max_bytes", "max_bytes", wanted.max_bytes, above(state.state.bytes, wanted.max_bytes)),
@@ -748,6 +764,8 @@ mod tests {
             (subjects(&["a.*", "a.b"]), "overlap"),
             (StreamRow { storage_type: Some("tape".into()), ..row() }, "storage_type \"tape\""),
             (StreamRow { ordering: Some("loose".into()), ..row() }, "ordering \"loose\""),
+            (StreamRow { transactions: Some("maybe".into()), ..row() }, "transactions \"maybe\""),
+            (StreamRow { durability: Some("hope".into()), ..row() }, "durability \"hope\""),
             (StreamRow { replicas: Some(0), ..row() }, "replicas is 0"),
             (StreamRow { max_age_seconds: Some(i64::MAX), ..row() }, "292 years"),
             (

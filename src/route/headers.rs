@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 const BLOCK_MAX: usize = 8 * 1024;
 /// The same of a dead letter that is published again, whose format's headers are among them.
 const AGAIN_MAX: usize = 60 * 1024;
-/// What tells a message's place in a stream.
-const EXPECTED: &[u8] = b"Nats-Expected-";
+/// What tells a message's place in a stream, in a batch and in a transaction.
+const PLACE: [&[u8]; 3] = [b"Nats-Expected-", b"Nats-Batch-", b"Walhook-Transaction"];
 
 /// Whose headers they are, which decides what names they may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,7 +157,7 @@ pub fn to_json(block: &[u8]) -> String {
     for line in block.split(|&byte| byte == b'\n') {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if let Some(colon) = memchr::memchr(b':', line)
-            && !line.starts_with(EXPECTED)
+            && !PLACE.iter().any(|place| line.starts_with(place))
         {
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
             object.insert(text(&line[..colon]), Value::String(text(line[colon + 1..].trim_ascii())));
@@ -269,8 +269,8 @@ mod tests {
 
     #[test]
     fn a_block_becomes_json_without_what_tells_only_its_place() {
-        let block =
-            b"NATS/1.0\r\nNats-Msg-Id: a:b\r\nNats-Expected-Stream: S\r\nNats-Expected-Last-Sequence: 1\r\nE: \r\n\r\n";
+        let block = b"NATS/1.0\r\nNats-Expected-Last-Sequence: 1\r\nNats-Batch-Id: b\r\nNats-Batch-Commit: 1\r\n\
+              Walhook-Transaction: end\r\nNats-Msg-Id: a:b\r\nNats-Expected-Stream: S\r\nE: \r\n\r\n";
         assert_eq!(to_json(block), r#"{"E":"","Nats-Msg-Id":"a:b"}"#);
     }
 

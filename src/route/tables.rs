@@ -171,8 +171,19 @@ pub struct StreamRow {
     pub enabled: Option<bool>,
     /// `strict` (default) or `shared`.
     pub ordering: Option<String>,
+    /// `streamed` (default) or `atomic`.
+    pub transactions: Option<String>,
+    /// `default` or `fsync`.
+    pub durability: Option<String>,
     /// Durable pull consumers to be there for workers.
     pub consumers: Option<Vec<String>>,
+}
+
+impl StreamRow {
+    /// Whether it wants atomic batches.
+    pub fn wants_batches(&self) -> bool {
+        self.transactions.as_deref() == Some("atomic") || self.durability.as_deref() == Some("fsync")
+    }
 }
 
 /// A column's value in a row that arrives.
@@ -373,6 +384,8 @@ impl Row for StreamRow {
             "replicas" => self.replicas = optional_number(column, value)?,
             "duplicate_window_seconds" => self.duplicate_window_seconds = optional_number(column, value)?,
             "ordering" => self.ordering = optional(value),
+            "transactions" => self.transactions = optional(value),
+            "durability" => self.durability = optional(value),
             "consumers" => self.consumers = array(column, value)?,
             "enabled" => self.enabled = switch(column, value)?,
             _ => {}

@@ -24,6 +24,8 @@ pub struct Stream {
     pub name: String,
     pub shared: bool,
     pub enabled: bool,
+    /// `atomic`, `fsync` or nothing.
+    pub batches: &'static str,
 }
 
 /// What is in the tables at some point of history.
@@ -69,7 +71,8 @@ pub const WEBHOOKS: &[&str] = &[
 ];
 pub const LINKS: &[&str] =
     &["link_id", "webhook_id", "table_schema", "table_name", "operations", "subject_template", "enabled"];
-pub const STREAMS: &[&str] = &["stream_id", "config_id", "stream_name", "subjects", "ordering", "enabled"];
+pub const STREAMS: &[&str] =
+    &["stream_id", "config_id", "stream_name", "subjects", "ordering", "enabled", "transactions", "durability"];
 
 impl Configuration {
     pub fn apply(&mut self, row: &Row) {
@@ -193,6 +196,8 @@ impl Row {
                 some(&format!("{{{}.>}}", row.name)),
                 some(if row.shared { "shared" } else { "strict" }),
                 boolean(row.enabled),
+                some(if row.batches == "atomic" { "atomic" } else { "streamed" }),
+                some(if row.batches == "fsync" { "fsync" } else { "default" }),
             ],
         }
     }

@@ -18,6 +18,8 @@ pub struct Message {
     pub message_id: Option<String>,
     /// The id of an event of ours.
     pub event: Option<String>,
+    /// `Walhook-Transaction`.
+    pub mark: Option<String>,
     pub payload: Vec<u8>,
     stored_at: u64,
 }
@@ -59,6 +61,9 @@ pub struct JetStream {
     retries: VecDeque<Publish>,
     pub max_payload: usize,
     pub max_msg_size: usize,
+    pub batch_max: usize,
+    /// Batches that are gathered, by their ids, and when the last message of each came.
+    batches: HashMap<String, (Vec<Publish>, u64)>,
     pub is_down: bool,
     /// While set, stores are refused by this answer.
     pub refusing: Option<Answer>,
@@ -77,6 +82,8 @@ impl JetStream {
             retries: VecDeque::new(),
             max_payload: swarm.max_payload,
             max_msg_size: swarm.max_msg_size,
+            batch_max: swarm.batch_max,
+            batches: HashMap::new(),
             is_down: false,
             refusing: None,
             has_forgotten: false,
@@ -136,6 +143,7 @@ impl JetStream {
     pub fn crash(&mut self) {
         self.is_down = true;
         self.retries.clear();
+        self.batches.clear();
         for connection in &mut self.connections {
             connection.is_cut = true;
             connection.inbound.clear();
@@ -179,6 +187,7 @@ impl JetStream {
             subject: format!("{}.foreign", stream.name),
             message_id: None,
             event: None,
+            mark: None,
             payload: Vec::new(),
             stored_at: now,
         });
@@ -201,7 +210,9 @@ impl JetStream {
             && let Some(publish) = self.retries.pop_front()
         {
             let answer = self.store(&publish, rng, swarm, bug, postgres, now);
-            self.answer(&publish.reply, answer, rng, swarm);
+            if let Some(reply) = &publish.reply {
+                self.answer(reply, answer, rng, swarm);
+            }
         }
         let waiting: Vec<_> =
             (0..self.connections.len()).filter(|&index| !self.connections[index].inbound.is_empty()).collect();
@@ -228,14 +239,84 @@ impl JetStream {
                 self.retries.extend(Some(publish).filter(|_| bug == Bug::RetryOneEvent));
                 continue;
             }
-            let answer = self.store(&publish, rng, swarm, bug, postgres, now);
-            if bug == Bug::RetryOneEvent && !matches!(answer, Answer::Stored { .. } | Answer::Refused(10054)) {
-                self.retries.push_back(publish);
-                continue;
+            let reply = publish.reply.clone();
+            let answer = match publish.headers.get("Nats-Batch-Id").cloned() {
+                Some(id) if bug != Bug::StoreBatchesAsTheyCome => self.gather(id, publish, rng, swarm, now),
+                _ => {
+                    let answer = self.store(&publish, rng, swarm, bug, postgres, now);
+                    if bug == Bug::RetryOneEvent && !matches!(answer, Answer::Stored { .. } | Answer::Refused(10054)) {
+                        self.retries.push_back(publish);
+                        None
+                    } else {
+                        Some(answer)
+                    }
+                }
+            };
+            if let (Some(reply), Some(answer)) = (reply, answer) {
+                self.answer(&reply, answer, rng, swarm);
             }
-            self.answer(&publish.reply, answer, rng, swarm);
         }
         Ok(())
+    }
+
+    /// A message of an atomic batch. `None`: no answer, as more of it is to come.
+    fn gather(&mut self, id: String, publish: Publish, rng: &mut Rng, swarm: &Swarm, now: u64) -> Option<Answer> {
+        let Some(at) = self.streams.iter().position(|stream| publish.subject.starts_with(&format!("{}.", stream.name)))
+        else {
+            return Some(Answer::NoResponders);
+        };
+        if let Some(answer) = self.refusing
+            && rng.u8(..4) > 0
+        {
+            return Some(answer);
+        }
+        if publish.total > self.max_msg_size {
+            return Some(Answer::Refused(10054));
+        }
+        if self.batch_max < 2 {
+            return Some(Answer::Refused(10174));
+        }
+        let is_commit = publish.headers.contains_key("Nats-Batch-Commit");
+        let nth: usize = publish.headers["Nats-Batch-Sequence"].parse().unwrap();
+        let (batch, touched) = self.batches.entry(id.clone()).or_insert_with(|| (Vec::new(), now));
+        let is_late = now.saturating_sub(*touched) > swarm.batch_timeout;
+        if is_late || batch.len() + 1 != nth {
+            self.batches.remove(&id);
+            return Some(Answer::Refused(10176));
+        }
+        batch.push(publish);
+        *touched = now;
+        if nth > self.batch_max {
+            self.batches.remove(&id);
+            return Some(Answer::Refused(10199));
+        }
+        if !is_commit {
+            return None;
+        }
+        let (batch, _) = self.batches.remove(&id)?;
+        let stream = &mut self.streams[at];
+        let mut staged = HashSet::new();
+        for (nth, publish) in batch.iter().enumerate() {
+            if publish.headers.get("Nats-Expected-Stream").is_some_and(|expected| *expected != stream.name) {
+                return Some(Answer::Refused(10060));
+            }
+            let message_id = publish.headers.get("Nats-Msg-Id");
+            let is_known = |message: &Message| {
+                message.message_id.as_ref() == message_id && now.saturating_sub(message.stored_at) < swarm.dedup_window
+            };
+            if !staged.insert(message_id) || stream.messages.iter().any(is_known) {
+                return Some(Answer::Refused(10201));
+            }
+            match publish.headers.get("Nats-Expected-Last-Sequence").map(|text| text.parse::<u64>().unwrap()) {
+                Some(_) if nth > 0 => return Some(Answer::Refused(10164)),
+                Some(expected) if expected != stream.last_sequence => return Some(Answer::Refused(10071)),
+                _ => {}
+            }
+        }
+        for publish in &batch {
+            stream.put(publish, now);
+        }
+        Some(Answer::Stored { sequence: stream.last_sequence, duplicate: false })
     }
 
     fn store(
@@ -289,19 +370,7 @@ impl JetStream {
         if let Some(sequence) = duplicate {
             return Answer::Stored { sequence, duplicate: true };
         }
-        stream.last_sequence += 1;
-        let sequence = stream.last_sequence;
-        stream.message_ids.extend(message_id.clone());
-        stream.events.insert(event.clone().expect("ours"), sequence);
-        stream.messages.push(Message {
-            sequence,
-            subject: publish.subject.clone(),
-            message_id,
-            event,
-            payload: publish.payload.clone(),
-            stored_at: now,
-        });
-        Answer::Stored { sequence, duplicate: false }
+        Answer::Stored { sequence: stream.put(publish, now), duplicate: false }
     }
 
     fn answer(&mut self, reply: &str, answer: Answer, rng: &mut Rng, swarm: &Swarm) {
@@ -328,11 +397,33 @@ fn row_id(id: &str, postgres: &Postgres) -> Option<String> {
     Some(format!("{:x}-{webhook}", postgres.row_lsn(commit_lsn, ordinal)?))
 }
 
+impl Stream {
+    fn put(&mut self, publish: &Publish, now: u64) -> u64 {
+        self.last_sequence += 1;
+        let sequence = self.last_sequence;
+        let message_id = publish.headers.get("Nats-Msg-Id").cloned();
+        let event = publish.headers.get("Walhook-Id").or(message_id.as_ref()).cloned();
+        self.message_ids.extend(message_id.clone());
+        self.events.insert(event.clone().expect("ours"), sequence);
+        self.messages.push(Message {
+            sequence,
+            subject: publish.subject.clone(),
+            message_id,
+            event,
+            mark: publish.headers.get("Walhook-Transaction").cloned(),
+            payload: publish.payload.clone(),
+            stored_at: now,
+        });
+        sequence
+    }
+}
+
 /// An `HPUB` as the server's parser reads it.
 #[derive(Debug)]
 struct Publish {
     subject: String,
-    reply: String,
+    /// Within a batch only the last message asks for an answer.
+    reply: Option<String>,
     headers: HashMap<String, String>,
     payload: Vec<u8>,
     /// Of the whole command.
@@ -354,8 +445,12 @@ impl Publish {
             };
         };
         let line = std::str::from_utf8(&bytes[..line_end]).map_err(|_| bad("control line"))?;
-        let words: Vec<&str> = line.split(' ').collect();
-        let ["HPUB", subject, reply, header_length, total] = words[..] else { return Err(bad("words")) };
+        let words: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
+        let (subject, reply, header_length, total) = match words[..] {
+            ["HPUB", subject, reply, header_length, total] => (subject, Some(reply.to_owned()), header_length, total),
+            ["HPUB", subject, header_length, total] => (subject, None, header_length, total),
+            _ => return Err(bad("words")),
+        };
         let number = |text: &str| {
             let is_number = text.len() <= 9 && text.bytes().all(|byte| byte.is_ascii_digit());
             is_number.then(|| text.parse::<usize>().ok()).flatten().ok_or_else(|| bad("length"))
@@ -380,7 +475,7 @@ impl Publish {
         }
         Ok(Some(Publish {
             subject: subject.to_owned(),
-            reply: reply.to_owned(),
+            reply,
             headers,
             payload: bytes[start + header_length..start + total].to_vec(),
             length: start + total + 2,

@@ -278,6 +278,44 @@ impl Oracle {
         if self.nothing_is_lost { jetstream.forgotten.iter().filter(is_there).count() as u64 } else { 0 }
     }
 
+    /// Whether each transaction that fits into a batch is in its stream whole or not at all, but for events that have their own
+    /// reasons: dead letters, ids of the caller's own that may be known, what runs have routed otherwise.
+    pub fn finds_transactions_whole(&self, jetstream: &JetStream, atomic: &HashSet<String>) -> Result<(), String> {
+        if atomic.is_empty() || jetstream.has_forgotten {
+            return Ok(());
+        }
+        let mut transactions: HashMap<(&String, u64), Vec<(&Expected, bool)>> = HashMap::new();
+        for ((stream, id), events) in self.ever.iter().filter(|((stream, _), _)| atomic.contains(stream)) {
+            let is_stored = jetstream.stream(stream).events.contains_key(id);
+            let event = &events[0];
+            transactions.entry((stream, event.commit_lsn)).or_default().push((event, is_stored));
+        }
+        for ((stream, commit_lsn), events) in &transactions {
+            let has_own_ids = events.iter().any(|(event, _)| event.message_id.is_some());
+            if events.len() > jetstream.batch_max || has_own_ids {
+                continue;
+            }
+            let is_plain = |event: &Expected| {
+                !event.is_huge && !self.rerouted.contains(&event.id) && !self.dead_letters.contains(&event.id)
+            };
+            let plain: Vec<_> = events.iter().filter(|(event, _)| is_plain(event)).collect();
+            let stored = plain.iter().filter(|(_, is_stored)| *is_stored).count();
+            if stored != 0 && stored != plain.len() {
+                return Err(format!(
+                    "{stream} has {stored} of the {} events of the transaction at {commit_lsn}",
+                    plain.len()
+                ));
+            }
+            let marked = jetstream.stream(stream).messages.iter().find(|message| {
+                message.mark.is_some() && plain.iter().any(|(event, _)| message.event.as_ref() == Some(&event.id))
+            });
+            if let Some(marked) = marked.filter(|_| plain.len() == events.len()) {
+                return Err(format!("{marked:?} of a transaction that fits into a batch is marked"));
+            }
+        }
+        Ok(())
+    }
+
     /// Looks at what the streams have got since it last looked.
     pub fn looks(&mut self, jetstream: &JetStream, shared: &HashSet<String>) -> Result<(), String> {
         for stream in &jetstream.streams {

@@ -95,6 +95,7 @@ impl Postgres {
                 // Every other one, by seed.
                 shared: rng.u8(..3) == 0,
                 enabled: true,
+                batches: swarm.batches[id],
             };
             configuration.apply(&Row::Stream(i32::try_from(id).unwrap() + 1, Some(stream)));
         }

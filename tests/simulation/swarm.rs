@@ -37,6 +37,8 @@ pub enum Bug {
     ConfirmUnasked,
     /// Whatever a stream has lost, it is filled again from where it ends.
     TrustAnyTail,
+    /// The server stores each message of a batch as it comes, as one does that knows none.
+    StoreBatchesAsTheyCome,
 }
 
 /// Chances in thousandths, per step or per occasion.
@@ -82,6 +84,12 @@ pub struct Swarm {
     pub away: u32,
     /// How many bytes a socket takes at a time.
     pub write_max: usize,
+    /// What each stream's row wants of batches: nothing, `atomic` or `fsync`.
+    pub batches: [&'static str; 3],
+    /// How many messages the server takes as one batch; 1 where it takes none.
+    pub batch_max: usize,
+    /// After how many steps it abandons one that gets no more messages.
+    pub batch_timeout: u64,
 }
 
 impl Swarm {
@@ -142,6 +150,12 @@ impl Swarm {
             away,
         ] = chances;
         let pick = |rng: &mut Rng, choices: &[usize]| choices[rng.usize(..choices.len())];
+        // Dice of their own, so that seeds from before tell the same story.
+        let mut dice = Rng::with_seed(rng.clone().u64(..));
+        let batched = dice.bool();
+        let batches = [(); 3].map(|()| if batched { ["", "atomic", "fsync"][dice.usize(..3)] } else { "" });
+        let batch_max = pick(&mut dice, &[1, 2, 3, 10, 1000, 1000, 1000]);
+        let batch_timeout = pick(&mut dice, &[5, 100]) as u64;
         Swarm {
             steps: rng.u64(100..600),
             window_events: pick(rng, &[1, 2, 5, 20, 100]),
@@ -179,6 +193,9 @@ impl Swarm {
             lock_history,
             away,
             write_max: pick(rng, &[7, 100, 2000, 1 << 20]),
+            batches,
+            batch_max,
+            batch_timeout,
         }
     }
 }

@@ -13,7 +13,7 @@ use walhook::{
         delay::Due,
         event_id::EventPosition,
         history::{Batch, Book},
-        lane::{Moment, Refusal, Tail},
+        lane::{BATCH_MAX, Batches, Moment, Refusal, Tail},
         streamer::{DeadLetter, Halted, Limits, Received, Streamer},
     },
     route::types::{Scalar, TypeCatalog, TypeKind},
@@ -51,6 +51,8 @@ pub struct World {
     run: Option<Run>,
     runs: u64,
     shared: HashSet<String>,
+    /// Streams whose row wants batches, which the server takes.
+    atomic: HashSet<String>,
     knows_new_type: bool,
     /// The run before halted: the next one tries by the rules as they are.
     as_of_now: bool,
@@ -114,8 +116,11 @@ impl World {
         }
         let postgres = Postgres::new(&mut rng, &swarm);
         let shared = postgres.configuration.streams.values().filter(|row| row.shared).map(|row| row.name.clone());
+        let batched = postgres.configuration.streams.values().filter(|row| !row.batches.is_empty());
+        let atomic = batched.filter(|_| swarm.batch_max > 1).map(|row| row.name.clone()).collect();
         World {
             shared: shared.collect(),
+            atomic,
             jetstream: JetStream::new(&swarm),
             rng,
             swarm,
@@ -253,6 +258,7 @@ impl World {
             ..Swarm::new(&mut Rng::with_seed(0))
         };
         let Swarm { window_events, window_bytes, history_bytes, dedup_window, expected_before_dedup, .. } = self.swarm;
+        let Swarm { batches, batch_max, batch_timeout, .. } = self.swarm;
         self.swarm = Swarm {
             confirm_delay: self.swarm.confirm_delay,
             window_events,
@@ -261,6 +267,9 @@ impl World {
             dedup_window,
             expected_before_dedup,
             write_max: 100_000,
+            batches,
+            batch_max,
+            batch_timeout,
             ..quiet
         };
         self.history_is_locked = false;
@@ -514,6 +523,7 @@ impl World {
             },
             subjects: vec![format!("{name}.>")],
             max_payload: self.jetstream.max_payload.min(self.jetstream.max_msg_size),
+            batch_max: self.jetstream.batch_max,
         };
         let driver = &mut run.drivers[index];
         match self.bug {
@@ -622,7 +632,8 @@ impl World {
                     }
                     Err(refusal) => refusal,
                 },
-                Answer::Refused(10071) => Refusal::WrongSequence,
+                Answer::Refused(10071 | 10164) => Refusal::WrongSequence,
+                Answer::Refused(10201) => Refusal::DuplicateInBatch,
                 Answer::Refused(10054) => Refusal::Never("message size exceeds maximum allowed".to_owned()),
                 Answer::Refused(code) => Refusal::NotNow(code.to_string()),
                 Answer::NoResponders => Refusal::NotNow("no responders".to_owned()),
@@ -781,6 +792,9 @@ impl World {
     /// What must hold after every step.
     fn check(&mut self) -> Result<(), String> {
         self.oracle.looks(&self.jetstream, &self.shared)?;
+        if self.swarm.window_bytes >= 1 << 20 {
+            self.oracle.finds_transactions_whole(&self.jetstream, &self.atomic)?;
+        }
         let Some(run) = &mut self.run else { return Ok(()) };
         let (confirmed, received) = (run.streamer.confirmed(), run.streamer.received());
         if confirmed > received {
@@ -794,7 +808,9 @@ impl World {
         )?;
         for index in 0..run.streamer.lane_count() {
             let lane = run.streamer.lane(index);
-            if lane.len() > self.swarm.window_events + EVENTS_A_MESSAGE
+            // A transaction that waits for its end may take as many as a batch.
+            let held = if lane.batches() == Batches::None { 0 } else { BATCH_MAX };
+            if lane.len() > self.swarm.window_events.max(held) + EVENTS_A_MESSAGE
                 || lane.bytes() > self.swarm.window_bytes + EVENTS_A_MESSAGE * MESSAGE_MAX
             {
                 return Err(format!("lane {index} holds {} events, {} bytes", lane.len(), lane.bytes()));

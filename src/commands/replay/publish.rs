@@ -379,7 +379,8 @@ impl Copy<'_> {
         let mut headers = HeaderMap::new();
         for (name, values) in stored.into_iter().flat_map(HeaderMap::iter) {
             let word: &str = name.as_ref();
-            if !word.starts_with("Nats-") && word != "Walhook-Id" && word != "Walhook-Epoch" {
+            let is_place = matches!(word, "Walhook-Id" | "Walhook-Epoch" | "Walhook-Transaction");
+            if !word.starts_with("Nats-") && !is_place {
                 for value in values {
                     headers.append(name.clone(), value.clone());
                 }

@@ -195,6 +195,7 @@ impl Lanes {
                 "last_error": group.told.as_ref().or_else(|| lanes().find_map(|(driver, _)| driver.told.as_ref())),
                 "given_up": group.given_up,
                 "holds_slot": holds_slot,
+                "falls_back": lanes().filter_map(|(driver, _)| driver.falls_back.as_ref()).collect::<Vec<_>>(),
             });
             // A configuration that was switched between JetStream and core NATS has two; the one that is down tells more.
             let entry = connections.entry(group.row.config_name.clone()).or_insert_with(|| connection.clone());
@@ -398,7 +399,10 @@ impl Lanes {
             Phase::Waiting(until) => {
                 let group = &self.groups[at];
                 let Some(publisher) = group.links[group.link_of(index)].publisher() else { return Ok(false) };
-                let max_payload = publisher.info().max_payload;
+                let info = publisher.info();
+                let max_payload = info.max_payload;
+                let (version, knows_batches) = (info.version.clone(), info.at_least(2, 12, 1));
+                let shares_syncs = info.at_least(2, 15, 0);
                 if (!group.is_core && group.control.is_none()) || until.as_mut().poll(cx).is_pending() {
                     return Ok(false);
                 }
@@ -410,6 +414,10 @@ impl Lanes {
                             server_wal: streamer.known_wal().max(self.server_wal),
                             lists_behind: lane.lists_behind(),
                             max_payload,
+                            version,
+                            knows_batches,
+                            shares_syncs,
+                            batch_max: driver.batch_max,
                         };
                         let opening = open::open(control.clone(), stream.clone(), self.identity.clone(), known);
                         driver.phase = Phase::Opening(Box::pin(opening));
@@ -474,7 +482,7 @@ impl Lanes {
     fn open_core(&mut self, at: usize, index: usize, streamer: &mut Streamer, max_payload: usize) -> Result<()> {
         let lane = streamer.lane_mut(index);
         let subjects = vec![">".to_owned()];
-        lane.open(&Tail { last_sequence: 0, ours: None, listed: Vec::new(), subjects, max_payload })?;
+        lane.open(&Tail { last_sequence: 0, ours: None, listed: Vec::new(), subjects, max_payload, batch_max: 1 })?;
         let publisher = self.groups[at].links[0].publisher();
         tracing::info!(
             config = self.groups[at].row.config_name,
@@ -529,6 +537,7 @@ impl Lanes {
                 Err(error) => return Err(error),
             }
         }
+        driver.set_falls_back(opened.falls_back.take());
         for warning in opened.warnings {
             tracing::warn!(stream = lane.stream(), "{warning}");
         }

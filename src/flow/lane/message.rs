@@ -1,11 +1,12 @@
 //! A message as it lies in the spool: a whole `HPUB` (NATS client protocol), written once.
 //!
-//! Two places in it depend on the attempt and are therefore of fixed width, to be patched where they lie: the attempt's
-//! number in the reply subject, so that an answer to an earlier attempt is told apart, and the stream sequence expected in
-//! strict ordering. The lengths are known last and have a fixed width as well.
+//! Its front (command, reply, lengths, and the headers that JetStream's checks go by) depends on the attempt and on the
+//! message's part in a batch, which is known late. So it is written anew where it lies, as often as need be; what it is shorter
+//! than its room is spaces behind `HPUB`, of which the protocol allows any number. Behind the front nothing changes.
 
-/// Behind `HPUB `.
-pub const SUBJECT_AT: usize = 5;
+use std::ops::Range;
+
+const HPUB: &[u8] = b"HPUB ";
 pub const ATTEMPT_DIGITS: usize = 2;
 pub const INDEX_DIGITS: usize = 8;
 /// Digits of the largest u64.
@@ -50,70 +51,189 @@ impl Head<'_> {
     }
 }
 
-/// Where a message goes, and what it asks of the stream there.
-pub struct Route<'a> {
-    /// The stream that must take it; `None` in core NATS.
-    pub stream: Option<&'a str>,
+/// What a message asks of the stream, at this attempt.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Front<'a> {
     /// Where its answer comes: the subject up to its last dot, the attempt and the message's index. `None`: nowhere.
     pub reply: Option<(&'a [u8], u8, u64)>,
     /// The stream's last sequence before it.
     pub expected: Option<u64>,
+    /// The atomic batch that it belongs to.
+    pub part: Option<Part<'a>>,
+    /// It begins or ends a transaction that is not one batch.
+    pub mark: Option<Mark>,
+}
+
+/// A message's part in an atomic batch (ADR-50, "JetStream Batch Publishing").
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'a> {
+    /// By which the batch is known while it is gathered: what follows the second dot of this reply subject. Other attempts and
+    /// other runs have others.
+    pub id: (&'a [u8], u8, u64),
+    /// Counted from 1.
+    pub nth: u16,
+    /// With it the batch is whole.
+    pub is_last: bool,
+}
+
+/// See [`Front::mark`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    Begin,
+    End,
 }
 
 /// Where things lie in a message, in bytes from its beginning.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Layout {
-    pub subject_end: usize,
-    /// Nobody answers a message of core NATS.
-    attempt_at: Option<usize>,
-    expected_at: Option<usize>,
+    pub subject: Range<usize>,
     pub header_at: usize,
+    /// Where the front ends.
+    front_end: usize,
+    /// The longest that the front's headers may become.
+    control_max: usize,
     pub body_at: usize,
     /// What of the body the history keeps.
     pub data: (usize, usize),
+    /// There is room for what a batch needs.
+    pub may_be_batched: bool,
 }
 
-/// Appends all of a message before its body; `more` appends headers of its own, a line break before each.
-pub fn begin(head: &Head<'_>, route: &Route<'_>, more: impl FnOnce(&mut Vec<u8>), out: &mut Vec<u8>) -> Layout {
+const VERSION: &[u8] = b"NATS/1.0";
+const EXPECTED: &[u8] = b"\r\nNats-Expected-Last-Sequence: ";
+const BATCH_ID: &[u8] = b"\r\nNats-Batch-Id: ";
+const BATCH_SEQUENCE: &[u8] = b"\r\nNats-Batch-Sequence: ";
+const BATCH_SEQUENCE_DIGITS: usize = 4;
+const BATCH_COMMIT: &[u8] = b"\r\nNats-Batch-Commit: 1";
+const BEGIN: &[u8] = b"\r\nWalhook-Transaction: begin";
+const END: &[u8] = b"\r\nWalhook-Transaction: end";
+
+impl Front<'_> {
+    /// Of its headers, from the version line on.
+    fn headers_length(&self) -> usize {
+        let part = self.part.map_or(0, |part| {
+            let id = batch_prefix(part.id.0).len() + ATTEMPT_DIGITS + INDEX_DIGITS;
+            let commit = if part.is_last { BATCH_COMMIT.len() } else { 0 };
+            BATCH_ID.len() + id + BATCH_SEQUENCE.len() + BATCH_SEQUENCE_DIGITS + commit
+        });
+        let expected = self.expected.map_or(0, |_| EXPECTED.len() + SEQUENCE_DIGITS);
+        VERSION.len() + expected + part + self.mark.map_or(0, |mark| mark.line().len())
+    }
+
+    fn length(&self, subject: usize) -> usize {
+        let reply = self.reply.map_or(0, |(prefix, ..)| prefix.len() + ATTEMPT_DIGITS + INDEX_DIGITS + 1);
+        let lengths = HEADER_LENGTH_DIGITS + 1 + TOTAL_LENGTH_DIGITS + CRLF.len();
+        HPUB.len() + subject + 1 + reply + lengths + self.headers_length()
+    }
+
+    /// The longest that this one may become as a part of a batch: as its first or as its last message, with a mark.
+    fn in_batches(&self) -> [Front<'_>; 2] {
+        let part = |is_last| self.reply.map(|id| Part { id, nth: 1, is_last });
+        let mark = Some(Mark::Begin);
+        [
+            Front { reply: None, part: part(false), mark, ..*self },
+            Front { expected: None, part: part(true), mark, ..*self },
+        ]
+    }
+}
+
+impl Mark {
+    fn line(self) -> &'static [u8] {
+        match self {
+            Mark::Begin => BEGIN,
+            Mark::End => END,
+        }
+    }
+}
+
+/// Of a reply subject what is behind its second dot: the run's own part of it.
+fn batch_prefix(reply: &[u8]) -> &[u8] {
+    let mut dots = memchr::memchr_iter(b'.', reply);
+    dots.nth(1).map_or(reply, |dot| &reply[dot + 1..])
+}
+
+/// Appends all of a message before its body, to go alone; `may_be_batched` makes room for what it may become. `stream` must
+/// take it, where there is one; `more` appends headers of its own, a line break before each.
+pub fn begin(
+    head: &Head<'_>,
+    stream: Option<&str>,
+    front: &Front<'_>,
+    may_be_batched: bool,
+    more: impl FnOnce(&mut Vec<u8>),
+    out: &mut Vec<u8>,
+) -> Layout {
     let start = out.len();
-    out.extend_from_slice(b"HPUB ");
+    let (mut room, mut control_max) = (front.length(head.subject.len()), front.headers_length());
+    if may_be_batched {
+        for batched in front.in_batches() {
+            room = room.max(batched.length(head.subject.len()));
+            control_max = control_max.max(batched.headers_length());
+        }
+    }
+    out.extend_from_slice(HPUB);
     out.extend_from_slice(head.subject);
-    let subject_end = out.len() - start;
-    out.push(b' ');
-    let attempt_at = route.reply.map(|(prefix, attempt, index)| {
-        out.extend_from_slice(prefix);
-        let at = out.len();
-        out.resize(at + ATTEMPT_DIGITS + INDEX_DIGITS, b'0');
-        set_token(attempt, index, &mut out[at..]);
-        out.push(b' ');
-        at - start
-    });
-    out.resize(out.len() + HEADER_LENGTH_DIGITS, b'0');
-    out.push(b' ');
-    out.resize(out.len() + TOTAL_LENGTH_DIGITS, b'0');
-    out.extend_from_slice(CRLF);
-    let header_at = out.len() - start;
-    out.extend_from_slice(b"NATS/1.0");
+    out.resize(start + room, b' ');
     head.write_ids(out);
-    if let Some(stream) = route.stream {
+    if let Some(stream) = stream {
         out.extend_from_slice(b"\r\nNats-Expected-Stream: ");
         out.extend_from_slice(stream.as_bytes());
     }
-    let expected_at = route.expected.map(|expected| {
-        out.extend_from_slice(b"\r\nNats-Expected-Last-Sequence: ");
-        let at = out.len();
-        out.resize(at + SEQUENCE_DIGITS, b'0');
-        set_digits(expected, &mut out[at..]);
-        at - start
-    });
     head.write_origin(out);
     more(out);
     out.extend_from_slice(b"\r\n\r\n");
     let body_at = out.len() - start;
-    Layout { subject_end, attempt_at, header_at, expected_at, body_at, data: (body_at, body_at) }
+    let subject = HPUB.len()..HPUB.len() + head.subject.len();
+    let mut layout = Layout {
+        subject,
+        header_at: 0,
+        front_end: room,
+        control_max,
+        body_at,
+        data: (body_at, body_at),
+        may_be_batched,
+    };
+    layout.set_front(front, &mut out[start..]);
+    layout
 }
 
 impl Layout {
+    /// Writes the front. The lengths are left to [`Layout::finish`].
+    pub fn set_front(&mut self, front: &Front<'_>, message: &mut [u8]) {
+        let at = self.front_end - front.length(self.subject.len()) + HPUB.len();
+        message.copy_within(self.subject.clone(), at);
+        self.subject = at..at + self.subject.len();
+        message[HPUB.len()..at].fill(b' ');
+        let mut out = &mut message[self.subject.end..self.front_end];
+        put(&mut out, b" ");
+        if let Some((prefix, attempt, index)) = front.reply {
+            put(&mut out, prefix);
+            put_token(&mut out, attempt, index);
+            put(&mut out, b" ");
+        }
+        take(&mut out, HEADER_LENGTH_DIGITS + 1 + TOTAL_LENGTH_DIGITS).fill(b'0');
+        put(&mut out, CRLF);
+        self.header_at = self.front_end - out.len();
+        put(&mut out, VERSION);
+        if let Some(expected) = front.expected {
+            put(&mut out, EXPECTED);
+            set_digits(expected, take(&mut out, SEQUENCE_DIGITS));
+        }
+        if let Some(part) = front.part {
+            let (prefix, attempt, index) = part.id;
+            put(&mut out, BATCH_ID);
+            put(&mut out, batch_prefix(prefix));
+            put_token(&mut out, attempt, index);
+            put(&mut out, BATCH_SEQUENCE);
+            set_digits(part.nth.into(), take(&mut out, BATCH_SEQUENCE_DIGITS));
+            if part.is_last {
+                put(&mut out, BATCH_COMMIT);
+            }
+        }
+        if let Some(mark) = front.mark {
+            put(&mut out, mark.line());
+        }
+    }
+
     /// Writes the lengths into a message that is complete.
     pub fn finish(&self, message: &mut [u8]) {
         let header_length = self.body_at - self.header_at;
@@ -122,22 +242,33 @@ impl Layout {
         let total_at = self.header_at - CRLF.len() - TOTAL_LENGTH_DIGITS;
         let header_length_at = total_at - 1 - HEADER_LENGTH_DIGITS;
         set_digits(header_length as u64, &mut message[header_length_at..][..HEADER_LENGTH_DIGITS]);
+        message[total_at - 1] = b' ';
         set_digits(total as u64, &mut message[total_at..][..TOTAL_LENGTH_DIGITS]);
     }
 
-    /// Says in a message which attempt it is, and its index in the lane.
-    pub fn set_attempt(&self, attempt: u8, index: u64, message: &mut [u8]) {
-        if let Some(at) = self.attempt_at {
-            set_token(attempt, index, &mut message[at..][..ATTEMPT_DIGITS + INDEX_DIGITS]);
-        }
+    /// The most that headers and body may come to, of a message that has `length` bytes up to the end of its body.
+    pub fn total_max(&self, length: usize) -> usize {
+        self.control_max + length - self.front_end
     }
 
-    /// Says in a message which last sequence it expects.
-    pub fn set_expected(&self, expected: u64, message: &mut [u8]) {
-        if let Some(at) = self.expected_at {
-            set_digits(expected, &mut message[at..][..SEQUENCE_DIGITS]);
-        }
+    /// The same of the headers alone.
+    pub fn header_max(&self) -> usize {
+        self.control_max + self.body_at - self.front_end
     }
+}
+
+fn take<'m>(out: &mut &'m mut [u8], count: usize) -> &'m mut [u8] {
+    let (taken, rest) = std::mem::take(out).split_at_mut(count);
+    *out = rest;
+    taken
+}
+
+fn put(out: &mut &mut [u8], bytes: &[u8]) {
+    take(out, bytes.len()).copy_from_slice(bytes);
+}
+
+fn put_token(out: &mut &mut [u8], attempt: u8, index: u64) {
+    set_token(attempt, index, take(out, ATTEMPT_DIGITS + INDEX_DIGITS));
 }
 
 fn set_token(attempt: u8, index: u64, out: &mut [u8]) {

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod batches;
+
 use super::*;
 use crate::wal::lsn::Lsn;
 
@@ -17,6 +19,7 @@ fn tail(last_sequence: u64, ours: Option<(u64, u64)>) -> Tail {
         listed: Vec::new(),
         subjects: vec!["s.>".to_owned()],
         max_payload: 1000,
+        batch_max: 1,
     }
 }
 
@@ -74,10 +77,11 @@ fn a_message_is_an_hpub_with_its_ids_and_what_the_stream_must_have_before_it() {
     put_as(&mut lane, 2, "s.b", Some(b"mine"), b"");
     assert_eq!(send(&mut lane), "", "closed");
     open(&mut lane, &tail(41, None));
-    let header = "NATS/1.0\r\nNats-Msg-Id: src-0000000000000001-9-0-1\r\nNats-Expected-Stream: S\r\n\
-                  Nats-Expected-Last-Sequence: 00000000000000000041\r\nWalhook-Op: insert\r\nWalhook-Epoch: 3\r\n\r\n";
-    let second = "NATS/1.0\r\nNats-Msg-Id: mine\r\nWalhook-Id: src-0000000000000002-9-0-1\r\n\
-                  Nats-Expected-Stream: S\r\nNats-Expected-Last-Sequence: 00000000000000000042\r\n\
+    let header = "NATS/1.0\r\nNats-Expected-Last-Sequence: 00000000000000000041\r\n\
+                  Nats-Msg-Id: src-0000000000000001-9-0-1\r\nNats-Expected-Stream: S\r\n\
+                  Walhook-Op: insert\r\nWalhook-Epoch: 3\r\n\r\n";
+    let second = "NATS/1.0\r\nNats-Expected-Last-Sequence: 00000000000000000042\r\nNats-Msg-Id: mine\r\n\
+                  Walhook-Id: src-0000000000000002-9-0-1\r\nNats-Expected-Stream: S\r\n\
                   Walhook-Op: insert\r\nWalhook-Epoch: 3\r\n\r\n";
     let expected = format!(
         "HPUB s.a _INBOX.i.0.0100000000 {:06} {:09}\r\n{header}{{\"a\":1}}\r\n\

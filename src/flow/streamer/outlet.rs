@@ -333,8 +333,13 @@ impl Outlet {
 
     /// The number of the oldest event that is not settled, or of the next one.
     pub fn oldest(&self) -> u64 {
+        self.oldest_by(Lane::oldest)
+    }
+
+    /// The same, with what `of_lane` says of each lane.
+    pub fn oldest_by(&self, of_lane: impl Fn(&Lane) -> Option<u64>) -> u64 {
         let waiting = self.dead_letters.front().map(|letter| letter.number);
-        let lanes = self.lanes.iter().filter_map(Lane::oldest);
+        let lanes = self.lanes.iter().filter_map(of_lane);
         lanes.chain(waiting).chain(self.history.oldest()).min().unwrap_or_else(|| self.window.next())
     }
 }

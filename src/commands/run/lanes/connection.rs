@@ -22,7 +22,10 @@ use crate::{
     error::{Error, Result},
     flow::{lane::Refusal, streamer::Streamer},
     nats::{
-        ack::{Ack, HEADER_EXCEEDS_MAXIMUM, MESSAGE_EXCEEDS_MAXIMUM, WRONG_LAST_SEQUENCE},
+        ack::{
+            Ack, BATCH_CONTAINS_DUPLICATE, BATCH_TOO_LARGE, HEADER_EXCEEDS_MAXIMUM, MESSAGE_EXCEEDS_MAXIMUM,
+            WRONG_LAST_SEQUENCE, WRONG_LAST_SEQUENCE_CONSTANT,
+        },
         control::{self, Control},
         handshake,
         publish::{Inbox, Publisher},
@@ -381,7 +384,15 @@ fn take(token: &[u8], ack: Ack, index: usize, streamer: &mut Streamer, driver: &
             }
             Err(refusal) => refusal,
         },
-        Ack::Refused { code: WRONG_LAST_SEQUENCE, .. } => Refusal::WrongSequence,
+        Ack::Refused { code: WRONG_LAST_SEQUENCE | WRONG_LAST_SEQUENCE_CONSTANT, .. } => Refusal::WrongSequence,
+        Ack::Refused { code: BATCH_CONTAINS_DUPLICATE, .. } => Refusal::DuplicateInBatch,
+        Ack::Refused { code: BATCH_TOO_LARGE, description } => {
+            // Its words end with the server's limit.
+            let told = description.rsplit(' ').next().and_then(|limit| limit.parse().ok());
+            let told = told.filter(|told| *told < driver.batch_max);
+            driver.batch_max = told.unwrap_or(driver.batch_max / 2).max(1);
+            Refusal::NotNow(format!("{description} ({BATCH_TOO_LARGE})"))
+        }
         Ack::Refused { code: MESSAGE_EXCEEDS_MAXIMUM | HEADER_EXCEEDS_MAXIMUM, description } => {
             Refusal::Never(format!("stream {} refuses it: {description}", lane.stream()))
         }
@@ -393,6 +404,10 @@ fn take(token: &[u8], ack: Ack, index: usize, streamer: &mut Streamer, driver: &
     if driver.trouble.is_none() && (is_news || out_of_place) {
         let why = match refusal {
             Refusal::WrongSequence => "another last sequence than expected".to_owned(),
+            Refusal::DuplicateInBatch => {
+                "a message id in its batch is known already, so this transaction goes message by message and is not atomic"
+                    .to_owned()
+            }
             Refusal::Never(why) | Refusal::NotNow(why) => why,
         };
         driver.trouble = Some(Error::unavailable(format!(

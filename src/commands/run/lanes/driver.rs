@@ -8,7 +8,7 @@ use super::open::Opened;
 use crate::{
     commands::{backoff::Backoff, run::ledger::Checkpoint},
     error::{Error, Result},
-    flow::lane::Lane,
+    flow::lane::{BATCH_MAX, Lane},
     route::tables::{ConfigRow, StreamRow},
 };
 
@@ -27,6 +27,10 @@ pub struct Driver {
     /// Where the stream was last seen to stand, by this run or an earlier one.
     pub known: Option<Checkpoint>,
     pub created_ns: i64,
+    /// How many messages the server takes as one batch, as far as it has told.
+    pub batch_max: usize,
+    /// What of its row's `transactions` and `durability` its stream cannot do.
+    pub falls_back: Option<String>,
     /// An answer has come since that was looked at.
     pub answered: bool,
     /// A refusal has come since that was looked at.
@@ -60,6 +64,8 @@ impl Driver {
             told: None,
             known,
             created_ns: 0,
+            batch_max: BATCH_MAX,
+            falls_back: None,
             answered: false,
             trouble: None,
             waiting: None,
@@ -69,7 +75,7 @@ impl Driver {
 
     /// For how long nothing of its lane has been settled that could be.
     pub fn stands_still(&mut self, lane: &Lane) -> Duration {
-        match (self.front, lane.front()) {
+        match (self.front, lane.in_flight()) {
             (Some((known, since)), Some(front)) if known == front => since.elapsed(),
             (_, front) => {
                 self.front = front.map(|front| (front, Instant::now()));
@@ -103,6 +109,14 @@ impl Driver {
             sequence,
             kept_upto: lane.kept_upto(),
         })
+    }
+
+    /// Notes what its stream cannot do, and logs it when that is news.
+    pub fn set_falls_back(&mut self, falls_back: Option<String>) {
+        if let Some(text) = falls_back.as_ref().filter(|_| self.falls_back != falls_back) {
+            tracing::warn!("{text}");
+        }
+        self.falls_back = falls_back;
     }
 
     /// Logs a failure unless it is the one logged last.

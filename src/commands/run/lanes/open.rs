@@ -10,7 +10,10 @@ use crate::{
         ledger::Checkpoint,
     },
     error::{Error, Kind, Result},
-    flow::{event_id::EventPosition, lane::Tail},
+    flow::{
+        event_id::EventPosition,
+        lane::{BATCH_MAX, Tail},
+    },
     nats::{control::Control, streams, tail},
     route::tables::StreamRow,
     wal::lsn::Lsn,
@@ -29,6 +32,8 @@ pub struct Opened {
     pub created_ns: i64,
     pub warnings: Vec<String>,
     pub is_in_memory: bool,
+    /// What of `transactions` and `durability` this stream cannot do, and why.
+    pub falls_back: Option<String>,
 }
 
 /// What is known before.
@@ -39,12 +44,28 @@ pub struct Known {
     pub lists_behind: Option<u64>,
     /// Of the publishing connection, in bytes.
     pub max_payload: usize,
+    /// The server's.
+    pub version: String,
+    /// It has atomic batches that we can use: before 2.12.1 it refuses message ids in them, before 2.12.0 it stores each message
+    /// by itself and says nothing.
+    pub knows_batches: bool,
+    /// It syncs a batch as a whole; before 2.15.0 each of its messages.
+    pub shares_syncs: bool,
+    /// How many messages it takes as one, as far as it has told.
+    pub batch_max: usize,
 }
 
 /// Makes the stream what the row says and reads its tail.
 pub async fn open(control: Control, stream: StreamRow, identity: Identity, known: Known) -> Result<Opened> {
     let mut warnings = Vec::new();
-    let state = match streams::ensure(&control, &stream).await {
+    let mut row = stream.clone();
+    if !known.knows_batches {
+        row.transactions = None;
+    }
+    if !known.shares_syncs {
+        row.durability = None;
+    }
+    let state = match streams::ensure(&control, &row).await {
         Ok(state) => state,
         // The row wants what JetStream does not allow. Where the stream exists, events flow into it as it is.
         Err(error) if error.kind() == Kind::Config => {
@@ -104,10 +125,49 @@ pub async fn open(control: Control, stream: StreamRow, identity: Identity, known
             stored.iter().filter_map(|stored| position_of(stored, &identity.source)).collect()
         }
     };
-    let tail = Tail { last_sequence: end.last_sequence, ours, listed, subjects: state.subjects, max_payload };
     let is_in_memory = state.storage == "memory";
+    let takes_batches = state.allow_atomic && row.wants_batches();
+    let batch_max = if takes_batches { known.batch_max } else { 1 };
+    let falls_back = falls_back(&stream, &known, takes_batches, is_in_memory);
+    let tail =
+        Tail { last_sequence: end.last_sequence, ours, listed, subjects: state.subjects, max_payload, batch_max };
     faults::pass(Point::TailRead).await?;
-    Ok(Opened { tail, created_ns: end.created_ns, warnings, is_in_memory })
+    Ok(Opened { tail, created_ns: end.created_ns, warnings, is_in_memory, falls_back })
+}
+
+/// What of the row's `transactions` and `durability` is not so, and why.
+fn falls_back(row: &StreamRow, known: &Known, takes_batches: bool, is_in_memory: bool) -> Option<String> {
+    let Known { version, batch_max, .. } = known;
+    let disallowed = "it does not allow atomic batches, and we could not change that (allow_atomic)";
+    let mut missing = Vec::new();
+    if row.transactions.as_deref() == Some("atomic") {
+        if !known.knows_batches {
+            missing.push(format!(
+                "transactions = 'atomic' does not hold, events are published one by one: nats-server {version} has no atomic \
+                 batches that we could use, 2.12.1 has"
+            ));
+        } else if !takes_batches {
+            missing
+                .push(format!("transactions = 'atomic' does not hold, events are published one by one: {disallowed}"));
+        } else if *batch_max < BATCH_MAX {
+            missing.push(format!(
+                "transactions = 'atomic' holds up to {batch_max} events: its server takes no larger batches \
+                 (limits.max_batch_size)"
+            ));
+        }
+    }
+    if row.durability.as_deref() == Some("fsync") {
+        if is_in_memory {
+            missing.push("durability = 'fsync' is for nothing: it lives in memory".to_owned());
+        } else if !known.shares_syncs {
+            missing.push(format!(
+                "durability = 'fsync' gains nothing: nats-server {version} syncs each message by itself, 2.15.0 a whole batch"
+            ));
+        } else if !takes_batches {
+            missing.push(format!("durability = 'fsync' falls back to single messages: {disallowed}"));
+        }
+    }
+    (!missing.is_empty()).then(|| format!("stream {:?}: {}", row.stream_name, missing.join("; ")))
 }
 
 /// How a stream stands to what was known of it.
