@@ -1,8 +1,9 @@
--- 011: going back. What `walhook replay` and `walhook backfill` write down, and the chunks of a backfill.
+-- 011: going back. What `walhook replay` and `walhook backfill` write down, replays asked for in SQL, the anchor slot that keeps WAL
+-- for them, and the chunks of a backfill.
 --
 -- Comes in: 005, 007, 008, and the roles of 009. Goes out: the state of every replay and backfill, and rows of linked tables
 -- that travel through the WAL in their place among live changes.
--- Always holds: what is sent of a row by a backfill is the row as of its own commit. Running this file twice changes nothing; no
+-- Always holds: an anchor is off until somebody makes it, and never ahead of its slot; what is sent of a row by a backfill is the row as of its own commit. Running this file twice changes nothing; no
 -- BEGIN, COMMIT or psql command in it.
 
 -- --------------------------------------------------------------------------------------------------------------- replays
@@ -10,7 +11,7 @@
 CREATE TABLE IF NOT EXISTS public.rule_cdc_replays (
     replay_id BIGSERIAL PRIMARY KEY,
     source TEXT NOT NULL,
-    via TEXT NOT NULL,
+    via TEXT,
     from_point TEXT NOT NULL,
     to_point TEXT,
     webhooks TEXT[],
@@ -28,22 +29,93 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_replays (
     started_by TEXT DEFAULT CURRENT_USER,
     started_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     updated_at TIMESTAMPTZ NOT NULL DEFAULT now(),
-    finished_at TIMESTAMPTZ,
-    CONSTRAINT valid_replay_via CHECK (via IN ('stream')),
-    CONSTRAINT valid_replay_status CHECK (status IN ('running', 'done', 'failed', 'interrupted'))
+    finished_at TIMESTAMPTZ
 );
+-- A first version knew one way and no requests.
+ALTER TABLE public.rule_cdc_replays
+    ALTER COLUMN via DROP NOT NULL,
+    ADD COLUMN IF NOT EXISTS create_stream TEXT,
+    ADD COLUMN IF NOT EXISTS is_requested BOOLEAN NOT NULL DEFAULT false;
+DO $checks$
+DECLARE
+    c RECORD;
+BEGIN
+    FOR c IN
+        VALUES ('valid_replay_via', 'table', 'via IN (''stream'', ''wal'', ''table'')'),
+               ('valid_replay_status', 'requested',
+                'status IN (''requested'', ''running'', ''done'', ''failed'', ''interrupted'', ''cancelled'')')
+    LOOP
+        IF NOT EXISTS (SELECT FROM pg_constraint
+                       WHERE conrelid = 'public.rule_cdc_replays'::regclass AND conname = c.column1
+                         AND strpos(pg_get_constraintdef(oid), quote_literal(c.column2)) > 0) THEN
+            EXECUTE format('ALTER TABLE public.rule_cdc_replays DROP CONSTRAINT IF EXISTS %1$I, ADD CONSTRAINT %1$I CHECK (%2$s)',
+                           c.column1, c.column3);
+        END IF;
+    END LOOP;
+END
+$checks$;
+CREATE INDEX IF NOT EXISTS idx_cdc_replays_open
+    ON public.rule_cdc_replays (source, replay_id) WHERE status IN ('requested', 'running');
 COMMENT ON TABLE public.rule_cdc_replays IS
-    'Replays, one row each, written by `walhook replay`. Never published, never linkable';
+    'Replays, one row each, written by `walhook replay` and rule_cdc_replay. Never published, never linkable';
+COMMENT ON COLUMN public.rule_cdc_replays.via IS
+    'stream, wal or table: from where the events come; NULL: the running walhook has not chosen yet';
+COMMENT ON COLUMN public.rule_cdc_replays.is_requested IS
+    'SQL has asked for it, so the running walhook carries it out, and goes on with it after a restart';
+COMMENT ON COLUMN public.rule_cdc_replays.create_stream IS 'The stream to be made where none takes the subjects';
 COMMENT ON COLUMN public.rule_cdc_replays.from_point IS 'An LSN or a commit time, as it was asked for';
 COMMENT ON COLUMN public.rule_cdc_replays.status IS
-    'running, done, failed (see error), interrupted: it was killed, and `walhook replay --resume` goes on with it. A killed one is '
-    'running until the next replay of its source looks';
+    'requested, running, done, failed (see error), cancelled, interrupted: it was killed, and `walhook replay --resume` goes on '
+    'with it. A killed one is running until the next replay of its source looks; one that SQL has asked for is requested again then';
 COMMENT ON COLUMN public.rule_cdc_replays.progress IS
-    '{"<config>/<stream>": sequence, "<config>/<stream> end": sequence}: up to where what was read is stored, so where a resumed replay '
-    'goes on, and where it ends';
+    '{"<config>/<stream>": sequence, "<config>/<stream> end": sequence}, or "wal" and LSNs: up to where what was read is stored, so where '
+    'a resumed replay goes on, and where it ends';
 COMMENT ON COLUMN public.rule_cdc_replays.first_lsn IS 'Commit LSN of the first event that was sent; last_lsn of the last';
 
 REVOKE ALL ON public.rule_cdc_replays FROM PUBLIC;
+
+-- --------------------------------------------------------------------------------------------------------------- anchors
+
+CREATE TABLE IF NOT EXISTS public.rule_cdc_anchor_settings (
+    slot_name TEXT PRIMARY KEY,
+    anchor_name TEXT NOT NULL,
+    keep INTERVAL NOT NULL,
+    keep_bytes BIGINT NOT NULL,
+    moved_at TIMESTAMPTZ,
+    problem TEXT,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    CONSTRAINT valid_anchor_keep CHECK (keep > interval '0' AND keep_bytes > 0)
+);
+COMMENT ON TABLE public.rule_cdc_anchor_settings IS
+    'How far behind its slot each anchor slot stays, by rule_cdc_anchor_create. Never published, never linkable';
+COMMENT ON COLUMN public.rule_cdc_anchor_settings.keep IS 'What was committed longer ago need not be kept';
+COMMENT ON COLUMN public.rule_cdc_anchor_settings.keep_bytes IS 'No more WAL than this is kept, however young it is';
+COMMENT ON COLUMN public.rule_cdc_anchor_settings.problem IS 'Why the anchor could not be moved the last time';
+
+CREATE TABLE IF NOT EXISTS public.rule_cdc_anchor_places (
+    slot_name TEXT NOT NULL REFERENCES public.rule_cdc_anchor_settings (slot_name) ON DELETE CASCADE,
+    seen_at TIMESTAMPTZ NOT NULL,
+    lsn PG_LSN NOT NULL,
+    PRIMARY KEY (slot_name, seen_at)
+);
+COMMENT ON TABLE public.rule_cdc_anchor_places IS
+    'Where the slot was confirmed, and when: to places among these its anchor is moved. About a thousand at most. Never published, '
+    'never linkable';
+
+CREATE OR REPLACE VIEW public.rule_cdc_anchors AS
+SELECT a.slot_name, a.anchor_name, a.keep, a.keep_bytes,
+       s.confirmed_flush_lsn AS reaches_lsn,
+       (SELECT min(p.seen_at) FROM public.rule_cdc_anchor_places p
+        WHERE p.slot_name = a.slot_name AND p.lsn >= s.confirmed_flush_lsn) AS reaches_time,
+       pg_wal_lsn_diff(here.lsn, s.restart_lsn)::bigint AS retained_bytes,
+       s.wal_status, a.moved_at, a.problem, a.created_at
+FROM public.rule_cdc_anchor_settings a
+CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END AS lsn) here
+LEFT JOIN pg_replication_slots s ON s.slot_name = a.anchor_name;
+COMMENT ON VIEW public.rule_cdc_anchors IS
+    'Anchor slots: `walhook replay --via wal` goes back to reaches_lsn, or to reaches_time; retained_bytes is the WAL that they keep';
+
+REVOKE ALL ON public.rule_cdc_anchor_settings, public.rule_cdc_anchor_places, public.rule_cdc_anchors FROM PUBLIC;
 
 -- ------------------------------------------------------------------------------------------------------------- backfills
 
@@ -372,6 +444,239 @@ $$;
 COMMENT ON FUNCTION public.rule_cdc_backfill_cancel IS
     'walhook: ends a backfill before its end; what it has sent stays sent. false where it was not running';
 
+CREATE OR REPLACE FUNCTION public.rule_cdc_anchor_create(
+    p_keep INTERVAL DEFAULT '24 hours',
+    p_keep_bytes BIGINT DEFAULT 4294967296,
+    p_slot TEXT DEFAULT 'walhook'
+) RETURNS PG_LSN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_anchor TEXT := p_slot || '_anchor';
+    v_slot RECORD;
+    v_lsn PG_LSN;
+BEGIN
+    IF p_keep IS NULL OR p_keep <= interval '0' OR p_keep_bytes IS NULL OR p_keep_bytes <= 0 THEN
+        RAISE EXCEPTION 'cannot keep WAL of slot % for % and % bytes', quote_literal(p_slot), coalesce(p_keep::text, 'NULL'),
+            coalesce(p_keep_bytes::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Say how long and how much: rule_cdc_anchor_create(''24 hours'', 4294967296).';
+    END IF;
+    SELECT s.plugin, s.database, s.wal_status INTO v_slot FROM pg_replication_slots s WHERE s.slot_name = p_slot;
+    IF NOT FOUND OR v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
+        RAISE EXCEPTION 'cannot anchor slot %: this database has no such slot of pgoutput', quote_literal(p_slot)
+            USING ERRCODE = 'undefined_object', HINT = 'Run `walhook setup`, or SELECT rule_cdc_slot_create() first.';
+    END IF;
+    SELECT s.confirmed_flush_lsn, s.plugin, s.database, s.wal_status INTO v_slot
+    FROM pg_replication_slots s WHERE s.slot_name = v_anchor;
+    IF FOUND THEN
+        IF v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
+            RAISE EXCEPTION 'slot % exists and is not ours: plugin %, database %', quote_literal(v_anchor),
+                coalesce(v_slot.plugin, 'none'), coalesce(v_slot.database, 'none') USING ERRCODE = 'duplicate_object';
+        END IF;
+        v_lsn := v_slot.confirmed_flush_lsn;
+    ELSE
+        IF pg_current_xact_id_if_assigned() IS NOT NULL THEN
+            RAISE EXCEPTION 'cannot create slot % in a transaction that has written', quote_literal(v_anchor)
+                USING ERRCODE = 'active_sql_transaction', HINT = 'Call it in a transaction of its own.';
+        END IF;
+        PERFORM pg_copy_logical_replication_slot(p_slot, v_anchor);
+        SELECT s.confirmed_flush_lsn INTO v_lsn FROM pg_replication_slots s WHERE s.slot_name = v_anchor;
+    END IF;
+    INSERT INTO public.rule_cdc_anchor_settings (slot_name, anchor_name, keep, keep_bytes)
+    VALUES (p_slot, v_anchor, p_keep, p_keep_bytes)
+    ON CONFLICT (slot_name) DO UPDATE SET keep = excluded.keep, keep_bytes = excluded.keep_bytes;
+    INSERT INTO public.rule_cdc_anchor_places (slot_name, seen_at, lsn)
+    SELECT p_slot, clock_timestamp(), v_lsn
+    WHERE NOT EXISTS (SELECT FROM public.rule_cdc_anchor_places p WHERE p.slot_name = p_slot);
+    RETURN v_lsn;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_anchor_create IS
+    'walhook: makes a slot that stays behind p_slot and keeps WAL for replays: what was committed within p_keep, but no more than '
+    'p_keep_bytes; the running walhook moves it. Again with other limits changes them. Returns how far it reaches back. Needs '
+    'REPLICATION, and a transaction that has written nothing';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_anchor_drop(p_slot TEXT DEFAULT 'walhook')
+RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_anchor TEXT;
+BEGIN
+    SELECT a.anchor_name INTO v_anchor FROM public.rule_cdc_anchor_settings a WHERE a.slot_name = p_slot;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM pg_drop_replication_slot(s.slot_name) FROM pg_replication_slots s WHERE s.slot_name = v_anchor;
+    DELETE FROM public.rule_cdc_anchor_settings WHERE slot_name = p_slot;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_anchor_drop IS
+    'walhook: drops the anchor of a slot and lets its WAL go; false where there is none. Needs REPLICATION';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_anchor_move(p_slot TEXT DEFAULT 'walhook')
+RETURNS PG_LSN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_anchor RECORD;
+    v_confirmed PG_LSN;
+    v_last RECORD;
+    v_bytes NUMERIC;
+    v_target PG_LSN;
+BEGIN
+    SELECT a.anchor_name, a.keep, a.keep_bytes, s.confirmed_flush_lsn, s.wal_status, s.active INTO v_anchor
+    FROM public.rule_cdc_anchor_settings a JOIN pg_replication_slots s ON s.slot_name = a.anchor_name
+    WHERE a.slot_name = p_slot;
+    IF NOT FOUND OR v_anchor.wal_status = 'lost' OR v_anchor.active OR pg_is_in_recovery() THEN
+        RETURN NULL;
+    END IF;
+    SELECT s.confirmed_flush_lsn INTO v_confirmed FROM pg_replication_slots s WHERE s.slot_name = p_slot;
+    -- Well below max_slot_wal_keep_size, beyond which PostgreSQL would take the slot's WAL away.
+    SELECT least(v_anchor.keep_bytes, CASE WHEN g.setting::bigint >= 0 THEN g.setting::bigint * 1048576 * 0.7 END) INTO v_bytes
+    FROM pg_settings g WHERE g.name = 'max_slot_wal_keep_size';
+    -- A place a minute at most, for a long time fewer, for much WAL more: it goes by them in small steps.
+    SELECT p.seen_at, p.lsn INTO v_last FROM public.rule_cdc_anchor_places p
+    WHERE p.slot_name = p_slot ORDER BY p.seen_at DESC LIMIT 1;
+    IF v_confirmed IS NOT NULL AND (v_last IS NULL OR v_confirmed > v_last.lsn AND (
+            v_last.seen_at < clock_timestamp() - greatest(interval '1 minute', v_anchor.keep / 1000)
+            OR pg_wal_lsn_diff(v_confirmed, v_last.lsn) > v_bytes / 50)) THEN
+        INSERT INTO public.rule_cdc_anchor_places (slot_name, seen_at, lsn) VALUES (p_slot, clock_timestamp(), v_confirmed);
+    END IF;
+    -- The last place that is old enough, or the first one that is not too far behind: time is kept whole, WAL never exceeded.
+    SELECT greatest(max(p.lsn) FILTER (WHERE p.seen_at < clock_timestamp() - v_anchor.keep),
+                    min(p.lsn) FILTER (WHERE pg_wal_lsn_diff(pg_current_wal_lsn(), p.lsn) <= v_bytes)) INTO v_target
+    FROM public.rule_cdc_anchor_places p WHERE p.slot_name = p_slot AND p.lsn <= v_confirmed;
+    IF v_target > v_anchor.confirmed_flush_lsn THEN
+        BEGIN
+            PERFORM pg_replication_slot_advance(v_anchor.anchor_name, v_target);
+            UPDATE public.rule_cdc_anchor_settings SET moved_at = clock_timestamp(), problem = NULL WHERE slot_name = p_slot;
+        EXCEPTION WHEN object_in_use THEN
+            RETURN v_anchor.confirmed_flush_lsn; -- a replay is copying it: the next time
+        END;
+    END IF;
+    DELETE FROM public.rule_cdc_anchor_places p
+    USING pg_replication_slots s
+    WHERE s.slot_name = v_anchor.anchor_name AND p.slot_name = p_slot AND p.lsn < s.confirmed_flush_lsn;
+    RETURN coalesce(v_target, v_anchor.confirmed_flush_lsn);
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_anchor_move IS
+    'walhook: notes where p_slot is, and moves its anchor as far as rule_cdc_anchor_create has said; the running walhook calls it '
+    'every few seconds. Returns where the anchor is, NULL where there is none';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_replay_point(p_name TEXT, p_point TEXT)
+RETURNS TEXT LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_end PG_LSN := CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END;
+    v_time TIMESTAMPTZ;
+BEGIN
+    IF p_point ~ '^[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}$' THEN
+        IF p_point::pg_lsn > v_end THEN
+            RAISE EXCEPTION '% %: it lies ahead; the WAL ends at %', p_name, quote_literal(p_point), v_end
+                USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'Is it an LSN of another server, or of one that was restored to an earlier point?';
+        END IF;
+        RETURN p_point;
+    END IF;
+    v_time := CASE WHEN p_point ~ '^\d+[smhd]$' THEN now() - replace(p_point, 'm', ' minutes')::interval
+                   ELSE p_point::timestamptz END;
+    IF v_time > clock_timestamp() THEN
+        RAISE EXCEPTION '% %: it lies ahead; it is % now', p_name, quote_literal(p_point), clock_timestamp()
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    RETURN to_char(v_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
+EXCEPTION WHEN invalid_datetime_format OR datetime_field_overflow THEN
+    RAISE EXCEPTION '% %: it is neither an LSN nor a time', p_name, quote_literal(p_point)
+        USING ERRCODE = 'invalid_parameter_value',
+        HINT = 'Give an LSN (0/16B3748), a time (2026-11-25 10:00+00) or an age (90s, 15m, 2h, 7d).';
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_replay_point IS 'walhook: an LSN, or a time or an age as a time; what lies ahead is refused';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_replay(
+    p_from TEXT,
+    p_to TEXT DEFAULT NULL,
+    p_webhook TEXT DEFAULT NULL,
+    p_via TEXT DEFAULT NULL,
+    p_table TEXT DEFAULT NULL,
+    p_subject_prefix TEXT DEFAULT NULL,
+    p_create_stream TEXT DEFAULT NULL,
+    p_rate INTEGER DEFAULT NULL,
+    p_source TEXT DEFAULT NULL
+) RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_from TEXT;
+    v_to TEXT;
+    v_webhook TEXT;
+    v_source TEXT := p_source;
+    v_sources TEXT[];
+    v_problem TEXT;
+    v_id BIGINT;
+BEGIN
+    IF p_from IS NULL THEN
+        RAISE EXCEPTION 'cannot replay: p_from is NULL' USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Give an LSN (0/16B3748), a time (2026-11-25 10:00+00) or an age (90s, 15m, 2h, 7d).';
+    END IF;
+    v_from := public.rule_cdc_replay_point('p_from', p_from);
+    v_to := public.rule_cdc_replay_point('p_to', p_to);
+    IF strpos(v_from, '/') > 0 AND strpos(v_to, '/') > 0 AND v_to::pg_lsn < v_from::pg_lsn
+       OR strpos(v_from, '/') = 0 AND strpos(v_to, '/') = 0 AND v_to::timestamptz < v_from::timestamptz THEN
+        RAISE EXCEPTION 'cannot replay: p_to % lies before p_from %', v_to, v_from USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF p_via NOT IN ('stream', 'wal', 'table') THEN
+        RAISE EXCEPTION 'cannot replay via %', quote_literal(p_via)
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'stream, wal, table; NULL: the first of them that still has it.';
+    END IF;
+    IF p_rate <= 0 THEN
+        RAISE EXCEPTION 'cannot replay % events a second', p_rate USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF p_subject_prefix IS NOT NULL THEN
+        v_problem := public.rule_nats_subject_check(p_subject_prefix);
+        IF v_problem IS NOT NULL THEN
+            RAISE EXCEPTION 'cannot replay below subject %: %', quote_literal(p_subject_prefix), v_problem
+                USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+    END IF;
+    IF p_webhook IS NOT NULL THEN
+        SELECT w.webhook_name INTO v_webhook FROM public.rule_webhooks w WHERE w.webhook_name = p_webhook;
+        -- A deleted one's events are there still, and only its number is known.
+        v_webhook := coalesce(v_webhook, substring(p_webhook FROM '^\d{1,9}$'));
+        IF v_webhook IS NULL THEN
+            RAISE EXCEPTION 'cannot replay for webhook %: there is none of that name', quote_literal(p_webhook)
+                USING ERRCODE = 'no_data_found', HINT = 'Of one that was deleted, give its number.';
+        END IF;
+    END IF;
+    IF v_source IS NULL THEN
+        SELECT array_agg(s.source ORDER BY s.source) INTO v_sources FROM public.rule_cdc_status s;
+        IF cardinality(v_sources) > 1 THEN
+            RAISE EXCEPTION 'cannot replay: there are several sources: %', array_to_string(v_sources, ', ')
+                USING ERRCODE = 'invalid_parameter_value', HINT = 'Name one by p_source.';
+        END IF;
+        v_source := coalesce(v_sources[1], 'walhook');
+    END IF;
+    IF NOT EXISTS (SELECT FROM public.rule_cdc_status s WHERE s.source = v_source
+                   AND s.heartbeat_at > clock_timestamp() - make_interval(secs => 3 * s.heartbeat_seconds)) THEN
+        RAISE NOTICE 'no walhook of source % is running: the replay waits for one', quote_literal(v_source);
+    END IF;
+    INSERT INTO public.rule_cdc_replays
+        (source, via, from_point, to_point, webhooks, tables, subject_prefix, create_stream, rate, status, is_requested)
+    VALUES (v_source, p_via, v_from, v_to, CASE WHEN v_webhook IS NOT NULL THEN ARRAY[v_webhook] END,
+            CASE WHEN p_table IS NOT NULL THEN ARRAY[p_table] END, p_subject_prefix, p_create_stream, p_rate, 'requested', true)
+    RETURNING replay_id INTO v_id;
+    RETURN v_id;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_replay IS
+    'walhook: asks the running walhook to publish again what happened since p_from, up to p_to: LSNs, times or ages (2h). p_via: stream, '
+    'wal, table; NULL: the first that still has it. Returns the number of its row in rule_cdc_replays; one is carried out after the other';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_replay_cancel(p_replay_id BIGINT)
+RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE public.rule_cdc_replays SET status = 'cancelled', finished_at = clock_timestamp(), updated_at = clock_timestamp()
+    WHERE replay_id = p_replay_id AND status IN ('requested', 'running', 'interrupted');
+    RETURN FOUND;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_replay_cancel IS
+    'walhook: ends a replay, or forgets one that waits; what it has published stays. false where there was nothing to end';
+
 CALL public.rule_cdc_functions_close();
 
 REVOKE ALL ON public.rule_cdc_backfill_jobs, public.rule_cdc_backfill_ranges, public.rule_cdc_backfill_rows, public.rule_cdc_backfills
@@ -386,7 +691,14 @@ DECLARE
     v_sequence REGCLASS;
 BEGIN
     FOR v_grant IN
-        VALUES ('walhook_streamer', 'SELECT, INSERT, UPDATE', ARRAY['rule_cdc_replays']),
+        -- For replays that SQL has asked for; of the tables themselves its owner grants SELECT, UPDATE.
+        VALUES ('walhook_streamer', 'SELECT, INSERT, UPDATE', ARRAY['rule_cdc_replays', 'rule_cdc_backfill_jobs',
+                    'rule_cdc_backfill_ranges']),
+               ('walhook_streamer', 'SELECT, INSERT, DELETE', ARRAY['rule_cdc_backfill_rows', 'rule_cdc_anchor_places']),
+               ('walhook_streamer', 'SELECT, UPDATE', ARRAY['rule_cdc_anchor_settings']),
+               ('walhook_streamer', 'SELECT', ARRAY['rule_cdc_backfills', 'rule_cdc_anchors']),
+               ('walhook_operator', 'SELECT', ARRAY['rule_cdc_anchors']),
+               ('walhook_operator', 'SELECT, INSERT, UPDATE, DELETE', ARRAY['rule_cdc_anchor_settings', 'rule_cdc_anchor_places']),
                ('walhook_operator', 'SELECT, INSERT, UPDATE', ARRAY['rule_cdc_replays', 'rule_cdc_backfill_jobs',
                     'rule_cdc_backfill_ranges']),
                ('walhook_operator', 'SELECT, INSERT, DELETE', ARRAY['rule_cdc_backfill_rows']),
@@ -411,15 +723,16 @@ DO $functions$
 DECLARE
     f RECORD;
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'walhook_operator') THEN
-        RETURN;
-    END IF;
     FOR f IN
-        SELECT p.oid FROM pg_proc p
-        WHERE p.pronamespace = 'public'::regnamespace AND p.proname LIKE 'rule\_cdc\_backfill\_%'
-          AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
+        SELECT p.oid, r.rolname FROM pg_proc p
+        CROSS JOIN pg_roles r
+        WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
+          AND CASE r.rolname
+              WHEN 'walhook_operator' THEN p.proname ~ '^rule_cdc_(backfill|replay|anchor)'
+              WHEN 'walhook_streamer' THEN p.proname ~ '^rule_cdc_(backfill|anchor_move)' OR p.proname = 'rule_cdc_webhook_id'
+              ELSE false END
     LOOP
-        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO walhook_operator', f.oid::regprocedure);
+        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, f.rolname);
     END LOOP;
 END
 $functions$;

@@ -6,6 +6,10 @@ mod support;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,7 +17,7 @@ use async_nats::jetstream::{self, consumer::pull};
 use futures_util::StreamExt;
 use serde_json::json;
 use support::{
-    eventually,
+    Nats, eventually,
     http::{Http, Reply, Request},
     last_mile::LastMile,
 };
@@ -184,6 +188,63 @@ async fn a_strictly_ordered_webhook_is_called_one_by_one_in_commit_order_whateve
     order.dedup();
     assert_eq!(order, (1..=40).collect::<Vec<_>>());
     assert_eq!(http.busiest(), 1);
+}
+
+/// The recipe of docs/deliver.md.
+#[tokio::test]
+async fn with_a_strict_webhook_for_each_shard_the_order_of_each_key_holds_and_keys_do_not_wait_for_each_other() {
+    let mile = LastMile::start().await;
+    // Every third request fails, and those of customer 3 get no answer until the other shard is through.
+    let others_are_through = Arc::new(AtomicBool::new(false));
+    let through = Arc::clone(&others_are_through);
+    let http =
+        Http::start(move |number, request| match request.json()["customer"] == 3 && !through.load(Ordering::Relaxed) {
+            true => Reply::Hang,
+            false => Reply::status(if number % 3 == 0 { 503 } else { 200 }),
+        });
+    mile.sql(
+        "CREATE TABLE o (id int PRIMARY KEY, customer int, n int, shard int); \
+         CREATE FUNCTION o_shard() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.shard := NEW.customer % 2; RETURN NEW; END $$; \
+         CREATE TRIGGER o_shard BEFORE INSERT OR UPDATE ON o FOR EACH ROW EXECUTE FUNCTION o_shard(); \
+         ALTER TABLE o REPLICA IDENTITY FULL",
+    );
+    for shard in 0..2 {
+        let id = mile.webhook(&format!("o{shard}"), &http.url("/"));
+        mile.sql(&format!("SELECT rule_webhook_link_table({id}, 'o', p_filter => '{{\"shard\": {shard}}}')"));
+    }
+    mile.sql(
+        "UPDATE rule_webhooks SET delivery_order = 'strict', max_retries = 10, retry_delay_ms = 5, timeout_ms = 2500",
+    );
+    let mut workers = [mile.worker().start(), mile.worker().start()];
+    mile.sql("INSERT INTO o SELECT customer, customer, 0 FROM generate_series(0, 5) customer");
+    for n in 1..=5 {
+        mile.sql(&format!("UPDATE o SET n = {n}"));
+    }
+    mile.sql("DELETE FROM o");
+    let arrived = |shard: i32| {
+        format!(
+            "SELECT count(*) FROM rule_webhook_calls JOIN rule_webhooks USING (webhook_id) \
+                 WHERE status = 'success' AND webhook_name = 'o{shard}'"
+        )
+    };
+    mile.eventually(&arrived(0), "21").await;
+    assert_ne!(mile.sql(&arrived(1)), "21", "customer 3 is held");
+    others_are_through.store(true, Ordering::Relaxed);
+    mile.eventually(&arrived(1), "21").await;
+    for worker in &mut workers {
+        assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    }
+    let mut by_customer: BTreeMap<i64, Vec<String>> = BTreeMap::new();
+    for request in http.requests() {
+        let op = request.header("walhook-type").replace("public.o.", "");
+        let seen = by_customer.entry(request.json()["customer"].as_i64().unwrap()).or_default();
+        seen.push(format!("{op} {}", request.json()["n"]));
+    }
+    for (customer, mut seen) in by_customer {
+        seen.dedup();
+        let order = ["insert 0", "update 1", "update 2", "update 3", "update 4", "update 5", "delete 5"];
+        assert_eq!(seen, order, "of customer {customer}");
+    }
 }
 
 #[tokio::test]
@@ -401,6 +462,49 @@ async fn events_of_a_disabled_webhook_wait_and_those_of_a_deleted_one_become_dea
     })
     .await;
     assert_eq!(worker.terminate(), 0, "{}", worker.log());
+}
+
+#[tokio::test]
+async fn what_is_in_a_stream_is_still_called_after_the_webhook_has_moved_to_another_stream() {
+    let mile = LastMile::start().await;
+    let http = Http::start(|number, _| Reply::status(if number < 3 { 503 } else { 200 }));
+    let id = mile.webhook("w", &http.url("/"));
+    mile.sql("SELECT rule_nats_stream_create('OTHER', ARRAY['other.>'])");
+    let mut worker = mile.worker().start();
+    mile.publish(id, r#"{"n": 1}"#);
+    http.received(1).await;
+    mile.sql(&format!("UPDATE rule_webhooks SET nats_subject = 'other.w' WHERE webhook_id = {id}"));
+    mile.publish(id, r#"{"n": 2}"#);
+    mile.eventually("SELECT count(*) FROM rule_webhook_calls WHERE status = 'success'", "2").await;
+    assert_eq!(mile.feed.last_sequence("WEBHOOKS").await, 1);
+    assert_eq!(mile.feed.last_sequence("OTHER").await, 1);
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+}
+
+#[tokio::test]
+async fn a_webhook_that_moves_to_another_nats_configuration_is_called_by_the_workers_there() {
+    let mile = LastMile::start().await;
+    let elsewhere = Nats::start().await;
+    let http = Http::start(|number, _| Reply::status(if number < 3 { 503 } else { 200 }));
+    let id = mile.webhook("w", &http.url("/"));
+    mile.sql(&format!("SELECT rule_nats_configure('second', '{}')", elsewhere.url()));
+    let settings = mile.settings("nats_config = \"second\"\n");
+    let mut here = mile.worker().start();
+    let mut there = mile.worker().args(["--config", &settings]).start();
+    mile.publish(id, r#"{"n": 1}"#);
+    http.received(1).await;
+    mile.sql(&format!(
+        "UPDATE rule_webhooks SET nats_config_id = (SELECT config_id FROM rule_nats_config WHERE config_name = 'second') \
+         WHERE webhook_id = {id}"
+    ));
+    mile.publish(id, r#"{"n": 2}"#);
+    // What was published here before is called by those here, not lost and not a dead letter.
+    mile.eventually("SELECT count(*) FROM rule_webhook_calls WHERE status = 'success'", "2").await;
+    assert_eq!(mile.sql("SELECT count(*) FROM rule_nats_dead_letters"), "0");
+    assert_eq!(mile.feed.last_sequence("WEBHOOKS").await, 1, "the second went elsewhere");
+    for worker in [&mut here, &mut there] {
+        assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    }
 }
 
 #[tokio::test]

@@ -134,7 +134,9 @@ async fn what_cannot_be_replayed_is_refused_with_what_could_be() {
     refused(&["--from", "0/0"], 2, &["no stream takes these subjects", "--create-stream", "nats stream add"]);
     refused(&["--from", "0/0", "--subject-prefix", "webhooks.again"], 2, &["strict order", "WEBHOOKS"]);
     refused(&["--from", "0/0", "--subject-prefix", "a..b"], 2, &["a..b"]);
-    refused(&["--from", "0/0", "--via", "table"], 2, &["stream"]);
+    refused(&["--from", "0/0", "--via", "wal"], 2, &["has no anchor", "rule_cdc_anchor_create()", "walhook backfill"]);
+    refused(&["--from", "0/0", "--via", "table", "--to", "0/1"], 2, &["no --to"]);
+    refused(&["--from", "0/0", "--via", "rumour"], 2, &["rumour", "stream, wal, table"]);
     refused(&["--resume", "99"], 2, &["replay 99"]);
     refused(&[], 2, &["--from"]);
 
@@ -144,7 +146,11 @@ async fn what_cannot_be_replayed_is_refused_with_what_could_be() {
     stream.purge().sequence(4).await.unwrap();
     let kept = lsn_of(&messages[3]);
     refused(&["--from", &first], 2, &["up to 3 are gone", kept, &format!("--from {kept}"), "backfill"]);
-    refused(&["--from", time_of(&messages[2])], 2, &[kept]);
+    refused(
+        &["--from", time_of(&messages[2])],
+        2,
+        &[kept, "via wal", "has no anchor", "via table", "no --table is named"],
+    );
     replay(&feed, &["--from", kept]);
     assert_eq!(ids(&feed, "REPLAY").await, [4, 5, 6]);
     stream.purge().await.unwrap();

@@ -5,10 +5,7 @@
 //! key the last event seen is its newest state. What is done is in the database, so a killed backfill goes on where it was
 //! when the same is asked for again. NATS is not needed here.
 
-use std::{
-    io::{IsTerminal, Write as _},
-    time::Duration,
-};
+use std::time::Duration;
 
 use clap::Args;
 use futures_util::future::try_join_all;
@@ -18,6 +15,7 @@ use tokio::{
 };
 use tokio_postgres::Client;
 
+use super::{Tell, progress};
 use crate::{
     config::Config,
     error::{Error, Result},
@@ -74,11 +72,42 @@ const PROGRESS: &str = "SELECT rows_sent, rows_waiting, rows_estimated, status, 
     WHERE backfill_id = $1";
 const LAG: &str = "SELECT lag_bytes FROM public.rule_cdc_slots WHERE slot_name = $1";
 
+impl Arguments {
+    /// All rows of a table, for one webhook or all that are linked to it.
+    pub fn of_table(table: &str, webhook: Option<&str>, rate: Option<u32>) -> Arguments {
+        Arguments {
+            link: None,
+            table: Some(table.to_owned()),
+            webhook: webhook.map(str::to_owned),
+            chunk_rows: 1000,
+            rate,
+            readers: 1,
+            max_lag: 1024,
+        }
+    }
+}
+
+/// What a backfill has achieved.
+pub struct Done {
+    /// Rows sent, by earlier runs too.
+    pub rows: u64,
+    /// Whether that is all, or else it was told to stop.
+    pub is_whole: bool,
+}
+
 /// Sends the rows.
 ///
 /// # Errors
 /// There is no such link, or the table cannot be read in chunks; PostgreSQL cannot be asked or refuses.
 pub async fn backfill(config: &Config, arguments: &Arguments, shutdown: watch::Receiver<bool>) -> Result<()> {
+    send(config, arguments, shutdown, super::say).await.map(drop)
+}
+
+/// The same, which tells `tell` how it goes.
+///
+/// # Errors
+/// As [`backfill`].
+pub async fn send(config: &Config, arguments: &Arguments, shutdown: watch::Receiver<bool>, tell: Tell) -> Result<Done> {
     let client = sql::connect(&config.postgres).await?;
     let (table, webhook) = match (arguments.link, &arguments.table) {
         (Some(link), _) => of_link(&client, link).await?,
@@ -89,14 +118,14 @@ pub async fn backfill(config: &Config, arguments: &Arguments, shutdown: watch::R
     let id: i64 = match unfinished.map_err(|error| failed("look for a backfill that is not done", error))? {
         Some(row) => {
             let id = row.get(0);
-            super::say(&format!("backfill {id} of {table} is not done yet: going on with it\n"))?;
+            tell(&format!("backfill {id} of {table} is not done yet: going on with it\n"))?;
             id
         }
         None => {
             let ranges = if arguments.readers == 1 { 1 } else { arguments.readers * RANGES_PER_READER };
             let row = client.query_one(START, &[&table, &webhook, &ranges]).await;
             let id = row.map_err(|error| failed(&format!("backfill {table}"), error))?.get(0);
-            super::say(&format!("backfill {id} of {table} begins\n"))?;
+            tell(&format!("backfill {id} of {table} begins\n"))?;
             id
         }
     };
@@ -110,17 +139,18 @@ pub async fn backfill(config: &Config, arguments: &Arguments, shutdown: watch::R
         outcome = watch => { outcome?; }
     }
     let progress = Progress::read(&client, id).await?;
-    match (progress.status.as_str(), &progress.end_lsn) {
-        ("done", Some(end)) => super::say(&format!(
+    tell(&match (progress.status.as_str(), &progress.end_lsn) {
+        ("done", Some(end)) => format!(
             "backfill {id} of {table} is done: {} rows; delivered once slot {:?} is confirmed up to {end}\n",
             progress.sent, config.slot
-        )),
-        ("running", _) => super::say(&format!(
+        ),
+        ("running", _) => format!(
             "backfill {id} of {table} is interrupted after {} rows; the same command goes on with it\n",
             progress.sent
-        )),
-        (status, _) => super::say(&format!("backfill {id} of {table} is {status}: {} rows\n", progress.sent)),
-    }
+        ),
+        (status, _) => format!("backfill {id} of {table} is {status}: {} rows\n", progress.sent),
+    })?;
+    Ok(Done { rows: u64::try_from(progress.sent).unwrap_or(0), is_whole: progress.status != "running" })
 }
 
 async fn of_link(client: &Client, link: i32) -> Result<(String, Option<String>)> {
@@ -197,35 +227,31 @@ impl Progress {
 
 /// Shows how far it is, where somebody watches; never ends otherwise than by an error.
 async fn watch(client: &Client, id: i64) -> Result<()> {
-    if !std::io::stderr().is_terminal() {
+    if !progress::is_watched() {
         return std::future::pending().await;
     }
     let began = Instant::now();
     let before = Progress::read(client, id).await?.sent;
     loop {
         sleep(LOOK).await;
-        let progress = Progress::read(client, id).await?;
-        let line = bar(&progress, progress.sent - before, began.elapsed());
-        // Whether anybody sees it changes nothing.
-        let _ = std::io::stderr().write_all(format!("\r\x1b[K{line}").as_bytes());
-        if progress.status != "running" {
-            let _ = std::io::stderr().write_all(b"\n");
+        let now = Progress::read(client, id).await?;
+        let is_end = now.status != "running";
+        progress::show(&line(&now, now.sent - before, began.elapsed()), is_end);
+        if is_end {
             return std::future::pending().await;
         }
     }
 }
 
 /// `[#####.....]  52 %  5200 of about 10000 rows, 1040/s, 5 s left`
-fn bar(progress: &Progress, sent_now: i64, elapsed: Duration) -> String {
-    const WIDTH: i64 = 30;
+fn line(progress: &Progress, sent_now: i64, elapsed: Duration) -> String {
+    let count = |rows: i64| u64::try_from(rows).unwrap_or(0);
     let Progress { sent, waiting, estimated, .. } = progress;
     let all = (*estimated).max(*sent).max(1);
-    let filled = sent * WIDTH / all;
-    let marks: String = (0..WIDTH).map(|at| if at < filled { '#' } else { '.' }).collect();
     let rate = sent_now as f64 / elapsed.as_secs_f64().max(0.001);
-    let left = if rate > 0.0 { format!(", {:.0} s left", (all - sent) as f64 / rate) } else { String::new() };
+    let left = progress::left(count(sent_now), elapsed, count(all - sent));
     let waits = if *waiting > 0 { format!(", {waiting} locked by others") } else { String::new() };
-    format!("[{marks}] {:3} %  {sent} of about {all} rows, {rate:.0}/s{left}{waits}", sent * 100 / all)
+    format!("{}  {sent} of about {all} rows, {rate:.0}/s{left}{waits}", progress::bar(count(*sent), count(all)))
 }
 
 fn failed(attempted: &str, error: tokio_postgres::Error) -> Error {
@@ -248,13 +274,13 @@ mod tests {
     fn the_bar_tells_how_much_is_done_and_what_is_left() {
         let progress = Progress { sent: 500, waiting: 2, estimated: 1000, status: "running".into(), end_lsn: None };
         assert_eq!(
-            bar(&progress, 250, Duration::from_secs(5)),
+            line(&progress, 250, Duration::from_secs(5)),
             "[###############...............]  50 %  500 of about 1000 rows, 50/s, 10 s left, 2 locked by others"
         );
         // An estimate that was too low, and one of nothing.
         let more = Progress { sent: 3000, waiting: 0, ..progress };
-        assert!(bar(&more, 0, Duration::ZERO).contains("100 %  3000 of about 3000 rows, 0/s"));
+        assert!(line(&more, 0, Duration::ZERO).contains("100 %  3000 of about 3000 rows, 0/s"));
         let none = Progress { sent: 0, estimated: 0, ..more };
-        assert!(bar(&none, 0, Duration::ZERO).contains("  0 %  0 of about 1 rows"));
+        assert!(line(&none, 0, Duration::ZERO).contains("  0 %  0 of about 1 rows"));
     }
 }

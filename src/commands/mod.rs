@@ -5,6 +5,7 @@ mod backoff;
 mod bucket;
 pub mod dead_letters;
 pub mod deliver;
+mod progress;
 pub mod replay;
 mod rows;
 pub mod run;
@@ -36,6 +37,18 @@ pub fn say_bytes(bytes: &[u8]) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Where a command says how it goes: [`say`] where a person has called it, [`log`] in a process that runs on.
+pub type Tell = fn(&str) -> Result<()>;
+
+/// Writes into the log what would be an answer elsewhere.
+///
+/// # Errors
+/// None; it stands in for [`say`].
+pub fn log(text: &str) -> Result<()> {
+    tracing::info!("{}", text.trim_end());
+    Ok(())
 }
 
 /// `walhook version`: one line.

@@ -6,6 +6,7 @@
 //! mending them is what a halt waits for.
 
 mod bulletin;
+mod clerk;
 mod consumers;
 pub mod faults;
 mod history;

@@ -11,6 +11,7 @@ use crate::{
 
 /// One statement each, whose answer is one JSON value.
 const SLOT: &str = "SELECT row_to_json(s)::text FROM public.rule_cdc_slots s WHERE s.slot_name::text = $1";
+const ANCHOR: &str = "SELECT row_to_json(a)::text FROM public.rule_cdc_anchors a WHERE a.slot_name = $1";
 const STREAMS: &str = "SELECT COALESCE(json_agg(json_build_object( \
         'config', config_name, 'stream', stream_name, 'epoch', epoch, 'sequence', sequence, 'commit_lsn', commit_lsn, \
         'updated_at', updated_at) ORDER BY config_name, stream_name), '[]')::text \
@@ -36,6 +37,7 @@ pub async fn status(config: &Config, as_json: bool) -> Result<()> {
     let status = json!({
         "source": config.source,
         "slot": slot,
+        "anchor": ask(&client, ANCHOR, Some(&config.slot)).await?,
         "streams": ask(&client, STREAMS, Some(&config.source)).await?,
         "nats": ask(&client, NATS, Some(&config.source)).await?,
         "webhooks": ask(&client, WEBHOOKS, None).await?,
@@ -93,6 +95,17 @@ fn render(config: &Config, status: &Value) -> String {
             plain(&slot["confirmed_flush_lsn"]),
             bytes("lag_bytes"),
             bytes("retained_bytes")
+        ));
+    }
+    let anchor = &status["anchor"];
+    if !anchor.is_null() {
+        lines.push(format!(
+            "anchor        {}: keeps WAL from {} on, seen at {}; {} retained, WAL {}",
+            plain(&anchor["anchor_name"]),
+            plain(&anchor["reaches_lsn"]),
+            plain(&anchor["reaches_time"]),
+            anchor["retained_bytes"].as_i64().map_or_else(|| "?".to_owned(), human),
+            plain(&anchor["wal_status"])
         ));
     }
     for (name, connection) in status["nats"].as_object().into_iter().flatten() {

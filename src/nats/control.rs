@@ -8,7 +8,14 @@
 //! [`connect`] ends at the first refusal of who we are. A connection that is lost later dials again by itself, and does not
 //! tell why it is refused then; the publishing connection, which meets the same refusal, does.
 
-use std::{error::Error as StdError, time::Duration};
+use std::{
+    error::Error as StdError,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_nats::{
     AuthError, Client, ConnectErrorKind, ConnectOptions, Event, RequestErrorKind, ServerError,
@@ -60,13 +67,39 @@ impl StdError for ApiError {}
 /// Connects; bounded: each server is tried once.
 pub async fn connect(settings: &Settings) -> Result<Control> {
     let (refusals, _) = broadcast::channel(REFUSALS_KEPT);
-    let options = options(settings, refusals.clone()).await?;
+    let options = options(settings, refusals.clone(), |delay| delay).await?;
+    open(settings, options, refusals).await
+}
+
+/// The same for work that ends with its connection: once lost, it stays so. What arrived is then a beginning of what was sent; on a
+/// connection that comes back messages would arrive behind others that were lost with the first.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_once(settings: &Settings) -> Result<Control> {
+    const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+    let (refusals, _) = broadcast::channel(REFUSALS_KEPT);
+    let is_up = Arc::new(AtomicBool::new(false));
+    let was_up = Arc::clone(&is_up);
+    let options =
+        options(settings, refusals.clone(), move |delay| if was_up.load(Ordering::Relaxed) { NEVER } else { delay });
+    let control = open(settings, options.await?, refusals).await?;
+    is_up.store(true, Ordering::Relaxed);
+    Ok(control)
+}
+
+async fn open(settings: &Settings, options: ConnectOptions, refusals: broadcast::Sender<String>) -> Result<Control> {
     let servers = settings.servers.iter().map(address).collect::<Result<Vec<_>>>()?;
     let client = Box::pin(options.connect(servers)).await.map_err(|error| refused(settings, error))?;
     Ok(Control { client, refusals })
 }
 
-async fn options(settings: &Settings, refusals: broadcast::Sender<String>) -> Result<ConnectOptions> {
+/// `wait`: what becomes of the wait before another attempt.
+async fn options(
+    settings: &Settings,
+    refusals: broadcast::Sender<String>,
+    wait: impl Fn(Duration) -> Duration + Send + Sync + 'static,
+) -> Result<ConnectOptions> {
     let auth = settings.auth.clone();
     // Asked for every new connection, so a rotated credentials file is taken up.
     let mut options = ConnectOptions::with_auth_callback(move |nonce| {
@@ -96,7 +129,7 @@ async fn options(settings: &Settings, refusals: broadcast::Sender<String>) -> Re
         .ignore_discovered_servers() // the allow-list speaks of the settings' servers
         // Counted by server, and 0 would mean for ever.
         .max_reconnects(settings.max_reconnects.map(|attempts| (attempts as usize).max(1) * servers))
-        .reconnect_delay_callback(move |attempt| if attempt <= servers { Duration::ZERO } else { delay })
+        .reconnect_delay_callback(move |attempt| wait(if attempt <= servers { Duration::ZERO } else { delay }))
         .event_callback(move |event| {
             let refusals = refusals.clone();
             async move { heard(&event, &refusals) }

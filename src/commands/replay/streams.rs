@@ -18,7 +18,7 @@ use crate::{
     postgres::sql,
     route::{
         rules::{LaneKey, Rules},
-        tables::{StreamRow, Tables},
+        tables::{ConfigRow, StreamRow, Tables},
     },
 };
 
@@ -71,6 +71,19 @@ impl Feed {
         rows.filter(|row| row.ordering.as_deref() != Some("shared")).map(|row| row.stream_name).collect()
     }
 
+    /// The rows of the configurations that events go to, each once.
+    pub fn publishing(&self) -> Vec<ConfigRow> {
+        let mut rows: Vec<ConfigRow> = Vec::new();
+        for key in self.lanes.iter().filter(|key| key.stream.is_some()) {
+            if let Some((row, _)) = self.rules.rows_of(key, &self.tables)
+                && rows.iter().all(|other| other.config_id != row.config_id)
+            {
+                rows.push(row);
+            }
+        }
+        rows
+    }
+
     /// Connects to the streams whose configuration and name `wants` names; each server once.
     ///
     /// # Errors
@@ -84,13 +97,7 @@ impl Feed {
             let control = match controls.get(&key.config_id) {
                 Some(control) => control.clone(),
                 None => {
-                    let own = settings::Overrides {
-                        allowed_hosts: config.nats.allowed_hosts.clone(),
-                        allowed_dirs: config.nats.allowed_dirs.clone(),
-                        ..settings::Overrides::default()
-                    };
-                    let overrides = if row.config_name == config.nats_config { &config.nats } else { &own };
-                    let control = control::connect(&settings::Settings::resolve(&row, overrides)?).await?;
+                    let control = control(config, &row).await?;
                     controls.insert(key.config_id, control.clone());
                     control
                 }
@@ -100,6 +107,20 @@ impl Feed {
         }
         Ok(sources)
     }
+}
+
+/// Connects to the server of a NATS configuration.
+///
+/// # Errors
+/// It cannot be reached, or its row makes no sense.
+pub async fn control(config: &Config, row: &ConfigRow) -> Result<Control> {
+    let own = settings::Overrides {
+        allowed_hosts: config.nats.allowed_hosts.clone(),
+        allowed_dirs: config.nats.allowed_dirs.clone(),
+        ..settings::Overrides::default()
+    };
+    let overrides = if row.config_name == config.nats_config { &config.nats } else { &own };
+    control::connect_once(&settings::Settings::resolve(row, overrides)?).await
 }
 
 impl Source {

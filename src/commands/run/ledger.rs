@@ -106,7 +106,7 @@ pub async fn check(client: &Client, slot: &str, publications: &[String; 2]) -> R
 }
 
 /// Tables that must never come down the slot: they would feed themselves, or show secrets.
-const DENIED: [&str; 11] = [
+const DENIED: [&str; 13] = [
     "rule_webhook_secrets",
     "rule_nats_publish_history",
     "rule_nats_consumer_stats",
@@ -118,6 +118,8 @@ const DENIED: [&str; 11] = [
     "rule_cdc_replays",
     "rule_cdc_backfill_jobs",
     "rule_cdc_backfill_ranges",
+    "rule_cdc_anchor_settings",
+    "rule_cdc_anchor_places",
 ];
 
 /// Where the slot stands.

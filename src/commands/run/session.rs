@@ -18,6 +18,7 @@ use tokio_postgres::Client;
 
 use super::{
     bulletin::Bulletin,
+    clerk::Clerk,
     faults::{self, Point},
     gone,
     lanes::{Identity, Lanes},
@@ -130,7 +131,9 @@ pub async fn session(
         pace: Pace::new(Instant::now()),
         bulletin: Bulletin::new(config),
     };
+    let clerk = Clerk::start(config);
     let outcome = session.stream(shutdown, interval).await;
+    drop(clerk);
     let Session { stream, .. } = session;
     match outcome {
         Ok(()) => {

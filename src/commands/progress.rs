@@ -1,0 +1,62 @@
+//! How far something is, for whoever watches: a line on a terminal that is written over, with an estimate of what is left.
+//!
+//! In: how much of how much is done, and since when. Out: nothing where standard error is no terminal; there the log and the
+//! database tell.
+
+use std::{
+    io::{IsTerminal, Write as _},
+    time::Duration,
+};
+
+/// Cells of the bar.
+const WIDTH: u128 = 30;
+
+/// Whether somebody watches.
+pub fn is_watched() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+/// Writes a line over the last one; behind the end the next one begins.
+pub fn show(line: &str, is_end: bool) {
+    let end = if is_end { "\n" } else { "" };
+    // Whether anybody sees it changes nothing.
+    let _ = std::io::stderr().write_all(format!("\r\x1b[K{line}{end}").as_bytes());
+}
+
+/// `[###############...............]  50 %`
+pub fn bar(done: u64, all: u64) -> String {
+    let (done, all) = (u128::from(done.min(all)), u128::from(all.max(1)));
+    let marks: String = (0..WIDTH).map(|at| if at < done * WIDTH / all { '#' } else { '.' }).collect();
+    format!("[{marks}] {:3} %", done * 100 / all)
+}
+
+/// `, 10 s left`, as far as what was done in this time tells; nothing where it tells nothing.
+pub fn left(done: u64, elapsed: Duration, rest: u64) -> String {
+    match done {
+        0 => String::new(),
+        done => match (elapsed.mul_f64((rest as f64 / done as f64).min(1e6)) + Duration::from_millis(500)).as_secs() {
+            seconds if seconds < 120 => format!(", {seconds} s left"),
+            seconds if seconds < 7200 => format!(", {} min left", seconds / 60),
+            seconds => format!(", {} h left", seconds / 3600),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_done_tells_what_is_left() {
+        assert_eq!(bar(0, 0), "[..............................]   0 %");
+        assert_eq!(bar(25, 100), "[#######.......................]  25 %");
+        // An estimate of how much there is may be too low, and places in the WAL are large.
+        assert_eq!(bar(120, 100), "[##############################] 100 %");
+        assert_eq!(bar(u64::MAX / 2, u64::MAX), "[##############................]  49 %");
+        assert_eq!(left(0, Duration::from_secs(9), 100), "");
+        assert_eq!(left(25, Duration::from_secs(30), 75), ", 90 s left");
+        assert_eq!(left(25, Duration::from_secs(300), 75), ", 15 min left");
+        assert_eq!(left(1, Duration::from_secs(3600), 75), ", 75 h left");
+        assert_eq!(left(1, Duration::from_secs(3600), 0), ", 0 s left");
+    }
+}

@@ -1,0 +1,112 @@
+//! Which events a replay is for, judged by what their messages tell, whichever way they come.
+//!
+//! In: names of webhooks and tables, and a message's position, headers and body. Out: whether it is wanted; a bare row
+//! (`payload_format` `data`) names no table, and is not guessed at.
+
+use std::collections::BTreeSet;
+
+use async_nats::HeaderMap;
+use serde_json::Value;
+
+use crate::{
+    error::{Error, Result},
+    flow::event_id::EventPosition,
+    route::tables::Tables,
+};
+
+/// Which events are wanted.
+pub struct Filter {
+    /// Webhooks' ids; `None`: all.
+    webhooks: Option<BTreeSet<i32>>,
+    /// `schema.table`; `None`: all.
+    tables: Option<BTreeSet<String>>,
+}
+
+/// What is to become of a message.
+pub enum Verdict {
+    /// It is sent.
+    Wanted,
+    /// It is passed over.
+    Unwanted,
+    /// It does not tell its table.
+    Unknown,
+}
+
+impl Filter {
+    /// # Errors
+    /// There is no such webhook.
+    pub fn new(rows: &Tables, webhooks: &[String], tables: &[String]) -> Result<Filter> {
+        let mut ids = BTreeSet::new();
+        for name in webhooks {
+            // A deleted one's events are there still, and only its number is known.
+            let known = rows.webhooks.iter().find(|(_, row)| row.name == *name).map(|(&id, _)| id);
+            let Some(id) = known.or_else(|| name.parse().ok()) else {
+                return Err(Error::config(format!("--webhook {name:?}: there is no webhook of that name"))
+                    .hint("of one that was deleted, give its number"));
+            };
+            ids.insert(id);
+        }
+        let qualify = |table: &String| if table.contains('.') { table.clone() } else { format!("public.{table}") };
+        Ok(Filter {
+            webhooks: (!webhooks.is_empty()).then_some(ids),
+            tables: (!tables.is_empty()).then(|| tables.iter().map(qualify).collect()),
+        })
+    }
+
+    /// What is to become of this message.
+    pub fn judge(&self, position: &EventPosition, headers: Option<&HeaderMap>, payload: &[u8]) -> Verdict {
+        if self.webhooks.as_ref().is_some_and(|wanted| !wanted.contains(&position.webhook_id)) {
+            return Verdict::Unwanted;
+        }
+        match &self.tables {
+            None => Verdict::Wanted,
+            Some(wanted) => match table_of(headers, payload) {
+                Some(table) if wanted.contains(&table) => Verdict::Wanted,
+                Some(_) => Verdict::Unwanted,
+                None => Verdict::Unknown,
+            },
+        }
+    }
+}
+
+/// The table that a message tells, in whichever format; `None` in `data`, which is the bare row.
+fn table_of(headers: Option<&HeaderMap>, payload: &[u8]) -> Option<String> {
+    if let Some(subject) = headers.and_then(|headers| headers.get("ce-subject")) {
+        return Some(subject.as_str().to_owned());
+    }
+    let body: Value = serde_json::from_slice(payload).ok()?;
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    if body["specversion"].is_string() {
+        return text(&body["subject"]);
+    }
+    if body["source"]["connector"] == "postgresql" {
+        return Some(format!("{}.{}", body["source"]["schema"].as_str()?, body["source"]["table"].as_str()?));
+    }
+    if body["event"]["lsn"].is_string() && body["webhook_id"].is_number() {
+        return text(&body["event"]["table"]);
+    }
+    None
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_tells_its_table_in_every_format_that_names_it() {
+        let told = |body: &str| table_of(None, body.as_bytes());
+        let webhook = r#"{"id":"s-1","webhook_id":1,"data":{},"event":{"lsn":"0/1","table":"public.orders"}}"#;
+        assert_eq!(told(webhook).as_deref(), Some("public.orders"));
+        let debezium = r#"{"source":{"connector":"postgresql","schema":"shop","table":"orders"}}"#;
+        assert_eq!(told(debezium).as_deref(), Some("shop.orders"));
+        let cloudevent = r#"{"specversion":"1.0","subject":"public.orders","data":{}}"#;
+        assert_eq!(told(cloudevent).as_deref(), Some("public.orders"));
+        let mut headers = HeaderMap::new();
+        headers.insert("ce-subject", "public.orders");
+        assert_eq!(table_of(Some(&headers), b"{}").as_deref(), Some("public.orders"));
+        for bare in [r#"{"id":1}"#, r#"{"event":{"table":"x"}}"#, "[]", "no JSON", ""] {
+            assert_eq!(told(bare), None, "{bare}");
+        }
+    }
+}

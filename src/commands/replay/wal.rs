@@ -1,0 +1,347 @@
+//! What the WAL still holds, decoded once more beside the live flow.
+//!
+//! In: the anchor slot, which stays behind the live one ([`Start::find`]), and two points. Out: the events from there on, given
+//! to [`Copy`]. They are made by the same pure code as the first time, so bodies, subjects and ids are the same; but by the
+//! rules as they are now: what has changed since in webhooks and links is passed over. Always: a temporary copy of the anchor
+//! is read, which goes with its connection; neither the anchor nor the live slot moves.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use futures_util::FutureExt;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_postgres::Client;
+
+use super::{
+    Bounds, Point, failed,
+    point::written,
+    publish::{Copy, Destination, Event},
+    read::id_of,
+};
+use crate::{
+    commands::run::ledger,
+    config::Config,
+    error::{Error, Result},
+    flow::{
+        event_id::EventPosition,
+        lane::Tail,
+        streamer::{Received, Streamer},
+    },
+    postgres::{
+        self,
+        replication::{Connection, Stream},
+        sql,
+    },
+    wal::{frame::StandbyStatus, lsn::Lsn},
+};
+
+/// How often the server hears from us; a `wal_sender_timeout` is at least some seconds where it is sensible.
+const STATUS: Duration = Duration::from_secs(1);
+
+/// Its name in the progress.
+pub const PART: &str = "wal";
+
+/// Where decoding begins and ends.
+#[derive(Debug, Clone)]
+pub struct Start {
+    anchor: String,
+    /// No transaction that commits before it is decoded.
+    pub from: Lsn,
+    /// The WAL's end when the replay began.
+    pub end: Lsn,
+}
+
+const ANCHOR: &str = "SELECT anchor_name, wal_status, reaches_lsn::text, \
+    (extract(epoch FROM reaches_time) * 1000000)::bigint - 946684800000000 \
+    FROM public.rule_cdc_anchors WHERE slot_name = $1";
+/// The last noted place before a time, in µs since 2000-01-01; some seconds of disorder allowed for.
+const PLACE: &str = "SELECT lsn::text FROM public.rule_cdc_anchor_places WHERE slot_name = $1 \
+    AND seen_at <= timestamptz '2000-01-01 00:00:00+00' + ($2::bigint / 1000) * interval '1 millisecond' - interval '5 s' \
+    ORDER BY seen_at DESC LIMIT 1";
+const END: &str = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+                           ELSE pg_catalog.pg_current_wal_flush_lsn() END)::text";
+
+impl Start {
+    /// Where in the WAL that lies which `bounds` begin with.
+    ///
+    /// # Errors
+    /// There is no anchor, or it does not reach back so far: then with what it reaches.
+    pub async fn find(client: &Client, slot: &str, bounds: &Bounds) -> Result<Start> {
+        let attempted = format!("go back to {} in the WAL", bounds.from);
+        let row = client.query_opt(ANCHOR, &[&slot]).await.map_err(|error| failed(&attempted, error))?;
+        let Some(row) = row else {
+            return Err(Error::config(format!("{attempted}: slot {slot:?} has no anchor, which would keep it")).hint(
+                "SELECT rule_cdc_anchor_create() keeps the WAL from then on; what is in the tables still can come by \
+                 `walhook backfill`",
+            ));
+        };
+        let anchor: String = row.get(0);
+        let (Some(reached), status) = (row.get::<_, Option<&str>>(2), row.get::<_, Option<&str>>(1)) else {
+            return Err(Error::config(format!("{attempted}: its slot {anchor:?} is gone"))
+                .hint("SELECT rule_cdc_anchor_create() makes another one, which keeps the WAL from then on"));
+        };
+        if status == Some("lost") {
+            return Err(Error::config(format!("{attempted}: PostgreSQL has removed WAL that slot {anchor:?} needed"))
+                .hint(
+                    "see max_slot_wal_keep_size; SELECT rule_cdc_anchor_drop(), rule_cdc_anchor_create() begin again",
+                ));
+        }
+        let reached: Lsn = read(&attempted, reached)?;
+        let from = match bounds.from {
+            Point::Lsn(lsn) => Some(lsn).filter(|lsn| *lsn >= reached),
+            Point::Time(time) => {
+                let row = client.query_opt(PLACE, &[&slot, &time]).await.map_err(|error| failed(&attempted, error))?;
+                row.map(|row| read(&attempted, row.get(0))).transpose()?
+            }
+        };
+        let Some(from) = from else {
+            let since = row.get::<_, Option<i64>>(3).map(|time| format!(" of {}", written(time))).unwrap_or_default();
+            return Err(Error::config(format!("{attempted}: slot {anchor:?} keeps it from {reached}{since} on")).hint(
+                format!("--from {reached} is the earliest; what is in the tables still can come by `walhook backfill`"),
+            ));
+        };
+        let row = client.query_one(END, &[]).await.map_err(|error| failed(&attempted, error))?;
+        let end: Lsn = read(&attempted, row.get(0))?;
+        Ok(Start { anchor, from: from.max(reached), end })
+    }
+
+    /// The same up to where an earlier run of the replay would have ended.
+    pub fn ending_at(self, end: Lsn) -> Start {
+        Start { end, ..self }
+    }
+}
+
+fn read(attempted: &str, lsn: &str) -> Result<Lsn> {
+    lsn.parse().map_err(|error| Error::protocol(attempted).caused_by(error))
+}
+
+/// Decodes from `start` on and sends what is wanted, to the destination of its NATS configuration. Returns whether it was all, or
+/// else it was told to stop.
+///
+/// # Errors
+/// The anchor cannot be copied or decoded; a stream refuses; progress cannot be noted.
+pub async fn copy(
+    copy: &mut Copy<'_>,
+    config: &Config,
+    start: &Start,
+    id: i64,
+    destinations: Vec<(i32, Destination)>,
+) -> Result<bool> {
+    let (mut decoder, mut stream) = Decoder::start(config, start, id).await?;
+    let mut lanes = Vec::new();
+    for lane in 0..decoder.streamer.lane_count() {
+        let of = decoder.streamer.lane_settings(lane).map(|(row, _)| row.config_id);
+        let to = destinations.iter().find(|(config_id, _)| Some(*config_id) == of).map(|(_, to)| to);
+        let max_payload = to.map_or(usize::MAX, Destination::max_payload);
+        let tail = Tail {
+            last_sequence: 0,
+            ours: None,
+            listed: Vec::new(),
+            subjects: vec![">".to_owned()],
+            max_payload,
+            batch_max: 1,
+        };
+        decoder.streamer.lane_mut(lane).open(&tail)?;
+        lanes.push(to);
+    }
+    // What commits behind it is not decoded.
+    let stop = match copy.bounds.to {
+        Some(Point::Lsn(to)) => start.end.min(Lsn(to.0.saturating_add(1))),
+        _ => start.end,
+    };
+    copy.begin(PART, start.from.0, start.end.0);
+    let shutdown = copy.shutdown();
+    let mut told = shutdown.clone();
+    let mut tick = interval(STATUS);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let is_whole = 'all: loop {
+        while let Some(copy_data) = stream.next_copy_data()? {
+            if decoder.streamer.receive(copy_data)? == Received::UnknownTypes {
+                let types = ledger::types(&decoder.client).await?;
+                decoder.streamer.set_types(types);
+            }
+            for (lane, to) in lanes.iter().enumerate() {
+                for Message { subject, headers, payload } in decoder.take(lane)? {
+                    let Some(to) = to else { continue };
+                    let Some(id) = id_of(Some(&headers)) else { continue };
+                    let Some(position) = EventPosition::parse(id, &config.source) else { continue };
+                    if copy.bounds.end_before(&position) {
+                        break 'all true;
+                    }
+                    // Behind it there may be more of its transaction, with which a killed replay begins.
+                    let upto = position.commit_lsn.0;
+                    let headers = Some(&headers);
+                    copy.offer(to, Event { position, id, subject: &subject, headers, payload, upto }).await?;
+                    copy.breathe(upto).await?;
+                    // A slow replay is a live one still.
+                    if tick.tick().now_or_never().is_some() {
+                        decoder.report(&mut stream);
+                        let _ = stream.drive(false).now_or_never().transpose()?;
+                    }
+                    if *shutdown.borrow() {
+                        break 'all false;
+                    }
+                }
+            }
+            copy.impossible += decoder.impossible();
+            // All that is received whole was offered.
+            copy.breathe(decoder.streamer.confirmed().0).await?;
+            if decoder.streamer.confirmed() >= stop || decoder.streamer.known_wal() > stop {
+                break 'all true;
+            }
+        }
+        let is_due = tokio::select! {
+            biased;
+            _ = told.wait_for(|stop| *stop) => break false,
+            _ = tick.tick() => true,
+            outcome = stream.drive(true) => outcome.map(|()| false)?,
+        };
+        if is_due {
+            decoder.report(&mut stream);
+            copy.breathe(decoder.streamer.confirmed().0).await?;
+        }
+    };
+    copy.end(is_whole.then_some(start.end.0)).await?;
+    // The temporary slot goes with the connection, be it ended in peace or not.
+    if let Err(error) = stream.finish().await {
+        tracing::debug!("{error}");
+    }
+    Ok(is_whole)
+}
+
+/// WAL in, messages out, by the streamer of the live flow.
+struct Decoder {
+    streamer: Streamer,
+    /// Of a connection that lives as long.
+    client: Client,
+}
+
+/// A message as the streamer wrote it.
+struct Message {
+    subject: String,
+    headers: HeaderMap,
+    payload: Bytes,
+}
+
+impl Decoder {
+    async fn start(config: &Config, start: &Start, id: i64) -> Result<(Decoder, Stream)> {
+        let mut client = sql::connect(&config.postgres).await?;
+        let (mut tables, types, snapshot) = ledger::snapshot(&mut client).await?;
+        // Into lanes of core NATS, in whose messages nothing names a place in a stream, and without books.
+        for row in tables.configs.values_mut() {
+            row.jetstream_enabled = Some(false);
+            row.history = Some("off".to_owned());
+        }
+        for row in tables.webhooks.values_mut() {
+            row.on_error = Some("dead_letter".to_owned());
+        }
+        let mut connection = Connection::connect(&config.postgres).await?;
+        let slot = format!("walhook_replay_{id}_{:08x}", fastrand::u32(..));
+        let copied = format!(
+            "SELECT pg_catalog.pg_copy_logical_replication_slot('{}', '{slot}', true)",
+            start.anchor.replace('\'', "''")
+        );
+        connection.query(&copied).await.map_err(|error| {
+            let is_full = postgres::sqlstate(&error) == Some("53400");
+            let error = error.context(format!("copy slot {:?} for the time of the replay", start.anchor));
+            if is_full {
+                error.hint("raise max_replication_slots, or drop a slot that is not used any more")
+            } else {
+                error
+            }
+        })?;
+        let names =
+            ["inserts", "changes"].map(|part| format!("\"{}_{part}\"", config.publication.replace('"', "\"\"")));
+        let options = [("proto_version", "1"), ("publication_names", &names.join(","))];
+        let stream = connection.start_replication(&slot, start.from, &options).await?;
+        let inbox = "_INBOX.walhook.replay";
+        let mut streamer = Streamer::new(&config.source, 0, inbox, config.limits, tables, types, start.from);
+        streamer.set_database(&config.postgres.dbname);
+        streamer.keep_rules_as_read(snapshot);
+        Ok((Decoder { streamer, client }, stream))
+    }
+
+    /// The messages that a lane has; they count as settled.
+    fn take(&mut self, lane: usize) -> Result<Vec<Message>> {
+        let lane = self.streamer.lane_mut(lane);
+        let mut messages = Vec::new();
+        loop {
+            let bytes = lane.unsent();
+            if bytes.is_empty() {
+                break;
+            }
+            let (message, length) = Message::parse(bytes)?;
+            messages.push(message);
+            lane.mark_sent(length);
+        }
+        if lane.wants_ping() {
+            lane.pinged();
+            lane.ponged();
+        }
+        self.streamer.settle();
+        Ok(messages)
+    }
+
+    /// How many events more can never be published; the first time they became dead letters.
+    fn impossible(&mut self) -> u64 {
+        let letters: Vec<_> = self.streamer.dead_letters().map(|letter| letter.event_id.clone()).collect();
+        for event in &letters {
+            self.streamer.buried(event);
+        }
+        letters.len() as u64
+    }
+
+    /// Tells the server that we are alive, and asks how far it is.
+    fn report(&self, stream: &mut Stream) {
+        let received = self.streamer.received();
+        let status = StandbyStatus {
+            written: received,
+            flushed: received,
+            applied: received,
+            sent_at: postgres::now(),
+            reply_requested: true,
+        };
+        let _ = stream.queue_copy_data(|out| status.write(out));
+    }
+}
+
+impl Message {
+    /// Reads the first of these messages, and how many bytes it has.
+    fn parse(bytes: &[u8]) -> Result<(Message, usize)> {
+        Self::read(bytes).ok_or_else(|| Error::protocol("read a message that was just written"))
+    }
+
+    fn read(bytes: &[u8]) -> Option<(Message, usize)> {
+        let line_end = bytes.windows(2).position(|pair| pair == b"\r\n")?;
+        let line = std::str::from_utf8(bytes.get(..line_end)?).ok()?;
+        let mut words = line.strip_prefix("HPUB ")?.split(' ');
+        let subject = words.next()?.to_owned();
+        let (header_length, total): (usize, usize) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        let body = bytes.get(line_end + 2..)?.get(..total)?;
+        let (block, payload) = body.split_at_checked(header_length)?;
+        let mut headers = HeaderMap::new();
+        for line in std::str::from_utf8(block).ok()?.split("\r\n").skip(1).filter(|line| !line.is_empty()) {
+            let (name, value) = line.split_once(':')?;
+            headers.append(name, value.trim_start());
+        }
+        let message = Message { subject, headers, payload: Bytes::copy_from_slice(payload) };
+        Some((message, line_end + 2 + total + 2))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_read_as_it_was_written() {
+        let bytes = b"HPUB a.b 000036 000000041\r\nNATS/1.0\r\nNats-Msg-Id: x:y\r\nB:  c\r\n\r\nh\r\nlo\r\nHPUB z";
+        let (message, length) = Message::parse(bytes).unwrap();
+        assert_eq!((message.subject.as_str(), message.payload.as_ref()), ("a.b", b"h\r\nlo".as_slice()));
+        assert_eq!(message.headers.get("Nats-Msg-Id").unwrap().as_str(), "x:y");
+        assert_eq!(&bytes[length..], b"HPUB z");
+        assert!(Message::parse(&bytes[..40]).is_err());
+    }
+}

@@ -1,0 +1,111 @@
+//! The clerk: what a run does on the side, in a task of its own and on connections of its own, so that delivery never waits for it.
+//!
+//! In: rows that `rule_cdc_replay` has written, and the anchor slot's settings. Out: the replays, one after the other; the anchor, moved
+//! so that it stays as far behind as it is meant to. Always: what goes wrong here is told and tried again, and ends nothing.
+//! The task ends with the session; what it was at is gone on with in the next one.
+
+use std::{convert::Infallible, time::Duration};
+
+use tokio::{task::JoinHandle, time::sleep};
+use tokio_postgres::Client;
+
+use crate::{
+    commands::{backoff::Backoff, replay},
+    config::Config,
+    error::{Error, Result},
+    postgres::{self, sql},
+};
+
+/// How often it is looked for replays that are asked for.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often it is tried whether another replay has ended.
+const TURN: Duration = Duration::from_secs(5);
+/// How often the anchor is looked after; how often it is moved, its function decides.
+const ANCHOR: Duration = Duration::from_secs(5);
+
+const NEXT: &str = "SELECT replay_id FROM public.rule_cdc_replays \
+    WHERE source = $1 AND is_requested AND status IN ('requested', 'running') ORDER BY replay_id LIMIT 1";
+const MOVE: &str = "SELECT public.rule_cdc_anchor_move($1)";
+
+/// The task; dropping it ends it.
+pub struct Clerk(JoinHandle<()>);
+
+impl Clerk {
+    /// Begins its work.
+    pub fn start(config: &Config) -> Clerk {
+        Clerk(tokio::spawn(work(config.clone())))
+    }
+}
+
+impl Drop for Clerk {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn work(config: Config) {
+    let mut backoff = Backoff::default();
+    let mut told: Option<String> = None;
+    loop {
+        let Err(error) = session(&config, &mut backoff).await;
+        let text = error.to_string();
+        if told.as_ref() != Some(&text) {
+            tracing::warn!("{text}");
+            told = Some(text);
+        }
+        sleep(backoff.next()).await;
+    }
+}
+
+async fn session(config: &Config, backoff: &mut Backoff) -> Result<Infallible> {
+    let client = sql::connect(&config.postgres).await?;
+    tokio::select! {
+        outcome = replays(config, &client, backoff) => outcome,
+        outcome = anchor(config, &client) => outcome,
+    }
+}
+
+/// The replays that are asked for, the oldest first.
+async fn replays(config: &Config, client: &Client, backoff: &mut Backoff) -> Result<Infallible> {
+    loop {
+        let next = client.query_opt(NEXT, &[&config.source]).await;
+        let Some(row) = next.map_err(|error| failed("look for replays that are asked for", error))? else {
+            sleep(LOOK).await;
+            continue;
+        };
+        if replay::requested(config, row.get(0)).await? {
+            *backoff = Backoff::default();
+        } else {
+            sleep(TURN).await;
+        }
+    }
+}
+
+async fn anchor(config: &Config, client: &Client) -> Result<Infallible> {
+    let mut told: Option<String> = None;
+    loop {
+        // A problem with the slot is none of the connection's, so it holds up no replay.
+        match client.query_one(MOVE, &[&config.slot]).await {
+            Ok(_) => told = None,
+            Err(error) if error.is_closed() => return Err(failed("move the anchor slot", error)),
+            Err(error) => {
+                let text = failed("move the anchor slot", error).to_string();
+                if told.as_ref() != Some(&text) {
+                    tracing::warn!("{text}");
+                    told = Some(text);
+                }
+            }
+        }
+        sleep(ANCHOR).await;
+    }
+}
+
+fn failed(attempted: &str, error: tokio_postgres::Error) -> Error {
+    let error = sql::error(attempted, error);
+    match postgres::sqlstate(&error) {
+        Some("42P01" | "42883" | "42703") => {
+            Error::config(error.to_string()).hint("run `walhook setup`, which applies the migrations")
+        }
+        _ => error,
+    }
+}
