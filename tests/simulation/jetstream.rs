@@ -314,7 +314,7 @@ impl JetStream {
             }
         }
         for publish in &batch {
-            stream.put(publish, now);
+            stream.put(publish, publish.headers.get("Nats-Msg-Id").cloned(), now);
         }
         Some(Answer::Stored { sequence: stream.last_sequence, duplicate: false })
     }
@@ -344,9 +344,9 @@ impl JetStream {
         if publish.total > self.max_msg_size || (publish.total > 3000 && happens(rng, swarm.too_large)) {
             return Answer::Refused(10054);
         }
-        let event = publish.headers.get("Walhook-Id").or(publish.headers.get("Nats-Msg-Id")).cloned();
+        let event = || publish.headers.get("Walhook-Id").or(publish.headers.get("Nats-Msg-Id"));
         let message_id = match bug {
-            Bug::IdOfRowLsn => event.as_deref().and_then(|id| row_id(id, postgres)),
+            Bug::IdOfRowLsn => event().and_then(|id| row_id(id, postgres)),
             _ => publish.headers.get("Nats-Msg-Id").cloned(),
         };
         let known = || {
@@ -370,7 +370,7 @@ impl JetStream {
         if let Some(sequence) = duplicate {
             return Answer::Stored { sequence, duplicate: true };
         }
-        Answer::Stored { sequence: stream.put(publish, now), duplicate: false }
+        Answer::Stored { sequence: stream.put(publish, message_id, now), duplicate: false }
     }
 
     fn answer(&mut self, reply: &str, answer: Answer, rng: &mut Rng, swarm: &Swarm) {
@@ -398,11 +398,10 @@ fn row_id(id: &str, postgres: &Postgres) -> Option<String> {
 }
 
 impl Stream {
-    fn put(&mut self, publish: &Publish, now: u64) -> u64 {
+    fn put(&mut self, publish: &Publish, message_id: Option<String>, now: u64) -> u64 {
         self.last_sequence += 1;
         let sequence = self.last_sequence;
-        let message_id = publish.headers.get("Nats-Msg-Id").cloned();
-        let event = publish.headers.get("Walhook-Id").or(message_id.as_ref()).cloned();
+        let event = publish.headers.get("Walhook-Id").or(publish.headers.get("Nats-Msg-Id")).cloned();
         self.message_ids.extend(message_id.clone());
         self.events.insert(event.clone().expect("ours"), sequence);
         self.messages.push(Message {
