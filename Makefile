@@ -65,10 +65,14 @@ chaos: services ## run real servers under random faults, SECONDS=N from SEED=N, 
 	    $(CARGO) test --release --locked --test chaos -- --nocapture --test-threads 1
 
 .PHONY: bench
-bench: services ## measure throughput and latency beside pg_recvlogical
-	$(CARGO) bench --locked --bench stages
+bench: services ## measure, goals beside figures (QUICK=1: in minutes; ONLY=history,idle: those lines)
+	@[ -n "$$ONLY" ] || $(CARGO) bench --locked --bench stages
 	$(CARGO) bench --locked --bench end_to_end
-	$(CARGO) bench --locked --bench deliver
+	@[ -n "$$ONLY" ] || $(CARGO) bench --locked --bench deliver
+
+.PHONY: results
+results: ## put the last run's tables and pictures into the documents
+	scripts/results
 
 .PHONY: fmt
 fmt: ## format the code

@@ -9,6 +9,7 @@
 //! | `EVENTS` | events of each backlog | 20,000 |
 //! | `RATES` | events/s of the latency runs, with commas | `100,1000` |
 //! | `SECONDS` | of each latency run | 10 |
+//! | `QUICK=1` | 5,000 events and 3 seconds | |
 
 #![allow(clippy::unwrap_used, clippy::cast_precision_loss)] // a bench fails loudly; its figures fit into a float
 
@@ -31,7 +32,8 @@ fn main() {
 }
 
 async fn run() {
-    let events = number("EVENTS", 20_000);
+    let is_quick = std::env::var("QUICK").is_ok_and(|value| !value.is_empty() && value != "0");
+    let events = number("EVENTS", if is_quick { 5_000 } else { 20_000 });
     let feed = Feed::start().await;
     let jetstream = feed.nats.jetstream().await;
     let stream = jetstream::stream::Config {
@@ -64,7 +66,7 @@ async fn run() {
     for record in ["off", "full"] {
         for rate in std::env::var("RATES").unwrap_or_else(|_| "100,1000".to_owned()).split(',') {
             let rate: usize = rate.parse().unwrap();
-            let count = rate * number("SECONDS", 10);
+            let count = rate * number("SECONDS", if is_quick { 3 } else { 10 });
             let receiver = Receiver::start(0);
             let webhook = prepare(&feed, &receiver);
             let mut worker = worker(&feed, record);

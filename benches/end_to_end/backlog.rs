@@ -3,7 +3,7 @@
 //! One slot is made before the rows are written; every drain works on a copy of it, so a backlog can be drained many
 //! times.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use crate::support::feed::Feed;
 
@@ -19,12 +19,15 @@ pub enum Shape {
     One,
 }
 
-impl Shape {
+impl FromStr for Shape {
+    type Err = &'static str;
+
     /// `1`, `1000`, `all`.
-    pub fn named(name: &str) -> Shape {
-        match name {
-            "all" => Shape::One,
-            rows => Shape::Of(rows.parse().expect("a number of rows, or all")),
+    fn from_str(name: &str) -> Result<Shape, Self::Err> {
+        match name.parse() {
+            Ok(rows) if rows > 0 => Ok(Shape::Of(rows)),
+            _ if name == "all" => Ok(Shape::One),
+            _ => Err("a shape is how many rows a transaction has, or all"),
         }
     }
 }
@@ -39,49 +42,75 @@ impl fmt::Display for Shape {
 }
 
 /// About 300 bytes as text.
-const ROW: &str = "i, jsonb_build_object('order', i, 'customer', md5(i::text), 'status', 'paid', 'total', i * 0.01, \
+pub const ROW: &str = "i, jsonb_build_object('order', i, 'customer', md5(i::text), 'status', 'paid', 'total', i * 0.01, \
     'note', 'left with the neighbour on the second floor', 'address', '{\"street\": \"Unter den Linden 77\", \
     \"postcode\": \"10117\", \"city\": \"Berlin\", \"country\": \"DE\"}'::jsonb, 'items', \
     '[{\"sku\": \"A-1001\", \"count\": 2}, {\"sku\": \"B-2002\", \"count\": 1}]'::jsonb)";
 
-/// The table and its webhook; its inserts are published, nothing else.
-pub fn prepare(feed: &Feed) {
-    let webhook = feed.webhook("bench");
-    feed.pg.psql("CREATE TABLE bench (id bigint PRIMARY KEY, doc jsonb NOT NULL)");
-    feed.pg.psql(&format!("SELECT rule_webhook_link_table({webhook}, 'bench', ARRAY['insert'])"));
+/// A table of such rows and a webhook of the same name; its inserts are published, nothing else.
+pub fn prepare(feed: &Feed, name: &str) {
+    let webhook = feed.webhook(name);
+    feed.pg.psql(&format!("CREATE TABLE {name} (id bigint PRIMARY KEY, doc jsonb NOT NULL)"));
+    link(feed, webhook, name);
 }
 
-/// Writes `rows` rows behind a slot.
-pub fn fill(feed: &Feed, shape: Shape, rows: u64) {
-    feed.pg.psql("TRUNCATE bench");
-    feed.pg.psql(&format!("SELECT pg_create_logical_replication_slot('{ORIGIN}', 'pgoutput')"));
+/// Publishes the inserts of `table` for `webhook`.
+pub fn link(feed: &Feed, webhook: i32, table: &str) {
+    feed.pg.psql(&format!("SELECT rule_webhook_link_table({webhook}, '{table}', ARRAY['insert'])"));
+}
+
+/// Writes `rows` rows into table `bench` behind a slot.
+pub async fn fill(feed: &Feed, shape: Shape, rows: u64) {
     let insert =
         |from: &str, upto: &str| format!("INSERT INTO bench SELECT {ROW} FROM generate_series({from}, {upto}) i");
-    let looped = |each: &str, statement: &str| {
-        format!("DO $$ BEGIN SET synchronous_commit = off; {each} LOOP {statement}; COMMIT; END LOOP; END $$")
-    };
     let sql = match shape {
         Shape::One => insert("1", &rows.to_string()),
         // A VALUES list costs PostgreSQL less to set up, and there are a million of these.
-        Shape::Of(1) => looped(&format!("FOR i IN 1..{rows}"), &format!("INSERT INTO bench VALUES ({ROW})")),
-        Shape::Of(size) => {
-            looped(&format!("FOR start IN 1..{rows} BY {size}"), &insert("start", &format!("start + {size} - 1")))
-        }
+        Shape::Of(1) => looped(&format!("i IN 1..{rows}"), &format!("INSERT INTO bench VALUES ({ROW})")),
+        Shape::Of(size) => looped(
+            &format!("start IN 1..{rows} BY {size}"),
+            &insert("start", &format!("least(start + {size} - 1, {rows})")),
+        ),
     };
-    feed.pg.psql(&sql);
+    feed.pg.psql("TRUNCATE bench");
+    write(feed, &sql).await;
+}
+
+/// A transaction for every turn of `FOR range`.
+pub fn looped(range: &str, statement: &str) -> String {
+    format!("DO $$ BEGIN SET synchronous_commit = off; FOR {range} LOOP {statement}; COMMIT; END LOOP; END $$")
+}
+
+/// Runs `sql` behind the slot that the drains begin at.
+pub async fn write(feed: &Feed, sql: &str) {
+    forget(feed);
+    feed.pg.psql(&format!("SELECT pg_create_logical_replication_slot('{ORIGIN}', 'pgoutput')"));
+    // Awaited rather than blocked on, for it takes long, and a Ctrl-C should not.
+    feed.pg.client().await.batch_execute(sql).await.unwrap();
     // Out of the way of what is measured: dirty pages, and WAL that is not flushed yet.
     feed.pg.psql("CHECKPOINT");
 }
 
 /// A fresh slot that stands before the backlog.
 pub fn copy_slot(feed: &Feed, name: &str) {
-    feed.pg.psql(&format!(
-        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{name}'"
-    ));
+    drop_slot(feed, name);
     feed.pg.psql(&format!("SELECT pg_copy_logical_replication_slot('{ORIGIN}', '{name}')"));
+}
+
+/// A fresh slot that stands before what is written from now on.
+pub fn new_slot(feed: &Feed, name: &str) {
+    drop_slot(feed, name);
+    feed.pg.psql(&format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')"));
 }
 
 /// Lets the WAL go.
 pub fn forget(feed: &Feed) {
-    feed.pg.psql(&format!("SELECT pg_drop_replication_slot('{ORIGIN}')"));
+    drop_slot(feed, ORIGIN);
+}
+
+/// No error where there is none.
+pub fn drop_slot(feed: &Feed, name: &str) {
+    feed.pg.psql(&format!(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{name}'"
+    ));
 }

@@ -88,8 +88,8 @@ pub async fn publish(feed: &Feed, payload: &[u8], messages: u64) -> Published {
     .await;
     let published = Published {
         elapsed: begin.elapsed(),
-        own: usage::cpu(ourselves).unwrap() - own,
-        nats: usage::cpu(feed.nats.pid()).unwrap() - nats,
+        own: usage::cpu_since(ourselves, own),
+        nats: usage::cpu_since(feed.nats.pid(), nats),
     };
     jetstream.delete_stream(STREAM).await.unwrap();
     published

@@ -1,4 +1,4 @@
-//! What a call of a webhook costs its caller: the RFC's load test, with and without walhook beside it.
+//! The line `calls`: what a call of a webhook costs its caller: the RFC's load test, with and without walhook beside it.
 //!
 //! The loop runs in the server, so neither network nor driver is in the figures: once as the RFC has it, all calls in one
 //! transaction, and once with a commit for each. Beside the three modes stands a bare INSERT of the same row, which no
@@ -6,49 +6,59 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tokio_postgres::{Client, NoTls};
 
-use crate::{support::feed::Feed, usage};
+use crate::{
+    backlog,
+    goals::{Goal, grouped},
+    machine::servers,
+    report::{Part, Table},
+    settings::Settings,
+    support::feed::Feed,
+    usage,
+};
 
 /// Rounds, of which the median is shown.
 const ROUNDS: usize = 3;
 
 /// The name of what is not a mode.
-pub const BARE: &str = "bare INSERT";
+const BARE: &str = "bare INSERT";
 
 /// One kind of call.
-pub struct Cost {
+struct Cost {
     /// `queue`, `nats`, `both`, or [`BARE`].
-    pub mode: String,
+    mode: String,
     /// All calls in one transaction, walhook not running.
-    pub alone: PerCall,
+    alone: PerCall,
     /// The same while it runs.
-    pub beside: PerCall,
+    beside: PerCall,
     /// A transaction for each call, walhook not running.
-    pub commits_alone: PerCall,
+    commits_alone: PerCall,
     /// The same while it runs.
-    pub commits_beside: PerCall,
+    commits_beside: PerCall,
 }
 
 /// In µs.
 #[derive(Clone, Copy)]
-pub struct PerCall {
+struct PerCall {
     /// From begin to end.
-    pub elapsed: f64,
+    elapsed: f64,
     /// CPU of the server process that ran it.
-    pub cpu: f64,
+    cpu: f64,
 }
 
-/// Measures so many calls in each of `modes`, and the bare INSERT.
-pub async fn measure(feed: &Feed, modes: &[String], calls: u32) -> Vec<Cost> {
-    feed.pg.psql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = 'walhook'");
-    feed.pg.psql("SELECT pg_create_logical_replication_slot('walhook', 'pgoutput')");
+/// Measures calls in each of the modes, and the bare INSERT.
+pub async fn measure(settings: &Settings) -> Part {
+    let feed = servers().await;
+    backlog::new_slot(&feed, "walhook");
     let webhook = feed.webhook("caller");
     let (client, connection) = tokio_postgres::connect(&feed.pg.conninfo(), NoTls).await.unwrap();
     tokio::spawn(connection);
-    let caller = Caller { feed, client, webhook, calls };
+    let caller = Caller { feed: &feed, client, webhook, calls: settings.calls };
     let mut costs = Vec::new();
-    for mode in modes.iter().map(String::as_str).chain([BARE]) {
+    for mode in settings.modes.iter().map(String::as_str).chain([BARE]) {
+        eprintln!("  {mode}");
         let (alone, commits_alone) = (caller.run(mode, false).await, caller.run(mode, true).await);
         let mut walhook = feed.run();
         feed.confirmed().await;
@@ -57,7 +67,43 @@ pub async fn measure(feed: &Feed, modes: &[String], calls: u32) -> Vec<Cost> {
         assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
         costs.push(Cost { mode: mode.to_owned(), alone, beside, commits_alone, commits_beside });
     }
-    costs
+
+    let mut table = Table::new([
+        "mode",
+        "in one transaction, walhook not running",
+        "running",
+        "a commit each, walhook not running",
+        "running",
+    ]);
+    let mut goals = Vec::new();
+    for cost in &costs {
+        let cell = |per_call: PerCall| format!("{:.0} ({:.0})", per_call.elapsed, per_call.cpu);
+        let Cost { mode, alone, beside, commits_alone, commits_beside } = cost;
+        table.row([mode.clone(), cell(*alone), cell(*beside), cell(*commits_alone), cell(*commits_beside)]);
+        goals.push(Goal::stated(format!("a call, mode {mode}, CPU of its server process"), beside.cpu, "µs"));
+    }
+    let us = |per_call: PerCall| json!({"elapsed_us": per_call.elapsed, "cpu_us": per_call.cpu});
+    Part {
+        title: "What a call costs its caller".to_owned(),
+        text: format!(
+            "The RFC's load test: {} calls of `rule_webhook_call_unified` in a DO block, once in one transaction and once with a commit for \
+             each; the median of {ROUNDS} rounds, in µs per call, in parentheses the CPU of the server process that ran them.",
+            grouped(f64::from(settings.calls))
+        ),
+        table: Some(table),
+        goals,
+        json: costs
+            .iter()
+            .map(|cost| {
+                json!({
+                    "mode": cost.mode,
+                    "one_transaction": {"alone": us(cost.alone), "beside_walhook": us(cost.beside)},
+                    "commit_each": {"alone": us(cost.commits_alone), "beside_walhook": us(cost.commits_beside)},
+                })
+            })
+            .collect(),
+        pictures: Vec::new(),
+    }
 }
 
 struct Caller<'f> {
@@ -82,7 +128,7 @@ impl Caller<'_> {
         };
         let commit = if commits { "COMMIT;" } else { "" };
         let looped = |calls| format!("DO $$ BEGIN FOR i IN 1..{calls} LOOP {call}; {commit} END LOOP; END $$");
-        self.client.batch_execute(&looped(self.calls / 10)).await.unwrap(); // warms up
+        self.client.batch_execute(&looped((self.calls / 10).max(1))).await.unwrap(); // warms up
         let pid: i32 = self.client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
         let pid = u32::try_from(pid).unwrap();
         let mut rounds = Vec::new();
@@ -91,7 +137,7 @@ impl Caller<'_> {
             self.client.batch_execute(&looped(self.calls)).await.unwrap();
             let per_call = |time: Duration| time.as_secs_f64() * 1e6 / f64::from(self.calls);
             let elapsed = per_call(begin.elapsed());
-            rounds.push(PerCall { elapsed, cpu: per_call(usage::cpu(pid).unwrap() - before) });
+            rounds.push(PerCall { elapsed, cpu: per_call(usage::cpu_since(pid, before)) });
         }
         rounds.sort_by(|a, b| a.elapsed.total_cmp(&b.elapsed));
         rounds[ROUNDS / 2]

@@ -1,19 +1,21 @@
-//! What walhook does with a backlog, beside `pg_recvlogical`, which only reads it, and beside a bare publisher, which
-//! only writes it; how long a committed row takes to a consumer when there is none; and what a call costs its caller.
+//! What walhook does, how fast, and what it costs: beside `pg_recvlogical`, which only reads, and beside a bare publisher,
+//! which only writes.
 //!
-//! Starts its own servers, measures all in one run on one machine, since only ratios within a run mean much; prints a
-//! table and writes `target/bench/end_to_end.json`. No figure is judged here. Settings by the environment:
+//! Starts its own servers, and measures all in one run on one machine, since only ratios within a run mean much. Prints a
+//! table of goals and figures and a table for each line, and writes them, JSON and pictures to `target/bench/`. A goal that
+//! is missed fails nothing; a line that breaks fails the run at its end. Settings by the environment:
 //!
 //! | variable | meaning | default |
 //! |---|---|---|
-//! | `ROWS` | rows of each backlog | 1,000,000 |
-//! | `QUICK=1` | a tenth of that, and shorter latency runs | |
-//! | `ROUNDS` | drains of each backlog; the round with the median ratio is shown | 1 |
-//! | `SHAPES` | which backlogs: `1`, `1000`, `all`, with commas; empty for none | `1,1000,all` |
-//! | `RATES` | rows/s of the latency runs, with commas; empty for none | `100,1000` |
-//! | `MODES` | modes of the calls, with commas; empty for none | `queue,nats,both` |
+//! | `ONLY` | which lines, by name, with commas: `ONLY=history,idle` | all |
+//! | `QUICK=1` | a tenth of the rows, and shorter runs | |
+//! | `ROWS` | rows of a backlog | 1,000,000 |
+//! | `ROUNDS` | drains of each backlog; the one in the middle is shown | 1 |
+//! | `SHAPES` | how backlogs are cut: rows of a transaction, or `all`, with commas | `1,1000,all` |
+//! | `RATES` | rows/s of the latency runs, with commas | `100,1000` |
+//! | `MODES` | modes of the calls, with commas | `queue,nats,both` |
 //! | `CALLS` | calls of each of them | 10,000 |
-//! | `DURABLE` | rows of the backlogs that are safe against power cuts; 0 for none | 200,000, `QUICK` 50,000 |
+//! | `GROWTH` | rows of the backlogs that grow, with commas | `100000,1000000,10000000` |
 
 #![allow(clippy::unwrap_used, clippy::cast_precision_loss)] // a bench fails loudly; its figures fit into a float
 
@@ -25,75 +27,108 @@ mod bare;
 mod caller;
 mod drain;
 mod durable;
+mod goals;
+mod growth;
+mod idle;
+mod large;
 mod latency;
+mod machine;
+mod payloads;
+mod picture;
 mod report;
+mod settings;
+mod shapes;
+mod start;
 mod usage;
+mod webhooks;
 
-use backlog::Shape;
-use report::{Line, Report};
-use support::{Nats, Postgres, feed::Feed};
+use std::{panic::AssertUnwindSafe, pin::Pin, process::ExitCode};
 
-/// For PostgreSQL, so that nothing but the work measured runs in the background.
-const POSTGRES: &str = "
-shared_buffers = 256MB
-autovacuum = off
-checkpoint_timeout = 1h
-max_wal_size = 20GB
-";
+use futures_util::FutureExt;
+use report::{Part, Report};
+use settings::Settings;
+use tokio::signal::unix::{SignalKind, signal};
 
-fn main() {
-    let runtime = support::runtime();
-    runtime.block_on(run());
+type Measuring<'s> = Pin<Box<dyn Future<Output = Part> + 's>>;
+
+/// A line is measured by itself, on servers of its own.
+struct Line {
+    name: &'static str,
+    measure: fn(&Settings) -> Measuring<'_>,
 }
 
-async fn run() {
-    let quick = std::env::var_os("QUICK").is_some_and(|value| !value.is_empty() && value != "0");
-    let rows = number("ROWS").unwrap_or(if quick { 100_000 } else { 1_000_000 });
-    let rounds = number("ROUNDS").unwrap_or(1).max(1);
-    let feed = Feed::on(Postgres::builder().conf(POSTGRES).start().await, Nats::start().await);
-    backlog::prepare(&feed);
+/// In the order of the table.
+const LINES: [Line; 12] = [
+    Line { name: "backlog", measure: |settings| Box::pin(shapes::backlog(settings)) },
+    Line { name: "history", measure: |settings| Box::pin(shapes::history(settings)) },
+    Line { name: "large", measure: |settings| Box::pin(large::measure(settings)) },
+    Line { name: "latency", measure: |settings| Box::pin(latency::measure(settings)) },
+    Line { name: "webhooks", measure: |settings| Box::pin(webhooks::webhooks(settings)) },
+    Line { name: "fanout", measure: |settings| Box::pin(webhooks::fanout(settings)) },
+    Line { name: "payloads", measure: |settings| Box::pin(payloads::measure(settings)) },
+    Line { name: "durable", measure: |settings| Box::pin(durable::measure(settings)) },
+    Line { name: "idle", measure: |settings| Box::pin(idle::measure(settings)) },
+    Line { name: "start", measure: |settings| Box::pin(start::measure(settings)) },
+    Line { name: "growth", measure: |settings| Box::pin(growth::measure(settings)) },
+    Line { name: "calls", measure: |settings| Box::pin(caller::measure(settings)) },
+];
 
-    let mut report = Report::new(&feed, rows, rounds);
-    for shape in list("SHAPES", "1,1000,all").iter().map(|name| Shape::named(name)) {
-        eprintln!("{rows} rows, {shape}: writing");
-        backlog::fill(&feed, shape, rows);
-        let mut lines = Vec::new();
-        for round in 1..=rounds {
-            eprintln!("{rows} rows, {shape}: draining, round {round} of {rounds}");
-            let recvlogical = drain::by_recvlogical(&feed).await;
-            let walhook = drain::by_walhook(&feed, rows, "off").await;
-            let with_history = drain::by_walhook(&feed, rows, "full").await;
-            let bare = bare::publish(&feed, &drain::sample(&feed).await, rows).await;
-            lines.push(Line { shape: shape.to_string(), rows, recvlogical, walhook, with_history, bare });
+fn main() -> ExitCode {
+    let asked = Settings::read().and_then(|settings| chosen(&settings).map(|lines| (settings, lines)));
+    let (settings, lines) = match asked {
+        Ok(asked) => asked,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            return ExitCode::from(2);
         }
-        report.lines.push(report::median(lines));
-        backlog::forget(&feed);
+    };
+    let finished = support::runtime().block_on(async {
+        tokio::select! {
+            biased;
+            () = told_to_stop() => None,
+            report = run(&settings, &lines) => Some(report),
+        }
+    });
+    // Whatever was running has ended by now: its values are gone, and it with them.
+    match finished {
+        Some(report) if report.is_incomplete() => ExitCode::FAILURE,
+        Some(_) => ExitCode::SUCCESS,
+        None => {
+            eprintln!("bench: stopped; nothing is left running");
+            ExitCode::from(130)
+        }
     }
-    for rate in list("RATES", "100,1000").iter().map(|rate| rate.parse().unwrap()) {
-        eprintln!("commit to consumer at {rate} rows/s");
-        report.latencies.push(latency::measure(&feed, rate, if quick { 3 } else { 15 }).await);
+}
+
+fn chosen(settings: &Settings) -> Result<Vec<&'static Line>, String> {
+    let names: Vec<&str> = LINES.iter().map(|line| line.name).collect();
+    if let Some(unknown) = settings.only.iter().find(|name| !names.contains(&name.as_str())) {
+        return Err(format!("ONLY={unknown}: there is no such line; there are {}", names.join(", ")));
     }
-    let modes = list("MODES", "queue,nats,both");
-    if !modes.is_empty() {
-        eprintln!("what a call costs its caller");
-        let calls = number("CALLS").unwrap_or(10_000);
-        report.costs = caller::measure(&feed, &modes, u32::try_from(calls).unwrap()).await;
-    }
-    let durable = number("DURABLE").unwrap_or(if quick { 50_000 } else { 200_000 });
-    if durable > 0 {
-        eprintln!("{durable} rows, safe against power cuts");
-        let durable = durable::measure(POSTGRES, durable).await;
-        println!("{durable}\nwritten to {}", durable.write().display());
+    let is_chosen = |line: &&Line| settings.only.is_empty() || settings.only.iter().any(|name| name == line.name);
+    Ok(LINES.iter().filter(is_chosen).collect())
+}
+
+/// The lines one by one. One that breaks does not take the figures of the others with it.
+async fn run(settings: &Settings, lines: &[&Line]) -> Report {
+    let mut report = Report::new(&settings.typed);
+    for (index, line) in lines.iter().enumerate() {
+        eprintln!("{} ({} of {})", line.name, index + 1, lines.len());
+        let part = AssertUnwindSafe((line.measure)(settings)).catch_unwind().await;
+        report.add(line.name, part.ok());
+        report.write();
     }
     println!("{report}");
     println!("written to {}", report.write().display());
+    report
 }
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
-}
-
-fn list(name: &str, default: &str) -> Vec<String> {
-    let text = std::env::var(name).unwrap_or_else(|_| default.to_owned());
-    text.split(',').filter(|part| !part.is_empty()).map(str::to_owned).collect()
+async fn told_to_stop() {
+    let mut terminate = signal(SignalKind::terminate()).unwrap();
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+    // What threads would say of servers that vanish under them.
+    std::panic::set_hook(Box::new(|_| ()));
 }
