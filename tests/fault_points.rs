@@ -14,15 +14,22 @@ mod chaos {
     pub mod oracle;
 }
 
-use std::{os::unix::process::ExitStatusExt, process::ExitStatus, sync::Mutex, time::Instant};
+use std::{
+    os::unix::process::ExitStatusExt,
+    process::ExitStatus,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
 use async_nats::jetstream;
 use chaos::oracle::{self, Fact, Findings, Sample};
 use rustix::process::Signal;
-use support::{DEADLINE, Nats, POLL, Postgres, Walhook, eventually, feed::Message, process::tail, rows::whole};
+use support::{DEADLINE, Nats, Postgres, Walhook, eventually, feed::Message, process::tail, rows::whole};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 use walhook::commands::run::faults::Point;
 
+/// How often a case is looked at; each look is a few requests.
+const LOOK: Duration = Duration::from_millis(30);
 /// Cases at once: most of a case is waiting.
 const LANES: usize = 4;
 /// How a process ends that a fault has aborted.
@@ -271,7 +278,8 @@ impl<'s> Lane<'s> {
                 said = aborted(status, &walhook.log(), &mark);
                 walhook = self.start(None);
             }
-            let has_struck = said.contains(&mark) || walhook.log().contains(&mark);
+            // One that is about to be gone has to be seen gone.
+            let has_struck = said.contains(&mark) || (fault.action != "abort" && walhook.log().contains(&mark));
             let is_last = matches!(comes(fault.point), Comes::Last);
             if self.has_all().await {
                 if is_last {
@@ -286,7 +294,7 @@ impl<'s> Lane<'s> {
             }
             let last_words = tail(&walhook.log());
             assert!(Instant::now() < until, "{fault:?}, struck: {has_struck}, in vain waited for all:\n{last_words}");
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(LOOK).await;
         }
         self.end(walhook, &mark, said).await;
         let found = self.judged().await;
@@ -401,6 +409,9 @@ async fn a_fault_at_any_point_loses_doubles_and_reorders_nothing() {
                     let fault = next.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next();
                     let Some(fault) = fault else { break };
                     lane.strike(fault).await;
+                    if whole() {
+                        eprintln!("after {:.1} s: {fault:?}", began.elapsed().as_secs_f32());
+                    }
                 }
                 lane.committed.len() + lane.letters
             })
