@@ -2,9 +2,10 @@
 //!
 //! In the order of use: [`tables`] holds the configuration rows, [`streams`] and [`rules`] judge and compile them,
 //! [`plan`] lays them over one table, [`filter`] and [`subject`] decide about one change, [`types`] and [`value`] write its
-//! columns (`json` knows the grammar), [`payload`] the whole, with [`headers`] beside it. [`chunk`] lets rows of a backfill go the same way.
+//! columns (`json` knows the grammar, [`digits`] numbers of fixed width), [`payload`] the whole, with [`headers`] beside it. [`chunk`] lets rows of a backfill go the same way.
 
 pub mod chunk;
+pub mod digits;
 pub mod filter;
 pub mod headers;
 mod json;

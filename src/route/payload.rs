@@ -8,6 +8,7 @@ use std::ops::Range;
 use serde_json::{Map, Value};
 
 use super::{
+    digits::{push_hex, set_digits, set_hex},
     headers,
     plan::{ColumnPlan, EventColumns, Linked, Target},
     rules::{Format, Webhook},
@@ -44,9 +45,16 @@ pub struct TransactionText {
 impl TransactionText {
     /// Renders a transaction; `commit_time` in µs since 2000-01-01.
     pub fn render(&mut self, source: &str, commit_lsn: Lsn, commit_time: i64, xid: u32) {
-        use std::{fmt::Write as _, io::Write as _};
-        self.id_prefix.clear();
-        write!(self.id_prefix, "{source}-{:016x}-{commit_time:x}-", commit_lsn.0).expect("writing to a vector");
+        use std::fmt::Write as _;
+        let id = &mut self.id_prefix;
+        id.clear();
+        id.extend_from_slice(source.as_bytes());
+        id.extend_from_slice(b"-0000000000000000-");
+        let lsn = id.len() - 17..id.len() - 1;
+        set_hex(commit_lsn.0, &mut id[lsn]);
+        // A time before 2000 is negative, and is written as its bits.
+        push_hex(commit_time.cast_unsigned(), id);
+        id.push(b'-');
         self.timestamp.clear();
         write_timestamp(commit_time, &mut self.timestamp);
         self.timestamp_us = commit_time.saturating_add(946_684_800_000_000);
@@ -64,15 +72,21 @@ pub fn write_timestamp(micros: i64, out: &mut String) {
     let (days, micros) = (micros.div_euclid(DAY), micros.rem_euclid(DAY));
     let (year, month, day) = civil_from_days(days + 10_957);
     let seconds = micros / 1_000_000;
-    write!(
-        out,
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:06}Z",
-        seconds / 3600,
-        seconds / 60 % 60,
-        seconds % 60,
-        micros % 1_000_000
-    )
-    .expect("writing to a string");
+    let mut text = *b"-00-00T00:00:00.000000Z";
+    let parts = [
+        (1..3, month),
+        (4..6, day),
+        (7..9, seconds / 3600),
+        (10..12, seconds / 60 % 60),
+        (13..15, seconds % 60),
+        (16..22, micros % 1_000_000),
+    ];
+    for (place, value) in parts {
+        set_digits(value.unsigned_abs(), &mut text[place]);
+    }
+    // PostgreSQL's own times end in the year 294276.
+    write!(out, "{year:04}").expect("writing to a string");
+    out.push_str(std::str::from_utf8(&text).expect("digits are ASCII"));
 }
 
 /// Year, month and day of a number of days since 1970-01-01, by Howard Hinnant's algorithm of that name.
@@ -387,6 +401,8 @@ mod tests {
         assert_eq!(text.timestamp, "2026-11-23T10:11:12.123456Z");
         assert_eq!(text.timestamp_us, 1_795_428_672_123_456);
         assert_eq!(text.lsn, "0/16B3748");
+        text.render("shop", Lsn(1), -1, 731);
+        assert_eq!(text.id_prefix, b"shop-0000000000000001-ffffffffffffffff-");
     }
 
     #[test]
@@ -399,5 +415,6 @@ mod tests {
         check(0, "2000-01-01T00:00:00.000000Z");
         check(-1, "1999-12-31T23:59:59.999999Z");
         check(5_097_600_000_000, "2000-02-29T00:00:00.000000Z");
+        check(252_455_616_000_000_001, "10000-01-01T00:00:00.000001Z");
     }
 }

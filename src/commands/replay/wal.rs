@@ -315,7 +315,7 @@ impl Message {
     fn read(bytes: &[u8]) -> Option<(Message, usize)> {
         let line_end = bytes.windows(2).position(|pair| pair == b"\r\n")?;
         let line = std::str::from_utf8(bytes.get(..line_end)?).ok()?;
-        let mut words = line.strip_prefix("HPUB ")?.split(' ');
+        let mut words = line.strip_prefix("HPUB ")?.split_ascii_whitespace();
         let subject = words.next()?.to_owned();
         let (header_length, total): (usize, usize) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
         let body = bytes.get(line_end + 2..)?.get(..total)?;
@@ -337,11 +337,11 @@ mod tests {
 
     #[test]
     fn a_message_is_read_as_it_was_written() {
-        let bytes = b"HPUB a.b 000036 000000041\r\nNATS/1.0\r\nNats-Msg-Id: x:y\r\nB:  c\r\n\r\nh\r\nlo\r\nHPUB z";
+        let bytes = b"HPUB   a.b 000037 000000042\r\nNATS/1.0\r\nNats-Msg-Id: x:y\r\nB:  c\r\n\r\nh\r\nlo\r\nHPUB z";
         let (message, length) = Message::parse(bytes).unwrap();
         assert_eq!((message.subject.as_str(), message.payload.as_ref()), ("a.b", b"h\r\nlo".as_slice()));
         assert_eq!(message.headers.get("Nats-Msg-Id").unwrap().as_str(), "x:y");
         assert_eq!(&bytes[length..], b"HPUB z");
-        assert!(Message::parse(&bytes[..40]).is_err());
+        assert!(Message::parse(&bytes[..40]).is_err(), "it is cut off");
     }
 }

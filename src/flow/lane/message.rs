@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use crate::route::digits::{set_digits, set_hex};
+
 const HPUB: &[u8] = b"HPUB ";
 pub const ATTEMPT_DIGITS: usize = 2;
 pub const INDEX_DIGITS: usize = 8;
@@ -274,23 +276,4 @@ fn put_token(out: &mut &mut [u8], attempt: u8, index: u64) {
 fn set_token(attempt: u8, index: u64, out: &mut [u8]) {
     set_hex(attempt.into(), &mut out[..ATTEMPT_DIGITS]);
     set_hex(index, &mut out[ATTEMPT_DIGITS..]);
-}
-
-/// Fills `out` with the low digits of a number.
-fn set_hex(value: u64, out: &mut [u8]) {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let mut rest = value;
-    for digit in out.iter_mut().rev() {
-        *digit = HEX[usize::try_from(rest & 15).expect("four bits")];
-        rest >>= 4;
-    }
-}
-
-/// Fills `out` with a number and leading zeros.
-fn set_digits(value: u64, out: &mut [u8]) {
-    let mut buffer = itoa::Buffer::new();
-    let text = buffer.format(value).as_bytes();
-    let zeros = out.len() - text.len();
-    out[..zeros].fill(b'0');
-    out[zeros..].copy_from_slice(text);
 }
