@@ -520,11 +520,16 @@ DECLARE
     v_bytes NUMERIC;
     v_target PG_LSN;
 BEGIN
-    SELECT a.anchor_name, a.keep, a.keep_bytes, s.confirmed_flush_lsn, s.wal_status, s.active INTO v_anchor
-    FROM public.rule_cdc_anchor_settings a JOIN pg_replication_slots s ON s.slot_name = a.anchor_name
+    SELECT a.anchor_name, a.keep, a.keep_bytes, a.problem, s.confirmed_flush_lsn, s.wal_status, s.active INTO v_anchor
+    FROM public.rule_cdc_anchor_settings a LEFT JOIN pg_replication_slots s ON s.slot_name = a.anchor_name
     WHERE a.slot_name = p_slot;
-    IF NOT FOUND OR v_anchor.wal_status = 'lost' OR v_anchor.active OR pg_is_in_recovery() THEN
+    IF NOT FOUND OR v_anchor.active OR pg_is_in_recovery() THEN
         RETURN NULL;
+    ELSIF v_anchor.wal_status IS NULL OR v_anchor.wal_status = 'lost' THEN
+        RAISE EXCEPTION 'cannot move anchor slot %: %', quote_literal(v_anchor.anchor_name),
+            CASE WHEN v_anchor.wal_status = 'lost' THEN 'PostgreSQL has removed WAL that it needed' ELSE 'it is gone' END
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'SELECT rule_cdc_anchor_drop(), then rule_cdc_anchor_create() keeps the WAL from then on.';
     END IF;
     SELECT s.confirmed_flush_lsn INTO v_confirmed FROM pg_replication_slots s WHERE s.slot_name = p_slot;
     -- Well below max_slot_wal_keep_size, beyond which PostgreSQL would take the slot's WAL away.
@@ -545,7 +550,8 @@ BEGIN
     IF v_target > v_anchor.confirmed_flush_lsn THEN
         BEGIN
             PERFORM pg_replication_slot_advance(v_anchor.anchor_name, v_target);
-            UPDATE public.rule_cdc_anchor_settings SET moved_at = clock_timestamp(), problem = NULL WHERE slot_name = p_slot;
+            UPDATE public.rule_cdc_anchor_settings SET moved_at = clock_timestamp() WHERE slot_name = p_slot;
+        -- Only what comes before the session has the slot may be caught: what comes behind would leave it with it.
         EXCEPTION WHEN object_in_use THEN
             RETURN v_anchor.confirmed_flush_lsn; -- a replay is copying it: the next time
         END;
@@ -553,7 +559,10 @@ BEGIN
     DELETE FROM public.rule_cdc_anchor_places p
     USING pg_replication_slots s
     WHERE s.slot_name = v_anchor.anchor_name AND p.slot_name = p_slot AND p.lsn < s.confirmed_flush_lsn;
-    RETURN coalesce(v_target, v_anchor.confirmed_flush_lsn);
+    IF v_anchor.problem IS NOT NULL THEN
+        UPDATE public.rule_cdc_anchor_settings SET problem = NULL WHERE slot_name = p_slot;
+    END IF;
+    RETURN greatest(v_target, v_anchor.confirmed_flush_lsn);
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_anchor_move IS

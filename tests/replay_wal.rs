@@ -171,6 +171,41 @@ async fn the_anchor_stays_as_far_behind_as_it_is_told_and_says_how_far_it_reache
 }
 
 #[tokio::test]
+async fn an_anchor_that_postgresql_has_left_behind_says_so_and_so_does_one_that_is_gone() {
+    let feed = Feed::on(Postgres::builder().conf("max_slot_wal_keep_size = '1MB'").start().await, Nats::start().await);
+    feed.pg.psql("CREATE TABLE filler (n int)");
+    feed.pg.psql("SELECT rule_cdc_anchor_create()");
+    eventually("the anchor to be lost", async || {
+        feed.pg.psql("INSERT INTO filler VALUES (1)");
+        feed.pg.psql("SELECT pg_switch_wal()");
+        feed.pg.psql("CHECKPOINT");
+        (feed.pg.psql("SELECT wal_status FROM rule_cdc_anchors") == "lost").then_some(())
+    })
+    .await;
+    // The live slot is lost with it; one that is new has an anchor's name to be told of.
+    feed.pg.psql("SELECT rule_cdc_slot_drop()");
+    feed.pg.psql("SELECT rule_cdc_slot_create()");
+    let mut walhook = feed.run();
+    walhook.logged("PostgreSQL has removed WAL that it needed").await;
+    let problem = "SELECT problem FROM rule_cdc_anchors";
+    eventually("the problem to be noted", async || {
+        feed.pg.psql(problem).contains("rule_cdc_anchor_drop()").then_some(())
+    })
+    .await;
+    let told = replay(&feed, &["--from", "1h", "--via", "wal"], 2).stderr;
+    assert!(told.contains("PostgreSQL has removed WAL that slot \"walhook_anchor\" needed"), "{told}");
+
+    feed.pg.psql("SELECT pg_drop_replication_slot('walhook_anchor')");
+    walhook.logged("it is gone").await;
+    let told = replay(&feed, &["--from", "1h", "--via", "wal"], 2).stderr;
+    assert!(told.contains("its slot \"walhook_anchor\" is gone"), "{told}");
+    feed.pg.psql("SELECT rule_cdc_anchor_drop()");
+    feed.pg.psql("SELECT rule_cdc_anchor_create()");
+    assert_eq!(feed.pg.psql("SELECT wal_status, problem FROM rule_cdc_anchors"), "reserved|");
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+}
+
+#[tokio::test]
 async fn the_first_way_that_still_has_it_is_taken_and_told() {
     let (feed, _streamer) = fed(Feed::start().await, 3).await;
     let messages = feed.stored(3).await;

@@ -25,7 +25,8 @@ const ANCHOR: Duration = Duration::from_secs(5);
 
 const NEXT: &str = "SELECT replay_id FROM public.rule_cdc_replays \
     WHERE source = $1 AND is_requested AND status IN ('requested', 'running') ORDER BY replay_id LIMIT 1";
-const MOVE: &str = "SELECT public.rule_cdc_anchor_move($1)";
+const MOVE: &str = "SELECT public.rule_cdc_anchor_move($1)::text";
+const PROBLEM: &str = "UPDATE public.rule_cdc_anchor_settings SET problem = $2 WHERE slot_name = $1";
 
 /// The task; dropping it ends it.
 pub struct Clerk(JoinHandle<()>);
@@ -92,6 +93,8 @@ async fn anchor(config: &Config, client: &Client) -> Result<Infallible> {
                 let text = failed("move the anchor slot", error).to_string();
                 if told.as_ref() != Some(&text) {
                     tracing::warn!("{text}");
+                    let noted = client.execute(PROBLEM, &[&config.slot, &text]).await;
+                    noted.map_err(|error| failed("note why the anchor slot is not moved", error))?;
                     told = Some(text);
                 }
             }
