@@ -4,11 +4,13 @@
 //! what is not settled, so that one remedy serves every failure: stop, read the stream's tail, drop what the tail
 //! shows as stored, send the rest again. Knows neither socket nor clock.
 //!
-//! What a message looks like is in [`message`], core NATS in `core`, what a stream has to keep in `kept`.
+//! What a message looks like is in [`message`], core NATS in `core`, what is too large for a message in [`parcel`], what
+//! a stream has to keep in `kept`.
 
 mod core;
 mod kept;
 mod message;
+pub mod parcel;
 
 use std::{collections::VecDeque, ops::Range};
 
@@ -28,6 +30,7 @@ use crate::{
 
 pub use message::Head;
 use message::{ATTEMPT_DIGITS, CRLF, INDEX_DIGITS, Layout, Route, SUBJECT_AT};
+use parcel::Parcel;
 
 /// How a lane keeps its order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,8 +63,10 @@ pub struct Tail {
 pub enum Refusal {
     /// Another last sequence than expected (10071): something before it is missing, or stored already.
     WrongSequence,
-    /// It never will (too large for the stream, for example).
+    /// It never will.
     Never(String),
+    /// It never will, for its size.
+    TooLarge(String),
     /// Not now.
     NotNow(String),
 }
@@ -107,6 +112,8 @@ pub struct Lane {
     slots: VecDeque<Slot>,
     /// Given up, and not taken from here yet.
     condemned: Vec<Condemned>,
+    /// Events whose payloads are to be stored before they have a place in the line, in their order.
+    parcels: VecDeque<Parcel>,
     /// The index of `slots[0]`, counted since the lane began.
     base: u64,
     /// While open: the message with this index expects this last sequence.
@@ -179,6 +186,8 @@ struct Slot {
     /// Where its note is; none has no length.
     note: (Place, usize),
     keep: Keep,
+    /// If it is too large, its payload may go into the object store.
+    may_be_claimed: bool,
 }
 
 /// Why an event leaves the line.
@@ -188,6 +197,8 @@ enum Fate {
     Stored,
     /// It can never be published.
     Condemned(String),
+    /// It can, with a claim check for its payload.
+    TooLarge(String),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,6 +221,7 @@ pub struct Draft {
     layout: Layout,
     note: (Place, usize),
     keep: Keep,
+    may_be_claimed: bool,
 }
 
 /// The most that a server can be told to take; what this one takes is known when the lane opens.
@@ -224,6 +236,7 @@ impl Lane {
             spool: Spool::default(),
             slots: VecDeque::new(),
             condemned: Vec::new(),
+            parcels: VecDeque::new(),
             base: 0,
             anchor: None,
             attempt: 0,
@@ -275,12 +288,12 @@ impl Lane {
 
     /// Events in line.
     pub fn len(&self) -> usize {
-        self.slots.len()
+        self.slots.len() + self.parcels.len()
     }
 
     /// Whether nothing is in line, nor given up and not taken from here yet.
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty() && self.condemned.is_empty()
+        self.len() == 0 && self.condemned.is_empty()
     }
 
     /// Whether all is settled, the history's rows too.
@@ -295,7 +308,8 @@ impl Lane {
 
     /// The number of the oldest event in line.
     pub fn front(&self) -> Option<u64> {
-        self.slots.front().map(|slot| slot.number)
+        let parcel = self.parcels.front().map(|parcel| parcel.number);
+        self.slots.front().map(|slot| slot.number).into_iter().chain(parcel).min()
     }
 
     /// The number of the oldest event that is not settled: not stored yet, given up and not taken from here yet, or with
@@ -417,7 +431,8 @@ impl Lane {
             expected: (ordering == Ordering::Strict).then_some(expected),
         };
         let layout = message::begin(&head, &route, more, out);
-        Draft { place, start, layout, note: (self.notes.end(), 0), keep: Keep::Nothing }
+        let note = (self.notes.end(), 0);
+        Draft { place, start, layout, note, keep: Keep::Nothing, may_be_claimed: false }
     }
 
     /// Says where in [`Lane::buffer`] the draft's data is, and what the history is to keep of the event.
@@ -472,29 +487,18 @@ impl Lane {
     /// # Errors
     /// What of it can never be published, where it is larger than the server takes; the line is as before.
     pub fn commit(&mut self, draft: Draft, number: u64, position: EventPosition) -> Result<(), Box<Condemned>> {
-        let Draft { place, layout, note, keep, .. } = draft;
-        let length = self.spool.length_since(place);
-        let total = length - layout.header_at;
-        if total > self.max_payload {
-            let message = self.spool.message(place, length);
-            let condemned = Condemned {
-                number,
-                position,
-                subject: text(&message[SUBJECT_AT..layout.subject_end]),
-                headers: headers::to_json(&message[layout.header_at..layout.body_at]),
-                payload: message[layout.body_at..].to_vec(),
-                reason: too_large(total, self.max_payload),
-                noted: noted(&self.notes, note, keep, layout),
-            };
-            self.spool.truncate(place);
-            return Err(Box::new(condemned));
+        let length = self.spool.length_since(draft.place);
+        if length - draft.layout.header_at > self.max_payload {
+            return self.set_aside(draft, number, position);
         }
+        let Draft { place, layout, note, keep, may_be_claimed, .. } = draft;
         self.spool.buffer().extend_from_slice(CRLF);
         let length = length + CRLF.len();
         layout.finish(self.spool.message_mut(place, length));
         self.bytes += length;
         let (state, sent_at) = (State::Waiting, 0);
-        self.slots.push_back(Slot { number, position, place, length, layout, state, sent_at, note, keep });
+        let slot = Slot { number, position, place, length, layout, state, sent_at, note, keep, may_be_claimed };
+        self.slots.push_back(slot);
         Ok(())
     }
 
@@ -511,7 +515,9 @@ impl Lane {
         if self.anchor.is_none() || !self.condemned.is_empty() {
             return &[];
         }
-        let held = self.limit.map_or(self.slots.len(), |limit| self.slots.partition_point(|slot| slot.number < limit));
+        let parcel = self.parcels.front().map(|parcel| parcel.number);
+        let limit = self.limit.into_iter().chain(parcel).min();
+        let held = limit.map_or(self.slots.len(), |limit| self.slots.partition_point(|slot| slot.number < limit));
         let held = if self.is_probing { held.min(1) } else { held };
         let limit = self.slots.get(held).map(|slot| slot.place);
         self.spool.unsent(limit)
@@ -650,7 +656,8 @@ impl Lane {
         // It was put in line before the server's limit was known, or before it was lowered; such a message would cost
         // the connection, again and again.
         let total = slot.length - CRLF.len() - slot.layout.header_at;
-        (total > tail.max_payload).then(|| Fate::Condemned(too_large(total, tail.max_payload)))
+        (total > tail.max_payload)
+            .then(|| self.fate_of_large(slot, too_large(total, tail.max_payload), tail.max_payload))
     }
 
     /// The server stored the message whose reply token this is, or had it.
@@ -702,6 +709,10 @@ impl Lane {
         let Some(index) = self.slot_of(token) else { return false };
         match refusal {
             Refusal::Never(reason) => self.take_out(vec![(index, Fate::Condemned(reason.clone()))]),
+            Refusal::TooLarge(reason) => {
+                let fate = self.fate_of_large(&self.slots[index], reason.clone(), self.max_payload);
+                self.take_out(vec![(index, fate)]);
+            }
             Refusal::WrongSequence => self.slots[index].state = State::OutOfOrder,
             Refusal::NotNow(_) => self.slots[index].state = State::NotNow,
         }
@@ -740,6 +751,7 @@ impl Lane {
         // Something within the line goes. Rare, so the spool is simply laid anew.
         let mut fates = fates.into_iter().peekable();
         let mut spool = Spool::default();
+        let mut set_aside = Vec::new();
         for (index, mut slot) in std::mem::take(&mut self.slots).into_iter().enumerate() {
             let message = self.spool.message(slot.place, slot.length);
             let Some((_, fate)) = fates.next_if(|(out, _)| *out == index) else {
@@ -754,6 +766,9 @@ impl Lane {
                     record(&mut self.history, &self.notes, &self.spool, &slot, slot.sequence(), self.now);
                     self.stored += u64::from(!matches!(slot.state, State::Stored(_)));
                 }
+                Fate::TooLarge(reason) => {
+                    set_aside.push(Parcel::of(&slot, message, self.note_at(slot.note), reason));
+                }
                 Fate::Condemned(reason) => self.condemned.push(Condemned {
                     number: slot.number,
                     position: slot.position,
@@ -766,6 +781,7 @@ impl Lane {
             }
         }
         self.spool = spool;
+        set_aside.into_iter().for_each(|parcel| self.put_aside(parcel));
         self.release_notes();
     }
 

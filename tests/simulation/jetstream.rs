@@ -15,6 +15,8 @@ pub struct Message {
     /// The id of an event of ours.
     pub event: Option<String>,
     pub payload: Vec<u8>,
+    /// What it is a claim check for.
+    pub object: Option<String>,
     stored_at: u64,
 }
 
@@ -50,6 +52,8 @@ struct Connection {
 #[derive(Debug)]
 pub struct JetStream {
     pub streams: Vec<Stream>,
+    /// The object store.
+    pub objects: HashMap<String, Vec<u8>>,
     connections: Vec<Connection>,
     pub max_payload: usize,
     pub max_msg_size: usize,
@@ -67,6 +71,7 @@ impl JetStream {
         let streams = (0..swarm.streams).map(|id| Stream { name: format!("S{id}"), ..Stream::default() }).collect();
         JetStream {
             streams,
+            objects: HashMap::new(),
             connections: Vec::new(),
             max_payload: swarm.max_payload,
             max_msg_size: swarm.max_msg_size,
@@ -172,6 +177,7 @@ impl JetStream {
             message_id: None,
             event: None,
             payload: Vec::new(),
+            object: None,
             stored_at: now,
         });
     }
@@ -260,6 +266,7 @@ impl JetStream {
             message_id,
             event,
             payload: publish.payload.clone(),
+            object: publish.headers.get("Walhook-Object").cloned(),
             stored_at: now,
         });
         Answer::Stored { sequence, duplicate: false }

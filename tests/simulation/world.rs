@@ -13,7 +13,7 @@ use walhook::{
         delay::Due,
         event_id::EventPosition,
         history::{Batch, Book},
-        lane::{Moment, Refusal, Tail},
+        lane::{Moment, Refusal, Tail, parcel::Claim},
         streamer::{DeadLetter, Halted, Limits, Received, Streamer},
     },
     route::types::{Scalar, TypeCatalog, TypeKind},
@@ -74,6 +74,8 @@ struct Run {
     burial: Option<(Vec<DeadLetter>, bool)>,
     /// Rows of the history under way, and whether they are in.
     recording: Option<(Vec<(Book, Batch)>, bool)>,
+    /// Of each lane the parcel under way, and whether it is stored.
+    storing: HashMap<usize, (u64, bool)>,
     /// The checkpoints under way, and whether they are in.
     checkpointing: Option<(Due, bool)>,
     /// With the bug: rows that are on their way.
@@ -316,6 +318,7 @@ impl World {
             is_paused: false,
             burial: None,
             recording: None,
+            storing: HashMap::new(),
             checkpointing: None,
             sent_off: Vec::new(),
             last_keepalive: 0,
@@ -616,7 +619,7 @@ impl World {
                     Err(refusal) => refusal,
                 },
                 Answer::Refused(10071) => Refusal::WrongSequence,
-                Answer::Refused(10054) => Refusal::Never("message size exceeds maximum allowed".to_owned()),
+                Answer::Refused(10054) => Refusal::TooLarge("message size exceeds maximum allowed".to_owned()),
                 Answer::Refused(code) => Refusal::NotNow(code.to_string()),
                 Answer::NoResponders => Refusal::NotNow("no responders".to_owned()),
             };
@@ -666,7 +669,7 @@ impl World {
                 let types = self.types();
                 self.run.as_mut().expect("it runs").streamer.set_types(types);
             }
-            None if self.checkpoint()? => {}
+            None if self.store()? || self.checkpoint()? => {}
             None => {
                 let Some(run) = &mut self.run else { return Ok(()) };
                 let most = self.rng.usize(1..10);
@@ -680,6 +683,38 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// A parcel goes into the object store. Returns whether there was one.
+    fn store(&mut self) -> Result<bool, String> {
+        let Some(run) = &mut self.run else { return Ok(false) };
+        let waits = |&index: &usize| run.streamer.lane(index).parcel().is_some();
+        let waiting: Vec<_> = (0..run.streamer.lane_count()).filter(waits).collect();
+        if waiting.is_empty() || self.jetstream.is_down {
+            return Ok(false);
+        }
+        let index = waiting[self.rng.usize(..waiting.len())];
+        let lane = run.streamer.lane_mut(index);
+        let parcel = lane.parcel().expect("just seen");
+        let (number, name) = (parcel.number, parcel.position.id(SOURCE));
+        let claim = Claim { bucket: "o".to_owned(), name, sha256: "0".repeat(64) };
+        let object = format!("o/{}", claim.name);
+        match run.storing.remove(&index).filter(|(storing, _)| *storing == number) {
+            Some((_, true)) => lane.claim(number, &claim),
+            _ if self.bug == Bug::ClaimOnSend => lane.claim(number, &claim),
+            _ if self.rng.u8(..30) == 0 => {
+                lane.give_up(number, "it refuses");
+                self.oracle.cannot_be_claimed(claim.name);
+                if let Err(error) = run.streamer.condemn() {
+                    self.ends(&error)?;
+                }
+            }
+            _ => {
+                self.jetstream.objects.insert(object, parcel.payload.to_vec());
+                run.storing.insert(index, (number, true));
+            }
+        }
+        Ok(true)
     }
 
     /// What is due is asked for, then written, then confirmed. Returns whether there was something to do.
@@ -804,6 +839,7 @@ impl World {
             ("transactions", self.postgres.transactions.len() as u64),
             ("forgotten", self.jetstream.forgotten.len() as u64),
             ("forgotten and filled again", self.oracle.filled_again(&self.jetstream)),
+            ("objects", self.jetstream.objects.len() as u64),
         ])
     }
 }

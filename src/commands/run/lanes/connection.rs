@@ -374,7 +374,10 @@ fn take(token: &[u8], ack: Ack, index: usize, streamer: &mut Streamer, driver: &
             Err(refusal) => refusal,
         },
         Ack::Refused { code: WRONG_LAST_SEQUENCE, .. } => Refusal::WrongSequence,
-        Ack::Refused { code: MESSAGE_EXCEEDS_MAXIMUM | HEADER_EXCEEDS_MAXIMUM, description } => {
+        Ack::Refused { code: MESSAGE_EXCEEDS_MAXIMUM, description } => {
+            Refusal::TooLarge(format!("stream {} refuses it: {description}", lane.stream()))
+        }
+        Ack::Refused { code: HEADER_EXCEEDS_MAXIMUM, description } => {
             Refusal::Never(format!("stream {} refuses it: {description}", lane.stream()))
         }
         Ack::Refused { code, description } => Refusal::NotNow(format!("{description} ({code})")),
@@ -385,7 +388,7 @@ fn take(token: &[u8], ack: Ack, index: usize, streamer: &mut Streamer, driver: &
     if driver.trouble.is_none() && (is_news || out_of_place) {
         let why = match refusal {
             Refusal::WrongSequence => "another last sequence than expected".to_owned(),
-            Refusal::Never(why) | Refusal::NotNow(why) => why,
+            Refusal::Never(why) | Refusal::TooLarge(why) | Refusal::NotNow(why) => why,
         };
         driver.trouble = Some(Error::unavailable(format!(
             "stream {:?} refused a message: {why}; reading its tail to go on from there",
