@@ -57,6 +57,8 @@ pub struct World {
     history_is_locked: bool,
     /// By stream: the sequence that was seen, and the one behind which the slot has all.
     checkpoints: HashMap<String, (u64, Option<u64>)>,
+    /// Earlier runs have published into a stream and left no checkpoint of it: what they may have confirmed nobody knows.
+    is_unsure: bool,
     pub log: Option<String>,
 }
 
@@ -131,6 +133,7 @@ impl World {
             as_of_now: false,
             history_is_locked: false,
             checkpoints: HashMap::new(),
+            is_unsure: false,
             log: None,
         }
     }
@@ -293,6 +296,7 @@ impl World {
 
     fn start(&mut self) {
         self.runs += 1;
+        self.is_unsure = false;
         let epoch = self.runs;
         self.say(|| format!("run {epoch} starts"));
         let inbox = format!("_INBOX.{epoch}");
@@ -365,7 +369,7 @@ impl World {
                 let ops = ops.collect();
                 self.postgres.commit(&mut self.rng, ops);
             }
-            Kind::Untrusted if self.jetstream.has_forgotten && self.swarm.confirm_delay == 0 => {}
+            Kind::Untrusted if self.jetstream.has_forgotten && (self.swarm.confirm_delay == 0 || self.is_unsure) => {}
             // The stream was set back, and the slot has what it lost.
             Kind::Unavailable if self.jetstream.has_forgotten && self.swarm.confirm_delay > 0 => {}
             _ => return Err(format!("walhook stops: {error:?}")),
@@ -555,6 +559,7 @@ impl World {
         }
         if self.swarm.confirm_delay > 0 && lane.kept_upto().is_none() {
             let kept = known.and_then(|(_, kept)| *kept);
+            self.is_unsure |= kept.is_none() && tail.ours.is_some();
             lane.set_kept_upto(kept.unwrap_or(tail.ours.map_or(0, |(_, sequence)| sequence)));
         }
         let opened = lane.open(&tail);
