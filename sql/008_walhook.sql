@@ -16,7 +16,8 @@ ALTER TABLE public.rule_webhooks
 COMMENT ON COLUMN public.rule_webhooks.payload_format IS
     'webhook: what the RFC''s workers read; data: the bare row or payload; debezium; cloudevents (structured); cloudevents_binary';
 COMMENT ON COLUMN public.rule_webhooks.on_error IS
-    'What becomes of an event that can never be published: halt, dead_letter (rule_nats_dead_letters), object_store (too large ones)';
+    'What becomes of an event that can never be published: halt, dead_letter (rule_nats_dead_letters), object_store (what is only too '
+    'large is published as a claim check, and its payload goes to rule_nats_config.object_bucket; the others as dead_letter)';
 COMMENT ON COLUMN public.rule_webhooks.expose_credentials IS
     'true: header values that look like credentials go into the payload too. The stream is no vault';
 COMMENT ON COLUMN public.rule_webhooks.nats_headers IS
@@ -39,10 +40,14 @@ COMMENT ON COLUMN public.rule_nats_streams.durability IS
 
 ALTER TABLE public.rule_nats_config
     ADD COLUMN IF NOT EXISTS history TEXT NOT NULL DEFAULT 'full',
-    ADD COLUMN IF NOT EXISTS history_payload TEXT NOT NULL DEFAULT 'full';
+    ADD COLUMN IF NOT EXISTS history_payload TEXT NOT NULL DEFAULT 'full',
+    ADD COLUMN IF NOT EXISTS object_bucket TEXT NOT NULL DEFAULT 'walhook_objects';
 COMMENT ON COLUMN public.rule_nats_config.history IS
     'What goes into rule_nats_publish_history: full, failures or off. In full a commit is confirmed only with its history';
 COMMENT ON COLUMN public.rule_nats_config.history_payload IS 'How the history keeps payloads: full, hash or none';
+COMMENT ON COLUMN public.rule_nats_config.object_bucket IS
+    'The object store that payloads too large for a message go into, of webhooks with on_error = ''object_store''; made by the '
+    'streamer where it is missing';
 
 DO $checks$
 DECLARE
@@ -70,6 +75,10 @@ BEGIN
                            c.column1, c.column2, c.column3, c.column4);
         END IF;
     END LOOP;
+    IF NOT EXISTS (SELECT FROM pg_constraint
+                   WHERE conrelid = 'public.rule_nats_config'::regclass AND conname = 'valid_object_bucket') THEN
+        ALTER TABLE public.rule_nats_config ADD CONSTRAINT valid_object_bucket CHECK (object_bucket ~ '^[A-Za-z0-9_-]{1,200}$');
+    END IF;
     -- As rule_nats_headers_problem says, but without calling it: whoever writes a webhook may lack the right to.
     IF NOT EXISTS (SELECT FROM pg_constraint
                    WHERE conrelid = 'public.rule_webhooks'::regclass AND conname = 'valid_nats_headers') THEN

@@ -112,6 +112,11 @@ fn taking_rows_of_the_history_for_durable_when_they_are_sent_off_is_caught() {
 }
 
 #[test]
+fn publishing_a_claim_check_before_its_object_is_stored_is_caught() {
+    check_caught(Bug::ClaimOnSend, 500);
+}
+
+#[test]
 fn confirming_what_is_due_without_asking_the_streams_is_caught() {
     check_caught(Bug::ConfirmUnasked, 3000);
 }

@@ -10,6 +10,7 @@ mod configuration;
 mod consumer;
 mod event;
 mod lane;
+mod parcel;
 pub mod settings;
 mod worker;
 
@@ -75,6 +76,7 @@ pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Re
         source: config.source.clone(),
         shutdown_timeout: config.shutdown_timeout,
         room: Semaphore::new(settings.max_in_flight),
+        object_room: Semaphore::new(settings.max_object_bytes.div_ceil(parcel::ROOM_UNIT)),
         settings,
         control,
         client,

@@ -4,13 +4,14 @@
 //! what is not settled, so that one remedy serves every failure: stop, read the stream's tail, drop what the tail
 //! shows as stored, send the rest again. Knows neither socket nor clock.
 //!
-//! What a message looks like is in [`message`], what goes together into one atomic batch in `batch`, core NATS in `core`, what a
-//! stream has to keep in `kept`.
+//! What a message looks like is in [`message`], what goes together into one atomic batch in `batch`, core NATS in `core`, what is
+//! too large for a message in [`parcel`], what a stream has to keep in `kept`.
 
 mod batch;
 mod core;
 mod kept;
 mod message;
+pub mod parcel;
 
 use std::{collections::VecDeque, ops::Range};
 
@@ -32,6 +33,7 @@ use batch::Batching;
 pub use batch::{BATCH_MAX, Batches};
 pub use message::Head;
 use message::{ATTEMPT_DIGITS, CRLF, Front, INDEX_DIGITS, Layout};
+use parcel::{Parcel, too_large};
 
 /// How a lane keeps its order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,8 +68,10 @@ pub struct Tail {
 pub enum Refusal {
     /// Another last sequence than expected (10071): something before it is missing, or stored already.
     WrongSequence,
-    /// It never will (too large for the stream, for example).
+    /// It never will.
     Never(String),
+    /// It never will, for its size.
+    TooLarge(String),
     /// Not now.
     NotNow(String),
     /// A message id in the batch is known already (10201), which a batch does not bear: its messages are to go one by one.
@@ -115,6 +119,8 @@ pub struct Lane {
     slots: VecDeque<Slot>,
     /// Given up, and not taken from here yet.
     condemned: Vec<Condemned>,
+    /// Events whose payloads are to be stored before they have a place in the line, in their order.
+    parcels: VecDeque<Parcel>,
     /// The index of `slots[0]`, counted since the lane began.
     base: u64,
     /// While open: the message with this index expects this last sequence.
@@ -192,6 +198,8 @@ struct Slot {
     /// Where its note is; none has no length.
     note: (Place, usize),
     keep: Keep,
+    /// If it is too large, its payload may go into the object store.
+    may_be_claimed: bool,
 }
 
 /// Why an event leaves the line.
@@ -201,6 +209,8 @@ enum Fate {
     Stored,
     /// It can never be published.
     Condemned(String),
+    /// It can, with a claim check for its payload.
+    TooLarge(String),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,6 +233,7 @@ pub struct Draft {
     layout: Layout,
     note: (Place, usize),
     keep: Keep,
+    may_be_claimed: bool,
 }
 
 /// The most that a server can be told to take; what this one takes is known when the lane opens.
@@ -240,6 +251,7 @@ impl Lane {
             spool: Spool::default(),
             slots: VecDeque::new(),
             condemned: Vec::new(),
+            parcels: VecDeque::new(),
             base: 0,
             anchor: None,
             attempt: 0,
@@ -292,12 +304,12 @@ impl Lane {
 
     /// Events in line.
     pub fn len(&self) -> usize {
-        self.slots.len()
+        self.slots.len() + self.parcels.len()
     }
 
     /// Whether nothing is in line, nor given up and not taken from here yet.
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty() && self.condemned.is_empty()
+        self.len() == 0 && self.condemned.is_empty()
     }
 
     /// Whether all is settled, the history's rows too.
@@ -312,7 +324,8 @@ impl Lane {
 
     /// The number of the oldest event in line.
     pub fn front(&self) -> Option<u64> {
-        self.slots.front().map(|slot| slot.number)
+        let parcel = self.parcels.front().map(|parcel| parcel.number);
+        self.slots.front().map(|slot| slot.number).into_iter().chain(parcel).min()
     }
 
     /// The number of the oldest event that is not settled: not stored yet, given up and not taken from here yet, or with
@@ -443,7 +456,8 @@ impl Lane {
             ..Front::default()
         };
         let layout = message::begin(&head, stream, &front, self.batching.is_wanted(), more, out);
-        Draft { place, start, layout, note: (self.notes.end(), 0), keep: Keep::Nothing }
+        let note = (self.notes.end(), 0);
+        Draft { place, start, layout, note, keep: Keep::Nothing, may_be_claimed: false }
     }
 
     /// Says where in [`Lane::buffer`] the draft's data is, and what the history is to keep of the event.
@@ -498,22 +512,11 @@ impl Lane {
     /// # Errors
     /// What of it can never be published, where it is larger than the server takes; the line is as before.
     pub fn commit(&mut self, draft: Draft, number: u64, position: EventPosition) -> Result<(), Box<Condemned>> {
-        let Draft { place, layout, note, keep, .. } = draft;
-        let length = self.spool.length_since(place);
-        if let Some(reason) = self.too_large(&layout, length) {
-            let message = self.spool.message(place, length);
-            let condemned = Condemned {
-                number,
-                position,
-                subject: text(&message[layout.subject.clone()]),
-                headers: headers::to_json(&message[layout.header_at..layout.body_at]),
-                payload: message[layout.body_at..].to_vec(),
-                reason,
-                noted: noted(&self.notes, note, keep, &layout),
-            };
-            self.spool.truncate(place);
-            return Err(Box::new(condemned));
+        let length = self.spool.length_since(draft.place);
+        if let Some(reason) = self.too_large(&draft.layout, length) {
+            return self.set_aside(draft, number, position, reason);
         }
+        let Draft { place, layout, note, keep, may_be_claimed, .. } = draft;
         self.spool.buffer().extend_from_slice(CRLF);
         let length = length + CRLF.len();
         layout.finish(self.spool.message_mut(place, length));
@@ -532,6 +535,7 @@ impl Lane {
             is_single,
             note,
             keep,
+            may_be_claimed,
         });
         Ok(())
     }
@@ -549,7 +553,9 @@ impl Lane {
         if self.anchor.is_none() || !self.condemned.is_empty() {
             return &[];
         }
-        let held = self.limit.map_or(self.slots.len(), |limit| self.slots.partition_point(|slot| slot.number < limit));
+        let parcel = self.parcels.front().map(|parcel| self.first_with(parcel));
+        let limit = self.limit.into_iter().chain(parcel).min();
+        let held = limit.map_or(self.slots.len(), |limit| self.slots.partition_point(|slot| slot.number < limit));
         let held = if self.batching.is_wanted() { self.cut(held).min(held) } else { held };
         let alone = self.slots.front().map_or(1, |first| usize::from(first.part.1));
         let held = if self.is_probing { held.min(alone) } else { held };
@@ -686,17 +692,8 @@ impl Lane {
         // It was put in line before the server's limit was known, or before it was lowered; such a message would cost
         // the connection, again and again.
         let total = slot.layout.total_max(slot.length - CRLF.len());
-        (total > tail.max_payload).then(|| Fate::Condemned(too_large(total, tail.max_payload)))
-    }
-
-    /// Why a message that has `length` bytes up to the end of its body can never be published, whatever becomes of it.
-    fn too_large(&self, layout: &Layout, length: usize) -> Option<String> {
-        let (total, header) = (layout.total_max(length), layout.header_max());
-        if total > self.max_payload {
-            return Some(too_large(total, self.max_payload));
-        }
-        (self.ordering != Ordering::Core && header > HEADER_MAX)
-            .then(|| format!("the message's headers have {header} bytes, JetStream takes {HEADER_MAX}"))
+        (total > tail.max_payload)
+            .then(|| self.fate_of_large(slot, too_large(total, tail.max_payload), tail.max_payload))
     }
 
     /// The server stored the message whose reply token this is, or had it.
@@ -756,6 +753,11 @@ impl Lane {
             self.take_out(vec![(index, Fate::Condemned(reason.clone()))]);
             return true;
         }
+        if let (Refusal::TooLarge(reason), 1) = (refusal, of) {
+            let fate = self.fate_of_large(&self.slots[index], reason.clone(), self.max_payload);
+            self.take_out(vec![(index, fate)]);
+            return true;
+        }
         for slot in self.slots.range_mut(index + 1 - of..=index) {
             slot.is_single |= *refusal == Refusal::DuplicateInBatch;
             // Which message of a batch can never be stored shows when the lane is opened and the stream's limits are known anew.
@@ -796,6 +798,7 @@ impl Lane {
         // Something within the line goes. Rare, so the spool is simply laid anew.
         let mut fates = fates.into_iter().peekable();
         let mut spool = Spool::default();
+        let mut set_aside = Vec::new();
         for (index, mut slot) in std::mem::take(&mut self.slots).into_iter().enumerate() {
             let message = self.spool.message(slot.place, slot.length);
             let Some((_, fate)) = fates.next_if(|(out, _)| *out == index) else {
@@ -810,6 +813,9 @@ impl Lane {
                     record(&mut self.history, &self.notes, &self.spool, &slot, slot.sequence(), self.now);
                     self.stored += u64::from(!matches!(slot.state, State::Stored(_)));
                 }
+                Fate::TooLarge(reason) => {
+                    set_aside.push(Parcel::of(&slot, message, self.note_at(slot.note), reason));
+                }
                 Fate::Condemned(reason) => self.condemned.push(Condemned {
                     number: slot.number,
                     position: slot.position,
@@ -822,6 +828,7 @@ impl Lane {
             }
         }
         self.spool = spool;
+        set_aside.into_iter().for_each(|parcel| self.put_aside(parcel));
         self.release_notes();
     }
 
@@ -871,10 +878,6 @@ fn noted(notes: &Spool, note: (Place, usize), keep: Keep, layout: &Layout) -> Op
     let (Keep::Everything(keep) | Keep::Failures(keep)) = keep else { return None };
     let data = layout.data.0 - layout.body_at..layout.data.1 - layout.body_at;
     Some(Noted { note: notes.message(note.0, note.1).to_vec(), keep, data })
-}
-
-fn too_large(total: usize, max_payload: usize) -> String {
-    format!("the message has {total} bytes with its headers, the server takes {max_payload} (max_payload)")
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -74,6 +74,30 @@ impl Spool {
         self.buffer().truncate(place.offset);
     }
 
+    /// The same, and gives it. A large one leaves nothing behind.
+    pub fn take_back(&mut self, place: Place) -> Vec<u8> {
+        assert_eq!(place.segment, self.end().segment, "only the message being written is taken back");
+        let buffer = self.buffer();
+        if place.offset == 0 {
+            return std::mem::replace(buffer, Vec::with_capacity(SEGMENT_BYTES + SEGMENT_BYTES / 4));
+        }
+        let message = buffer.split_off(place.offset);
+        buffer.shrink_to(SEGMENT_BYTES + SEGMENT_BYTES / 4);
+        message
+    }
+
+    /// Takes back all messages from `place` on. None of them was sent.
+    pub fn cut(&mut self, place: Place) {
+        assert!(self.sent <= place, "what was sent stays");
+        while self.first + self.segments.len() as u64 > place.segment + 1 {
+            let segment = self.segments.pop_back().expect("just counted");
+            self.recycle(segment);
+        }
+        if let Some(last) = self.segments.back_mut() {
+            last.truncate(place.offset);
+        }
+    }
+
     /// The end of the last message.
     pub fn end(&self) -> Place {
         match self.segments.back() {

@@ -18,13 +18,15 @@ use std::{
 };
 
 use async_nats::{
-    AuthError, Client, ConnectErrorKind, ConnectOptions, Event, RequestErrorKind, ServerError,
-    connection::State as ConnectionState,
+    AuthError, Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, Request, RequestErrorKind,
+    ServerError, connection::State as ConnectionState,
 };
+use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::broadcast;
 
 use super::{
+    ack::Ack,
     handshake,
     settings::{ServerAddr, Settings},
     tls,
@@ -201,31 +203,10 @@ impl Control {
     /// answered and says no.
     pub async fn api(&self, request: &str, body: &Value) -> Result<Result<Value, ApiError>> {
         let subject = format!("$JS.API.{request}");
-        let attempted = || format!("ask {subject}");
-        // Before sending, so that no refusal is missed.
-        let mut refusals = self.refusals.subscribe();
         let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
-        let answer = tokio::select! {
-            answer = self.client.request(subject.clone(), body.into()) => answer,
-            text = forbidden(&mut refusals, &subject) => {
-                return Err(Error::permission(format!("{}: the NATS server says: {text}", attempted()))
-                    .hint(format!("Allow this user to publish to {subject}")));
-            }
-        };
-        let message = answer.map_err(|error| match error.kind() {
-            RequestErrorKind::NoResponders => self.nobody(attempted()),
-            RequestErrorKind::TimedOut if self.client.connection_state() != ConnectionState::Connected => {
-                Error::unavailable(format!("{}: the connection to NATS is lost", attempted()))
-            }
-            RequestErrorKind::TimedOut => {
-                Error::unavailable(format!("{}: no answer within {} s", attempted(), REQUEST_TIMEOUT.as_secs()))
-                    .hint(format!("Check JetStream's health, and that this user may subscribe to {}", self.inbox()))
-            }
-            RequestErrorKind::InvalidSubject => Error::config(attempted()).caused_by(error),
-            _ => Error::unavailable(attempted()).caused_by(error),
-        })?;
+        let message = self.ask(&subject, Request::new().payload(body.into())).await?;
         let mut value: Value = serde_json::from_slice(&message.payload)
-            .map_err(|error| Error::protocol(format!("{}: the answer is not JSON", attempted())).caused_by(error))?;
+            .map_err(|error| Error::protocol(format!("ask {subject}: the answer is not JSON")).caused_by(error))?;
         match value.get_mut("error").map(Value::take) {
             Some(error) if !error.is_null() => {
                 let number = |key: &str| error.get(key).and_then(Value::as_u64).unwrap_or(0);
@@ -238,6 +219,43 @@ impl Control {
             }
             _ => Ok(Ok(value)),
         }
+    }
+
+    /// Publishes one message into a stream, and returns its answer. Errors as in [`Control::api`].
+    pub async fn publish(&self, subject: &str, headers: HeaderMap, payload: Bytes) -> Result<Ack> {
+        let message = self.ask(subject, Request::new().headers(headers).payload(payload)).await?;
+        Ack::parse(message.status.map(|status| status.as_u16()), &message.payload)
+            .map_err(|error| Error::protocol(format!("ask {subject}: the answer is unreadable")).caused_by(error))
+    }
+
+    /// Every refusal of the server from now on, for [`forbidden`].
+    pub(super) fn refusals(&self) -> broadcast::Receiver<String> {
+        self.refusals.subscribe()
+    }
+
+    async fn ask(&self, subject: &str, request: Request) -> Result<Message> {
+        let attempted = || format!("ask {subject}");
+        // Before sending, so that no refusal is missed.
+        let mut refusals = self.refusals();
+        let answer = tokio::select! {
+            answer = self.client.send_request(subject.to_owned(), request) => answer,
+            text = forbidden(&mut refusals, subject) => {
+                return Err(Error::permission(format!("{}: the NATS server says: {text}", attempted()))
+                    .hint(format!("Allow this user to publish to {subject}")));
+            }
+        };
+        answer.map_err(|error| match error.kind() {
+            RequestErrorKind::NoResponders => self.nobody(attempted()),
+            RequestErrorKind::TimedOut if self.client.connection_state() != ConnectionState::Connected => {
+                Error::unavailable(format!("{}: the connection to NATS is lost", attempted()))
+            }
+            RequestErrorKind::TimedOut => {
+                Error::unavailable(format!("{}: no answer within {} s", attempted(), REQUEST_TIMEOUT.as_secs()))
+                    .hint(format!("Check JetStream's health, and that this user may subscribe to {}", self.inbox()))
+            }
+            RequestErrorKind::InvalidSubject => Error::config(attempted()).caused_by(error),
+            _ => Error::unavailable(attempted()).caused_by(error),
+        })
     }
 
     /// 503: no JetStream, or none for now.
@@ -259,7 +277,7 @@ impl Control {
 }
 
 /// Ends when the server refuses `subject`; otherwise never.
-async fn forbidden(refusals: &mut broadcast::Receiver<String>, subject: &str) -> String {
+pub(super) async fn forbidden(refusals: &mut broadcast::Receiver<String>, subject: &str) -> String {
     let quoted = format!("\"{subject}\"");
     loop {
         match refusals.recv().await {

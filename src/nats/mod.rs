@@ -1,7 +1,7 @@
 //! The edge towards NATS.
 //!
 //! Two connections per configuration: a client of async-nats for the JetStream API ([`control`]: [`streams`], [`tail`],
-//! [`locate`]),
+//! [`locate`], [`objects`]),
 //! and thin publishing connections of our own, opened by [`handshake`], driven by [`publish`] and read by [`ops`] and [`ack`]. Both take the same
 //! [`settings`], prove who they are by the same [`auth`] and encrypt by the same [`tls`].
 
@@ -11,6 +11,7 @@ pub mod consumers;
 pub mod control;
 pub mod handshake;
 pub mod locate;
+pub mod objects;
 pub mod ops;
 pub mod publish;
 pub mod settings;

@@ -90,9 +90,11 @@ impl Block {
     }
 }
 
-/// Appends what an event that is published again had on its first way, but for what belongs to the way itself.
+/// Appends what an event that is published again had on its first way, but for what belongs to the way itself. A claim check
+/// goes with the body that it is.
 pub fn write_again(stored: &Map<String, Value>, out: &mut Vec<u8>) {
-    for (name, value) in stored.iter().filter(|(name, _)| !is_reserved(name)) {
+    let is_claim = |name: &str| name == "Walhook-Object" || name == "Walhook-Object-SHA256";
+    for (name, value) in stored.iter().filter(|(name, _)| !is_reserved(name) || is_claim(name)) {
         if let Value::String(value) = value {
             push_line(name.as_bytes(), value.as_bytes(), out);
         }
@@ -279,6 +281,11 @@ mod tests {
         let mut out = Vec::new();
         write_again(&object(r#"{"Nats-Msg-Id": "x", "walhook-op": "update", "Walhook-Id": "y", "X": "1"}"#), &mut out);
         assert_eq!(out, b"\r\nX: 1");
+        // The body of a claim check says nothing without them.
+        out.clear();
+        let claim = object(r#"{"Walhook-Epoch": "3", "Walhook-Object": "b/n", "Walhook-Object-SHA256": "ab"}"#);
+        write_again(&claim, &mut out);
+        assert_eq!(out, b"\r\nWalhook-Object: b/n\r\nWalhook-Object-SHA256: ab");
     }
 
     #[test]

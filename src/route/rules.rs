@@ -66,6 +66,9 @@ pub enum OnError {
     Halt,
     /// A row in `rule_nats_dead_letters`, then on.
     DeadLetter,
+    /// If it is only too large, its payload goes into an object store, and the message has a claim check for it. What is
+    /// impossible for another reason has a row.
+    ObjectStore,
 }
 
 /// What the publish history keeps of an event.
@@ -281,8 +284,8 @@ fn compile_webhook(
         }
     };
     let on_error = match row.on_error.as_deref() {
-        // The claim check is for the large only; what is impossible for another reason has a row either way.
-        None | Some("dead_letter" | "object_store") => OnError::DeadLetter,
+        None | Some("dead_letter") => OnError::DeadLetter,
+        Some("object_store") => OnError::ObjectStore,
         Some("halt") => OnError::Halt,
         Some(other) => {
             problems.push(format!("on_error {other:?} is none of halt, dead_letter, object_store"));

@@ -128,6 +128,8 @@ pub struct ConfigRow {
     pub history: Option<String>,
     /// `full` (default), `hash` or `none`.
     pub history_payload: Option<String>,
+    /// Where payloads go that are too large.
+    pub object_bucket: Option<String>,
     /// Counts how often the row was written, also where nothing in it changed: who gave it up tries again.
     pub revision: u64,
 }
@@ -361,6 +363,7 @@ impl Row for ConfigRow {
             "subject_prefix" => self.subject_prefix = optional(value),
             "history" => self.history = optional(value),
             "history_payload" => self.history_payload = optional(value),
+            "object_bucket" => self.object_bucket = optional(value),
             "enabled" => self.enabled = switch(column, value)?,
             _ => {}
         }

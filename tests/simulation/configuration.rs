@@ -9,6 +9,8 @@ pub struct Webhook {
     pub enabled: bool,
     pub subject: String,
     pub halt: bool,
+    /// What is too large goes into the object store.
+    pub claims: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,7 +180,11 @@ impl Row {
                 some("1"),
                 some("nats"),
                 some("webhook"),
-                some(if row.halt { "halt" } else { "dead_letter" }),
+                some(match (row.halt, row.claims) {
+                    (true, _) => "halt",
+                    (false, true) => "object_store",
+                    (false, false) => "dead_letter",
+                }),
             ],
             Row::Link(id, Some(row)) => vec![
                 some(&id.to_string()),

@@ -21,6 +21,8 @@ pub struct Message {
     /// `Walhook-Transaction`.
     pub mark: Option<String>,
     pub payload: Vec<u8>,
+    /// What it is a claim check for.
+    pub object: Option<String>,
     stored_at: u64,
 }
 
@@ -56,6 +58,8 @@ struct Connection {
 #[derive(Debug)]
 pub struct JetStream {
     pub streams: Vec<Stream>,
+    /// The object store.
+    pub objects: HashMap<String, Vec<u8>>,
     connections: Vec<Connection>,
     /// With the bug: what a client will send again by itself.
     retries: VecDeque<Publish>,
@@ -78,6 +82,7 @@ impl JetStream {
         let streams = (0..swarm.streams).map(|id| Stream { name: format!("S{id}"), ..Stream::default() }).collect();
         JetStream {
             streams,
+            objects: HashMap::new(),
             connections: Vec::new(),
             retries: VecDeque::new(),
             max_payload: swarm.max_payload,
@@ -189,6 +194,7 @@ impl JetStream {
             event: None,
             mark: None,
             payload: Vec::new(),
+            object: None,
             stored_at: now,
         });
     }
@@ -411,6 +417,7 @@ impl Stream {
             event,
             mark: publish.headers.get("Walhook-Transaction").cloned(),
             payload: publish.payload.clone(),
+            object: publish.headers.get("Walhook-Object").cloned(),
             stored_at: now,
         });
         sequence

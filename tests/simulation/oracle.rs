@@ -144,6 +144,8 @@ impl Oracle {
                             is_huge,
                             has_webhook: webhooks.contains(&route.webhook),
                         };
+                        let claims = |webhook: &super::configuration::Webhook| webhook.claims && !webhook.halt;
+                        let is_claimed = view.configuration.webhooks.get(&route.webhook).is_some_and(claims);
                         match &expected.stream {
                             None => drop(self.may_die.insert(expected.id.clone())),
                             Some(stream) => {
@@ -153,7 +155,7 @@ impl Oracle {
                                 }
                             }
                         }
-                        if is_huge {
+                        if is_huge && !is_claimed {
                             self.may_die.insert(expected.id.clone());
                         }
                         view.waiting.push_back(expected);
@@ -210,6 +212,11 @@ impl Oracle {
             || event.message_id.as_ref().is_some_and(|id| stream.message_ids.contains(id))
             || (jetstream.forgotten.contains(&event.id) && (!self.nothing_is_lost || is_shared()))
             || self.rerouted.contains(&event.id)
+    }
+
+    /// The object store takes the event's payload for good no more.
+    pub fn cannot_be_claimed(&mut self, event_id: String) {
+        self.may_die.insert(event_id);
     }
 
     /// A dead letter's row is in.
@@ -328,7 +335,14 @@ impl Oracle {
             for message in &stream.messages[checked.0..] {
                 let Some(event) = &message.event else { continue };
                 let known = self.ever.get(&(stream.name.clone(), event.clone()));
-                let payload = String::from_utf8_lossy(&message.payload);
+                let payload = match &message.object {
+                    None => &message.payload,
+                    Some(object) => jetstream
+                        .objects
+                        .get(object)
+                        .ok_or_else(|| format!("{message:?} of {} is for an object that is not there", stream.name))?,
+                };
+                let payload = String::from_utf8_lossy(payload);
                 if !known.is_some_and(|known| {
                     known.iter().any(|event| event.subject == message.subject && payload.contains(&event.marker))
                 }) {

@@ -124,8 +124,12 @@ impl Postgres {
             1 => "S0.with space".to_owned(),
             _ => format!("S{}.w{id}", rng.usize(..swarm.streams)),
         };
-        let webhook =
-            super::configuration::Webhook { enabled: rng.u8(..6) > 0, subject, halt: happens(rng, swarm.halt) };
+        let webhook = super::configuration::Webhook {
+            enabled: rng.u8(..6) > 0,
+            subject,
+            halt: happens(rng, swarm.halt),
+            claims: id % 2 == 0,
+        };
         Row::Webhook(id, Some(webhook).filter(|_| rng.u8(..10) > 0))
     }
 

@@ -33,6 +33,8 @@ pub enum Bug {
     ReuseTornConnection,
     /// Rows of the history count as durable when they are sent off.
     RecordOnSend,
+    /// A claim check is published before what it is for is stored.
+    ClaimOnSend,
     /// What is due is confirmed without asking whether the streams have it still.
     ConfirmUnasked,
     /// Whatever a stream has lost, it is filled again from where it ends.

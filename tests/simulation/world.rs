@@ -13,7 +13,7 @@ use walhook::{
         delay::Due,
         event_id::EventPosition,
         history::{Batch, Book},
-        lane::{BATCH_MAX, Batches, Moment, Refusal, Tail},
+        lane::{BATCH_MAX, Batches, Moment, Refusal, Tail, parcel::Claim},
         streamer::{DeadLetter, Halted, Limits, Received, Streamer},
     },
     route::types::{Scalar, TypeCatalog, TypeKind},
@@ -59,6 +59,8 @@ pub struct World {
     history_is_locked: bool,
     /// By stream: the sequence that was seen, and the one behind which the slot has all.
     checkpoints: HashMap<String, (u64, Option<u64>)>,
+    /// Earlier runs have published into a stream and left no checkpoint of it: what they may have confirmed nobody knows.
+    is_unsure: bool,
     pub log: Option<String>,
 }
 
@@ -76,6 +78,8 @@ struct Run {
     burial: Option<(Vec<DeadLetter>, bool)>,
     /// Rows of the history under way, and whether they are in.
     recording: Option<(Vec<(Book, Batch)>, bool)>,
+    /// Of each lane the parcel under way, and whether it is stored.
+    storing: HashMap<usize, (u64, bool)>,
     /// The checkpoints under way, and whether they are in.
     checkpointing: Option<(Due, bool)>,
     /// With the bug: rows that are on their way.
@@ -134,6 +138,7 @@ impl World {
             as_of_now: false,
             history_is_locked: false,
             checkpoints: HashMap::new(),
+            is_unsure: false,
             log: None,
         }
     }
@@ -305,6 +310,7 @@ impl World {
 
     fn start(&mut self) {
         self.runs += 1;
+        self.is_unsure = false;
         let epoch = self.runs;
         self.say(|| format!("run {epoch} starts"));
         let inbox = format!("_INBOX.{epoch}");
@@ -330,6 +336,7 @@ impl World {
             is_paused: false,
             burial: None,
             recording: None,
+            storing: HashMap::new(),
             checkpointing: None,
             sent_off: Vec::new(),
             last_keepalive: 0,
@@ -376,11 +383,7 @@ impl World {
                 let ops = ops.collect();
                 self.postgres.commit(&mut self.rng, ops);
             }
-            // Where no checkpoint tells otherwise, what earlier runs have stored they may have confirmed too.
-            Kind::Untrusted
-                if self.jetstream.has_forgotten
-                    && (self.swarm.confirm_delay == 0
-                        || self.checkpoints.len() < self.postgres.configuration.streams.len()) => {}
+            Kind::Untrusted if self.jetstream.has_forgotten && (self.swarm.confirm_delay == 0 || self.is_unsure) => {}
             // The stream was set back, and the slot has what it lost.
             Kind::Unavailable if self.jetstream.has_forgotten && self.swarm.confirm_delay > 0 => {}
             _ => return Err(format!("walhook stops: {error:?}")),
@@ -573,6 +576,7 @@ impl World {
         }
         if self.swarm.confirm_delay > 0 && lane.kept_upto().is_none() {
             let kept = known.and_then(|(_, kept)| *kept);
+            self.is_unsure |= kept.is_none() && tail.ours.is_some();
             lane.set_kept_upto(kept.unwrap_or(tail.ours.map_or(0, |(_, sequence)| sequence)));
         }
         let opened = lane.open(&tail);
@@ -638,7 +642,7 @@ impl World {
                 },
                 Answer::Refused(10071 | 10164) => Refusal::WrongSequence,
                 Answer::Refused(10201) => Refusal::DuplicateInBatch,
-                Answer::Refused(10054) => Refusal::Never("message size exceeds maximum allowed".to_owned()),
+                Answer::Refused(10054) => Refusal::TooLarge("message size exceeds maximum allowed".to_owned()),
                 Answer::Refused(code) => Refusal::NotNow(code.to_string()),
                 Answer::NoResponders => Refusal::NotNow("no responders".to_owned()),
             };
@@ -690,7 +694,7 @@ impl World {
                 let types = self.types();
                 self.run.as_mut().expect("it runs").streamer.set_types(types);
             }
-            None if self.checkpoint()? => {}
+            None if self.store()? || self.checkpoint()? => {}
             None => {
                 let Some(run) = &mut self.run else { return Ok(()) };
                 let most = self.rng.usize(1..10);
@@ -704,6 +708,38 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// A parcel goes into the object store. Returns whether there was one.
+    fn store(&mut self) -> Result<bool, String> {
+        let Some(run) = &mut self.run else { return Ok(false) };
+        let waits = |&index: &usize| run.streamer.lane(index).parcel().is_some();
+        let waiting: Vec<_> = (0..run.streamer.lane_count()).filter(waits).collect();
+        if waiting.is_empty() || self.jetstream.is_down {
+            return Ok(false);
+        }
+        let index = waiting[self.rng.usize(..waiting.len())];
+        let lane = run.streamer.lane_mut(index);
+        let parcel = lane.parcel().expect("just seen");
+        let (number, name) = (parcel.number, parcel.position.id(SOURCE));
+        let claim = Claim { bucket: "o".to_owned(), name, sha256: "0".repeat(64) };
+        let object = format!("o/{}", claim.name);
+        match run.storing.remove(&index).filter(|(storing, _)| *storing == number) {
+            Some((_, true)) => lane.claim(number, &claim),
+            _ if self.bug == Bug::ClaimOnSend => lane.claim(number, &claim),
+            _ if self.rng.u8(..30) == 0 => {
+                lane.give_up(number, "it refuses");
+                self.oracle.cannot_be_claimed(claim.name);
+                if let Err(error) = run.streamer.condemn() {
+                    self.ends(&error)?;
+                }
+            }
+            _ => {
+                self.jetstream.objects.insert(object, parcel.payload.to_vec());
+                run.storing.insert(index, (number, true));
+            }
+        }
+        Ok(true)
     }
 
     /// What is due is asked for, then written, then confirmed. Returns whether there was something to do.
@@ -833,6 +869,7 @@ impl World {
             ("transactions", self.postgres.transactions.len() as u64),
             ("forgotten", self.jetstream.forgotten.len() as u64),
             ("forgotten and filled again", self.oracle.filled_again(&self.jetstream)),
+            ("objects", self.jetstream.objects.len() as u64),
         ])
     }
 }

@@ -84,6 +84,14 @@ pub struct Answer {
     pub took: Duration,
 }
 
+impl Answer {
+    /// Nothing was sent, for that reason.
+    pub fn not_sent(why: String) -> Answer {
+        let outcome = Outcome::NotSent(why);
+        Answer { outcome, headers: None, body: None, started: SystemTime::now(), took: Duration::ZERO }
+    }
+}
+
 /// Makes calls; holds the connections that servers keep open.
 pub struct Caller {
     client: Client<Connector, Full<Bytes>>,

@@ -18,6 +18,7 @@ use super::{
     configuration::Known,
     consumer,
     lane::Lane,
+    parcel,
     settings::Record,
 };
 use crate::deliver::{
@@ -119,7 +120,21 @@ async fn decide(lane: &Lane, message: &Message, delivery: &Delivery<'_>) -> Word
         return Word::Again(Duration::ZERO);
     }
     let keys = known.keys.as_deref().map_err(Clone::clone);
-    let answer = lane.worker.caller.call(&known.webhook, &call, keys).await;
+    let caller = &lane.worker.caller;
+    let answer = match header("Walhook-Object").filter(|_| call.position.is_some()) {
+        None => caller.call(&known.webhook, &call, keys).await,
+        Some(object) => {
+            let sha256 = header("Walhook-Object-SHA256").unwrap_or_default();
+            match parcel::fetch(&lane.worker, object, sha256, &message.payload).await {
+                Ok(fetched) => match message::read(&known.webhook, &lane.worker.source, ids, &fetched.payload) {
+                    Reading::Call(whole) => caller.call(&known.webhook, &whole, keys).await,
+                    Reading::Unreadable(_, why) => Answer::not_sent(why),
+                    Reading::Anothers => return Word::Ack,
+                },
+                Err(error) => Answer::not_sent(error.to_string()),
+            }
+        }
+    };
     let verdict = schedule::judge(&known.webhook, delivery.attempt, &answer.outcome, fastrand::f64());
     lane.learn(verdict.strain);
     drop(room);

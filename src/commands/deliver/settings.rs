@@ -70,6 +70,7 @@ pub struct File {
     max_in_flight: Option<usize>,
     max_in_flight_per_webhook: Option<u32>,
     max_waiting: Option<u32>,
+    max_object_bytes: Option<usize>,
     ack_wait_ms: Option<u64>,
     deliver_from: Option<DeliverFrom>,
     record: Option<Record>,
@@ -91,6 +92,8 @@ pub struct Settings {
     pub max_in_flight_per_webhook: u32,
     /// Events of one webhook that may be in flight or wait for their retry, over all workers.
     pub max_waiting: u32,
+    /// The largest payload that is fetched from an object store, and how much of them is in memory at a time.
+    pub max_object_bytes: usize,
     /// After how long without a sign of life another worker takes an event over.
     pub ack_wait: Duration,
     /// Where a new consumer begins.
@@ -138,6 +141,7 @@ impl Settings {
                 10_000,
             )?,
             max_waiting: between("max_waiting", file.max_waiting.unwrap_or(10_000), 1, 1_000_000)?,
+            max_object_bytes: between("max_object_bytes", file.max_object_bytes.unwrap_or(128 << 20), 1024, 1 << 30)?,
             ack_wait: Duration::from_millis(between("ack_wait_ms", file.ack_wait_ms.unwrap_or(30_000), 500, 600_000)?),
             deliver_from: options.deliver_from.or(file.deliver_from).unwrap_or_default(),
             record: if options.no_database { Record::Off } else { options.record.or(file.record).unwrap_or_default() },
@@ -189,7 +193,7 @@ mod tests {
         let file: File = toml::from_str(&enabled.join("\n")).unwrap();
         let resolve = |file: &File| Settings::resolve(&Options::default(), file, "walhook").unwrap();
         assert_eq!(format!("{:?}", resolve(&file)), format!("{:?}", resolve(&File::default())));
-        assert_eq!(enabled.len(), 9, "every setting but ca");
+        assert_eq!(enabled.len(), 10, "every setting but ca");
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub struct Worker {
     pub books: Option<Books>,
     /// How many more calls may run.
     pub room: Semaphore,
+    /// For how much more of payloads from object stores there is room.
+    pub object_room: Semaphore,
     /// What has happened.
     pub counts: Counts,
 }

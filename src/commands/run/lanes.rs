@@ -8,6 +8,7 @@
 mod connection;
 mod driver;
 pub mod open;
+mod parcel;
 
 use std::{
     collections::HashMap,
@@ -350,6 +351,7 @@ impl Lanes {
         };
         for lane in 0..self.groups[at].lanes.len() {
             moved |= self.poll_opening(cx, at, self.groups[at].lanes[lane], streamer)?;
+            moved |= self.poll_parcel(cx, at, self.groups[at].lanes[lane], streamer)?;
         }
         // Before anything is sent: rows may have changed since.
         if !self.has_its_turn(at, streamer) {

@@ -7,8 +7,9 @@
 //! may say which sequence is expected. Knows nothing of the stream's answers.
 
 use super::{
-    Front, Lane, Ordering,
+    Front, Lane, Ordering, Slot,
     message::{Mark, Part},
+    parcel::Parcel,
 };
 use crate::{flow::event_id::EventPosition, wal::lsn::Lsn};
 
@@ -107,11 +108,32 @@ impl Lane {
         }
     }
 
+    /// A message was put in line at offset `at`, before others that have no part yet either.
+    pub(super) fn inserted(&mut self, at: usize, position: &EventPosition, length: usize) {
+        let index = self.base + at as u64;
+        self.batching.uncut_bytes += length;
+        if let Some((commit_lsn, from)) = &mut self.batching.open {
+            if *commit_lsn == position.commit_lsn {
+                *from = index.min(*from);
+            } else if *from >= index {
+                *from += 1;
+            }
+        }
+    }
+
+    /// The number of the first event in line that a parcel holds back: where batches are wanted, all of its transaction.
+    pub(super) fn first_with(&self, parcel: &Parcel) -> u64 {
+        let is_with =
+            |slot: &&Slot| slot.number > parcel.number || slot.position.commit_lsn == parcel.position.commit_lsn;
+        let first = self.slots.iter().find(is_with).filter(|_| self.batching.is_wanted());
+        first.map_or(parcel.number, |slot| slot.number.min(parcel.number))
+    }
+
     /// The lane is opened: nothing has its part yet.
     pub(super) fn recount(&mut self, batch_max: usize) {
         self.batching.max = batch_max.clamp(1, BATCH_MAX);
         self.batching.cut_upto = self.base;
-        self.batching.uncut_bytes = self.bytes;
+        self.batching.uncut_bytes = self.slots.iter().map(|slot| slot.length).sum();
         if let Some((commit_lsn, from)) = &mut self.batching.open {
             let of_it = self.slots.iter().rev().take_while(|slot| slot.position.commit_lsn == *commit_lsn);
             *from = self.base + (self.slots.len() - of_it.count()) as u64;

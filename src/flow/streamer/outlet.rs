@@ -225,6 +225,9 @@ impl Outlet {
         let head = Head { subject: &self.subject, id: &self.id, message_id, op: change.op.as_str(), epoch: self.epoch };
         let mut draft =
             lane.draft(head, |out| payload::write_headers(body, webhook, source, transaction, &self.id, out));
+        if webhook.on_error == OnError::ObjectStore {
+            draft.allow_claim();
+        }
         let data = payload::write(body, webhook, source, transaction, &self.id, lane.buffer());
         if webhook.keep != Keep::Nothing {
             self.origin.fill(body, webhook);

@@ -393,7 +393,10 @@ fn take(token: &[u8], ack: Ack, index: usize, streamer: &mut Streamer, driver: &
             driver.batch_max = told.unwrap_or(driver.batch_max / 2).max(1);
             Refusal::NotNow(format!("{description} ({BATCH_TOO_LARGE})"))
         }
-        Ack::Refused { code: MESSAGE_EXCEEDS_MAXIMUM | HEADER_EXCEEDS_MAXIMUM, description } => {
+        Ack::Refused { code: MESSAGE_EXCEEDS_MAXIMUM, description } => {
+            Refusal::TooLarge(format!("stream {} refuses it: {description}", lane.stream()))
+        }
+        Ack::Refused { code: HEADER_EXCEEDS_MAXIMUM, description } => {
             Refusal::Never(format!("stream {} refuses it: {description}", lane.stream()))
         }
         Ack::Refused { code, description } => Refusal::NotNow(format!("{description} ({code})")),
@@ -408,7 +411,7 @@ fn take(token: &[u8], ack: Ack, index: usize, streamer: &mut Streamer, driver: &
                 "a message id in its batch is known already, so this transaction goes message by message and is not atomic"
                     .to_owned()
             }
-            Refusal::Never(why) | Refusal::NotNow(why) => why,
+            Refusal::Never(why) | Refusal::TooLarge(why) | Refusal::NotNow(why) => why,
         };
         driver.trouble = Some(Error::unavailable(format!(
             "stream {:?} refused a message: {why}; reading its tail to go on from there",

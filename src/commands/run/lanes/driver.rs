@@ -4,7 +4,10 @@ use std::{future::Future, pin::Pin, time::Duration};
 
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::open::Opened;
+use super::{
+    open::Opened,
+    parcel::{Storing, Trouble},
+};
 use crate::{
     commands::{backoff::Backoff, run::ledger::Checkpoint},
     error::{Error, Result},
@@ -35,6 +38,9 @@ pub struct Driver {
     pub answered: bool,
     /// A refusal has come since that was looked at.
     pub trouble: Option<Error>,
+    /// Its parcel on the way into the object store, and what went wrong with it before.
+    pub storing: Option<Storing>,
+    pub storing_trouble: Trouble,
     /// The oldest event that waits for its answer, and since when.
     waiting: Option<(u64, Instant)>,
     /// The oldest event in line, through whatever failures, and since when it is.
@@ -68,6 +74,8 @@ impl Driver {
             falls_back: None,
             answered: false,
             trouble: None,
+            storing: None,
+            storing_trouble: Trouble::default(),
             waiting: None,
             front: None,
         }
