@@ -139,6 +139,9 @@ async fn a_leader_that_changes_every_few_seconds_loses_and_doubles_nothing() {
     let mut walhook = cluster.run();
     let rounds = if whole() { 12 } else { 3 };
     for round in 0..rounds {
+        if round == 1 {
+            cluster.feed.pg.psql("UPDATE rule_nats_streams SET transactions = 'atomic'");
+        }
         insert(&cluster.feed.pg, round * 200, round * 200 + 100);
         let client = cluster.feed.nats.client().await;
         // No answer, where it has just changed: then it has changed.
@@ -148,4 +151,13 @@ async fn a_leader_that_changes_every_few_seconds_loses_and_doubles_nothing() {
     }
     cluster.exactly(u64::try_from(rounds * 200).unwrap()).await;
     ended_well(&mut walhook);
+    // From the second round on in whole batches.
+    let (mut batches, mut within) = (0, 0);
+    for message in &cluster.feed.messages().await[200..] {
+        let nth: u64 = message.header("Nats-Batch-Sequence").parse().unwrap_or(0);
+        assert!(nth == 0 && within == 0 || nth == within + 1, "{message:?} behind {within} of its batch");
+        within = if message.header("Nats-Batch-Commit").is_empty() { nth } else { 0 };
+        batches += u64::from(nth == 1);
+    }
+    assert!(batches > 4 && within == 0, "{batches} {within}");
 }
