@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 
 import nats
-from nats.errors import Error, TimeoutError
+from nats.errors import Error
 from nats.js.api import AckPolicy, ConsumerConfig
 
 NATS_URL = os.environ.get("NATS_URL", "nats://localhost:4222")
@@ -92,7 +92,7 @@ async def handle(js, msg):
                 await msg.nak(delay=wait)
             else:
                 await give_up(js, msg, reason)
-        except Error as problem:  # no stream takes the dead letter: the event stays
+        except (Error, asyncio.TimeoutError) as problem:  # no stream takes the dead letter: the event stays
             say(f"dead letter: {problem or type(problem).__name__}")
             await msg.nak(delay=wait)
     durations.append((time.monotonic() - started) * 1000)
@@ -143,7 +143,7 @@ async def main():
             continue
         try:
             messages = await inbox.fetch(CALLS - len(calls), timeout=1)
-        except TimeoutError:
+        except asyncio.TimeoutError:
             continue  # nothing there
         except Error as error:
             say(f"cannot take from {STREAM}: {error or type(error).__name__}")  # the connection comes back by itself
