@@ -14,6 +14,7 @@ use futures_util::StreamExt;
 use serde_json::json;
 use support::{
     eventually,
+    feed::Feed,
     http::{Http, Reply, Request},
     last_mile::LastMile,
 };
@@ -335,6 +336,25 @@ async fn the_bucket_holds_every_webhook_and_no_secret() {
     assert!(text.contains("X-Plain") && !text.contains("hunter2"), "{text}");
     mile.sql(&format!("SELECT rule_webhook_delete({id})"));
     eventually("the webhook to leave the bucket", async || entry().await.is_none().then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_start_writes_only_what_the_bucket_lacks() {
+    let feed = Feed::start().await;
+    let jetstream = feed.nats.jetstream().await;
+    let revision = async |id: i32| {
+        let store = jetstream.get_key_value("walhook_walhook").await.ok()?;
+        Some(store.entry(format!("webhook.{id}")).await.ok()??.revision)
+    };
+    let first = feed.webhook("first");
+    let mut walhook = feed.run();
+    let before = eventually("the first webhook in the bucket", async || revision(first).await).await;
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+    let second = feed.webhook("second");
+    let _walhook = feed.run();
+    // It comes behind the first, so that has been looked at by then.
+    eventually("the second webhook in the bucket", async || revision(second).await).await;
+    assert_eq!(revision(first).await, Some(before));
 }
 
 #[tokio::test]
