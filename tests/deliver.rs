@@ -14,7 +14,6 @@ use futures_util::StreamExt;
 use serde_json::json;
 use support::{
     eventually,
-    feed::Feed,
     http::{Http, Reply, Request},
     last_mile::LastMile,
 };
@@ -340,7 +339,7 @@ async fn the_bucket_holds_every_webhook_and_no_secret() {
 
 #[tokio::test]
 async fn a_start_writes_only_what_the_bucket_lacks() {
-    let feed = Feed::start().await;
+    let feed = support::feed::Feed::start().await;
     let jetstream = feed.nats.jetstream().await;
     let revision = async |id: i32| {
         let store = jetstream.get_key_value("walhook_walhook").await.ok()?;
