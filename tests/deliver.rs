@@ -399,6 +399,25 @@ async fn the_bucket_holds_every_webhook_and_no_secret() {
 }
 
 #[tokio::test]
+async fn a_start_writes_only_what_the_bucket_lacks() {
+    let feed = support::feed::Feed::start().await;
+    let jetstream = feed.nats.jetstream().await;
+    let revision = async |id: i32| {
+        let store = jetstream.get_key_value("walhook_walhook").await.ok()?;
+        Some(store.entry(format!("webhook.{id}")).await.ok()??.revision)
+    };
+    let first = feed.webhook("first");
+    let mut walhook = feed.run();
+    let before = eventually("the first webhook in the bucket", async || revision(first).await).await;
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+    let second = feed.webhook("second");
+    let _walhook = feed.run();
+    // It comes behind the first, so that has been looked at by then.
+    eventually("the second webhook in the bucket", async || revision(second).await).await;
+    assert_eq!(revision(first).await, Some(before));
+}
+
+#[tokio::test]
 async fn what_is_given_up_is_a_dead_letter_in_the_database_and_in_a_stream_that_takes_it() {
     let mile = LastMile::start().await;
     let jetstream = mile.feed.nats.jetstream().await;

@@ -4,7 +4,7 @@
 //! Always holds: what goes into the bucket has no secret in it, and says so where something was left out. Whether a URL
 //! can be called is judged when it is called, so that the reason stands in the call's record.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +100,11 @@ pub fn webhooks(tables: &Tables, config_name: &str, credentials: Credentials) ->
     let named = |name: &str| tables.configs.iter().find(|(_, row)| row.config_name == name).map(|(&id, _)| id);
     let (config, default) = (named(config_name), named("default"));
     let rules = Rules::compile(tables, &mut Vec::new());
+    // Once for all webhooks, not all links for each of them.
+    let mut links: HashMap<i32, Vec<&LinkRow>> = HashMap::new();
+    for link in tables.links.values() {
+        links.entry(link.webhook_id).or_default().push(link);
+    }
     let compiled = rules.webhooks.iter().filter_map(|compiled| Some((compiled, tables.webhooks.get(&compiled.id)?)));
     compiled
         .filter(|(_, row)| config.is_some() && row.nats_config_id.or(default) == config)
@@ -134,7 +139,7 @@ pub fn webhooks(tables: &Tables, config_name: &str, credentials: Credentials) ->
                 },
                 is_ordered: row.delivery_order.as_deref() == Some("strict"),
                 max_in_flight: row.max_in_flight.and_then(|count| u32::try_from(count).ok()).filter(|count| *count > 0),
-                subjects: subjects(compiled.id, &compiled.subject, tables.links.values()),
+                subjects: subjects(&compiled.subject, links.get(&compiled.id).map_or(&[], Vec::as_slice)),
             }
         })
         .collect()
@@ -161,11 +166,11 @@ fn as_text((name, value): (String, serde_json::Value)) -> (String, String) {
     }
 }
 
-/// The webhook's own subject and those of its links' templates, as patterns for a consumer. Links that are off count as
+/// A webhook's own subject and those of its links' templates, as patterns for a consumer. Links that are off count as
 /// well: their events may still be in the stream.
-fn subjects<'l>(webhook: i32, own: &str, links: impl Iterator<Item = &'l LinkRow>) -> Vec<String> {
+fn subjects(own: &str, links: &[&LinkRow]) -> Vec<String> {
     let mut patterns = vec![own.to_owned()];
-    for link in links.filter(|link| link.webhook_id == webhook) {
+    for link in links {
         patterns.extend(link.subject_template.as_deref().map(|template| pattern(template, link)));
     }
     cover(patterns.into_iter().filter(|pattern| is_pattern(pattern)).collect())

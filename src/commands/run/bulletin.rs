@@ -12,10 +12,15 @@ use std::{
     time::Duration,
 };
 
-use async_nats::jetstream;
+use async_nats::jetstream::{self, kv::Operation};
+use bytes::Bytes;
 use futures_util::TryStreamExt;
 use serde_json::{Value, json};
-use tokio::{sync::watch, task::JoinHandle, time::timeout};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, yield_now},
+    time::timeout,
+};
 
 use super::lanes::Lanes;
 use crate::{
@@ -167,25 +172,26 @@ async fn keep_bucket(control: &Control, source: &str, row: &ConfigRow, tables: &
             jetstream.create_key_value(config).await.map_err(|error| failed(error.into()))?
         }
     };
-    let mut there: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-    let keys: Vec<String> = store
-        .keys()
-        .await
-        .map_err(|error| failed(error.into()))?
-        .try_collect()
-        .await
-        .map_err(|error| failed(error.into()))?;
-    for key in keys.into_iter().filter(|key| key.starts_with(bucket::KEY_PREFIX)) {
-        if let Some(value) = store.get(&key).await.map_err(|error| failed(error.into()))? {
-            there.insert(key, value.to_vec());
+    // All entries at once: asked for one by one, ten thousand webhooks take seconds, at every start and every change of one.
+    let mut there: BTreeMap<String, Bytes> = BTreeMap::new();
+    if store.stream.cached_info().state.messages > 0 {
+        let mut entries = store.watch_with_history(">").await.map_err(|error| failed(error.into()))?;
+        while let Some(entry) = entries.try_next().await.map_err(|error| failed(error.into()))? {
+            if entry.operation == Operation::Put && entry.key.starts_with(bucket::KEY_PREFIX) {
+                there.insert(entry.key, entry.value);
+            }
+            if entry.seen_current {
+                break;
+            }
         }
     }
     for webhook in webhook::webhooks(tables, &row.config_name, Credentials::Withheld) {
         let key = format!("{}{}", bucket::KEY_PREFIX, webhook.webhook_id);
         let value = json!(webhook).to_string();
-        if there.remove(&key).as_deref() != Some(value.as_bytes()) {
+        if there.remove(&key).is_none_or(|known| known != value) {
             store.put(&key, value.into()).await.map_err(|error| failed(error.into()))?;
         }
+        yield_now().await; // the way of a change runs on this thread
     }
     for key in there.into_keys() {
         store.delete(&key).await.map_err(|error| failed(error.into()))?;
