@@ -186,7 +186,8 @@ async fn a_half_open_network_to_postgresql_is_waited_for_or_given_up_and_tried_a
 
 /// The order in which walhook makes its connections to PostgreSQL.
 const SESSION: u64 = 0;
-const HISTORY: u64 = 2;
+// 1 is the slot's, 2 looks for replays that SQL asks for.
+const HISTORY: u64 = 3;
 
 #[tokio::test]
 async fn a_half_open_connection_of_the_history_alone_is_given_up_and_its_rows_are_written_by_another() {

@@ -13,7 +13,14 @@ mod simulation {
     pub mod world;
 }
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+};
 
 use simulation::{swarm::Bug, world::World};
 
@@ -143,23 +150,35 @@ fn every_seed_keeps_the_promise() {
         return;
     }
     let first = number("WALHOOK_FIRST_SEED").unwrap_or(0);
-    let mut tally = std::collections::BTreeMap::new();
-    let mut failed = 0;
-    let seeds = number("WALHOOK_SEEDS").unwrap_or(1500);
-    for seed in first..first + seeds {
-        match run(seed, Bug::None, false) {
-            Ok(world) => {
-                for (what, count) in world.tally() {
-                    *tally.entry(what).or_insert(0) += count;
+    let seeds = number("WALHOOK_SEEDS").unwrap_or(3000);
+    let (next, failed) = (AtomicU64::new(first), AtomicU32::new(0));
+    let tally = Mutex::new(BTreeMap::new());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while failed.load(Ordering::Relaxed) < 10 {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + seeds {
+                        break;
+                    }
+                    match run(seed, Bug::None, false) {
+                        Ok(world) => {
+                            let mut tally = tally.lock().unwrap();
+                            for (what, count) in world.tally() {
+                                *tally.entry(what).or_insert(0) += count;
+                            }
+                        }
+                        Err(problem) => {
+                            eprintln!("WALHOOK_SEED={seed}: {problem}");
+                            failed.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
                 }
-            }
-            Err(problem) => {
-                eprintln!("WALHOOK_SEED={seed}: {problem}");
-                failed += 1;
-                assert!(failed < 10, "replay one with WALHOOK_SEED=N");
-            }
+            });
         }
-    }
-    eprintln!("{seeds} seeds: {tally:?}");
+    });
+    let failed = failed.into_inner();
+    eprintln!("{seeds} seeds: {:?}", tally.into_inner().unwrap());
     assert_eq!(failed, 0, "replay with WALHOOK_SEED=N");
 }
