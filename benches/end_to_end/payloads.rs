@@ -18,7 +18,7 @@ const TRANSACTION_BYTES: u64 = 1_000_000;
 /// Ten columns of the types that tables have; there are five of each.
 const TYPES: [(&str, &str); 10] = [
     ("int", "i"),
-    ("bigint", "i * 1000003"),
+    ("bigint", "i::bigint * 1000003"),
     ("numeric(12,2)", "i * 0.01"),
     ("float8", "i / 7.0"),
     ("boolean", "i % 2 = 0"),
