@@ -195,6 +195,8 @@ struct Slot {
     part: (u16, u16),
     /// It must not be in a batch.
     is_single: bool,
+    /// Its transaction shares no batch with others.
+    is_ungrouped: bool,
     /// Where its note is; none has no length.
     note: (Place, usize),
     keep: Keep,
@@ -522,7 +524,7 @@ impl Lane {
         layout.finish(self.spool.message_mut(place, length));
         self.bytes += length;
         self.joins(&position, length);
-        let (state, sent_at, part, is_single) = (State::Waiting, 0, (1, 1), false);
+        let (state, sent_at, part) = (State::Waiting, 0, (1, 1));
         self.slots.push_back(Slot {
             number,
             position,
@@ -532,7 +534,8 @@ impl Lane {
             state,
             sent_at,
             part,
-            is_single,
+            is_single: false,
+            is_ungrouped: false,
             note,
             keep,
             may_be_claimed,
@@ -758,8 +761,13 @@ impl Lane {
             self.take_out(vec![(index, fate)]);
             return true;
         }
+        let is_duplicate = *refusal == Refusal::DuplicateInBatch;
+        let ends = [index + 1 - of, index].map(|end| self.slots[end].position.commit_lsn);
+        let is_group = ends[0] != ends[1];
         for slot in self.slots.range_mut(index + 1 - of..=index) {
-            slot.is_single |= *refusal == Refusal::DuplicateInBatch;
+            // Which of several transactions it is shows when each goes by itself.
+            slot.is_ungrouped |= is_duplicate && is_group;
+            slot.is_single |= is_duplicate && !is_group;
             // Which message of a batch can never be stored shows when the lane is opened and the stream's limits are known anew.
             slot.state = if *refusal == Refusal::WrongSequence { State::OutOfOrder } else { State::NotNow };
         }

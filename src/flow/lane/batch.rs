@@ -168,14 +168,15 @@ impl Lane {
         if is_end && self.is_open_from(at) {
             return None;
         }
-        let mut is_full = !is_end || begun || self.slots[at].is_single || count == max;
+        let goes_by_itself = |slot: &Slot| slot.is_single || slot.is_ungrouped;
+        let mut is_full = !is_end || begun || goes_by_itself(&self.slots[at]) || count == max;
         while batches == Batches::Groups && !is_full {
             let next = at + count;
             if next == self.slots.len() || self.is_open_from(next) {
                 break;
             }
             let (more, more_bytes, is_end) = self.fitting(next, max - count, bytes_max.saturating_sub(bytes));
-            is_full = !is_end || self.slots[next].is_single || bytes + more_bytes > bytes_max;
+            is_full = !is_end || goes_by_itself(&self.slots[next]) || bytes + more_bytes > bytes_max;
             if !is_full {
                 count += more;
                 bytes += more_bytes;

@@ -197,6 +197,7 @@ impl Lane {
                 keep,
                 part: (1, 1),
                 is_single: false,
+                is_ungrouped: false,
                 may_be_claimed: false,
             },
             &head,
