@@ -1,12 +1,26 @@
 //! The configuration tables, read from the database.
 
-use tokio_postgres::{GenericClient, SimpleQueryMessage};
+use tokio_postgres::{Client, GenericClient, IsolationLevel, SimpleQueryMessage, Transaction};
 
 use crate::{
     error::{Error, Result},
     postgres::{self, sql},
     route::tables::{Cell, Table, Tables},
 };
+
+/// Begins to read in one snapshot.
+///
+/// # Errors
+/// The connection's; `attempted` says what for.
+pub async fn snapshot<'c>(client: &'c mut Client, attempted: &str) -> Result<Transaction<'c>> {
+    client
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .read_only(true)
+        .start()
+        .await
+        .map_err(|error| sql::error(attempted, error))
+}
 
 /// All rows, as `client` sees them: in one snapshot where it is a transaction that has one.
 ///

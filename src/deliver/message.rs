@@ -167,19 +167,9 @@ pub fn webhook_id(event_id: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::deliver::webhook::example as webhook;
 
     const ID: &str = "shop-00000000016b3748-2c8f0a1b-12-1";
-
-    fn webhook() -> Webhook {
-        serde_json::from_value(serde_json::json!({
-            "webhook_id": 1, "name": "w", "url": "https://example.com", "method": "POST", "headers": {},
-            "timeout_ms": 5000, "retry_enabled": true, "max_retries": 3, "retry_delay_ms": 1000,
-            "retry_backoff_multiplier": 2.0, "enabled": true, "publishes": true, "signed": false,
-            "secrets_changed_at": null, "has_envelope": true, "is_cloudevent": false, "request_body": "data",
-            "is_ordered": false, "max_in_flight": null, "subjects": []
-        }))
-        .expect("a webhook")
-    }
 
     fn ids(message: &str) -> Ids<'_> {
         Ids { walhook: None, message: Some(message).filter(|id| !id.is_empty()), fallback: "S:7" }

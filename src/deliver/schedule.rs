@@ -188,17 +188,7 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn webhook() -> Webhook {
-        serde_json::from_value(serde_json::json!({
-            "webhook_id": 1, "name": "w", "url": "https://example.com", "method": "POST", "headers": {},
-            "timeout_ms": 5000, "retry_enabled": true, "max_retries": 3, "retry_delay_ms": 1000,
-            "retry_backoff_multiplier": 2.0, "enabled": true, "publishes": true, "signed": false,
-            "secrets_changed_at": null, "has_envelope": true, "is_cloudevent": false, "request_body": "data",
-            "is_ordered": false, "max_in_flight": null, "subjects": []
-        }))
-        .expect("a webhook")
-    }
+    use crate::deliver::webhook::example as webhook;
 
     fn answered(status: u16) -> Outcome {
         Outcome::Answered { status, retry_after: None }

@@ -239,6 +239,19 @@ fn union(a: &str, b: &str) -> String {
     tokens.join(".")
 }
 
+/// One that the tests of what is done with webhooks begin with.
+#[cfg(test)]
+pub fn example() -> Webhook {
+    serde_json::from_value(serde_json::json!({
+        "webhook_id": 1, "name": "w", "url": "https://example.com", "method": "POST", "headers": {},
+        "timeout_ms": 5000, "retry_enabled": true, "max_retries": 3, "retry_delay_ms": 1000,
+        "retry_backoff_multiplier": 2.0, "enabled": true, "publishes": true, "signed": false,
+        "secrets_changed_at": null, "has_envelope": true, "is_cloudevent": false, "request_body": "data",
+        "is_ordered": false, "max_in_flight": null, "subjects": []
+    }))
+    .expect("a webhook")
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -13,6 +13,11 @@ use super::{
 /// The streams of a configuration, and what is wrong with its rows.
 pub type Streams = (Vec<StreamRow>, Vec<String>);
 
+/// On how many servers that is kept which belongs to all of these streams: as many as any of them is (JetStream takes 1 to 5).
+pub fn most_replicas(streams: &[StreamRow]) -> i32 {
+    streams.iter().filter_map(|stream| stream.replicas).max().unwrap_or(1).clamp(1, 5)
+}
+
 /// The streams of all configurations that publish to JetStream.
 pub fn streams_of_all(tables: &Tables) -> HashMap<i32, Streams> {
     let mut all: HashMap<i32, Streams> = HashMap::new();

@@ -196,13 +196,7 @@ async fn read_rows(
         _ => client.insert(sql::connect(postgres).await?),
     };
     let attempted = "read the webhooks";
-    let transaction = client
-        .build_transaction()
-        .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead)
-        .read_only(true)
-        .start()
-        .await
-        .map_err(|error| sql::error(attempted, error))?;
+    let transaction = rows::snapshot(client, attempted).await?;
     let tables = rows::read(&transaction).await?;
     // The newest first: the one that receivers know longest comes last.
     let secrets = transaction

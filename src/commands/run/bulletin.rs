@@ -31,7 +31,7 @@ use crate::{
     flow::streamer::Streamer,
     nats::control::{self, Control},
     route::{
-        streams::streams_of_all,
+        streams::{most_replicas, streams_of_all},
         tables::{ConfigRow, StreamRow, Tables},
     },
 };
@@ -140,7 +140,7 @@ enum Done {
 /// Brings one configuration's NATS up to date.
 async fn one(control: &Control, source: &str, id: i32, row: &ConfigRow, tables: &Tables) -> Result<Done> {
     let (streams, _) = streams_of_all(tables).remove(&id).unwrap_or_default();
-    let replicas = streams.iter().filter_map(|stream| stream.replicas).max().unwrap_or(1).clamp(1, 5);
+    let replicas = most_replicas(&streams);
     keep_bucket(control, source, row, tables, replicas).await?;
     let mut done = Done::All;
     for stream in &streams {

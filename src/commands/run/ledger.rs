@@ -201,13 +201,7 @@ pub async fn raise_epoch(client: &Client, source: &str, timeline: u32, left: &[(
 /// The configuration rows and the types, in one snapshot, and which transactions it shows.
 pub async fn snapshot(client: &mut Client) -> Result<(Tables, TypeCatalog, Snapshot)> {
     let attempted = "read the configuration tables";
-    let transaction = client
-        .build_transaction()
-        .isolation_level(tokio_postgres::IsolationLevel::RepeatableRead)
-        .read_only(true)
-        .start()
-        .await
-        .map_err(|error| sql::error(attempted, error))?;
+    let transaction = rows::snapshot(client, attempted).await?;
     let tables = rows::read(&transaction).await?;
     let types = transaction.query(TypeCatalog::QUERY, &[]).await.map_err(|error| sql::error(attempted, error))?;
     let shown = transaction

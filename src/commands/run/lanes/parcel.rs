@@ -18,7 +18,10 @@ use crate::{
     error::{Error, Kind, Result},
     flow::{lane::parcel::Claim, streamer::Streamer},
     nats::objects::{self, Bucket},
-    route::{streams::streams_of_all, tables::ConfigRow},
+    route::{
+        streams::{most_replicas, streams_of_all},
+        tables::ConfigRow,
+    },
 };
 
 /// Where the row names no bucket.
@@ -111,7 +114,7 @@ fn bucket(row: &ConfigRow, streamer: &Streamer) -> Bucket {
     let max_age = if ages.clone().any(|age| age == 0) { 0 } else { ages.max().unwrap_or(0) };
     Bucket {
         name: row.object_bucket.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| BUCKET.to_owned()),
-        replicas: streams.iter().filter_map(|stream| stream.replicas).max().unwrap_or(1).clamp(1, 5),
+        replicas: most_replicas(&streams),
         max_age: Duration::from_secs(max_age),
     }
 }
