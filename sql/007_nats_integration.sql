@@ -326,6 +326,33 @@ $$;
 COMMENT ON PROCEDURE public.rule_cdc_functions_close IS
     'walhook: for our migrations: takes our functions from PUBLIC and grants again what rule_cdc_functions_open remembered';
 
+CREATE OR REPLACE PROCEDURE public.rule_cdc_grant(p_role TEXT, p_rights TEXT, p_tables TEXT[])
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_table TEXT;
+    v_sequence REGCLASS;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = p_role) THEN
+        RETURN;
+    END IF;
+    FOREACH v_table IN ARRAY p_tables LOOP
+        EXECUTE format('GRANT %s ON public.%I TO %I', p_rights, v_table, p_role);
+        -- Sequences belong to their tables: whoever may insert may use them.
+        IF p_rights LIKE '%INSERT%' THEN
+            FOR v_sequence IN
+                SELECT d.objid::regclass FROM pg_depend d
+                JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'S'
+                WHERE d.refobjid = format('public.%I', v_table)::regclass AND d.deptype IN ('a', 'i')
+            LOOP
+                EXECUTE format('GRANT USAGE ON SEQUENCE %s TO %I', v_sequence, p_role);
+            END LOOP;
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE public.rule_cdc_grant IS
+    'walhook: for our migrations: grants rights on tables of ours, and with INSERT on their sequences, to a role if there is one';
+
 CALL public.rule_cdc_functions_open(ARRAY[
     'rule_nats_configure', 'rule_nats_stream_create', 'rule_webhook_enable_nats', 'rule_webhook_disable_nats',
     'rule_nats_stats', 'rule_nats_config_info', 'rule_nats_webhooks_list', 'rule_nats_cleanup_expired',

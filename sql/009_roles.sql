@@ -62,12 +62,9 @@ REVOKE ALL ON
     public.nats_performance_stats
 FROM PUBLIC;
 
--- Sequences belong to their tables: whoever may insert may use them.
 DO $grants$
 DECLARE
     v_grant RECORD;
-    v_object TEXT;
-    v_sequence REGCLASS;
 BEGIN
     FOR v_grant IN
         -- The streamer reads the configuration (with its secrets: it dials with them), keeps its own books, trims.
@@ -89,19 +86,7 @@ BEGIN
                     'rule_nats_consumer_stats', 'rule_webhook_call_history']),
                ('walhook_operator', 'UPDATE (status)', ARRAY['rule_nats_dead_letters'])
     LOOP
-        CONTINUE WHEN NOT EXISTS (SELECT FROM pg_roles WHERE rolname = v_grant.column1);
-        FOREACH v_object IN ARRAY v_grant.column3 LOOP
-            EXECUTE format('GRANT %s ON public.%I TO %I', v_grant.column2, v_object, v_grant.column1);
-            IF v_grant.column2 LIKE '%INSERT%' THEN
-                FOR v_sequence IN
-                    SELECT d.objid::regclass FROM pg_depend d
-                    JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'S'
-                    WHERE d.refobjid = format('public.%I', v_object)::regclass AND d.deptype IN ('a', 'i')
-                LOOP
-                    EXECUTE format('GRANT USAGE ON SEQUENCE %s TO %I', v_sequence, v_grant.column1);
-                END LOOP;
-            END IF;
-        END LOOP;
+        CALL public.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
     END LOOP;
 END
 $grants$;
@@ -150,7 +135,7 @@ BEGIN
                   'rule_nats_dead_letter_retry', 'rule_nats_dead_letter_drop')
               WHEN 'walhook_operator' THEN p.proname NOT IN (
                   'rule_webhook_secret_get', 'rule_webhook_secret_changed', 'rule_cdc_functions_open',
-                  'rule_cdc_functions_close')
+                  'rule_cdc_functions_close', 'rule_cdc_grant')
               ELSE false END
     LOOP
         EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, f.rolname);

@@ -105,8 +105,6 @@ $role$;
 DO $grants$
 DECLARE
     v_grant RECORD;
-    v_object TEXT;
-    v_sequence REGCLASS;
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'walhook_worker') THEN
         RETURN;
@@ -119,18 +117,7 @@ BEGIN
                ('SELECT, INSERT, UPDATE', ARRAY['rule_webhook_calls', 'rule_nats_dead_letters']),
                ('SELECT, INSERT', ARRAY['rule_webhook_call_history'])
     LOOP
-        FOREACH v_object IN ARRAY v_grant.column2 LOOP
-            EXECUTE format('GRANT %s ON public.%I TO walhook_worker', v_grant.column1, v_object);
-            IF v_grant.column1 LIKE '%INSERT%' THEN
-                FOR v_sequence IN
-                    SELECT d.objid::regclass FROM pg_depend d
-                    JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'S'
-                    WHERE d.refobjid = format('public.%I', v_object)::regclass AND d.deptype IN ('a', 'i')
-                LOOP
-                    EXECUTE format('GRANT USAGE ON SEQUENCE %s TO walhook_worker', v_sequence);
-                END LOOP;
-            END IF;
-        END LOOP;
+        CALL public.rule_cdc_grant('walhook_worker', v_grant.column1, v_grant.column2);
     END LOOP;
     -- Workers of one's own may log in as it, too, and report how long their events take.
     GRANT EXECUTE ON FUNCTION public.rule_nats_consumer_update_stats TO walhook_worker;

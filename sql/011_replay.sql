@@ -696,8 +696,6 @@ FROM PUBLIC;
 DO $grants$
 DECLARE
     v_grant RECORD;
-    v_object TEXT;
-    v_sequence REGCLASS;
 BEGIN
     FOR v_grant IN
         -- For replays that SQL has asked for; of the tables themselves its owner grants SELECT, UPDATE.
@@ -713,17 +711,7 @@ BEGIN
                ('walhook_operator', 'SELECT, INSERT, DELETE', ARRAY['rule_cdc_backfill_rows']),
                ('walhook_operator', 'SELECT', ARRAY['rule_cdc_backfills'])
     LOOP
-        CONTINUE WHEN NOT EXISTS (SELECT FROM pg_roles WHERE rolname = v_grant.column1);
-        FOREACH v_object IN ARRAY v_grant.column3 LOOP
-            EXECUTE format('GRANT %s ON public.%I TO %I', v_grant.column2, v_object, v_grant.column1);
-            FOR v_sequence IN
-                SELECT d.objid::regclass FROM pg_depend d
-                JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'S'
-                WHERE d.refobjid = format('public.%I', v_object)::regclass AND d.deptype IN ('a', 'i')
-            LOOP
-                EXECUTE format('GRANT USAGE ON SEQUENCE %s TO %I', v_sequence, v_grant.column1);
-            END LOOP;
-        END LOOP;
+        CALL public.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
     END LOOP;
 END
 $grants$;
