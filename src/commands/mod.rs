@@ -12,6 +12,7 @@ pub mod run;
 pub mod seek;
 pub mod setup;
 pub mod status;
+mod told;
 
 use std::io::{self, Write};
 

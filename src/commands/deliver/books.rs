@@ -17,6 +17,7 @@ use tokio::{
 use tokio_postgres::{Client, Statement};
 
 use crate::{
+    commands::told::Told,
     error::Result,
     postgres::{self, Settings, sql},
 };
@@ -120,7 +121,7 @@ impl Connection {
 
 async fn write(settings: Settings, mut receiver: mpsc::Receiver<Waiting>) {
     let mut connection: Option<Connection> = None;
-    let mut told: Option<String> = None;
+    let mut told = Told::default();
     let mut queue: Vec<Waiting> = Vec::new();
     let mut is_open = true;
     while is_open || !queue.is_empty() {
@@ -139,7 +140,7 @@ async fn write(settings: Settings, mut receiver: mpsc::Receiver<Waiting>) {
         let outcome = attempt(&settings, &mut connection, &batch).await;
         match outcome {
             Ok(()) => {
-                if told.take().is_some() {
+                if told.forget() {
                     tracing::info!("calls are recorded again");
                 }
                 answer(batch, Kept::Yes);
@@ -147,9 +148,8 @@ async fn write(settings: Settings, mut receiver: mpsc::Receiver<Waiting>) {
             Err(error) if error.is_retryable() || connection.as_ref().is_none_or(|open| open.client.is_closed()) => {
                 connection = None;
                 let text = error.to_string();
-                if told.as_ref() != Some(&text) {
+                if told.is_news(&text) {
                     tracing::warn!("calls cannot be recorded for now: {text}");
-                    told = Some(text);
                 }
                 let (late, patient): (Vec<_>, Vec<_>) =
                     batch.into_iter().partition(|waiting| waiting.since.elapsed() >= PATIENCE);

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use crate::{
-    commands::{bucket, rows},
+    commands::{bucket, rows, told::Told},
     deliver::{
         sign::{self, Key},
         webhook::{self, Credentials, Webhook},
@@ -152,12 +152,12 @@ async fn follow_rows(
     sender: &watch::Sender<Option<All>>,
 ) {
     let mut client = None;
-    let mut told: Option<String> = None;
+    let mut told = Told::default();
     let mut seen = BTreeSet::new();
     loop {
         match read_rows(postgres, &mut client, config_name).await {
             Ok((webhooks, rows)) => {
-                told = None;
+                told.forget();
                 let is_deleted = seen.difference(&rows).copied().collect();
                 seen.extend(rows);
                 sender.send_replace(Some(All { webhooks, is_deleted }));
@@ -165,13 +165,12 @@ async fn follow_rows(
             Err(error) => {
                 client = None;
                 let text = error.to_string();
-                if told.as_ref() != Some(&text) {
+                if told.is_news(&text) {
                     tracing::warn!("the configuration cannot be read, it stays as it was: {text}");
-                    told = Some(text);
                 }
             }
         }
-        let wait = if told.is_some() { LOOK } else { REFRESH };
+        let wait = if client.is_none() { LOOK } else { REFRESH };
         tokio::select! {
             _ = changes.recv() => {
                 let until = Instant::now() + GATHER;

@@ -26,7 +26,7 @@ use tokio::{
 
 use super::{configuration::Known, consumer, event, worker::Worker};
 use crate::{
-    commands::backoff::Backoff,
+    commands::{backoff::Backoff, told::Told},
     deliver::schedule::{Pace, Strain},
     error::{Error, Result},
 };
@@ -166,12 +166,11 @@ pub async fn run(
     });
     let mut calls = Calls::new();
     let mut backoff = Backoff::default();
-    let mut told: Option<String> = None;
+    let mut told = Told::default();
     while let Err(error) = session(&lane, &mut known, &mut calls, &mut backoff).await {
         let text = error.to_string();
-        if told.as_ref() != Some(&text) {
+        if told.is_news(&text) {
             tracing::warn!(webhook = webhook.name, stream = lane.stream, "{text}");
-            told = Some(text);
         }
         let retry = sleep(backoff.next());
         tokio::pin!(retry);

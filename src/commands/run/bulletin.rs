@@ -24,7 +24,7 @@ use tokio::{
 
 use super::lanes::Lanes;
 use crate::{
-    commands::{backoff::Backoff, bucket},
+    commands::{backoff::Backoff, bucket, told::Told},
     config::Config,
     deliver::webhook::{self, Credentials},
     error::{Error, Result},
@@ -88,7 +88,7 @@ impl Drop for Bulletin {
 
 async fn post(source: String, mut news: watch::Receiver<Option<Arc<News>>>) {
     let mut backoff = Backoff::default();
-    let mut told: Option<String> = None;
+    let mut told = Told::default();
     let mut is_behind = false;
     loop {
         if is_behind {
@@ -123,10 +123,13 @@ async fn post(source: String, mut news: watch::Receiver<Option<Arc<News>>>) {
             backoff = Backoff::default();
         }
         is_behind |= problem.is_some();
-        if let Some(text) = problem.as_ref().filter(|text| told.as_ref() != Some(text)) {
-            tracing::warn!("workers' bucket and consumers: {text}");
+        match problem {
+            Some(text) if told.is_news(&text) => tracing::warn!("workers' bucket and consumers: {text}"),
+            Some(_) => {}
+            None => {
+                told.forget();
+            }
         }
-        told = problem;
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::{task::JoinHandle, time::sleep};
 use tokio_postgres::Client;
 
 use crate::{
-    commands::{backoff::Backoff, replay},
+    commands::{backoff::Backoff, replay, told::Told},
     config::Config,
     error::{Error, Result},
     postgres::{self, sql},
@@ -46,13 +46,12 @@ impl Drop for Clerk {
 
 async fn work(config: Config) {
     let mut backoff = Backoff::default();
-    let mut told: Option<String> = None;
+    let mut told = Told::default();
     loop {
         let Err(error) = session(&config, &mut backoff).await;
         let text = error.to_string();
-        if told.as_ref() != Some(&text) {
+        if told.is_news(&text) {
             tracing::warn!("{text}");
-            told = Some(text);
         }
         sleep(backoff.next()).await;
     }
@@ -83,19 +82,20 @@ async fn replays(config: &Config, client: &Client, backoff: &mut Backoff) -> Res
 }
 
 async fn anchor(config: &Config, client: &Client) -> Result<Infallible> {
-    let mut told: Option<String> = None;
+    let mut told = Told::default();
     loop {
         // A problem with the slot is none of the connection's, so it holds up no replay.
         match client.query_one(MOVE, &[&config.slot]).await {
-            Ok(_) => told = None,
+            Ok(_) => {
+                told.forget();
+            }
             Err(error) if error.is_closed() => return Err(failed("move the anchor slot", error)),
             Err(error) => {
                 let text = failed("move the anchor slot", error).to_string();
-                if told.as_ref() != Some(&text) {
+                if told.is_news(&text) {
                     tracing::warn!("{text}");
                     let noted = client.execute(PROBLEM, &[&config.slot, &text]).await;
                     noted.map_err(|error| failed("note why the anchor slot is not moved", error))?;
-                    told = Some(text);
                 }
             }
         }

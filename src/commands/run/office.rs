@@ -17,7 +17,7 @@ use super::{
     ledger,
 };
 use crate::{
-    commands::backoff::Backoff,
+    commands::{backoff::Backoff, told::Told},
     config::Config,
     error::{Error, Kind, Result},
     flow::{
@@ -57,7 +57,7 @@ pub struct Office {
     /// Rows of the history that were lost.
     lost: u64,
     /// The last failure told, so that the log does not repeat it.
-    told: Option<String>,
+    told: Told,
     /// What went wrong with the consumers and has been told.
     told_of_consumers: HashSet<String>,
 }
@@ -96,7 +96,7 @@ impl Office {
             last_tidy: None,
             last_survey: None,
             lost: 0,
-            told: None,
+            told: Told::default(),
             told_of_consumers: HashSet::new(),
         }
     }
@@ -213,7 +213,7 @@ impl Office {
         };
         match failure {
             None => {
-                self.told = None;
+                self.told.forget();
                 self.backoff = Backoff::default();
                 self.rests_until = None;
             }
@@ -230,9 +230,8 @@ impl Office {
 
     fn tell(&mut self, error: &Error) {
         let text = error.to_string();
-        if self.told.as_ref() != Some(&text) {
+        if self.told.is_news(&text) {
             tracing::warn!("{text}");
-            self.told = Some(text);
         }
     }
 }

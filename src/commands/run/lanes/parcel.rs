@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::Lanes;
 use crate::{
-    commands::backoff::Backoff,
+    commands::{backoff::Backoff, told::Told},
     error::{Error, Kind, Result},
     flow::{lane::parcel::Claim, streamer::Streamer},
     nats::objects::{self, Bucket},
@@ -40,7 +40,7 @@ pub struct Storing {
 pub struct Trouble {
     backoff: Backoff,
     wait: Duration,
-    told: Option<String>,
+    told: Told,
 }
 
 impl Lanes {
@@ -98,9 +98,8 @@ impl Trouble {
     fn again(&mut self, error: &Error) {
         self.wait = self.backoff.next();
         let text = error.to_string();
-        if self.told.as_ref() != Some(&text) {
+        if self.told.is_news(&text) {
             tracing::warn!("{text}; what comes behind it waits");
-            self.told = Some(text);
         }
     }
 }
