@@ -139,7 +139,9 @@ COMMENT ON TABLE public.rule_nats_publish_history IS
     'One row per event that JetStream acknowledged or that could not be published, written by the streamer. Holds payloads: '
     'granted to nobody but the roles of 009. Never published, never linkable';
 COMMENT ON COLUMN public.rule_nats_publish_history.message_id IS 'Nats-Msg-Id: the caller''s, or <source>-<lsn>-<time>-<ordinal>-<webhook>';
-COMMENT ON COLUMN public.rule_nats_publish_history.sequence_number IS 'Sequence in the stream';
+COMMENT ON COLUMN public.rule_nats_publish_history.sequence_number IS
+    'Sequence in the stream. NULL in core NATS, and where it was looked for in vain after a restart: the stream has dropped '
+    'the message, or had one with the same message_id from before';
 COMMENT ON COLUMN public.rule_nats_publish_history.latency_ms IS 'From publish to ack, ms';
 COMMENT ON COLUMN public.rule_nats_publish_history.triggered_by IS 'The database user who made the event';
 COMMENT ON COLUMN public.rule_nats_publish_history.expires_at IS 'When rule_nats_cleanup_expired may delete it';

@@ -269,8 +269,15 @@ impl Oracle {
                 let is_its = |message: &&Message| {
                     message.event.as_deref() == Some(id) || message.message_id.as_ref() == Some(&row.message_id)
                 };
+                // What was known by its caller's id is in the stream as another event, and after a restart it is looked for by its own.
+                let is_known = row.sequence == 0
+                    && row.message_id != *id
+                    && stream.messages.iter().any(|message| message.message_id.as_ref() == Some(&row.message_id));
                 // What the server has forgotten and replaced, nobody can tell any more.
-                at.is_some_and(|message| is_its(&message)) || jetstream.has_forgotten || self.rerouted.contains(id)
+                at.is_some_and(|message| is_its(&message))
+                    || is_known
+                    || jetstream.has_forgotten
+                    || self.rerouted.contains(id)
             };
             if !is_true {
                 return Err(format!("the history says of {id}: {row:?}"));
