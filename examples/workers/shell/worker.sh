@@ -33,18 +33,24 @@ call() { # id url body header…
   [[ $answer =~ ^answered\ 2..$ ]] || { printf %s "${answer//$'\n'/ }"; return 1; }
 }
 
-give_up() { # message subject sequence reason
-  jq -r .Data <<<"$1" | base64 -d | publish "dlq.$2" --jetstream --force-stdin \
-    -H "Nats-Msg-Id:dlq.$stream.$consumer.$3" -H "Walhook-Reason:${4//\{\{/\{ \{}"
+give_up() { # reason
+  base64 -d <<<"$data" | publish "dlq.$subject" --jetstream --force-stdin \
+    -H "Nats-Msg-Id:dlq.$stream.$consumer.$sequence" -H "Walhook-Reason:${1//\{\{/\{ \{}"
 }
 
-# One message, as `nats subscribe --dump` writes it: the call, and one word to JetStream.
-handle() {
-  local started=${EPOCHREALTIME/./} subject='' reply='' id='' url='' body='' headers=() reason
-  eval "$(jq -r '(try (.Data | @base64d | fromjson | objects) catch null // {}) as $event
+# Messages as `nats subscribe --dump` writes them come in; for each, a line of words for the shell goes out.
+words_of_messages() {
+  stdbuf -oL tr '\0' '\n' | jq --unbuffered -r '
+    (try (.Data | @base64d | fromjson | objects) catch null // {}) as $event
     | ({"content-type": "application/json"} + (($event.headers // {}) | with_entries(.key |= ascii_downcase))) as $headers
-    | @sh "subject=\(.Subject) reply=\(.Reply) id=\($event.id // "" | gsub("\\."; "_")) url=\($event.webhook_url // "")",
-      @sh "body=\($event.data | tojson) headers=(\([$headers | to_entries[] | "-H", "\(.key): \(.value)"]))"' <<<"$1")"
+    | [.Subject, .Reply, .Data, "\($event.id // "" | gsub("\\."; "_"))", "\($event.webhook_url // "")", ($event.data | tojson)]
+      + [$headers | to_entries[] | "-H", "\(.key): \(.value)"]
+    | map(. // "" | gsub("[\r\n]"; " ")) | @sh'
+}
+
+# One message: the call, and one word to JetStream.
+handle() { # subject reply data id url body header…
+  local started=${EPOCHREALTIME/./} subject=$1 reply=$2 data=$3 id=$4 url=$5 body=$6 headers=("${@:7}") reason
   # $JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>.…, or with a domain and an account before the stream.
   local token at=2
   IFS=. read -ra token <<<"$reply"
@@ -56,7 +62,7 @@ handle() {
     say "$subject #$sequence, attempt $attempt: $reason"
     local wait=$((retry_ms << (attempt < 22 ? attempt - 1 : 21)))
     [ "$wait" -le 3600000 ] || wait=3600000
-    if [ "$attempt" -ge "$max_attempts" ] && give_up "$1" "$subject" "$sequence" "$reason"; then
+    if [ "$attempt" -ge "$max_attempts" ] && give_up "$reason"; then
       publish -- "$reply" +TERM
     else # also where no stream takes the dead letter: the event stays
       publish -- "$reply" "-NAK {\"delay\": ${wait}000000}"
@@ -90,9 +96,10 @@ nats consumer info "$stream" "$consumer" >/dev/null 2>&1 ||
   nats consumer add "$stream" "$consumer" --pull --deliver all --ack explicit --wait 30s --max-deliver=-1 --defaults >/dev/null
 
 inbox=_INBOX.worker.$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
-exec {messages}< <(exec nats subscribe "$inbox" --dump=-)
+exec {dump}< <(exec nats subscribe "$inbox" --dump=-)
 helpers+=($!)
-until IFS= read -r -d '' -t 0.2 -u "$messages"; do # what comes before the subscription is lost
+exec {messages}< <(words_of_messages <&"$dump") # ends with it
+until read -r -t 0.2 -u "$messages"; do # what comes before the subscription is lost
   kill -0 "${helpers[0]}" || exit 1
   publish "$inbox" 'is anybody there?' || sleep 1
 done
@@ -107,9 +114,10 @@ while [ -z "$stopping" ]; do
   publish --reply "$inbox" "\$JS.API.CONSUMER.MSG.NEXT.$stream.$consumer" "{\"batch\": $calls, \"expires\": 2000000000}" ||
     { sleep 1; continue; } # the server comes back
   running=()
-  while [ ${#running[@]} -lt "$calls" ] && IFS= read -r -d '' -t 4 -u "$messages" message; do
-    [[ $message == *'"Reply":"$JS.ACK.'* ]] || break # not an event: the request has ended
-    handle "$message" &
+  while [ ${#running[@]} -lt "$calls" ] && IFS= read -r -t 4 -u "$messages" line; do
+    eval "words=($line)" # quoted by jq
+    [[ ${words[1]} == '$JS.ACK.'* ]] || break # not an event: the request has ended
+    handle "${words[@]}" &
     running+=($!)
   done
   for call in "${running[@]}"; do # a signal ends a wait, not the call
