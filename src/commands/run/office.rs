@@ -31,6 +31,10 @@ use crate::{
 
 /// Rows that are under way for so long mean that the history is stuck: no statement takes that long by itself.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// After few rows …
+const FEW_ROWS: usize = 500;
+/// … the next gather for so long: a transaction for every event costs PostgreSQL, and us, many times what its row does.
+const GATHER: Duration = Duration::from_millis(20);
 /// How often old rows are trimmed …
 const TIDY: Duration = Duration::from_secs(60);
 /// … and how many at a time. While there are more, the next come at once.
@@ -50,6 +54,8 @@ pub struct Office {
     rests_until: Option<Instant>,
     /// Since when rows have been under way.
     busy_since: Option<Instant>,
+    /// Rows gather.
+    gathers: bool,
     /// `None`: it is time.
     last_tidy: Option<Instant>,
     /// When JetStream was last asked for its consumers.
@@ -76,6 +82,8 @@ pub struct Done {
 }
 
 enum Outcome {
+    /// Rows have had the time to.
+    Gathered,
     History(Vec<Batches>, Result<Written>),
     Tidied(Result<u64>),
     /// With what went wrong on the way.
@@ -93,6 +101,7 @@ impl Office {
             backoff: Backoff::default(),
             rests_until: None,
             busy_since: None,
+            gathers: false,
             last_tidy: None,
             last_survey: None,
             lost: 0,
@@ -111,6 +120,14 @@ impl Office {
         let is_stuck = self.busy_since.is_some_and(|since| since.elapsed() >= PATIENCE);
         streamer.set_history_stuck(is_stuck);
         if self.work.is_some() {
+            return;
+        }
+        if std::mem::take(&mut self.gathers) {
+            let writer = self.writer.take();
+            self.work = Some(Box::pin(async move {
+                sleep(GATHER).await;
+                Done { writer, outcome: Outcome::Gathered }
+            }));
             return;
         }
         if self.kept.is_empty() {
@@ -175,7 +192,9 @@ impl Office {
         self.work = None;
         self.writer = writer;
         let failure = match outcome {
+            Outcome::Gathered => return,
             Outcome::History(batches, Ok(Written { lost, problem })) => {
+                self.gathers = batches.iter().map(|batches| batches.batch.len()).sum::<usize>() < FEW_ROWS;
                 self.given_back(batches, streamer);
                 self.lost += lost;
                 problem.filter(|_| lost > 0).map(|problem| not_taken(lost, &problem))

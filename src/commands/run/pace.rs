@@ -1,49 +1,57 @@
 //! When to read the WAL stream: at once while little comes, late and much under load.
 //!
 //! The walsender sends every row by itself. A reader that is faster wakes for each one, and wakes nats-server for each
-//! one: on shared cores all three then spend more on waking than on work. Letting rows gather for a moment costs a
-//! tenth of a millisecond where it does not matter, under load, and nothing where it does, when rows come one by one.
+//! one: on shared cores all three then spend more on waking than on work. Letting rows gather for a moment costs a fraction
+//! of a millisecond where it does not matter, under load, and nothing where it does, when rows come one by one.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long rows gather. Tokio's timer counts in milliseconds, so the one thread itself sleeps; what else it does
-/// (acks, status, SQL) can wait that long.
+/// Over this span messages are counted. A load lasts for one more: on a busy machine the walsender may not run for some
+/// milliseconds, and whoever wakes for its first row then keeps it from running on.
+const SPAN: Duration = Duration::from_millis(10);
+/// So many messages in a span make a load. A transaction of one row has three. Set well below what a reader that wakes for each
+/// row keeps up with on a busy machine: a higher bar is never reached there, and the machine stays busy.
+const LOAD: u32 = 150;
+/// How long rows gather; longer saves nothing more. Tokio's timer counts in milliseconds, so the one thread itself sleeps: what
+/// else it does (acks, status, SQL) can wait that long.
 const GATHER: Duration = Duration::from_micros(200);
-/// Over this span messages are counted …
-const SPAN: Duration = Duration::from_millis(1);
-/// … and this many in it make a load. A transaction of one row has three messages. Set well below what a reader that wakes
-/// for each row keeps up with on a busy machine: a higher bar is never reached there, and the machine stays busy.
-const LOAD: u32 = 15;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Pace {
+    /// When the present span began.
     since: Instant,
     messages: u32,
-    is_loaded: bool,
+    /// Those of the span before.
+    before: u32,
 }
 
 impl Pace {
     /// Nothing has come yet.
     pub fn new(now: Instant) -> Pace {
-        Pace { since: now, messages: 0, is_loaded: false }
+        Pace { since: now, messages: 0, before: 0 }
     }
 
     /// So many messages were taken since the last call.
     pub fn count(&mut self, messages: u32, now: Instant) {
-        self.messages += messages;
-        if now - self.since >= SPAN {
-            self.is_loaded = self.messages >= LOAD;
+        let span = now - self.since;
+        if span >= SPAN {
+            self.before = if span < 2 * SPAN { self.messages } else { 0 };
             self.messages = 0;
             self.since = now;
         }
+        self.messages += messages;
+    }
+
+    fn is_loaded(&self) -> bool {
+        self.messages.max(self.before) >= LOAD
     }
 
     /// To be called before reading.
     pub fn gather(&self) {
-        if self.is_loaded {
+        if self.is_loaded() {
             std::thread::sleep(GATHER);
         }
     }
@@ -54,16 +62,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_steady_run_of_messages_is_a_load() {
+    fn only_a_run_of_messages_is_a_load_and_it_outlasts_a_short_silence() {
         let start = Instant::now();
-        let at = |micros: u64| start + Duration::from_micros(micros);
+        let at = |millis: u64| start + Duration::from_millis(millis);
         let mut pace = Pace::new(start);
-        pace.count(3, at(500));
-        pace.count(3, at(1500));
-        assert!(!pace.is_loaded, "a few rows a millisecond are no load");
-        pace.count(60, at(2600));
-        assert!(pace.is_loaded);
-        pace.count(0, at(3700));
-        assert!(!pace.is_loaded, "a silence ends it");
+        for millis in 0..40 {
+            pace.count(3, at(millis));
+            assert!(!pace.is_loaded(), "a thousand rows a second are no load");
+        }
+        pace.count(LOAD, at(41));
+        assert!(pace.is_loaded(), "at once");
+        pace.count(0, at(52));
+        assert!(pace.is_loaded(), "the walsender may have been kept from running");
+        pace.count(3, at(63));
+        assert!(!pace.is_loaded(), "a silence ends it");
+        pace.count(LOAD, at(70));
+        pace.count(3, at(1000));
+        assert!(!pace.is_loaded(), "also one without a call");
     }
 }
