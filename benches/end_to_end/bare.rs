@@ -24,7 +24,7 @@ use walhook::{
 use crate::{support::feed::Feed, usage};
 
 /// As walhook's default window.
-const WINDOW: usize = 4096;
+pub const WINDOW: usize = 4096;
 const STREAM: &str = "BARE";
 const SUBJECT: &str = "bare.bench";
 const INBOX: &str = "_INBOX.bare";
@@ -40,16 +40,36 @@ pub struct Published {
     pub nats: Duration,
 }
 
+/// What a publisher, which is this process, and its server use from here on.
+pub struct Meter {
+    server: u32,
+    begin: Instant,
+    own: Duration,
+    nats: Duration,
+}
+
+impl Meter {
+    /// From now on.
+    pub fn start(feed: &Feed) -> Meter {
+        let server = feed.nats.pid();
+        let [own, nats] = [std::process::id(), server].map(|pid| usage::cpu(pid).unwrap());
+        Meter { server, begin: Instant::now(), own, nats }
+    }
+
+    /// Until now.
+    pub fn stop(self) -> Published {
+        Published {
+            elapsed: self.begin.elapsed(),
+            own: usage::cpu_since(std::process::id(), self.own),
+            nats: usage::cpu_since(self.server, self.nats),
+        }
+    }
+}
+
 /// Publishes `payload` so many times, pipelined, with ids and expected sequences.
 pub async fn publish(feed: &Feed, payload: &[u8], messages: u64) -> Published {
     let jetstream = jetstream::new(feed.nats.client().await);
-    let config = jetstream::stream::Config {
-        name: STREAM.to_owned(),
-        subjects: vec!["bare.>".to_owned()],
-        duplicate_window: Duration::from_secs(120),
-        ..Default::default()
-    };
-    jetstream.create_stream(config).await.unwrap();
+    jetstream.create_stream(stream_config(STREAM, "bare.>")).await.unwrap();
     let row = ConfigRow { config_name: "bare".into(), nats_url: Some(feed.nats.url()), ..ConfigRow::default() };
     let settings = Settings::resolve(&row, &Overrides::default()).unwrap();
     let mut publisher = Publisher::open(&settings, &[Inbox { id: 1, subject: INBOX.to_owned() }]).await.unwrap();
@@ -65,9 +85,7 @@ pub async fn publish(feed: &Feed, payload: &[u8], messages: u64) -> Published {
     };
     lane.open(&tail).unwrap();
 
-    let ourselves = std::process::id();
-    let (own, nats) = (usage::cpu(ourselves).unwrap(), usage::cpu(feed.nats.pid()).unwrap());
-    let begin = Instant::now();
+    let meter = Meter::start(feed);
     let mut made = 0;
     poll_fn(|cx| {
         loop {
@@ -86,13 +104,19 @@ pub async fn publish(feed: &Feed, payload: &[u8], messages: u64) -> Published {
         }
     })
     .await;
-    let published = Published {
-        elapsed: begin.elapsed(),
-        own: usage::cpu_since(ourselves, own),
-        nats: usage::cpu_since(feed.nats.pid(), nats),
-    };
+    let published = meter.stop();
     jetstream.delete_stream(STREAM).await.unwrap();
     published
+}
+
+/// A stream of the kind that walhook makes.
+pub fn stream_config(name: &str, subjects: &str) -> jetstream::stream::Config {
+    jetstream::stream::Config {
+        name: name.to_owned(),
+        subjects: vec![subjects.to_owned()],
+        duplicate_window: Duration::from_secs(120),
+        ..Default::default()
+    }
 }
 
 fn write(lane: &mut Lane, number: u64, payload: &[u8]) {

@@ -99,8 +99,9 @@ pub fn median(mut rounds: Vec<Drained>) -> Drained {
     rounds.swap_remove(rounds.len() / 2)
 }
 
-/// `pg_recvlogical` to `/dev/null`, by TCP, with the publications and the protocol that walhook asks for.
-pub async fn by_recvlogical(feed: &Feed, rows: u64) -> Drained {
+/// `pg_recvlogical` to `/dev/null`, by TCP, with the publications and the protocol that walhook asks for, and with `more` of pgoutput's
+/// options.
+pub async fn by_recvlogical(feed: &Feed, rows: u64, more: &[&str]) -> Drained {
     copy_slot(feed, "recvlogical");
     // Anything behind the backlog ends it; this also flushes what asynchronous commits have left.
     let end = feed.pg.psql("SELECT pg_logical_emit_message(true, 'bench', 'end')");
@@ -109,6 +110,7 @@ pub async fn by_recvlogical(feed: &Feed, rows: u64) -> Drained {
     command.args(["--dbname", &feed.pg.conninfo(), "--slot", "recvlogical", "--start", "--no-loop"]);
     command.args(["--file", "/dev/null", "--endpos", &end]);
     command.args(["--option", "proto_version=1", "--option", "publication_names=walhook_inserts,walhook_changes"]);
+    command.args(more.iter().flat_map(|option| ["--option", option]));
     let client = feed.pg.client().await;
     let begin = Instant::now();
     let mut process = Process::start("pg_recvlogical", command, &folder.path().join("log"));
@@ -146,8 +148,12 @@ pub async fn by_walhook(feed: &Feed, events: u64, history: &str) -> Drained {
     let mut stored = Stored::of(feed).await;
     let nats_before = usage::cpu(feed.nats.pid()).unwrap();
     let mut progress = Vec::new();
+    // A second, as is usual, would be the unit in which drains end.
+    let folder = Folder::new("bench", User::Ourselves);
+    let settings = folder.path().join("walhook.toml");
+    std::fs::write(&settings, "status_interval_ms = 50\n").unwrap();
     let begin = Instant::now();
-    let mut walhook = feed.run();
+    let mut walhook = feed.streamer().arg("--config").arg(settings).start();
     let walsender = walsender_of(&client, "walhook").await;
     let elapsed = loop {
         tokio::time::sleep(LOOK).await;

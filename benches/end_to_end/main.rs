@@ -35,6 +35,8 @@ mod latency;
 mod machine;
 mod payloads;
 mod picture;
+mod protocols;
+mod publishers;
 mod report;
 mod settings;
 mod shapes;
@@ -58,7 +60,7 @@ struct Line {
 }
 
 /// In the order of the table.
-const LINES: [Line; 12] = [
+const LINES: [Line; 14] = [
     Line { name: "backlog", measure: |settings| Box::pin(shapes::backlog(settings)) },
     Line { name: "history", measure: |settings| Box::pin(shapes::history(settings)) },
     Line { name: "large", measure: |settings| Box::pin(large::measure(settings)) },
@@ -66,6 +68,8 @@ const LINES: [Line; 12] = [
     Line { name: "webhooks", measure: |settings| Box::pin(webhooks::webhooks(settings)) },
     Line { name: "fanout", measure: |settings| Box::pin(webhooks::fanout(settings)) },
     Line { name: "payloads", measure: |settings| Box::pin(payloads::measure(settings)) },
+    Line { name: "publishers", measure: |settings| Box::pin(publishers::measure(settings)) },
+    Line { name: "protocols", measure: |settings| Box::pin(protocols::measure(settings)) },
     Line { name: "durable", measure: |settings| Box::pin(durable::measure(settings)) },
     Line { name: "idle", measure: |settings| Box::pin(idle::measure(settings)) },
     Line { name: "start", measure: |settings| Box::pin(start::measure(settings)) },

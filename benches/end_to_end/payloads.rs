@@ -16,7 +16,7 @@ const SIZES: [(u64, &str); 4] = [(100, "100 B"), (1_000, "1 KB"), (10_000, "10 K
 /// What a transaction holds, so that none is spilled to disk by the walsender.
 const TRANSACTION_BYTES: u64 = 1_000_000;
 /// Ten columns of the types that tables have; there are five of each.
-const TYPES: [(&str, &str); 10] = [
+pub const TYPES: [(&str, &str); 10] = [
     ("int", "i"),
     ("bigint", "i::bigint * 1000003"),
     ("numeric(12,2)", "i * 0.01"),
@@ -69,12 +69,14 @@ pub async fn measure(settings: &Settings) -> Part {
     }
 }
 
-fn renew(feed: &Feed, webhook: i32, columns: &str) {
+/// A new table `bench` of an id and these columns, linked.
+pub fn renew(feed: &Feed, webhook: i32, columns: &str) {
     feed.pg.psql(&format!("DROP TABLE IF EXISTS bench; CREATE TABLE bench (id bigint PRIMARY KEY, {columns})"));
     backlog::link(feed, webhook, "bench");
 }
 
-async fn fill(feed: &Feed, rows: u64, size: u64, values: &str) {
+/// Fills it, in transactions of `size` rows.
+pub async fn fill(feed: &Feed, rows: u64, size: u64, values: &str) {
     let insert = format!(
         "INSERT INTO bench SELECT i, {values} FROM generate_series(start, least(start + {size} - 1, {rows})) i"
     );

@@ -52,7 +52,7 @@ pub async fn backlog(settings: &Settings) -> Part {
         let mut rounds = Vec::new();
         for round in 1..=settings.rounds {
             eprintln!("  {shape}: draining, round {round} of {}", settings.rounds);
-            let recvlogical = drain::by_recvlogical(&feed, rows).await;
+            let recvlogical = drain::by_recvlogical(&feed, rows, &[]).await;
             let walhook = drain::by_walhook(&feed, rows, "off").await;
             let bare = bare::publish(&feed, &drain::sample(&feed).await, rows).await;
             rounds.push(Compared { shape: *shape, recvlogical, walhook, bare });
