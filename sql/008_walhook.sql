@@ -441,11 +441,16 @@ BEGIN
             USING ERRCODE = 'object_in_use', HINT = 'Stop the walhook that streams from it first.';
     END IF;
     PERFORM pg_drop_replication_slot(p_slot);
+    -- It may be what the slot's changes can still be replayed from, so it is not dropped without being asked.
+    IF EXISTS (SELECT 1 FROM pg_replication_slots s WHERE s.slot_name = p_slot || '_anchor') THEN
+        RAISE WARNING 'slot % stays and keeps WAL', quote_literal(p_slot || '_anchor')
+            USING HINT = format('SELECT rule_cdc_anchor_drop(%L) drops it.', p_slot);
+    END IF;
     RETURN true;
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_slot_drop IS
-    'walhook: drops the slot, and with it what has not been published yet; false where there is none';
+    'walhook: drops the slot, and with it what has not been published yet; false where there is none. Its anchor stays';
 
 -- pg_replication_slots differs by version; this view has the same columns on all, NULL where the server does not know.
 -- After pg_upgrade run this file again to fill them.

@@ -184,6 +184,7 @@ async fn an_anchor_that_postgresql_has_left_behind_says_so_and_so_does_one_that_
     .await;
     // The live slot is lost with it; one that is new has an anchor's name to be told of.
     feed.pg.psql("SELECT rule_cdc_slot_drop()");
+    assert!(feed.pg.log().contains("slot 'walhook_anchor' stays and keeps WAL"), "{}", feed.pg.log());
     feed.pg.psql("SELECT rule_cdc_slot_create()");
     let mut walhook = feed.run();
     walhook.logged("PostgreSQL has removed WAL that it needed").await;
