@@ -498,6 +498,16 @@ async fn what_is_in_a_stream_is_still_called_after_the_webhook_has_moved_to_anot
     assert_eq!(mile.feed.last_sequence("WEBHOOKS").await, 1);
     assert_eq!(mile.feed.last_sequence("OTHER").await, 1);
     assert_eq!(worker.terminate(), 0, "{}", worker.log());
+
+    // And by a worker that has not seen it move.
+    mile.publish(id, r#"{"n": 3}"#);
+    eventually("the third event", async || (mile.feed.last_sequence("OTHER").await == 2).then_some(())).await;
+    mile.sql(&format!("UPDATE rule_webhooks SET nats_subject = NULL WHERE webhook_id = {id}"));
+    let mut worker = mile.worker().start();
+    mile.publish(id, r#"{"n": 4}"#);
+    mile.eventually("SELECT count(*) FROM rule_webhook_calls WHERE status = 'success'", "4").await;
+    assert_eq!(mile.feed.last_sequence("OTHER").await, 2);
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
 }
 
 #[tokio::test]

@@ -40,6 +40,35 @@ pub async fn streams(control: &Control, subjects: &[String]) -> Result<Vec<Strin
     Ok(streams)
 }
 
+/// The group's consumers that are there, each by its webhook and stream, whatever the webhooks' subjects lead to now: one that was
+/// moved while no worker ran has left its events in the stream before.
+pub async fn of_group(control: &Control, group: &str) -> Result<Vec<(i32, String)>> {
+    let mut consumers = Vec::new();
+    for stream in names(control, "STREAM.NAMES", "streams").await? {
+        for name in names(control, &format!("CONSUMER.NAMES.{stream}"), "consumers").await? {
+            let id = name.strip_prefix(group).and_then(|rest| rest.strip_prefix('-')?.parse().ok());
+            consumers.extend(id.map(|id: i32| (id, stream.clone())));
+        }
+    }
+    Ok(consumers)
+}
+
+/// All names that a request of JetStream's API lists, page by page.
+async fn names(control: &Control, request: &str, field: &str) -> Result<Vec<String>> {
+    let mut all: Vec<String> = Vec::new();
+    loop {
+        let answer = control.api(request, &json!({ "offset": all.len() })).await?;
+        let answer = answer.map_err(|error| refused(format!("list {field} ({request})"), error))?;
+        let page = answer.get(field).and_then(Value::as_array).into_iter().flatten();
+        let before = all.len();
+        all.extend(page.filter_map(Value::as_str).map(str::to_owned));
+        let total = answer.get("total").and_then(Value::as_u64).unwrap_or(0);
+        if all.len() == before || all.len() as u64 >= total {
+            return Ok(all);
+        }
+    }
+}
+
 /// Makes the consumer, or makes it what it has to be.
 pub async fn ensure(worker: &Worker, stream: &str, name: &str, webhook: &Webhook) -> Result<()> {
     let attempted = || format!("consumer {name:?} of stream {stream:?}");

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -9,7 +10,7 @@ use std::{
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep},
 };
 
 use super::{
@@ -21,7 +22,7 @@ use super::{
     lane,
     settings::Settings,
 };
-use crate::nats::control::Control;
+use crate::{commands::told, nats::control::Control};
 
 /// How often streams are looked for that were not there, and how often the counts are told.
 const LOOK: Duration = Duration::from_secs(15);
@@ -57,6 +58,8 @@ struct Running {
 /// Follows the configuration until shutdown; then waits for what is under way.
 pub async fn run(worker: Arc<Worker>, mut all: watch::Receiver<Option<All>>, mut shutdown: watch::Receiver<bool>) {
     let mut lanes: BTreeMap<(i32, String), Running> = BTreeMap::new();
+    let (mut left, mut is_found) = (Vec::new(), false);
+    let mut finding = pin!(find(&worker));
     let mut tasks = JoinSet::new();
     let mut told = Told::default();
     let mut look = interval(LOOK);
@@ -66,11 +69,12 @@ pub async fn run(worker: Arc<Worker>, mut all: watch::Receiver<Option<All>>, mut
             biased;
             _ = shutdown.wait_for(|stop| *stop) => break,
             changed = all.changed() => if changed.is_err() { break },
+            found = &mut finding, if !is_found => (left, is_found) = (found, true),
             _ = look.tick() => {}
         }
         let Some(now) = all.borrow_and_update().clone() else { continue };
         told.counts(&worker);
-        follow(&worker, &now, &mut lanes, &mut tasks, &mut told, &shutdown).await;
+        follow(&worker, &now, &left, &mut lanes, &mut tasks, &mut told, &shutdown).await;
         while tasks.try_join_next().is_some() {}
         // A lane that has ended by itself was a deleted webhook's.
         lanes.retain(|_, running| running.known.receiver_count() > 0);
@@ -89,6 +93,7 @@ pub async fn run(worker: Arc<Worker>, mut all: watch::Receiver<Option<All>>, mut
 async fn follow(
     worker: &Arc<Worker>,
     all: &All,
+    left: &[(i32, String)],
     lanes: &mut BTreeMap<(i32, String), Running>,
     tasks: &mut JoinSet<()>,
     told: &mut Told,
@@ -121,7 +126,7 @@ async fn follow(
             told.once(&webhook.name, &format!("{why}, so it is left to workers with a database"));
             continue;
         }
-        let streams = match consumer::streams(&worker.control, &webhook.subjects).await {
+        let mut streams = match consumer::streams(&worker.control, &webhook.subjects).await {
             Ok(streams) => streams,
             Err(error) => {
                 told.once(&webhook.name, &error.to_string());
@@ -131,6 +136,7 @@ async fn follow(
         if streams.is_empty() && webhook.publishes {
             told.once(&webhook.name, &format!("no stream takes {} yet", webhook.subjects.join(", ")));
         }
+        streams.extend(left.iter().filter(|(webhook, _)| webhook == id).map(|(_, stream)| stream.clone()));
         for stream in streams {
             let key = (*id, stream);
             if lanes.contains_key(&key) || !webhook.publishes && !has_consumer(worker, &key).await {
@@ -141,6 +147,25 @@ async fn follow(
             tasks.spawn(lane::run(Arc::clone(worker), key.1.clone(), receiver, shutdown.clone()));
             lanes.insert(key, Running { known: sender });
         }
+    }
+}
+
+/// The consumers that webhooks have, in whatever streams; asked until there is an answer.
+async fn find(worker: &Worker) -> Vec<(i32, String)> {
+    let mut told = told::Told::default();
+    loop {
+        match consumer::of_group(&worker.control, &worker.settings.group).await {
+            Ok(consumers) => return consumers,
+            Err(error) => {
+                let text = error.to_string();
+                if told.is_news(&text) {
+                    tracing::warn!(
+                        "what webhooks have left in streams that they publish to no more is not looked for: {text}"
+                    );
+                }
+            }
+        }
+        sleep(LOOK).await;
     }
 }
 
