@@ -133,3 +133,33 @@ async fn after_the_delay_a_commit_is_confirmed_and_a_stream_that_forgets_it_then
     assert_eq!(walhook.wait(Duration::from_secs(60)), 3, "{}", walhook.log());
     assert!(walhook.log().contains("it ends at message 50 now"), "{}", walhook.log());
 }
+
+#[tokio::test]
+async fn another_writers_message_in_the_place_of_one_that_was_forgotten_does_not_pass_for_it() {
+    let feed = linked().await;
+    feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");
+    feed.pg.psql("UPDATE rule_nats_streams SET ordering = 'shared'");
+    let folder = tempfile::tempdir().unwrap();
+    let backup = folder.path().join("store");
+    let mut walhook = run(&feed, 5);
+    insert(&feed, 0, 50);
+    exactly(&feed, 50).await;
+    feed.nats.stop();
+    copy(&feed.nats.store_dir(), &backup);
+    feed.nats.restart().await;
+    insert(&feed, 50, 60);
+    exactly(&feed, 60).await;
+    walhook.pause();
+    forgets(&feed, &backup).await;
+    let jetstream = feed.nats.jetstream().await;
+    for _ in 0..20 {
+        jetstream.publish("webhooks.other", r#"{"data":{}}"#.into()).await.unwrap().await.unwrap();
+    }
+    walhook.resume();
+    walhook.logged("has another one there now").await;
+    feed.stored(80).await;
+    let mut ids: Vec<_> = feed.messages().await.iter().filter_map(|message| message.data()["id"].as_u64()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (0..60).collect::<Vec<_>>());
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+}

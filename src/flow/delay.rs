@@ -2,14 +2,23 @@
 //! power cut is to be in the slot still.
 //!
 //! In: how far all is settled, and up to which sequence each stream has taken what is; when. Out: a place in the WAL, once all
-//! before it has been settled for the whole delay, with those sequences. Who confirms it first asks the streams whether they
+//! before it has been settled for the whole delay, with the last event in each. Who confirms it first asks the streams whether they
 //! have these still, for a server that is dead does not say that it has lost something; and makes them durable in the
 //! checkpoints: a stream that has all up to there has lost nothing that the slot does not bring again. Time comes in as an
 //! argument.
 
 use std::{collections::VecDeque, time::Duration};
 
+use super::event_id::EventPosition;
 use crate::wal::lsn::Lsn;
+
+/// The last event that a stream has to keep, and its sequence there; `None` where there is none.
+pub type Kept = Option<(EventPosition, u64)>;
+
+/// 0 where there is none.
+pub fn sequence_of(kept: &Kept) -> u64 {
+    kept.map_or(0, |(_, sequence)| sequence)
+}
 
 /// Places that come so close together, in parts of the delay, wait as one: that bounds how many there are.
 const GRAINS: u64 = 64;
@@ -19,8 +28,8 @@ const GRAINS: u64 = 64;
 pub struct Due {
     /// The place.
     pub upto: Lsn,
-    /// For each lane: up to which sequence its stream has to keep what it has taken.
-    pub sequences: Vec<u64>,
+    /// For each lane: up to which event its stream has to keep what it has taken.
+    pub kept: Vec<Kept>,
     /// The lanes of which this is news: their streams are to be asked. With none it may be confirmed as it is.
     pub news: Vec<usize>,
 }
@@ -32,14 +41,14 @@ pub struct Delay {
     micros: u64,
     waiting: VecDeque<Waiting>,
     confirmed: Lsn,
-    /// The sequences that were confirmed last.
-    sequences: Vec<u64>,
+    /// What was confirmed last.
+    kept: Vec<Kept>,
 }
 
 #[derive(Debug)]
 struct Waiting {
     upto: Lsn,
-    sequences: Vec<u64>,
+    kept: Vec<Kept>,
     /// When the first and the last that it stands for were settled.
     first: u64,
     last: u64,
@@ -49,7 +58,7 @@ impl Delay {
     /// Nothing waits; PostgreSQL has confirmed up to `confirmed`.
     pub fn new(delay: Duration, confirmed: Lsn) -> Delay {
         let micros = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
-        Delay { micros, waiting: VecDeque::new(), confirmed, sequences: Vec::new() }
+        Delay { micros, waiting: VecDeque::new(), confirmed, kept: Vec::new() }
     }
 
     /// Whether there is none.
@@ -58,29 +67,31 @@ impl Delay {
     }
 
     /// All up to `settled` is, at `now`.
-    pub fn hold(&mut self, settled: Lsn, now: u64, sequences: impl Iterator<Item = u64>) {
+    pub fn hold(&mut self, settled: Lsn, now: u64, kept: impl Iterator<Item = Kept>) {
         if settled <= self.waiting.back().map_or(self.confirmed, |last| last.upto) {
             return;
         }
-        let sequences = sequences.collect();
+        let kept = kept.collect();
         match self.waiting.back_mut() {
             Some(last) if now.saturating_sub(last.first) < self.micros / GRAINS => {
-                *last = Waiting { upto: settled, sequences, first: last.first, last: now };
+                *last = Waiting { upto: settled, kept, first: last.first, last: now };
             }
-            _ => self.waiting.push_back(Waiting { upto: settled, sequences, first: now, last: now }),
+            _ => self.waiting.push_back(Waiting { upto: settled, kept, first: now, last: now }),
         }
     }
 
     /// The last place that has waited long enough by `now`. A stream that was replaced has sequences of its own: of none more
     /// counts than is `settled` in it.
-    pub fn due(&self, now: u64, settled: impl Iterator<Item = u64>) -> Option<Due> {
+    pub fn due(&self, now: u64, settled: impl Iterator<Item = Kept>) -> Option<Due> {
         let count = self.waiting.partition_point(|waiting| waiting.last.saturating_add(self.micros) <= now);
         let waiting = self.waiting.get(count.checked_sub(1)?)?;
-        let sequences: Vec<_> =
-            waiting.sequences.iter().zip(settled).map(|(&sequence, settled)| sequence.min(settled)).collect();
-        let known = self.sequences.iter().copied().chain(std::iter::repeat(0));
-        let news = sequences.iter().zip(known).enumerate().filter(|(_, (now, known))| *now != known);
-        Some(Due { upto: waiting.upto, news: news.map(|(lane, _)| lane).collect(), sequences })
+        let earlier = |(waiting, settled): (&Kept, Kept)| {
+            if sequence_of(&settled) < sequence_of(waiting) { settled } else { *waiting }
+        };
+        let kept: Vec<_> = waiting.kept.iter().zip(settled).map(earlier).collect();
+        let known = self.kept.iter().copied().chain(std::iter::repeat(None));
+        let news = kept.iter().zip(known).enumerate().filter(|(_, (now, known))| *now != known);
+        Some(Due { upto: waiting.upto, news: news.map(|(lane, _)| lane).collect(), kept })
     }
 
     /// Confirms it.
@@ -89,7 +100,7 @@ impl Delay {
             self.waiting.pop_front();
         }
         self.confirmed = self.confirmed.max(due.upto);
-        self.sequences = due.sequences;
+        self.kept = due.kept;
     }
 
     /// What PostgreSQL may forget; it never goes down.
@@ -103,28 +114,43 @@ impl Delay {
 mod tests {
     use super::*;
 
+    fn at(sequence: u64) -> Kept {
+        let position = EventPosition { commit_lsn: Lsn(sequence), commit_time: 1, ordinal: 0, webhook_id: 1 };
+        (sequence > 0).then_some((position, sequence))
+    }
+
+    fn hold(delay: &mut Delay, settled: u64, now: u64, sequences: [u64; 2]) {
+        delay.hold(Lsn(settled), now, sequences.into_iter().map(at));
+    }
+
+    fn due_at(delay: &Delay, now: u64) -> Option<Due> {
+        delay.due(now, [100, 100].into_iter().map(at))
+    }
+
     fn due(delay: &Delay, now: u64) -> Option<(u64, Vec<u64>, Vec<usize>)> {
-        let due = delay.due(now, [100, 100].into_iter())?;
-        Some((due.upto.0, due.sequences, due.news))
+        let due = due_at(delay, now)?;
+        Some((due.upto.0, due.kept.iter().map(sequence_of).collect(), due.news))
     }
 
     #[test]
     fn a_place_waits_for_the_whole_delay_and_those_close_together_wait_for_the_last_of_them() {
         let mut delay = Delay::new(Duration::from_micros(6400), Lsn(10));
-        delay.hold(Lsn(20), 1000, [5, 0].into_iter());
-        delay.hold(Lsn(30), 1099, [6, 0].into_iter());
-        delay.hold(Lsn(30), 1150, [9, 9].into_iter());
-        delay.hold(Lsn(40), 1100, [6, 0].into_iter());
-        delay.hold(Lsn(50), 1300, [6, 200].into_iter());
+        hold(&mut delay, 20, 1000, [5, 0]);
+        hold(&mut delay, 30, 1099, [6, 0]);
+        hold(&mut delay, 30, 1150, [9, 9]);
+        hold(&mut delay, 40, 1100, [6, 0]);
+        hold(&mut delay, 50, 1300, [6, 200]);
         assert_eq!((due(&delay, 7498), delay.confirmed()), (None, Lsn(10)));
         assert_eq!(due(&delay, 7499), Some((30, vec![6, 0], vec![0])));
-        delay.confirm(delay.due(7499, [100, 100].into_iter()).unwrap());
+        let ripe = due_at(&delay, 7499).unwrap();
+        delay.confirm(ripe);
         assert_eq!((delay.confirmed(), due(&delay, 7499)), (Lsn(30), None));
         // Nothing has come into any stream since.
         assert_eq!(due(&delay, 7500), Some((40, vec![6, 0], vec![])));
         // The stream was replaced, and is not there yet.
         assert_eq!(due(&delay, u64::MAX), Some((50, vec![6, 100], vec![1])));
-        delay.confirm(delay.due(u64::MAX, [100, 100].into_iter()).unwrap());
+        let ripe = due_at(&delay, u64::MAX).unwrap();
+        delay.confirm(ripe);
         assert_eq!((delay.confirmed(), due(&delay, u64::MAX)), (Lsn(50), None));
     }
 

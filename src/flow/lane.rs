@@ -5,35 +5,35 @@
 //! shows as stored, send the rest again. Knows neither socket nor clock.
 //!
 //! What a message looks like is in [`message`], what goes together into one atomic batch in `batch`, core NATS in `core`, what is
-//! too large for a message in [`parcel`], what a stream has to keep in `kept`.
+//! too large for a message in [`parcel`], what a tail says of the line in `open`, what a stream has to keep in `kept`.
 
 mod batch;
 mod core;
 mod kept;
 mod message;
+mod open;
 pub mod parcel;
 
 use std::{collections::VecDeque, ops::Range};
 
 use super::{
+    delay::Kept,
     event_id::EventPosition,
     history::{History, Note, Outcome},
     spool::{Place, Spool},
 };
 use crate::{
     error::{Error, Result},
-    route::{
-        headers,
-        rules::{Keep, KeepPayload},
-        subject,
-    },
+    route::rules::{Keep, KeepPayload},
 };
 
 use batch::Batching;
 pub use batch::{BATCH_MAX, Batches};
+use kept::later;
 pub use message::Head;
 use message::{ATTEMPT_DIGITS, CRLF, Front, INDEX_DIGITS, Layout};
-use parcel::{Parcel, too_large};
+use open::Fate;
+use parcel::Parcel;
 
 /// How a lane keeps its order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,8 +132,8 @@ pub struct Lane {
     reached: u64,
     /// The last event of ours known to be in the stream, and its sequence there.
     floor: Option<(EventPosition, u64)>,
-    /// The highest sequence of an event that was settled.
-    settled_upto: u64,
+    /// The event with the highest sequence of those that were settled.
+    last_settled: Kept,
     /// Where confirming is delayed: the sequence behind which the slot still has all events.
     kept_upto: Option<u64>,
     /// In shared ordering: events in the stream that have not come down the slot yet, in their order.
@@ -193,6 +193,8 @@ struct Slot {
     sent_at: u64,
     /// Its number in its batch, from 1, and how many that has; `(1, 1)` alone.
     part: (u16, u16),
+    /// The stream had its id: what is at that sequence may be another event.
+    is_duplicate: bool,
     /// It must not be in a batch.
     is_single: bool,
     /// Its transaction shares no batch with others.
@@ -202,17 +204,6 @@ struct Slot {
     keep: Keep,
     /// If it is too large, its payload may go into the object store.
     may_be_claimed: bool,
-}
-
-/// Why an event leaves the line.
-#[derive(Debug, PartialEq, Eq)]
-enum Fate {
-    /// The stream has it.
-    Stored,
-    /// It can never be published.
-    Condemned(String),
-    /// It can, with a claim check for its payload.
-    TooLarge(String),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -260,7 +251,7 @@ impl Lane {
             opened_behind: 0,
             reached: 0,
             floor: None,
-            settled_upto: 0,
+            last_settled: None,
             kept_upto: None,
             known: VecDeque::new(),
             last_seen: None,
@@ -395,7 +386,7 @@ impl Lane {
     /// The stream is another one from here on: what the old one holds says nothing of it.
     pub fn forget_floor(&mut self) {
         self.floor = None;
-        self.settled_upto = 0;
+        self.last_settled = None;
         self.kept_upto = None;
         self.reached = 0;
         self.opened_behind = 0;
@@ -534,6 +525,7 @@ impl Lane {
             state,
             sent_at,
             part,
+            is_duplicate: false,
             is_single: false,
             is_ungrouped: false,
             note,
@@ -604,101 +596,6 @@ impl Lane {
         self.anchor = None;
     }
 
-    /// Goes on after the stream's tail: what it shows as stored is settled, what this stream does not take is given up
-    /// ([`Lane::take_condemned`]), all else is to be sent (again).
-    ///
-    /// # Errors
-    /// The tail and our events come from different histories, or the stream has lost what it had.
-    pub fn open(&mut self, tail: &Tail) -> Result<()> {
-        if tail.last_sequence < self.reached {
-            return Err(self.shortened(tail));
-        }
-        let mut listed = tail.listed.clone();
-        listed.sort_unstable_by_key(EventPosition::rank);
-        let mut fates = Vec::new();
-        for (index, slot) in self.slots.iter().enumerate() {
-            if let Some((stored, _)) = &tail.ours
-                && slot.position.contradicts(stored)
-            {
-                return Err(self.rewritten(&slot.position, stored));
-            }
-            if let Some(fate) = self.fate(slot, tail, &listed) {
-                fates.push((index, fate));
-            }
-        }
-        self.take_out(fates);
-        // By now it was sent, or the connection is another one.
-        self.rest.clear();
-        self.pinged = None;
-        if let Some((stored, sequence)) = &tail.ours
-            && self.floor.is_none_or(|(floor, _)| floor.is_at_or_before(stored))
-        {
-            self.floor = Some((*stored, *sequence));
-        }
-        self.settled_upto = self.settled_upto.max(tail.ours.map_or(0, |(_, sequence)| sequence));
-        if self.ordering == Ordering::Shared {
-            self.known.extend(listed);
-            self.known.make_contiguous().sort_unstable_by_key(EventPosition::rank);
-            while let (Some(known), Some(seen)) = (self.known.front(), &self.last_seen)
-                && known.is_at_or_before(seen)
-            {
-                self.known.pop_front();
-            }
-        }
-        self.reached = tail.last_sequence;
-        self.opened_behind = tail.last_sequence;
-        self.max_payload = tail.max_payload;
-        self.anchor = Some(Anchor { index: self.base, last_sequence: tail.last_sequence });
-        self.is_probing = self.ordering == Ordering::Strict;
-        for offset in 0..self.slots.len() {
-            self.slots[offset].state = State::Waiting;
-            self.rewrite(offset, (1, 1), None);
-        }
-        self.recount(tail.batch_max);
-        let first = self.slots.front().map_or_else(|| self.spool.end(), |slot| slot.place);
-        self.spool.rewind(first);
-        self.spool.release(first);
-        self.sent_upto = self.base;
-        Ok(())
-    }
-
-    /// What a tail says of an event in line; `None`: it is to be sent.
-    fn fate(&self, slot: &Slot, tail: &Tail, listed: &[EventPosition]) -> Option<Fate> {
-        let is_listed = || listed.binary_search_by_key(&slot.position.rank(), EventPosition::rank).is_ok();
-        match self.ordering {
-            Ordering::Strict => {
-                if tail.ours.is_some_and(|(stored, _)| slot.position.is_at_or_before(&stored)) {
-                    // Nothing is stored behind a hole, unless another writer fills it.
-                    return Some(if slot.state != State::OutOfOrder || is_listed() {
-                        Fate::Stored
-                    } else {
-                        Fate::Condemned(format!(
-                            "another writer's message in stream {} took its place; a strict stream wants no other writer",
-                            self.stream
-                        ))
-                    });
-                }
-            }
-            Ordering::Shared => {
-                if matches!(slot.state, State::Stored(_)) || is_listed() {
-                    return Some(Fate::Stored);
-                }
-            }
-            Ordering::Core => {}
-        }
-        let message = self.spool.message(slot.place, slot.length);
-        let subject = &message[slot.layout.subject.clone()];
-        if !tail.subjects.iter().any(|pattern| subject::matches(pattern.as_bytes(), subject)) {
-            let takes = tail.subjects.join(", ");
-            return Some(Fate::Condemned(format!("stream {} takes {takes}, not this subject", self.stream)));
-        }
-        // It was put in line before the server's limit was known, or before it was lowered; such a message would cost
-        // the connection, again and again.
-        let total = slot.layout.total_max(slot.length - CRLF.len());
-        (total > tail.max_payload)
-            .then(|| self.fate_of_large(slot, too_large(total, tail.max_payload), tail.max_payload))
-    }
-
     /// The server stored the message whose reply token this is, or had it.
     ///
     /// # Errors
@@ -713,6 +610,7 @@ impl Lane {
                 continue;
             }
             slot.state = State::Stored(sequence.saturating_sub(back));
+            slot.is_duplicate = duplicate;
             if duplicate {
                 self.duplicates += 1;
             } else {
@@ -736,7 +634,9 @@ impl Lane {
             && let State::Stored(sequence) = slot.state
         {
             self.floor = Some((slot.position, sequence));
-            self.settled_upto = self.settled_upto.max(sequence);
+            if !slot.is_duplicate {
+                self.last_settled = later(self.last_settled, Some((slot.position, sequence)));
+            }
             record(&mut self.history, &self.notes, &self.spool, slot, Some(sequence), self.now);
             self.bytes -= slot.length;
             self.base += 1;
@@ -786,58 +686,6 @@ impl Lane {
         let base_low = u32::try_from(self.base & 0xFFFF_FFFF).expect("masked");
         let index = usize::try_from(low.wrapping_sub(base_low)).expect("at least 32 bits");
         (index < self.slots.len()).then_some(index)
-    }
-
-    /// Removes messages from the line (indexes rising) and closes the lane.
-    fn take_out(&mut self, fates: Vec<(usize, Fate)>) {
-        self.close();
-        // Answers that are under way name places in a line that is no more.
-        self.attempt = self.attempt.wrapping_add(1);
-        if fates.iter().enumerate().all(|(at, (index, fate))| at == *index && *fate == Fate::Stored) {
-            for slot in self.slots.drain(..fates.len()) {
-                record(&mut self.history, &self.notes, &self.spool, &slot, slot.sequence(), self.now);
-                self.bytes -= slot.length;
-                self.base += 1;
-                self.stored += u64::from(!matches!(slot.state, State::Stored(_)));
-            }
-            self.release_notes();
-            return;
-        }
-        // Something within the line goes. Rare, so the spool is simply laid anew.
-        let mut fates = fates.into_iter().peekable();
-        let mut spool = Spool::default();
-        let mut set_aside = Vec::new();
-        for (index, mut slot) in std::mem::take(&mut self.slots).into_iter().enumerate() {
-            let message = self.spool.message(slot.place, slot.length);
-            let Some((_, fate)) = fates.next_if(|(out, _)| *out == index) else {
-                slot.place = spool.begin();
-                spool.buffer().extend_from_slice(message);
-                self.slots.push_back(slot);
-                continue;
-            };
-            self.bytes -= slot.length;
-            match fate {
-                Fate::Stored => {
-                    record(&mut self.history, &self.notes, &self.spool, &slot, slot.sequence(), self.now);
-                    self.stored += u64::from(!matches!(slot.state, State::Stored(_)));
-                }
-                Fate::TooLarge(reason) => {
-                    set_aside.push(Parcel::of(&slot, message, self.note_at(slot.note), reason));
-                }
-                Fate::Condemned(reason) => self.condemned.push(Condemned {
-                    number: slot.number,
-                    position: slot.position,
-                    subject: text(&message[slot.layout.subject.clone()]),
-                    headers: headers::to_json(&message[slot.layout.header_at..slot.layout.body_at]),
-                    payload: message[slot.layout.body_at..message.len() - CRLF.len()].to_vec(),
-                    reason,
-                    noted: noted(&self.notes, slot.note, slot.keep, &slot.layout),
-                }),
-            }
-        }
-        self.spool = spool;
-        set_aside.into_iter().for_each(|parcel| self.put_aside(parcel));
-        self.release_notes();
     }
 
     /// Forgets the notes of events that are no longer in line.

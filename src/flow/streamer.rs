@@ -17,7 +17,7 @@ mod router;
 use std::time::Duration;
 
 use super::{
-    delay::{Delay, Due},
+    delay::{Delay, Due, sequence_of},
     event_id::EventPosition,
     history::{Batch, Book, Outcome},
     lane::{Batches, Lane, Moment, Noted, Ordering},
@@ -469,7 +469,7 @@ impl Streamer {
         if self.delay.is_off() {
             return;
         }
-        self.delay.hold(self.out.window.confirmed(), self.now.steady, self.out.lanes.iter().map(Lane::settled_upto));
+        self.delay.hold(self.out.window.confirmed(), self.now.steady, self.out.lanes.iter().map(Lane::last_settled));
         if let Some(due) = self.due().filter(|due| due.news.is_empty()) {
             self.delay.confirm(due);
         }
@@ -478,14 +478,14 @@ impl Streamer {
     /// What could be confirmed after its delay, and may be once the streams are known to have what it says, and the checkpoints
     /// say it too: [`Streamer::checkpointed`].
     pub fn due(&self) -> Option<Due> {
-        self.delay.due(self.now.steady, self.out.lanes.iter().map(Lane::settled_upto))
+        self.delay.due(self.now.steady, self.out.lanes.iter().map(Lane::last_settled))
     }
 
     /// The streams have it, and the checkpoints say that they have to keep it.
     pub fn checkpointed(&mut self, due: Due) {
         // Of a stream that was not looked at yet only its tail will tell.
-        let lanes = self.out.lanes.iter_mut().zip(&due.sequences).filter(|(lane, _)| lane.kept_upto().is_some());
-        lanes.for_each(|(lane, &sequence)| lane.set_kept_upto(sequence));
+        let lanes = self.out.lanes.iter_mut().zip(&due.kept).filter(|(lane, _)| lane.kept_upto().is_some());
+        lanes.for_each(|(lane, kept)| lane.set_kept_upto(sequence_of(kept)));
         self.delay.confirm(due);
     }
 

@@ -10,7 +10,7 @@ use fastrand::Rng;
 use walhook::{
     error::Kind,
     flow::{
-        delay::Due,
+        delay::{Due, sequence_of},
         event_id::EventPosition,
         history::{Batch, Book},
         lane::{BATCH_MAX, Batches, Moment, Refusal, Tail, parcel::Claim},
@@ -747,7 +747,9 @@ impl World {
         let Some(run) = &mut self.run else { return Ok(false) };
         match run.checkpointing.take() {
             Some((due, false)) => {
-                for (index, &sequence) in due.sequences.iter().enumerate().filter(|(_, sequence)| **sequence > 0) {
+                for (index, sequence) in
+                    due.kept.iter().map(sequence_of).enumerate().filter(|(_, sequence)| *sequence > 0)
+                {
                     let lane = run.streamer.lane(index);
                     let seen = lane.floor().map_or(0, |(_, sequence)| sequence);
                     let kept = lane.kept_upto().max(Some(sequence));
@@ -764,7 +766,12 @@ impl World {
                         if self.jetstream.is_down || !lane.is_open() {
                             return Ok(false);
                         }
-                        if self.jetstream.stream(lane.stream()).last_sequence < due.sequences[index] {
+                        let messages = &self.jetstream.stream(lane.stream()).messages;
+                        let is_its = |(position, sequence): (EventPosition, u64)| {
+                            let at = messages.iter().find(|message| message.sequence == sequence);
+                            at.is_some_and(|message| message.event.as_deref() == Some(&position.id(SOURCE)))
+                        };
+                        if due.kept[index].is_some_and(|kept| !is_its(kept)) {
                             let what = format!("{} has lost something", lane.stream());
                             return self.ends(&walhook::error::Error::unavailable(what)).map(|()| true);
                         }

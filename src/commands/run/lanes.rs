@@ -29,12 +29,12 @@ use crate::{
     config::Config,
     error::{Error, Kind, Result},
     flow::{
-        delay::Due,
+        delay::{Due, Kept, sequence_of},
         event_id::EventPosition,
         lane::{Lane, Moment, Ordering, Tail},
         streamer::Streamer,
     },
-    nats::{control::Control, handshake, settings::Overrides, streams},
+    nats::{control::Control, handshake, settings::Overrides, streams, tail},
     postgres,
     route::{payload::write_timestamp, tables::ConfigRow},
     wal::lsn::Lsn,
@@ -146,8 +146,8 @@ impl Lanes {
         let drivers = self.drivers.iter().enumerate();
         let stands = drivers.filter_map(|(index, driver)| {
             let stands = driver.stands(streamer.lane(index))?;
-            let due = due.and_then(|due| due.sequences.get(index).copied());
-            Some(Checkpoint { kept_upto: stands.kept_upto.map(|kept| kept.max(due.unwrap_or(0))), ..stands })
+            let due = due.and_then(|due| due.kept.get(index)).map_or(0, sequence_of);
+            Some(Checkpoint { kept_upto: stands.kept_upto.map(|kept| kept.max(due)), ..stands })
         });
         stands.collect()
     }
@@ -158,19 +158,15 @@ impl Lanes {
         let ask = |&index: &usize| {
             let control = self.control(index).filter(|control| control.is_connected())?.clone();
             let (lane, created_ns) = (streamer.lane(index), self.drivers[index].created_ns);
-            lane.is_open().then(|| (control, lane.stream().to_owned(), created_ns, due.sequences[index]))
+            lane.is_open().then(|| (control, lane.stream().to_owned(), created_ns, due.kept[index]))
         };
         let asks = due.news.iter().map(ask).collect::<Option<Vec<_>>>()?;
+        let source = self.identity.source.clone();
         Some(async move {
-            for (control, stream, created_ns, sequence) in asks {
-                match streams::state(&control, &stream).await {
-                    Ok(state) if state.created_ns == created_ns && state.last_sequence >= sequence => {}
-                    Ok(state) => {
-                        return Err(Error::unavailable(format!(
-                            "stream {stream:?} had acknowledged message {sequence} and ends at {} now",
-                            state.last_sequence
-                        )));
-                    }
+            for (control, stream, created_ns, kept) in asks {
+                match keeps(&control, &stream, created_ns, kept, &source).await {
+                    Ok(None) => {}
+                    Ok(Some(lost)) => return Err(Error::unavailable(lost)),
                     Err(error) => {
                         tracing::debug!("before what is due is confirmed: {error}");
                         return Ok(false);
@@ -700,4 +696,21 @@ fn timestamp(seconds: u64) -> String {
     let mut text = String::new();
     write_timestamp((i64::try_from(seconds).unwrap_or(i64::MAX / 2_000_000) - Y2K) * 1_000_000, &mut text);
     text
+}
+
+/// Whether the stream has this event still where it was, or what shows that it has not. What somebody has deleted since is not lost;
+/// another message in its place is: the server has forgotten it, and somebody else has written there.
+async fn keeps(control: &Control, stream: &str, created_ns: i64, kept: Kept, source: &str) -> Result<Option<String>> {
+    let state = streams::state(control, stream).await?;
+    let Some((position, sequence)) = kept.filter(|(_, sequence)| *sequence >= state.first_sequence) else {
+        return Ok((state.created_ns != created_ns).then(|| format!("stream {stream:?} was made anew")));
+    };
+    if state.created_ns != created_ns || state.last_sequence < sequence {
+        let last = state.last_sequence;
+        return Ok(Some(format!("stream {stream:?} had acknowledged message {sequence} and ends at {last} now")));
+    }
+    let there = tail::message(control, stream, sequence).await?;
+    let is_another = there.is_some_and(|there| open::position_of(&there, source) != Some(position));
+    Ok(is_another
+        .then(|| format!("stream {stream:?} had acknowledged message {sequence} and has another one there now")))
 }

@@ -2,7 +2,15 @@
 //! ([`crate::flow::delay`]).
 
 use super::{Lane, Tail};
-use crate::error::Error;
+use crate::{
+    error::Error,
+    flow::delay::{Kept, sequence_of},
+};
+
+/// Of two places the one that is further on.
+pub(super) fn later(one: Kept, other: Kept) -> Kept {
+    if sequence_of(&other) > sequence_of(&one) { other } else { one }
+}
 
 impl Tail {
     /// Whether a stream that ends here, although it had taken more, is without loss: the slot has all events behind sequence
@@ -13,9 +21,9 @@ impl Tail {
 }
 
 impl Lane {
-    /// The highest sequence that an event is known to have which is settled.
-    pub fn settled_upto(&self) -> u64 {
-        self.settled_upto
+    /// The event with the highest sequence of those that are settled.
+    pub fn last_settled(&self) -> Kept {
+        self.last_settled
     }
 
     /// Up to which sequence the stream has to keep what it has taken, for behind it the slot has all events still. `None`: all

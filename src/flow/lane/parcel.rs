@@ -196,6 +196,7 @@ impl Lane {
                 note: (self.notes.end(), 0),
                 keep,
                 part: (1, 1),
+                is_duplicate: false,
                 is_single: false,
                 is_ungrouped: false,
                 may_be_claimed: false,

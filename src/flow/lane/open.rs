@@ -1,0 +1,175 @@
+//! What the stream's tail says of the events in line, and how events leave the line.
+//!
+//! In: a tail, or what the server has refused for good. Out: a line in which all is to be sent, the rest settled, given up or set
+//! aside. Always holds: an event that leaves goes into the history, to the condemned or to the parcels.
+
+use super::{
+    Anchor, CRLF, Condemned, Lane, Ordering, Slot, State, Tail, later, noted,
+    parcel::{Parcel, too_large},
+    record, text,
+};
+use crate::{
+    error::Result,
+    flow::{event_id::EventPosition, spool::Spool},
+    route::{headers, subject},
+};
+
+/// Why an event leaves the line.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// The stream has it.
+    Stored,
+    /// It can never be published.
+    Condemned(String),
+    /// It can, with a claim check for its payload.
+    TooLarge(String),
+}
+
+impl Lane {
+    /// Goes on after the stream's tail: what it shows as stored is settled, what this stream does not take is given up
+    /// ([`Lane::take_condemned`]), all else is to be sent (again).
+    ///
+    /// # Errors
+    /// The tail and our events come from different histories, or the stream has lost what it had.
+    pub fn open(&mut self, tail: &Tail) -> Result<()> {
+        if tail.last_sequence < self.reached {
+            return Err(self.shortened(tail));
+        }
+        let mut listed = tail.listed.clone();
+        listed.sort_unstable_by_key(EventPosition::rank);
+        let mut fates = Vec::new();
+        for (index, slot) in self.slots.iter().enumerate() {
+            if let Some((stored, _)) = &tail.ours
+                && slot.position.contradicts(stored)
+            {
+                return Err(self.rewritten(&slot.position, stored));
+            }
+            if let Some(fate) = self.fate(slot, tail, &listed) {
+                fates.push((index, fate));
+            }
+        }
+        self.take_out(fates);
+        // By now it was sent, or the connection is another one.
+        self.rest.clear();
+        self.pinged = None;
+        if let Some((stored, sequence)) = &tail.ours
+            && self.floor.is_none_or(|(floor, _)| floor.is_at_or_before(stored))
+        {
+            self.floor = Some((*stored, *sequence));
+        }
+        self.last_settled = later(self.last_settled, tail.ours);
+        if self.ordering == Ordering::Shared {
+            self.known.extend(listed);
+            self.known.make_contiguous().sort_unstable_by_key(EventPosition::rank);
+            while let (Some(known), Some(seen)) = (self.known.front(), &self.last_seen)
+                && known.is_at_or_before(seen)
+            {
+                self.known.pop_front();
+            }
+        }
+        self.reached = tail.last_sequence;
+        self.opened_behind = tail.last_sequence;
+        self.max_payload = tail.max_payload;
+        self.anchor = Some(Anchor { index: self.base, last_sequence: tail.last_sequence });
+        self.is_probing = self.ordering == Ordering::Strict;
+        for offset in 0..self.slots.len() {
+            self.slots[offset].state = State::Waiting;
+            self.rewrite(offset, (1, 1), None);
+        }
+        self.recount(tail.batch_max);
+        let first = self.slots.front().map_or_else(|| self.spool.end(), |slot| slot.place);
+        self.spool.rewind(first);
+        self.spool.release(first);
+        self.sent_upto = self.base;
+        Ok(())
+    }
+
+    /// What a tail says of an event in line; `None`: it is to be sent.
+    fn fate(&self, slot: &Slot, tail: &Tail, listed: &[EventPosition]) -> Option<Fate> {
+        let is_listed = || listed.binary_search_by_key(&slot.position.rank(), EventPosition::rank).is_ok();
+        match self.ordering {
+            Ordering::Strict => {
+                if tail.ours.is_some_and(|(stored, _)| slot.position.is_at_or_before(&stored)) {
+                    // Nothing is stored behind a hole, unless another writer fills it.
+                    return Some(if slot.state != State::OutOfOrder || is_listed() {
+                        Fate::Stored
+                    } else {
+                        Fate::Condemned(format!(
+                            "another writer's message in stream {} took its place; a strict stream wants no other writer",
+                            self.stream
+                        ))
+                    });
+                }
+            }
+            Ordering::Shared => {
+                if matches!(slot.state, State::Stored(_)) || is_listed() {
+                    return Some(Fate::Stored);
+                }
+            }
+            Ordering::Core => {}
+        }
+        let message = self.spool.message(slot.place, slot.length);
+        let subject = &message[slot.layout.subject.clone()];
+        if !tail.subjects.iter().any(|pattern| subject::matches(pattern.as_bytes(), subject)) {
+            let takes = tail.subjects.join(", ");
+            return Some(Fate::Condemned(format!("stream {} takes {takes}, not this subject", self.stream)));
+        }
+        // It was put in line before the server's limit was known, or before it was lowered; such a message would cost
+        // the connection, again and again.
+        let total = slot.layout.total_max(slot.length - CRLF.len());
+        (total > tail.max_payload)
+            .then(|| self.fate_of_large(slot, too_large(total, tail.max_payload), tail.max_payload))
+    }
+
+    /// Removes messages from the line (indexes rising) and closes the lane.
+    pub(super) fn take_out(&mut self, fates: Vec<(usize, Fate)>) {
+        self.close();
+        // Answers that are under way name places in a line that is no more.
+        self.attempt = self.attempt.wrapping_add(1);
+        if fates.iter().enumerate().all(|(at, (index, fate))| at == *index && *fate == Fate::Stored) {
+            for slot in self.slots.drain(..fates.len()) {
+                record(&mut self.history, &self.notes, &self.spool, &slot, slot.sequence(), self.now);
+                self.bytes -= slot.length;
+                self.base += 1;
+                self.stored += u64::from(!matches!(slot.state, State::Stored(_)));
+            }
+            self.release_notes();
+            return;
+        }
+        // Something within the line goes. Rare, so the spool is simply laid anew.
+        let mut fates = fates.into_iter().peekable();
+        let mut spool = Spool::default();
+        let mut set_aside = Vec::new();
+        for (index, mut slot) in std::mem::take(&mut self.slots).into_iter().enumerate() {
+            let message = self.spool.message(slot.place, slot.length);
+            let Some((_, fate)) = fates.next_if(|(out, _)| *out == index) else {
+                slot.place = spool.begin();
+                spool.buffer().extend_from_slice(message);
+                self.slots.push_back(slot);
+                continue;
+            };
+            self.bytes -= slot.length;
+            match fate {
+                Fate::Stored => {
+                    record(&mut self.history, &self.notes, &self.spool, &slot, slot.sequence(), self.now);
+                    self.stored += u64::from(!matches!(slot.state, State::Stored(_)));
+                }
+                Fate::TooLarge(reason) => {
+                    set_aside.push(Parcel::of(&slot, message, self.note_at(slot.note), reason));
+                }
+                Fate::Condemned(reason) => self.condemned.push(Condemned {
+                    number: slot.number,
+                    position: slot.position,
+                    subject: text(&message[slot.layout.subject.clone()]),
+                    headers: headers::to_json(&message[slot.layout.header_at..slot.layout.body_at]),
+                    payload: message[slot.layout.body_at..message.len() - CRLF.len()].to_vec(),
+                    reason,
+                    noted: noted(&self.notes, slot.note, slot.keep, &slot.layout),
+                }),
+            }
+        }
+        self.spool = spool;
+        set_aside.into_iter().for_each(|parcel| self.put_aside(parcel));
+        self.release_notes();
+    }
+}
