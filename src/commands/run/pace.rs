@@ -2,7 +2,8 @@
 //!
 //! The walsender sends every row by itself. A reader that is faster wakes for each one, and wakes nats-server for each
 //! one: on shared cores all three then spend more on waking than on work. Letting rows gather for a moment costs a fraction
-//! of a millisecond where it does not matter, under load, and nothing where it does, when rows come one by one.
+//! of a millisecond where it does not matter, under load, and nothing where it does, when rows come one by one. The same with
+//! acks while the window is full.
 
 use std::time::Duration;
 
@@ -17,6 +18,10 @@ const LOAD: u32 = 150;
 /// How long rows gather; longer saves nothing more. Tokio's timer counts in milliseconds, so the one thread itself sleeps: what
 /// else it does (acks, status, SQL) can wait that long.
 const GATHER: Duration = Duration::from_micros(200);
+/// While the window is full, and with so many events or more, …
+const MANY: usize = 1000;
+/// … acks gather for so long: nats-server sends them few at a time, and room for a quarter of the window is waited for anyway.
+const REST: Duration = Duration::from_millis(1);
 
 /// See the module.
 #[derive(Debug)]
@@ -53,6 +58,13 @@ impl Pace {
     pub fn gather(&self) {
         if self.is_loaded() {
             std::thread::sleep(GATHER);
+        }
+    }
+
+    /// To be called before acks are taken while nothing is read, because `events` fill the window.
+    pub fn rest(events: usize) {
+        if events >= MANY {
+            std::thread::sleep(REST);
         }
     }
 }

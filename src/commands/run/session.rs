@@ -251,6 +251,9 @@ impl Session<'_> {
         let mut drain_until: Option<Instant> = None;
         loop {
             let is_reading = drain_until.is_none() && self.pump()?;
+            if self.is_paused && drain_until.is_none() {
+                Pace::rest((0..self.streamer.lane_count()).map(|index| self.streamer.lane(index).len()).sum());
+            }
             self.start_job();
             self.office.look(&mut self.streamer, &self.lanes);
             if let Some(what) = self.streamer.left_out() {
