@@ -50,6 +50,13 @@ fn copy(from: &Path, to: &Path) {
     assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
 }
 
+/// What is in the stream so far is on the disk, whatever comes.
+async fn synced(feed: &Feed, backup: &Path) {
+    feed.nats.stop();
+    copy(&feed.nats.store_dir(), backup);
+    feed.nats.restart().await;
+}
+
 /// nats-server dies as in a power cut that takes what it had not synced: its folder is what it was.
 async fn forgets(feed: &Feed, backup: &Path) {
     feed.nats.kill9();
@@ -65,9 +72,7 @@ async fn a_stream_that_forgets_what_the_slot_still_has_is_filled_again_loudly_an
     let mut walhook = run(&feed, 3600);
     insert(&feed, 0, 100);
     exactly(&feed, 100).await;
-    feed.nats.stop();
-    copy(&feed.nats.store_dir(), &backup);
-    feed.nats.restart().await;
+    synced(&feed, &backup).await;
     insert(&feed, 100, 200);
     exactly(&feed, 200).await;
 
@@ -116,9 +121,7 @@ async fn after_the_delay_a_commit_is_confirmed_and_a_stream_that_forgets_it_then
     let mut walhook = run(&feed, 1);
     insert(&feed, 0, 50);
     feed.confirmed().await;
-    feed.nats.stop();
-    copy(&feed.nats.store_dir(), &backup);
-    feed.nats.restart().await;
+    synced(&feed, &backup).await;
     insert(&feed, 50, 100);
     feed.confirmed().await;
     // An idle slot moves on as well.
@@ -144,9 +147,7 @@ async fn another_writers_message_in_the_place_of_one_that_was_forgotten_does_not
     let mut walhook = run(&feed, 5);
     insert(&feed, 0, 50);
     exactly(&feed, 50).await;
-    feed.nats.stop();
-    copy(&feed.nats.store_dir(), &backup);
-    feed.nats.restart().await;
+    synced(&feed, &backup).await;
     insert(&feed, 50, 60);
     exactly(&feed, 60).await;
     walhook.pause();

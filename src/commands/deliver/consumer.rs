@@ -30,10 +30,8 @@ pub fn differs(old: &Webhook, new: &Webhook) -> bool {
 pub async fn streams(control: &Control, subjects: &[String]) -> Result<Vec<String>> {
     let mut streams = Vec::new();
     for subject in subjects {
-        let answer = control.api("STREAM.NAMES", &json!({ "subject": subject })).await?;
-        let answer = answer.map_err(|error| refused(format!("look for the stream of {subject}"), error))?;
-        let names = answer.get("streams").and_then(Value::as_array).into_iter().flatten();
-        streams.extend(names.filter_map(Value::as_str).map(str::to_owned));
+        let attempted = || format!("look for the stream of {subject}");
+        streams.extend(names(control, "STREAM.NAMES", json!({ "subject": subject }), "streams", attempted).await?);
     }
     streams.sort();
     streams.dedup();
@@ -44,8 +42,10 @@ pub async fn streams(control: &Control, subjects: &[String]) -> Result<Vec<Strin
 /// moved while no worker ran has left its events in the stream before.
 pub async fn of_group(control: &Control, group: &str) -> Result<Vec<(i32, String)>> {
     let mut consumers = Vec::new();
-    for stream in names(control, "STREAM.NAMES", "streams").await? {
-        for name in names(control, &format!("CONSUMER.NAMES.{stream}"), "consumers").await? {
+    let attempted = || "list the streams".to_owned();
+    for stream in names(control, "STREAM.NAMES", json!({}), "streams", attempted).await? {
+        let attempted = || format!("list the consumers of stream {stream:?}");
+        for name in names(control, &format!("CONSUMER.NAMES.{stream}"), json!({}), "consumers", attempted).await? {
             let id = name.strip_prefix(group).and_then(|rest| rest.strip_prefix('-')?.parse().ok());
             consumers.extend(id.map(|id: i32| (id, stream.clone())));
         }
@@ -54,11 +54,18 @@ pub async fn of_group(control: &Control, group: &str) -> Result<Vec<(i32, String
 }
 
 /// All names that a request of JetStream's API lists, page by page.
-async fn names(control: &Control, request: &str, field: &str) -> Result<Vec<String>> {
+async fn names(
+    control: &Control,
+    request: &str,
+    mut body: Value,
+    field: &str,
+    attempted: impl Fn() -> String,
+) -> Result<Vec<String>> {
     let mut all: Vec<String> = Vec::new();
     loop {
-        let answer = control.api(request, &json!({ "offset": all.len() })).await?;
-        let answer = answer.map_err(|error| refused(format!("list {field} ({request})"), error))?;
+        body["offset"] = all.len().into();
+        let answer = control.api(request, &body).await?;
+        let answer = answer.map_err(|error| refused(attempted(), error))?;
         let page = answer.get(field).and_then(Value::as_array).into_iter().flatten();
         let before = all.len();
         all.extend(page.filter_map(Value::as_str).map(str::to_owned));

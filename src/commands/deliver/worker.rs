@@ -58,7 +58,7 @@ struct Running {
 /// Follows the configuration until shutdown; then waits for what is under way.
 pub async fn run(worker: Arc<Worker>, mut all: watch::Receiver<Option<All>>, mut shutdown: watch::Receiver<bool>) {
     let mut lanes: BTreeMap<(i32, String), Running> = BTreeMap::new();
-    let (mut left, mut is_found) = (Vec::new(), false);
+    let mut left: Option<Vec<(i32, String)>> = None;
     let mut finding = pin!(find(&worker));
     let mut tasks = JoinSet::new();
     let mut told = Told::default();
@@ -69,12 +69,12 @@ pub async fn run(worker: Arc<Worker>, mut all: watch::Receiver<Option<All>>, mut
             biased;
             _ = shutdown.wait_for(|stop| *stop) => break,
             changed = all.changed() => if changed.is_err() { break },
-            found = &mut finding, if !is_found => (left, is_found) = (found, true),
+            found = &mut finding, if left.is_none() => left = Some(found),
             _ = look.tick() => {}
         }
         let Some(now) = all.borrow_and_update().clone() else { continue };
         told.counts(&worker);
-        follow(&worker, &now, &left, &mut lanes, &mut tasks, &mut told, &shutdown).await;
+        follow(&worker, &now, left.as_deref().unwrap_or_default(), &mut lanes, &mut tasks, &mut told, &shutdown).await;
         while tasks.try_join_next().is_some() {}
         // A lane that has ended by itself was a deleted webhook's.
         lanes.retain(|_, running| running.known.receiver_count() > 0);
