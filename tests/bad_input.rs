@@ -521,13 +521,40 @@ async fn a_webhook_that_halts_stops_walhook_at_its_event_and_goes_on_there_when_
     for word in ["webhook 1 \"w\"", "elsewhere.x", "no stream", "on_error"] {
         assert!(last.contains(word), "no {word:?} in {last}");
     }
-    // It stays so until somebody acts.
+    // It stays so until somebody acts; a corrected row alone says nothing of an event before it.
     refuses(feed.command("run"), 2, &["elsewhere.x"]);
     feed.pg.psql("UPDATE rule_webhooks SET nats_subject = 'webhooks.w'");
+    refuses(feed.command("run"), 2, &["elsewhere.x"]);
+    feed.pg.psql(&amendment_of(&log));
+    assert_eq!(
+        feed.pg
+            .psql("SELECT count(*), bool_and(made_by = session_user), min(at_ordinal) FROM rule_cdc_rule_amendments"),
+        "1|t|0"
+    );
     let mut walhook = feed.run();
     feed.pg.psql("INSERT INTO t VALUES (4)");
     assert_eq!(ids(&feed).await, [1, 2, 3, 4]);
     ended_well(&mut walhook);
+}
+
+/// The statement that the hint of a halt names.
+fn amendment_of(log: &str) -> String {
+    let at = log.rfind("SELECT rule_cdc_rules_amend(").expect("the hint names the statement");
+    let end = log[at..].find(')').expect("it is whole");
+    log[at..=at + end].to_owned()
+}
+
+#[tokio::test]
+async fn an_amendment_wants_the_id_of_an_event_of_this_database() {
+    let feed = linked().await;
+    for (event, problem) in [("'nonsense'", "is not the id of an event"), ("NULL", "is not the id of an event")] {
+        let said = feed.pg.try_psql(&format!("SELECT rule_cdc_rules_amend({event})")).expect_err("it is refused");
+        let said = said.as_db_error().unwrap();
+        assert!(said.message().contains(problem) && said.hint().is_some(), "{said}");
+    }
+    let beyond = "SELECT rule_cdc_rules_amend('walhook-0fffffff00000000-1-0-1')";
+    let said = feed.pg.try_psql(beyond).expect_err("it is refused");
+    assert!(said.as_db_error().unwrap().message().contains("beyond the WAL"), "{said}");
 }
 
 #[tokio::test]
@@ -541,6 +568,8 @@ async fn a_webhook_that_halts_in_the_transaction_that_broke_it_goes_on_when_mend
     );
     assert_eq!(walhook.wait(Duration::from_secs(30)), 2, "{}", walhook.log());
     feed.pg.psql("UPDATE rule_webhooks SET nats_subject = 'webhooks.w'");
+    feed.pg.psql(&amendment_of(&walhook.log()));
+    assert_eq!(feed.pg.psql("SELECT at_ordinal FROM rule_cdc_rule_amendments"), "2", "of the row after the change");
     let mut walhook = feed.run();
     assert_eq!(ids(&feed).await, [1, 2]);
     ended_well(&mut walhook);

@@ -95,6 +95,8 @@ pub struct Condemned {
     pub reason: String,
     /// What its history begins with, where it has one.
     pub noted: Option<Noted>,
+    /// By the rules of its commit walhook stops instead of making a dead letter.
+    pub halts: bool,
 }
 
 /// What a row of the history is made of, besides what became of the event.
@@ -204,6 +206,8 @@ struct Slot {
     keep: Keep,
     /// If it is too large, its payload may go into the object store.
     may_be_claimed: bool,
+    /// See [`Condemned::halts`].
+    halts: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -227,6 +231,7 @@ pub struct Draft {
     note: (Place, usize),
     keep: Keep,
     may_be_claimed: bool,
+    halts: bool,
 }
 
 /// The most that a server can be told to take; what this one takes is known when the lane opens.
@@ -450,7 +455,7 @@ impl Lane {
         };
         let layout = message::begin(&head, stream, &front, self.batching.is_wanted(), more, out);
         let note = (self.notes.end(), 0);
-        Draft { place, start, layout, note, keep: Keep::Nothing, may_be_claimed: false }
+        Draft { place, start, layout, note, keep: Keep::Nothing, may_be_claimed: false, halts: false }
     }
 
     /// Says where in [`Lane::buffer`] the draft's data is, and what the history is to keep of the event.
@@ -509,7 +514,7 @@ impl Lane {
         if let Some(reason) = self.too_large(&draft.layout, length) {
             return self.set_aside(draft, number, position, reason);
         }
-        let Draft { place, layout, note, keep, may_be_claimed, .. } = draft;
+        let Draft { place, layout, note, keep, may_be_claimed, halts, .. } = draft;
         self.spool.buffer().extend_from_slice(CRLF);
         let length = length + CRLF.len();
         layout.finish(self.spool.message_mut(place, length));
@@ -531,6 +536,7 @@ impl Lane {
             note,
             keep,
             may_be_claimed,
+            halts,
         });
         Ok(())
     }

@@ -105,6 +105,12 @@ async fn amend(control: &Control, wanted: &Wanted, info: &Value) -> Result<Strea
     }
 }
 
+/// The stream as it is, if there is one.
+pub async fn find(control: &Control, stream: &str) -> Result<Option<StreamState>> {
+    check_name(stream)?;
+    info(control, stream).await?.map(|info| parse_state(&info)).transpose()
+}
+
 /// The stream as it is. [`Kind::Config`] where there is none.
 pub async fn state(control: &Control, stream: &str) -> Result<StreamState> {
     check_name(stream)?;

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use crate::{
-    commands::run::{ledger, position_of},
+    commands::run::{position_of, rules},
     config::Config,
     error::{Error, Result},
     flow::event_id::EventPosition,
@@ -58,7 +58,7 @@ impl Feed {
     /// PostgreSQL cannot be asked.
     pub async fn read(config: &Config) -> Result<(Feed, tokio_postgres::Client)> {
         let mut client = sql::connect(&config.postgres).await?;
-        let (mut tables, ..) = ledger::snapshot(&mut client).await?;
+        let mut tables = rules::newest(&mut client).await?.tables;
         tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
         let mut lanes = Vec::new();
         let rules = Rules::compile(&tables, &mut lanes);

@@ -61,6 +61,10 @@ pub enum Point {
     Checkpoint,
     /// They are durable.
     Checkpointed,
+    /// Versions of the rules are about to be written.
+    RulesUnwritten,
+    /// They are durable, and the streamer does not know.
+    RulesWritten,
     /// Told to stop; all that is in flight still is.
     Shutdown,
     /// All is drained; last words are not said.
@@ -71,7 +75,7 @@ pub enum Point {
 
 impl Point {
     /// All of them.
-    pub const ALL: [Point; 22] = [
+    pub const ALL: [Point; 24] = [
         Point::SlotTaken,
         Point::EpochRaised,
         Point::Reload,
@@ -91,6 +95,8 @@ impl Point {
         Point::Buried,
         Point::Checkpoint,
         Point::Checkpointed,
+        Point::RulesUnwritten,
+        Point::RulesWritten,
         Point::Shutdown,
         Point::Drained,
         Point::LastWords,

@@ -165,6 +165,7 @@ impl Lane {
                     payload: message[slot.layout.body_at..message.len() - CRLF.len()].to_vec(),
                     reason,
                     noted: noted(&self.notes, slot.note, slot.keep, &slot.layout),
+                    halts: slot.halts,
                 }),
             }
         }

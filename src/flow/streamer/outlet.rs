@@ -171,6 +171,7 @@ impl Outlet {
                     reason: problem.expect("set above"),
                     // It has no webhook that a row could name.
                     noted: None,
+                    halts: false,
                 };
                 self.condemn(rules, condemned)
             }
@@ -228,6 +229,9 @@ impl Outlet {
         if webhook.on_error == OnError::ObjectStore {
             draft.allow_claim();
         }
+        if webhook.on_error == OnError::Halt {
+            draft.halt_on_error();
+        }
         let data = payload::write(body, webhook, source, transaction, &self.id, lane.buffer());
         if webhook.keep != Keep::Nothing {
             self.origin.fill(body, webhook);
@@ -279,20 +283,26 @@ impl Outlet {
             payload,
             reason,
             noted,
+            halts: webhook.on_error == OnError::Halt,
         }
     }
 
     pub fn condemn(&mut self, rules: &Rules, condemned: Condemned) -> Result<()> {
-        let Condemned { number, position, subject, headers, payload, reason, noted } = condemned;
+        let Condemned { number, position, subject, headers, payload, reason, noted, halts } = condemned;
         let webhook = rules.webhook(position.webhook_id).map(|index| &rules.webhooks[index]);
         let event_id = position.id(&self.source);
-        if let Some(webhook) = webhook.filter(|webhook| webhook.on_error == OnError::Halt) {
+        if halts {
+            let name = webhook.map_or("?", |webhook| webhook.name.as_str());
             return Err(Error::config(format!(
-                "publish event {event_id} of webhook {} {:?} to {subject:?}",
-                webhook.id, webhook.name
+                "publish event {event_id} of webhook {} {name:?} to {subject:?}",
+                position.webhook_id
             ))
             .caused_by(Halted(reason))
-            .hint("the webhook has on_error = 'halt'; mend its configuration, or set on_error = 'dead_letter'"));
+            .hint(format!(
+                "the webhook has on_error = 'halt': correct its configuration or set on_error = 'dead_letter', then run \
+                 SELECT rule_cdc_rules_amend('{event_id}') to put the corrected rules in force at this event, and start \
+                 walhook again"
+            )));
         }
         self.counts.dead_letters += 1;
         let letter = DeadLetter {

@@ -13,6 +13,7 @@ use crate::{
     flow::{
         event_id::EventPosition,
         lane::{BATCH_MAX, Tail},
+        streamer::LaneSettings,
     },
     nats::{control::Control, streams, tail},
     route::tables::StreamRow,
@@ -55,8 +56,9 @@ pub struct Known {
     pub batch_max: usize,
 }
 
-/// Makes the stream what the row says and reads its tail.
-pub async fn open(control: Control, stream: StreamRow, identity: Identity, known: Known) -> Result<Opened> {
+/// Makes the stream what the row says and reads its tail. A stream that no row of now speaks of is left as it is.
+pub async fn open(control: Control, settings: LaneSettings, identity: Identity, known: Known) -> Result<Opened> {
+    let LaneSettings { stream, is_current, .. } = settings;
     let mut warnings = Vec::new();
     let mut row = stream.clone();
     if !known.knows_batches {
@@ -65,7 +67,12 @@ pub async fn open(control: Control, stream: StreamRow, identity: Identity, known
     if !known.shares_syncs {
         row.durability = None;
     }
-    let state = match streams::ensure(&control, &row).await {
+    let there = if is_current { None } else { streams::find(&control, &row.stream_name).await? };
+    let ensured = match there {
+        Some(state) => Ok(state),
+        None => streams::ensure(&control, &row).await,
+    };
+    let state = match ensured {
         Ok(state) => state,
         // The row wants what JetStream does not allow. Where the stream exists, events flow into it as it is.
         Err(error) if error.kind() == Kind::Config => {
