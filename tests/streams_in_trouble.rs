@@ -213,3 +213,41 @@ async fn a_replica_identity_and_a_type_changed_between_rows_are_followed() {
     assert_eq!(data[4], serde_json::json!({"id": 2, "note": 5}));
     ended_well(&mut walhook);
 }
+
+/// How often walhook has opened the stream, as its log says.
+fn openings(walhook: &Walhook) -> usize {
+    walhook.log().matches("stream opened").count()
+}
+
+#[tokio::test]
+async fn a_repeated_message_id_holds_up_nobody_and_reopens_nothing_but_for_the_first_that_is_older_than_the_run() {
+    for version in ["2.10", "2.15"] {
+        let feed = linked_on(Postgres::start().await, Nats::builder().version(version).start().await);
+        feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");
+        // Every other event has an id that one of fifty others has.
+        let repeat = |from: i64, to: i64| {
+            feed.pg.psql(&format!(
+                "SELECT count(rule_webhook_publish_nats(1, jsonb_build_object('id', i),
+                     CASE WHEN i % 2 = 0 THEN 'own-' || i % 100 WHEN i % 3 = 0 THEN 'new-' || i END))
+                 FROM generate_series({from}, {}) i",
+                to - 1
+            ));
+        };
+        let wanted = |to: i64| (0..to).filter(|id| id % 2 == 1 || *id < 100).collect::<Vec<_>>();
+        let ids = async || -> Vec<i64> {
+            feed.messages().await.iter().map(|message| message.data()["id"].as_i64().unwrap()).collect()
+        };
+        let mut walhook = feed.run();
+        repeat(0, 2000);
+        feed.confirmed().await;
+        assert_eq!(ids().await, wanted(2000));
+        assert_eq!(openings(&walhook), 1, "{}", walhook.log());
+        ended_well(&mut walhook);
+        let mut walhook = feed.run();
+        repeat(2000, 3000);
+        feed.confirmed().await;
+        assert_eq!(ids().await, wanted(3000));
+        assert!(openings(&walhook) <= 2, "{}", walhook.log());
+        ended_well(&mut walhook);
+    }
+}

@@ -200,6 +200,7 @@ impl Lane {
                 is_single: false,
                 is_ungrouped: false,
                 may_be_claimed: false,
+                has_own_id: false,
             },
             &head,
             &note,
