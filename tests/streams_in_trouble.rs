@@ -13,6 +13,7 @@ use support::{
     disk::Disk,
     eventually,
     feed::Feed,
+    login::Operator,
     rows::{ended_well, exactly, insert, linked_on, taken},
     skip,
     tls::Authority,
@@ -250,4 +251,87 @@ async fn a_repeated_message_id_holds_up_nobody_and_reopens_nothing_but_for_the_f
         assert!(openings(&walhook) <= 2, "{}", walhook.log());
         ended_well(&mut walhook);
     }
+}
+
+/// A feed whose NATS believes an operator's users, walhook's being that of the file.
+async fn of_operator(operator: &Operator, file: &std::path::Path) -> Feed {
+    let feed = linked_on(Postgres::start().await, Nats::builder().config(&operator.config()).start().await);
+    feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");
+    feed.pg.psql(&format!(
+        "UPDATE rule_nats_config SET auth_type = 'credentials', auth_credentials_file = '{}'",
+        file.display()
+    ));
+    feed
+}
+
+/// How many events are durably told as published.
+fn published(feed: &Feed) -> String {
+    feed.pg.psql("SELECT count(*) FROM rule_nats_publish_history WHERE success")
+}
+
+fn letters(feed: &Feed) -> String {
+    feed.pg.psql("SELECT coalesce(string_agg(reason, '|'), '') FROM rule_nats_dead_letters")
+}
+
+#[tokio::test]
+async fn a_users_own_limit_of_payload_makes_a_dead_letter_and_what_comes_behind_it_flows() {
+    let (operator, folder) = (Operator::new(), tempfile::tempdir().unwrap());
+    let file = folder.path().join("app.creds");
+    operator.write_limited(&file, 3000, None);
+    let feed = of_operator(&operator, &file).await;
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 10);
+    feed.pg.psql("INSERT INTO t VALUES (10, repeat('x', 5000))");
+    insert(&feed.pg, 11, 20);
+    feed.confirmed().await;
+    assert_eq!(published(&feed), "19", "{}", walhook.log());
+    assert!(letters(&feed).contains("the server takes 3000"), "{}", letters(&feed));
+    assert!(!walhook.log().contains("Maximum Payload Violation"), "{}", walhook.log());
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_subject_longer_than_the_server_reads_is_a_dead_letter_that_says_so_and_others_flow() {
+    let nats = Nats::builder().config("max_control_line: 1024").start().await;
+    let feed = linked_on(Postgres::start().await, nats);
+    feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");
+    feed.pg.psql("SELECT rule_nats_stream_create('OTHERS', ARRAY['others.>'])");
+    let other = feed.webhook("other");
+    feed.pg.psql(&format!("SELECT rule_webhook_enable_nats({other}, 'others.a', 'nats')"));
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 10);
+    let subject = format!("webhooks.{}", "s".repeat(990));
+    feed.pg.psql(&format!(
+        "BEGIN; INSERT INTO rule_webhook_events (webhook_id, payload, subject) VALUES (1, '{{\"id\": 10}}', '{subject}');
+         SELECT rule_webhook_publish_nats({other}, '{{\"id\": 0}}'); INSERT INTO t VALUES (11), (12); COMMIT"
+    ));
+    feed.confirmed().await;
+    let ids: Vec<_> = feed.messages().await.iter().map(|message| message.data()["id"].as_i64().unwrap()).collect();
+    assert_eq!(ids, (0..13).filter(|id| *id != 10).collect::<Vec<_>>(), "{}", walhook.log());
+    assert_eq!(feed.last_sequence("OTHERS").await, 1);
+    assert!(letters(&feed).to_lowercase().contains("maximum control line"), "{}", letters(&feed));
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_login_that_expires_is_shown_anew_from_its_renewed_file_and_only_one_that_is_refused_ends_it() {
+    let (operator, folder) = (Operator::new(), tempfile::tempdir().unwrap());
+    let file = folder.path().join("app.creds");
+    let in_seconds = |seconds| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        Some(now.as_secs() + seconds)
+    };
+    operator.write_limited(&file, -1, in_seconds(8));
+    let feed = of_operator(&operator, &file).await;
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 10);
+    feed.confirmed().await;
+    operator.write_limited(&file, -1, in_seconds(16));
+    walhook.logged("ended this login").await;
+    insert(&feed.pg, 10, 20);
+    feed.confirmed().await;
+    assert_eq!(published(&feed), "20", "{}", walhook.log());
+    assert!(walhook.exited().is_none(), "{}", walhook.log());
+    // Nobody renews it this time.
+    assert_eq!(walhook.wait(Duration::from_secs(60)), 4, "{}", walhook.log());
 }

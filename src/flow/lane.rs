@@ -6,7 +6,7 @@
 //!
 //! What a message looks like is in [`message`], what goes together into one atomic batch in `batch`, core NATS in `core`, what is
 //! too large for a message in [`parcel`], what a tail says of the line in `open`, what a stream has to keep in `kept`, what
-//! a caller's repeated message id costs in `repeats`.
+//! a caller's repeated message id costs in `repeats`, which message a connection is closed over in `verdict`.
 
 mod batch;
 mod core;
@@ -15,6 +15,7 @@ mod message;
 mod open;
 pub mod parcel;
 mod repeats;
+mod verdict;
 
 use std::{collections::VecDeque, ops::Range};
 
@@ -152,6 +153,8 @@ pub struct Lane {
     /// on its way into the stream when it was read (by an older connection, or by core NATS, which tells nobody when it is
     /// there). Of many messages the first would be refused and one behind them be taken, where as many came before it.
     is_probing: bool,
+    /// One message goes at a time, whatever the ordering: the server closes the connection over one of them.
+    is_careful: bool,
     /// Nothing of it has been settled for long: others need not wait.
     is_away: bool,
     /// The first event that it had no room for while it was away.
@@ -269,6 +272,7 @@ impl Lane {
             rest: Vec::new(),
             pinged: None,
             is_probing: false,
+            is_careful: false,
             is_away: false,
             left_out: None,
             stored: 0,
@@ -569,7 +573,7 @@ impl Lane {
         let held = limit.map_or(self.slots.len(), |limit| self.slots.partition_point(|slot| slot.number < limit));
         let held = if self.batching.is_wanted() { self.cut(held).min(held) } else { held };
         let alone = self.slots.front().map_or(1, |first| usize::from(first.part.1));
-        let held = if self.is_probing { held.min(alone) } else { held };
+        let held = if self.is_probing || self.is_careful { held.min(alone) } else { held };
         self.freshen(held);
         let limit = self.slots.get(held).map(|slot| slot.place);
         self.spool.unsent(limit)

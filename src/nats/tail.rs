@@ -9,6 +9,7 @@ use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 
 use super::{
+    codes::named::NO_MESSAGE_FOUND,
     control::Control,
     streams::{self, StreamState},
 };
@@ -19,9 +20,6 @@ pub const STEPS_MAX: u64 = 4096;
 
 /// Requests in flight while we look: each answer may hold a message of `max_payload`, in base64.
 const IN_FLIGHT_MAX: u64 = 16;
-
-/// "no message found": deleted, or not there yet.
-const NO_MESSAGE: u64 = 10037;
 
 /// A message in a stream, without its payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +68,7 @@ async fn get(control: &Control, stream: &str, sequence: u64, request: &Value) ->
     let attempted = || format!("read message {sequence} of stream {stream:?}");
     match control.api(&format!("STREAM.MSG.GET.{stream}"), request).await? {
         Ok(answer) => stored(&answer).map(Some).map_err(|error| error.context(attempted())),
-        Err(error) if error.err_code == NO_MESSAGE => Ok(None),
+        Err(error) if error.err_code == NO_MESSAGE_FOUND => Ok(None),
         Err(error) => Err(streams::api_error(attempted(), stream, error)),
     }
 }
