@@ -8,6 +8,7 @@ mod support;
 use std::time::Duration;
 
 use async_nats::jetstream::stream;
+use futures_util::StreamExt;
 use support::{
     Nats, Postgres, Walhook,
     disk::Disk,
@@ -334,4 +335,79 @@ async fn a_login_that_expires_is_shown_anew_from_its_renewed_file_and_only_one_t
     assert!(walhook.exited().is_none(), "{}", walhook.log());
     // Nobody renews it this time.
     assert_eq!(walhook.wait(Duration::from_secs(60)), 4, "{}", walhook.log());
+}
+
+/// So many messages of somebody else, stored.
+async fn foreign(feed: &Feed, count: u64) {
+    let client = feed.nats.client().await;
+    let before = feed.last_sequence("WEBHOOKS").await;
+    for sent in 1..=count {
+        client.publish("webhooks.others", "{\"data\": {}}".into()).await.unwrap();
+        // The server drops what it cannot queue.
+        if sent % 1000 == 0 || sent == count {
+            taken(feed, before + sent).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn thousands_of_messages_of_others_are_gone_on_behind_with_and_without_a_checkpoint() {
+    let feed = linked().await;
+    feed.pg.psql("UPDATE rule_nats_streams SET ordering = 'shared'");
+    let mut wanted = 0;
+    for forgets in [false, true] {
+        let mut walhook = feed.run();
+        insert(&feed.pg, wanted, wanted + 100);
+        feed.confirmed().await;
+        ended_well(&mut walhook);
+        foreign(&feed, 5000).await;
+        if forgets {
+            feed.pg.psql("DELETE FROM rule_nats_checkpoints");
+        }
+        insert(&feed.pg, wanted + 100, wanted + 200);
+        let mut walhook = feed.run();
+        feed.confirmed().await;
+        wanted += 200;
+        ended_well(&mut walhook);
+    }
+    assert_eq!(feed.last_sequence("WEBHOOKS").await, 10_400);
+    assert_eq!(published(&feed), "400");
+}
+
+#[tokio::test]
+async fn a_workqueue_whose_last_thousands_were_acknowledged_away_is_gone_on_with() {
+    let feed = linked().await;
+    feed.pg.psql("UPDATE rule_nats_streams SET retention_policy = 'workqueue'");
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t SELECT i FROM generate_series(0, 5999) i");
+    feed.confirmed().await;
+    ended_well(&mut walhook);
+    let stream = feed.nats.jetstream().await.get_stream("WEBHOOKS").await.unwrap();
+    let consumer = stream
+        .create_consumer(async_nats::jetstream::consumer::pull::Config {
+            durable_name: Some("worker".to_owned()),
+            max_ack_pending: -1,
+            ..Default::default()
+        })
+        .await
+        .unwrap();
+    let mut messages = consumer.messages().await.unwrap();
+    for sequence in 1..=6000 {
+        let message = messages.next().await.unwrap().unwrap();
+        // One stays, far from the end.
+        if sequence != 3 {
+            message.ack().await.unwrap();
+        }
+    }
+    eventually("all but one to be gone", async || {
+        let mut stream = feed.nats.jetstream().await.get_stream("WEBHOOKS").await.unwrap();
+        (stream.info().await.unwrap().state.messages == 1).then_some(())
+    })
+    .await;
+    feed.pg.psql("DELETE FROM rule_nats_checkpoints");
+    insert(&feed.pg, 6000, 6100);
+    let mut walhook = feed.run();
+    feed.confirmed().await;
+    assert_eq!(feed.last_sequence("WEBHOOKS").await, 6100, "{}", walhook.log());
+    ended_well(&mut walhook);
 }

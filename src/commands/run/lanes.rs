@@ -410,6 +410,7 @@ impl Lanes {
                         let known = Known {
                             server_wal: streamer.known_wal().max(self.server_wal),
                             lists_behind: lane.lists_behind(),
+                            place: driver.known.as_ref().map(|known| (known.sequence, known.created_ns)),
                             max_payload,
                             version,
                             knows_batches,
