@@ -63,6 +63,19 @@ pub struct Overrides {
 }
 
 impl Overrides {
+    /// What of it holds for the configurations that it does not override: what rows may reach, and where replies come.
+    #[must_use]
+    pub fn for_others(&self) -> Overrides {
+        let Overrides { allowed_hosts, allowed_dirs, inbox_prefix, .. } = self.clone();
+        Overrides { allowed_hosts, allowed_dirs, inbox_prefix, ..Overrides::default() }
+    }
+
+    /// Below which subject the answers to one run's publishes come.
+    pub fn publish_inbox(&self) -> String {
+        let prefix = self.inbox_prefix.as_deref().unwrap_or(INBOX_PREFIX);
+        format!("{prefix}.walhook.{:016x}", fastrand::u64(..))
+    }
+
     /// Whether it is another server or another user than a row says.
     pub fn reaches_another(&self) -> bool {
         self.url.is_some() || self.user.is_some() || self.token.is_some() || self.creds.is_some() || self.nkey.is_some()

@@ -114,11 +114,7 @@ impl Feed {
 /// # Errors
 /// It cannot be reached, or its row makes no sense.
 pub async fn control(config: &Config, row: &ConfigRow) -> Result<Control> {
-    let own = settings::Overrides {
-        allowed_hosts: config.nats.allowed_hosts.clone(),
-        allowed_dirs: config.nats.allowed_dirs.clone(),
-        ..settings::Overrides::default()
-    };
+    let own = config.nats.for_others();
     let overrides = if row.config_name == config.nats_config { &config.nats } else { &own };
     control::connect_once(&settings::Settings::resolve(row, overrides)?).await
 }

@@ -295,8 +295,7 @@ impl Lanes {
             let overrides = if config.config_name == self.overridden {
                 self.overrides.clone()
             } else {
-                let Overrides { allowed_hosts, allowed_dirs, .. } = self.overrides.clone();
-                Overrides { allowed_hosts, allowed_dirs, ..Overrides::default() }
+                self.overrides.for_others()
             };
             self.groups.push(Group::new(config.clone(), is_core, overrides));
             self.groups.len() - 1
@@ -411,6 +410,7 @@ impl Lanes {
                         let known = Known {
                             server_wal: streamer.known_wal().max(self.server_wal),
                             lists_behind: lane.lists_behind(),
+                            place: driver.known.as_ref().map(|known| (known.sequence, known.created_ns)),
                             max_payload,
                             version,
                             knows_batches,
@@ -661,6 +661,7 @@ impl Lanes {
 
     /// A publishing connection is of no more use: all its lanes are opened anew.
     fn lost(&mut self, at: usize, link: usize, streamer: &mut Streamer, error: Error) -> Result<()> {
+        self.groups[at].links[link].judge(streamer);
         for &index in &self.groups[at].links[link].lanes {
             let driver = &mut self.drivers[index];
             if !matches!(driver.phase, Phase::Absent) {

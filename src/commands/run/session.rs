@@ -95,7 +95,7 @@ pub async fn session(
         tracing::info!(%confirmed, "first version of the rules: as they are now, from the confirmed position on");
     }
     tracing::info!(%confirmed, epoch, timeline = system.timeline, system = system.system_id, "slot taken");
-    let inbox = format!("_INBOX.walhook.{:016x}", fastrand::u64(..));
+    let inbox = config.nats.publish_inbox();
     let streamer = Streamer::new(&config.source, epoch, &inbox, config.limits, tables, types, confirmed);
     let mut streamer = streamer.with_confirm_delay(config.confirm_delay);
     streamer.set_database(&system.dbname);

@@ -69,7 +69,7 @@ pub struct Front<'a> {
 /// A message's part in an atomic batch (ADR-50, "JetStream Batch Publishing").
 #[derive(Debug, Clone, Copy)]
 pub struct Part<'a> {
-    /// By which the batch is known while it is gathered: what follows the second dot of this reply subject. Other attempts and
+    /// By which the batch is known while it is gathered: the last two tokens of this reply subject, and its number. Other attempts and
     /// other runs have others.
     pub id: (&'a [u8], u8, u64),
     /// Counted from 1.
@@ -148,10 +148,10 @@ impl Mark {
     }
 }
 
-/// Of a reply subject what is behind its second dot: the run's own part of it.
+/// Of a reply subject, up to its last dot, the last two tokens: the run's own part of it. A batch's id has 64 bytes at most.
 fn batch_prefix(reply: &[u8]) -> &[u8] {
-    let mut dots = memchr::memchr_iter(b'.', reply);
-    dots.nth(1).map_or(reply, |dot| &reply[dot + 1..])
+    let mut dots = memchr::memrchr_iter(b'.', reply);
+    dots.nth(2).map_or(reply, |dot| &reply[dot + 1..])
 }
 
 /// Appends all of a message before its body, to go alone; `may_be_batched` makes room for what it may become. `stream` must

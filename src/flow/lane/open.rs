@@ -77,6 +77,7 @@ impl Lane {
             self.rewrite(offset, (1, 1), None);
         }
         self.recount(tail.batch_max);
+        self.is_fresh();
         let first = self.slots.front().map_or_else(|| self.spool.end(), |slot| slot.place);
         self.spool.rewind(first);
         self.spool.release(first);

@@ -206,6 +206,7 @@ impl Lane {
                 is_ungrouped: false,
                 may_be_claimed: false,
                 halts: false,
+                has_own_id: false,
             },
             &head,
             &note,
