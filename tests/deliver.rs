@@ -248,6 +248,43 @@ async fn with_a_strict_webhook_for_each_shard_the_order_of_each_key_holds_and_ke
 }
 
 #[tokio::test]
+async fn a_dead_letter_that_is_retried_is_called_each_time_within_the_streams_duplicate_window() {
+    let mile = LastMile::start().await;
+    let http = Http::start(|_, _| Reply::status(500));
+    let id = mile.webhook("w", &http.url("/"));
+    mile.sql("UPDATE rule_webhooks SET max_retries = 1");
+    let mut worker = mile.worker().start();
+    mile.publish(id, r#"{"n": 1}"#);
+    let retry = async |letters: i32| {
+        mile.eventually("SELECT count(*) FROM rule_nats_dead_letters", &letters.to_string()).await;
+        let done = mile.feed.command("dead-letters").args(["retry", "--all"]).finish();
+        assert!(done.code == Some(0) && done.stdout.contains("will be published again"), "{done:?}");
+    };
+    // It fails again, and is a letter again.
+    retry(1).await;
+    retry(2).await;
+    mile.eventually("SELECT count(*) FROM rule_nats_dead_letters", "3").await;
+    http.script(|_, _| Reply::status(200));
+    retry(3).await;
+    let requests = http.received(7).await;
+    let first = mile.sql("SELECT event_id FROM rule_nats_dead_letters ORDER BY dead_letter_id LIMIT 1");
+    assert!(
+        requests.iter().all(|request| request.header("webhook-id") == first),
+        "receivers know the event by its first id"
+    );
+    mile.eventually(
+        "SELECT status, response_status FROM rule_webhook_calls ORDER BY call_id DESC LIMIT 1",
+        "success|200",
+    )
+    .await;
+    let status = mile.sql("SELECT rule_nats_event_status(max(event_id)) FROM rule_webhook_events");
+    assert!(status.contains("published") && status.contains("\"sequence\": 4"), "{status}");
+    assert_eq!(mile.sql("SELECT string_agg(status, ' ') FROM rule_nats_dead_letters"), "retried retried retried");
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    assert_eq!(http.count(), 7, "two attempts for each of three, and one that succeeds");
+}
+
+#[tokio::test]
 async fn gone_disables_the_webhook_and_its_events_wait_for_another_url() {
     let mile = LastMile::start().await;
     let (gone, here) = (Http::start(|_, _| Reply::status(410)), Http::ok());

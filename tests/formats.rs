@@ -241,7 +241,7 @@ async fn a_dead_letter_keeps_the_headers_that_its_message_would_have_had() {
                 "ce-subject": "public.t",
             },
             {
-                "Nats-Msg-Id": "mine", "Walhook-Id": ids[2], "Walhook-Op": "insert", "Walhook-Epoch": "1",
+                "Nats-Msg-Id": "walhook:1:mine", "Walhook-Message-Id": "mine", "Walhook-Id": ids[2], "Walhook-Op": "insert", "Walhook-Epoch": "1",
                 "X-Team": "billing", "Trace": "7",
             },
             {"Nats-Msg-Id": ids[3], "Walhook-Op": "insert", "Walhook-Epoch": "1", "Trace": "8"},

@@ -19,6 +19,8 @@ pub struct Ids<'a> {
     pub walhook: Option<&'a str>,
     /// `Nats-Msg-Id`.
     pub message: Option<&'a str>,
+    /// `Walhook-Retry-Of`: the first event's id, where a dead letter was published again.
+    pub retry_of: Option<&'a str>,
     /// The stream and the sequence, for messages without any.
     pub fallback: &'a str,
 }
@@ -26,8 +28,11 @@ pub struct Ids<'a> {
 /// What is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call<'a> {
-    /// The event's id.
+    /// The event's id: what it is recorded by.
     pub event_id: Cow<'a, str>,
+    /// The id that the receiver gets. It stays the same when a dead letter is published again, so that a receiver that has had the
+    /// event knows it.
+    pub webhook_id: Cow<'a, str>,
     /// Where the event stands in the WAL, if it is one of the feed's.
     pub position: Option<EventPosition>,
     /// `public.orders.insert`
@@ -101,6 +106,11 @@ pub fn read<'a>(webhook: &Webhook, source: &str, ids: Ids<'a>, payload: &'a [u8]
     }
     let mut call = Call {
         event_id: event_id(),
+        // Of a message that the feed published: nobody else's headers may name another event.
+        webhook_id: webhook_id(match (&ours, ids.retry_of) {
+            (Some(_), Some(first)) => Cow::Borrowed(first),
+            _ => event_id(),
+        }),
         position: ours.map(|(_, position)| position),
         kind: None,
         headers: BTreeMap::new(),
@@ -160,8 +170,8 @@ pub fn is_reserved(name: &str) -> bool {
 }
 
 /// The id as it stands in `webhook-id`: a full stop would part id, time and body in what is signed.
-pub fn webhook_id(event_id: &str) -> Cow<'_, str> {
-    if event_id.contains('.') { Cow::Owned(event_id.replace('.', "_")) } else { Cow::Borrowed(event_id) }
+fn webhook_id(event_id: Cow<'_, str>) -> Cow<'_, str> {
+    if event_id.contains('.') { Cow::Owned(event_id.replace('.', "_")) } else { event_id }
 }
 
 #[cfg(test)]
@@ -172,7 +182,7 @@ mod tests {
     const ID: &str = "shop-00000000016b3748-2c8f0a1b-12-1";
 
     fn ids(message: &str) -> Ids<'_> {
-        Ids { walhook: None, message: Some(message).filter(|id| !id.is_empty()), fallback: "S:7" }
+        Ids { walhook: None, message: Some(message).filter(|id| !id.is_empty()), retry_of: None, fallback: "S:7" }
     }
 
     fn body<'a>(webhook: &Webhook, payload: &'a str) -> &'a str {
@@ -230,6 +240,21 @@ mod tests {
             assert!(is_reserved(name), "{name}");
         }
         assert!(!is_reserved("Authorization") && !is_reserved("Content-Type"));
-        assert_eq!(webhook_id("my.shop-1"), "my_shop-1");
+        assert_eq!(webhook_id("my.shop-1".into()), "my_shop-1");
+    }
+
+    #[test]
+    fn a_dead_letter_that_is_published_again_keeps_the_id_that_receivers_know_and_is_recorded_by_its_own() {
+        let again = |message| match read(
+            &webhook(),
+            "shop",
+            Ids { retry_of: Some("the.first"), ..ids(message) },
+            b"{\"webhook_id\":1}",
+        ) {
+            Reading::Call(call) => (call.event_id.into_owned(), call.webhook_id.into_owned()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(again(ID), (ID.to_owned(), "the_first".to_owned()));
+        assert_eq!(again("foreign"), ("S:7".to_owned(), "S:7".to_owned()), "only the feed names first events");
     }
 }

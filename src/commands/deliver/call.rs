@@ -176,15 +176,15 @@ fn request(
         let value = HeaderValue::from_str(value).map_err(|_| wrong("has a value that HTTP does not allow"))?;
         headers.insert(name, value);
     }
-    let id = message::webhook_id(&call.event_id);
+    let id = &call.webhook_id;
     let own = |value: &str| HeaderValue::from_str(value).map_err(|_| "the event's id cannot be in a header".to_owned());
-    headers.insert("webhook-id", own(&id)?);
+    headers.insert("webhook-id", own(id)?);
     headers.insert("webhook-timestamp", HeaderValue::from(now));
     if let Some(kind) = call.kind.as_deref().and_then(|kind| HeaderValue::from_str(kind).ok()) {
         headers.insert("walhook-type", kind);
     }
     if !keys.is_empty() {
-        headers.insert("webhook-signature", own(&sign::signature(keys, &id, now, &body))?);
+        headers.insert("webhook-signature", own(&sign::signature(keys, id, now, &body))?);
     }
     *request.body_mut() = Full::new(body);
     Ok(request)

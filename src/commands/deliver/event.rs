@@ -93,7 +93,12 @@ async fn decide(lane: &Lane, message: &Message, delivery: &Delivery<'_>) -> Word
     let header = |name: &str| message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str);
     let known = lane.now();
     let fallback = format!("{}:{}:{}", delivery.stream, delivery.sequence, known.webhook.webhook_id);
-    let ids = Ids { walhook: header("Walhook-Id"), message: header("Nats-Msg-Id"), fallback: &fallback };
+    let ids = Ids {
+        walhook: header("Walhook-Id"),
+        message: header("Nats-Msg-Id"),
+        retry_of: header("Walhook-Retry-Of"),
+        fallback: &fallback,
+    };
     let call = match message::read(&known.webhook, &lane.worker.source, ids, &message.payload) {
         Reading::Anothers => return Word::Ack,
         Reading::Unreadable(event_id, why) => {
