@@ -50,8 +50,8 @@ pub struct Call<'a> {
 pub enum Reading<'a> {
     /// To be called.
     Call(Call<'a>),
-    /// An event of another webhook on the same subject: its own consumer has it too.
-    Anothers,
+    /// An event of another webhook on the same subject; which one, where it is one of this feed's.
+    Anothers(Option<i32>),
     /// Nothing that can be called, and why. The id is what it can be recorded by.
     Unreadable(Cow<'a, str>, String),
 }
@@ -77,11 +77,11 @@ pub fn read<'a>(webhook: &Webhook, source: &str, ids: Ids<'a>, payload: &'a [u8]
     if let Some((_, position)) = ours
         && position.webhook_id != webhook.webhook_id
     {
-        return Reading::Anothers;
+        return Reading::Anothers(Some(position.webhook_id));
     }
     // Other feeds' events have ids of the same make.
     if ours.is_none() && [ids.walhook, ids.message].into_iter().flatten().any(is_of_some_feed) {
-        return Reading::Anothers;
+        return Reading::Anothers(None);
     }
     let event_id = || match ours {
         Some((id, _)) => Cow::Borrowed(id),
@@ -96,7 +96,7 @@ pub fn read<'a>(webhook: &Webhook, source: &str, ids: Ids<'a>, payload: &'a [u8]
     match (&ours, envelope.as_ref().and_then(|envelope| envelope.webhook_id)) {
         (Some(_), _) => {}
         (None, Some(id)) if id == webhook.webhook_id => {}
-        (None, Some(_)) => return Reading::Anothers,
+        (None, Some(id)) => return Reading::Anothers(Some(id)),
         (None, None) => {
             return Reading::Unreadable(
                 event_id(),
@@ -210,14 +210,15 @@ mod tests {
 
     #[test]
     fn events_of_other_webhooks_and_other_feeds_are_left_to_their_own() {
-        let others = ["shop-00000000016b3748-2c8f0a1b-12-2", "an-other-00000000016b3748-2c8f0a1b-12-1"];
-        for id in others {
-            assert_eq!(read(&webhook(), "shop", ids(id), b"{}"), Reading::Anothers, "{id}");
+        let others =
+            [("shop-00000000016b3748-2c8f0a1b-12-2", Some(2)), ("an-other-00000000016b3748-2c8f0a1b-12-1", None)];
+        for (id, whose) in others {
+            assert_eq!(read(&webhook(), "shop", ids(id), b"{}"), Reading::Anothers(whose), "{id}");
         }
-        assert_eq!(read(&webhook(), "shop", ids("mine"), br#"{"webhook_id":2}"#), Reading::Anothers);
+        assert_eq!(read(&webhook(), "shop", ids("mine"), br#"{"webhook_id":2}"#), Reading::Anothers(Some(2)));
         // A caller's own id stands before ours, which tells.
         let ids = Ids { walhook: Some("shop-00000000016b3748-2c8f0a1b-12-2"), ..ids("mine") };
-        assert_eq!(read(&webhook(), "shop", ids, br#"{"webhook_id":1}"#), Reading::Anothers);
+        assert_eq!(read(&webhook(), "shop", ids, br#"{"webhook_id":1}"#), Reading::Anothers(Some(2)));
     }
 
     #[test]
