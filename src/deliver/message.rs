@@ -23,7 +23,36 @@ pub struct Ids<'a> {
     pub retry_of: Option<&'a str>,
     /// The stream and the sequence, for messages without any.
     pub fallback: &'a str,
+    /// What its headers tell of the payload's format.
+    pub shape: Shape,
 }
+
+/// What a message's own headers tell of its payload. The webhook's row may have another format by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Shape {
+    /// Nothing.
+    #[default]
+    Unknown,
+    /// A CloudEvent in JSON.
+    CloudEvent,
+    /// To be sent as it is.
+    Bare,
+}
+
+impl Shape {
+    /// By a look at its headers.
+    pub fn of<'a>(header: impl Fn(&str) -> Option<&'a str>) -> Shape {
+        if header("Content-Type") == Some(CLOUDEVENT) {
+            Shape::CloudEvent
+        } else if header("Walhook-Type").or_else(|| header("ce-specversion")).is_some() {
+            Shape::Bare
+        } else {
+            Shape::Unknown
+        }
+    }
+}
+
+const CLOUDEVENT: &str = "application/cloudevents+json";
 
 /// What is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +66,10 @@ pub struct Call<'a> {
     pub position: Option<EventPosition>,
     /// `public.orders.insert`
     pub kind: Option<Cow<'a, str>>,
+    /// `insert`, where the message says so.
+    pub op: Option<&'a str>,
+    /// The key before an update that has changed it, JSON.
+    pub old_key: Option<&'a str>,
     /// What the message adds to the webhook's headers.
     pub headers: BTreeMap<String, String>,
     /// The body.
@@ -56,9 +89,18 @@ pub enum Reading<'a> {
     Unreadable(Cow<'a, str>, String),
 }
 
+/// A CloudEvent in JSON, as far as it matters here.
+#[derive(Deserialize)]
+struct Typed<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Option<Cow<'a, str>>,
+}
+
 /// The format `webhook`, as far as it matters here. What else the payload holds is the receiver's.
 #[derive(Deserialize)]
 struct Envelope<'a> {
+    #[serde(borrow)]
+    id: Option<Cow<'a, str>>,
     #[serde(borrow, rename = "type")]
     kind: Option<Cow<'a, str>>,
     webhook_id: Option<i32>,
@@ -92,7 +134,16 @@ pub fn read<'a>(webhook: &Webhook, source: &str, ids: Ids<'a>, payload: &'a [u8]
         Ok(whole) => whole,
         Err(error) => return Reading::Unreadable(event_id(), format!("the payload is not JSON: {error}")),
     };
-    let envelope = serde_json::from_str::<Envelope<'a>>(whole.get()).ok().filter(|_| webhook.has_envelope);
+    let is_cloudevent = ids.shape == Shape::CloudEvent || ids.shape == Shape::Unknown && webhook.is_cloudevent;
+    let is_envelope = |envelope: &Envelope<'_>| match ids.shape {
+        // By the row, or because it has the event's id inside, which no bare row has.
+        Shape::Unknown => {
+            let is_its = |id: &str| envelope.id.as_deref() == Some(id);
+            webhook.has_envelope || ours.is_some_and(|(id, _)| is_its(id) || ids.retry_of.is_some_and(is_its))
+        }
+        Shape::CloudEvent | Shape::Bare => false,
+    };
+    let envelope = serde_json::from_str::<Envelope<'a>>(whole.get()).ok().filter(is_envelope);
     match (&ours, envelope.as_ref().and_then(|envelope| envelope.webhook_id)) {
         (Some(_), _) => {}
         (None, Some(id)) if id == webhook.webhook_id => {}
@@ -113,10 +164,15 @@ pub fn read<'a>(webhook: &Webhook, source: &str, ids: Ids<'a>, payload: &'a [u8]
         }),
         position: ours.map(|(_, position)| position),
         kind: None,
+        op: None,
+        old_key: None,
         headers: BTreeMap::new(),
         body: payload,
-        content_type: if webhook.is_cloudevent { "application/cloudevents+json" } else { "application/json" },
+        content_type: if is_cloudevent { CLOUDEVENT } else { "application/json" },
     };
+    if is_cloudevent {
+        call.kind = serde_json::from_str::<Typed<'a>>(whole.get()).ok().and_then(|typed| typed.kind);
+    }
     if let Some(envelope) = envelope {
         call.kind = envelope.kind;
         call.headers = envelope.headers.map(|headers| own_headers(headers.get())).unwrap_or_default();
@@ -128,6 +184,27 @@ pub fn read<'a>(webhook: &Webhook, source: &str, ids: Ids<'a>, payload: &'a [u8]
         }
     }
     Reading::Call(call)
+}
+
+impl<'a> Call<'a> {
+    /// Adds what the message's headers, given by name and value, tell of its body.
+    pub fn describe(&mut self, headers: impl Iterator<Item = (&'a str, &'a str)>) {
+        for (name, value) in headers {
+            match name {
+                "Walhook-Op" => self.op = Some(value),
+                "Walhook-Old-Key" => self.old_key = Some(value),
+                "Walhook-Type" if self.kind.is_none() => self.kind = Some(value.into()),
+                // A CloudEvent in binary mode has its attributes in headers here and there.
+                _ if name.starts_with("ce-") => {
+                    if name == "ce-type" && self.kind.is_none() {
+                        self.kind = Some(value.into());
+                    }
+                    self.headers.insert(name.to_owned(), value.to_owned());
+                }
+                _ => {}
+            }
+        }
+    }
 }
 
 /// `<feed>-<16 hex>-<hex>-<number>-<number>`: a feed's name may have dashes too.
@@ -150,7 +227,7 @@ fn own_headers(text: &str) -> BTreeMap<String, String> {
 
 /// Whether a header is ours or the connection's to set, so that neither row nor message has a say in it.
 pub fn is_reserved(name: &str) -> bool {
-    const RESERVED: [&str; 14] = [
+    const RESERVED: [&str; 17] = [
         "connection",
         "content-length",
         "expect",
@@ -162,6 +239,9 @@ pub fn is_reserved(name: &str) -> bool {
         "trailer",
         "transfer-encoding",
         "upgrade",
+        "walhook-old-key",
+        "walhook-op",
+        "walhook-type",
         "webhook-id",
         "webhook-signature",
         "webhook-timestamp",
@@ -182,7 +262,13 @@ mod tests {
     const ID: &str = "shop-00000000016b3748-2c8f0a1b-12-1";
 
     fn ids(message: &str) -> Ids<'_> {
-        Ids { walhook: None, message: Some(message).filter(|id| !id.is_empty()), retry_of: None, fallback: "S:7" }
+        Ids {
+            walhook: None,
+            message: Some(message).filter(|id| !id.is_empty()),
+            retry_of: None,
+            fallback: "S:7",
+            shape: Shape::Unknown,
+        }
     }
 
     fn body<'a>(webhook: &Webhook, payload: &'a str) -> &'a str {
@@ -206,6 +292,37 @@ mod tests {
         let Reading::Call(call) = read(&webhook(), "shop", ids(ID), payload.as_bytes()) else { panic!() };
         assert_eq!((call.event_id.as_ref(), call.kind.as_deref()), (ID, Some("t")));
         assert_eq!(call.headers, [("X-A".to_owned(), "b".to_owned())].into());
+    }
+
+    #[test]
+    fn a_message_is_read_by_the_format_that_it_was_published_in_whatever_the_row_says_now() {
+        let call = |webhook: &Webhook, shape, payload: &'static str| match read(
+            webhook,
+            "shop",
+            Ids { shape, ..ids(ID) },
+            payload.as_bytes(),
+        ) {
+            Reading::Call(call) => {
+                (String::from_utf8_lossy(call.body).into_owned(), call.content_type, call.kind.map(Cow::into_owned))
+            }
+            other => panic!("{other:?}"),
+        };
+        let (json, bare) = ("application/json", Webhook { has_envelope: false, ..webhook() });
+        let cloudevent = Webhook { is_cloudevent: true, ..bare.clone() };
+        let envelope = r#"{"id":"shop-00000000016b3748-2c8f0a1b-12-1","webhook_id":1,"type":"t","data":5}"#;
+        for row in [&webhook(), &bare, &cloudevent] {
+            let (body, _, kind) = call(row, Shape::Unknown, envelope);
+            assert_eq!((body.as_str(), kind.as_deref()), ("5", Some("t")));
+            let row_with_such_columns = r#"{"webhook_id":1,"data":5,"type":"x"}"#;
+            assert_eq!(call(row, Shape::Bare, row_with_such_columns), (row_with_such_columns.to_owned(), json, None));
+            let event = r#"{"specversion":"1.0","type":"t","data":5}"#;
+            assert_eq!(call(row, Shape::CloudEvent, event), (event.to_owned(), CLOUDEVENT, Some("t".to_owned())));
+        }
+        let of = |name: &'static str, value: &'static str| Shape::of(|wanted| (wanted == name).then_some(value));
+        assert_eq!(
+            [of("Content-Type", CLOUDEVENT), of("ce-specversion", "1.0"), of("Walhook-Type", "t"), of("X", "")],
+            [Shape::CloudEvent, Shape::Bare, Shape::Bare, Shape::Unknown]
+        );
     }
 
     #[test]

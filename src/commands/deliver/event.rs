@@ -25,7 +25,7 @@ use super::{
     settings::Record,
 };
 use crate::deliver::{
-    message::{self, Call, Ids, Reading},
+    message::{self, Call, Ids, Reading, Shape},
     schedule::{self, Fate, Outcome, Strain, Verdict, WAIT_MAX},
 };
 
@@ -117,6 +117,7 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
         message: header("Nats-Msg-Id"),
         retry_of: header("Walhook-Retry-Of"),
         fallback: &fallback,
+        shape: Shape::of(header),
     };
     let mut reading = message::read(&known.webhook, &lane.worker.source, ids, &message.payload);
     if let Reading::Anothers(whose) = reading {
@@ -134,13 +135,14 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
         reading = message::read(&known.webhook, &lane.worker.source, ids, &message.payload);
     }
     let webhook_id = known.webhook.webhook_id;
-    let call = match reading {
+    let mut call = match reading {
         Reading::Anothers(_) => return Word::Later(OTHERS_WAIT),
         Reading::Unreadable(event_id, why) => {
             return give_up(lane, &known, message, &event_id, None, why, None).await;
         }
         Reading::Call(call) => call,
     };
+    call.describe(headers_of(message));
     let commit_lsn = call.position.map(|position| position.commit_lsn.to_string());
     if known.is_gone {
         let why = "the webhook was deleted before its event was called".to_owned();
@@ -171,7 +173,10 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
             let sha256 = header("Walhook-Object-SHA256").unwrap_or_default();
             match parcel::fetch(&lane.worker, object, sha256, &message.payload).await {
                 Ok(fetched) => match message::read(&known.webhook, &lane.worker.source, ids, &fetched.payload) {
-                    Reading::Call(whole) => caller.call(&known.webhook, &whole, keys).await,
+                    Reading::Call(mut whole) => {
+                        whole.describe(headers_of(message));
+                        caller.call(&known.webhook, &whole, keys).await
+                    }
                     Reading::Unreadable(_, why) => Answer::not_sent(why),
                     Reading::Anothers(_) => Answer::not_sent("the payload is another webhook's".to_owned()),
                 },
@@ -228,6 +233,12 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
             give_up(lane, &known, message, &call.event_id, commit_lsn, why, Some(entry)).await
         }
     }
+}
+
+/// A message's headers, each by its name and first value.
+fn headers_of(message: &Message) -> impl Iterator<Item = (&str, &str)> {
+    let headers = message.headers.iter().flat_map(HeaderMap::iter);
+    headers.filter_map(|(name, values)| Some((name.as_ref(), values.first()?.as_str())))
 }
 
 /// Another webhook whose event has come here on a workqueue stream, if it can be called from here; otherwise why not.
