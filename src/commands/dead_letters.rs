@@ -39,7 +39,7 @@ pub enum Action {
         #[arg(long)]
         payload: bool,
     },
-    /// Publish them again: body, headers and message id as they were
+    /// Publish them again: body and headers as they were, under a message id of their own
     Retry {
         /// Which of them
         #[command(flatten)]
@@ -114,7 +114,9 @@ pub async fn dead_letters(config: &Config, action: &Action) -> Result<()> {
         Action::Retry { which, subject } => {
             each(&client, which, async |id| {
                 let event: i64 = client.query_one(RETRY, &[&id, subject]).await?.get(0);
-                Ok(format!("dead letter {id} is published again as event {event}"))
+                Ok(format!(
+                    "dead letter {id} will be published again as event {event}; its outcome: SELECT rule_nats_event_status({event})"
+                ))
             })
             .await
         }

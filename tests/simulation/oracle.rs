@@ -21,6 +21,11 @@ use super::{
 
 pub const SOURCE: &str = "sim";
 
+/// The `Nats-Msg-Id` that a caller's own message id is sent as.
+fn sent_id(webhook: i32, message_id: &str) -> String {
+    format!("{SOURCE}:{webhook}:{message_id}")
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Expected {
     commit_lsn: u64,
@@ -119,7 +124,7 @@ impl Oracle {
                             stream: route.stream,
                             subject: route.subject,
                             marker: marker.clone(),
-                            message_id: message_id.clone(),
+                            message_id: message_id.as_ref().map(|id| sent_id(route.webhook, id)),
                             is_huge,
                             has_webhook: rules.webhooks.contains_key(&route.webhook),
                         };
@@ -236,13 +241,15 @@ impl Oracle {
             } else {
                 let stream = jetstream.stream(&row.stream);
                 let at = stream.messages.iter().find(|message| message.sequence == row.sequence);
+                let webhook = id.rsplit('-').next().and_then(|webhook| webhook.parse().ok()).unwrap_or(0);
+                let sent = sent_id(webhook, &row.message_id);
                 let is_its = |message: &&Message| {
-                    message.event.as_deref() == Some(id) || message.message_id.as_ref() == Some(&row.message_id)
+                    message.event.as_deref() == Some(id) || message.message_id.as_ref() == Some(&sent)
                 };
                 // What was known by its caller's id is in the stream as another event, and after a restart it is looked for by its own.
                 let is_known = row.sequence == 0
                     && row.message_id != *id
-                    && stream.messages.iter().any(|message| message.message_id.as_ref() == Some(&row.message_id));
+                    && stream.messages.iter().any(|message| message.message_id.as_ref() == Some(&sent));
                 // What the server has forgotten and replaced, nobody can tell any more.
                 at.is_some_and(|message| is_its(&message)) || is_known || jetstream.has_forgotten
             };

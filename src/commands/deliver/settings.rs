@@ -55,7 +55,7 @@ pub struct Options {
     /// Which calls to record in rule_webhook_calls [default: full]
     #[arg(long, value_name = "full|failures|off")]
     pub record: Option<Record>,
-    /// Use no database: nothing is recorded, and webhooks that are signed or have credentials in their headers are left out
+    /// Use no database: nothing is recorded, and webhooks that are signed or have credentials in their headers or URL are left out
     #[arg(long)]
     pub no_database: bool,
 }

@@ -80,8 +80,8 @@ fn a_message_is_an_hpub_with_its_ids_and_what_the_stream_must_have_before_it() {
     let header = "NATS/1.0\r\nNats-Expected-Last-Sequence: 00000000000000000041\r\n\
                   Nats-Msg-Id: src-0000000000000001-9-0-1\r\nNats-Expected-Stream: S\r\n\
                   Walhook-Op: insert\r\nWalhook-Epoch: 3\r\n\r\n";
-    let second = "NATS/1.0\r\nNats-Expected-Last-Sequence: 00000000000000000042\r\nNats-Msg-Id: mine\r\n\
-                  Walhook-Id: src-0000000000000002-9-0-1\r\nNats-Expected-Stream: S\r\n\
+    let second = "NATS/1.0\r\nNats-Expected-Last-Sequence: 00000000000000000042\r\nNats-Msg-Id: src:1:mine\r\n\
+                  Walhook-Id: src-0000000000000002-9-0-1\r\nWalhook-Message-Id: mine\r\nNats-Expected-Stream: S\r\n\
                   Walhook-Op: insert\r\nWalhook-Epoch: 3\r\n\r\n";
     let expected = format!(
         "HPUB s.a _INBOX.i.0.0100000000 {:06} {:09}\r\n{header}{{\"a\":1}}\r\n\

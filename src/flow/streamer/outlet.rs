@@ -111,13 +111,14 @@ impl Outlet {
         let webhook_id = cell(columns.webhook_id).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
         let webhook = webhook_id.and_then(|id| rules.webhook(id));
         let own_subject = columns.subject.and_then(cell).filter(|subject| !subject.is_empty());
-        let message_id = columns.message_id.and_then(cell).filter(|id| !id.is_empty());
+        // A dead letter that is published again says what happened in the first place, and goes under an id of its own: under its
+        // first one JetStream would take it for the message that it stored then.
+        let is_again = columns.body.and_then(cell).is_some();
+        let message_id = columns.message_id.and_then(cell).filter(|id| !id.is_empty() && !is_again);
         let own =
             columns.headers.and_then(cell).and_then(|own| serde_json::from_slice::<serde_json::Map<_, _>>(own).ok());
         let own = own.as_ref();
         let body = Body::Call { columns, row, own };
-        // A dead letter that is published again says what happened in the first place.
-        let is_again = columns.body.and_then(cell).is_some();
         let first_op = own.filter(|_| is_again).and_then(|own| Op::parse(own.get("Walhook-Op")?.as_str()?));
         self.subject.clear();
         let mut problem = None;
