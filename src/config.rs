@@ -34,7 +34,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Default, Args)]
 pub struct Options {
     /// Settings file (TOML); config/walhook.toml shows them all
-    #[arg(long, value_name = "FILE", env = "WALHOOK_CONFIG", global = true)]
+    #[arg(long, value_name = "FILE", env = "WALHOOK_CONFIG", global = true, hide_env_values = true)]
     pub config: Option<PathBuf>,
     /// PostgreSQL: a URL or a libpq connection string; PG* variables fill what it leaves out [env: DATABASE_URL]
     #[arg(
@@ -47,25 +47,25 @@ pub struct Options {
     )]
     pub database_url: Option<String>,
     /// Name of this database's feed: the beginning of every event id [default: the slot's name]
-    #[arg(long, value_name = "NAME", env = "WALHOOK_SOURCE", global = true)]
+    #[arg(long, value_name = "NAME", env = "WALHOOK_SOURCE", global = true, hide_env_values = true)]
     pub source: Option<String>,
     /// Replication slot [default: walhook]
-    #[arg(long, value_name = "NAME", env = "WALHOOK_SLOT", global = true)]
+    #[arg(long, value_name = "NAME", env = "WALHOOK_SLOT", global = true, hide_env_values = true)]
     pub slot: Option<String>,
     /// Publications: <NAME>_inserts and <NAME>_changes [default: walhook]
-    #[arg(long, value_name = "NAME", env = "WALHOOK_PUBLICATION", global = true)]
+    #[arg(long, value_name = "NAME", env = "WALHOOK_PUBLICATION", global = true, hide_env_values = true)]
     pub publication: Option<String>,
     /// Keep what is acknowledged in the slot for so long, against a NATS that loses its last messages in a power cut [default: 0]
-    #[arg(long, value_name = "SECONDS", env = "WALHOOK_CONFIRM_DELAY_SECONDS", global = true)]
+    #[arg(long, value_name = "SECONDS", env = "WALHOOK_CONFIRM_DELAY_SECONDS", global = true, hide_env_values = true)]
     pub confirm_delay_seconds: Option<u64>,
     /// NATS servers, in place of those in rule_nats_config [env: NATS_URL]
     #[arg(long, value_name = "URL[,URL]", env = "WALHOOK_NATS_URL", global = true, hide_env_values = true)]
     pub nats_url: Option<String>,
     /// Log as text or json [default: text]
-    #[arg(long, value_name = "FORMAT", env = "WALHOOK_LOG_FORMAT", global = true)]
+    #[arg(long, value_name = "FORMAT", env = "WALHOOK_LOG_FORMAT", global = true, hide_env_values = true)]
     pub log_format: Option<LogFormat>,
-    /// Log level: error, warn, info, debug, trace, or filter directives [default: info]
-    #[arg(long, value_name = "LEVEL", env = "WALHOOK_LOG", global = true)]
+    /// Log level: off, error, warn, info, debug, trace; a crate's own level as in info,async_nats=debug [default: info]
+    #[arg(long, value_name = "LEVEL", env = "WALHOOK_LOG", global = true, hide_env_values = true)]
     pub log: Option<String>,
 }
 
@@ -145,7 +145,7 @@ pub struct Config {
     pub deliver: deliver::settings::File,
     /// How the log is written.
     pub log_format: LogFormat,
-    /// What the log tells, as `tracing_subscriber::EnvFilter` reads it.
+    /// Which events are logged, as [`crate::log::targets`] reads it.
     pub log: String,
 }
 

@@ -44,10 +44,16 @@ pub struct Options {
     #[arg(long = "webhook", value_name = "NAME")]
     pub webhooks: Vec<String>,
     /// Workers of one group share the events; another group gets them all again [default: <source>-deliver]
-    #[arg(long, value_name = "NAME", env = "WALHOOK_DELIVER_GROUP")]
+    #[arg(long, value_name = "NAME", env = "WALHOOK_DELIVER_GROUP", hide_env_values = true)]
     pub group: Option<String>,
     /// Allow calls into this network, which is private, loopback or otherwise inside; may be repeated
-    #[arg(long = "allow-network", value_name = "CIDR", env = "WALHOOK_ALLOW_NETWORK", value_delimiter = ',')]
+    #[arg(
+        long = "allow-network",
+        value_name = "CIDR",
+        env = "WALHOOK_ALLOW_NETWORK",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
     pub allowed_networks: Vec<String>,
     /// Where to begin for a webhook that this group has not called before [default: all]
     #[arg(long, value_name = "all|new")]
