@@ -3,7 +3,10 @@
 //! Comes in: the command line and a lookup of the environment. Goes out: a [`Config`] that cannot be wrong. What is
 //! published where is not here but in the database.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
@@ -11,6 +14,7 @@ use serde::Deserialize;
 use crate::{
     commands::deliver,
     error::{Error, Result},
+    files,
     flow::streamer::Limits,
     nats,
     postgres::Settings,
@@ -168,7 +172,10 @@ impl Config {
         check_source(&source)?;
         let publication = options.publication.clone().or(file.publication).unwrap_or_else(|| "walhook".to_owned());
         if publication.is_empty() || publication.len() > 54 {
-            return Err(Error::config(format!("publication {publication:?}: its name has 1 to 54 bytes")));
+            return Err(Error::config(
+                "the publication's name (--publication, WALHOOK_PUBLICATION, publication) cannot be one",
+            )
+            .hint("a publication's name has 1 to 54 bytes"));
         }
         let window_bytes = in_range("window_bytes", file.window_bytes.unwrap_or(8 << 20), 64 << 10, 1 << 30)?;
         let limits = Limits {
@@ -213,16 +220,28 @@ impl Config {
     }
 }
 
-fn read_file(path: &PathBuf) -> Result<File> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Error::config(format!("read the settings file {}", path.display())).caused_by(error))?;
+fn read_file(path: &Path) -> Result<File> {
+    let text = files::read_text("--config (WALHOOK_CONFIG)", path)?;
     toml::from_str(&text).map_err(|error| {
         // The library's own text quotes the line, which may hold a secret.
         let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
         let line = line.map(|line| format!(", line {line}")).unwrap_or_default();
-        Error::config(format!("read the settings file {}{line}: {}", path.display(), error.message()))
+        Error::config(format!("read the settings file {}{line}: {}", files::shown(path), unquoted(error.message())))
             .hint("config/walhook.toml shows every setting")
     })
+}
+
+/// What TOML's reader says, without what it quotes of the file: serde's complaints begin with what they found, in quotes,
+/// and end with what was expected.
+fn unquoted(message: &str) -> String {
+    let complaints = ["invalid type", "invalid value", "invalid length", "unknown field", "unknown variant"];
+    let Some(complaint) = complaints.into_iter().find(|complaint| message.starts_with(complaint)) else {
+        return message.to_owned();
+    };
+    match message.rsplit_once(", expected ") {
+        Some((_, expected)) => format!("{complaint}, expected {expected}"),
+        None => complaint.to_owned(),
+    }
 }
 
 fn postgres(options: &Options, file: &File, env: &impl Fn(&str) -> Option<String>) -> Result<Settings> {
@@ -276,9 +295,8 @@ fn secret_file(env: &impl Fn(&str) -> Option<String>, name: &str) -> Result<Opti
     env(&name).map(|path| read_secret(&name, &PathBuf::from(path))).transpose()
 }
 
-fn read_secret(name: &str, path: &PathBuf) -> Result<String> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Error::config(format!("read {} ({name})", path.display())).caused_by(error))?;
+fn read_secret(name: &str, path: &Path) -> Result<String> {
+    let text = files::read_text(name, path)?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
@@ -290,7 +308,9 @@ fn check_slot(slot: &str) -> Result<()> {
     if valid {
         return Ok(());
     }
-    Err(Error::config(format!("slot {slot:?}: a slot's name has 1 to 63 lower-case letters, digits and underscores")))
+    // What stands there may be another setting's, a password's: it is not quoted.
+    Err(Error::config("the slot's name (--slot, WALHOOK_SLOT, slot) cannot be one")
+        .hint("a slot's name has 1 to 63 lower-case letters, digits and underscores"))
 }
 
 /// The source stands in message ids and headers, and is split off ids at a dash.
@@ -301,7 +321,8 @@ fn check_source(source: &str) -> Result<()> {
     if valid {
         return Ok(());
     }
-    Err(Error::config(format!("source {source:?}: a source's name has 1 to 64 of the characters A-Z a-z 0-9 _ . -")))
+    Err(Error::config("the source's name (--source, WALHOOK_SOURCE, source) cannot be one")
+        .hint("a source's name has 1 to 64 of the characters A-Z a-z 0-9 _ . -"))
 }
 
 fn in_range<T: PartialOrd + std::fmt::Display>(name: &str, value: T, min: T, max: T) -> Result<T> {
@@ -382,11 +403,14 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains(expected) && !text.contains("hunter2"), "{text}");
         };
-        check("slot = 'Bad Slot'", "\"Bad Slot\"");
-        check("source = 'a b'", "\"a b\"");
+        check("slot = 'Bad hunter2'", "the slot's name");
+        check("source = 'hunter2 b'", "the source's name");
         check("window_events = 0", "window_events = 0");
         check("confirm_delay_seconds = 86401", "confirm_delay_seconds = 86401");
-        check("nonsense = 1", "nonsense");
+        check("hunter2 = 1", "unknown field, expected one of `source`, `slot`");
+        check("window_events = 'hunter2'", "line 1: invalid type, expected usize");
+        check("[nats]\nurl = 'nats://u:hunter2@h'", "line 2: invalid type, expected a sequence");
+        check("[log]\nformat = 'hunter2'", "unknown variant, expected `text` or `json`");
         check("[nats]\ntoken = hunter2", "line 2");
         check("[postgres]\npassword = 'hunter2'", "password");
     }

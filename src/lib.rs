@@ -31,6 +31,7 @@ pub mod commands;
 pub mod config;
 pub mod deliver;
 pub mod error;
+pub mod files;
 pub mod flow;
 pub mod log;
 pub mod nats;

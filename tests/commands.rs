@@ -134,8 +134,8 @@ fn version_and_mistakes_need_no_server() {
         assert_eq!(done.code, Some(2), "{arguments:?}: {}", done.stderr);
         assert!(done.stderr.contains(expected), "{arguments:?}: {}", done.stderr);
     };
-    check(&["--slot", "Not A Slot"], "Not A Slot");
-    check(&["--config", "/nowhere.toml"], "/nowhere.toml");
+    check(&["--slot", "Not A Slot"], "the slot's name (--slot, WALHOOK_SLOT, slot)");
+    check(&["--config", "/etc/nowhere.toml"], "/etc/nowhere.toml");
     check(&["--no-such-flag"], "--no-such-flag");
     for flag in ["-V", "--version"] {
         let done = Walhook::command(flag).finish();

@@ -18,7 +18,7 @@ impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Network, String> {
-        let wrong = || format!("{text:?} is not a network such as 10.0.0.0/8, fd00::/8 or 127.0.0.1");
+        let wrong = || "is not a network such as 10.0.0.0/8, fd00::/8 or 127.0.0.1".to_owned();
         let (address, prefix) = text.trim().split_once('/').map_or((text.trim(), None), |(a, p)| (a, Some(p)));
         let address: IpAddr = address.parse().map_err(|_| wrong())?;
         let whole = if address.is_ipv4() { 32 } else { 128 };
