@@ -218,6 +218,7 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_status (
     heartbeat_seconds INTEGER NOT NULL DEFAULT 10
 );
 ALTER TABLE public.rule_cdc_status ADD COLUMN IF NOT EXISTS history_lost BIGINT;
+ALTER TABLE public.rule_cdc_status ADD COLUMN IF NOT EXISTS log_lines_lost BIGINT;
 COMMENT ON TABLE public.rule_cdc_status IS
     'What the running streamer last said of itself, one row per source. Never published, never linkable';
 COMMENT ON COLUMN public.rule_cdc_status.pid IS 'Process id on host';
@@ -228,6 +229,8 @@ COMMENT ON COLUMN public.rule_cdc_status.nats IS
     'the slot waits for its unsettled events; falls_back: what of transactions and durability its streams cannot do';
 COMMENT ON COLUMN public.rule_cdc_status.history_lost IS
     'Rows that rule_nats_publish_history did not take, in this session; their events are delivered';
+COMMENT ON COLUMN public.rule_cdc_status.log_lines_lost IS
+    'Lines of its log that standard error did not take (a full disk, a closed or stalled pipe), since the process began';
 COMMENT ON COLUMN public.rule_cdc_status.heartbeat_seconds IS
     'How often it writes heartbeat_at, s; three times that without one, and it counts as not running';
 

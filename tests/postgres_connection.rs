@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::{path::Path, time::Duration};
 
 use bytes::BufMut;
@@ -277,7 +278,7 @@ async fn each_sslmode_trusts_whom_libpq_trusts() {
         (&elsewhere, &good, "require", Ok(true)),
         (&elsewhere, &good, "verify-ca", Ok(true)),
         (&elsewhere, &good, "verify-full", Err("not valid for name")),
-        (&pg, &missing.to_owned(), "require", Err("/nonexistent/root.crt")),
+        (&pg, &missing.to_owned(), "require", Err("sslrootcert")),
         (&pg, &String::new(), "verify-ca", Err("set sslrootcert")),
         (&pg, &String::new(), "verify-full", Err("set sslrootcert")),
     ] {
@@ -337,7 +338,14 @@ async fn a_client_certificate_opens_where_the_server_knows_its_authority() {
         .await;
     let named = files.client("named", &ours.client("somebody"));
     refused(&format!("{at} {named}"), Kind::Permission, &["certificate authentication failed"]).await;
-    refused(&format!("{at} sslcert=/nonexistent"), Kind::Config, &["/nonexistent"]).await;
+    refused(&format!("{at} sslcert=/etc/nonexistent"), Kind::Config, &["sslcert", "/etc/nonexistent"]).await;
+    // As libpq has it, a key is nobody's but its owner's.
+    let key = files.0.path().join("good.key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let hint = format!("chmod 0600 {}", key.display());
+    refused(&format!("{at} {}", good), Kind::Config, &["others than its owner may read", &hint]).await;
+    assert!(std::process::Command::new("chmod").args(["0600"]).arg(&key).status().unwrap().success());
+    enters(&format!("{at} {good}"), true).await;
 }
 
 #[tokio::test]

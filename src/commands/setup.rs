@@ -78,7 +78,8 @@ pub fn script(options: &Options) -> Result<String> {
     if config.publication.contains('\n') {
         return Err(Error::config("the publication's name has a line break"));
     }
-    let mut script = String::from("-- walhook setup, to be run by psql -X -v ON_ERROR_STOP=1\n");
+    // Behind an error psql would go on, and the next part would meet what is not there.
+    let mut script = String::from("-- walhook setup, to be run by psql -X\n\\set ON_ERROR_STOP on\n");
     for (name, text) in MIGRATIONS {
         script.push_str(&format!("\n-- sql/{name}\nBEGIN;\n{}\nCOMMIT;\n", text.trim_end()));
     }

@@ -54,6 +54,7 @@ use crate::{
         webhook::Webhook,
     },
     error::{Error, Result},
+    files,
     route::{
         headers::{is_credential, push_encoded},
         shown_url::shown_url,
@@ -306,12 +307,13 @@ fn storable(bytes: &[u8]) -> String {
 
 fn tls(ca: Option<&Path>) -> Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots.add_parsable_certificates(files::system_certificates()?.0);
     if let Some(file) = ca {
-        let unusable = || Error::config(format!("read certificates to trust from {} (deliver.ca)", file.display()));
-        let certificates = CertificateDer::pem_file_iter(file).map_err(|error| unusable().caused_by(error))?;
+        let unusable = || Error::config(format!("read certificates to trust from {} (deliver.ca)", files::shown(file)));
+        let content = files::read("deliver.ca", file)?;
+        let certificates = CertificateDer::pem_slice_iter(&content);
         for certificate in certificates {
-            let certificate = certificate.map_err(|error| unusable().caused_by(error))?;
+            let certificate = certificate.map_err(|_| unusable())?; // the cause could quote a key
             roots.add(certificate).map_err(|error| unusable().caused_by(error))?;
         }
     }

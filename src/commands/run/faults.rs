@@ -108,6 +108,8 @@ impl Point {
 enum Action {
     /// The process is gone, without a last word.
     Abort,
+    /// A bug of ours shows.
+    Panic,
     /// What was attempted has failed, as where a connection is lost.
     Error,
     /// For a while nothing goes on: in the loop nothing at all, in a statement that one.
@@ -136,7 +138,7 @@ pub fn arm() -> Result<()> {
     let Ok(text) = std::env::var(VARIABLE) else { return Ok(()) };
     let fault = parse(&text).ok_or_else(|| {
         Error::config(format!("{VARIABLE}: {text:?} is no fault"))
-            .hint(format!("POINT=abort|error|delay@HIT, where POINT is one of {:?}", Point::ALL))
+            .hint(format!("POINT=abort|panic|error|delay@HIT, where POINT is one of {:?}", Point::ALL))
     })?;
     let _ = FAULT.set(fault);
     Ok(())
@@ -147,6 +149,7 @@ fn parse(text: &str) -> Option<Fault> {
     let (action, hit) = rest.split_once('@')?;
     let action = match action {
         "abort" => Action::Abort,
+        "panic" => Action::Panic,
         "error" => Action::Error,
         "delay" => Action::Delay,
         _ => return None,
@@ -169,10 +172,14 @@ fn struck(point: Point) -> Option<Action> {
         return None;
     }
     tracing::warn!("fault point {point:?}: {action:?} at hit {hit}");
-    if *action == Action::Abort {
-        std::process::abort();
+    match *action {
+        Action::Abort => {
+            crate::log::flush();
+            std::process::abort()
+        }
+        Action::Panic => panic!("fault point {point:?}"),
+        other => Some(other),
     }
-    Some(*action)
 }
 
 /// A place in the loop.

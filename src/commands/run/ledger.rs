@@ -10,6 +10,7 @@ use crate::{
     commands::rows::missing_table,
     error::{Error, Result},
     flow::{event_id::EventPosition, streamer::DeadLetter},
+    log,
     postgres::sql,
     route::types::{TypeCatalog, TypeKind},
     wal::lsn::Lsn,
@@ -400,9 +401,9 @@ pub async fn report(client: &Client, report: &Report<'_>) -> Result<()> {
             "INSERT INTO public.rule_cdc_status AS s \
                  (source, slot_name, publication, pid, host, version, epoch, connected_since, nats, received_lsn, \
                   confirmed_lsn, events_published, events_failed, last_error, last_error_at, heartbeat_at, \
-                  heartbeat_seconds, history_lost) \
+                  heartbeat_seconds, history_lost, log_lines_lost) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, now(), $8::text::jsonb, $9::text::pg_lsn, $10::text::pg_lsn, $11, $12, \
-                     $13, CASE WHEN $13::text IS NOT NULL THEN now() END, now(), $14, $15) \
+                     $13, CASE WHEN $13::text IS NOT NULL THEN now() END, now(), $14, $15, $16) \
              ON CONFLICT (source) DO UPDATE SET \
                  slot_name = excluded.slot_name, publication = excluded.publication, pid = excluded.pid, \
                  host = excluded.host, version = excluded.version, epoch = excluded.epoch, \
@@ -413,7 +414,7 @@ pub async fn report(client: &Client, report: &Report<'_>) -> Result<()> {
                  last_error_at = CASE WHEN excluded.last_error IS DISTINCT FROM s.last_error \
                      AND excluded.last_error IS NOT NULL THEN now() ELSE s.last_error_at END, \
                  heartbeat_at = now(), heartbeat_seconds = excluded.heartbeat_seconds, \
-                 history_lost = excluded.history_lost \
+                 history_lost = excluded.history_lost, log_lines_lost = excluded.log_lines_lost \
              WHERE s.epoch IS NULL OR s.epoch <= excluded.epoch",
             &[
                 &report.source,
@@ -431,6 +432,7 @@ pub async fn report(client: &Client, report: &Report<'_>) -> Result<()> {
                 &report.last_error,
                 &report.next_in_seconds,
                 &signed(report.history_lost),
+                &signed(log::lost()),
             ],
         )
         .await
