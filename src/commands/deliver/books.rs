@@ -213,7 +213,7 @@ fn answer(batch: Vec<Waiting>, kept: Kept) {
 /// Writes one that a batch failed with, as it is, then with its payload as a string: jsonb refuses some JSON.
 async fn one(settings: &Settings, connection: &mut Option<Connection>, mut waiting: Waiting) {
     let mut outcome = attempt(settings, connection, std::slice::from_ref(&waiting)).await;
-    if outcome.as_ref().is_err_and(|error| postgres::sqlstate(error).is_some_and(|code| code.starts_with("22"))) {
+    if outcome.as_ref().is_err_and(postgres::concerns_the_statement) {
         waiting.entry.payload = serde_json::Value::from(std::mem::take(&mut waiting.entry.payload)).to_string();
         outcome = attempt(settings, connection, std::slice::from_ref(&waiting)).await;
     }
