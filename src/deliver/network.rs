@@ -19,9 +19,7 @@ impl FromStr for Network {
     fn from_str(text: &str) -> Result<Network, String> {
         let text = text.trim();
         let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-        network
-            .map(Network)
-            .ok_or_else(|| "is not a network such as 10.0.0.0/8, fd00::/8 or 127.0.0.1".to_owned())
+        network.map(Network).ok_or_else(|| "is not a network such as 10.0.0.0/8, fd00::/8 or 127.0.0.1".to_owned())
     }
 }
 
