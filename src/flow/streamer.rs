@@ -21,7 +21,7 @@ use super::{
     delay::{Delay, Due, sequence_of},
     event_id::EventPosition,
     history::{Batch, Book, Outcome},
-    lane::{Batches, Lane, Moment, Noted, Ordering},
+    lane::{Batches, Lane, Mode, Moment, Noted, Ordering},
 };
 use crate::{
     error::{Error, Result},
@@ -303,26 +303,16 @@ impl Streamer {
         }
         self.router.compile();
         self.forget_plans();
-        for index in self.out.lanes.len()..self.router.lane_keys.len() {
-            let key = &self.router.lane_keys[index];
-            let settings = self.router.lane_settings[index].as_ref();
-            let shared = settings.is_some_and(|known| known.stream.ordering.as_deref() == Some("shared"));
-            let ordering = match &key.stream {
-                None => Ordering::Core,
-                Some(_) if shared => Ordering::Shared,
-                Some(_) => Ordering::Strict,
-            };
-            let inbox = format!("{}.{}", self.out.inbox, self.out.lanes.len());
-            let lane = Lane::new(key.stream.as_deref().unwrap_or("(core NATS)"), ordering, &inbox);
-            self.out.lanes.push(lane.with_history_room(self.out.limits.history_bytes));
-        }
-        for (lane, settings) in self.out.lanes.iter_mut().zip(&self.router.lane_settings) {
-            let batches = match settings.as_ref().map(|settings| &settings.stream) {
-                Some(row) if row.durability.as_deref() == Some("fsync") => Batches::Groups,
-                Some(row) if row.transactions.as_deref() == Some("atomic") => Batches::Transactions,
-                _ => Batches::None,
-            };
-            lane.set_batches(batches, self.out.limits.window_bytes);
+        let keys = self.router.lane_keys.iter().zip(&self.router.lane_settings);
+        for (index, (key, settings)) in keys.enumerate() {
+            let row = settings.as_ref().map(|settings| &settings.stream).filter(|_| key.stream.is_some());
+            let mode = row.map_or(Mode { ordering: Ordering::Core, batches: Batches::None }, Mode::of);
+            if index == self.out.lanes.len() {
+                let inbox = format!("{}.{index}", self.out.inbox);
+                let lane = Lane::new(key.stream.as_deref().unwrap_or("(core NATS)"), mode.ordering, &inbox);
+                self.out.lanes.push(lane.with_history_room(self.out.limits.history_bytes));
+            }
+            self.out.lanes[index].set_mode(mode, self.out.limits.window_bytes);
         }
         self.out.hold_back();
     }

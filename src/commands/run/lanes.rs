@@ -417,7 +417,9 @@ impl Lanes {
                             shares_syncs,
                             batch_max: driver.batch_max,
                         };
-                        let opening = open::open(control.clone(), settings.clone(), self.identity.clone(), known);
+                        let mut settings = settings.clone();
+                        lane.mode_to_open().write(&mut settings.stream);
+                        let opening = open::open(control.clone(), settings, self.identity.clone(), known);
                         driver.phase = Phase::Opening(Box::pin(opening));
                     }
                     _ => self.open_core(at, index, streamer, max_payload)?,
@@ -610,6 +612,11 @@ impl Lanes {
     fn look_after_running(&mut self, at: usize, link: usize, index: usize, streamer: &mut Streamer) -> Result<bool> {
         let (group, driver) = (&self.groups[at], &mut self.drivers[index]);
         let lane = streamer.lane(index);
+        // The messages that come next are in another mode, for which the stream's tail has to be read again.
+        if !lane.is_open() && driver.trouble.is_none() {
+            driver.phase = Phase::Settling(Box::pin(sleep(SETTLE)));
+            return Ok(true);
+        }
         // The history may still have to ask its stream.
         if !driver.is_wanted && lane.is_settled() {
             streamer.lane_mut(index).close();
