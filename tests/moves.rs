@@ -232,3 +232,89 @@ async fn every_mode_of_a_stream_changes_at_its_commit_while_messages_wait() {
     history_is_true(&feed).await;
     ended_well(&mut walhook);
 }
+
+/// Servers of a configuration that change are a move too.
+#[tokio::test]
+async fn a_configuration_that_names_another_server_leaves_waiting_events_to_the_one_before() {
+    let feed = feed().await;
+    let second = Nats::start().await;
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t VALUES (1)");
+    holds(&feed, "A", &[1]).await;
+    feed.pg.psql("INSERT INTO t VALUES (2)");
+    walhook.logged("refused a message").await;
+    feed.pg.psql(&format!("UPDATE rule_nats_config SET nats_url = '{}' WHERE config_name = 'default'", second.url()));
+    feed.pg.psql("INSERT INTO t VALUES (3)");
+    let there = Feed { pg: Postgres::start().await, nats: second };
+    holds(&there, "A", &[3]).await;
+    for how in ["kill", "walsender"] {
+        again(&feed, how, &mut walhook).await;
+    }
+    // Stored at the first server and not confirmed, it is not stored at the second as well.
+    let jetstream = feed.nats.jetstream().await;
+    let mut config = jetstream.get_stream("A").await.unwrap().cached_info().config.clone();
+    config.max_messages = 1000;
+    jetstream.update_stream(config).await.unwrap();
+    holds(&feed, "A", &[1, 2]).await;
+    feed.pg.psql("UPDATE rule_nats_streams SET max_messages = 1000 WHERE stream_name = 'A'");
+    feed.pg.psql("INSERT INTO t VALUES (4)");
+    holds(&there, "A", &[3, 4]).await;
+    feed.confirmed().await;
+    assert_eq!((ids(&feed, "A").await, ids(&there, "A").await), (vec![1, 2], vec![3, 4]), "{}", walhook.log());
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn an_address_that_was_wrong_from_the_beginning_is_corrected_and_nothing_waits_for_it() {
+    let feed = feed().await;
+    room(&feed);
+    let right = feed.nats.url();
+    feed.pg.psql("UPDATE rule_nats_config SET nats_url = 'nats://127.0.0.1:1' WHERE config_name = 'default'");
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t SELECT i FROM generate_series(1, 20) i");
+    walhook.logged("connect").await;
+    feed.pg.psql(&format!("UPDATE rule_nats_config SET nats_url = '{right}' WHERE config_name = 'default'"));
+    feed.pg.psql("INSERT INTO t SELECT i FROM generate_series(21, 30) i");
+    holds(&feed, "A", &(1..=30).collect::<Vec<_>>()).await;
+    feed.confirmed().await;
+    history_is_true(&feed).await;
+    ended_well(&mut walhook);
+}
+
+/// The window is full, so the WAL is not read, and with it not the change that mends it.
+#[tokio::test]
+async fn an_address_is_corrected_though_the_window_is_full() {
+    let feed = feed().await;
+    room(&feed);
+    let right = feed.nats.url();
+    feed.pg.psql("UPDATE rule_nats_config SET nats_url = 'nats://127.0.0.1:1' WHERE config_name = 'default'");
+    let mut walhook = feed.streamer().env("WALHOOK_WINDOW_EVENTS", "5").start();
+    feed.pg.psql("INSERT INTO t SELECT i FROM generate_series(1, 20) i");
+    walhook.logged("connect").await;
+    feed.pg.psql(&format!("UPDATE rule_nats_config SET nats_url = '{right}' WHERE config_name = 'default'"));
+    feed.pg.psql("INSERT INTO t SELECT i FROM generate_series(21, 30) i");
+    holds(&feed, "A", &(1..=30).collect::<Vec<_>>()).await;
+    feed.confirmed().await;
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_server_known_by_another_name_gets_what_waits_before_what_is_new() {
+    let feed = feed().await;
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t VALUES (1)");
+    holds(&feed, "A", &[1]).await;
+    feed.pg.psql("INSERT INTO t VALUES (2)");
+    walhook.logged("refused a message").await;
+    let url = feed.nats.url().replace("127.0.0.1", "localhost");
+    feed.pg.psql(&format!("UPDATE rule_nats_config SET nats_url = '{url}' WHERE config_name = 'default'"));
+    feed.pg.psql("INSERT INTO t VALUES (3)");
+    again(&feed, "kill", &mut walhook).await;
+    feed.pg.psql("INSERT INTO t VALUES (4)");
+    walhook.logged("go into the same stream first").await;
+    room(&feed);
+    holds(&feed, "A", &[1, 2, 3, 4]).await;
+    feed.confirmed().await;
+    history_is_true(&feed).await;
+    ended_well(&mut walhook);
+}

@@ -28,6 +28,7 @@ use crate::{
     route::{
         chunk::{Chunk, Part},
         plan::Plan,
+        rules::LaneKey,
         tables::{Table, Tables},
         types::TypeCatalog,
     },
@@ -385,6 +386,19 @@ impl Streamer {
     /// How to reach a lane's stream; when its rows are gone, as it was reached last.
     pub fn lane_settings(&self, index: usize) -> Option<LaneSettings> {
         self.router.lane_settings[index].clone()
+    }
+
+    /// What a lane leads to, by the rules of its events.
+    pub fn lane_key(&self, index: usize) -> &LaneKey {
+        &self.router.lane_keys[index]
+    }
+
+    /// A lane's own servers never were there, or are known under another address now: it is reached at the servers that the
+    /// newest row of its configuration names. Returns whether these are others.
+    pub fn readdress(&mut self, index: usize) -> bool {
+        let is_readdressed = self.router.readdress(index);
+        self.refresh();
+        is_readdressed
     }
 
     /// Whether the rows as they are now lead to this lane.

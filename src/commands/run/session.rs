@@ -32,7 +32,7 @@ use crate::{
     error::{Error, Result},
     flow::{
         delay::Due,
-        streamer::{DeadLetter, Received, Streamer},
+        streamer::{DeadLetter, Received, RulesRead, Streamer},
     },
     postgres::{
         self, OBJECT_IN_USE,
@@ -64,6 +64,8 @@ const FIRST_CHECKPOINT: Duration = Duration::from_secs(1);
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// How often versions of the rules that no position needs any more are deleted.
 const PRUNE: Duration = Duration::from_secs(3600);
+/// How often the rules are read as they are now, while a stream takes nothing: how to reach it may have changed since.
+const NEWEST: Duration = Duration::from_secs(2);
 /// Dead letters written together.
 const BURY_MAX: usize = 200;
 
@@ -122,6 +124,7 @@ pub async fn session(
         checkpoints: Vec::new(),
         last_heartbeat: None,
         last_prune: Some(Instant::now()),
+        last_newest: Instant::now(),
         connections: serde_json::Map::new(),
         office: Office::new(config),
         last_error,
@@ -220,6 +223,7 @@ struct Session<'c> {
     checkpoints: Vec<ledger::Checkpoint>,
     last_heartbeat: Option<Instant>,
     last_prune: Option<Instant>,
+    last_newest: Instant,
     /// As last reported.
     connections: serde_json::Map<String, serde_json::Value>,
     office: Office,
@@ -239,6 +243,8 @@ enum Done {
     /// Versions of the rules are durable up to the commit of this number.
     RulesWritten(u64),
     RulesPruned,
+    /// The rules as they are now.
+    Newest(Box<RulesRead>),
     Types(TypeCatalog),
     Checkpointed(Due),
     Written,
@@ -409,6 +415,10 @@ impl Session<'_> {
                 tracing::debug!(rows, "old versions of the rules deleted");
                 Ok(Done::RulesPruned)
             }))
+        } else if self.last_newest.elapsed() >= NEWEST && self.lanes.has_trouble(&self.streamer) {
+            // What waits may hold back the change of a row that mends it.
+            self.last_newest = Instant::now();
+            Some(Box::pin(async move { rules::newest(&client).await.map(|read| Done::Newest(Box::new(read))) }))
         } else if self.is_heartbeat_due() {
             Some(self.heartbeat(i32::try_from(HEARTBEAT.as_secs()).expect("a few seconds")))
         } else if self.last_checkpoint.elapsed() >= self.checkpoint_interval() {
@@ -505,6 +515,10 @@ impl Session<'_> {
             Done::Types(types) => self.streamer.set_types(types),
             Done::Checkpointed(due) => self.streamer.checkpointed(due),
             Done::RulesWritten(number) => self.streamer.rules_written(number),
+            Done::Newest(read) => {
+                self.streamer.set_newest_rules(*read, false);
+                self.streamer.refresh();
+            }
             Done::Written | Done::RulesPruned => {}
         }
     }

@@ -147,6 +147,15 @@ impl Group {
         at
     }
 
+    /// A lane goes to another group.
+    pub fn remove(&mut self, lane: usize) {
+        self.lanes.retain(|&other| other != lane);
+        for link in &mut self.links {
+            link.lanes.retain(|&other| other != lane);
+            link.turn = 0;
+        }
+    }
+
     /// Which link a lane is on.
     pub fn link_of(&self, lane: usize) -> usize {
         self.links.iter().position(|link| link.lanes.contains(&lane)).expect("every lane has its place")

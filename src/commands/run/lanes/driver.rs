@@ -22,6 +22,8 @@ pub struct Driver {
     pub phase: Phase,
     /// The group of connections that it is of, once it was reached by rows.
     pub group: Option<usize>,
+    /// The servers that the rules of its events name.
+    pub servers: String,
     /// What the lane was last opened by.
     pub settings: Option<LaneSettings>,
     /// The rows as they are lead to it.
@@ -62,10 +64,11 @@ pub enum Phase {
 }
 
 impl Driver {
-    pub fn new(known: Option<Checkpoint>) -> Driver {
+    pub fn new(servers: &str, known: Option<Checkpoint>) -> Driver {
         Driver {
             phase: Phase::Absent,
             group: None,
+            servers: servers.to_owned(),
             settings: None,
             is_wanted: true,
             backoff: Backoff::default(),
@@ -114,11 +117,17 @@ impl Driver {
         Some(Checkpoint {
             config_name: settings.config.config_name.clone(),
             stream: lane.stream().to_owned(),
+            servers: if settings.is_readdressed { settings.config.servers() } else { self.servers.clone() },
             created_ns: self.created_ns,
             position,
             sequence,
             kept_upto: lane.kept_upto(),
         })
+    }
+
+    /// Whether its stream was seen, by this run or an earlier one.
+    pub fn was_reached(&self) -> bool {
+        self.known.is_some() || self.created_ns != 0
     }
 
     /// Notes what its stream cannot do, and logs it when that is news.
