@@ -275,7 +275,9 @@ impl Lanes {
             let is_at_rest = matches!(driver.phase, Phase::Absent) && streamer.lane(index).is_empty();
             let is_known = driver.settings.is_some() && !matches!(driver.phase, Phase::Absent);
             let is_as_known = driver.settings.as_ref().is_some_and(|known| {
-                known.is_readdressed == settings.is_readdressed && known.config.says_the_same(&settings.config)
+                known.is_readdressed == settings.is_readdressed
+                    && known.config.says_the_same(&settings.config)
+                    && known.stream == settings.stream
             });
             if !driver.is_wanted && ((is_known && is_as_known) || is_at_rest) {
                 // Rows that are gone leave the lane to drain as it is, by the newest way into its server. They may have come
@@ -409,7 +411,7 @@ impl Lanes {
             let mut others = self.other_half(at).into_iter().flat_map(|other| &other.lanes);
             if !self.has_its_turn(at, streamer)
                 || others.any(|&index| self.drivers[index].is_on_line())
-                || self.waits_for_readdressed(index, streamer)
+                || self.waits_for_earlier_servers(index, streamer)
             {
                 return Ok(false);
             }
@@ -559,23 +561,27 @@ impl Lanes {
             .hint("give one of the two another stream_name and subject_prefix, or use one configuration for both")
     }
 
-    /// Whether events from before a change of the servers go first, which never reached the old ones.
-    fn waits_for_readdressed(&self, index: usize, streamer: &Streamer) -> bool {
+    /// Whether events from before a change of the servers may have to go first: they never reached the old ones, as far as is
+    /// known, so they may have to go to the new ones.
+    fn waits_for_earlier_servers(&self, index: usize, streamer: &Streamer) -> bool {
         let key = streamer.lane_key(index);
         (0..self.drivers.len()).any(|other| {
             let driver = &self.drivers[other];
             let there = streamer.lane_key(other);
-            other != index
-                && driver.settings.as_ref().is_some_and(|settings| settings.is_readdressed)
+            let is_readdressed = driver.settings.as_ref().is_some_and(|settings| settings.is_readdressed);
+            there.config_id == key.config_id
+                && there.stream == key.stream
+                && there.servers != key.servers
                 && !matches!(driver.phase, Phase::Absent)
-                && (there.config_id, &there.stream) == (key.config_id, &key.stream)
+                && (is_readdressed || (!driver.was_reached() && other < index && !streamer.lane(other).is_empty()))
         })
     }
 
     /// The servers of a group cannot be reached: what never reached them goes to those that the newest row names.
     fn readdress(&mut self, at: usize, streamer: &mut Streamer) {
         for index in self.groups[at].lanes.clone() {
-            if !self.drivers[index].was_reached() && streamer.readdress(index) {
+            let waits = !self.drivers[index].was_reached() && !streamer.lane(index).is_empty();
+            if waits && streamer.readdress(index) {
                 tracing::warn!(
                     stream = streamer.lane(index).stream(),
                     events = streamer.lane(index).len(),
