@@ -513,6 +513,12 @@ impl Lane {
         self.slots.get(index + usize::from(of - nth)).is_some_and(|last| last.place < sent)
     }
 
+    /// How many events in line were handed to the socket, whole or in part.
+    pub fn under_way(&self) -> usize {
+        let sent = self.spool.sent();
+        self.slots.partition_point(|slot| slot.place < sent)
+    }
+
     /// Whether the stream has this event already, as far as is known. To be asked for every event, in their order.
     ///
     /// # Errors
