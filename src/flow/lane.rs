@@ -362,7 +362,8 @@ impl Lane {
         let batches = if mode.ordering == Ordering::Core { Batches::None } else { mode.batches };
         self.next_mode = Mode { batches, ..mode };
         self.batching.set_bytes_max(bytes_max);
-        if self.len() == 0 && self.mode != self.next_mode {
+        let is_idle = self.slots.is_empty() && self.parcels.is_empty();
+        if is_idle && self.mode != self.next_mode {
             self.close();
             self.adopt_mode();
         }
@@ -511,6 +512,12 @@ impl Lane {
         let Some(index) = begun.position(|slot| slot.state == State::Waiting) else { return false };
         let (nth, of) = self.slots[index].part;
         self.slots.get(index + usize::from(of - nth)).is_some_and(|last| last.place < sent)
+    }
+
+    /// How many events in line were handed to the socket, whole or in part.
+    pub fn under_way(&self) -> usize {
+        let sent = self.spool.sent();
+        self.slots.partition_point(|slot| slot.place < sent)
     }
 
     /// Whether the stream has this event already, as far as is known. To be asked for every event, in their order.

@@ -17,6 +17,8 @@ mod rule_log;
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::{
     delay::{Delay, Due, sequence_of},
     event_id::EventPosition,
@@ -28,7 +30,7 @@ use crate::{
     route::{
         chunk::{Chunk, Part},
         plan::Plan,
-        rules::LaneKey,
+        rules::{KeepPayload, LaneKey},
         tables::{Table, Tables},
         types::TypeCatalog,
     },
@@ -68,6 +70,9 @@ pub enum Received {
     UnknownTypes,
 }
 
+/// The largest payload of a dead letter that its row of the history holds as well.
+const HISTORY_COPY_MAX: usize = 1 << 20;
+
 /// An event that cannot be published and waits for its row in `rule_nats_dead_letters`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the row's columns; sql/ explains them")]
@@ -77,7 +82,7 @@ pub struct DeadLetter {
     pub webhook_name: Option<String>,
     pub subject: String,
     pub headers: String,
-    pub payload: Vec<u8>,
+    pub payload: Bytes,
     pub reason: String,
     pub commit_lsn: Lsn,
     number: u64,
@@ -447,7 +452,9 @@ impl Streamer {
             if let Some(Noted { note, keep, data }) = &letter.noted {
                 let outcome = Outcome::Failed { reason: &letter.reason };
                 let data = &letter.payload[data.clone()];
-                self.out.history.push(letter.number, &letter.position, note, data, *keep, outcome);
+                // The letter has it whole: a second copy of a large one is not held.
+                let keep = if data.len() > HISTORY_COPY_MAX { KeepPayload::Hash } else { *keep };
+                self.out.history.push(letter.number, &letter.position, note, data, keep, outcome);
             }
         }
         self.out.hold_back();

@@ -117,6 +117,9 @@ impl Lanes {
             let lane = streamer.lane_mut(index);
             lane.set_away(driver.stands_still(lane) >= patience);
         }
+        for group in &mut self.groups {
+            group.in_line = group.lanes.iter().map(|&index| self.drivers[index].in_line).sum();
+        }
         for at in 0..self.groups.len() {
             // What was begun has to be polled once, to wake us.
             while self.poll_group(cx, at, streamer, eager)? {}
@@ -189,7 +192,7 @@ impl Lanes {
                 "server": server.map(|publisher| publisher.target()),
                 "connected": is_up,
                 "connected_since": group.since.filter(|_| is_up).map(timestamp),
-                "last_error": group.told.as_ref().or_else(|| lanes().find_map(|(driver, _)| driver.told.as_ref())),
+                "last_error": group.told.text().or_else(|| lanes().find_map(|(driver, _)| driver.told.text())),
                 "given_up": group.given_up,
                 "holds_slot": holds_slot,
                 "falls_back": lanes().filter_map(|(driver, _)| driver.falls_back.as_ref()).collect::<Vec<_>>(),
@@ -292,7 +295,7 @@ impl Lanes {
                 driver.wait(Duration::ZERO);
                 self.groups[at].in_use = true;
             } else if stream_changed {
-                driver.told = None;
+                driver.told.forget();
                 driver.backoff = Backoff::default();
                 streamer.lane_mut(index).close();
                 match driver.phase {
@@ -327,7 +330,7 @@ impl Lanes {
             for &index in &group.lanes {
                 let (driver, lane) = (&mut self.drivers[index], streamer.lane_mut(index));
                 lane.close();
-                driver.told = None;
+                driver.told.forget();
                 driver.backoff = Backoff::default();
                 if !matches!(driver.phase, Phase::Absent) {
                     driver.wait(Duration::ZERO);
@@ -336,7 +339,7 @@ impl Lanes {
         } else if group.row.revision != config.revision {
             group.row.revision = config.revision;
             if group.given_up {
-                group.told = None;
+                group.told.forget();
                 group.revive();
             }
         }
@@ -657,9 +660,9 @@ impl Lanes {
         if std::mem::take(&mut driver.answered) {
             self.is_notable |= eager;
             driver.backoff.failures = 0;
-            driver.told = None;
+            driver.told.forget();
             group.backoff.failures = 0;
-            group.told = None;
+            group.told.forget();
         }
         let Phase::Settling(until) = &mut driver.phase else {
             return self.look_after_running(at, link, index, streamer);

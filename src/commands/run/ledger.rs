@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::SinkExt;
 use tokio_postgres::{Client, GenericClient};
 
 use super::faults::{self, Point};
@@ -232,18 +234,69 @@ pub async fn bury(client: &Client, letters: &[DeadLetter]) -> Result<()> {
         .await
         .map_err(|error| missing_table(sql::error(attempted(), error)))?;
     // Sent one behind the other without waiting; each is its own transaction, so a crash loses none that was settled.
+    let (large, letters): (Vec<_>, Vec<_>) = letters.iter().partition(|letter| letter.payload.len() > LARGE);
+    for letter in large {
+        bury_large(client, letter).await.map_err(|error| sql::error(attempted(), error))?;
+    }
     let writes = letters.iter().map(|letter| {
         let (statement, lsn) = (&statement, letter.commit_lsn.to_string());
         async move {
             let DeadLetter { event_id, webhook_id, webhook_name, subject, headers, payload, reason, .. } = letter;
+            let payload = payload.as_ref();
             client
-                .execute(statement, &[event_id, webhook_id, webhook_name, subject, headers, payload, reason, &lsn])
+                .execute(statement, &[event_id, webhook_id, webhook_name, subject, headers, &payload, reason, &lsn])
                 .await
                 .map(drop)
         }
     });
     futures_util::future::try_join_all(writes).await.map_err(|error| sql::error(attempted(), error))?;
     faults::pass(Point::Buried).await
+}
+
+/// A payload beyond this goes to the database in pieces: as a parameter it would be copied twice.
+const LARGE: usize = 1 << 20;
+const PIECE: usize = 256 * 1024;
+
+/// The same for one with a large payload, by COPY.
+async fn bury_large(client: &Client, letter: &DeadLetter) -> Result<(), tokio_postgres::Error> {
+    let is_there = "SELECT FROM public.rule_nats_dead_letters WHERE event_id = $1";
+    if client.query_opt(is_there, &[&letter.event_id]).await?.is_some() {
+        return Ok(());
+    }
+    let copy = "COPY public.rule_nats_dead_letters \
+                    (event_id, webhook_id, webhook_name, subject, headers, reason, commit_lsn, payload) \
+                FROM STDIN (FORMAT binary)";
+    let sink = client.copy_in::<_, Bytes>(copy).await?;
+    let mut sink = std::pin::pin!(sink);
+    // "COPY", "Binary Format": a signature, flags and no extension; then the number of columns, and each with its length.
+    let mut head = BytesMut::new();
+    head.extend_from_slice(b"PGCOPY\n\xff\r\n\0");
+    head.put_slice(&[0; 8]);
+    head.put_i16(8);
+    let length = |bytes: &[u8]| i32::try_from(bytes.len()).expect("PostgreSQL's values end at 1 GiB");
+    let mut put = |value: Option<&[u8]>| match value {
+        None => head.put_i32(-1),
+        Some(bytes) => {
+            head.put_i32(length(bytes));
+            head.put_slice(bytes);
+        }
+    };
+    let jsonb = [b"\x01", letter.headers.as_bytes()].concat();
+    put(Some(letter.event_id.as_bytes()));
+    put(Some(&letter.webhook_id.to_be_bytes()));
+    put(letter.webhook_name.as_deref().map(str::as_bytes));
+    put(Some(letter.subject.as_bytes()));
+    put(Some(&jsonb));
+    put(Some(letter.reason.as_bytes()));
+    put(Some(&letter.commit_lsn.0.to_be_bytes()));
+    head.put_i32(length(&letter.payload));
+    sink.send(head.freeze()).await?;
+    let mut rest = letter.payload.clone();
+    while !rest.is_empty() {
+        sink.send(rest.split_to(rest.len().min(PIECE))).await?;
+    }
+    sink.send(Bytes::from_static(&[0xff, 0xff])).await?;
+    sink.finish().await.map(drop)
 }
 
 /// Where a lane's stream stood when it was last looked at.

@@ -68,6 +68,8 @@ const PRUNE: Duration = Duration::from_secs(3600);
 const NEWEST: Duration = Duration::from_secs(2);
 /// Dead letters written together.
 const BURY_MAX: usize = 200;
+/// And so many bytes of their payloads, one at least.
+const BURY_BYTES_MAX: usize = 8 << 20;
 
 /// Streams until shutdown. `streamed` turns true once the slot is ours; `last_error` is why the session before this one
 /// ended.
@@ -260,7 +262,7 @@ impl Session<'_> {
         loop {
             let is_reading = drain_until.is_none() && self.pump()?;
             if self.is_paused && drain_until.is_none() {
-                Pace::rest((0..self.streamer.lane_count()).map(|index| self.streamer.lane(index).len()).sum());
+                Pace::rest((0..self.streamer.lane_count()).map(|index| self.streamer.lane(index).under_way()).sum());
             }
             self.start_job();
             self.office.look(&mut self.streamer, &self.lanes);
@@ -386,7 +388,14 @@ impl Session<'_> {
         if self.streamer.awaits_types() {
             Some(Box::pin(async move { ledger::types(&client).await.map(Done::Types) }))
         } else if self.streamer.dead_letters().len() > 0 {
-            let letters: Vec<DeadLetter> = self.streamer.dead_letters().take(BURY_MAX).cloned().collect();
+            let mut bytes = 0;
+            let mut within = |letter: &&DeadLetter| {
+                let is_first = bytes == 0;
+                bytes += letter.payload.len().max(1);
+                is_first || bytes <= BURY_BYTES_MAX
+            };
+            let letters: Vec<DeadLetter> =
+                self.streamer.dead_letters().take(BURY_MAX).take_while(&mut within).cloned().collect();
             for letter in &letters {
                 tracing::warn!(
                     event = letter.event_id,
