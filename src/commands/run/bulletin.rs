@@ -43,6 +43,11 @@ const ROUND: Duration = Duration::from_secs(60);
 /// After so many failures in a row it is tried again only every so often.
 const OFTEN: u32 = 8;
 const SELDOM: Duration = Duration::from_secs(60);
+/// How long a consumer that we make for others waits for a worker's answer, each time longer. The first is JetStream's own.
+const BACKOFF: [Duration; 4] =
+    [Duration::from_secs(30), Duration::from_secs(60), Duration::from_secs(120), Duration::from_secs(300)];
+/// After so many deliveries it passes over a message, which stays in the stream.
+const MAX_DELIVER: u32 = 1000;
 /// JetStream's answers for what is not there.
 const NO_STREAM: u64 = 10059;
 const NO_CONSUMER: u64 = 10014;
@@ -239,6 +244,10 @@ async fn keep_consumer(control: &Control, stream: &str, consumer: &str) -> Resul
         "deliver_policy": "all",
         "replay_policy": "instant",
         "description": "walhook: for workers, as rule_nats_streams.consumers says",
+        // A worker that says nothing gets the message again later and later; one that refuses it at once, as the RFC's does, not
+        // for ever.
+        "backoff": BACKOFF.map(|wait| wait.as_nanos()),
+        "max_deliver": MAX_DELIVER,
     });
     let request = json!({ "stream_name": stream, "config": config });
     match control.api(&format!("CONSUMER.DURABLE.CREATE.{stream}.{consumer}"), &request).await? {
