@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 use super::plain;
 use crate::{
     config::Config,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     postgres::sql,
     text,
 };
@@ -74,7 +74,7 @@ async fn ask(client: &Client, statement: &str, name: Option<&String>) -> Result<
     let row = row.map_err(|error| {
         let error = sql::error(attempted, error);
         match crate::postgres::sqlstate(&error) {
-            Some("42P01") => Error::config(error.to_string()).hint("run `walhook setup`, which applies the migrations"),
+            Some("42P01") => error.of_kind(Kind::Config).hint("run `walhook setup`, which applies the migrations"),
             _ => error,
         }
     })?;
