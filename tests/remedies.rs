@@ -110,6 +110,26 @@ const REMEDIES: &[(&str, Run)] = &[
     ("connect to that database, or name another slot with --slot", Run::Walhook(&["setup", "--slot", "another_name"])),
     ("then drop the slot and run `walhook setup`", Run::Sql(&["SELECT rule_cdc_slot_drop()"])),
     ("then drop the slot and run `walhook setup`", Run::Walhook(&["setup"])),
+    ("ALTER ROLE … REPLICATION", Run::Sql(&["ALTER ROLE walhook_streamer REPLICATION"])),
+    (
+        "SELECT rule_cdc_rules_amend('{event_id}')",
+        Run::Test("bad_input::a_webhook_that_halts_stops_walhook_at_its_event_and_goes_on_there_when_mended"),
+    ),
+    ("SELECT rule_cdc_rules_forget('{}')", Run::Sql(&["SELECT rule_cdc_rules_forget('walhook')"])),
+    ("--rules now replays", Run::Walhook(&["replay", "--help"])),
+    ("`walhook dead-letters list` tells why", Run::Walhook(&["dead-letters", "list"])),
+    (
+        "RESET default_transaction_read_only",
+        Run::Sql(&["ALTER ROLE walhook_streamer RESET default_transaction_read_only"]),
+    ),
+    (
+        "DISABLE ROW LEVEL SECURITY, or ALTER ROLE … BYPASSRLS",
+        Run::Sql(&[
+            "ALTER TABLE rule_webhooks DISABLE ROW LEVEL SECURITY",
+            "ALTER ROLE walhook_streamer BYPASSRLS",
+            "ALTER ROLE walhook_streamer NOBYPASSRLS",
+        ]),
+    ),
     ("UPDATE rule_nats_config SET history = 'off'", Run::Sql(&["UPDATE rule_nats_config SET history = 'off'"])),
     ("SELECT * FROM rule_nats_streams, and `walhook status`", Run::Sql(&["SELECT * FROM rule_nats_streams"])),
     ("SELECT * FROM rule_nats_streams, and `walhook status`", Run::Walhook(&["status"])),

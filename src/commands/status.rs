@@ -20,6 +20,7 @@ const STREAMS: &str = "SELECT COALESCE(json_agg(json_build_object( \
     FROM public.rule_nats_checkpoints WHERE source = $1 AND stream_name <> ''";
 const WEBHOOKS: &str = "SELECT json_build_object( \
         'total', count(*), \
+        'queued', count(*) FILTER (WHERE enabled AND COALESCE(publish_mode, 'queue') IN ('queue', 'both')), \
         'publishing', count(*) FILTER (WHERE enabled AND nats_enabled AND publish_mode IN ('nats', 'both')), \
         'linked_tables', (SELECT count(DISTINCT (table_schema, table_name)) FROM public.rule_webhook_links WHERE enabled) \
     )::text FROM public.rule_webhooks";
@@ -133,6 +134,11 @@ fn render(config: &Config, status: &Value) -> String {
         plain(&webhooks["publishing"]),
         plain(&webhooks["linked_tables"])
     ));
+    if let Some(queued @ 1..) = webhooks["queued"].as_i64() {
+        lines.push(format!(
+            "queue         {queued} webhooks have calls in rule_webhook_calls, for workers of your own: walhook does not make them"
+        ));
+    }
     let dead = &status["dead_letters"];
     let newest = match dead["newest_reason"].as_str() {
         Some(reason) => format!(", the newest of {}: {}", plain(&dead["newest"]), text::one_line(reason)),
