@@ -291,5 +291,5 @@ fn settings_that_cannot_be_end_with_code_2_and_their_name() {
     );
     check(&["--group", "a b"], "the group's name");
     check(&["--no-database"], "--nats-url");
-    check(&["--record", "everything"], "everything");
+    check(&["--record", "everything"], "use one of full, failures, off");
 }
