@@ -6,6 +6,7 @@ use crate::{
     config::{Config, Options},
     error::{Error, Result},
     postgres::sql,
+    text,
 };
 
 /// The migrations in their order; each is re-runnable and takes effect whole or not at all.
@@ -54,7 +55,7 @@ pub async fn setup(config: &Config) -> Result<()> {
 
 /// Publications before the slot: a slot cannot decode what lies before its publication.
 fn statements(publication: &str, slot: &str) -> [(String, String); 2] {
-    let quote = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let quote = text::sql_literal;
     [
         (
             format!("publications {publication}_inserts and {publication}_changes"),

@@ -34,6 +34,7 @@ use crate::{
         streams::{most_replicas, streams_of_all},
         tables::{ConfigRow, StreamRow, Tables},
     },
+    text,
 };
 
 /// The consumer that the RFC's workers expect on the stream of their configuration.
@@ -116,7 +117,7 @@ async fn post(source: String, mut news: watch::Receiver<Option<Arc<News>>>) {
             // Without a connection there is news when its lanes have one.
             let Some(control) = now.controls.get(&id) else { continue };
             let round = one(control, &source, id, row, &now.tables);
-            match timeout(ROUND, round).await.unwrap_or_else(|_| Err(Error::unavailable("no end within 60 s"))) {
+            match timeout(ROUND, round).await.unwrap_or_else(|_| Err(Error::unavailable("it took more than 60 s"))) {
                 Ok(Done::All) => {}
                 Ok(Done::ButForAStream) => is_behind = true,
                 Err(error) => {
@@ -226,8 +227,12 @@ async fn keep_consumer(control: &Control, stream: &str, consumer: &str) -> Resul
     let valid =
         !consumer.is_empty() && consumer.bytes().all(|byte| byte.is_ascii_graphic() && !b".*>/\\".contains(&byte));
     if !valid {
-        return Err(Error::config(format!("{}: no such name is possible", attempted()))
-            .hint("Correct rule_nats_streams.consumers: no dots, spaces or wildcards"));
+        return Err(Error::config(format!("{}: a consumer cannot have this name", attempted()))
+            .hint(format!(
+                "a name has no dots, spaces, slashes or wildcards: UPDATE rule_nats_streams SET consumers = ARRAY['worker'] WHERE \
+                 stream_name = {}",
+                text::sql_literal(stream)
+            )));
     }
     let refused = |error: control::ApiError| match error.err_code {
         NO_STREAM => Ok(Done::ButForAStream),
