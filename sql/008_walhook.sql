@@ -379,6 +379,7 @@ CREATE OR REPLACE FUNCTION public.rule_cdc_slot_create(
 ) RETURNS PG_LSN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_slot RECORD;
+    v_finding RECORD;
     v_problem TEXT := public.rule_cdc_publication_problem(p_publication);
     v_lsn PG_LSN;
 BEGIN
@@ -393,7 +394,7 @@ BEGIN
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'ALTER SYSTEM SET wal_level = logical; then restart PostgreSQL.';
     END IF;
-    SELECT s.plugin, s.slot_type, s.database, s.wal_status, s.confirmed_flush_lsn INTO v_slot
+    SELECT s.plugin, s.slot_type, s.database, s.wal_status, s.confirmed_flush_lsn, s.two_phase INTO v_slot
     FROM pg_replication_slots s WHERE s.slot_name = p_slot;
     IF FOUND THEN
         IF v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
@@ -401,10 +402,15 @@ BEGIN
                 v_slot.slot_type, coalesce(v_slot.plugin, 'none'), coalesce(v_slot.database, 'none')
                 USING ERRCODE = 'duplicate_object', HINT = 'Choose another name for the slot.';
         ELSIF v_slot.wal_status = 'lost' THEN
-            RAISE EXCEPTION 'slot % has lost WAL it needs: what was committed since % cannot be published from it any more',
-                quote_literal(p_slot), v_slot.confirmed_flush_lsn
+            SELECT f.problem INTO v_finding FROM public.rule_cdc_check_slot(p_slot) f WHERE f.name = 'slot_lost';
+            RAISE EXCEPTION 'cannot use slot %: %', quote_literal(p_slot), v_finding.problem
                 USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = format('To go on with a gap: SELECT rule_cdc_slot_drop(%L), then create it again.', p_slot);
+        END IF;
+        IF v_slot.two_phase THEN
+            SELECT f.problem, f.remedy INTO v_finding FROM public.rule_cdc_check_slot(p_slot) f WHERE f.name = 'slot_two_phase';
+            RAISE EXCEPTION 'cannot use slot %: %', quote_literal(p_slot), v_finding.problem
+                USING ERRCODE = 'object_not_in_prerequisite_state', HINT = v_finding.remedy;
         END IF;
         RAISE NOTICE 'slot % exists already', quote_literal(p_slot);
         RETURN v_slot.confirmed_flush_lsn;
@@ -494,6 +500,22 @@ COMMENT ON VIEW public.rule_cdc_slots IS
 
 -- ----------------------------------------------------------------------------------------------------------------- links
 
+CREATE OR REPLACE FUNCTION public.rule_cdc_partitions(p_table REGCLASS)
+RETURNS TABLE (relid REGCLASS, parent REGCLASS, is_leaf BOOLEAN)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    -- pg_partition_tree would lock each of them, and so wait behind an ALTER TABLE.
+    WITH RECURSIVE below (oid, parent) AS (
+        SELECT p_table::oid, NULL::oid
+        UNION
+        SELECT i.inhrelid, i.inhparent FROM below b
+        JOIN pg_class c ON c.oid = b.oid AND c.relkind = 'p'
+        JOIN pg_inherits i ON i.inhparent = b.oid
+    )
+    SELECT b.oid::regclass, b.parent::regclass, c.relkind <> 'p' FROM below b JOIN pg_class c ON c.oid = b.oid
+$$;
+COMMENT ON FUNCTION public.rule_cdc_partitions IS
+    'walhook: a table and all its partitions, without a lock on any of them';
+
 CREATE OR REPLACE FUNCTION public.rule_cdc_table_problem(p_table REGCLASS)
 RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     -- Rows of a child are rows of its parents too, and a published root brings those of its partitions.
@@ -517,7 +539,7 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         WHEN EXISTS (SELECT FROM ours WHERE oid IN (SELECT a.oid FROM above a))
             THEN 'it is a child or partition of one of walhook''s own: linking it would publish secrets, or feed publishing '
                  'with itself'
-        WHEN EXISTS (SELECT FROM ours WHERE oid IN (SELECT t.relid FROM pg_partition_tree(p_table) t))
+        WHEN EXISTS (SELECT FROM ours WHERE oid IN (SELECT t.relid FROM public.rule_cdc_partitions(p_table) t))
             THEN 'one of walhook''s own is a partition of it: linking it would publish secrets, or feed publishing with itself'
         WHEN n.nspname IN ('pg_catalog', 'information_schema') OR n.nspname LIKE 'pg\_toast%' OR c.oid < 16384
             THEN 'it is a system table'
@@ -552,6 +574,65 @@ $$;
 COMMENT ON FUNCTION public.rule_cdc_replica_identity IS
     'walhook: the columns of the old row that the WAL has for an update or delete; NULL where it has none';
 
+CREATE OR REPLACE FUNCTION public.rule_cdc_generated_identity(p_table REGCLASS, p_publication TEXT)
+RETURNS TABLE (columns TEXT[], remedy TEXT)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_is_18 CONSTANT BOOLEAN := current_setting('server_version_num')::integer >= 180000;
+    v_index RECORD;
+    v_publishes BOOLEAN := false;
+BEGIN
+    IF v_is_18 THEN
+        v_publishes := coalesce((SELECT to_jsonb(p) ->> 'pubgencols' = 's' FROM pg_publication p
+                                 WHERE p.pubname = p_publication || '_changes'), false);
+    END IF;
+    columns := ARRAY(SELECT a.attname::text FROM pg_attribute a
+                     WHERE a.attrelid = p_table AND a.attgenerated <> '' AND NOT (a.attgenerated = 's' AND v_publishes)
+                       AND a.attname = ANY (public.rule_cdc_replica_identity(p_table))
+                     ORDER BY a.attnum);
+    -- Before 18 the whole old row is logged, and the generated column is only left out of it.
+    IF columns = '{}' OR NOT v_is_18 AND (SELECT relreplident = 'f' FROM pg_class WHERE oid = p_table) THEN
+        RETURN;
+    END IF;
+    IF NOT v_is_18 THEN
+        remedy := format('ALTER TABLE %s REPLICA IDENTITY FULL;', p_table);
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    SELECT c.relname, i.indisprimary INTO v_index
+    FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+    WHERE i.indrelid = p_table AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
+      AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = p_table AND a.attnum = ANY (i.indkey::int2[])
+                                                   AND (a.attgenerated <> '' OR NOT a.attnotnull))
+    ORDER BY i.indisprimary DESC, c.relname
+    LIMIT 1;
+    IF FOUND THEN
+        remedy := CASE WHEN v_index.indisprimary THEN format('ALTER TABLE %s REPLICA IDENTITY DEFAULT;', p_table)
+                       ELSE format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I;', p_table, v_index.relname) END;
+    ELSIF NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = p_table AND a.attgenerated = 'v'
+                                                   AND a.attname = ANY (columns)) THEN
+        remedy := format('ALTER PUBLICATION %I SET (publish_generated_columns = stored);', p_publication || '_changes');
+    ELSE
+        remedy := format('ALTER TABLE %1$s ADD COLUMN walhook_key BIGINT GENERATED ALWAYS AS IDENTITY UNIQUE; '
+                         'ALTER TABLE %1$s REPLICA IDENTITY USING INDEX %2$I;', p_table,
+                         left((SELECT relname FROM pg_class WHERE oid = p_table), 47) || '_walhook_key_key');
+    END IF;
+    RETURN NEXT;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_generated_identity IS
+    'walhook: generated columns of a table''s replica identity that a publication does not send, and what to do; no row where there '
+    'are none. From 18 on the application''s own UPDATE fails, before that a DELETE comes without them';
+
+-- One of an earlier version has other columns.
+DO $drop$
+BEGIN
+    IF to_regprocedure('public.rule_cdc_link_problems(regclass, text[], text, text[], jsonb, text[], boolean)') IS NOT NULL THEN
+        DROP FUNCTION public.rule_cdc_link_problems(REGCLASS, TEXT[], TEXT, TEXT[], JSONB, TEXT[], BOOLEAN);
+    END IF;
+END
+$drop$;
+
 CREATE OR REPLACE FUNCTION public.rule_cdc_link_problems(
     p_table REGCLASS,
     p_operations TEXT[],
@@ -559,8 +640,9 @@ CREATE OR REPLACE FUNCTION public.rule_cdc_link_problems(
     p_columns TEXT[],
     p_filter JSONB,
     p_when_changed TEXT[],
-    p_include_old BOOLEAN
-) RETURNS TABLE (is_error BOOLEAN, problem TEXT, remedy TEXT)
+    p_include_old BOOLEAN,
+    p_publication TEXT DEFAULT 'walhook'
+) RETURNS TABLE (name TEXT, is_error BOOLEAN, problem TEXT, remedy TEXT)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_columns TEXT[] := ARRAY(SELECT a.attname::text FROM pg_attribute a
@@ -572,20 +654,41 @@ DECLARE
     v_needed TEXT[];
     v_name TEXT;
     v_leaf REGCLASS;
+    v_part RECORD;
     v_identity TEXT[];
+    v_generated RECORD;
     v_full BOOLEAN;
 BEGIN
     is_error := true;
     problem := public.rule_cdc_table_problem(p_table);
     IF problem IS NOT NULL THEN
-        remedy := 'Link another table.';
+        name := 'table_unfit';
+        remedy := CASE (SELECT relpersistence FROM pg_class WHERE oid = p_table AND relkind IN ('r', 'p'))
+                      WHEN 'u' THEN format('ALTER TABLE %s SET LOGGED;', p_table)
+                      ELSE 'Link another table.' END;
         RETURN NEXT;
         RETURN;
     END IF;
+    FOR v_part IN
+        SELECT t.relid, t.parent, c.relkind FROM public.rule_cdc_partitions(p_table) t JOIN pg_class c ON c.oid = t.relid
+        WHERE t.relid <> p_table AND t.is_leaf AND (c.relkind = 'f' OR c.relpersistence = 'u') ORDER BY t.relid::text
+    LOOP
+        IF v_part.relkind = 'f' THEN
+            name := 'partition_foreign';
+            problem := format('its partition %s is a foreign table: changes of it are not in this server''s WAL', v_part.relid);
+            remedy := format('ALTER TABLE %s DETACH PARTITION %s;', v_part.parent, v_part.relid);
+        ELSE
+            name := 'partition_unlogged';
+            problem := format('its partition %s is unlogged: changes of it are not in the WAL', v_part.relid);
+            remedy := format('ALTER TABLE %s SET LOGGED;', v_part.relid);
+        END IF;
+        RETURN NEXT;
+    END LOOP;
 
     IF coalesce(cardinality(p_operations), 0) = 0
        OR NOT p_operations <@ '{insert,update,delete,truncate}' OR array_position(p_operations, NULL) IS NOT NULL
     THEN
+        name := 'operations';
         problem := format('its operations are %s', coalesce(quote_literal(p_operations::text), 'NULL'));
         remedy := 'Choose from insert, update, delete, truncate: ARRAY[''insert'', ''update''].';
         RETURN NEXT;
@@ -594,6 +697,7 @@ BEGIN
 
     IF p_filter IS NOT NULL THEN
         IF jsonb_typeof(p_filter) <> 'object' THEN
+            name := 'filter_kind';
             problem := format('its filter is a JSON %s', jsonb_typeof(p_filter));
             remedy := 'Write it as an object of columns and values: {"status": "paid"}.';
             RETURN NEXT;
@@ -602,17 +706,20 @@ BEGIN
         END IF;
     END IF;
     IF cardinality(p_columns) = 0 THEN
+        name := 'columns_empty';
         problem := 'its list of columns is empty';
         remedy := 'Leave it NULL for all columns.';
         RETURN NEXT;
     END IF;
     IF cardinality(p_when_changed) = 0 THEN
+        name := 'when_changed_empty';
         problem := 'its when_changed is empty';
         remedy := 'Leave it NULL for all updates.';
         RETURN NEXT;
     END IF;
-    FOR problem, v_name IN
-        SELECT format('%s names %s, which the table %s', place, coalesce(quote_literal(c), 'NULL'),
+    FOR name, problem, v_name IN
+        SELECT CASE place WHEN 'columns' THEN 'columns_missing' ELSE 'column_missing' END,
+               format('%s names %s, which the table %s', place, coalesce(quote_literal(c), 'NULL'),
                       CASE WHEN EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = p_table AND a.attname = c
                                                                      AND a.attgenerated <> '')
                            THEN 'generates: it is not sent' ELSE 'has not' END), c
@@ -629,10 +736,12 @@ BEGIN
     IF p_subject_template IS NOT NULL THEN
         v_name := regexp_replace(p_subject_template, '\{[^{}]*\}', 'x', 'g');
         IF v_name ~ '[{}]' THEN
+            name := 'template_braces';
             problem := format('its subject template %L has an odd brace', p_subject_template);
             remedy := 'Tokens are {schema} {table} {op} and {a_column}.';
             RETURN NEXT;
         ELSIF public.rule_nats_subject_check(v_name) IS NOT NULL THEN
+            name := 'template_subject';
             problem := format('its subject template %L is no subject: %s', p_subject_template,
                               public.rule_nats_subject_check(v_name));
             remedy := 'For example: orders.{op}.{customer_id}';
@@ -645,8 +754,9 @@ BEGIN
     END IF;
     -- A row of a partitioned table is logged with the identity of its leaf.
     FOR v_leaf IN
-        SELECT t.relid FROM pg_partition_tree(p_table) t WHERE t.isleaf
-        UNION SELECT p_table WHERE NOT EXISTS (SELECT FROM pg_partition_tree(p_table) t WHERE t.isleaf)
+        SELECT t.relid FROM public.rule_cdc_partitions(p_table) t JOIN pg_class c ON c.oid = t.relid
+        WHERE t.is_leaf AND c.relkind <> 'f'
+        UNION SELECT p_table WHERE NOT EXISTS (SELECT FROM public.rule_cdc_partitions(p_table) t WHERE t.is_leaf)
         ORDER BY relid
     LOOP
         v_identity := public.rule_cdc_replica_identity(v_leaf);
@@ -654,17 +764,35 @@ BEGIN
         is_error := true;
         IF v_identity IS NULL THEN
             -- Also for insert and truncate: in the publication of changes, the application's own UPDATE would fail.
+            name := 'identity_missing';
             problem := format('%s has no replica identity: once published, UPDATE and DELETE on it would fail', v_leaf);
             remedy := CASE
                 WHEN EXISTS (SELECT FROM pg_index WHERE indrelid = v_leaf AND indisprimary AND indimmediate)
                     THEN format('ALTER TABLE %s REPLICA IDENTITY DEFAULT;', v_leaf)
-                ELSE format('ALTER TABLE %1$s REPLICA IDENTITY FULL; or ALTER TABLE %1$s ADD PRIMARY KEY (…);', v_leaf) END;
+                ELSE format('ALTER TABLE %s REPLICA IDENTITY FULL; -- or ADD PRIMARY KEY', v_leaf) END;
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
+        SELECT g.columns, g.remedy INTO v_generated FROM public.rule_cdc_generated_identity(v_leaf, p_publication) g;
+        IF FOUND AND current_setting('server_version_num')::integer >= 180000 THEN
+            name := 'identity_generated';
+            problem := format('the replica identity of %s has the generated column %s, which is not published: once the table is, '
+                              'UPDATE and DELETE on it would fail', v_leaf, array_to_string(v_generated.columns, ', '));
+            remedy := v_generated.remedy;
+            RETURN NEXT;
+            CONTINUE;
+        ELSIF FOUND AND p_operations && '{update,delete}' THEN
+            name := 'identity_generated';
+            problem := format('the replica identity of %s has the generated column %s, which is not published: a DELETE would not '
+                              'bring it', v_leaf, array_to_string(v_generated.columns, ', '));
+            remedy := v_generated.remedy;
             RETURN NEXT;
             CONTINUE;
         END IF;
         CONTINUE WHEN v_full;
         remedy := format('ALTER TABLE %s REPLICA IDENTITY FULL;', v_leaf);
         IF p_when_changed IS NOT NULL AND 'update' = ANY (p_operations) THEN
+            name := 'identity_when_changed';
             problem := format('when_changed compares with the old row, which the WAL has of %s only under REPLICA IDENTITY FULL',
                               v_leaf);
             RETURN NEXT;
@@ -673,15 +801,17 @@ BEGIN
             v_needed := ARRAY(SELECT c FROM unnest(v_filter_keys || v_tokens) c
                               WHERE c <> ALL (v_identity) AND c = ANY (v_columns) ORDER BY c);
             IF v_needed <> '{}' THEN
+                name := 'identity_filter';
                 problem := format('filter or subject need %s, which a DELETE on %s does not bring: only %s',
                                   array_to_string(v_needed, ', '), v_leaf, array_to_string(v_identity, ', '));
-                remedy := format('ALTER TABLE %s REPLICA IDENTITY FULL; or link without delete.', v_leaf);
+                remedy := format('ALTER TABLE %s REPLICA IDENTITY FULL; -- or link without delete', v_leaf);
                 RETURN NEXT;
                 remedy := format('ALTER TABLE %s REPLICA IDENTITY FULL;', v_leaf);
             END IF;
         END IF;
         IF p_include_old AND p_operations && '{update,delete}' THEN
             is_error := false;
+            name := 'identity_old';
             problem := format('of the old row of %s only %s will be there', v_leaf, array_to_string(v_identity, ', '));
             RETURN NEXT;
         END IF;
@@ -827,7 +957,7 @@ BEGIN
 
     FOR v_problem IN
         SELECT * FROM public.rule_cdc_link_problems(p_table, p_operations, p_subject_template, p_columns, p_filter,
-                                                    p_when_changed, coalesce(p_include_old, false))
+                                                    p_when_changed, coalesce(p_include_old, false), p_publication)
     LOOP
         IF v_problem.is_error THEN
             RAISE EXCEPTION 'cannot link % to webhook %: %', p_table, quote_literal(v_webhook.webhook_name), v_problem.problem
@@ -971,14 +1101,14 @@ RETURNS TABLE (link_id INTEGER, webhook_id INTEGER, webhook_name TEXT, table_nam
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     l RECORD;
-    v_table REGCLASS;
-    v_wanted TEXT;
-    v_subject TEXT;
-    v_taken TEXT[];
+    -- What the publications lack concerns every link.
+    v_all CONSTANT TEXT[] := ARRAY(
+        SELECT f.problem || coalesce(': ' || f.remedy, '') FROM public.rule_cdc_check_publications(p_publication) f
+        WHERE f.severity IN ('fatal', 'error'));
 BEGIN
     FOR l IN
-        SELECT k.*, w.webhook_name AS name, w.enabled AS webhook_enabled, w.nats_enabled, w.nats_config_id, w.publish_mode,
-               c.config_name, c.enabled AS config_enabled, c.jetstream_enabled
+        SELECT k.*, w.webhook_name AS name, w.nats_enabled, w.nats_config_id, w.publish_mode, c.config_name,
+               c.enabled AS config_enabled, c.jetstream_enabled
         FROM public.rule_webhook_links k
         JOIN public.rule_webhooks w ON w.webhook_id = k.webhook_id
         LEFT JOIN public.rule_nats_config c ON c.config_id = coalesce(
@@ -992,62 +1122,21 @@ BEGIN
         operations := l.operations;
         subjects := public.rule_cdc_link_subjects(l.webhook_id, l.table_schema, l.table_name, l.operations, l.subject_template);
         streams := '{}';
-        publication := NULL;
-        problems := '{}';
-        IF NOT l.enabled THEN
-            problems := problems || 'the link is disabled'::text;
+        IF coalesce(l.nats_enabled, false) AND coalesce(l.publish_mode, 'queue') IN ('nats', 'both') AND l.config_name IS NOT NULL
+           AND coalesce(l.config_enabled, true) AND coalesce(l.jetstream_enabled, true)
+        THEN
+            streams := ARRAY(SELECT DISTINCT s FROM unnest(subjects) subject,
+                                    unnest(public.rule_nats_stream_for(l.nats_config_id, subject)) s ORDER BY s);
         END IF;
-        IF NOT coalesce(l.webhook_enabled, false) THEN
-            problems := problems || 'the webhook is disabled'::text;
-        END IF;
-        IF NOT coalesce(l.nats_enabled, false) OR coalesce(l.publish_mode, 'queue') NOT IN ('nats', 'both') THEN
-            problems := problems || format('the webhook does not publish to NATS: SELECT rule_webhook_enable_nats(%s)',
-                                           l.webhook_id);
-        ELSIF l.config_name IS NULL THEN
-            problems := problems || 'the webhook has no NATS configuration'::text;
-        ELSIF NOT coalesce(l.config_enabled, true) THEN
-            problems := problems || format('NATS config %L is disabled', l.config_name);
-        ELSIF coalesce(l.jetstream_enabled, true) THEN
-            FOREACH v_subject IN ARRAY subjects LOOP
-                v_taken := public.rule_nats_stream_for(l.nats_config_id, v_subject);
-                IF v_taken = '{}' THEN
-                    problems := problems || format('no stream of NATS config %L takes %s', l.config_name, v_subject);
-                ELSIF cardinality(v_taken) > 1 AND v_subject !~ '\*' THEN
-                    problems := problems || format('more than one stream takes %s: %s. The first one has it; narrow the others',
-                                                   v_subject, array_to_string(v_taken, ', '));
-                ELSIF NOT EXISTS (SELECT FROM public.rule_nats_streams_of(l.nats_config_id) s, unnest(s.subjects) pattern
-                                  WHERE public.rule_nats_subject_covers(pattern, v_subject)) THEN
-                    problems := problems || format('note: %s takes only some of %s', array_to_string(v_taken, ', '), v_subject);
-                END IF;
-                streams := ARRAY(SELECT DISTINCT s FROM unnest(streams || v_taken) s ORDER BY s);
-            END LOOP;
-        END IF;
-
-        v_table := to_regclass(table_name);
-        IF v_table IS NULL THEN
-            problems := problems || format('there is no table %s (any more)', table_name);
-        ELSE
-            problems := problems || ARRAY(
-                -- A column that is gone from the list is refused when linking, and later costs nothing but itself.
-                SELECT CASE WHEN p.problem LIKE 'columns names %' THEN 'note: ' || p.problem || ': events go on without it'
-                            ELSE CASE WHEN p.is_error THEN '' ELSE 'note: ' END || p.problem END
-                       || coalesce('. ' || p.remedy, '')
-                FROM public.rule_cdc_link_problems(v_table, l.operations, l.subject_template, l.columns, l.filter,
-                                                   l.when_changed, l.include_old) p);
-            SELECT string_agg(p.pubname, ', ' ORDER BY p.pubname) INTO publication
-            FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
-            WHERE r.prrelid = v_table AND p.pubname IN (p_publication || '_inserts', p_publication || '_changes');
-            v_wanted := p_publication || CASE WHEN l.operations = '{insert}' THEN '_inserts' ELSE '_changes' END;
-            IF publication IS NULL OR publication NOT LIKE '%\_changes' AND v_wanted LIKE '%\_changes' THEN
-                problems := problems || format('the table is not in publication %I: ALTER PUBLICATION %1$I ADD TABLE ONLY %s;',
-                                               v_wanted, v_table);
-            ELSIF publication LIKE '%,%' THEN
-                problems := problems || 'the table is in both publications: link it again'::text;
-            END IF;
-        END IF;
-        IF public.rule_cdc_publication_problem(p_publication) IS NOT NULL THEN
-            problems := problems || public.rule_cdc_publication_problem(p_publication);
-        END IF;
+        SELECT string_agg(p.pubname, ', ' ORDER BY p.pubname) INTO publication
+        FROM pg_publication p
+        JOIN pg_publication_rel r ON r.prpubid = p.oid
+        JOIN pg_class c ON c.oid = r.prrelid
+        JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = l.table_schema AND c.relname = l.table_name
+          AND p.pubname IN (p_publication || '_inserts', p_publication || '_changes');
+        problems := ARRAY(SELECT CASE f.severity WHEN 'note' THEN 'note: ' ELSE '' END || f.problem || coalesce(': ' || f.remedy, '')
+                          FROM public.rule_cdc_check_links(p_publication, l.link_id) f) || v_all;
         ok := NOT EXISTS (SELECT FROM unnest(problems) p WHERE p NOT LIKE 'note: %');
         RETURN NEXT;
     END LOOP;

@@ -210,7 +210,7 @@ async fn a_wal_level_that_is_not_logical_ends_it_with_the_remedy() {
 async fn a_database_without_setup_ends_it_with_the_remedy() {
     let pg = Postgres::start().await;
     let run = Walhook::run().env("DATABASE_URL", pg.conninfo());
-    refuses(run, 2, &["publication \"walhook_inserts\" does not exist", "postgres", "walhook setup"]);
+    refuses(run, 2, &["rule_cdc_check", "walhook setup"]);
     let finished = Walhook::command("status").env("DATABASE_URL", pg.conninfo()).finish();
     says(&finished, 2, &["walhook setup"]);
 }
@@ -245,7 +245,11 @@ async fn a_slot_that_has_lost_its_wal_ends_it_with_the_code_for_distrust() {
 async fn a_publication_that_is_missing_or_for_all_tables_ends_it_with_the_remedy() {
     let feed = linked().await;
     feed.pg.psql("DROP PUBLICATION walhook_changes; CREATE PUBLICATION walhook_changes FOR ALL TABLES");
-    refuses(feed.command("run"), 2, &["\"walhook_changes\" is FOR ALL TABLES", "walhook setup"]);
+    refuses(
+        feed.command("run"),
+        2,
+        &["\"walhook_changes\" is FOR ALL TABLES", "DROP PUBLICATION walhook_changes; SELECT"],
+    );
     feed.pg.psql("DROP PUBLICATION walhook_changes");
     refuses(feed.command("run"), 2, &["publication \"walhook_changes\" does not exist", "walhook setup"]);
 }

@@ -87,8 +87,11 @@ async fn status_tells_slot_streams_webhooks_and_dead_letters() {
     feed.pg.psql("INSERT INTO orders VALUES (1)");
     feed.stored(1).await;
     feed.confirmed().await;
-    let running: Value = serde_json::from_str(&feed.command("status").arg("--json").finish().stdout).unwrap();
-    assert_eq!(running["slot"]["active"], true);
+    let running = feed.command("status").arg("--json").finish();
+    assert_eq!(running.code, Some(0), "{running:?}");
+    let running: Value = serde_json::from_str(&running.stdout).unwrap();
+    assert_eq!((&running["slot"]["active"], &running["streaming"]), (&true.into(), &true.into()));
+    assert_eq!(running["findings"], serde_json::json!([]));
     support::eventually("the status to show the stream while walhook runs", async || {
         feed.command("status").finish().stdout.contains("WEBHOOKS (default): sequence 1").then_some(())
     })
@@ -98,7 +101,8 @@ async fn status_tells_slot_streams_webhooks_and_dead_letters() {
     assert_eq!(running["dead_letters"]["dead"], 0);
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
     let stopped = feed.command("status").finish();
-    assert_eq!(stopped.code, Some(0));
+    assert_eq!(stopped.code, Some(1), "{stopped:?}");
+    assert!(stopped.stderr.contains("nobody streams from slot \"walhook\""), "{stopped:?}");
     for expected in ["held by nobody", "WEBHOOKS (default): sequence 1", "1 publish to NATS", "dead letters  0"] {
         assert!(stopped.stdout.contains(expected), "{expected} is not in\n{}", stopped.stdout);
     }

@@ -11,6 +11,7 @@ mod rows;
 pub mod run;
 pub mod seek;
 pub mod setup;
+mod setup_check;
 pub mod status;
 mod told;
 

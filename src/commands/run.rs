@@ -18,7 +18,7 @@ mod session;
 
 use tokio::sync::watch;
 
-use super::backoff::Backoff;
+use super::{backoff::Backoff, setup_check::Reported};
 use crate::{
     config::Config,
     error::{Error, Result},
@@ -39,9 +39,10 @@ pub async fn run(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result
     );
     let mut backoff = Backoff::default();
     let mut last_error: Option<String> = None;
+    let reported = Reported::default();
     loop {
         let mut streamed = false;
-        match session::session(config, &mut shutdown, &mut streamed, last_error.as_deref()).await {
+        match session::session(config, &mut shutdown, &mut streamed, last_error.as_deref(), &reported).await {
             Ok(()) => return Ok(()),
             Err(error) if !error.is_retryable() => return Err(error),
             Err(error) => {

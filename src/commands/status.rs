@@ -3,10 +3,13 @@
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
-use super::plain;
+use super::{
+    plain,
+    setup_check::{self, Finding, Severity},
+};
 use crate::{
     config::Config,
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     postgres::sql,
     text,
 };
@@ -32,16 +35,26 @@ const DEAD_LETTERS: &str = "SELECT json_build_object('dead', count(*), 'newest',
         'newest_reason', (array_agg(reason ORDER BY dead_letter_id DESC))[1])::text \
     FROM public.rule_nats_dead_letters WHERE status = 'dead'";
 
-/// Prints the status.
+/// Whether a walhook has said lately that it holds the slot.
+const HEARTBEAT: &str = "SELECT to_json(heartbeat_at > clock_timestamp() - make_interval(secs => 3 * heartbeat_seconds))::text \
+    FROM public.rule_cdc_status WHERE source = $1";
+
+/// Prints the status, and ends with an error where not all is well: so a monitor needs the exit code alone.
 ///
 /// # Errors
-/// PostgreSQL cannot be asked, or the slot is missing or lost.
+/// PostgreSQL cannot be asked; what `walhook run` would not start with, by its code; nobody streams (1); something that should
+/// be published is not (2).
 pub async fn status(config: &Config, as_json: bool) -> Result<()> {
     let client = sql::connect(&config.postgres).await?;
     let slot = ask(&client, SLOT, Some(&config.slot)).await?;
+    let findings = setup_check::read(&client, config).await?;
+    let heartbeat = ask(&client, HEARTBEAT, Some(&config.source)).await?;
+    let holder = slot["active_pid"].is_number();
     let status = json!({
         "source": config.source,
         "slot": slot,
+        "streaming": holder && heartbeat == true,
+        "findings": findings,
         "anchor": ask(&client, ANCHOR, Some(&config.slot)).await?,
         "streams": ask(&client, STREAMS, Some(&config.source)).await?,
         "nats": ask(&client, NATS, Some(&config.source)).await?,
@@ -52,17 +65,21 @@ pub async fn status(config: &Config, as_json: bool) -> Result<()> {
     if as_json {
         super::say_json([&status])?;
     } else {
-        super::say(&render(config, &status))?;
+        super::say(&render(config, &status, &findings))?;
     }
-    if slot.is_null() {
-        return Err(
-            Error::config(format!("replication slot {:?} does not exist", config.slot)).hint("run `walhook setup`")
-        );
+    setup_check::refuse(config, &findings)?;
+    if status["streaming"] != true {
+        let slot = &config.slot;
+        return Err(Error::unavailable(match holder {
+            true => format!("slot {slot:?} is held, and walhook has said nothing for a while in rule_cdc_status"),
+            false => format!("nobody streams from slot {slot:?}"),
+        })
+        .hint("start `walhook run`, or see its log"));
     }
-    if slot["wal_status"] == "lost" {
-        return Err(Error::untrusted(format!("replication slot {:?} is lost", config.slot)));
+    match findings.iter().filter(|finding| finding.severity == Severity::Error).count() {
+        0 => Ok(()),
+        count => Err(Error::config(format!("{count} things are wrong with the set-up: see above"))),
     }
-    Ok(())
 }
 
 /// `Null` where there is no row.
@@ -72,19 +89,13 @@ async fn ask(client: &Client, statement: &str, name: Option<&String>) -> Result<
         Some(name) => client.query_opt(statement, &[name]).await,
         None => client.query_opt(statement, &[]).await,
     };
-    let row = row.map_err(|error| {
-        let error = sql::error(attempted, error);
-        match crate::postgres::sqlstate(&error) {
-            Some("42P01") => error.of_kind(Kind::Config).hint("run `walhook setup`, which applies the migrations"),
-            _ => error,
-        }
-    })?;
+    let row = row.map_err(|error| sql::error(attempted, error))?;
     let Some(row) = row else { return Ok(Value::Null) };
     let text: &str = row.get(0);
     serde_json::from_str(text).map_err(|error| Error::protocol(attempted).caused_by(error))
 }
 
-fn render(config: &Config, status: &Value) -> String {
+fn render(config: &Config, status: &Value, findings: &[Finding]) -> String {
     let slot = &status["slot"];
     let mut lines = vec![format!("source        {}", config.source)];
     if slot.is_null() {
@@ -150,6 +161,14 @@ fn render(config: &Config, status: &Value) -> String {
         ));
     }
     lines.push(format!("dead letters  {}{newest}", plain(&dead["dead"])));
+    for finding in findings {
+        let severity = match finding.severity {
+            Severity::Fatal | Severity::Error => "wrong",
+            Severity::Warning => "warning",
+            Severity::Note => "note",
+        };
+        lines.push(format!("{severity:<13} {}", text::one_line(&finding.to_string())));
+    }
     lines.push(String::new());
     lines.join("\n")
 }

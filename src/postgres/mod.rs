@@ -68,6 +68,8 @@ pub fn sqlstate(error: &Error) -> Option<&str> {
 pub(crate) const PROTOCOL_VIOLATION: &str = "08P01";
 /// The slot (or another object) is in use by another session: waiting is the remedy.
 pub const OBJECT_IN_USE: &str = "55006";
+/// A file that the server needs is not there: WAL.
+pub const UNDEFINED_FILE: &str = "58P01";
 /// There is no such slot or publication.
 pub const UNDEFINED_OBJECT: &str = "42704";
 /// The slot or the server is not in the state it must be in: `wal_level`, an invalidated slot.

@@ -71,7 +71,8 @@ FROM unnest(ARRAY['orders.{id', 'orders.id}', 'orders.{{id}}', 'orders..{id}', '
 SELECT throws_hint($$SELECT rule_webhook_link_table(1, 'orders', p_when_changed => '{status}')$$, '%only under REPLICA IDENTITY FULL', 'ALTER TABLE public.orders REPLICA IDENTITY FULL;');
 SELECT throws_like($$SELECT rule_webhook_link_table(1, 'orders', p_filter => '{"status": "paid"}')$$, '%need status, which a DELETE on public.orders does not bring: only id');
 SELECT is(rule_webhook_link_table(1, 'orders', '{insert,update}', p_filter => '{"status": "paid"}') > 0, true, 'without delete');
-ALTER TABLE orders REPLICA IDENTITY FULL;
+-- From 18 on a generated column would be in the way: see setup_check.sql.
+ALTER TABLE orders DROP COLUMN twice, REPLICA IDENTITY FULL;
 SELECT rule_webhook_link_table(1, 'orders', '{insert,update,delete,truncate}', 'orders.{op}.{Odd name}', '{id,"Odd name"}', '{"status": "paid"}', '{status}', true);
 SELECT is((SELECT (subjects, streams, publication, ok, problems)::text FROM rule_webhook_links_check()),
     '("{orders.delete.*,orders.insert.*,orders.truncate.*,orders.update.*}",{ALL},walhook_changes,t,{})');
@@ -115,17 +116,17 @@ SELECT is(published('child'), NULL);
 CREATE FUNCTION problems(p_table text) RETURNS text LANGUAGE sql AS $$ SELECT array_to_string(problems, ' | ') FROM rule_webhook_links_check() WHERE table_name = p_table $$;
 SELECT rule_webhook_link_table(1, 'by_index', '{insert}', 'nowhere.{op}');
 SELECT ok((SELECT problems FROM rule_webhook_links_check() WHERE webhook_name = 'hook' AND table_name = 'public.by_index')
-                   = '{"no stream of NATS config ''default'' takes nowhere.insert"}', 'no stream');
+                   ::text LIKE '{"no stream of NATS config ''default'' takes nowhere.insert: SELECT public.rule_nats_stream_create(%"}', 'no stream');
 SELECT rule_webhook_unlink_table(1, 'by_index'), rule_webhook_unlink_table(2, 'by_index');
 DROP TABLE parent CASCADE;
-SELECT is(problems('public.parent'), 'there is no table public.parent (any more)');
+SELECT ok(problems('public.parent') LIKE 'there is no table public.parent (any more)%DELETE FROM public.rule_webhook_links WHERE link_id = %;', problems('public.parent'));
 ALTER TABLE orders DROP COLUMN status, REPLICA IDENTITY NOTHING;
 SELECT ok(problems('public.orders') LIKE '%filter names ''status'', which the table has not%no replica identity%', problems('public.orders'));
 ALTER PUBLICATION walhook_inserts DROP TABLE "No.Key";
 SELECT ok(problems('public."No.Key"') LIKE '%not in publication walhook_inserts: ALTER PUBLICATION walhook_inserts ADD TABLE ONLY public."No.Key";', 'not published');
 SELECT rule_webhook_disable_nats(1);
 UPDATE rule_webhooks SET enabled = false;
-SELECT ok(problems('public.orders') LIKE 'the webhook is disabled | the webhook does not publish to NATS%', 'disabled');
+SELECT ok(problems('public.orders') LIKE 'the webhook is disabled: % | the webhook does not publish to NATS: %', 'disabled');
 
 -- A webhook goes, and its links with it; its tables stay published until somebody tidies up.
 SELECT rule_webhook_delete(1);

@@ -4,13 +4,21 @@
 //! so that it stays as far behind as it is meant to. Always: what goes wrong here is told and tried again, and ends nothing.
 //! The task ends with the session; what it was at is gone on with in the next one.
 
-use std::{convert::Infallible, time::Duration};
+use std::{
+    convert::Infallible,
+    time::{Duration, Instant},
+};
 
 use tokio::{task::JoinHandle, time::sleep};
 use tokio_postgres::Client;
 
 use crate::{
-    commands::{backoff::Backoff, replay, told::Told},
+    commands::{
+        backoff::Backoff,
+        replay,
+        setup_check::{self, Reported},
+        told::Told,
+    },
     config::Config,
     error::{Error, Kind, Result},
     postgres::{self, sql},
@@ -23,6 +31,9 @@ const TURN: Duration = Duration::from_secs(5);
 /// How often the anchor is looked after; how often it is moved, its function decides.
 const ANCHOR: Duration = Duration::from_secs(5);
 
+/// How often the set-up is checked.
+const CHECK: Duration = Duration::from_secs(10);
+
 const NEXT: &str = "SELECT replay_id FROM public.rule_cdc_replays \
     WHERE source = $1 AND is_requested AND status IN ('requested', 'running') ORDER BY replay_id LIMIT 1";
 const MOVE: &str = "SELECT public.rule_cdc_anchor_move($1)::text";
@@ -33,8 +44,8 @@ pub struct Clerk(JoinHandle<()>);
 
 impl Clerk {
     /// Begins its work.
-    pub fn start(config: &Config) -> Clerk {
-        Clerk(tokio::spawn(work(config.clone())))
+    pub fn start(config: &Config, reported: Reported) -> Clerk {
+        Clerk(tokio::spawn(work(config.clone(), reported)))
     }
 }
 
@@ -44,11 +55,11 @@ impl Drop for Clerk {
     }
 }
 
-async fn work(config: Config) {
+async fn work(config: Config, reported: Reported) {
     let mut backoff = Backoff::default();
     let mut told = Told::default();
     loop {
-        let Err(error) = session(&config, &mut backoff).await;
+        let Err(error) = session(&config, &mut backoff, &reported).await;
         let text = error.to_string();
         if told.is_news(&text) {
             tracing::warn!("{text}");
@@ -57,11 +68,12 @@ async fn work(config: Config) {
     }
 }
 
-async fn session(config: &Config, backoff: &mut Backoff) -> Result<Infallible> {
+async fn session(config: &Config, backoff: &mut Backoff, reported: &Reported) -> Result<Infallible> {
     let client = sql::connect(&config.postgres).await?;
     tokio::select! {
         outcome = replays(config, &client, backoff) => outcome,
         outcome = anchor(config, &client) => outcome,
+        outcome = check(config, &client, reported) => outcome,
     }
 }
 
@@ -100,6 +112,29 @@ async fn anchor(config: &Config, client: &Client) -> Result<Infallible> {
             }
         }
         sleep(ANCHOR).await;
+    }
+}
+
+/// Whether the set-up is still as it must be: somebody may alter a publication or a linked table at any time.
+async fn check(config: &Config, client: &Client, reported: &Reported) -> Result<Infallible> {
+    let mut told = Told::default();
+    loop {
+        let began = Instant::now();
+        match setup_check::read(client, config).await {
+            Ok(findings) => {
+                told.forget();
+                reported.report(findings);
+            }
+            Err(error) if client.is_closed() => return Err(error),
+            Err(error) => {
+                let text = error.to_string();
+                if told.is_news(&text) {
+                    tracing::warn!("{text}");
+                }
+            }
+        }
+        // Where thousands of links make it long, it takes no more than a twentieth of the time.
+        sleep(CHECK.max(began.elapsed() * 20)).await;
     }
 }
 

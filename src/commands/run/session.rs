@@ -28,6 +28,7 @@ use super::{
     rules,
 };
 use crate::{
+    commands::setup_check::{self, Reported},
     config::Config,
     error::{Error, Result},
     flow::{
@@ -78,11 +79,16 @@ pub async fn session(
     shutdown: &mut watch::Receiver<bool>,
     streamed: &mut bool,
     last_error: Option<&str>,
+    reported: &Reported,
 ) -> Result<()> {
     let mut client = Watched::connect(&config.postgres).await?;
     let publications = [format!("{}_inserts", config.publication), format!("{}_changes", config.publication)];
-    client.answer(ledger::check(&client, &config.slot, &publications)).await?;
-    let Some((stream, system, left)) = take_slot(config, &publications, shutdown).await? else { return Ok(()) };
+    setup_check::refuse(config, &client.answer(setup_check::read(&client, config)).await?)?;
+    let taken = match take_slot(config, &publications, shutdown).await {
+        Err(error) => return Err(setup_check::explain(config, error).await),
+        Ok(taken) => taken,
+    };
+    let Some((stream, system, left)) = taken else { return Ok(()) };
     *streamed = true;
     faults::reach(Point::SlotTaken)?;
     let confirmed = client.answer(ledger::confirmed(&client, &config.slot)).await?;
@@ -134,7 +140,7 @@ pub async fn session(
         pace: Pace::new(Instant::now()),
         bulletin: Bulletin::new(config),
     };
-    let clerk = Clerk::start(config);
+    let clerk = Clerk::start(config, reported.clone());
     let outcome = session.stream(shutdown, interval).await;
     drop(clerk);
     let Session { stream, .. } = session;
@@ -145,7 +151,7 @@ pub async fn session(
             tracing::info!("slot released");
             Ok(())
         }
-        Err(error) => Err(error),
+        Err(error) => Err(setup_check::explain(config, error).await),
     }
 }
 

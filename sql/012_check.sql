@@ -1,0 +1,467 @@
+-- 012: one check of the whole set-up: the slot, both publications, every link down to each partition.
+--
+-- Comes in: 005 to 011. Goes out: rule_cdc_check, which `walhook run` asks at its start and every few seconds while it runs,
+-- `walhook status` once, and rule_webhook_links_check for the part about links.
+-- Always holds: it reads catalogs and configuration only, and takes no lock on a user's table. Each finding has a name that
+-- stays the same in later versions, and a remedy: SQL that can be run as it is, or NULL where the choice is the user's. Running this file twice changes nothing.
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_check_slot(p_slot TEXT DEFAULT 'walhook')
+RETURNS TABLE (name TEXT, severity TEXT, object TEXT, problem TEXT, remedy TEXT)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_slot JSONB;
+    v_again CONSTANT TEXT := format('SELECT public.rule_cdc_slot_drop(%1$L); SELECT public.rule_cdc_slot_create(%1$L);', p_slot);
+    v_reason TEXT;
+BEGIN
+    severity := 'fatal';
+    IF current_setting('wal_level') <> 'logical' THEN
+        name := 'wal_level';
+        object := 'wal_level';
+        problem := format('wal_level is %s: the WAL has no changes that a slot can decode', to_json(current_setting('wal_level')));
+        remedy := 'ALTER SYSTEM SET wal_level = logical; -- then restart PostgreSQL';
+        RETURN NEXT;
+    END IF;
+    object := format('replication slot %s', to_json(p_slot));
+    -- Its columns differ by version.
+    SELECT to_jsonb(s) INTO v_slot FROM pg_replication_slots s WHERE s.slot_name = p_slot;
+    IF NOT FOUND THEN
+        name := 'slot_missing';
+        problem := format('%s does not exist: changes from before it is made are not published', object);
+        remedy := format('SELECT public.rule_cdc_slot_create(%L);', p_slot);
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    IF v_slot ->> 'slot_type' <> 'logical' OR v_slot ->> 'plugin' IS DISTINCT FROM 'pgoutput'
+       OR v_slot ->> 'database' IS DISTINCT FROM current_database()
+    THEN
+        name := 'slot_not_ours';
+        problem := format('%s is a %s slot with plugin %s in database %s; walhook needs a logical one with pgoutput in %s: name '
+                          'another slot with --slot', object, v_slot ->> 'slot_type', coalesce(v_slot ->> 'plugin', 'none'),
+                          coalesce(v_slot ->> 'database', 'none'), current_database());
+        remedy := format('SELECT public.rule_cdc_slot_create(%L);', left(p_slot, 55) || '_walhook');
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    IF v_slot ->> 'wal_status' = 'lost' OR (v_slot ->> 'invalidation_reason') IS NOT NULL THEN
+        name := 'slot_lost';
+        v_reason := v_slot ->> 'invalidation_reason';
+        problem := format('%s is lost: %s. What was committed after %s cannot be published from it any more; walhook backfill sends '
+                          'the rows that a table has now', object,
+                          CASE v_reason
+                              WHEN 'idle_timeout' THEN format('nobody streamed for longer than idle_replication_slot_timeout (%s) '
+                                  'allows', current_setting('idle_replication_slot_timeout', true))
+                              WHEN 'rows_removed' THEN 'rows of the catalogs that it needs are removed'
+                              WHEN 'wal_level_insufficient' THEN 'wal_level was too low on the primary'
+                              ELSE format('PostgreSQL has removed WAL that it needed (max_slot_wal_keep_size is %s)',
+                                          current_setting('max_slot_wal_keep_size')) END,
+                          coalesce(v_slot ->> 'confirmed_flush_lsn', '0/0'));
+        remedy := v_again;
+        RETURN NEXT;
+    END IF;
+    IF (v_slot ->> 'two_phase')::boolean THEN
+        name := 'slot_two_phase';
+        problem := format('%s decodes prepared transactions (two_phase), which walhook publishes only once they are committed', object);
+        remedy := format('SELECT pg_copy_logical_replication_slot(%1$L, %2$L); SELECT pg_drop_replication_slot(%1$L); '
+                         'SELECT pg_copy_logical_replication_slot(%2$L, %1$L); SELECT pg_drop_replication_slot(%2$L);',
+                         p_slot, left(p_slot, 59) || '_tmp');
+        RETURN NEXT;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_check_slot IS 'walhook: the part of rule_cdc_check about the slot';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_check_publications(p_publication TEXT DEFAULT 'walhook')
+RETURNS TABLE (name TEXT, severity TEXT, object TEXT, problem TEXT, remedy TEXT)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_own CONSTANT JSONB := '{"_inserts": ["rule_webhook_events", "rule_cdc_backfill_rows"],
+                              "_changes": ["rule_webhooks", "rule_webhook_links", "rule_nats_config", "rule_nats_streams"]}';
+    v_part TEXT;
+    v_publication RECORD;
+    v_name TEXT;
+    v_row RECORD;
+    v_again TEXT;
+    v_why TEXT;
+    -- What puts the linked tables into a publication that is made anew.
+    v_place CONSTANT TEXT := coalesce((
+        SELECT string_agg(DISTINCT format('SELECT public.rule_cdc_publication_place(%L, %L, true);', c.oid::regclass, p_publication), ' ')
+        FROM public.rule_webhook_links l
+        JOIN pg_namespace n ON n.nspname = l.table_schema
+        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = l.table_name), '');
+BEGIN
+    FOREACH v_part IN ARRAY ARRAY['_inserts', '_changes'] LOOP
+        v_name := p_publication || v_part;
+        object := format('publication %s', to_json(v_name));
+        severity := 'fatal';
+        SELECT p.*, to_jsonb(p) ->> 'puballtables' AS everything INTO v_publication FROM pg_publication p WHERE p.pubname = v_name;
+        IF NOT FOUND THEN
+            name := 'publication_missing';
+            problem := format('%s does not exist in database %s', object, to_json(current_database()));
+            remedy := rtrim(format('SELECT public.rule_cdc_publication_create(%L); %s', p_publication, v_place));
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
+        -- In one transaction, or changes from between could not be decoded.
+        v_again := format('BEGIN; DROP PUBLICATION %I; SELECT public.rule_cdc_publication_create(%L); %s COMMIT;', v_name,
+                          p_publication, v_place);
+        IF v_publication.everything::boolean THEN
+            name := 'publication_all_tables';
+            problem := format('%s is FOR ALL TABLES: it would publish secrets, and the history of its own publishing', object);
+            remedy := v_again;
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
+        IF to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL THEN
+            FOR v_row IN EXECUTE 'SELECT n.nspname FROM pg_catalog.pg_publication_namespace pn
+                JOIN pg_catalog.pg_namespace n ON n.oid = pn.pnnspid WHERE pn.pnpubid = $1 ORDER BY 1' USING v_publication.oid
+            LOOP
+                name := 'publication_schema';
+                problem := format('%s publishes the whole schema %s: it takes in tables that nobody linked', object,
+                                  to_json(v_row.nspname));
+                remedy := format('ALTER PUBLICATION %I DROP TABLES IN SCHEMA %I;', v_name, v_row.nspname);
+                RETURN NEXT;
+            END LOOP;
+        END IF;
+        IF NOT v_publication.pubinsert OR NOT v_publication.pubviaroot OR v_publication.pubupdate <> (v_part = '_changes')
+           OR v_publication.pubdelete <> (v_part = '_changes') OR v_publication.pubtruncate <> (v_part = '_changes')
+        THEN
+            name := 'publication_options';
+            problem := format('%s has other options than walhook gave it: events would be missing, or come of a partition in place of '
+                              'its table', object);
+            remedy := format('ALTER PUBLICATION %I SET (publish = %L, publish_via_partition_root = true);', v_name,
+                             CASE v_part WHEN '_inserts' THEN 'insert' ELSE 'insert, update, delete, truncate' END);
+            RETURN NEXT;
+        END IF;
+        -- Our own tables that must be in it.
+        FOR v_row IN
+            SELECT c.oid::regclass AS oid, c.relname, c.relpersistence, c.relreplident FROM jsonb_array_elements_text(v_own -> v_part) t
+            JOIN pg_class c ON c.relnamespace = 'public'::regnamespace AND c.relname = t.value ORDER BY c.relname
+        LOOP
+            IF v_row.relpersistence = 'u' THEN
+                name := 'own_table_unlogged';
+                problem := format('table public.%s is unlogged: nothing that is written into it reaches walhook', v_row.relname);
+                remedy := format('ALTER TABLE %s SET LOGGED; ALTER PUBLICATION %I ADD TABLE ONLY %1$s;', v_row.oid, v_name);
+                RETURN NEXT;
+            ELSIF NOT EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = v_publication.oid AND r.prrelid = v_row.oid) THEN
+                name := 'publication_own_table';
+                problem := format('%s lacks walhook''s own table public.%s: what is written into it would not take effect', object,
+                                  v_row.relname);
+                remedy := format('ALTER PUBLICATION %I ADD TABLE ONLY %s;', v_name, v_row.oid);
+                RETURN NEXT;
+            ELSIF v_part = '_changes' AND public.rule_cdc_replica_identity(v_row.oid) IS NULL THEN
+                name := 'own_table_identity';
+                problem := format('walhook''s own table public.%s has no replica identity: UPDATE and DELETE on it fail', v_row.relname);
+                remedy := format('ALTER TABLE %s REPLICA IDENTITY DEFAULT;', v_row.oid);
+                RETURN NEXT;
+            END IF;
+        END LOOP;
+        FOR v_row IN
+            SELECT r.prrelid::regclass AS oid, (to_jsonb(r) ->> 'prqual') IS NOT NULL AS is_filtered,
+                   (to_jsonb(r) ->> 'prattrs') IS NOT NULL AS is_cut,
+                   n.nspname = 'public' AND v_own -> v_part ? c.relname AS is_own,
+                   EXISTS (SELECT FROM public.rule_webhook_links l WHERE l.table_schema = n.nspname AND l.table_name = c.relname)
+                       AS is_linked
+            FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE r.prpubid = v_publication.oid ORDER BY n.nspname, c.relname
+        LOOP
+            -- Of our own tables everything depends on it; another table costs no other.
+            severity := CASE WHEN v_row.is_own THEN 'fatal' ELSE 'error' END;
+            v_again := format('BEGIN; ALTER PUBLICATION %I DROP TABLE ONLY %s; ALTER PUBLICATION %1$I ADD TABLE ONLY %2$s; COMMIT;',
+                              v_name, v_row.oid);
+            v_why := CASE WHEN NOT v_row.is_own THEN public.rule_cdc_table_problem(v_row.oid) END;
+            IF v_why IS NOT NULL THEN
+                name := 'publication_denied_table';
+                severity := 'fatal';
+                problem := format('%s has table %s in it: %s', object, v_row.oid, v_why);
+                remedy := format('ALTER PUBLICATION %I DROP TABLE ONLY %s;', v_name, v_row.oid);
+                RETURN NEXT;
+                CONTINUE;
+            END IF;
+            IF v_row.is_filtered THEN
+                name := 'publication_row_filter';
+                problem := format('%s has a row filter on table %s: rows outside it are not published', object, v_row.oid);
+                remedy := v_again;
+                RETURN NEXT;
+            END IF;
+            IF v_row.is_cut THEN
+                name := 'publication_columns';
+                problem := format('%s has a list of columns for table %s: the others are not published', object, v_row.oid);
+                remedy := v_again;
+                RETURN NEXT;
+            END IF;
+            IF NOT v_row.is_own AND NOT v_row.is_linked THEN
+                name := 'publication_not_linked';
+                severity := 'note';
+                problem := format('%s has table %s in it, which no link names', object, v_row.oid);
+                remedy := format('ALTER PUBLICATION %I DROP TABLE ONLY %s;', v_name, v_row.oid);
+                RETURN NEXT;
+            END IF;
+        END LOOP;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_check_publications IS 'walhook: the part of rule_cdc_check about the two publications';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_check_links(p_publication TEXT DEFAULT 'walhook', p_link_id INTEGER DEFAULT NULL)
+RETURNS TABLE (link_id INTEGER, name TEXT, severity TEXT, object TEXT, problem TEXT, remedy TEXT)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    l RECORD;
+    v_problem RECORD;
+    v_table REGCLASS;
+    v_written TEXT;
+    v_wanted TEXT;
+    v_in TEXT[];
+    v_subject TEXT;
+    v_taken TEXT[];
+    v_other RECORD;
+BEGIN
+    FOR l IN
+        SELECT k.*, w.webhook_name, w.enabled AS webhook_enabled, w.nats_enabled, w.nats_config_id, w.publish_mode,
+               c.config_name, c.enabled AS config_enabled, c.jetstream_enabled
+        FROM public.rule_webhook_links k
+        JOIN public.rule_webhooks w ON w.webhook_id = k.webhook_id
+        LEFT JOIN public.rule_nats_config c ON c.config_id = coalesce(
+            w.nats_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
+        WHERE p_link_id IS NULL OR k.link_id = p_link_id
+        ORDER BY k.link_id
+    LOOP
+        link_id := l.link_id;
+        v_written := format('%I.%I', l.table_schema, l.table_name);
+        object := format('link %s of webhook %s to %s', l.link_id, to_json(left(l.webhook_name, 200)), v_written);
+        severity := 'warning';
+        IF NOT l.enabled THEN
+            name := 'link_disabled';
+            problem := 'the link is disabled';
+            remedy := format('UPDATE public.rule_webhook_links SET enabled = true WHERE link_id = %s;', l.link_id);
+            RETURN NEXT;
+        END IF;
+        IF NOT coalesce(l.webhook_enabled, false) THEN
+            name := 'webhook_disabled';
+            problem := 'the webhook is disabled';
+            remedy := format('SELECT public.rule_webhook_update(%s, p_enabled => true);', l.webhook_id);
+            RETURN NEXT;
+        END IF;
+        IF NOT coalesce(l.nats_enabled, false) OR coalesce(l.publish_mode, 'queue') NOT IN ('nats', 'both') THEN
+            name := 'webhook_not_published';
+            problem := 'the webhook does not publish to NATS';
+            remedy := format('SELECT public.rule_webhook_enable_nats(%s);', l.webhook_id);
+            RETURN NEXT;
+        ELSIF l.config_name IS NULL THEN
+            severity := 'error';
+            name := 'config_missing';
+            problem := 'the webhook has no NATS configuration';
+            remedy := 'SELECT public.rule_nats_configure(''default'', ''nats://127.0.0.1:4222''); -- with your server''s address';
+            RETURN NEXT;
+        ELSIF NOT coalesce(l.config_enabled, true) THEN
+            name := 'config_disabled';
+            problem := format('NATS config %L is disabled', l.config_name);
+            remedy := format('UPDATE public.rule_nats_config SET enabled = true WHERE config_name = %L;', l.config_name);
+            RETURN NEXT;
+        ELSIF coalesce(l.jetstream_enabled, true) THEN
+            FOREACH v_subject IN ARRAY coalesce(public.rule_cdc_link_subjects(l.webhook_id, l.table_schema, l.table_name,
+                                                                              l.operations, l.subject_template), '{}')
+            LOOP
+                v_taken := public.rule_nats_stream_for(l.nats_config_id, v_subject);
+                IF v_taken = '{}' THEN
+                    severity := 'error';
+                    name := 'stream_missing';
+                    problem := format('no stream of NATS config %L takes %s', l.config_name, v_subject);
+                    remedy := format('SELECT public.rule_nats_stream_create(%L, ARRAY[%L], %L);',
+                                     'WALHOOK_' || l.webhook_id || '_' || l.link_id, v_subject, l.config_name);
+                    RETURN NEXT;
+                ELSIF cardinality(v_taken) > 1 AND v_subject !~ '\*' THEN
+                    severity := 'warning';
+                    name := 'stream_ambiguous';
+                    problem := format('more than one stream takes %s: %s. The first one has it; narrow the others',
+                                      v_subject, array_to_string(v_taken, ', '));
+                    remedy := NULL;
+                    RETURN NEXT;
+                ELSIF NOT EXISTS (SELECT FROM public.rule_nats_streams_of(l.nats_config_id) s, unnest(s.subjects) pattern
+                                  WHERE public.rule_nats_subject_covers(pattern, v_subject)) THEN
+                    severity := 'note';
+                    name := 'stream_partial';
+                    problem := format('%s takes only some of %s', array_to_string(v_taken, ', '), v_subject);
+                    remedy := NULL;
+                    RETURN NEXT;
+                END IF;
+            END LOOP;
+        END IF;
+
+        severity := 'error';
+        SELECT c.oid::regclass INTO v_table FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = l.table_schema AND c.relname = l.table_name;
+        IF NOT FOUND THEN
+            name := 'table_missing';
+            problem := format('there is no table %s (any more)', v_written);
+            remedy := format('DELETE FROM public.rule_webhook_links WHERE link_id = %s;', l.link_id);
+            -- Renamed, if it is the one table in our publications that no link names.
+            SELECT count(*) AS many, min(n.nspname) AS nspname, min(c.relname) AS relname INTO v_other
+            FROM pg_publication_rel r
+            JOIN pg_publication p ON p.oid = r.prpubid AND p.pubname IN (p_publication || '_inserts', p_publication || '_changes')
+            JOIN pg_class c ON c.oid = r.prrelid
+            JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE public.rule_cdc_table_problem(c.oid) IS NULL
+              AND NOT EXISTS (SELECT FROM public.rule_webhook_links k WHERE k.table_schema = n.nspname AND k.table_name = c.relname);
+            IF v_other.many = 1 THEN
+                problem := problem || format(': it may be %I.%I now, which is published and which no link names', v_other.nspname,
+                                             v_other.relname);
+                remedy := format('UPDATE public.rule_webhook_links SET table_schema = %L, table_name = %L WHERE link_id = %s;',
+                                 v_other.nspname, v_other.relname, l.link_id);
+            END IF;
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
+        FOR v_problem IN
+            SELECT p.* FROM public.rule_cdc_link_problems(v_table, l.operations, l.subject_template, l.columns, l.filter,
+                                                          l.when_changed, l.include_old, p_publication) p
+        LOOP
+            name := v_problem.name;
+            problem := v_problem.problem;
+            remedy := v_problem.remedy;
+            IF remedy NOT LIKE 'ALTER %' THEN
+                -- Advice, where the choice is the user's.
+                problem := problem || '. ' || rtrim(remedy, '.');
+                remedy := NULL;
+            END IF;
+            severity := CASE WHEN v_problem.is_error THEN 'error' ELSE 'note' END;
+            IF name = 'columns_missing' THEN
+                -- A column that is gone from the list is refused when linking, and later costs nothing but itself.
+                severity := 'note';
+                problem := problem || '; events go on without it';
+            END IF;
+            RETURN NEXT;
+        END LOOP;
+        severity := 'error';
+        v_in := ARRAY(SELECT p.pubname::text FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+                      WHERE r.prrelid = v_table AND p.pubname IN (p_publication || '_inserts', p_publication || '_changes'));
+        v_wanted := p_publication || CASE WHEN l.operations = '{insert}' THEN '_inserts' ELSE '_changes' END;
+        IF NOT v_wanted = ANY (v_in) AND NOT p_publication || '_changes' = ANY (v_in)
+           AND EXISTS (SELECT FROM pg_publication p WHERE p.pubname = v_wanted)
+           AND public.rule_cdc_table_problem(v_table) IS NULL
+        THEN
+            name := 'table_not_published';
+            problem := format('the table is not in publication %I', v_wanted);
+            remedy := format('ALTER PUBLICATION %I ADD TABLE ONLY %s;', v_wanted, v_table);
+            RETURN NEXT;
+        ELSIF cardinality(v_in) > 1 THEN
+            severity := 'warning';
+            name := 'table_published_twice';
+            problem := 'the table is in both publications';
+            remedy := format('SELECT public.rule_cdc_publication_place(%L, %L, true);', v_table, p_publication);
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_check_links IS
+    'walhook: the part of rule_cdc_check about links, of one or of all: the table, each of its partitions, replica identities, '
+    'publication, subjects and streams';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_check_sessions(p_slot TEXT DEFAULT 'walhook')
+RETURNS TABLE (name TEXT, severity TEXT, object TEXT, problem TEXT, remedy TEXT)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_row RECORD;
+    v_standbys TEXT[];
+    -- Who streams; where nobody does, who asks.
+    v_role CONSTANT OID := coalesce(
+        (SELECT a.usesysid FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE s.slot_name = p_slot),
+        (SELECT r.oid FROM pg_roles r WHERE r.rolname = current_user));
+BEGIN
+    FOR v_row IN
+        SELECT c.oid::regclass AS oid, r.rolname,
+               NOT (r.rolsuper OR r.rolbypassrls OR pg_has_role(r.oid, c.relowner, 'USAGE') AND NOT c.relforcerowsecurity) AS hides
+        FROM pg_class c JOIN pg_roles r ON r.oid = v_role
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND c.relrowsecurity
+          AND public.rule_cdc_table_problem(c.oid) LIKE 'it is one of walhook''s own%'
+        ORDER BY c.relname
+    LOOP
+        name := 'row_security';
+        severity := CASE WHEN v_row.hides THEN 'fatal' ELSE 'note' END;
+        object := format('table %s', v_row.oid);
+        problem := format('row-level security is on for walhook''s own table %s, and %s role %s', v_row.oid,
+                          CASE WHEN v_row.hides THEN 'hides rows from' ELSE 'does not apply to' END, to_json(v_row.rolname))
+                   || CASE WHEN v_row.hides THEN '; ALTER ROLE … BYPASSRLS lets it stay on' ELSE '' END;
+        remedy := format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY;', v_row.oid);
+        RETURN NEXT;
+    END LOOP;
+
+    -- The state is NULL for whom pg_read_all_stats is not granted to, such as walhook_streamer; then the names tell.
+    FOR v_row IN
+        SELECT r.sync_state,
+               EXISTS (SELECT FROM regexp_matches(regexp_replace(current_setting('synchronous_standby_names'),
+                                                                 '^\s*((first|any)\s+)?\d+\s*\(', '', 'i'),
+                                                  '"((?:[^"]|"")*)"|([^\s,()"]+)', 'g') t
+                       WHERE coalesce(replace(t[1], '""', '"'), t[2]) = '*'
+                          OR lower(coalesce(replace(t[1], '""', '"'), t[2])) = lower(a.application_name)) AS is_named
+        FROM pg_replication_slots s
+        JOIN pg_stat_activity a ON a.pid = s.active_pid
+        LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid
+        WHERE s.slot_name = p_slot
+    LOOP
+        CONTINUE WHEN coalesce(v_row.sync_state = 'async', NOT coalesce(v_row.is_named, false));
+        name := 'walsender_sync';
+        severity := CASE v_row.sync_state WHEN 'potential' THEN 'warning' ELSE 'error' END;
+        object := format('walsender of replication slot %s', to_json(p_slot));
+        problem := format('synchronous_standby_names = %s takes walhook for a standby (%s): every commit of this server waits until '
+                          'walhook has its events stored', to_json(current_setting('synchronous_standby_names')),
+                          coalesce(v_row.sync_state, 'by its name'));
+        IF v_row.sync_state IS NULL THEN
+            -- Nor are other standbys' names to be seen.
+            problem := problem || '. Name the real standbys there; rule_cdc_check as a superuser has the statement';
+            remedy := NULL;
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
+        v_standbys := ARRAY(SELECT DISTINCT quote_ident(o.application_name) FROM pg_stat_replication o
+                            WHERE o.application_name <> ''
+                              AND NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = o.pid AND s.slot_type = 'logical')
+                            ORDER BY 1);
+        remedy := format('ALTER SYSTEM SET synchronous_standby_names = %L; SELECT pg_reload_conf();',
+                         CASE WHEN v_standbys = '{}' THEN '' ELSE format('ANY 1 (%s)', array_to_string(v_standbys, ', ')) END);
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_check_sessions IS
+    'walhook: the part of rule_cdc_check about who streams: row-level security, and whether commits wait for it';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_check(p_slot TEXT DEFAULT 'walhook', p_publication TEXT DEFAULT 'walhook')
+RETURNS TABLE (name TEXT, severity TEXT, object TEXT, problem TEXT, remedy TEXT)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY SELECT f.* FROM public.rule_cdc_check_slot(p_slot) f;
+    RETURN QUERY SELECT f.* FROM public.rule_cdc_check_sessions(p_slot) f;
+    -- What follows reads walhook's own tables.
+    IF EXISTS (SELECT FROM public.rule_cdc_check_sessions(p_slot) f WHERE f.name = 'row_security' AND f.severity = 'fatal') THEN
+        RETURN;
+    END IF;
+    RETURN QUERY SELECT f.* FROM public.rule_cdc_check_publications(p_publication) f;
+    RETURN QUERY SELECT l.name, l.severity, l.object, l.problem, l.remedy FROM public.rule_cdc_check_links(p_publication) l;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_check IS
+    'walhook: what is wrong with the set-up, each with SQL that sets it right. severity: fatal (walhook run does not start), error '
+    '(something is not published), warning, note';
+
+DO $grants$
+DECLARE
+    v_role TEXT;
+    f RECORD;
+BEGIN
+    FOR f IN
+        SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace
+          AND (p.proname LIKE 'rule\_cdc\_check%' OR p.proname IN ('rule_cdc_partitions', 'rule_cdc_generated_identity'))
+    LOOP
+        EXECUTE format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', f.oid::regprocedure);
+        FOR v_role IN SELECT rolname FROM pg_roles WHERE rolname IN ('walhook_streamer', 'walhook_operator') LOOP
+            EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, v_role);
+        END LOOP;
+    END LOOP;
+END
+$grants$;
+
+INSERT INTO public.schema_migrations (version, description)
+VALUES ('012', 'walhook: the check of the whole set-up')
+ON CONFLICT (version) DO NOTHING;
