@@ -84,7 +84,16 @@ impl Finding {
 pub async fn read(client: &Client, config: &Config) -> Result<Vec<Finding>> {
     let attempted = "check what walhook needs in PostgreSQL";
     let rows = client.query(CHECK, &[&config.slot, &config.publication]).await;
-    let rows = rows.map_err(|error| sql::error(attempted, error))?;
+    let rows = rows.map_err(|error| {
+        let error = sql::error(attempted, error);
+        match postgres::sqlstate(&error) {
+            Some("42501") => error.hint(
+                "log in as walhook_streamer, or give the role what walhook needs: ALTER ROLE … REPLICATION; \
+                 GRANT walhook_streamer TO …",
+            ),
+            _ => error,
+        }
+    })?;
     let finding = |row: &tokio_postgres::Row| Finding {
         name: row.get(0),
         severity: match row.get(1) {
