@@ -82,7 +82,7 @@ impl Finding {
 /// # Errors
 /// PostgreSQL cannot be asked, or has no `rule_cdc_check` (yet).
 pub async fn read(client: &Client, config: &Config) -> Result<Vec<Finding>> {
-    let attempted = "check what walhook needs in PostgreSQL";
+    let attempted = format!("check what walhook needs in PostgreSQL at {}", config.postgres.target());
     let rows = client.query(CHECK, &[&config.slot, &config.publication]).await;
     let rows = rows.map_err(|error| {
         let error = sql::error(attempted, error);
