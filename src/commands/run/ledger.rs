@@ -15,7 +15,6 @@ use crate::{
     log,
     postgres::sql,
     route::types::{TypeCatalog, TypeKind},
-    text,
     wal::lsn::Lsn,
 };
 
