@@ -383,8 +383,9 @@ RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, 
             CASE WHEN chr(byte) ~ '[A-Za-z0-9_-]' AND byte < 128 THEN chr(byte)
                  ELSE '%' || upper(lpad(to_hex(byte), 2, '0')) END,
             '' ORDER BY i)
-        FROM (SELECT i, get_byte(convert_to(p_text, 'UTF8'), i) AS byte
-              FROM generate_series(0, octet_length(convert_to(p_text, 'UTF8')) - 1) i) bytes) END
+        -- Of bytes in an unknown encoding no UTF-8 can be made.
+        FROM (SELECT convert_to(p_text, CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END) AS text) encoded,
+             LATERAL (SELECT i, get_byte(encoded.text, i) AS byte FROM generate_series(0, octet_length(encoded.text) - 1) i) bytes) END
 $$;
 COMMENT ON FUNCTION public.rule_nats_subject_token IS
     'walhook: the text as one subject token: UTF-8 bytes outside [A-Za-z0-9_-] percent-encoded';

@@ -92,6 +92,17 @@ COMMENT ON COLUMN public.rule_cdc_anchor_settings.keep IS 'What was committed lo
 COMMENT ON COLUMN public.rule_cdc_anchor_settings.keep_bytes IS 'No more WAL than this is kept, however young it is';
 COMMENT ON COLUMN public.rule_cdc_anchor_settings.problem IS 'Why the anchor could not be moved the last time';
 
+-- Only a slot of our own making is ever moved. A row that names another is none of ours.
+DELETE FROM public.rule_cdc_anchor_settings WHERE anchor_name IS DISTINCT FROM slot_name || '_anchor';
+DO $checks$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_constraint
+                   WHERE conrelid = 'public.rule_cdc_anchor_settings'::regclass AND conname = 'valid_anchor_name') THEN
+        ALTER TABLE public.rule_cdc_anchor_settings ADD CONSTRAINT valid_anchor_name CHECK (anchor_name = slot_name || '_anchor');
+    END IF;
+END
+$checks$;
+
 CREATE TABLE IF NOT EXISTS public.rule_cdc_anchor_places (
     slot_name TEXT NOT NULL REFERENCES public.rule_cdc_anchor_settings (slot_name) ON DELETE CASCADE,
     seen_at TIMESTAMPTZ NOT NULL,
@@ -736,7 +747,8 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    PERFORM pg_drop_replication_slot(s.slot_name) FROM pg_replication_slots s WHERE s.slot_name = v_anchor;
+    PERFORM pg_drop_replication_slot(s.slot_name) FROM pg_replication_slots s
+    WHERE s.slot_name = v_anchor AND v_anchor = p_slot || '_anchor' AND s.plugin = 'pgoutput' AND s.database = current_database();
     DELETE FROM public.rule_cdc_anchor_settings WHERE slot_name = p_slot;
     RETURN true;
 END
@@ -753,7 +765,7 @@ DECLARE
     v_bytes NUMERIC;
     v_target PG_LSN;
 BEGIN
-    SELECT a.anchor_name, a.keep, a.keep_bytes, a.problem, s.confirmed_flush_lsn, s.wal_status, s.active INTO v_anchor
+    SELECT a.anchor_name, a.keep, a.keep_bytes, a.problem, s.confirmed_flush_lsn, s.wal_status, s.active, s.plugin, s.database INTO v_anchor
     FROM public.rule_cdc_anchor_settings a LEFT JOIN pg_replication_slots s ON s.slot_name = a.anchor_name
     WHERE a.slot_name = p_slot;
     IF NOT FOUND OR v_anchor.active OR pg_is_in_recovery() THEN
@@ -763,6 +775,13 @@ BEGIN
             CASE WHEN v_anchor.wal_status = 'lost' THEN 'PostgreSQL has removed WAL that it needed' ELSE 'it is gone' END
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'SELECT rule_cdc_anchor_drop(), then rule_cdc_anchor_create() keeps the WAL from then on.';
+    END IF;
+    IF v_anchor.anchor_name IS DISTINCT FROM p_slot || '_anchor' OR v_anchor.plugin IS DISTINCT FROM 'pgoutput'
+       OR v_anchor.database IS DISTINCT FROM current_database() THEN
+        RAISE EXCEPTION 'cannot move anchor slot %: it is not of our making (plugin %, database %)', quote_literal(v_anchor.anchor_name),
+            coalesce(v_anchor.plugin, 'none'), coalesce(v_anchor.database, 'none')
+            USING ERRCODE = 'wrong_object_type',
+            HINT = format('DELETE FROM rule_cdc_anchor_settings WHERE slot_name = %L; then SELECT rule_cdc_anchor_create() makes one.', p_slot);
     END IF;
     SELECT s.confirmed_flush_lsn INTO v_confirmed FROM pg_replication_slots s WHERE s.slot_name = p_slot;
     -- Well below max_slot_wal_keep_size, beyond which PostgreSQL would take the slot's WAL away.

@@ -639,3 +639,84 @@ async fn a_backfill_counts_what_did_not_arrive_and_its_exit_code_says_so() {
     let told = backfill(&feed, &["--table", "t", "--no-wait"], 0).stdout;
     assert!(told.contains("is done") && !told.contains("nobody streams"), "{told}");
 }
+
+#[tokio::test]
+async fn rows_that_no_backfill_wrote_are_passed_over_reported_and_end_nothing() {
+    let feed = feed().await;
+    feed.pg.psql(
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 3); SELECT rule_webhook_link_table(1, 't')",
+    );
+    let mut walhook = feed.run();
+    walhook.logged("slot taken").await;
+    let head = |columns: &str| {
+        format!(r#"{{"backfill": 1, "schema": "public", "table": "t", "links": [1], "columns": [{columns}]}}"#)
+    };
+    let id = r#"{"name": "id", "type": 23, "key": true}"#;
+    for rows in [
+        "(chunk) VALUES ('1')".to_owned(),
+        "(chunk) VALUES ('{}'), (NULL), ('\"x\"'), ('{\"schema\": 1}')".to_owned(),
+        r"(row_data) VALUES ('\x0001740000000131'), ('\x00'), ('')".to_owned(),
+        format!(
+            r"(chunk, row_data) VALUES ('{}', NULL), (NULL, '\xffff'), (NULL, '\x00016e6e'), (NULL, '\x0001620000000131')",
+            head(id)
+        ),
+        format!("(chunk, row_data) VALUES ('{}', NULL), (NULL, '\\x0000')", head("")),
+        format!(
+            "(chunk, row_data) VALUES ('{}', NULL), (NULL, '\\x0001740000000131')",
+            head(r#"{"name": "id", "type": 4000000000, "key": true}"#)
+        ),
+        format!(
+            "(chunk, row_data) VALUES ('{}', NULL), (NULL, '\\x0001740000000131')",
+            head(id).replace("\"t\"", "\"rule_webhooks\"")
+        ),
+    ] {
+        feed.pg.psql(&format!(
+            "BEGIN; INSERT INTO rule_cdc_backfill_rows {rows}; DELETE FROM rule_cdc_backfill_rows; COMMIT"
+        ));
+    }
+    feed.pg.psql("UPDATE rule_cdc_backfill_rows SET chunk = '1'; TRUNCATE rule_cdc_backfill_rows");
+    let told = backfill(&feed, &["--table", "t"], 0).stdout;
+    assert!(told.contains("all its rows are delivered"), "{told}");
+    let log = walhook.log();
+    for words in ["its head cannot be read", "their chunk has no head", "a row in rule_cdc_backfill_rows at"] {
+        assert!(log.contains(words), "no {words:?} in {log}");
+    }
+    assert_eq!(log.matches("slot taken").count(), 1, "the session went on: {log}");
+    // What was written like a row of a chunk is one.
+    let ids: Vec<_> = feed.messages().await.iter().map(|message| message.data()["id"].clone()).collect();
+    assert_eq!(ids, [json!("1"), json!("1"), json!(1), json!(2), json!(3)]);
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+}
+
+#[tokio::test]
+async fn an_anchor_setting_moves_no_slot_but_our_own() {
+    let feed = feed().await;
+    feed.pg.psql("CREATE TABLE other (id int)");
+    feed.pg.psql("SELECT pg_create_logical_replication_slot('theirs', 'pgoutput')");
+    let setting = |anchor: &str| {
+        format!(
+            "INSERT INTO rule_cdc_anchor_settings (slot_name, anchor_name, keep, keep_bytes) VALUES ('walhook', '{anchor}', '1 s', 1)"
+        )
+    };
+    let error = feed.pg.try_psql(&setting("theirs")).unwrap_err();
+    assert!(error.as_db_error().unwrap().message().contains("valid_anchor_name"), "{error:?}");
+    // Nor by its name alone: one of another plugin is somebody else's. walhook goes on, and says so.
+    feed.pg.psql("SELECT pg_create_logical_replication_slot('walhook_anchor', 'test_decoding')");
+    feed.pg.psql(&setting("walhook_anchor"));
+    let before =
+        feed.pg.psql("SELECT slot_name, confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name <> 'walhook'");
+    let mut walhook = feed.run();
+    walhook.logged("it is not of our making (plugin test_decoding").await;
+    // Left by an earlier version: setup removes it.
+    feed.pg.psql(&format!("ALTER TABLE rule_cdc_anchor_settings DROP CONSTRAINT valid_anchor_name; DELETE FROM rule_cdc_anchor_settings; {}", setting("theirs")));
+    let error = feed.pg.try_psql("SELECT rule_cdc_anchor_move()").unwrap_err();
+    assert!(error.as_db_error().unwrap().message().contains("not of our making"), "{error:?}");
+    assert_eq!(feed.pg.psql("SELECT rule_cdc_anchor_drop()"), "t");
+    feed.pg.psql(&setting("theirs"));
+    assert_eq!(feed.command("setup").finish().code, Some(0));
+    assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_cdc_anchor_settings"), "0");
+    let now =
+        feed.pg.psql("SELECT slot_name, confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name <> 'walhook'");
+    assert_eq!(now, before);
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+}

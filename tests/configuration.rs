@@ -5,7 +5,7 @@
 
 mod support;
 
-use support::{Nats, eventually, feed::Feed, feed::Message};
+use support::{Nats, Postgres, eventually, feed::Feed, feed::Message};
 
 /// A feed whose table `t` is linked to webhook `first` (id 1, subject `webhooks.first`), and walhook running on it.
 async fn running() -> (Feed, support::Walhook) {
@@ -338,4 +338,40 @@ async fn a_stream_row_that_came_and_went_while_walhook_was_away_still_gets_its_e
     assert_eq!(seen(&settled(&feed).await), [("webhooks.first", 2)]);
     assert_eq!(seen(&feed.messages_of("EVENTS").await), [("events.t", 1)]);
     assert_eq!(walhook.terminate(), 0);
+}
+
+#[ignore = "until rules are compiled once, when the next row needs them"]
+#[tokio::test]
+async fn ten_thousand_rules_changed_in_one_transaction_hold_up_neither_rows_nor_the_connection() {
+    const RULES: u32 = 10_000;
+    let pg = Postgres::builder().conf("wal_sender_timeout = '5s'").start().await;
+    let feed = Feed::on(pg, Nats::start().await);
+    feed.webhook("first");
+    feed.pg.psql("CREATE TABLE t (id int PRIMARY KEY, kind text); SELECT rule_webhook_link_table(1, 't')");
+    let mut walhook = feed.run();
+    walhook.logged("stream opened").await;
+    // Rules that come, change and go, with rows before, among and behind them.
+    let others = format!("SELECT i FROM generate_series(2, {RULES}) i");
+    let make = format!(
+        "INSERT INTO rule_webhooks (webhook_id, webhook_name, url, nats_enabled, nats_subject, publish_mode)
+             SELECT i, 'w' || i, 'https://example.com', true, 'webhooks.w' || i, 'nats' FROM ({others}) o;
+         INSERT INTO t VALUES (1);
+         INSERT INTO rule_webhook_links (webhook_id, table_schema, table_name) SELECT i, 'public', 'other' || i FROM ({others}) o"
+    );
+    let change =
+        "UPDATE rule_webhooks SET nats_subject = nats_subject || '.x' WHERE webhook_id > 1; INSERT INTO t VALUES (2);
+                  UPDATE rule_webhook_links SET include_old = true WHERE webhook_id > 1";
+    let end = "DELETE FROM rule_webhook_links WHERE webhook_id > 1; INSERT INTO t VALUES (3); DELETE FROM rule_webhooks WHERE webhook_id > 1";
+    for (step, id) in [(make.as_str(), 10), (change, 20), (end, 30)] {
+        let began = std::time::Instant::now();
+        feed.pg.psql(&format!("BEGIN; {step}; COMMIT"));
+        let committed = began.elapsed();
+        feed.pg.psql(&format!("INSERT INTO t VALUES ({id})"));
+        feed.confirmed().await;
+        println!("{RULES} rules and as many links: committed in {committed:?}, confirmed in {:?}", began.elapsed());
+    }
+    let ids: Vec<_> = seen(&feed.messages().await).into_iter().map(|(_, id)| id).collect();
+    assert_eq!(ids, [1, 10, 2, 20, 3, 30]);
+    assert_eq!(walhook.log().matches("slot taken").count(), 1, "one session: {}", walhook.log());
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
 }

@@ -10,7 +10,8 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::de::IgnoredAny;
-use support::Postgres;
+use serde_json::json;
+use support::{Nats, Postgres, feed::Feed};
 use walhook::{
     route::{
         types::{Class, Scalar, TypeCatalog, TypeKind},
@@ -545,4 +546,155 @@ async fn a_type_made_after_the_catalog_was_read_is_found_by_reading_it_again() {
     let oid: u32 = pg.psql("SELECT 'positive'::regtype::oid").parse().unwrap();
     assert_eq!(old.class(oid), None);
     assert_eq!(catalog(&pg, "postgres").class(oid), Some(Class::Scalar(Scalar::Integer)));
+}
+
+/// A feed whose databases have the encoding `SQL_ASCII`, as old clusters with the locale C have.
+async fn bytes_feed() -> Feed {
+    let pg = Postgres::builder().initdb(&["--encoding=SQL_ASCII", "--locale=C"]).start().await;
+    assert_eq!(pg.psql("SHOW server_encoding"), "SQL_ASCII");
+    let feed = Feed::on(pg, Nats::start().await);
+    feed.webhook("w");
+    feed
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_utf_8_arrive_tagged_and_end_nothing() {
+    let feed = bytes_feed().await;
+    // Names, configuration rows and values, as writers of Latin 1 leave them.
+    feed.pg.psql(
+        r"CREATE FUNCTION latin(hex text) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT convert_from(decode(hex, 'hex'), 'SQL_ASCII') $$;
+          CREATE TABLE plain (id text PRIMARY KEY, words text[], doc json);
+          DO $$ BEGIN
+              EXECUTE format('CREATE TABLE %I (id int PRIMARY KEY, %I text, %I text)', latin('e9'), latin('e8'), latin('ea'));
+              EXECUTE format('INSERT INTO %I VALUES (1, %L, %L)', latin('e9'), 'x', latin('636166e9'));
+          END $$;
+          INSERT INTO plain VALUES (E'\xe9', '{a}', '1'), (E'\xe8', NULL, NULL);
+          SELECT rule_webhook_link_table(1, 'plain');
+          SELECT rule_webhook_link_table(1, to_regclass(quote_ident(latin('e9'))), '{insert}', 'webhooks.bytes', ARRAY['id', latin('ea')],
+                                         jsonb_build_object(latin('e8'), 'x'))",
+    );
+    let mut walhook = feed.run();
+    walhook.logged("slot taken").await;
+    feed.pg.psql(
+        r#"INSERT INTO plain VALUES ('u', ARRAY[E'caf\xe9', 'plain'], E'{"a": "caf\xe9"}');
+           DO $$ BEGIN EXECUTE format('INSERT INTO %I VALUES (2, %L, %L), (3, %L, NULL)', latin('e9'), 'x', latin('e9'), latin('e9')); END $$"#,
+    );
+    feed.confirmed().await;
+    let tagged = |base64: &str| json!({ "$base64": base64 });
+    let messages = feed.messages().await;
+    let data: Vec<_> = messages.iter().map(|message| message.data().clone()).collect();
+    assert_eq!(
+        data,
+        [
+            json!({ "id": "u", "words": [tagged("Y2Fm6Q=="), "plain"], "doc": tagged("eyJhIjogImNhZukifQ==") }),
+            json!({ "id": 2, "\u{FFFD}EA": tagged("6Q==") }),
+        ]
+    );
+    assert_eq!(messages[1].payload["event"]["table"], "public.\u{FFFD}E9");
+
+    // The same by a backfill, whose keys are such bytes too.
+    let finished = feed.command("backfill").args(["--table", "plain", "--chunk-rows", "1"]).finish();
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    feed.pg.psql("SELECT rule_cdc_backfill_start(quote_ident(latin('e9')))");
+    assert_eq!(feed.pg.psql("SELECT rule_cdc_backfill_chunk(2)"), "3");
+    feed.confirmed().await;
+    let messages = feed.messages().await.split_off(2);
+    let data: Vec<_> = messages.iter().map(|message| message.data().clone()).collect();
+    assert_eq!(
+        data[0],
+        json!({ "id": "u", "words": [tagged("Y2Fm6Q=="), "plain"], "doc": tagged("eyJhIjogImNhZukifQ==") })
+    );
+    assert_eq!(data[1], json!({ "id": tagged("6A=="), "words": null, "doc": null }));
+    assert_eq!(data[2], json!({ "id": tagged("6Q=="), "words": ["a"], "doc": 1 }));
+    assert_eq!(
+        data[3..],
+        [json!({ "id": 1, "\u{FFFD}EA": tagged("Y2Fm6Q==") }), json!({ "id": 2, "\u{FFFD}EA": tagged("6Q==") })]
+    );
+
+    // Configuration rows, read live and at a start; calls of every kind. What cannot be said in NATS is set aside alone.
+    feed.pg.psql(
+        r#"UPDATE rule_webhooks SET webhook_name = E'w\xe9', description = E'\xe9', headers = E'{"X-A": "\xe9"}', tags = ARRAY[E'\xe9'];
+           INSERT INTO rule_nats_streams (stream_name, subjects, description, config_id) VALUES ('E', '{e.>}', E'\xe9', 1);
+           UPDATE rule_webhooks SET nats_subject = 'webhooks.w'"#,
+    );
+    let calls = |calls: &[&str]| {
+        for call in calls {
+            feed.pg.psql(&format!("INSERT INTO rule_webhook_events (webhook_id, payload, subject, message_id, headers, triggered_by) VALUES (1, {call})"));
+        }
+    };
+    for round in ["live", "again"] {
+        calls(&[
+            &format!(r#"'{{"n": "{round}"}}', NULL, NULL, NULL, NULL"#),
+            r#"E'{"n": "\xe9"}', NULL, NULL, NULL, NULL"#,
+            r#"'{"n": 1}', E'webhooks.\xe9', NULL, NULL, NULL"#,
+            &format!(r#"'{{"n": 2}}', NULL, E'{round}\xe9', NULL, NULL"#),
+            r#"'{"n": 3}', NULL, NULL, E'{"X-B": "\xe9"}', NULL"#,
+            r#"'{"n": 4}', NULL, NULL, NULL, E'\xe9'"#,
+            r#"'{"n": "last"}', NULL, NULL, NULL, NULL"#,
+        ]);
+        feed.confirmed().await;
+        let messages = feed.messages().await;
+        assert_eq!(messages.last().unwrap().data(), &json!({ "n": "last" }), "{round}: {}", walhook.log());
+        let sent: Vec<_> = messages[messages.len() - 4..].iter().map(|message| message.data().clone()).collect();
+        assert_eq!(sent[..3], [json!({ "n": round }), tagged("eyJuIjogIukifQ=="), json!({ "n": 4 })]);
+        assert_eq!(messages[messages.len() - 2].payload["event"]["triggered_by"], tagged("6Q=="));
+        let reasons = feed.pg.psql("SELECT string_agg(reason, '; ' ORDER BY commit_lsn) FROM (SELECT * FROM rule_nats_dead_letters ORDER BY commit_lsn DESC LIMIT 3) d");
+        assert_eq!(
+            reasons,
+            "its subject is invalid: it is not UTF-8; its message_id is not UTF-8; its own headers are not a JSON object in UTF-8"
+        );
+        assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+        walhook = feed.run();
+        walhook.logged("slot taken").await;
+    }
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+}
+
+#[tokio::test]
+async fn columns_of_types_dropped_since_arrive_as_what_their_names_tell() {
+    let feed = Feed::start().await;
+    feed.webhook("w");
+    let make = "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE TYPE pair AS (a int, b text); CREATE DOMAIN whole AS int; CREATE DOMAIN flags AS bool[];
+                CREATE TYPE span AS RANGE (subtype = int); CREATE DOMAIN note AS jsonb";
+    let drop = "DROP TYPE mood, pair, span CASCADE; DROP DOMAIN whole, flags, note CASCADE";
+    let table = "CREATE TABLE t (id int PRIMARY KEY, moods mood[], nested mood[], mood mood, pair pair, pairs pair[], whole whole, wholes whole[],
+                                 flags flags, span span, spans span[], note note)";
+    let insert = |id: u32| {
+        format!(
+            "INSERT INTO t VALUES ({id}, '{{sad,ok,NULL}}', '{{{{sad}},{{ok}}}}', 'ok', '(1,x)', '{{\"(1,x)\"}}', 7, '{{7,NULL}}', '{{t,f}}', '[1,5)', '{{\"[1,5)\"}}', '[1]')"
+        )
+    };
+    // All of it is over before walhook reads the catalog for the first time.
+    feed.pg.psql(&format!("{make}; {table}"));
+    feed.pg.psql("SELECT rule_webhook_link_table(1, 't', '{insert}')");
+    feed.pg.psql(&insert(1));
+    feed.pg.psql(drop);
+    let mut walhook = feed.run();
+    feed.confirmed().await;
+    let first = json!({ "id": 1, "moods": ["sad", "ok", null], "nested": [["sad"], ["ok"]], "mood": "ok", "pair": "(1,x)", "pairs": ["(1,x)"],
+                        "whole": 7, "wholes": ["7", null], "flags": [true, false], "span": "[1,5)", "spans": ["[1,5)"], "note": [1] });
+    assert_eq!(*feed.messages().await[0].data(), first);
+    let log = walhook.log();
+    assert!(
+        log.contains("the type of column \"moods\" has been dropped since; its values are written as arrays of texts"),
+        "{log}"
+    );
+    // Types that a running walhook knew keep what they were, in one transaction with their end too; new ones are found.
+    feed.pg.psql(&format!(
+        "DROP TABLE t; {make}; {table}; SELECT rule_webhook_link_table(1, 't', '{{insert}}'); {}",
+        insert(2)
+    ));
+    feed.confirmed().await;
+    feed.pg.psql(&format!("BEGIN; {}; {drop}; COMMIT", insert(3)));
+    feed.pg.psql("ALTER TABLE t ADD COLUMN added int; INSERT INTO t VALUES (4, 5)");
+    feed.confirmed().await;
+    let mut known = first.clone();
+    known["wholes"] = json!([7, null]);
+    let messages = feed.messages().await;
+    for (message, id) in messages[1..3].iter().zip([2, 3]) {
+        known["id"] = json!(id);
+        assert_eq!(*message.data(), known);
+    }
+    assert_eq!(*messages[3].data(), json!({ "id": 4, "added": 5 }));
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
 }

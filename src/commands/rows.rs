@@ -7,7 +7,11 @@ use tokio_postgres::{Client, GenericClient, IsolationLevel, SimpleQueryMessage, 
 use crate::{
     error::{Error, Kind, Result},
     postgres::{self, sql},
-    route::tables::{RowText, Table, Tables},
+    route::{
+        tables::{RowText, Table, Tables},
+        value::write_bytes,
+    },
+    wal::name::readable,
 };
 
 /// Begins to read in one snapshot.
@@ -42,6 +46,11 @@ pub async fn read(client: &impl GenericClient) -> Result<Tables> {
 /// As [`read`].
 pub async fn read_text(client: &impl GenericClient) -> Result<BTreeMap<(Table, i32), RowText>> {
     let mut all = BTreeMap::new();
+    let attempted = "read the database's encoding";
+    let encoding = client.query_one("SELECT pg_catalog.getdatabaseencoding()::text", &[]).await;
+    if encoding.map_err(|error| sql::error(attempted, error))?.get::<_, &str>(0) == "SQL_ASCII" {
+        return read_bytes(client).await;
+    }
     for table in Table::ALL {
         // By the simple protocol every value comes as text, as it does in the WAL.
         let rows = client
@@ -53,6 +62,45 @@ pub async fn read_text(client: &impl GenericClient) -> Result<BTreeMap<(Table, i
             let columns = row.columns().iter().enumerate();
             let text: RowText =
                 columns.map(|(index, column)| (column.name().to_owned(), row.get(index).map(str::to_owned))).collect();
+            let id = text.get(table.key()).cloned().flatten().and_then(|id| id.parse().ok());
+            let id =
+                id.ok_or_else(|| Error::protocol(format!("read a row of {}: no {}", table.name(), table.key())))?;
+            all.insert((table, id), text);
+        }
+    }
+    Ok(all)
+}
+
+/// The same from a database in `SQL_ASCII`, whose texts may be no UTF-8: as hexadecimal digits, which any text can be sent as.
+async fn read_bytes(client: &impl GenericClient) -> Result<BTreeMap<(Table, i32), RowText>> {
+    let mut all = BTreeMap::new();
+    for table in Table::ALL {
+        let failed = |error| missing_table(sql::error(format!("read {}", table.name()), error));
+        let name = format!("public.{}", table.name());
+        let columns = client
+            .query(
+                "SELECT a.attname::text, pg_catalog.format('CASE WHEN t.%1$I IS NOT DISTINCT FROM NULL THEN NULL ELSE \
+                     pg_catalog.encode(pg_catalog.convert_to(pg_catalog.format(''%%s'', t.%1$I), ''SQL_ASCII''), ''hex'') END', \
+                     a.attname) \
+                 FROM pg_catalog.pg_attribute a \
+                 WHERE a.attrelid = $1::text::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attname::text ~ '^[ -\x7e]+$' \
+                 ORDER BY a.attnum",
+                &[&name],
+            )
+            .await
+            .map_err(failed)?;
+        let list: Vec<&str> = columns.iter().map(|column| column.get(1)).collect();
+        let query = format!("SELECT {} FROM {name} t", list.join(", "));
+        for row in &client.query(&query, &[]).await.map_err(failed)? {
+            let mut text = RowText::new();
+            for (index, column) in columns.iter().enumerate() {
+                let value = row.get::<_, Option<&str>>(index).map(|digits| {
+                    let mut bytes = Vec::new();
+                    write_bytes(format!("\\x{digits}").as_bytes(), &mut bytes);
+                    readable(&bytes).into_owned()
+                });
+                text.insert(column.get(0), value);
+            }
             let id = text.get(table.key()).cloned().flatten().and_then(|id| id.parse().ok());
             let id =
                 id.ok_or_else(|| Error::protocol(format!("read a row of {}: no {}", table.name(), table.key())))?;

@@ -225,6 +225,7 @@ impl Streamer {
         self.out.transaction.row_lsn = at;
         match self.assembler.take(data, at)? {
             Step::Nothing => {}
+            Step::Type { oid, schema, name } => self.router.types.declare(oid, schema.is_empty(), &name.text()),
             Step::Begin => {
                 self.idle_upto = None;
                 self.chunk = None;
@@ -293,7 +294,10 @@ impl Streamer {
             Plan::Linked(table) => self.out.row(&self.router.rules, table, change, None),
             Plan::Backfill(columns) => {
                 match change.new.filter(|_| change.op == Op::Insert).and_then(|row| columns.of(row)) {
-                    Some(Part::Head(text)) => self.begin_chunk(text),
+                    Some(Part::Head(text)) => {
+                        self.begin_chunk(text);
+                        Ok(())
+                    }
                     Some(Part::Row(bytes)) => self.chunk_row(bytes, change),
                     None => Ok(()),
                 }
@@ -351,9 +355,15 @@ impl Streamer {
         self.awaits_types
     }
 
+    /// The id of the transaction whose rows are arriving.
+    pub fn open_transaction(&self) -> Option<u32> {
+        self.assembler.transaction().map(|transaction| transaction.xid)
+    }
+
     /// The catalog of types, read again.
     pub fn set_types(&mut self, types: TypeCatalog) {
-        self.router.types = types;
+        let before = std::mem::replace(&mut self.router.types, types);
+        self.router.types.remember(before);
         self.awaits_types = false;
         self.forget_plans();
     }

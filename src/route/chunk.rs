@@ -16,6 +16,7 @@ use super::{
 use crate::wal::{
     change::{Relation, RelationColumn},
     cursor::DecodeError,
+    name::readable,
     pgoutput::{Column, ReplicaIdentity, Tuple},
 };
 
@@ -43,6 +44,8 @@ pub struct Chunk {
     plan: Option<Plan>,
     /// The row at hand; kept from row to row.
     bytes: Vec<u8>,
+    /// Some row of it could not be read, or its head.
+    has_misfits: bool,
 }
 
 #[derive(Deserialize)]
@@ -85,7 +88,10 @@ impl Chunk {
     /// # Errors
     /// It is not what our SQL writes.
     pub fn parse(head: &[u8]) -> Result<Chunk, serde_json::Error> {
-        let Head { schema, table, links, columns } = serde_json::from_slice(head)?;
+        let Head { schema, table, links, columns } = serde_json::from_str(&readable(head))?;
+        if columns.is_empty() {
+            return Err(serde::de::Error::custom("it has no columns"));
+        }
         let columns = columns.into_iter().map(|HeadColumn { name, type_oid, key }| RelationColumn {
             name,
             type_oid,
@@ -93,7 +99,19 @@ impl Chunk {
         });
         let identity = ReplicaIdentity::Default;
         let relation = Relation { id: 0, schema, name: table, identity, columns: columns.collect() };
-        Ok(Chunk { relation, links, plan: None, bytes: Vec::new() })
+        Ok(Chunk { relation, links, plan: None, bytes: Vec::new(), has_misfits: false })
+    }
+
+    /// In place of one whose head cannot be read: its rows are passed over.
+    pub fn unreadable() -> Chunk {
+        let (schema, name, columns) = (String::new(), String::new(), Vec::new());
+        let relation = Relation { id: 0, schema, name, identity: ReplicaIdentity::Default, columns };
+        Chunk { relation, links: Vec::new(), plan: Some(Plan::Unlinked), bytes: Vec::new(), has_misfits: true }
+    }
+
+    /// Whether no row before was one that cannot be read; from now on one was.
+    pub fn is_first_misfit(&mut self) -> bool {
+        !std::mem::replace(&mut self.has_misfits, true)
     }
 
     /// Whether the catalog knows all its types.
@@ -103,7 +121,9 @@ impl Chunk {
 
     /// The rules or the catalog have changed.
     pub fn forget_plan(&mut self) {
-        self.plan = None;
+        if !self.relation.columns.is_empty() {
+            self.plan = None;
+        }
     }
 
     /// Takes the next row.
@@ -128,7 +148,7 @@ impl Chunk {
         types: &TypeCatalog,
         notices: &mut Vec<String>,
     ) -> Option<(&Linked, &[i32], Tuple<'_>)> {
-        let Chunk { relation, links, plan, bytes } = self;
+        let Chunk { relation, links, plan, bytes, .. } = self;
         let plan = plan.get_or_insert_with(|| {
             let plan = Plan::new(relation, rules, types, notices);
             if !matches!(plan, Plan::Linked(_)) {

@@ -121,7 +121,15 @@ impl Plan {
             let mut key = Vec::new();
             write_json_str(&column.name, &mut key);
             key.push(b':');
-            let class = types.class(column.type_oid).unwrap_or(Class::TEXT);
+            let class = types.class(column.type_oid).unwrap_or_else(|| {
+                let class = types.declared(column.type_oid);
+                let like = if matches!(class, Class::Array { .. }) { "arrays of texts" } else { "texts" };
+                warnings.push(format!(
+                    "table {}.{}: the type of column {:?} has been dropped since; its values are written as {like}",
+                    relation.schema, relation.name, column.name
+                ));
+                class
+            });
             ColumnPlan { key, class, is_key: column.is_key }
         });
         let columns = columns.collect();

@@ -313,7 +313,7 @@ fn compile_webhook(
             .filter(|prefix| !prefix.is_empty())
             .unwrap_or("webhooks");
         let mut subject = format!("{prefix}.").into_bytes();
-        subject::push_token(row.name.as_bytes(), &mut subject);
+        subject::push_name(&row.name, &mut subject);
         String::from_utf8(subject).expect("percent-encoding leaves ASCII")
     });
     if let Some(why) = subject::invalid(subject.as_bytes()) {

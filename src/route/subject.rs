@@ -17,6 +17,9 @@ pub fn invalid(subject: &[u8]) -> Option<&'static str> {
     if subject.len() > MAX_LEN {
         return Some("it is longer than 1024 bytes");
     }
+    if std::str::from_utf8(subject).is_err() {
+        return Some("it is not UTF-8");
+    }
     if subject[0] == b'$' {
         return Some("subjects that begin with $ are the server's own");
     }
@@ -97,6 +100,23 @@ pub fn push_token(text: &[u8], out: &mut Vec<u8>) {
     }
 }
 
+/// Appends a name, in which `readable` may have written bytes that are no UTF-8 by their digits: those are bytes again, as for SQL.
+pub fn push_name(name: &str, out: &mut Vec<u8>) {
+    let mut rest = name.as_bytes();
+    while let Some((&first, following)) = rest.split_first() {
+        match rest {
+            [0xEF, 0xBF, 0xBD, high @ (b'0'..=b'9' | b'A'..=b'F'), low @ (b'0'..=b'9' | b'A'..=b'F'), after @ ..] => {
+                out.extend([b'%', *high, *low]);
+                rest = after;
+            }
+            _ => {
+                push_token(&[first], out);
+                rest = following;
+            }
+        }
+    }
+}
+
 /// A subject with `{schema} {table} {op} {column}` in it, fitted to one table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
@@ -134,8 +154,8 @@ impl Template {
             };
             match token {
                 // A column of that name wins no quarrel: the words of the table come first.
-                "schema" => push_token(relation.schema.as_bytes(), &mut literal),
-                "table" => push_token(relation.name.as_bytes(), &mut literal),
+                "schema" => push_name(&relation.schema, &mut literal),
+                "table" => push_name(&relation.name, &mut literal),
                 "op" => {
                     parts.push(Part::Literal(std::mem::take(&mut literal)));
                     parts.push(Part::Op);

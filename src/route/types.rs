@@ -118,6 +118,8 @@ impl TypeKind {
 #[derive(Clone, Debug, Default)]
 pub struct TypeCatalog {
     types: BTreeMap<u32, TypeKind>,
+    /// As far as the WAL stream tells of types, which it does by the names they had: what is left of a type that was dropped.
+    declared: BTreeMap<u32, Class>,
 }
 
 /// OIDs below are assigned by hand in PostgreSQL's source and mean the same in every cluster; from here on `initdb` and
@@ -148,8 +150,32 @@ impl TypeCatalog {
         self.types.insert(oid, kind);
     }
 
+    /// The WAL stream has told what a type was called, or the type below a domain.
+    pub fn declare(&mut self, oid: u32, is_built_in: bool, name: &str) {
+        // The type of an array is called like its element's, behind an underscore, and nobody can give it another name.
+        let (name, is_array) = name.strip_prefix('_').map_or((name, false), |element| (element, true));
+        let element = if is_built_in { built_in_scalar(name) } else { Scalar::Text };
+        let delimiter = if is_built_in && name == "box" { b';' } else { b',' };
+        let class = if is_array { Class::Array { element, delimiter, levels: 1 } } else { Class::Scalar(element) };
+        self.declared.insert(oid, class);
+    }
+
+    /// Takes over what an older catalog knew of types that have been dropped since.
+    pub fn remember(&mut self, older: TypeCatalog) {
+        for (oid, kind) in older.types {
+            self.types.entry(oid).or_insert(kind);
+        }
+        self.declared.extend(older.declared);
+    }
+
+    /// How values of a type become JSON that no catalog knows, by what the WAL stream calls it. What does not look like it becomes
+    /// a string of its text, as always.
+    pub fn declared(&self, oid: u32) -> Class {
+        self.declared.get(&oid).copied().unwrap_or(Class::TEXT)
+    }
+
     /// How values of the type become JSON. `None`: a type newer than this catalog, which is to be read again; if it is
-    /// still unknown then, the type has been dropped since, and [`Class::TEXT`] is all that can be said.
+    /// still unknown then, the type has been dropped since, and [`declared`](Self::declared) says what is left of it.
     pub fn class(&self, oid: u32) -> Option<Class> {
         let mut oid = oid;
         let mut levels = 0;
@@ -190,6 +216,22 @@ fn built_in(oid: u32) -> TypeKind {
         22 | 30 => Scalar::Vector, // int2vector, oidvector
         _ => Scalar::Text,
     })
+}
+
+/// The same by the names, for what is not text.
+fn built_in_scalar(name: &str) -> Scalar {
+    match name {
+        "bool" => Scalar::Bool,
+        "int2" | "int4" | "int8" | "oid" | "xid" | "cid" | "xid8" => Scalar::Integer,
+        "float4" | "float8" | "numeric" => Scalar::Number,
+        "json" | "jsonb" => Scalar::Json,
+        "bytea" => Scalar::Bytea,
+        "date" => Scalar::Date,
+        "timestamp" | "timestamptz" => Scalar::Timestamp,
+        "timetz" => Scalar::TimeTz,
+        "int2vector" | "oidvector" => Scalar::Vector,
+        _ => Scalar::Text,
+    }
 }
 
 /// The element's type, for an array.

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 
 use super::{
     lsn::Lsn,
+    name::Name,
     pgoutput::{self, Dialect, Message, OldTuple, ReplicaIdentity, Tuple},
 };
 use crate::error::{Error, Result};
@@ -120,8 +121,17 @@ pub struct Change<'a> {
 /// What a message amounts to.
 #[derive(Debug)]
 pub enum Step<'a> {
-    /// Nothing of interest: types, origins, logical messages.
+    /// Nothing of interest: origins, logical messages.
     Nothing,
+    /// What a type was called when the tables described next were as they are described. Of a domain it is the type below.
+    Type {
+        /// Its OID.
+        oid: u32,
+        /// Its schema; empty for `pg_catalog`.
+        schema: Name<'a>,
+        /// Its name.
+        name: Name<'a>,
+    },
     /// A transaction begins.
     Begin,
     /// A table was described for the first time, or again after DDL or a reconnect; the index is for
@@ -198,7 +208,8 @@ impl Assembler {
                 let changes = relations.iter().map(|id| self.position(at, id, Op::Truncate, None, None));
                 Ok(Step::Truncate(changes.collect::<Result<_>>()?))
             }
-            Message::Type { .. } | Message::Origin { .. } | Message::Logical(_) => Ok(Step::Nothing),
+            Message::Type { id, namespace, name, .. } => Ok(Step::Type { oid: id, schema: namespace, name }),
+            Message::Origin { .. } | Message::Logical(_) => Ok(Step::Nothing),
             // Asked for with neither streaming nor two-phase, so these cannot come.
             _ => Err(unexpected("a message of streamed or prepared transactions, which were not asked for", at)),
         }
@@ -208,14 +219,14 @@ impl Assembler {
         let relation = Relation {
             id: described.id,
             // pgoutput writes pg_catalog as an empty string (manual, "Logical Replication Message Formats").
-            schema: if described.namespace.is_empty() { "pg_catalog" } else { described.namespace }.to_owned(),
-            name: described.name.to_owned(),
+            schema: if described.namespace.is_empty() { "pg_catalog".to_owned() } else { described.namespace.into() },
+            name: described.name.into(),
             identity: described.identity,
             columns: described
                 .columns
                 .iter()
                 .map(|column| RelationColumn {
-                    name: column.name.to_owned(),
+                    name: column.name.into(),
                     type_oid: column.type_oid,
                     is_key: column.is_key,
                 })

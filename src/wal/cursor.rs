@@ -6,7 +6,7 @@
 
 use std::{error::Error, fmt};
 
-use super::lsn::Lsn;
+use super::{lsn::Lsn, name::Name};
 
 /// Bytes the protocol does not allow. It does not know where in the WAL it happened; the caller adds the LSN.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,6 +171,17 @@ impl<'a> Cursor<'a> {
         let (text, rest) = self.rest.split_at(end);
         self.rest = &rest[1..];
         str::from_utf8(text).map_err(|_| self.error(field, before, Fault::NotUtf8))
+    }
+
+    /// The next string, whose encoding may not be known.
+    #[inline]
+    pub fn name(&mut self, field: &'static str) -> Result<Name<'a>, DecodeError> {
+        let Some(end) = memchr::memchr(0, self.rest) else {
+            return Err(self.error(field, self.offset(), Fault::Unterminated));
+        };
+        let (text, rest) = self.rest.split_at(end);
+        self.rest = &rest[1..];
+        Ok(Name::new(text))
     }
 
     /// The next `count` bytes.

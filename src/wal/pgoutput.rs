@@ -1,8 +1,7 @@
 //! pgoutput's messages, protocol version 1 to 4 (manual, section 55.9 "Logical Replication Message Formats").
 //!
 //! In: the data of one XLogData frame, and the [`Dialect`] in force. Out: one [`Message`] that borrows from it.
-//! What always holds of a message: every byte of the input was accounted for, every length checked, every string is
-//! UTF-8; so walking a [`Tuple`] afterwards cannot fail. Nothing is allocated, whatever lengths the bytes announce.
+//! What always holds of a message: every byte of the input was accounted for, every length checked, every string ends; so walking a [`Tuple`] afterwards cannot fail. Nothing is allocated, whatever lengths the bytes announce.
 //!
 //! A byte the manual does not list is an error, never skipped: guessing would lose or double changes. Whether messages
 //! come in an order that makes sense, which columns a relation has and what a value means is not known here. All times
@@ -13,6 +12,7 @@ use std::{fmt, iter::FusedIterator};
 use super::{
     cursor::{Cursor, DecodeError, Fault},
     lsn::Lsn,
+    name::Name,
 };
 
 /// What the layout of a message depends on besides its own bytes.
@@ -57,7 +57,7 @@ pub enum Message<'a> {
         /// The LSN of its commit over there.
         commit_lsn: Lsn,
         /// The name of the origin.
-        name: &'a str,
+        name: Name<'a>,
     },
     /// The shape of a table, sent before its first change and after each change of shape.
     Relation(Relation<'a>),
@@ -68,9 +68,9 @@ pub enum Message<'a> {
         /// Its OID.
         id: u32,
         /// Its schema; "" means `pg_catalog`.
-        namespace: &'a str,
+        namespace: Name<'a>,
         /// Its name.
-        name: &'a str,
+        name: Name<'a>,
     },
     /// A new row.
     Insert {
@@ -222,9 +222,9 @@ pub struct Relation<'a> {
     /// Its OID.
     pub id: u32,
     /// Its schema; "" means `pg_catalog`.
-    pub namespace: &'a str,
+    pub namespace: Name<'a>,
     /// Its name.
-    pub name: &'a str,
+    pub name: Name<'a>,
     /// What UPDATE and DELETE tell of the old row.
     pub identity: ReplicaIdentity,
     /// The published columns, in the order of the tuples.
@@ -250,7 +250,7 @@ pub struct ColumnDef<'a> {
     /// Part of the replica identity; with [`ReplicaIdentity::Full`] every column is.
     pub is_key: bool,
     /// Its name.
-    pub name: &'a str,
+    pub name: Name<'a>,
     /// The OID of its type.
     pub type_oid: u32,
     /// `pg_attribute.atttypmod`; −1 for none.
@@ -364,12 +364,12 @@ impl<'a> Message<'a> {
             b'Y' => Message::Type {
                 xid: streamed_xid(cursor, dialect)?,
                 id: cursor.u32("type")?,
-                namespace: cursor.cstr("namespace")?,
-                name: cursor.cstr("name")?,
+                namespace: cursor.name("namespace")?,
+                name: cursor.name("name")?,
             },
             b'T' => truncate(cursor, dialect)?,
             b'M' => Message::Logical(logical(cursor, dialect)?),
-            b'O' => Message::Origin { commit_lsn: cursor.lsn("commit LSN")?, name: cursor.cstr("name")? },
+            b'O' => Message::Origin { commit_lsn: cursor.lsn("commit LSN")?, name: cursor.name("name")? },
             b'S' => Message::StreamStart {
                 xid: cursor.u32("transaction id")?,
                 first_segment: cursor.flag("first segment")?,
@@ -505,8 +505,8 @@ fn column(cursor: &mut Cursor<'_>, field: &'static str) -> Result<(), DecodeErro
 fn relation<'a>(cursor: &mut Cursor<'a>, dialect: Dialect) -> Result<Relation<'a>, DecodeError> {
     let xid = streamed_xid(cursor, dialect)?;
     let id = cursor.u32("relation")?;
-    let namespace = cursor.cstr("namespace")?;
-    let name = cursor.cstr("name")?;
+    let namespace = cursor.name("namespace")?;
+    let name = cursor.name("name")?;
     let identity = cursor.choice("replica identity", |byte| match byte {
         b'd' => Some(ReplicaIdentity::Default),
         b'n' => Some(ReplicaIdentity::Nothing),
@@ -527,7 +527,7 @@ fn relation<'a>(cursor: &mut Cursor<'a>, dialect: Dialect) -> Result<Relation<'a
 fn column_def<'a>(cursor: &mut Cursor<'a>) -> Result<ColumnDef<'a>, DecodeError> {
     Ok(ColumnDef {
         is_key: cursor.flag("column's flags")?,
-        name: cursor.cstr("column's name")?,
+        name: cursor.name("column's name")?,
         type_oid: cursor.u32("column's type")?,
         type_modifier: cursor.i32("column's type modifier")?,
     })

@@ -15,7 +15,7 @@ use crate::{
     log,
     postgres::sql,
     route::types::{TypeCatalog, TypeKind},
-    wal::lsn::Lsn,
+    wal::{lsn::Lsn, snapshot::Snapshot},
 };
 
 /// Where the slot stands.
@@ -101,9 +101,27 @@ pub async fn read_types(client: &impl GenericClient) -> Result<TypeCatalog> {
     Ok(catalog(&rows))
 }
 
-/// The types alone, read again because a table has newer ones.
-pub async fn types(client: &Client) -> Result<TypeCatalog> {
-    read_types(client).await
+/// How long a transaction that has been decoded may be invisible still: it is decoded once its commit is on the disk, and seen once
+/// its synchronous standbys have it too.
+const INVISIBLE: Duration = Duration::from_secs(10);
+
+/// The types alone, read again because a table has newer ones: as transaction `shown` has left them.
+pub async fn types(client: &Client, shown: Option<u32>) -> Result<TypeCatalog> {
+    let attempted = "read the catalog of types";
+    let until = tokio::time::Instant::now() + INVISIBLE;
+    while let Some(xid) = shown {
+        let row = client.query_one("SELECT pg_catalog.pg_current_snapshot()::text", &[]).await;
+        let row = row.map_err(|error| sql::error(attempted, error))?;
+        let snapshot: Snapshot =
+            row.get::<_, &str>(0).parse().map_err(|error: String| Error::protocol(attempted).caused_by(error))?;
+        if snapshot.shows(xid) || tokio::time::Instant::now() >= until {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let rows =
+        client.query(TypeCatalog::QUERY, &[]).await.map_err(|error| sql::error("read the catalog of types", error))?;
+    Ok(catalog(&rows))
 }
 
 fn catalog(rows: &[tokio_postgres::Row]) -> TypeCatalog {

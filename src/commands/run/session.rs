@@ -392,7 +392,8 @@ impl Session<'_> {
     fn next_job(&mut self) -> Option<Job> {
         let client = Rc::clone(&self.client);
         if self.streamer.awaits_types() {
-            Some(Box::pin(async move { ledger::types(&client).await.map(Done::Types) }))
+            let shown = self.streamer.open_transaction();
+            Some(Box::pin(async move { ledger::types(&client, shown).await.map(Done::Types) }))
         } else if self.streamer.dead_letters().len() > 0 {
             let mut bytes = 0;
             let mut within = |letter: &&DeadLetter| {

@@ -115,8 +115,8 @@ impl Outlet {
         // first one JetStream would take it for the message that it stored then.
         let is_again = columns.body.and_then(cell).is_some();
         let message_id = columns.message_id.and_then(cell).filter(|id| !id.is_empty() && !is_again);
-        let own =
-            columns.headers.and_then(cell).and_then(|own| serde_json::from_slice::<serde_json::Map<_, _>>(own).ok());
+        let own_text = columns.headers.and_then(cell);
+        let own = own_text.and_then(|own| serde_json::from_slice::<serde_json::Map<_, _>>(own).ok());
         let own = own.as_ref();
         let body = Body::Call { columns, row, own };
         let first_op = own.filter(|_| is_again).and_then(|own| Op::parse(own.get("Walhook-Op")?.as_str()?));
@@ -138,6 +138,12 @@ impl Outlet {
             problem.get_or_insert_with(|| {
                 format!("its message_id is longer than {MESSAGE_ID_MAX} bytes or has control characters")
             });
+        }
+        if message_id.is_some_and(|id| std::str::from_utf8(id).is_err()) {
+            problem.get_or_insert_with(|| "its message_id is not UTF-8".to_owned());
+        }
+        if own_text.is_some_and(|text| text != b"null") && own.is_none() {
+            problem.get_or_insert_with(|| "its own headers are not a JSON object in UTF-8".to_owned());
         }
         let of = match webhook.map(|index| rules.webhooks[index].format.is_cloudevent()) {
             _ if is_again => headers::Of::Again,

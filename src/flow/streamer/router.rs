@@ -23,6 +23,7 @@ use crate::{
     wal::{
         change::{Change, Op, Position, Relation},
         lsn::Lsn,
+        name::readable,
         pgoutput::{Column, Tuple},
         snapshot::Snapshot,
     },
@@ -308,7 +309,7 @@ fn follow<'c>(
 ) -> Result<()> {
     let key_of = |tuple: Tuple<'_>| {
         columns.clone().zip(tuple.iter()).find_map(|(name, value)| match value {
-            Column::Text(text) if name == table.key() => Some(String::from_utf8_lossy(text).into_owned()),
+            Column::Text(text) if name == table.key() => Some(readable(text).into_owned()),
             _ => None,
         })
     };
@@ -322,21 +323,17 @@ fn follow<'c>(
         }
     }
     if let Some(new) = change.new {
-        let row: Vec<_> = columns
-            .clone()
-            .zip(new.iter())
-            .map(|(name, value)| {
-                let cell = match value {
-                    Column::Null => Cell::Null,
-                    Column::Unchanged => Cell::Unchanged,
-                    // The session's encoding is UTF-8; a database in SQL_ASCII may hold other bytes.
-                    Column::Text(text) | Column::Binary(text) => {
-                        Cell::Text(std::str::from_utf8(text).unwrap_or("\u{FFFD}"))
-                    }
-                };
-                (name, cell)
+        // The session's encoding is UTF-8; a database in SQL_ASCII may hold other bytes.
+        let texts: Vec<_> = new
+            .iter()
+            .map(|value| match value {
+                Column::Null => Ok(Cell::Null),
+                Column::Unchanged => Ok(Cell::Unchanged),
+                Column::Text(text) | Column::Binary(text) => Err(readable(text)),
             })
             .collect();
+        let cells = texts.iter().map(|text| text.as_ref().map_or_else(|text| Cell::Text(text), |cell| *cell));
+        let row: Vec<(&str, Cell<'_>)> = columns.clone().zip(cells).collect();
         if let Some(Ok(id)) = key_of(new).map(|key| key.parse()) {
             let is_partial = row.iter().any(|(_, cell)| matches!(cell, Cell::Unchanged));
             let text = row.iter().filter_map(|&(name, cell)| match cell {
