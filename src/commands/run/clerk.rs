@@ -10,7 +10,7 @@ use tokio::{task::JoinHandle, time::sleep};
 use tokio_postgres::Client;
 
 use crate::{
-    commands::{backoff::Backoff, replay, told::Told},
+    commands::{backoff::Backoff, identity, replay, told::Told},
     config::Config,
     error::{Error, Result},
     postgres::{self, sql},
@@ -33,8 +33,8 @@ pub struct Clerk(JoinHandle<()>);
 
 impl Clerk {
     /// Begins its work.
-    pub fn start(config: &Config) -> Clerk {
-        Clerk(tokio::spawn(work(config.clone())))
+    pub fn start(config: &Config, epoch: u64) -> Clerk {
+        Clerk(tokio::spawn(work(config.clone(), epoch)))
     }
 }
 
@@ -44,11 +44,11 @@ impl Drop for Clerk {
     }
 }
 
-async fn work(config: Config) {
+async fn work(config: Config, epoch: u64) {
     let mut backoff = Backoff::default();
     let mut told = Told::default();
     loop {
-        let Err(error) = session(&config, &mut backoff).await;
+        let Err(error) = session(&config, epoch, &mut backoff).await;
         let text = error.to_string();
         if told.is_news(&text) {
             tracing::warn!("{text}");
@@ -57,8 +57,9 @@ async fn work(config: Config) {
     }
 }
 
-async fn session(config: &Config, backoff: &mut Backoff) -> Result<Infallible> {
+async fn session(config: &Config, epoch: u64, backoff: &mut Backoff) -> Result<Infallible> {
     let client = sql::connect(&config.postgres).await?;
+    identity::hold(&client, &config.source, epoch).await?;
     tokio::select! {
         outcome = replays(config, &client, backoff) => outcome,
         outcome = anchor(config, &client) => outcome,

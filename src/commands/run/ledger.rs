@@ -104,7 +104,7 @@ pub async fn check(client: &Client, slot: &str, publications: &[String; 2]) -> R
 }
 
 /// Tables that must never come down the slot: they would feed themselves, or show secrets.
-const DENIED: [&str; 16] = [
+const DENIED: [&str; 20] = [
     "rule_webhook_secrets",
     "rule_nats_publish_history",
     "rule_nats_consumer_stats",
@@ -121,6 +121,10 @@ const DENIED: [&str; 16] = [
     "rule_cdc_rule_sources",
     "rule_cdc_rule_versions",
     "rule_cdc_rule_amendments",
+    "rule_cdc_identity",
+    "rule_cdc_runs",
+    "rule_cdc_claims",
+    "rule_cdc_put_aside",
 ];
 
 /// Where the slot stands.
