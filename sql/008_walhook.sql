@@ -531,7 +531,8 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
             'rule_nats_publish_history', 'rule_nats_consumer_stats', 'rule_nats_checkpoints', 'rule_nats_dead_letters',
             'rule_cdc_status', 'rule_cdc_replays', 'rule_cdc_backfill_jobs', 'rule_cdc_backfill_ranges',
             'rule_cdc_backfill_rows', 'rule_cdc_anchor_settings', 'rule_cdc_anchor_places', 'rule_cdc_rule_sources',
-            'rule_cdc_rule_versions', 'rule_cdc_rule_amendments')
+            'rule_cdc_rule_versions', 'rule_cdc_rule_amendments',
+            'rule_cdc_identity', 'rule_cdc_runs', 'rule_cdc_claims', 'rule_cdc_put_aside')
     )
     SELECT CASE
         WHEN EXISTS (SELECT FROM ours WHERE oid = p_table)

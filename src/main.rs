@@ -62,6 +62,8 @@ enum Command {
     Backfill(commands::backfill::Arguments),
     /// Set a durable consumer to an LSN or a time; nothing is published again
     Seek(commands::seek::Arguments),
+    /// Make a copy of a database one of its own, or say that a moved one is still the same
+    Adopt(commands::adopt::Arguments),
     /// Show the version
     Version,
 }
@@ -187,6 +189,7 @@ async fn execute(arguments: Arguments) -> Result<()> {
         Command::Replay(arguments) => commands::replay::replay(&config, &arguments, shutdown()?).await,
         Command::Backfill(arguments) => commands::backfill::backfill(&config, &arguments, shutdown()?).await,
         Command::Seek(arguments) => commands::seek::seek(&config, &arguments).await,
+        Command::Adopt(arguments) => commands::adopt::adopt(&config, &arguments).await,
         Command::Version => unreachable!("answered above"),
     }
 }

@@ -159,6 +159,7 @@ async fn delivered(config: &Config, id: i64) -> Result<()> {
 /// As [`backfill`].
 pub async fn send(config: &Config, arguments: &Arguments, shutdown: watch::Receiver<bool>, tell: Tell) -> Result<Done> {
     let client = sql::connect(&config.postgres).await?;
+    super::identity::read(&client).await?;
     let (table, webhook) = match (arguments.link, &arguments.table) {
         (Some(link), _) => of_link(&client, link).await?,
         (None, Some(table)) => (table.clone(), arguments.webhook.clone()),

@@ -115,6 +115,7 @@ pub async fn dead_letters(config: &Config, action: &Action) -> Result<()> {
         Action::List { filter, limit, json } => list(&client, filter, *limit, *json).await,
         Action::Show { id, json, payload } => show(&client, *id, *json, *payload).await,
         Action::Retry { which, subject } => {
+            super::identity::read(&client).await?;
             each(&client, which, async |id| {
                 let event: i64 = client.query_one(RETRY, &[&id, subject]).await?.get(0);
                 Ok(format!(

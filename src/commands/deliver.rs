@@ -14,14 +14,18 @@ mod parcel;
 pub mod settings;
 mod worker;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::{
     sync::{Semaphore, watch},
     time::Instant,
 };
 
-use super::{backoff::Backoff, rows};
+use super::{
+    backoff::Backoff,
+    identity::{self, Identity},
+    rows,
+};
 use crate::{
     config::Config,
     error::{Error, Result},
@@ -35,6 +39,7 @@ use crate::{
 };
 use books::Books;
 use call::Caller;
+use configuration::Whose;
 use settings::{Options, Settings};
 use worker::Worker;
 
@@ -53,9 +58,9 @@ pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Re
         "walhook delivers"
     );
     let mut backoff = Backoff::default();
-    let control = loop {
+    let (control, identity) = loop {
         let error = match connect(config, &settings).await {
-            Ok(control) => break control,
+            Ok(connected) => break connected,
             Err(error) if !error.is_retryable() => return Err(error),
             Err(error) => error,
         };
@@ -69,15 +74,26 @@ pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Re
     let postgres = settings.has_database.then(|| config.postgres.clone());
     let client = control.client().clone();
     let (sender, all) = watch::channel(None);
+    let owner = Arc::new(OnceLock::new());
+    if let Some(identity) = &identity {
+        owner.get_or_init(|| identity.owner(&config.source));
+    }
+    let whose = Whose {
+        source: config.source.clone(),
+        identity,
+        database_id: settings.database_id.clone(),
+        owner: Arc::clone(&owner),
+    };
     let following = tokio::spawn(configuration::follow(
-        client.clone(),
-        config.source.clone(),
+        control.clone(),
+        whose,
         config.nats_config.clone(),
         postgres.clone(),
         sender,
     ));
     let worker = Arc::new(Worker {
         source: config.source.clone(),
+        owner,
         shutdown_timeout: config.shutdown_timeout,
         all: all.clone(),
         room: Semaphore::new(settings.max_in_flight),
@@ -97,15 +113,18 @@ pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Re
     Ok(())
 }
 
-/// The NATS of the configuration that is named in the settings.
-async fn connect(config: &Config, settings: &Settings) -> Result<Control> {
-    let row = if settings.has_database {
+/// The NATS of the configuration that is named in the settings, and the database, which is the one that publishes there.
+async fn connect(config: &Config, settings: &Settings) -> Result<(Control, Option<Identity>)> {
+    let database = if settings.has_database {
         let client = sql::connect(&config.postgres).await?;
+        let identity = identity::read(&client).await?;
         let tables = rows::read(&client).await?;
-        tables.configs.into_values().find(|row| row.config_name == config.nats_config)
+        let row = tables.configs.into_values().find(|row| row.config_name == config.nats_config);
+        Some((client, identity, row))
     } else {
         None
     };
+    let row = database.as_ref().and_then(|(.., row)| row.clone());
     let row = match row {
         Some(row) => row,
         None if config.nats.url.is_some() => {
@@ -127,5 +146,8 @@ async fn connect(config: &Config, settings: &Settings) -> Result<Control> {
     for warning in &nats.warnings {
         tracing::warn!("{warning}");
     }
-    control::connect(&nats).await
+    let control = control::connect(&nats).await?;
+    let Some((client, identity, _)) = database else { return Ok((control, None)) };
+    identity::check_runs(&client, &control, &config.source, &identity).await?;
+    Ok((control, Some(identity)))
 }

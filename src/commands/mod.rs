@@ -1,10 +1,12 @@
 //! One file per verb of the command line.
 
+pub mod adopt;
 pub mod backfill;
 mod backoff;
 mod bucket;
 pub mod dead_letters;
 pub mod deliver;
+mod identity;
 mod progress;
 pub mod replay;
 mod rows;

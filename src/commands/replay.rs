@@ -24,7 +24,7 @@ use super::Tell;
 use crate::{
     config::Config,
     error::{Error, Kind, Result},
-    nats::{control::Control, streams::StreamState},
+    nats::{control::Control, owner::Use, streams::StreamState},
     postgres::sql,
 };
 pub use book::requested;
@@ -238,6 +238,8 @@ impl Work<'_> {
                 let mut targets = Vec::new();
                 for row in self.feed.publishing() {
                     let control = streams::control(self.config, &row).await?;
+                    let Feed { identity, .. } = self.feed;
+                    super::identity::check_runs(self.client, &control, &self.config.source, identity).await?;
                     targets.push((row.config_id, self.target(&control, &prefix).await?));
                 }
                 begun(targets.first().map(|(_, target)| target)).await?;
@@ -292,7 +294,7 @@ impl Work<'_> {
             (Some(name), _) => name,
             (None, Some(name)) => {
                 let root = prefix.split('.').next().unwrap_or(prefix);
-                publish::create(control, name, &format!("{root}.>")).await?;
+                publish::create(control, name, &format!("{root}.>"), &self.feed.owner()).await?;
                 name.clone()
             }
             (None, None) => {
@@ -310,7 +312,13 @@ impl Work<'_> {
                 "choose subjects of another stream by --subject-prefix; it would lose its place there, and live events with it",
             ));
         }
-        let StreamState { name, .. } = crate::nats::streams::state(control, &found).await?;
+        let StreamState { name, metadata, .. } = crate::nats::streams::state(control, &found).await?;
+        self.feed.owner().check(
+            &format!("replay to {subjects}: stream {found:?}, which takes them,"),
+            &metadata,
+            Use::Alone,
+            "choose other subjects by --subject-prefix, and a stream for them by --create-stream",
+        )?;
         Ok(Destination::new(control, name))
     }
 }

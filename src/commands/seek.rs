@@ -12,7 +12,10 @@ use super::replay::{Bounds, Feed, Point, Source};
 use crate::{
     config::Config,
     error::{Error, Result},
-    nats::control::ApiError,
+    nats::{
+        control::ApiError,
+        owner::{self, Use},
+    },
 };
 
 /// Which consumer, and where to.
@@ -45,7 +48,7 @@ pub async fn seek(config: &Config, arguments: &Arguments) -> Result<()> {
     }
     let (feed, client) = Feed::read(config).await?;
     let bounds = Bounds { from: Point::parse(&client, "--from", from).await?, to: None };
-    let Some(source) = feed.sources(config, |_, name| name == stream).await?.into_iter().next() else {
+    let Some(source) = feed.sources(&client, config, |_, name| name == stream).await?.into_iter().next() else {
         return Err(Error::config(format!("--stream {stream:?}: no configuration of this feed publishes into it"))
             .hint("SELECT * FROM rule_nats_streams, and `walhook status`, name them"));
     };
@@ -57,6 +60,9 @@ pub async fn seek(config: &Config, arguments: &Arguments) -> Result<()> {
     let settings = match &before {
         None => json!({ "durable_name": consumer, "ack_policy": "explicit" }),
         Some(info) => {
+            let hint = "It is that database's to move";
+            let what = format!("consumer {consumer:?} of stream {stream:?}");
+            feed.owner().check(&what, &owner::metadata(&info["config"]), Use::Alone, hint)?;
             check_idle(stream, consumer, info, *force)?;
             info["config"].clone()
         }

@@ -10,15 +10,16 @@ use crate::{
 };
 
 /// The migrations in their order; each is re-runnable and takes effect whole or not at all.
-const MIGRATIONS: [(&str, &str); 8] = [
+const MIGRATIONS: [(&str, &str); 9] = [
     ("005_webhooks.sql", include_str!("../../sql/005_webhooks.sql")),
     ("007_nats_integration.sql", include_str!("../../sql/007_nats_integration.sql")),
     ("008_walhook.sql", include_str!("../../sql/008_walhook.sql")),
     ("009_roles.sql", include_str!("../../sql/009_roles.sql")),
     ("010_deliver.sql", include_str!("../../sql/010_deliver.sql")),
     ("011_replay.sql", include_str!("../../sql/011_replay.sql")),
-    ("012_check.sql", include_str!("../../sql/012_check.sql")),
+    ("012_identity.sql", include_str!("../../sql/012_identity.sql")),
     ("013_rules.sql", include_str!("../../sql/013_rules.sql")),
+    ("014_check.sql", include_str!("../../sql/014_check.sql")),
 ];
 
 /// Only one setup at a time: two that create the same table would trip over each other.

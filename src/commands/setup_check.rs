@@ -1,6 +1,6 @@
 //! What is wrong with the set-up in PostgreSQL: the slot, the publications, every link down to each partition.
 //!
-//! `rule_cdc_check` (sql/012_check.sql) looks; here its findings become an error that a start ends with, lines of the log that
+//! `rule_cdc_check` (sql/014_check.sql) looks; here its findings become an error that a start ends with, lines of the log that
 //! are written once, and a part of `walhook status`.
 
 use std::{

@@ -31,6 +31,8 @@ const NATS: &str = "SELECT nats::text FROM public.rule_cdc_status \
     WHERE source = $1 AND heartbeat_at > clock_timestamp() - make_interval(secs => 3 * heartbeat_seconds)";
 const LOG: &str = "SELECT json_build_object('lines_lost', log_lines_lost)::text FROM public.rule_cdc_status \
     WHERE source = $1 AND heartbeat_at > clock_timestamp() - make_interval(secs => 3 * heartbeat_seconds)";
+const IDENTITY: &str = "SELECT json_build_object('database_id', database_id, 'created_at', created_at)::text \
+    FROM public.rule_cdc_identity";
 const DEAD_LETTERS: &str = "SELECT json_build_object('dead', count(*), 'newest', max(created_at), \
         'newest_reason', (array_agg(reason ORDER BY dead_letter_id DESC))[1])::text \
     FROM public.rule_nats_dead_letters WHERE status = 'dead'";
@@ -52,6 +54,7 @@ pub async fn status(config: &Config, as_json: bool) -> Result<()> {
     let holder = slot["active_pid"].is_number();
     let status = json!({
         "source": config.source,
+        "identity": identity(&client).await?,
         "slot": slot,
         "streaming": holder && heartbeat == true,
         "findings": findings,
@@ -82,6 +85,17 @@ pub async fn status(config: &Config, as_json: bool) -> Result<()> {
     }
 }
 
+/// The identity, with what is wrong with it.
+async fn identity(client: &Client) -> Result<Value> {
+    let mut identity = ask(client, IDENTITY, None).await?;
+    if !identity.is_null() {
+        let compared = super::identity::compare(client).await?;
+        identity["problem"] =
+            compared.difference().map(|(difference, hint)| format!("{difference}. Hint: {hint}")).into();
+    }
+    Ok(identity)
+}
+
 /// `Null` where there is no row.
 async fn ask(client: &Client, statement: &str, name: Option<&String>) -> Result<Value> {
     let attempted = "read the status";
@@ -98,6 +112,10 @@ async fn ask(client: &Client, statement: &str, name: Option<&String>) -> Result<
 fn render(config: &Config, status: &Value, findings: &[Finding]) -> String {
     let slot = &status["slot"];
     let mut lines = vec![format!("source        {}", config.source)];
+    lines.push(format!("database      {}", plain(&status["identity"]["database_id"])));
+    if let Some(problem) = status["identity"]["problem"].as_str() {
+        lines.push(format!("              {problem}"));
+    }
     if slot.is_null() {
         lines.push(format!("slot          {} does not exist", config.slot));
     } else {

@@ -17,6 +17,7 @@ pub mod handshake;
 pub mod locate;
 pub mod objects;
 pub mod ops;
+pub mod owner;
 pub mod publish;
 pub mod settings;
 pub mod streams;

@@ -19,11 +19,15 @@ use super::{
     ack::Ack,
     codes::named::{
         MESSAGE_EXCEEDS_MAXIMUM, NO_MESSAGE_FOUND, NOT_ENABLED, NOT_ENABLED_FOR_ACCOUNT, STREAM_NAME_EXIST,
-        STREAM_NOT_FOUND, STREAM_SEALED,
+        STREAM_NOT_FOUND, STREAM_SEALED, WRONG_LAST_SEQUENCE,
     },
     control::{ApiError, Control, REQUEST_TIMEOUT, forbidden},
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
+
+/// What an entry's metadata says of who put it.
+const DATABASE: &str = "walhook.database";
+const EPOCH: &str = "walhook.epoch";
 
 /// As other clients have it.
 const CHUNK_BYTES: usize = 128 * 1024;
@@ -49,17 +53,26 @@ pub fn invalid_bucket(name: &str) -> Option<String> {
     (!valid).then(|| format!("{name:?} cannot be the name of a bucket: 1 to 200 of the characters A-Z a-z 0-9 _ -"))
 }
 
+/// Who puts an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Writer {
+    /// The database.
+    pub database_id: String,
+    /// The count of the run.
+    pub epoch: u64,
+}
+
 /// Puts `payload` into the bucket, made if it is missing. Returns its SHA-256 in hexadecimal digits.
 ///
 /// # Errors
-/// [`crate::error::Kind::Unavailable`] where it may go well later, the bucket being full included; another kind where it never
-/// will as things are.
-pub async fn put(control: &Control, bucket: &Bucket, name: &str, payload: &Bytes) -> Result<String> {
+/// [`crate::error::Kind::Unavailable`] where it may go well later, the bucket being full included; [`crate::error::Kind::Fenced`]
+/// where a newer run has put it; another kind where it never will as things are.
+pub async fn put(control: &Control, bucket: &Bucket, name: &str, payload: &Bytes, writer: &Writer) -> Result<String> {
     let attempted = format!("put {} bytes into the object store {:?} as {name:?}", payload.len(), bucket.name);
-    upload(control, bucket, name, payload).await.map_err(|error| error.context(attempted))
+    upload(control, bucket, name, payload, writer).await.map_err(|error| error.context(attempted))
 }
 
-async fn upload(control: &Control, bucket: &Bucket, name: &str, payload: &Bytes) -> Result<String> {
+async fn upload(control: &Control, bucket: &Bucket, name: &str, payload: &Bytes, writer: &Writer) -> Result<String> {
     if let Some(why) = invalid_bucket(&bucket.name) {
         return Err(Error::config(why).hint("Correct object_bucket of its row in rule_nats_config"));
     }
@@ -71,10 +84,25 @@ async fn upload(control: &Control, bucket: &Bucket, name: &str, payload: &Bytes)
         return Err(Error::config(format!("the bucket takes {max_bytes} bytes in all (max_bytes)"))
             .hint(format!("nats stream edit OBJ_{} --max-bytes=…", bucket.name)));
     }
+    let subject = format!("$O.{}.M.{key}", bucket.name);
+    // An attempt that was cut off has left chunks, or all of it.
+    let before = entry_before(control, bucket, &subject, writer).await?;
+    if let Some(Before { digest: Some(digest), nuid, chunks, .. }) = &before {
+        let sha256 = ring::digest::digest(&SHA256, payload);
+        if *digest == digest_of(sha256.as_ref()) && *chunks == chunks_there(&info, bucket, nuid.as_deref()) {
+            let its = format!("$O.{}.C.{}", bucket.name, nuid.as_deref().unwrap_or_default());
+            for left in info["state"]["subjects"].as_object().into_iter().flat_map(serde_json::Map::keys) {
+                if *left != its {
+                    purge(control, bucket, name, &json!({ "filter": left })).await;
+                }
+            }
+            return Ok(hexadecimal(sha256.as_ref()));
+        }
+    }
     let most = control.client().server_info().max_payload.min(limit("max_msg_size").map_or(usize::MAX, to_usize));
-    // An attempt that was cut off has left chunks under another number.
     let nuid = format!("{key}.{:016x}", fastrand::u64(..));
-    let sent = send(control, &format!("$O.{}.C.{nuid}", bucket.name), payload, CHUNK_BYTES.min(most.max(1))).await?;
+    let chunks = format!("$O.{}.C.{nuid}", bucket.name);
+    let sent = send(control, &chunks, payload, CHUNK_BYTES.min(most.max(1))).await?;
     let entry = json!({
         "name": name,
         "description": "walhook: the payload of the event of this name",
@@ -82,22 +110,93 @@ async fn upload(control: &Control, bucket: &Bucket, name: &str, payload: &Bytes)
         "nuid": nuid,
         "size": payload.len(),
         "chunks": sent.chunks,
-        "digest": format!("SHA-256={}", URL_SAFE.encode(&sent.digest)),
+        "digest": digest_of(&sent.digest),
         "mtime": "0001-01-01T00:00:00Z", // readers take the message's own
         "options": { "max_chunk_size": CHUNK_BYTES.min(most.max(1)) },
+        "metadata": { DATABASE: writer.database_id, EPOCH: writer.epoch.to_string() },
     });
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("Nats-Rollup", "sub");
-    let subject = format!("$O.{}.M.{key}", bucket.name);
-    stored(control.publish(&subject, headers, entry.to_string().into()).await?)?;
+    // Between reading and writing this process may have been frozen, and another one put it.
+    if let Some(before) = before {
+        headers.insert("Nats-Expected-Last-Subject-Sequence", before.sequence.to_string());
+    }
+    let outcome = control.publish(&subject, headers, entry.to_string().into()).await?;
+    if let Ack::Refused { code: WRONG_LAST_SEQUENCE, .. } = outcome {
+        purge(control, bucket, name, &json!({ "filter": chunks })).await;
+        // Whose it is now is seen at the next attempt.
+        return Err(Error::unavailable("another attempt has put it meanwhile"));
+    }
+    stored(outcome)?;
     // What earlier attempts have left. Where that is not allowed it goes with its age.
     if info["state"]["subjects"].as_object().is_some_and(|subjects| !subjects.is_empty()) {
-        let request = json!({ "filter": chunks_of_it, "seq": sent.first });
-        if let Err(error) = control.api(&format!("STREAM.PURGE.OBJ_{}", bucket.name), &request).await {
-            tracing::debug!("earlier chunks of {name} stay: {error}");
-        }
+        purge(control, bucket, name, &json!({ "filter": chunks_of_it, "seq": sent.first })).await;
     }
     Ok(hexadecimal(&sent.digest))
+}
+
+/// As an entry says it.
+fn digest_of(sha256: &[u8]) -> String {
+    format!("SHA-256={}", URL_SAFE.encode(sha256))
+}
+
+async fn purge(control: &Control, bucket: &Bucket, name: &str, request: &Value) {
+    match control.api(&format!("STREAM.PURGE.OBJ_{}", bucket.name), request).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::debug!("earlier chunks of {name} stay: {error}"),
+        Err(error) => tracing::debug!("earlier chunks of {name} stay: {error}"),
+    }
+}
+
+/// The entry of an object as it was before.
+#[derive(Default)]
+struct Before {
+    /// Its sequence; 0: there is none.
+    sequence: u64,
+    digest: Option<String>,
+    nuid: Option<String>,
+    chunks: u64,
+}
+
+/// Reads it; `None` where we may not. An entry of a newer run stays, and so does one of another database.
+async fn entry_before(control: &Control, bucket: &Bucket, subject: &str, writer: &Writer) -> Result<Option<Before>> {
+    let found = match message(control, &bucket.name, &json!({ "last_by_subj": subject })).await {
+        Ok(found) => found,
+        Err(error) if error.kind() == Kind::Permission => {
+            tracing::debug!("a run that was frozen may replace an object: {error}");
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let Some((sequence, entry)) = found else { return Ok(Some(Before::default())) };
+    let entry: Value = serde_json::from_slice(&entry).unwrap_or_default();
+    let noted = |key: &str| entry["metadata"][key].as_str();
+    if let Some(database) = noted(DATABASE).filter(|database| *database != writer.database_id) {
+        return Err(Error::config(format!(
+            "it is there already, of database {database}; this is database {}",
+            writer.database_id
+        ))
+        .hint("Give this database a bucket of its own: rule_nats_config.object_bucket"));
+    }
+    if let Some(epoch) = noted(EPOCH).and_then(|epoch| epoch.parse::<u64>().ok()).filter(|epoch| *epoch > writer.epoch)
+    {
+        return Err(Error::new(Kind::Fenced, format!("run {epoch} has put it already; this is run {}", writer.epoch))
+            .hint("a newer walhook has taken over; stop this one"));
+    }
+    let text = |key: &str| entry[key].as_str().map(str::to_owned);
+    let is_there = entry["deleted"].as_bool() != Some(true);
+    Ok(Some(Before {
+        sequence,
+        digest: text("digest").filter(|_| is_there),
+        nuid: text("nuid"),
+        chunks: entry["chunks"].as_u64().unwrap_or(0),
+    }))
+}
+
+/// How many chunks of this number the bucket has, as its information says.
+fn chunks_there(info: &Value, bucket: &Bucket, nuid: Option<&str>) -> u64 {
+    let nuid = nuid.unwrap_or_default();
+    info["state"]["subjects"][format!("$O.{}.C.{nuid}", bucket.name)].as_u64().unwrap_or(0)
 }
 
 fn to_usize(number: u64) -> usize {
@@ -269,7 +368,7 @@ async fn download(control: &Control, bucket: &str, name: &str, most: usize) -> R
         payload.extend_from_slice(&chunk);
         next = sequence + 1;
     }
-    let digest = format!("SHA-256={}", URL_SAFE.encode(ring::digest::digest(&SHA256, &payload)));
+    let digest = digest_of(ring::digest::digest(&SHA256, &payload).as_ref());
     if payload.len() != size || entry["digest"].as_str().is_some_and(|known| known != digest) {
         return Err(Error::unavailable("it is not whole: chunks are missing, or it is being replaced"));
     }

@@ -5,8 +5,12 @@
 //! taken away, for others may publish there; and no limit is lowered so far that stored messages would go at once.
 
 mod judge;
+mod owned;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -17,11 +21,14 @@ use super::{
         named::{STREAM_NAME_EXIST, STREAM_NOT_FOUND, STREAM_SUBJECT_OVERLAP},
     },
     control::{ApiError, Control},
+    owner::{self, Owner},
 };
 use crate::{
     error::{Error, Kind, Result},
     route::tables::StreamRow,
 };
+
+pub use owned::{check_owner, claim, usage};
 
 const NANOS_PER_SECOND: i64 = 1_000_000_000;
 const DUPLICATE_WINDOW_SECONDS: i64 = 120; // JetStream's own default
@@ -59,6 +66,8 @@ pub struct StreamState {
     pub allow_atomic: bool,
     /// The server that leads it, in a cluster that has elected one.
     pub leader: Option<String>,
+    /// What is noted of it: see [`super::owner`].
+    pub metadata: BTreeMap<String, String>,
     /// What is allowed but unwise, for the log.
     pub warnings: Vec<String>,
 }
@@ -68,17 +77,29 @@ pub struct StreamState {
 /// [`Kind::Config`] where it does not, with what the stream has, what the row wants and what to do;
 /// [`Kind::Permission`] where we may not and what is there does not suit.
 pub async fn ensure(control: &Control, row: &StreamRow) -> Result<StreamState> {
+    ensure_of(control, row, None).await
+}
+
+/// The same for `owner`, whose a new stream is; another database's is refused before anything is asked of it.
+pub async fn ensure_of(control: &Control, row: &StreamRow, owner: Option<&Owner>) -> Result<StreamState> {
     let wanted = Wanted::parse(row)?;
     let name = &wanted.name;
     if let Some(info) = info(control, name).await? {
+        owned::refuse_anothers(row, &info, owner)?;
         return amend(control, &wanted, &info).await;
     }
-    let config = wanted.create();
+    let mut config = wanted.create();
+    if let (Some(owner), Some(config)) = (owner, config.as_object_mut()) {
+        owner.sign(config);
+    }
     match control.api(&format!("STREAM.CREATE.{name}"), &config).await {
         Ok(Ok(answer)) => settle(&answer, &wanted.ordering, Vec::new()),
         // Somebody was faster.
         Ok(Err(error)) if error.err_code == STREAM_NAME_EXIST => match info(control, name).await? {
-            Some(info) => amend(control, &wanted, &info).await,
+            Some(info) => {
+                owned::refuse_anothers(row, &info, owner)?;
+                amend(control, &wanted, &info).await
+            }
             None => Err(api_error(format!("create stream {name:?}"), name, error)),
         },
         Ok(Err(error)) => Err(not_accepted(control, &wanted, format!("create stream {name:?}"), error).await),
@@ -596,6 +617,7 @@ fn parse_state(info: &Value) -> Result<StreamState> {
         replicas: u64::try_from(number(config, "num_replicas", 1)).unwrap_or(1),
         duplicate_window: Duration::from_nanos(u64::try_from(number(config, "duplicate_window", 0)).unwrap_or(0)),
         allow_atomic: flag(config, "allow_atomic"),
+        metadata: owner::metadata(&info.config),
         leader: info.cluster().and_then(|cluster| cluster.leader.clone()).filter(|leader| !leader.is_empty()),
         warnings: Vec::new(),
     })

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -17,13 +17,15 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
+use super::consumer;
 use crate::{
-    commands::{bucket, rows, told::Told},
+    commands::{bucket, identity::Identity, rows, told::Told},
     deliver::{
         sign::{self, Key},
         webhook::{self, Credentials, Webhook},
     },
     error::Result,
+    nats::{control::Control, owner::Owner},
     postgres::{Settings as Postgres, sql},
 };
 
@@ -56,35 +58,73 @@ pub struct All {
 
 /// Follows the configuration `config_name` for ever. `None` in the channel: nothing is known yet.
 pub async fn follow(
-    client: async_nats::Client,
-    source: String,
+    control: Control,
+    whose: Whose,
     config_name: String,
     postgres: Option<Postgres>,
     sender: watch::Sender<Option<All>>,
 ) {
     let (changed, mut changes) = mpsc::channel(16);
-    let bucket = bucket::name(&source);
-    tokio::spawn(watch_bucket(client, bucket.clone(), changed));
+    tokio::spawn(watch_bucket(control, whose, changed));
     match postgres {
         Some(postgres) => follow_rows(&postgres, &config_name, &mut changes, &sender).await,
-        None => follow_bucket(&bucket, &mut changes, &sender).await,
+        None => follow_bucket(&mut changes, &sender).await,
+    }
+}
+
+/// Whose webhooks these are.
+#[derive(Clone)]
+pub struct Whose {
+    /// The name of the feed.
+    pub source: String,
+    /// The identity of the database, where there is a connection to it.
+    pub identity: Option<Identity>,
+    /// The same by the settings, where there is none.
+    pub database_id: Option<String>,
+    /// To whom streams and consumers have to belong, once that is known.
+    pub owner: Arc<OnceLock<Owner>>,
+}
+
+impl Whose {
+    /// The bucket of this database; `None` while there is none.
+    async fn bucket(&self, control: &Control) -> Result<Option<String>> {
+        if let Some(identity) = &self.identity {
+            let place = bucket::find(control, &self.source, identity).await?;
+            return Ok(place.info.map(|_| place.name));
+        }
+        let database_id = self.owner.get().map(|owner| &owner.database_id).or(self.database_id.as_ref());
+        let names = consumer::all_streams(control).await?;
+        let found = bucket::find_by_name(control, &self.source, &names, database_id.map(String::as_str)).await?;
+        Ok(found.map(|(bucket, owner)| {
+            if let Some(owner) = owner {
+                self.owner.get_or_init(|| owner);
+            }
+            bucket
+        }))
     }
 }
 
 /// What the bucket says: a webhook is as it says now, or is not called by way of this NATS any more.
 type Change = (i32, Option<Box<Webhook>>);
 
-async fn watch_bucket(client: async_nats::Client, bucket: String, changed: mpsc::Sender<Change>) {
-    let mut told = String::new();
+async fn watch_bucket(control: Control, whose: Whose, changed: mpsc::Sender<Change>) {
+    let mut told = Told::default();
     while !changed.is_closed() {
-        let why = match read_bucket(&client, &bucket, &changed).await {
-            Ok(()) => String::new(),
-            Err(error) => error.to_string(),
+        let why = match whose.bucket(&control).await {
+            Ok(Some(bucket)) => match read_bucket(control.client(), &bucket, &changed).await {
+                Ok(()) => None,
+                Err(error) => Some(format!("the bucket {bucket:?} cannot be followed yet: {error}")),
+            },
+            Ok(None) => Some(format!("there is no bucket of source {:?} yet; `walhook run` makes it", whose.source)),
+            Err(error) => Some(format!("the bucket of source {:?} cannot be followed: {error}", whose.source)),
         };
-        if !why.is_empty() && why != told {
-            tracing::info!("the bucket {bucket:?}, which `walhook run` keeps, cannot be followed yet: {why}");
+        match why {
+            Some(text) if told.is_news(&text) => tracing::info!("{text}"),
+            Some(_) => {}
+            None => {
+                told.forget();
+            }
         }
-        told = why;
         sleep(LOOK).await;
     }
 }
@@ -117,7 +157,7 @@ async fn read_bucket(
 
 /// Without a database. What leaves the bucket is called no more, and its events wait: it may have been deleted, or have
 /// moved, or the bucket may be on its way to be made anew.
-async fn follow_bucket(bucket: &str, changes: &mut mpsc::Receiver<Change>, sender: &watch::Sender<Option<All>>) {
+async fn follow_bucket(changes: &mut mpsc::Receiver<Change>, sender: &watch::Sender<Option<All>>) {
     let mut all = All::default();
     while let Some(change) = changes.recv().await {
         let mut next = Some(change);
@@ -139,7 +179,7 @@ async fn follow_bucket(bucket: &str, changes: &mut mpsc::Receiver<Change>, sende
                 () = sleep_until(until) => None,
             };
         }
-        tracing::debug!(bucket, webhooks = all.webhooks.len(), "configuration read");
+        tracing::debug!(webhooks = all.webhooks.len(), "configuration read");
         sender.send_replace(Some(all.clone()));
     }
 }

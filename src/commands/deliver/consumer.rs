@@ -14,10 +14,11 @@ use serde_json::{Value, json};
 use super::{lane::Lane, settings::DeliverFrom, worker::Worker};
 use crate::{
     deliver::webhook::{Webhook, cover},
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     nats::{
         control::{ApiError, Control},
         handshake::ServerInfo,
+        owner::{self, Owner, Use},
     },
     route::{payload::write_timestamp, subject},
 };
@@ -29,6 +30,10 @@ const NOT_UNIQUE: [u64; 2] = [10099, 10100];
 
 /// From 1970 to 2000, in µs.
 const MICROS_BEFORE_2000: i64 = 946_684_800_000_000;
+const NO_STREAM: u64 = 10059;
+/// What to do where a stream is another database's.
+const ANOTHERS: &str = "Let this database publish into a stream of its own, by a subject prefix of its own; a worker without a database \
+                        chooses by --database-id";
 
 /// `<group>-<webhook_id>`
 pub fn name(group: &str, webhook_id: i32) -> String {
@@ -52,12 +57,39 @@ pub async fn streams(control: &Control, subjects: &[String]) -> Result<Vec<Strin
     Ok(streams)
 }
 
+/// All streams of the account.
+pub async fn all_streams(control: &Control) -> Result<Vec<String>> {
+    names(control, "STREAM.NAMES", json!({}), "streams", || "list the streams".to_owned()).await
+}
+
+/// Whether the stream is ours to take events from. Who may not read its metadata has to go by its name.
+///
+/// # Errors
+/// It is another database's; JetStream cannot be asked.
+pub async fn check_stream(control: &Control, stream: &str, owner: Option<&Owner>) -> Result<()> {
+    let Some(owner) = owner else { return Ok(()) };
+    let metadata = match control.api(&format!("STREAM.INFO.{stream}"), &Value::Null).await {
+        Ok(Ok(info)) => owner::metadata(&info["config"]),
+        Ok(Err(error)) if error.err_code == NO_STREAM => return Ok(()),
+        Ok(Err(error)) => return Err(refused(format!("read stream {stream:?}"), error)),
+        Err(error) if error.kind() == Kind::Permission => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    // Events of several databases are told apart by their sources; where only others' are noted, none of ours are there.
+    let usage = if owner::database_of(&metadata, &owner.source).is_some() { Use::Shared } else { Use::Alone };
+    owner.check(&format!("stream {stream:?}"), &metadata, usage, ANOTHERS).map(drop)
+}
+
 /// The group's consumers that are there, each by its webhook and stream, whatever the webhooks' subjects lead to now: one that was
-/// moved while no worker ran has left its events in the stream before.
-pub async fn of_group(control: &Control, group: &str) -> Result<Vec<(i32, String)>> {
+/// moved while no worker ran has left its events in the stream before. Not those in streams of other databases.
+pub async fn of_group(control: &Control, group: &str, owner: Option<&Owner>) -> Result<Vec<(i32, String)>> {
     let mut consumers = Vec::new();
-    let attempted = || "list the streams".to_owned();
-    for stream in names(control, "STREAM.NAMES", json!({}), "streams", attempted).await? {
+    for stream in all_streams(control).await? {
+        match check_stream(control, &stream, owner).await {
+            Ok(()) => {}
+            Err(error) if error.kind() == Kind::Untrusted => continue,
+            Err(error) => return Err(error),
+        }
         let attempted = || format!("list the consumers of stream {stream:?}");
         for name in names(control, &format!("CONSUMER.NAMES.{stream}"), json!({}), "consumers", attempted).await? {
             let id = name.strip_prefix(group).and_then(|rest| rest.strip_prefix('-')?.parse().ok());
@@ -112,6 +144,10 @@ pub async fn ensure(worker: &Worker, stream: &str, name: &str, webhook: &Webhook
         }),
         Err(error) => return Err(refused(format!("read {}", attempted()), error)),
     };
+    if let Some(owner) = worker.owner.get() {
+        let hint = format!("Choose another --group than {:?}", settings.group);
+        owner.check(&attempted(), &owner::metadata(&config), Use::Alone, &hint)?;
+    }
     let before = config.clone();
     let mut subjects = webhook.subjects.clone();
     subjects.extend(config["filter_subject"].as_str().filter(|subject| !subject.is_empty()).map(str::to_owned));
@@ -132,6 +168,9 @@ pub async fn ensure(worker: &Worker, stream: &str, name: &str, webhook: &Webhook
     object.insert("description".to_owned(), format!("walhook deliver: webhook {}", webhook.name).into());
     object.insert("ack_wait".to_owned(), ack_wait.into());
     object.insert("max_ack_pending".to_owned(), waiting.into());
+    if let Some(owner) = worker.owner.get() {
+        owner.sign(object);
+    }
     if config == before {
         return Ok(());
     }

@@ -64,6 +64,9 @@ pub struct Options {
     /// Use no database: nothing is recorded, and webhooks that are signed or have credentials in their headers or URL are left out
     #[arg(long)]
     pub no_database: bool,
+    /// With --no-database: of which database, where several with this source use the same NATS account
+    #[arg(long, value_name = "ID", env = "WALHOOK_DATABASE_ID", requires = "no_database")]
+    pub database_id: Option<String>,
 }
 
 /// `[deliver]`.
@@ -110,6 +113,8 @@ pub struct Settings {
     pub ca: Option<PathBuf>,
     /// Whether there is a database.
     pub has_database: bool,
+    /// Which one it would be.
+    pub database_id: Option<String>,
 }
 
 impl Settings {
@@ -160,6 +165,7 @@ impl Settings {
             record: if options.no_database { Record::Off } else { options.record.or(file.record).unwrap_or_default() },
             ca: file.ca.clone(),
             has_database: !options.no_database,
+            database_id: options.database_id.clone(),
         })
     }
 }

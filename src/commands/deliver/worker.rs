@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     pin::pin,
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{Arc, Mutex, OnceLock, atomic::Ordering},
     time::Duration,
 };
 
@@ -22,7 +22,10 @@ use super::{
     lane,
     settings::Settings,
 };
-use crate::{commands::told, nats::control::Control};
+use crate::{
+    commands::told,
+    nats::{control::Control, owner::Owner},
+};
 
 /// How often streams are looked for that were not there, and how often the counts are told.
 const LOOK: Duration = Duration::from_secs(15);
@@ -33,6 +36,8 @@ pub struct Worker {
     pub settings: Settings,
     /// The name of the feed.
     pub source: String,
+    /// To whom streams and consumers have to belong, once that is known.
+    pub owner: Arc<OnceLock<Owner>>,
     /// How long a shutdown may wait for calls.
     pub shutdown_timeout: Duration,
     /// All webhooks, as they are now.
@@ -148,6 +153,10 @@ async fn follow(
             if lanes.contains_key(&key) || !webhook.publishes && !has_consumer(worker, &key).await {
                 continue;
             }
+            if let Err(error) = consumer::check_stream(&worker.control, &key.1, worker.owner.get()).await {
+                told.once(&webhook.name, &error.to_string());
+                continue;
+            }
             let (sender, receiver) = watch::channel(Arc::clone(known));
             tracing::info!(webhook = webhook.name, stream = key.1, "delivering");
             tasks.spawn(lane::run(Arc::clone(worker), key.1.clone(), receiver, shutdown.clone()));
@@ -160,7 +169,7 @@ async fn follow(
 async fn find(worker: &Worker) -> Vec<(i32, String)> {
     let mut told = told::Told::default();
     loop {
-        match consumer::of_group(&worker.control, &worker.settings.group).await {
+        match consumer::of_group(&worker.control, &worker.settings.group, worker.owner.get()).await {
             Ok(consumers) => return consumers,
             Err(error) => {
                 let text = error.to_string();

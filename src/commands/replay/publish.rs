@@ -24,7 +24,10 @@ use crate::{
     commands::progress,
     error::{Error, Result},
     flow::event_id::EventPosition,
-    nats::control::{Control, REQUEST_TIMEOUT},
+    nats::{
+        control::{Control, REQUEST_TIMEOUT},
+        owner::Owner,
+    },
     wal::lsn::Lsn,
 };
 
@@ -156,12 +159,15 @@ pub async fn taker(control: &Control, subjects: &str) -> Result<Option<String>> 
 ///
 /// # Errors
 /// JetStream refuses.
-pub async fn create(control: &Control, name: &str, subjects: &str) -> Result<()> {
-    let config = json!({
+pub async fn create(control: &Control, name: &str, subjects: &str, owner: &Owner) -> Result<()> {
+    let mut config = json!({
         "name": name, "subjects": [subjects], "retention": "limits", "storage": "file", "max_age": KEPT_NS,
         "duplicate_window": 120_000_000_000_u64, "num_replicas": 1, "discard": "old",
         "description": "events that walhook has published again"
     });
+    if let Some(config) = config.as_object_mut() {
+        owner.sign(config);
+    }
     match control.api(&format!("STREAM.CREATE.{name}"), &config).await? {
         Ok(_) => Ok(()),
         Err(error) => Err(Error::config(format!("create stream {name:?} for {subjects}")).caused_by(error)),

@@ -6,13 +6,18 @@
 use std::collections::HashMap;
 
 use crate::{
-    commands::run::{position_of, rules},
+    commands::{
+        identity::{self, Identity},
+        run::{position_of, rules},
+    },
     config::Config,
     error::{Error, Result},
     flow::event_id::EventPosition,
     nats::{
         control::{self, Control},
-        locate, settings,
+        locate,
+        owner::Owner,
+        settings,
         streams::{self, StreamState},
     },
     postgres::sql,
@@ -26,6 +31,10 @@ use super::point::{Bounds, Point, written};
 
 /// What the rows say, compiled.
 pub struct Feed {
+    /// The database.
+    pub identity: Identity,
+    /// The name of the feed.
+    source: String,
     /// The rows themselves.
     pub tables: Tables,
     /// What they amount to.
@@ -41,6 +50,8 @@ pub struct Source {
     pub row: StreamRow,
     /// The connection to its server.
     pub control: Control,
+    /// Whose it has to be.
+    owner: Owner,
 }
 
 /// Where the events wanted begin in a stream, if it has any.
@@ -58,11 +69,18 @@ impl Feed {
     /// PostgreSQL cannot be asked.
     pub async fn read(config: &Config) -> Result<(Feed, tokio_postgres::Client)> {
         let client = sql::connect(&config.postgres).await?;
+        let identity = identity::read(&client).await?;
         let mut tables = rules::newest(&client).await?.tables;
         tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
         let mut lanes = Vec::new();
         let rules = Rules::compile(&tables, &mut lanes);
-        Ok((Feed { tables, rules, lanes }, client))
+        let source = config.source.clone();
+        Ok((Feed { identity, source, tables, rules, lanes }, client))
+    }
+
+    /// This database and source, as they are noted in NATS.
+    pub fn owner(&self) -> Owner {
+        self.identity.owner(&self.source)
     }
 
     /// The streams that walhook writes in strict order, where nobody else may write.
@@ -87,8 +105,13 @@ impl Feed {
     /// Connects to the streams whose configuration and name `wants` names; each server once.
     ///
     /// # Errors
-    /// A server cannot be reached, or there is no such stream.
-    pub async fn sources(&self, config: &Config, wants: impl Fn(i32, &str) -> bool) -> Result<Vec<Source>> {
+    /// A server cannot be reached; a stream is another database's, or this database is a copy.
+    pub async fn sources(
+        &self,
+        client: &tokio_postgres::Client,
+        config: &Config,
+        wants: impl Fn(i32, &str) -> bool,
+    ) -> Result<Vec<Source>> {
         let mut controls: HashMap<i32, Control> = HashMap::new();
         let mut sources = Vec::new();
         for key in &self.lanes {
@@ -98,12 +121,14 @@ impl Feed {
                 Some(control) => control.clone(),
                 None => {
                     let control = control(config, &row).await?;
+                    identity::check_runs(client, &control, &self.source, &self.identity).await?;
                     controls.insert(key.config_id, control.clone());
                     control
                 }
             };
             let name = format!("{}/{stream}", row.config_name);
-            sources.push(Source { name, row: stream_row, control });
+            let owner = self.owner();
+            sources.push(Source { name, row: stream_row, control, owner });
         }
         Ok(sources)
     }
@@ -128,9 +153,11 @@ impl Source {
     /// The stream as it is now.
     ///
     /// # Errors
-    /// It cannot be asked, or is not there.
+    /// It cannot be asked, is not there, or is another database's.
     pub async fn state(&self) -> Result<StreamState> {
-        streams::state(&self.control, self.stream()).await
+        let state = streams::state(&self.control, self.stream()).await?;
+        streams::check_owner(&self.row, &state.metadata, &self.owner)?;
+        Ok(state)
     }
 
     /// Where what lies within `bounds` begins, by bisection. `None`: nothing of it is here.

@@ -144,7 +144,7 @@ async fn streams(work: &Work<'_>, bounds: &Bounds) -> Result<Vec<Part>> {
     let wants = |name: &str| asked.streams.is_empty() || asked.streams.iter().any(|stream| stream == name);
     let mut parts = Vec::new();
     let mut is_none = true;
-    for source in work.feed.sources(config, |_, name| wants(name)).await? {
+    for source in work.feed.sources(work.client, config, |_, name| wants(name)).await? {
         let state = match source.state().await {
             Ok(state) => state,
             // Not made yet, so nothing was published into it.

@@ -2,34 +2,50 @@
 //! there.
 //!
 //! In: the configuration, whenever it has changed at a commit, and the lanes' connections for the JetStream API. Out: in the NATS of every configuration the bucket
-//! `walhook_<source>` with an entry for each webhook that publishes there, without secrets, and the durable pull
+//! `walhook_<source>` with an entry for each webhook that publishes there, without secrets, and the mark of this run; and the durable pull
 //! consumers that the streams' rows name. Always holds: nobody waits for it, and what goes wrong here is told and tried
-//! again later.
+//! again later; but a bucket that a newer run or a copy of this database writes ends the session.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use async_nats::jetstream::{self, kv::Operation};
+use async_nats::{
+    HeaderMap,
+    jetstream::{self, kv::Operation},
+};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use serde_json::{Value, json};
 use tokio::{
     sync::watch,
     task::{JoinHandle, yield_now},
-    time::timeout,
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::lanes::Lanes;
 use crate::{
-    commands::{backoff::Backoff, bucket, told::Told},
-    config::Config,
+    commands::{
+        backoff::Backoff,
+        bucket::{self, MARK, Place},
+        identity::{Identity, Mark, Runs},
+        told::Told,
+    },
     deliver::webhook::{self, Credentials},
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     flow::streamer::Streamer,
-    nats::control::{self, Control},
+    nats::{
+        ack::Ack,
+        codes::named::WRONG_LAST_SEQUENCE,
+        control::{self, Control},
+        owner::Claim,
+        streams,
+    },
     route::{
         streams::{most_replicas, streams_of_all},
         tables::{ConfigRow, StreamRow, Tables},
@@ -57,32 +73,80 @@ const NO_CONSUMER: u64 = 10014;
 struct News {
     tables: Tables,
     controls: HashMap<i32, Control>,
+    /// The streams that events go to, by configuration.
+    streams: HashMap<i32, Vec<String>>,
+}
+
+/// Who posts.
+pub struct Poster {
+    /// The name of the feed.
+    pub source: String,
+    /// The database.
+    pub identity: Identity,
+    /// The runs that the database knew before this one.
+    pub runs: Arc<Runs>,
+    /// This run.
+    pub run_id: String,
+    /// Its count.
+    pub epoch: u64,
 }
 
 /// The way to the one task that posts.
 pub struct Bulletin {
     sender: watch::Sender<Option<Arc<News>>>,
+    /// How often the run has counted on, as far as that may be shown.
+    beat: watch::Sender<Option<i64>>,
     /// Of the rules and of the connections, as last posted.
     generations: (u64, u64),
+    shared: Arc<Shared>,
     task: JoinHandle<()>,
+}
+
+/// What the task tells.
+#[derive(Default)]
+struct Shared {
+    /// Every bucket has a mark of this run.
+    has_marked: AtomicBool,
+    /// What ends the session.
+    error: Mutex<Option<Error>>,
 }
 
 impl Bulletin {
     /// Begins to post what it will be given.
-    pub fn new(config: &Config) -> Bulletin {
-        let (sender, receiver) = watch::channel(None);
-        let task = tokio::spawn(post(config.source.clone(), receiver));
-        Bulletin { sender, generations: (0, 0), task }
+    pub fn new(poster: Poster) -> Bulletin {
+        let (sender, news) = watch::channel(None);
+        let (beat, beats) = watch::channel(None);
+        let shared = Arc::new(Shared::default());
+        let task = tokio::spawn(post(poster, news, beats, Arc::clone(&shared)));
+        Bulletin { sender, beat, generations: (0, 0), shared, task }
     }
 
     /// Posts the configuration if it has changed since the last time, or if there are other connections.
-    pub fn follow(&mut self, streamer: &Streamer, lanes: &Lanes) {
+    ///
+    /// # Errors
+    /// A newer run, or a copy of this database, has written into a bucket.
+    pub fn follow(&mut self, streamer: &Streamer, lanes: &Lanes) -> Result<()> {
+        if let Some(error) = self.shared.error.lock().ok().and_then(|mut error| error.take()) {
+            return Err(error);
+        }
         let generations = (streamer.generation(), lanes.connected_times());
         if generations != self.generations {
             self.generations = generations;
-            let news = News { tables: streamer.tables().clone(), controls: lanes.controls() };
+            let tables = streamer.tables().clone();
+            let news = News { tables, controls: lanes.controls(), streams: lanes.wanted_streams(streamer) };
             self.sender.send_replace(Some(Arc::new(news)));
         }
+        Ok(())
+    }
+
+    /// Shows that the run has counted on. The database and, where there is one, its standby know of it.
+    pub fn count_on(&self, beat: i64) {
+        self.beat.send_replace(Some(beat));
+    }
+
+    /// Whether every bucket has a mark of this run.
+    pub fn has_marked(&self) -> bool {
+        self.shared.has_marked.load(Ordering::Relaxed)
     }
 }
 
@@ -92,46 +156,67 @@ impl Drop for Bulletin {
     }
 }
 
-async fn post(source: String, mut news: watch::Receiver<Option<Arc<News>>>) {
+async fn post(
+    poster: Poster,
+    mut news: watch::Receiver<Option<Arc<News>>>,
+    mut beats: watch::Receiver<Option<i64>>,
+    shared: Arc<Shared>,
+) {
     let mut backoff = Backoff::default();
     let mut told = Told::default();
-    let mut is_behind = false;
+    let mut retry_at: Option<Instant> = None;
+    let mut kept: Vec<Kept> = Vec::new();
     loop {
-        if is_behind {
-            // What has failed for a while, such as a right that is wanting, is not asked for all the time.
-            let wait = if backoff.failures < OFTEN { backoff.next() } else { SELDOM };
-            tokio::select! {
-                changed = news.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(wait) => {}
+        let again = async {
+            match retry_at {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
             }
-        } else if news.changed().await.is_err() {
-            return;
-        }
-        let Some(now) = news.borrow_and_update().clone() else { continue };
-        is_behind = false;
-        let mut problem = None;
-        for (&id, row) in &now.tables.configs {
-            if row.enabled == Some(false) || row.jetstream_enabled == Some(false) {
-                continue;
-            }
-            // Without a connection there is news when its lanes have one.
-            let Some(control) = now.controls.get(&id) else { continue };
-            let round = one(control, &source, id, row, &now.tables);
-            match timeout(ROUND, round).await.unwrap_or_else(|_| Err(Error::unavailable("it took more than 60 s"))) {
-                Ok(Done::All) => {}
-                Ok(Done::ButForAStream) => is_behind = true,
-                Err(error) => {
-                    problem = Some(error.context(format!("NATS configuration {:?}", row.config_name)).to_string());
+        };
+        tokio::select! {
+            changed = news.changed() => if changed.is_err() { return },
+            changed = beats.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let beat = *beats.borrow_and_update();
+                if kept.is_empty() && retry_at.is_some() {
+                    continue;
+                }
+                if count_on(&poster, &mut kept, beat).await {
+                    shared.has_marked.store(retry_at.is_none(), Ordering::Relaxed);
+                    continue;
                 }
             }
+            () = again => {}
         }
-        if problem.is_none() && !is_behind {
+        let Some(now) = news.borrow_and_update().clone() else { continue };
+        let beat = *beats.borrow_and_update();
+        let (done, problem) = round(&poster, &now, beat, &mut kept).await;
+        let is_behind = matches!(done, Done::ButForAStream) || problem.is_some();
+        retry_at = if is_behind {
+            // What has failed for a while, such as a right that is wanting, is not asked for all the time.
+            let wait = if backoff.failures < OFTEN { backoff.next() } else { SELDOM };
+            Some(Instant::now() + wait)
+        } else {
             backoff = Backoff::default();
-        }
-        is_behind |= problem.is_some();
+            None
+        };
+        shared.has_marked.store(!is_behind && beat.is_some(), Ordering::Relaxed);
         match problem {
-            Some(text) if told.is_news(&text) => tracing::warn!("workers' bucket and consumers: {text}"),
-            Some(_) => {}
+            Some(error) if matches!(error.kind(), Kind::Fenced | Kind::Untrusted) => {
+                if let Ok(mut verdict) = shared.error.lock() {
+                    *verdict = Some(error);
+                }
+                // The session ends.
+                return;
+            }
+            Some(error) => {
+                let text = error.to_string();
+                if told.is_news(&text) {
+                    tracing::warn!("workers' bucket and consumers: {text}");
+                }
+            }
             None => {
                 told.forget();
             }
@@ -146,13 +231,235 @@ enum Done {
     ButForAStream,
 }
 
-/// Brings one configuration's NATS up to date.
-async fn one(control: &Control, source: &str, id: i32, row: &ConfigRow, tables: &Tables) -> Result<Done> {
-    let (streams, _) = streams_of_all(tables).remove(&id).unwrap_or_default();
-    let replicas = most_replicas(&streams);
-    keep_bucket(control, source, row, tables, replicas).await?;
+/// A bucket that is up to date, and its last sequence by our own writing.
+struct Kept {
+    control: Control,
+    bucket: String,
+    sequence: u64,
+}
+
+/// Writes the mark alone into all buckets. Whether nobody else has written there since.
+async fn count_on(poster: &Poster, kept: &mut [Kept], beat: Option<i64>) -> bool {
+    let Some(beat) = beat else { return true };
+    for bucket in kept.iter_mut() {
+        if timeout(ROUND, bucket.put(MARK, Some(poster.mark(beat)))).await.is_ok_and(|written| written.is_ok()) {
+            continue;
+        }
+        return false;
+    }
+    !kept.is_empty()
+}
+
+/// Configurations that share a bucket, for they lead to one account.
+struct Target<'t> {
+    control: Control,
+    place: Place,
+    rows: Vec<&'t ConfigRow>,
+}
+
+/// Brings the NATS of all configurations up to date.
+async fn round(poster: &Poster, now: &News, beat: Option<i64>, kept: &mut Vec<Kept>) -> (Done, Option<Error>) {
     let mut done = Done::All;
-    for stream in &streams {
+    let mut problem = None;
+    let mut targets: Vec<Target<'_>> = Vec::new();
+    kept.clear();
+    let in_time = |error| Error::unavailable("no end within 60 s").caused_by(error);
+    for (&id, row) in &now.tables.configs {
+        if row.enabled == Some(false) || row.jetstream_enabled == Some(false) {
+            continue;
+        }
+        // Without a connection there is news when its lanes have one.
+        let Some(control) = now.controls.get(&id) else { continue };
+        let (streams, _) = streams_of_all(&now.tables).remove(&id).unwrap_or_default();
+        let wanted = now.streams.get(&id).map_or(&[][..], Vec::as_slice);
+        let round = async {
+            let place = bucket_of(control, poster, wanted, most_replicas(&streams)).await?;
+            Ok((place, keep_consumers(control, &streams, row).await?))
+        };
+        match timeout(ROUND, round).await.unwrap_or_else(|error| Err(in_time(error))) {
+            Ok((place, consumers)) => {
+                if place.is_none() || matches!(consumers, Done::ButForAStream) {
+                    done = Done::ButForAStream;
+                }
+                let Some(place) = place else { continue };
+                let created = |place: &Place| place.info.as_ref().map(|info| info["created"].clone());
+                let is_same = |target: &&mut Target<'_>| {
+                    target.place.name == place.name && created(&target.place) == created(&place)
+                };
+                match targets.iter_mut().find(is_same) {
+                    Some(target) => target.rows.push(row),
+                    None => targets.push(Target { control: control.clone(), place, rows: vec![row] }),
+                }
+            }
+            Err(error) => problem = Some(error.context(format!("NATS configuration {:?}", row.config_name))),
+        }
+    }
+    for target in targets {
+        let attempted = format!("keep the bucket {:?}", target.place.name);
+        let round = keep_bucket(&target, poster, beat, &now.tables);
+        match timeout(ROUND, round).await.unwrap_or_else(|error| Err(in_time(error))) {
+            Ok(sequence) => {
+                kept.push(Kept { control: target.control, bucket: target.place.name, sequence });
+            }
+            Err(error) => problem = Some(error.context(attempted)),
+        }
+    }
+    (done, problem)
+}
+
+impl Poster {
+    fn mark(&self, beat: i64) -> Bytes {
+        let mark = Mark {
+            database_id: self.identity.database_id.clone(),
+            run_id: self.run_id.clone(),
+            epoch: self.epoch,
+            beat,
+        };
+        json!(mark).to_string().into()
+    }
+
+    /// Whether the bucket is ours to write: nobody else has, but earlier runs of this database.
+    fn check(&self, mark: &Mark) -> Result<()> {
+        if mark.run_id == self.run_id {
+            return Ok(());
+        }
+        let checked = self.runs.check(mark, &self.identity.database_id);
+        if checked.is_err() && mark.epoch > self.epoch {
+            return Err(Error::new(
+                Kind::Fenced,
+                format!("run {} of source {:?} keeps it already; this is run {}", mark.epoch, self.source, self.epoch),
+            )
+            .hint("a newer walhook has taken over, or a copy of this database runs; stop this one"));
+        }
+        checked
+    }
+}
+
+/// The bucket of a configuration, made if it is missing; `None` while streams of events are missing. They come first: an account may
+/// have room for few streams.
+async fn bucket_of(control: &Control, poster: &Poster, streams: &[String], replicas: i32) -> Result<Option<Place>> {
+    let place = bucket::find(control, &poster.source, &poster.identity).await?;
+    let stream = bucket::stream(&place.name);
+    let owner = poster.identity.owner(&poster.source);
+    if place.info.is_some() {
+        if place.claim == Claim::Unclaimed {
+            // Where that is not allowed the mark tells.
+            streams::claim(control, &stream, &owner).await?;
+        }
+        return Ok(Some(place));
+    }
+    for stream in streams {
+        if let Err(error) = control.api(&format!("STREAM.INFO.{stream}"), &Value::Null).await?
+            && error.err_code == NO_STREAM
+        {
+            return Ok(None);
+        }
+    }
+    let mut config = json!({
+        "name": stream,
+        "description": "walhook: which webhooks there are, for walhook deliver",
+        "subjects": [format!("$KV.{}.>", place.name)],
+        "retention": "limits",
+        "storage": "file",
+        "discard": "new",
+        "max_msgs": -1,
+        "max_bytes": -1,
+        "max_msg_size": -1,
+        "max_consumers": -1,
+        "max_msgs_per_subject": 1,
+        "max_age": 0,
+        "num_replicas": replicas,
+        "allow_rollup_hdrs": true,
+        "deny_delete": true,
+        "allow_direct": true,
+    });
+    if let Some(config) = config.as_object_mut() {
+        owner.sign(config);
+    }
+    let attempted = format!("make the bucket {:?}", place.name);
+    match control.api(&format!("STREAM.CREATE.{stream}"), &config).await? {
+        Ok(info) => Ok(Some(Place { info: Some(info), ..place })),
+        Err(error) => Err(Error::unavailable(attempted).caused_by(error)),
+    }
+}
+
+/// Puts what differs, deletes what is no more; the bucket's last sequence. Every entry expects the one before it, so a run that was
+/// frozen in between writes nothing more: the run after it has written a mark.
+async fn keep_bucket(target: &Target<'_>, poster: &Poster, beat: Option<i64>, tables: &Tables) -> Result<u64> {
+    let Target { control, place, rows } = target;
+    let failed = |error: async_nats::Error| Error::unavailable("read it").caused_by(error);
+    let store = jetstream::new(control.client().clone()).get_key_value(&place.name).await;
+    let store = store.map_err(|error| failed(error.into()))?;
+    let state = &store.stream.cached_info().state;
+    let mut kept = Kept { control: control.clone(), bucket: place.name.clone(), sequence: state.last_sequence };
+    // All entries at once: asked for one by one, ten thousand webhooks take seconds, at every start and every change of one.
+    let mut there: BTreeMap<String, Bytes> = BTreeMap::new();
+    let mut mark = None;
+    if state.messages > 0 {
+        let mut entries = store.watch_with_history(">").await.map_err(|error| failed(error.into()))?;
+        while let Some(entry) = entries.try_next().await.map_err(|error| failed(error.into()))? {
+            if entry.operation == Operation::Put && entry.key.starts_with(bucket::KEY_PREFIX) {
+                there.insert(entry.key, entry.value);
+            } else if entry.operation == Operation::Put && entry.key == MARK {
+                mark = Some(entry.value);
+            }
+            if entry.seen_current {
+                break;
+            }
+        }
+    }
+    if let Some(mark) = mark.as_ref().and_then(|mark| serde_json::from_slice::<Mark>(mark).ok()) {
+        poster.check(&mark)?;
+    }
+    // While this run may not be shown yet, the mark of the one before is written once more.
+    if let Some(mark) = beat.map(|beat| poster.mark(beat)).or(mark) {
+        kept.put(MARK, Some(mark)).await?;
+    }
+    for row in rows {
+        for webhook in webhook::webhooks(tables, &row.config_name, Credentials::Withheld) {
+            let key = format!("{}{}", bucket::KEY_PREFIX, webhook.webhook_id);
+            let value = json!(webhook).to_string();
+            if there.remove(&key).is_none_or(|known| known != value) {
+                kept.put(&key, Some(value.into())).await?;
+            }
+            yield_now().await; // the way of a change runs on this thread
+        }
+    }
+    for key in there.into_keys() {
+        kept.put(&key, None).await?;
+    }
+    Ok(kept.sequence)
+}
+
+impl Kept {
+    /// Writes an entry, or deletes it, if nobody else has written into the bucket since.
+    async fn put(&mut self, key: &str, value: Option<Bytes>) -> Result<()> {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Expected-Last-Sequence", self.sequence.to_string());
+        if value.is_none() {
+            headers.insert("KV-Operation", "DEL");
+        }
+        let subject = format!("$KV.{}.{key}", self.bucket);
+        match self.control.publish(&subject, headers, value.unwrap_or_default()).await? {
+            Ack::Stored { sequence, .. } => {
+                self.sequence = sequence;
+                Ok(())
+            }
+            Ack::Refused { code: WRONG_LAST_SEQUENCE, .. } => {
+                Err(Error::unavailable("somebody else has written into it; it is read anew"))
+            }
+            Ack::Refused { code, description } => {
+                Err(Error::unavailable(format!("write {key:?}: {description} ({code})")))
+            }
+            Ack::NoResponders => Err(Error::unavailable(format!("write {key:?}: no JetStream answers"))),
+        }
+    }
+}
+
+/// The consumers that the streams' rows name.
+async fn keep_consumers(control: &Control, streams: &[StreamRow], row: &ConfigRow) -> Result<Done> {
+    let mut done = Done::All;
+    for stream in streams {
         for consumer in consumers(stream, row) {
             if let Done::ButForAStream = keep_consumer(control, &stream.stream_name, &consumer).await? {
                 done = Done::ButForAStream;
@@ -160,52 +467,6 @@ async fn one(control: &Control, source: &str, id: i32, row: &ConfigRow, tables: 
         }
     }
     Ok(done)
-}
-
-/// Puts what differs, deletes what is no more.
-async fn keep_bucket(control: &Control, source: &str, row: &ConfigRow, tables: &Tables, replicas: i32) -> Result<()> {
-    let name = bucket::name(source);
-    let attempted = format!("keep the bucket {name:?}");
-    let failed = |error: async_nats::Error| Error::unavailable(attempted.clone()).caused_by(error);
-    let jetstream = jetstream::new(control.client().clone());
-    let store = match jetstream.get_key_value(&name).await {
-        Ok(store) => store,
-        Err(_) => {
-            let config = jetstream::kv::Config {
-                bucket: name.clone(),
-                description: "walhook: which webhooks there are, for walhook deliver".to_owned(),
-                history: 1,
-                num_replicas: usize::try_from(replicas).unwrap_or(1),
-                ..jetstream::kv::Config::default()
-            };
-            jetstream.create_key_value(config).await.map_err(|error| failed(error.into()))?
-        }
-    };
-    // All entries at once: asked for one by one, ten thousand webhooks take seconds, at every start and every change of one.
-    let mut there: BTreeMap<String, Bytes> = BTreeMap::new();
-    if store.stream.cached_info().state.messages > 0 {
-        let mut entries = store.watch_with_history(">").await.map_err(|error| failed(error.into()))?;
-        while let Some(entry) = entries.try_next().await.map_err(|error| failed(error.into()))? {
-            if entry.operation == Operation::Put && entry.key.starts_with(bucket::KEY_PREFIX) {
-                there.insert(entry.key, entry.value);
-            }
-            if entry.seen_current {
-                break;
-            }
-        }
-    }
-    for webhook in webhook::webhooks(tables, &row.config_name, Credentials::Withheld) {
-        let key = format!("{}{}", bucket::KEY_PREFIX, webhook.webhook_id);
-        let value = json!(webhook).to_string();
-        if there.remove(&key).is_none_or(|known| known != value) {
-            store.put(&key, value.into()).await.map_err(|error| failed(error.into()))?;
-        }
-        yield_now().await; // the way of a change runs on this thread
-    }
-    for key in there.into_keys() {
-        store.delete(&key).await.map_err(|error| failed(error.into()))?;
-    }
-    Ok(())
 }
 
 /// The consumers that the stream's row names, or that of the RFC's workers. Only where a consumer that nobody reads keeps

@@ -15,7 +15,7 @@ use tokio_postgres::Client;
 use crate::{
     commands::{
         backoff::Backoff,
-        replay,
+        identity, replay,
         setup_check::{self, Reported},
         told::Told,
     },
@@ -44,8 +44,8 @@ pub struct Clerk(JoinHandle<()>);
 
 impl Clerk {
     /// Begins its work.
-    pub fn start(config: &Config, reported: Reported) -> Clerk {
-        Clerk(tokio::spawn(work(config.clone(), reported)))
+    pub fn start(config: &Config, epoch: u64, reported: Reported) -> Clerk {
+        Clerk(tokio::spawn(work(config.clone(), epoch, reported)))
     }
 }
 
@@ -55,11 +55,11 @@ impl Drop for Clerk {
     }
 }
 
-async fn work(config: Config, reported: Reported) {
+async fn work(config: Config, epoch: u64, reported: Reported) {
     let mut backoff = Backoff::default();
     let mut told = Told::default();
     loop {
-        let Err(error) = session(&config, &mut backoff, &reported).await;
+        let Err(error) = session(&config, epoch, &mut backoff, &reported).await;
         let text = error.to_string();
         if told.is_news(&text) {
             tracing::warn!("{text}");
@@ -68,8 +68,9 @@ async fn work(config: Config, reported: Reported) {
     }
 }
 
-async fn session(config: &Config, backoff: &mut Backoff, reported: &Reported) -> Result<Infallible> {
+async fn session(config: &Config, epoch: u64, backoff: &mut Backoff, reported: &Reported) -> Result<Infallible> {
     let client = sql::connect(&config.postgres).await?;
+    identity::hold(&client, &config.source, epoch).await?;
     tokio::select! {
         outcome = replays(config, &client, backoff) => outcome,
         outcome = anchor(config, &client) => outcome,

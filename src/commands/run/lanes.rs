@@ -13,6 +13,7 @@ mod parcel;
 use std::{
     collections::HashMap,
     future::Future,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -25,7 +26,10 @@ use super::{
     ledger::{Checkpoint, Fork},
 };
 use crate::{
-    commands::backoff::Backoff,
+    commands::{
+        backoff::Backoff,
+        identity::{self, Runs},
+    },
     config::Config,
     error::{Error, Kind, Result},
     flow::{
@@ -76,6 +80,14 @@ pub struct Lanes {
 pub struct Identity {
     /// The name of the feed.
     pub source: String,
+    /// The database.
+    pub database: identity::Identity,
+    /// This run, among those that the database knows.
+    pub run_id: String,
+    /// The runs that the database knew before this one.
+    pub runs: Arc<Runs>,
+    /// To note there what cannot be noted in NATS.
+    pub postgres: postgres::Settings,
     /// The count of this run.
     pub epoch: u64,
     /// Where PostgreSQL's history parted from another one.
@@ -137,6 +149,17 @@ impl Lanes {
     pub fn controls(&self) -> HashMap<i32, Control> {
         let groups = self.groups.iter().filter(|group| group.in_use);
         groups.filter_map(|group| Some((group.row.config_id, group.control.clone()?))).collect()
+    }
+
+    /// The streams that events go to, by configuration.
+    pub fn wanted_streams(&self, streamer: &Streamer) -> HashMap<i32, Vec<String>> {
+        let mut streams: HashMap<i32, Vec<String>> = HashMap::new();
+        for group in self.groups.iter().filter(|group| !group.is_core) {
+            let wanted = group.lanes.iter().filter(|&&index| self.drivers[index].is_wanted);
+            let names = wanted.map(|&index| streamer.lane(index).stream().to_owned());
+            streams.entry(group.row.config_id).or_default().extend(names);
+        }
+        streams
     }
 
     /// How often such connections were made: when it changes, there are others.
@@ -441,6 +464,8 @@ impl Lanes {
                 match (&group.control, &driver.settings) {
                     (Some(control), Some(settings)) if !group.is_core => {
                         let known = Known {
+                            config_name: settings.config.config_name.clone(),
+                            created_ns: driver.known.as_ref().map(|known| known.created_ns),
                             server_wal: streamer.known_wal().max(self.server_wal),
                             lists_behind: lane.lists_behind(),
                             place: driver.known.as_ref().map(|known| (known.sequence, known.created_ns)),

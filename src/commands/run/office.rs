@@ -17,7 +17,7 @@ use super::{
     ledger,
 };
 use crate::{
-    commands::{backoff::Backoff, told::Told},
+    commands::{backoff::Backoff, identity, told::Told},
     config::Config,
     error::{Error, Kind, Result},
     flow::{
@@ -45,6 +45,8 @@ type Work = Pin<Box<dyn Future<Output = Done>>>;
 /// See the module.
 pub struct Office {
     config: Rc<Config>,
+    /// Of the run: its connections are marked by it.
+    epoch: u64,
     work: Option<Work>,
     writer: Option<Writer>,
     /// Rows that could not be written yet.
@@ -92,9 +94,10 @@ enum Outcome {
 
 impl Office {
     /// Nothing to do yet.
-    pub fn new(config: &Config) -> Office {
+    pub fn new(config: &Config, epoch: u64) -> Office {
         Office {
             config: Rc::new(config.clone()),
+            epoch,
             work: None,
             writer: None,
             kept: Vec::new(),
@@ -144,7 +147,7 @@ impl Office {
 
     fn next(&mut self, streamer: &Streamer, lanes: &Lanes) -> Option<Work> {
         let wait = self.rests_until.map(|until| until.saturating_duration_since(Instant::now())).unwrap_or_default();
-        let config = Rc::clone(&self.config);
+        let (config, epoch) = (Rc::clone(&self.config), self.epoch);
         if !self.kept.is_empty() {
             let batches = std::mem::take(&mut self.kept);
             let streams = batches.iter().map(|Batches { book, batch }| match book {
@@ -156,7 +159,7 @@ impl Office {
             let (streams, writer) = (streams.collect(), self.writer.take());
             return Some(Box::pin(async move {
                 sleep(wait).await;
-                record(&config, writer, batches, streams).await
+                record(&config, epoch, writer, batches, streams).await
             }));
         }
         if self.last_tidy.is_none_or(|last| last.elapsed() >= TIDY) {
@@ -164,7 +167,7 @@ impl Office {
             let writer = self.writer.take();
             return Some(Box::pin(async move {
                 sleep(wait).await;
-                tidy(&config, writer).await
+                tidy(&config, epoch, writer).await
             }));
         }
         let interval = config.consumer_stats_interval;
@@ -173,7 +176,7 @@ impl Office {
             let (sources, writer) = (lanes.sources(streamer), self.writer.take());
             return Some(Box::pin(async move {
                 sleep(wait).await;
-                survey(&config, writer, sources).await
+                survey(&config, epoch, writer, sources).await
             }));
         }
         None
@@ -199,7 +202,8 @@ impl Office {
                 self.lost += lost;
                 problem.filter(|_| lost > 0).map(|problem| not_taken(lost, &problem))
             }
-            Outcome::History(batches, Err(error)) if error.kind() == Kind::Unavailable => {
+            // Where a newer run has taken over the session ends by that.
+            Outcome::History(batches, Err(error)) if matches!(error.kind(), Kind::Unavailable | Kind::Fenced) => {
                 self.kept = batches;
                 self.rests_until = Some(Instant::now() + self.backoff.next());
                 Some(error)
@@ -258,6 +262,7 @@ impl Office {
 /// Looks up the sequences that are not known, and writes the rows.
 async fn record(
     config: &Config,
+    epoch: u64,
     writer: Option<Writer>,
     mut batches: Vec<Batches>,
     streams: Vec<Option<(Control, String)>>,
@@ -267,7 +272,7 @@ async fn record(
             return Done { writer, outcome: Outcome::History(batches, Err(error)) };
         }
     }
-    match reach(config, writer).await {
+    match reach(config, epoch, writer).await {
         Err(error) => Done { writer: None, outcome: Outcome::History(batches, Err(error)) },
         Ok(mut writer) => {
             let written = writer.write(batches.iter().map(|Batches { batch, .. }| batch)).await;
@@ -297,8 +302,8 @@ async fn look_up(config: &Config, batch: &mut Batch, stream: Option<&(Control, S
     Ok(())
 }
 
-async fn tidy(config: &Config, writer: Option<Writer>) -> Done {
-    match reach(config, writer).await {
+async fn tidy(config: &Config, epoch: u64, writer: Option<Writer>) -> Done {
+    match reach(config, epoch, writer).await {
         Err(error) => Done { writer: None, outcome: Outcome::Tidied(Err(error)) },
         Ok(writer) => {
             let tidied = async {
@@ -318,8 +323,8 @@ async fn tidy(config: &Config, writer: Option<Writer>) -> Done {
     }
 }
 
-async fn survey(config: &Config, writer: Option<Writer>, sources: Vec<consumers::Source>) -> Done {
-    match reach(config, writer).await {
+async fn survey(config: &Config, epoch: u64, writer: Option<Writer>, sources: Vec<consumers::Source>) -> Done {
+    match reach(config, epoch, writer).await {
         Err(error) => Done { writer: None, outcome: Outcome::Surveyed(Err(error)) },
         Ok(writer) => {
             let kept = async { Ok(consumers::keep(writer.client(), sources).await) };
@@ -329,10 +334,14 @@ async fn survey(config: &Config, writer: Option<Writer>, sources: Vec<consumers:
     }
 }
 
-async fn reach(config: &Config, writer: Option<Writer>) -> Result<Writer> {
+async fn reach(config: &Config, epoch: u64, writer: Option<Writer>) -> Result<Writer> {
     match writer {
         Some(writer) => Ok(writer),
-        None => Ok(Writer::new(Watched::connect(&config.postgres).await?)),
+        None => {
+            let client = Watched::connect(&config.postgres).await?;
+            client.answer(identity::hold(&client, &config.source, epoch)).await?;
+            Ok(Writer::new(client))
+        }
     }
 }
 

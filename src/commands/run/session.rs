@@ -7,6 +7,7 @@ use std::{
     future::{Future, poll_fn},
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,7 +18,7 @@ use tokio::{
 use tokio_postgres::Client;
 
 use super::{
-    bulletin::Bulletin,
+    bulletin::{Bulletin, Poster},
     clerk::Clerk,
     faults::{self, Point},
     gone,
@@ -28,7 +29,10 @@ use super::{
     rules,
 };
 use crate::{
-    commands::setup_check::{self, Reported},
+    commands::{
+        identity::{self, Runs},
+        setup_check::{self, Reported},
+    },
     config::Config,
     error::{Error, Result},
     flow::{
@@ -83,6 +87,7 @@ pub async fn session(
 ) -> Result<()> {
     let mut client = Watched::connect(&config.postgres).await?;
     let publications = [format!("{}_inserts", config.publication), format!("{}_changes", config.publication)];
+    let database = client.answer(identity::read(&client)).await?;
     setup_check::refuse(config, &client.answer(setup_check::read(&client, config)).await?)?;
     let taken = match take_slot(config, &publications, shutdown).await {
         Err(error) => return Err(setup_check::explain(config, error).await),
@@ -95,6 +100,10 @@ pub async fn session(
     let raised = ledger::raise_epoch(&client, &config.source, system.timeline, &left);
     let Epoch { epoch, fork } = client.answer(raised).await?;
     faults::reach(Point::EpochRaised)?;
+    client.answer(identity::take_over(&client, &config.source)).await?;
+    client.answer(identity::hold(&client, &config.source, epoch)).await?;
+    let runs = Arc::new(client.answer(Runs::read(&client, &config.source)).await?);
+    let run_id = format!("{:016x}", fastrand::u64(..));
     let checkpoints = client.answer(ledger::checkpoints(&client, &config.source, &system.system_id)).await?;
     let (reader, watch) = client.parts();
     let at = rules::At { source: &config.source, system_identifier: &system.system_id, confirmed };
@@ -104,14 +113,30 @@ pub async fn session(
     if is_first {
         tracing::info!(%confirmed, "first version of the rules: as they are now, from the confirmed position on");
     }
-    tracing::info!(%confirmed, epoch, timeline = system.timeline, system = system.system_id, "slot taken");
+    let database_id = &database.database_id;
+    tracing::info!(%confirmed, epoch, timeline = system.timeline, system = system.system_id, database_id, "slot taken");
     let inbox = config.nats.publish_inbox();
     let streamer = Streamer::new(&config.source, epoch, &inbox, config.limits, tables, types, confirmed);
     let mut streamer = streamer.with_confirm_delay(config.confirm_delay);
     streamer.set_database(&system.dbname);
     streamer.set_newest_rules(newest, true);
     streamer.set_amendments(amendments);
-    let identity = Identity { source: config.source.clone(), epoch, fork };
+    let poster = Poster {
+        source: config.source.clone(),
+        identity: database.clone(),
+        runs: Arc::clone(&runs),
+        run_id: run_id.clone(),
+        epoch,
+    };
+    let identity = Identity {
+        source: config.source.clone(),
+        database,
+        run_id: run_id.clone(),
+        runs,
+        postgres: config.postgres.clone(),
+        epoch,
+        fork,
+    };
     let lanes = Lanes::new(identity, config, system.flushed, checkpoints);
     let timeout = client.answer(wal_sender_timeout(&client)).await?;
     let interval = status_interval(config, timeout);
@@ -134,13 +159,15 @@ pub async fn session(
         last_prune: Some(Instant::now()),
         last_newest: Instant::now(),
         connections: serde_json::Map::new(),
-        office: Office::new(config),
+        office: Office::new(config, epoch),
         last_error,
         is_paused: false,
         pace: Pace::new(Instant::now()),
-        bulletin: Bulletin::new(config),
+        bulletin: Bulletin::new(poster),
+        run_id,
+        beat: None,
     };
-    let clerk = Clerk::start(config, reported.clone());
+    let clerk = Clerk::start(config, epoch, reported.clone());
     let outcome = session.stream(shutdown, interval).await;
     drop(clerk);
     let Session { stream, .. } = session;
@@ -241,6 +268,11 @@ struct Session<'c> {
     pace: Pace,
     /// Tells workers what is configured.
     bulletin: Bulletin,
+    /// Random, of this session.
+    run_id: String,
+    /// How often it has counted on, and the position behind which the database knows: shown once all before it has arrived, for then
+    /// a standby that may take over knows as well.
+    beat: Option<(i64, Lsn)>,
 }
 
 type Job = Pin<Box<dyn Future<Output = Result<Done>>>>;
@@ -255,6 +287,7 @@ enum Done {
     Newest(Box<RulesRead>),
     Types(TypeCatalog),
     Checkpointed(Due),
+    Reported(i64, Lsn),
     Written,
 }
 
@@ -327,7 +360,13 @@ impl Session<'_> {
             self.is_paused = !self.streamer.has_room();
         }
         self.streamer.refresh();
-        self.bulletin.follow(&self.streamer, &self.lanes);
+        self.bulletin.follow(&self.streamer, &self.lanes)?;
+        if let Some((beat, lsn)) = self.beat
+            && self.streamer.received() >= lsn
+        {
+            self.beat = None;
+            self.bulletin.count_on(beat);
+        }
         let now = Instant::now();
         // Whom we do not listen to may well have spoken.
         if heard > 0 || self.is_paused {
@@ -468,6 +507,7 @@ impl Session<'_> {
         let failed = self.streamer.counts().dead_letters;
         let history_lost = self.office.lost();
         let last_error = self.last_error.map(str::to_owned);
+        let (run_id, has_marked) = (self.run_id.clone(), self.bulletin.has_marked());
         Box::pin(async move {
             let report = ledger::Report {
                 source: &source,
@@ -483,7 +523,12 @@ impl Session<'_> {
                 last_error: last_error.as_deref(),
                 next_in_seconds,
             };
-            ledger::report(&client, &report).await.map(|()| Done::Written)
+            ledger::report(&client, &report).await?;
+            if has_marked {
+                identity::accept_no_more(&client, &source).await?;
+            }
+            let (beat, lsn) = identity::beat(&client, &source, &run_id, epoch).await?;
+            Ok(Done::Reported(beat, lsn))
         })
     }
 
@@ -535,6 +580,8 @@ impl Session<'_> {
                 self.streamer.set_newest_rules(*read, false);
                 self.streamer.refresh();
             }
+            // One that waits to be shown comes first.
+            Done::Reported(beat, lsn) => self.beat = self.beat.or(Some((beat, lsn))),
             Done::Written | Done::RulesPruned => {}
         }
     }

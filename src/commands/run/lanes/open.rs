@@ -3,11 +3,17 @@
 //! In: the stream's row, the control connection, what is known of the lane. Out: the stream made what the row says, its
 //! tail, and what of it we may trust. Changes nothing of ours; what is found is for the lane to judge.
 
+use std::collections::BTreeMap;
+
 use super::Identity;
 use crate::{
-    commands::run::{
-        faults::{self, Point},
-        ledger::Checkpoint,
+    commands::{
+        bucket::{self, Place},
+        identity,
+        run::{
+            faults::{self, Point},
+            ledger::Checkpoint,
+        },
     },
     error::{Error, Kind, Result},
     flow::{
@@ -15,15 +21,21 @@ use crate::{
         lane::{BATCH_MAX, Tail},
         streamer::LaneSettings,
     },
-    nats::{control::Control, streams, tail},
+    nats::{
+        control::Control,
+        owner::{self, Claim, Use},
+        streams, tail,
+    },
+    postgres::sql,
     route::tables::StreamRow,
     text,
     wal::lsn::Lsn,
 };
 
 /// What to do where stream and database tell different histories.
-const REWRITTEN: &str = "the database was restored or failed over to an earlier point; decide what of the stream is true, \
-                         then start with another source name or another stream";
+const REWRITTEN: &str = "the database was restored or failed over to an earlier point, or is a copy: a copy gets an identity of its \
+                         own by `walhook adopt`; otherwise decide what of the stream is true, then start with another source \
+                         name or another stream";
 
 /// What the stream shows.
 pub struct Opened {
@@ -37,6 +49,10 @@ pub struct Opened {
 
 /// What is known before.
 pub struct Known {
+    /// The NATS configuration.
+    pub config_name: String,
+    /// When the stream was made in which this database saw events of its own.
+    pub created_ns: Option<i64>,
     /// No tail of ours is beyond it.
     pub server_wal: Lsn,
     /// See [`crate::flow::lane::Lane::lists_behind`].
@@ -67,10 +83,18 @@ pub async fn open(control: Control, settings: LaneSettings, identity: Identity, 
     if !known.shares_syncs {
         row.durability = None;
     }
+    let owner = identity.database.owner(&identity.source);
+    if let Err(error) = check_runs(&control, &identity, &mut warnings).await {
+        // What the stream itself shows says it more exactly.
+        if let Ok(end) = end(&control, &stream, &identity, &known).await {
+            judge_end(&end, &stream, &identity, &known)?;
+        }
+        return Err(error);
+    }
     let there = if is_current { None } else { streams::find(&control, &row.stream_name).await? };
     let ensured = match there {
         Some(state) => Ok(state),
-        None => streams::ensure(&control, &row).await,
+        None => streams::ensure_of(&control, &row, Some(&owner)).await,
     };
     let state = match ensured {
         Ok(state) => state,
@@ -83,10 +107,47 @@ pub async fn open(control: Control, settings: LaneSettings, identity: Identity, 
         Err(error) => return Err(error),
     };
     warnings.extend(state.warnings.iter().cloned());
+    if streams::check_owner(&row, &state.metadata, &owner)? == Claim::Unclaimed {
+        claim(&control, &stream, &identity, &known, state.created_ns, &mut warnings).await?;
+    }
     faults::pass(Point::TailUnread).await?;
+    let end = end(&control, &stream, &identity, &known).await?;
+    let ours = judge_end(&end, &stream, &identity, &known)?;
+    let max_payload = known.max_payload.min(state.max_msg_size.unwrap_or(usize::MAX));
+    let listed = match known.lists_behind {
+        None => Vec::new(),
+        Some(behind) => {
+            let is_ours = |stored: &tail::Stored| position_of(stored, &identity.source).is_some();
+            let place = known.place.map(|(sequence, _)| sequence);
+            let last = end.last_sequence;
+            let stored = tail::ours_behind(&control, &stream.stream_name, behind, last, place, is_ours).await?;
+            stored.iter().filter_map(|stored| position_of(stored, &identity.source)).collect()
+        }
+    };
+    let is_in_memory = state.storage == "memory";
+    let takes_batches = state.allow_atomic && row.wants_batches();
+    let batch_max = if takes_batches { known.batch_max } else { 1 };
+    let falls_back = falls_back(&stream, &known, takes_batches, is_in_memory);
+    let tail =
+        Tail { last_sequence: end.last_sequence, ours, listed, subjects: state.subjects, max_payload, batch_max };
+    faults::pass(Point::TailRead).await?;
+    Ok(Opened { tail, created_ns: end.created_ns, warnings, is_in_memory, falls_back })
+}
+
+/// The stream's end.
+async fn end(control: &Control, stream: &StreamRow, identity: &Identity, known: &Known) -> Result<tail::Tail> {
     let is_ours = |stored: &tail::Stored| position_of(stored, &identity.source).is_some();
     let reach = tail::Reach { known: known.place, is_strict: stream.ordering.as_deref() != Some("shared") };
-    let end = tail::last_of_ours(&control, &stream.stream_name, reach, is_ours).await?;
+    tail::last_of_ours(control, &stream.stream_name, reach, is_ours).await
+}
+
+/// Our last event there, if what it shows can be our own history.
+fn judge_end(
+    end: &tail::Tail,
+    stream: &StreamRow,
+    identity: &Identity,
+    known: &Known,
+) -> Result<Option<(EventPosition, u64)>> {
     let ours = end.ours.as_ref().and_then(|stored| Some((position_of(stored, &identity.source)?, stored.sequence)));
     let epoch_of =
         |stored: &tail::Stored| stored.header("Walhook-Epoch").and_then(|epoch| epoch.parse::<u64>().ok()).unwrap_or(0);
@@ -110,7 +171,7 @@ pub async fn open(control: Control, settings: LaneSettings, identity: Identity, 
                     epoch, identity.source, identity.epoch
                 ),
             )
-            .hint("another walhook took over this slot: stop this one"));
+            .hint("another walhook took over this slot, or a copy of this database runs: stop this one"));
         }
     }
     if let Some((position, sequence)) = &ours
@@ -122,24 +183,81 @@ pub async fn open(control: Control, settings: LaneSettings, identity: Identity, 
         ))
         .hint(REWRITTEN));
     }
-    let max_payload = known.max_payload.min(state.max_msg_size.unwrap_or(usize::MAX));
-    let listed = match known.lists_behind {
-        None => Vec::new(),
-        Some(behind) => {
-            let place = known.place.map(|(sequence, _)| sequence);
-            let last = end.last_sequence;
-            let stored = tail::ours_behind(&control, &stream.stream_name, behind, last, place, is_ours).await?;
-            stored.iter().filter_map(|stored| position_of(stored, &identity.source)).collect()
+    Ok(ours)
+}
+
+/// Whether the last run that the bucket shows is known to this database.
+async fn check_runs(control: &Control, identity: &Identity, warnings: &mut Vec<String>) -> Result<()> {
+    match bucket::find(control, &identity.source, &identity.database).await {
+        Ok(Place { mark: Some(mark), .. }) if mark.run_id != identity.run_id => {
+            identity.runs.check(&mark, &identity.database.database_id)
         }
-    };
-    let is_in_memory = state.storage == "memory";
-    let takes_batches = state.allow_atomic && row.wants_batches();
-    let batch_max = if takes_batches { known.batch_max } else { 1 };
-    let falls_back = falls_back(&stream, &known, takes_batches, is_in_memory);
-    let tail =
-        Tail { last_sequence: end.last_sequence, ours, listed, subjects: state.subjects, max_payload, batch_max };
-    faults::pass(Point::TailRead).await?;
-    Ok(Opened { tail, created_ns: end.created_ns, warnings, is_in_memory, falls_back })
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == Kind::Permission => {
+            warnings.push(format!(
+                "whether a copy of this database (a base backup) publishes as well cannot be seen: {error}"
+            ));
+            Ok(())
+        }
+        // What else is wrong with JetStream the stream itself shows.
+        Err(error) if error.kind() == Kind::Config => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes a stream ours whose metadata says nothing yet: one that was made by hand, or by walhook before databases had identities.
+async fn claim(
+    control: &Control,
+    stream: &StreamRow,
+    identity: &Identity,
+    known: &Known,
+    created_ns: i64,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
+    let owner = identity.database.owner(&identity.source);
+    let name = &stream.stream_name;
+    let noted = identity::Stream { config_name: &known.config_name, name, created_ns };
+    let end = end(control, stream, identity, known).await?;
+    let has_ours = judge_end(&end, stream, identity, known)?.is_some();
+    let is_known = known.created_ns.is_some_and(|known| known.abs_diff(created_ns) <= tail::CREATED_TOLERANCE_NS);
+    if has_ours && !is_known && !identity.database.is_upgraded {
+        let client = sql::connect(&identity.postgres).await?;
+        if !identity::is_noted(&client, &identity.source, &noted).await? {
+            return Err(Error::untrusted(format!(
+                "go on in stream {name:?}: it has events of source {:?} that this database ({}) did not publish, and its metadata \
+                 names no database",
+                identity.source, owner.database_id
+            ))
+            .hint(format!(
+                "{}; if it is this database's all the same: nats stream edit {name} --metadata {}={}",
+                owner::stream_hint(Use::Alone, &BTreeMap::new(), &owner),
+                owner.key(),
+                owner.database_id
+            )));
+        }
+        return Ok(());
+    }
+    match streams::claim(control, name, &owner).await {
+        Ok(Some(_)) => {
+            tracing::info!(stream = name, database = owner.database_id, "stream claimed");
+            return Ok(());
+        }
+        Ok(None) => {}
+        // As with whatever else JetStream does not allow to change of it.
+        Err(error) if error.kind() == Kind::Config => warnings.push(error.to_string()),
+        Err(error) => return Err(error),
+    }
+    let client = sql::connect(&identity.postgres).await?;
+    identity::note_stream(&client, &identity.source, &noted).await?;
+    warnings.push(format!(
+        "its metadata does not say that it belongs to database {}, and walhook may not change it: another database with the same \
+         source is noticed by its events only; allow $JS.API.STREAM.UPDATE.{name} once, or: nats stream edit {name} --metadata \
+         {}={}",
+        owner.database_id,
+        owner.key(),
+        owner.database_id
+    ));
+    Ok(())
 }
 
 /// What of the row's `transactions` and `durability` is not so, and why.

@@ -17,7 +17,7 @@ use crate::{
     commands::{backoff::Backoff, told::Told},
     error::{Error, Kind, Result},
     flow::{lane::parcel::Claim, streamer::Streamer},
-    nats::objects::{self, Bucket},
+    nats::objects::{self, Bucket, Writer},
     route::{
         streams::{most_replicas, streams_of_all},
         tables::ConfigRow,
@@ -63,10 +63,12 @@ impl Lanes {
             let Some(control) = group.control.clone() else { return Ok(false) };
             let bucket = bucket(&group.row, streamer);
             let (name, payload) = (parcel.position.id(&self.identity.source), parcel.payload.clone());
+            let database_id = self.identity.database.database_id.clone();
+            let writer = Writer { database_id, epoch: self.identity.epoch };
             let wait = std::mem::take(&mut driver.storing_trouble.wait);
             let work = Box::pin(async move {
                 sleep(wait).await;
-                let sha256 = objects::put(&control, &bucket, &name, &payload).await?;
+                let sha256 = objects::put(&control, &bucket, &name, &payload, &writer).await?;
                 Ok(Claim { bucket: bucket.name, name, sha256 })
             });
             driver.storing = Some(Storing { number, connected_times: group.connected_times, work });
@@ -82,6 +84,7 @@ impl Lanes {
                 self.is_notable = true;
             }
             Err(error) if error.kind() == Kind::Unavailable => driver.storing_trouble.again(&error),
+            Err(error) if error.kind() == Kind::Fenced => return Err(error),
             Err(error) => {
                 streamer
                     .lane_mut(index)

@@ -1,4 +1,4 @@
--- 012: one check of the whole set-up: the slot, both publications, every link down to each partition.
+-- 014: one check of the whole set-up: the slot, both publications, every link down to each partition.
 --
 -- Comes in: 005 to 011. Goes out: rule_cdc_check, which `walhook run` asks at its start and every few seconds while it runs,
 -- `walhook status` once, and rule_webhook_links_check for the part about links.
@@ -463,5 +463,5 @@ END
 $grants$;
 
 INSERT INTO public.schema_migrations (version, description)
-VALUES ('012', 'walhook: the check of the whole set-up')
+VALUES ('014', 'walhook: the check of the whole set-up')
 ON CONFLICT (version) DO NOTHING;
