@@ -8,15 +8,23 @@
 -- All functions pin search_path to pg_catalog, pg_temp and name the schema of everything else, so that nobody who may
 -- create objects in public can put his own in the way.
 
+-- In an operator's or another role's schema no function, operator or type may stand in for PostgreSQL's own. Not SET LOCAL:
+-- psql without -1 has no transaction for it to last in.
+SET search_path = pg_catalog, pg_temp;
+SET quote_all_identifiers = off;
+SET standard_conforming_strings = on;
+
 DO $tables$
 BEGIN
-    IF to_regclass('public.schema_migrations') IS NULL THEN
-        CREATE TABLE public.schema_migrations (
+    IF to_regclass('public.rule_cdc_migrations') IS NULL THEN
+        CREATE TABLE public.rule_cdc_migrations (
             version TEXT PRIMARY KEY,
-            description TEXT,
-            applied_at TIMESTAMPTZ DEFAULT now()
+            description TEXT NOT NULL,
+            applied_at TIMESTAMPTZ NOT NULL DEFAULT now()
         );
-        COMMENT ON TABLE public.schema_migrations IS 'Which numbered SQL files this database has had, and when first';
+        COMMENT ON TABLE public.rule_cdc_migrations IS
+            'Which SQL files of walhook this database has had, and when first. The tables of a file are made once, by its first run; '
+            'its functions, views and grants by every run. 0.1/...: by walhook 0.1, whose record was in schema_migrations';
     END IF;
 
     IF to_regclass('public.rule_webhooks') IS NULL THEN
@@ -164,6 +172,53 @@ BEGIN
     END IF;
 END
 $tables$;
+
+-- walhook 0.1 kept its record in public.schema_migrations, a name that Rails, golang-migrate, Ecto and dbmate use too. Its rows move into the
+-- table above, and where nothing is left of a table that walhook 0.1 made, it goes. A table of another's columns, or of an owner that
+-- 004 would not trust, is not touched.
+DO $record$
+DECLARE
+    v_table CONSTANT REGCLASS := to_regclass('public.schema_migrations');
+BEGIN
+    IF v_table IS NULL
+       OR (SELECT c.relkind <> 'r' OR c.relhasrules OR c.relrowsecurity FROM pg_class c WHERE c.oid = v_table)
+       OR EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = v_table)
+       OR NOT EXISTS (SELECT FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
+                      WHERE c.oid = v_table
+                        AND (r.rolsuper OR r.rolname = current_user
+                             OR r.oid = (SELECT d.datdba FROM pg_database d WHERE d.datname = current_database())))
+       OR NOT (has_table_privilege(v_table, 'SELECT') AND has_table_privilege(v_table, 'DELETE'))
+       OR ARRAY['version text', 'description text', 'applied_at timestamp with time zone'] <> ARRAY(
+              SELECT a.attname || ' ' || format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
+              WHERE a.attrelid = v_table AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum)
+    THEN
+        RETURN;
+    END IF;
+    IF EXISTS (SELECT FROM public.schema_migrations m WHERE m.version IN ('005', '007', '008', '009', '010', '011')) THEN
+        WITH ours AS (
+            DELETE FROM public.schema_migrations m
+            WHERE (m.version, m.description) IN (
+                ('005', 'Webhooks of RFC-0005, where absent'), ('007', 'NATS integration of RFC-0007'),
+                ('008', 'walhook: events, links, publication and slot, publishing'), ('009', 'walhook: roles and rights'),
+                ('010', 'walhook: the last mile, from the stream to the URL'), ('011', 'walhook: replays and backfills'))
+            RETURNING m.version, m.description, m.applied_at
+        )
+        INSERT INTO public.rule_cdc_migrations (version, description, applied_at)
+        SELECT '0.1/' || o.version, o.description, coalesce(o.applied_at, now()) FROM ours o
+        ON CONFLICT (version) DO NOTHING;
+    END IF;
+    IF obj_description(v_table, 'pg_class') = 'Which numbered SQL files this database has had, and when first'
+       AND NOT EXISTS (SELECT FROM public.schema_migrations)
+    THEN
+        BEGIN
+            DROP TABLE public.schema_migrations;
+        EXCEPTION WHEN dependent_objects_still_exist OR insufficient_privilege THEN
+            RAISE NOTICE 'the empty table public.schema_migrations of walhook 0.1 stays: %', SQLERRM
+                USING HINT = 'DROP TABLE public.schema_migrations;';
+        END;
+    END IF;
+END
+$record$;
 
 -- The functions are written into a schema of their own first; the block at the end moves over those that are absent.
 CREATE SCHEMA walhook_staging;
@@ -433,7 +488,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION walhook_staging.rule_webhook_retry IS
-    'walhook: plans the next retry after delay · multiplier^count; past max_retries the call has failed and it answers false';
+    'walhook: plans the next retry after delay * multiplier^count; past max_retries the call has failed and it answers false';
 
 CREATE FUNCTION walhook_staging.rule_webhook_cleanup_old_calls(
     p_older_than INTERVAL DEFAULT '30 days',
@@ -478,6 +533,10 @@ $install$;
 
 DROP SCHEMA walhook_staging;
 
-INSERT INTO public.schema_migrations (version, description)
+INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('005', 'Webhooks of RFC-0005, where absent')
 ON CONFLICT (version) DO NOTHING;
+
+RESET standard_conforming_strings;
+RESET quote_all_identifiers;
+RESET search_path;

@@ -7,7 +7,20 @@
 -- for PUBLIC), because a second function of the same name would make the RFC's calls ambiguous.
 -- Running it twice changes nothing; no BEGIN, COMMIT or psql command in it.
 
+-- In an operator's or another role's schema no function, operator or type may stand in for PostgreSQL's own. Not SET LOCAL:
+-- psql without -1 has no transaction for it to last in.
+SET search_path = pg_catalog, pg_temp;
+SET quote_all_identifiers = off;
+SET standard_conforming_strings = on;
+
 -- ---------------------------------------------------------------------------------------------------------------- tables
+
+-- Once: what is there already would wait for locks, and the application behind it.
+DO $schema$
+BEGIN
+IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '007') THEN
+    RETURN;
+END IF;
 
 CREATE TABLE IF NOT EXISTS public.rule_nats_config (
     config_id SERIAL PRIMARY KEY,
@@ -186,16 +199,59 @@ COMMENT ON COLUMN public.rule_nats_consumer_stats.last_active_at IS
     'The last delivery, acknowledgement or report of a worker';
 COMMENT ON COLUMN public.rule_nats_consumer_stats.active IS 'false: JetStream had it and has it no more';
 
+END
+$schema$;
+
 -- ----------------------------------------------------------------------------------------------------------------- views
 -- A view that is there may have more columns, or the same in another order, and others may depend on it. So ours comes
--- with its columns in their order, then the rest of ours; where even that is refused, theirs stays.
+-- with its columns in their order, then the rest of ours; where even that is refused, theirs stays. One that is so already
+-- is left alone: replacing it would wait for everybody who reads it, and they for us.
+
+CREATE OR REPLACE PROCEDURE public.rule_cdc_view(p_view TEXT, p_comment TEXT, p_query TEXT)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_there CONSTANT REGCLASS := to_regclass(format('public.%I', p_view));
+    v_query TEXT := p_query;
+    v_columns TEXT;
+    v_other BOOLEAN;
+BEGIN
+    IF v_there IS NOT NULL THEN
+        EXECUTE format('CREATE TEMPORARY VIEW walhook_view AS %s', p_query);
+        SELECT string_agg(quote_ident(c.name), ', ' ORDER BY c.theirs, c.ours), bool_or(c.theirs IS NOT NULL AND c.theirs IS DISTINCT FROM c.ours)
+        INTO v_columns, v_other
+        FROM (
+            SELECT coalesce(t.attname, o.attname) AS name, t.attnum AS theirs, o.attnum AS ours
+            FROM (SELECT a.attname, a.attnum FROM pg_attribute a WHERE a.attrelid = 'pg_temp.walhook_view'::regclass AND a.attnum > 0) o
+            FULL JOIN (SELECT a.attname, a.attnum FROM pg_attribute a WHERE a.attrelid = v_there AND a.attnum > 0) t
+                ON t.attname = o.attname
+        ) c;
+        DROP VIEW pg_temp.walhook_view;
+        IF v_other THEN
+            v_query := format('SELECT %s FROM (%s) v', v_columns, p_query);
+        END IF;
+    END IF;
+    BEGIN
+        EXECUTE format('CREATE TEMPORARY VIEW walhook_view AS %s', v_query);
+        IF v_there IS NULL OR pg_get_viewdef('pg_temp.walhook_view'::regclass) IS DISTINCT FROM pg_get_viewdef(v_there) THEN
+            EXECUTE format('CREATE OR REPLACE VIEW public.%I AS %s', p_view, v_query);
+        END IF;
+        DROP VIEW pg_temp.walhook_view;
+    EXCEPTION WHEN invalid_table_definition OR undefined_column OR wrong_object_type THEN
+        RAISE NOTICE 'the view public.% stays as it is: it has columns that ours has not, or of other types', quote_ident(p_view);
+    END;
+    IF obj_description(to_regclass(format('public.%I', p_view)), 'pg_class') IS DISTINCT FROM p_comment THEN
+        EXECUTE format('COMMENT ON VIEW public.%I IS %L', p_view, p_comment);
+    END IF;
+END
+$$;
+COMMENT ON PROCEDURE public.rule_cdc_view IS
+    'walhook: for our migrations: makes a view, or changes one that is there and is not the same yet, keeping its columns and their order';
 
 DO $views$
 DECLARE
     v_view TEXT;
     v_ours TEXT;
     v_comment TEXT;
-    v_columns TEXT;
 BEGIN
     FOR v_view, v_comment, v_ours IN
         VALUES
@@ -247,26 +303,7 @@ BEGIN
               AND h.published_at >= now() - INTERVAL '24 hours'
             GROUP BY w.webhook_name, h.subject$view$)
     LOOP
-        BEGIN
-            EXECUTE format('CREATE OR REPLACE VIEW public.%I AS %s', v_view, v_ours);
-        EXCEPTION WHEN invalid_table_definition THEN
-            BEGIN
-                EXECUTE format('CREATE TEMPORARY VIEW walhook_view AS %s', v_ours);
-                SELECT string_agg(quote_ident(name), ', ' ORDER BY theirs, ours) INTO v_columns
-                FROM (
-                    SELECT coalesce(t.attname, o.attname) AS name, t.attnum AS theirs, o.attnum AS ours
-                    FROM (SELECT * FROM pg_attribute WHERE attrelid = 'pg_temp.walhook_view'::regclass AND attnum > 0) o
-                    FULL JOIN (SELECT * FROM pg_attribute
-                               WHERE attrelid = to_regclass(format('public.%I', v_view)) AND attnum > 0) t
-                        ON t.attname = o.attname
-                ) c;
-                EXECUTE format('CREATE OR REPLACE VIEW public.%I AS SELECT %s FROM (%s) v', v_view, v_columns, v_ours);
-                DROP VIEW pg_temp.walhook_view;
-            EXCEPTION WHEN invalid_table_definition OR undefined_column OR wrong_object_type THEN
-                RAISE NOTICE 'the view public.% stays as it is: it has columns that ours has not, or of other types', v_view;
-            END;
-        END;
-        EXECUTE format('COMMENT ON VIEW public.%I IS %L', v_view, v_comment);
+        CALL public.rule_cdc_view(v_view, v_comment, v_ours);
     END LOOP;
 END
 $views$;
@@ -310,10 +347,16 @@ DECLARE
     f RECORD;
 BEGIN
     FOR f IN
-        SELECT p.oid FROM pg_proc p
+        SELECT p.oid, strpos(p.prosrc, chr(92)) > 0
+                      AND 'standard_conforming_strings=on' <> ALL (coalesce(p.proconfig, '{}')) AS has_backslash
+        FROM pg_proc p
         WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
     LOOP
         EXECUTE format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', f.oid::regprocedure);
+        -- A function's text is read by the settings of its caller, who may have backslashes mean something else.
+        IF f.has_backslash THEN
+            EXECUTE format('ALTER ROUTINE %s SET standard_conforming_strings = on', f.oid::regprocedure);
+        END IF;
     END LOOP;
     FOR f IN
         SELECT p.oid, g.grantee
@@ -380,7 +423,7 @@ CREATE OR REPLACE FUNCTION public.rule_nats_subject_token(p_text TEXT)
 RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE WHEN p_text ~ '^[A-Za-z0-9_-]*$' THEN p_text ELSE (
         SELECT string_agg(
-            CASE WHEN chr(byte) ~ '[A-Za-z0-9_-]' AND byte < 128 THEN chr(byte)
+            CASE WHEN byte BETWEEN 48 AND 57 OR byte BETWEEN 65 AND 90 OR byte BETWEEN 97 AND 122 OR byte IN (45, 95) THEN chr(byte)
                  ELSE '%' || upper(lpad(to_hex(byte), 2, '0')) END,
             '' ORDER BY i)
         FROM (SELECT i, get_byte(convert_to(p_text, 'UTF8'), i) AS byte
@@ -536,7 +579,7 @@ BEGIN
     END IF;
     IF p_nats_url IS NULL OR p_nats_url !~* '^((nats|tls|ws|wss)://)?([^[:space:]/@]*@)?[^[:space:]/@]+/?$' THEN
         RAISE EXCEPTION 'NATS configuration %: cannot use the url %', quote_literal(p_config_name),
-            coalesce(quote_literal(regexp_replace(p_nats_url, '//[^@/]*@', '//…@')), 'NULL')
+            coalesce(quote_literal(regexp_replace(p_nats_url, '//[^@/]*@', '//...@')), 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Write it as nats://host:4222 or tls://host:4222.';
     END IF;
     IF p_auth_type IS NULL OR p_auth_type NOT IN ('none', 'token', 'credentials', 'nkey') THEN
@@ -675,7 +718,7 @@ BEGIN
                WHERE s.config_id = v_config.config_id AND s.stream_name = p_stream_name) THEN
         RAISE EXCEPTION 'stream % of NATS config % exists already', quote_literal(p_stream_name), quote_literal(p_config_name)
             USING ERRCODE = 'unique_violation',
-            HINT = format('UPDATE rule_nats_streams SET … WHERE stream_name = %L changes it.', p_stream_name);
+            HINT = format('UPDATE rule_nats_streams SET ... WHERE stream_name = %L changes it.', p_stream_name);
     END IF;
     FOR v_other IN
         SELECT * FROM public.rule_nats_stream_conflicts(v_config.config_id, p_stream_name, p_subjects)
@@ -702,7 +745,7 @@ BEGIN
                 quote_literal(v_other.stream_name), quote_literal(p_config_name)
                 USING ERRCODE = 'invalid_parameter_value',
                 HINT = format('JetStream lets one stream only take a subject. Say first what %1$s shall keep: '
-                              'SELECT rule_nats_stream_create(%1$L, ARRAY[…], %2$L). Where it exists in JetStream already, '
+                              'SELECT rule_nats_stream_create(%1$L, ARRAY[...], %2$L). Where it exists in JetStream already, '
                               'narrow it there too: walhook takes no subject away from a stream.',
                               v_other.stream_name, p_config_name);
         ELSE
@@ -836,7 +879,7 @@ BEGIN
     ELSE
         RAISE NOTICE 'no stream of NATS config % takes the subject % yet', quote_literal(p_config_name),
             quote_literal(v_subject)
-            USING HINT = format('UPDATE rule_nats_streams SET enabled = true, subjects = subjects || %L WHERE stream_name = …; or '
+            USING HINT = format('UPDATE rule_nats_streams SET enabled = true, subjects = subjects || %L WHERE stream_name = ...; or '
                                 'SELECT rule_nats_stream_create(''A_NAME'', ARRAY[%L], %L)', v_subject, v_subject, p_config_name);
     END IF;
     RETURN true;
@@ -891,7 +934,7 @@ BEGIN
     SELECT json_build_object(
         'config_id', config_id,
         'config_name', config_name,
-        'nats_url', regexp_replace(nats_url, '//[^@/]*@', '//…@'),
+        'nats_url', regexp_replace(nats_url, '//[^@/]*@', '//...@'),
         'auth_type', auth_type,
         'jetstream_enabled', jetstream_enabled,
         'stream_name', stream_name,
@@ -985,6 +1028,10 @@ COMMENT ON FUNCTION public.rule_nats_consumer_update_stats IS 'walhook: what a w
 
 CALL public.rule_cdc_functions_close();
 
-INSERT INTO public.schema_migrations (version, description)
+INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('007', 'NATS integration of RFC-0007')
 ON CONFLICT (version) DO NOTHING;
+
+RESET standard_conforming_strings;
+RESET quote_all_identifiers;
+RESET search_path;

@@ -6,7 +6,20 @@
 -- nothing and a NATS outage fails no application. What holds secrets, history or the streamer's own state is never in the
 -- publication (rule_cdc_table_problem). Running this file twice changes nothing; no BEGIN, COMMIT or psql command in it.
 
+-- In an operator's or another role's schema no function, operator or type may stand in for PostgreSQL's own. Not SET LOCAL:
+-- psql without -1 has no transaction for it to last in.
+SET search_path = pg_catalog, pg_temp;
+SET quote_all_identifiers = off;
+SET standard_conforming_strings = on;
+
 -- ---------------------------------------------------------------------------------------------------------------- tables
+
+-- Once: what is there already would wait for locks, and the application behind it.
+DO $schema$
+BEGIN
+IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '008') THEN
+    RETURN;
+END IF;
 
 ALTER TABLE public.rule_webhooks
     ADD COLUMN IF NOT EXISTS payload_format TEXT NOT NULL DEFAULT 'webhook',
@@ -222,7 +235,7 @@ COMMENT ON TABLE public.rule_cdc_status IS
 COMMENT ON COLUMN public.rule_cdc_status.pid IS 'Process id on host';
 COMMENT ON COLUMN public.rule_cdc_status.connected_since IS 'Since when it holds the slot';
 COMMENT ON COLUMN public.rule_cdc_status.nats IS
-    '{"<config_name>": {"server": "nats://host:4222", "connected": true, "connected_since": "…", "last_error": null, '
+    '{"<config_name>": {"server": "nats://host:4222", "connected": true, "connected_since": "...", "last_error": null, '
     '"given_up": false, "holds_slot": false, "unsettled": 0, "falls_back": []}}, no secrets. holds_slot: it is not connected and '
     'the slot waits for its unsettled events; falls_back: what of transactions and durability its streams cannot do';
 COMMENT ON COLUMN public.rule_cdc_status.history_lost IS
@@ -244,6 +257,9 @@ CREATE INDEX IF NOT EXISTS idx_nats_publish_event ON public.rule_nats_publish_hi
     WHERE webhook_event_id IS NOT NULL;
 CREATE UNIQUE INDEX IF NOT EXISTS idx_nats_publish_event_id ON public.rule_nats_publish_history (event_id)
     WHERE event_id IS NOT NULL;
+
+END
+$schema$;
 
 -- ----------------------------------------------------------------------------------------------- functions of ours come in
 
@@ -374,6 +390,7 @@ CREATE OR REPLACE FUNCTION public.rule_cdc_slot_create(
 DECLARE
     v_slot RECORD;
     v_problem TEXT := public.rule_cdc_publication_problem(p_publication);
+    v_failover BOOLEAN;
     v_lsn PG_LSN;
 BEGIN
     IF v_problem IS NOT NULL THEN
@@ -407,13 +424,14 @@ BEGIN
         RAISE EXCEPTION 'cannot create slot % in a transaction that has written', quote_literal(p_slot)
             USING ERRCODE = 'active_sql_transaction', HINT = 'Call it in a transaction of its own.';
     END IF;
-    -- The failover argument exists from 17 on, so the call is put together for the server at hand. A standby has no
-    -- failover slots of its own.
+    -- The failover argument exists from 17 on; the expression of the other branch is never looked at. A standby has no failover
+    -- slots of its own. Simple expressions, which PL/pgSQL computes without a query of its own: by EXECUTE or PERFORM, PostgreSQL fails with
+    -- "snapshot reference ... is not owned by resource owner" while other sessions make and drop tables.
     IF current_setting('server_version_num')::integer >= 170000 THEN
-        EXECUTE 'SELECT lsn FROM pg_create_logical_replication_slot($1, ''pgoutput'', false, false, $2)'
-        INTO v_lsn USING p_slot, coalesce(p_failover, false) AND NOT pg_is_in_recovery();
+        v_failover := coalesce(p_failover, false) AND NOT pg_is_in_recovery();
+        v_lsn := (pg_create_logical_replication_slot(p_slot, 'pgoutput', false, false, v_failover)).lsn;
     ELSE
-        EXECUTE 'SELECT lsn FROM pg_create_logical_replication_slot($1, ''pgoutput'', false)' INTO v_lsn USING p_slot;
+        v_lsn := (pg_create_logical_replication_slot(p_slot, 'pgoutput', false)).lsn;
     END IF;
     RETURN v_lsn;
 END
@@ -459,8 +477,9 @@ DECLARE
     v_columns TEXT[] := ARRAY(SELECT attname FROM pg_attribute
                               WHERE attrelid = 'pg_catalog.pg_replication_slots'::regclass AND attnum > 0);
 BEGIN
-    EXECUTE format($sql$
-        CREATE OR REPLACE VIEW public.rule_cdc_slots AS
+    CALL public.rule_cdc_view('rule_cdc_slots',
+        'Logical slots of this database: retained_bytes is the WAL they keep on disk, lag_bytes what they have not confirmed',
+        format($sql$
         SELECT s.slot_name,
                s.database,
                s.plugin,
@@ -480,11 +499,9 @@ BEGIN
         WHERE s.slot_type = 'logical' AND s.database = current_database()$sql$,
         CASE WHEN 'failover' = ANY (v_columns) THEN 's.failover' ELSE 'NULL::boolean' END,
         CASE WHEN 'invalidation_reason' = ANY (v_columns) THEN 's.invalidation_reason' ELSE 'NULL::text' END,
-        CASE WHEN 'inactive_since' = ANY (v_columns) THEN 's.inactive_since' ELSE 'NULL::timestamptz' END);
+        CASE WHEN 'inactive_since' = ANY (v_columns) THEN 's.inactive_since' ELSE 'NULL::timestamptz' END));
 END
 $view$;
-COMMENT ON VIEW public.rule_cdc_slots IS
-    'Logical slots of this database: retained_bytes is the WAL they keep on disk, lag_bytes what they have not confirmed';
 
 -- ----------------------------------------------------------------------------------------------------------------- links
 
@@ -498,7 +515,7 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     ), ours AS (
         SELECT o.oid, o.relname FROM pg_class o
         WHERE o.relnamespace = 'public'::regnamespace AND o.relname IN (
-            'schema_migrations', 'rule_webhooks', 'rule_webhook_secrets', 'rule_webhook_calls', 'rule_webhook_call_history',
+            'rule_cdc_migrations', 'rule_webhooks', 'rule_webhook_secrets', 'rule_webhook_calls', 'rule_webhook_call_history',
             'rule_webhook_links', 'rule_webhook_events', 'rule_nats_config', 'rule_nats_streams',
             'rule_nats_publish_history', 'rule_nats_consumer_stats', 'rule_nats_checkpoints', 'rule_nats_dead_letters',
             'rule_cdc_status', 'rule_cdc_replays', 'rule_cdc_backfill_jobs', 'rule_cdc_backfill_ranges',
@@ -651,7 +668,7 @@ BEGIN
             remedy := CASE
                 WHEN EXISTS (SELECT FROM pg_index WHERE indrelid = v_leaf AND indisprimary AND indimmediate)
                     THEN format('ALTER TABLE %s REPLICA IDENTITY DEFAULT;', v_leaf)
-                ELSE format('ALTER TABLE %1$s REPLICA IDENTITY FULL; or ALTER TABLE %1$s ADD PRIMARY KEY (…);', v_leaf) END;
+                ELSE format('ALTER TABLE %1$s REPLICA IDENTITY FULL; or ALTER TABLE %1$s ADD PRIMARY KEY (...);', v_leaf) END;
             RETURN NEXT;
             CONTINUE;
         END IF;
@@ -885,7 +902,7 @@ BEGIN
             IF v_streams = '{}' THEN
                 RAISE NOTICE 'no stream of NATS config % takes the subject % yet', quote_literal(v_webhook.config_name),
                     quote_literal(v_subject)
-                    USING HINT = format('UPDATE rule_nats_streams SET subjects = subjects || %1$L WHERE stream_name = …; or: '
+                    USING HINT = format('UPDATE rule_nats_streams SET subjects = subjects || %1$L WHERE stream_name = ...; or: '
                                         'SELECT rule_nats_stream_create(''A_NAME'', ARRAY[%1$L], %2$L)',
                                         v_subject, v_webhook.config_name);
             END IF;
@@ -1238,7 +1255,7 @@ END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_call_unified IS
     'walhook: calls a webhook by its publish_mode: into the queue, to NATS or both, all in this transaction. '
-    '{"success", "status", "queue": {"call_id"}, "nats": {"event_id", "subject", …}}';
+    '{"success", "status", "queue": {"call_id"}, "nats": {"event_id", "subject", ...}}';
 
 -- Through the event table, and so down the slot: a retry has its own place in the order, in a strict stream too, and comes
 -- with the commit that marks it as retried or not at all.
@@ -1279,7 +1296,7 @@ BEGIN
         RAISE EXCEPTION 'cannot retry dead letter %: its webhook % does not exist (any more)', p_dead_letter_id,
             coalesce(v_letter.webhook_id::text, 'NULL')
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = 'UPDATE rule_nats_dead_letters SET webhook_id = … gives it to another webhook.';
+            HINT = 'UPDATE rule_nats_dead_letters SET webhook_id = ... gives it to another webhook.';
     END IF;
     v_problem := public.rule_nats_subject_check(v_subject);
     IF v_problem IS NOT NULL THEN
@@ -1614,7 +1631,7 @@ RETURNS JSONB LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog,
     SELECT public.rule_nats_report($1)
 $$;
 COMMENT ON FUNCTION public.rule_nats_health_check IS
-    'walhook: {"success", "config", "connected", "running", "message", …}; an unknown configuration is success false';
+    'walhook: {"success", "config", "connected", "running", "message", ...}; an unknown configuration is success false';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_test_connection(p_config_name TEXT DEFAULT 'default')
 RETURNS JSON LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -1670,6 +1687,10 @@ COMMENT ON FUNCTION public.rule_webhook_process_retries IS
 
 CALL public.rule_cdc_functions_close();
 
-INSERT INTO public.schema_migrations (version, description)
+INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('008', 'walhook: events, links, publication and slot, publishing')
 ON CONFLICT (version) DO NOTHING;
+
+RESET standard_conforming_strings;
+RESET quote_all_identifiers;
+RESET search_path;

@@ -7,6 +7,12 @@
 -- Always holds: running it twice changes nothing; run it again after columns were added. Where roles cannot be made, it says
 -- by NOTICE what a superuser must run, and goes on; so no database is left without the rest.
 
+-- In an operator's or another role's schema no function, operator or type may stand in for PostgreSQL's own. Not SET LOCAL:
+-- psql without -1 has no transaction for it to last in.
+SET search_path = pg_catalog, pg_temp;
+SET quote_all_identifiers = off;
+SET standard_conforming_strings = on;
+
 DO $roles$
 DECLARE
     v_role RECORD;
@@ -69,14 +75,14 @@ BEGIN
     FOR v_grant IN
         -- The streamer reads the configuration (with its secrets: it dials with them), keeps its own books, trims.
         VALUES ('walhook_streamer', 'SELECT', ARRAY['rule_webhooks', 'rule_webhook_links', 'rule_nats_config',
-                    'rule_nats_streams', 'rule_cdc_slots', 'schema_migrations']),
+                    'rule_nats_streams', 'rule_cdc_slots', 'rule_cdc_migrations']),
                ('walhook_streamer', 'SELECT, DELETE', ARRAY['rule_webhook_events']),
                ('walhook_streamer', 'SELECT, INSERT, UPDATE', ARRAY['rule_nats_checkpoints', 'rule_nats_dead_letters',
                     'rule_nats_consumer_stats']),
                ('walhook_streamer', 'SELECT, INSERT, UPDATE, DELETE', ARRAY['rule_nats_publish_history', 'rule_cdc_status']),
                ('walhook_operator', 'SELECT', ARRAY['rule_nats_publish_history', 'rule_nats_consumer_stats',
                     'rule_webhook_events', 'rule_nats_checkpoints', 'rule_nats_dead_letters', 'rule_cdc_status',
-                    'rule_cdc_slots', 'schema_migrations', 'webhook_status_summary', 'webhook_recent_failures',
+                    'rule_cdc_slots', 'rule_cdc_migrations', 'webhook_status_summary', 'webhook_recent_failures',
                     'webhook_performance_stats', 'nats_publish_summary', 'nats_recent_failures',
                     'nats_performance_stats', 'rule_webhook_call_history']),
                ('walhook_operator', 'SELECT, INSERT, UPDATE, DELETE', ARRAY['rule_webhooks', 'rule_webhook_links',
@@ -168,6 +174,10 @@ EXCEPTION WHEN insufficient_privilege THEN
 END
 $database$;
 
-INSERT INTO public.schema_migrations (version, description)
+INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('009', 'walhook: roles and rights')
 ON CONFLICT (version) DO NOTHING;
+
+RESET standard_conforming_strings;
+RESET quote_all_identifiers;
+RESET search_path;

@@ -6,7 +6,20 @@
 -- Always holds: an anchor is off until somebody makes it, and never ahead of its slot; what is sent of a row by a backfill is the row as of its own commit. Running this file twice changes nothing; no
 -- BEGIN, COMMIT or psql command in it.
 
+-- In an operator's or another role's schema no function, operator or type may stand in for PostgreSQL's own. Not SET LOCAL:
+-- psql without -1 has no transaction for it to last in.
+SET search_path = pg_catalog, pg_temp;
+SET quote_all_identifiers = off;
+SET standard_conforming_strings = on;
+
 -- --------------------------------------------------------------------------------------------------------------- replays
+
+-- Once, as in 007.
+DO $schema$
+BEGIN
+IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '011') THEN
+    RETURN;
+END IF;
 
 CREATE TABLE IF NOT EXISTS public.rule_cdc_replays (
     replay_id BIGSERIAL PRIMARY KEY,
@@ -72,9 +85,19 @@ COMMENT ON COLUMN public.rule_cdc_replays.progress IS
     'a resumed replay goes on, and where it ends';
 COMMENT ON COLUMN public.rule_cdc_replays.first_lsn IS 'Commit LSN of the first event that was sent; last_lsn of the last';
 
+END
+$schema$;
+
 REVOKE ALL ON public.rule_cdc_replays FROM PUBLIC;
 
 -- --------------------------------------------------------------------------------------------------------------- anchors
+
+-- Once, as in 007.
+DO $schema$
+BEGIN
+IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '011') THEN
+    RETURN;
+END IF;
 
 CREATE TABLE IF NOT EXISTS public.rule_cdc_anchor_settings (
     slot_name TEXT PRIMARY KEY,
@@ -102,7 +125,11 @@ COMMENT ON TABLE public.rule_cdc_anchor_places IS
     'Where the slot was confirmed, and when: to places among these its anchor is moved. About a thousand at most. Never published, '
     'never linkable';
 
-CREATE OR REPLACE VIEW public.rule_cdc_anchors AS
+END
+$schema$;
+
+CALL public.rule_cdc_view('rule_cdc_anchors',
+    'Anchor slots: `walhook replay --via wal` goes back to reaches_lsn, or to reaches_time; retained_bytes is the WAL that they keep', $view$
 SELECT a.slot_name, a.anchor_name, a.keep, a.keep_bytes,
        s.confirmed_flush_lsn AS reaches_lsn,
        (SELECT min(p.seen_at) FROM public.rule_cdc_anchor_places p
@@ -111,13 +138,18 @@ SELECT a.slot_name, a.anchor_name, a.keep, a.keep_bytes,
        s.wal_status, a.moved_at, a.problem, a.created_at
 FROM public.rule_cdc_anchor_settings a
 CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END AS lsn) here
-LEFT JOIN pg_replication_slots s ON s.slot_name = a.anchor_name;
-COMMENT ON VIEW public.rule_cdc_anchors IS
-    'Anchor slots: `walhook replay --via wal` goes back to reaches_lsn, or to reaches_time; retained_bytes is the WAL that they keep';
+LEFT JOIN pg_replication_slots s ON s.slot_name = a.anchor_name$view$);
 
 REVOKE ALL ON public.rule_cdc_anchor_settings, public.rule_cdc_anchor_places, public.rule_cdc_anchors FROM PUBLIC;
 
 -- ------------------------------------------------------------------------------------------------------------- backfills
+
+-- Once, as in 007.
+DO $schema$
+BEGIN
+IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '011') THEN
+    RETURN;
+END IF;
 
 CREATE TABLE IF NOT EXISTS public.rule_cdc_backfill_jobs (
     backfill_id BIGSERIAL PRIMARY KEY,
@@ -171,7 +203,12 @@ COMMENT ON COLUMN public.rule_cdc_backfill_rows.chunk IS
 COMMENT ON COLUMN public.rule_cdc_backfill_rows.row_data IS
     'A row as pgoutput writes one: the number of columns, and for each n, or t, its length and its text in UTF-8';
 
-CREATE OR REPLACE VIEW public.rule_cdc_backfills AS
+END
+$schema$;
+
+CALL public.rule_cdc_view('rule_cdc_backfills',
+    'Backfills and how far they are. rows_waiting: some transaction holds a lock on them. One that was killed is running, and goes on '
+    'where it was when `walhook backfill` is asked for the same again', $view$
 SELECT j.backfill_id, j.table_schema, j.table_name, j.link_ids, j.status, j.rows_estimated,
        coalesce(r.rows_sent, 0)::bigint AS rows_sent,
        coalesce(r.rows_waiting, 0)::bigint AS rows_waiting,
@@ -180,10 +217,7 @@ SELECT j.backfill_id, j.table_schema, j.table_name, j.link_ids, j.status, j.rows
 FROM public.rule_cdc_backfill_jobs j
 LEFT JOIN LATERAL (SELECT sum(g.rows_sent) AS rows_sent, sum(jsonb_array_length(g.later)) AS rows_waiting,
                           sum(g.chunks) AS chunks, max(g.updated_at) AS updated_at
-                   FROM public.rule_cdc_backfill_ranges g WHERE g.backfill_id = j.backfill_id) r ON true;
-COMMENT ON VIEW public.rule_cdc_backfills IS
-    'Backfills and how far they are. rows_waiting: some transaction holds a lock on them. One that was killed is running, and goes on '
-    'where it was when `walhook backfill` is asked for the same again';
+                   FROM public.rule_cdc_backfill_ranges g WHERE g.backfill_id = j.backfill_id) r ON true$view$);
 
 CALL public.rule_cdc_functions_open(ARRAY[]::text[]);
 
@@ -238,7 +272,7 @@ BEGIN
         RAISE EXCEPTION 'cannot backfill %: no webhook% is linked to it and publishes to NATS', v_table,
             CASE WHEN p_webhook IS NOT NULL THEN ' ' || quote_literal(p_webhook) ELSE '' END
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('SELECT rule_webhook_link_table(…, %L) first, and rule_webhook_enable_nats; rule_webhook_links has what is linked.', v_table::text);
+            HINT = format('SELECT rule_webhook_link_table(..., %L) first, and rule_webhook_enable_nats; rule_webhook_links has what is linked.', v_table::text);
     END IF;
     IF NOT EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
                    WHERE r.prrelid = 'public.rule_cdc_backfill_rows'::regclass) THEN
@@ -249,7 +283,7 @@ BEGIN
     v_key := public.rule_cdc_backfill_key(v_table);
     IF v_key.names IS NULL THEN
         RAISE EXCEPTION 'cannot backfill %: it has no primary key, in whose order its rows could be taken', v_table
-            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = format('ALTER TABLE %s ADD PRIMARY KEY (…);', v_table);
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = format('ALTER TABLE %s ADD PRIMARY KEY (...);', v_table);
     END IF;
     IF NOT has_table_privilege(v_table, 'SELECT') OR NOT has_any_column_privilege(v_table, 'UPDATE') THEN
         RAISE EXCEPTION 'cannot backfill %: % may not read and lock its rows', v_table, current_user
@@ -477,7 +511,8 @@ BEGIN
             RAISE EXCEPTION 'cannot create slot % in a transaction that has written', quote_literal(v_anchor)
                 USING ERRCODE = 'active_sql_transaction', HINT = 'Call it in a transaction of its own.';
         END IF;
-        PERFORM pg_copy_logical_replication_slot(p_slot, v_anchor);
+        -- A simple expression, as in rule_cdc_slot_create.
+        v_lsn := (pg_copy_logical_replication_slot(p_slot, v_anchor)).lsn;
         SELECT s.confirmed_flush_lsn INTO v_lsn FROM pg_replication_slots s WHERE s.slot_name = v_anchor;
     END IF;
     INSERT INTO public.rule_cdc_anchor_settings (slot_name, anchor_name, keep, keep_bytes)
@@ -519,6 +554,7 @@ DECLARE
     v_last RECORD;
     v_bytes NUMERIC;
     v_target PG_LSN;
+    v_reached PG_LSN;
 BEGIN
     SELECT a.anchor_name, a.keep, a.keep_bytes, a.problem, s.confirmed_flush_lsn, s.wal_status, s.active INTO v_anchor
     FROM public.rule_cdc_anchor_settings a LEFT JOIN pg_replication_slots s ON s.slot_name = a.anchor_name
@@ -549,7 +585,7 @@ BEGIN
     FROM public.rule_cdc_anchor_places p WHERE p.slot_name = p_slot AND p.lsn <= v_confirmed;
     IF v_target > v_anchor.confirmed_flush_lsn THEN
         BEGIN
-            PERFORM pg_replication_slot_advance(v_anchor.anchor_name, v_target);
+            v_reached := (pg_replication_slot_advance(v_anchor.anchor_name, v_target)).end_lsn; -- a simple expression, as in rule_cdc_slot_create
             UPDATE public.rule_cdc_anchor_settings SET moved_at = clock_timestamp() WHERE slot_name = p_slot;
         -- Only what comes before the session has the slot may be caught: what comes behind would leave it with it.
         EXCEPTION WHEN object_in_use THEN
@@ -734,6 +770,10 @@ BEGIN
 END
 $functions$;
 
-INSERT INTO public.schema_migrations (version, description)
+INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('011', 'walhook: replays and backfills')
 ON CONFLICT (version) DO NOTHING;
+
+RESET standard_conforming_strings;
+RESET quote_all_identifiers;
+RESET search_path;

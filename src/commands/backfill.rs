@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_postgres::Client;
 
-use super::{Tell, progress};
+use super::{Tell, progress, schema};
 use crate::{
     config::Config,
     error::{Error, Result},
@@ -109,6 +109,7 @@ pub async fn backfill(config: &Config, arguments: &Arguments, shutdown: watch::R
 /// As [`backfill`].
 pub async fn send(config: &Config, arguments: &Arguments, shutdown: watch::Receiver<bool>, tell: Tell) -> Result<Done> {
     let client = sql::connect(&config.postgres).await?;
+    schema::check(&client, &config.postgres.target()).await?;
     let (table, webhook) = match (arguments.link, &arguments.table) {
         (Some(link), _) => of_link(&client, link).await?,
         (None, Some(table)) => (table.clone(), arguments.webhook.clone()),

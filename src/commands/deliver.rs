@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, watch};
 
-use super::{backoff::Backoff, rows};
+use super::{backoff::Backoff, rows, schema};
 use crate::{
     config::Config,
     error::{Error, Result},
@@ -94,6 +94,7 @@ pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Re
 async fn connect(config: &Config, settings: &Settings) -> Result<Control> {
     let row = if settings.has_database {
         let client = sql::connect(&config.postgres).await?;
+        schema::check(&client, &config.postgres.target()).await?;
         let tables = rows::read(&client).await?;
         tables.configs.into_values().find(|row| row.config_name == config.nats_config)
     } else {

@@ -9,6 +9,7 @@ mod progress;
 pub mod replay;
 mod rows;
 pub mod run;
+mod schema;
 pub mod seek;
 pub mod setup;
 pub mod status;

@@ -38,7 +38,7 @@ FROM unnest('{rule_nats_publish_history,rule_nats_consumer_stats,rule_webhook_se
               rule_nats_checkpoints,rule_nats_dead_letters,rule_webhook_events,rule_webhook_calls,rule_webhook_call_history,
               rule_webhooks,rule_webhook_links,rule_cdc_status,rule_cdc_replays,rule_cdc_backfill_jobs,
               rule_cdc_backfill_ranges,rule_cdc_backfill_rows,rule_cdc_anchor_settings,rule_cdc_anchor_places,
-              schema_migrations}'::text[]) t;
+              rule_cdc_migrations}'::text[]) t;
 CREATE TABLE heir () INHERITS (rule_webhook_secrets);
 CREATE TABLE heirs_heir () INHERITS (heir);
 SELECT throws_like(format('SELECT rule_webhook_link_table(1, %L)', t), '%it is a child or partition of one of walhook''s own%') FROM unnest('{heir,heirs_heir}'::text[]) t;

@@ -6,7 +6,10 @@
 use std::collections::HashMap;
 
 use crate::{
-    commands::run::{ledger, position_of},
+    commands::{
+        run::{ledger, position_of},
+        schema,
+    },
     config::Config,
     error::{Error, Result},
     flow::event_id::EventPosition,
@@ -58,6 +61,7 @@ impl Feed {
     /// PostgreSQL cannot be asked.
     pub async fn read(config: &Config) -> Result<(Feed, tokio_postgres::Client)> {
         let mut client = sql::connect(&config.postgres).await?;
+        schema::check(&client, &config.postgres.target()).await?;
         let (mut tables, ..) = ledger::snapshot(&mut client).await?;
         tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
         let mut lanes = Vec::new();

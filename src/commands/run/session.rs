@@ -27,6 +27,7 @@ use super::{
     pace::Pace,
 };
 use crate::{
+    commands::schema,
     config::Config,
     error::{Error, Result},
     flow::{
@@ -83,6 +84,7 @@ pub async fn session(
     last_error: Option<&str>,
 ) -> Result<()> {
     let mut client = Watched::connect(&config.postgres).await?;
+    client.answer(schema::check(&*client, &config.postgres.target())).await?;
     let publications = [format!("{}_inserts", config.publication), format!("{}_changes", config.publication)];
     client.answer(ledger::check(&client, &config.slot, &publications)).await?;
     let Some((stream, system, left)) = take_slot(config, &publications, shutdown).await? else { return Ok(()) };

@@ -1,0 +1,351 @@
+//! Setting walhook up in databases that others use, or have prepared: other tools' tables, planted objects, locks, encodings,
+//! and the schema's version.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+
+use support::{Postgres, Walhook, walhook::Finished};
+use tokio_postgres::{Client, NoTls};
+
+fn file(path: &str) -> String {
+    fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+fn conninfo(pg: &Postgres, user: &str, database: &str) -> String {
+    format!("host=127.0.0.1 port={} user={user} dbname={database}", pg.port())
+}
+
+async fn connect(pg: &Postgres, user: &str, database: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(&conninfo(pg, user, database), NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// Runs a verb to its end, in a thread that may block.
+async fn verb(verb: &str, conninfo: String, arguments: &[&str]) -> Finished {
+    let command = Walhook::command(verb).args(arguments).env("DATABASE_URL", conninfo);
+    tokio::task::spawn_blocking(move || command.finish()).await.unwrap()
+}
+
+async fn setup(pg: &Postgres, database: &str) {
+    let done = verb("setup", conninfo(pg, "postgres", database), &["--slot", database]).await;
+    assert_eq!(done.code, Some(0), "{database}: {}", done.stderr);
+}
+
+#[tokio::test]
+async fn other_tools_keep_their_schema_migrations_and_setup_works_beside_them() {
+    let pg = Postgres::start().await;
+    for (tool, table) in [
+        (
+            "rails",
+            "CREATE TABLE schema_migrations (version varchar NOT NULL PRIMARY KEY); INSERT INTO schema_migrations VALUES ('20250101000000'), ('008')",
+        ),
+        (
+            "golang_migrate",
+            "CREATE TABLE schema_migrations (version bigint NOT NULL PRIMARY KEY, dirty boolean NOT NULL); INSERT INTO schema_migrations VALUES (8, false)",
+        ),
+        (
+            "ecto",
+            "CREATE TABLE schema_migrations (version bigint PRIMARY KEY, inserted_at timestamp(0)); INSERT INTO schema_migrations VALUES (11, now())",
+        ),
+        (
+            "dbmate",
+            "CREATE TABLE schema_migrations (version varchar(128) PRIMARY KEY); INSERT INTO schema_migrations VALUES ('008')",
+        ),
+        (
+            "a_view",
+            "CREATE VIEW schema_migrations AS SELECT '008'::text AS version, NULL::text AS description, now() AS applied_at",
+        ),
+    ] {
+        pg.psql(&format!("CREATE DATABASE {tool}"));
+        pg.psql_in(tool, table);
+        let contents = "SELECT c.relkind::text, (SELECT string_agg(attname, ',' ORDER BY attnum) FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0),
+                               (SELECT count(*) FROM schema_migrations), obj_description(c.oid) FROM pg_class c WHERE oid = 'schema_migrations'::regclass";
+        let before = pg.psql_in(tool, contents);
+        setup(&pg, tool).await;
+        setup(&pg, tool).await;
+        assert_eq!(pg.psql_in(tool, contents), before, "{tool}");
+        assert!(!pg.psql_in(tool, "SELECT version FROM rule_cdc_migrations").contains("0.1"), "{tool}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_of_walhook_0_1_keeps_every_row_and_its_record_moves() {
+    for version in ["14", "18"] {
+        let pg = Postgres::builder().version(version).start().await;
+        for (database, others) in
+            [("fresh", ""), ("shared", "INSERT INTO schema_migrations VALUES ('20250101', 'theirs')")]
+        {
+            pg.psql(&format!("CREATE DATABASE {database}"));
+            pg.psql_in(database, &file("tests/sql/fixtures/walhook_0_1.sql"));
+            pg.psql_in(database, others);
+            pg.psql_in(
+                database,
+                "SELECT rule_cdc_publication_create();
+                 CREATE TABLE orders (id int PRIMARY KEY);
+                 SELECT rule_webhook_register('hook', 'https://example.com'), rule_webhook_enable_nats(1, NULL, 'nats'),
+                        rule_webhook_secret_set(1, 'signing', 'whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=');
+                 SELECT rule_webhook_link_table('hook', 'orders');
+                 SELECT rule_webhook_publish_nats(1, '{}'), rule_webhook_enqueue(1, '{}');
+                 DELETE FROM rule_nats_config WHERE config_name = 'none';
+                 INSERT INTO rule_nats_dead_letters (event_id, reason) VALUES ('x', 'too large');
+                 INSERT INTO rule_cdc_replays (source, from_point) VALUES ('walhook', '0/1')",
+            );
+            // Whole rows, as far as 0.1 knew their columns.
+            let tables = pg.psql_in(database, "SELECT c.relname || ' ' || string_agg(quote_ident(a.attname), ',' ORDER BY a.attnum)
+                FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND c.relname LIKE 'rule%' GROUP BY c.relname ORDER BY 1");
+            let rows = |pg: &Postgres| -> Vec<String> {
+                tables
+                    .lines()
+                    .map(|line| {
+                        let (table, columns) = line.split_once(' ').unwrap();
+                        pg.psql_in(
+                            database,
+                            &format!("SELECT '{table}', t FROM (SELECT {columns} FROM {table}) t ORDER BY t::text"),
+                        )
+                    })
+                    .collect()
+            };
+            let before = rows(&pg);
+            let run = verb("run", conninfo(&pg, "postgres", database), &["--slot", database]).await;
+            assert_eq!(run.code, Some(2), "{}", run.stderr);
+            assert!(
+                run.stderr.contains("is missing, or of walhook 0.1") && run.stderr.contains("run walhook setup"),
+                "{}",
+                run.stderr
+            );
+            setup(&pg, database).await;
+            assert_eq!(rows(&pg), before, "PostgreSQL {version}, {database}");
+            assert_eq!(
+                pg.psql_in(database, "SELECT string_agg(version, ' ' ORDER BY version) FROM rule_cdc_migrations WHERE version LIKE '0.1/%'"),
+                "0.1/005 0.1/007 0.1/008 0.1/009 0.1/010 0.1/011"
+            );
+            let left = "SELECT CASE WHEN to_regclass('schema_migrations') IS NOT NULL THEN query_to_xml('SELECT * FROM schema_migrations', false, true, '')::text END";
+            let left = pg.psql_in(database, left);
+            assert_eq!(left.contains("theirs"), !others.is_empty(), "{left}");
+            assert!(!left.contains("walhook"), "{left}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_schema_that_is_older_or_newer_than_the_binary_is_refused_with_what_to_do() {
+    let pg = Postgres::start().await;
+    setup(&pg, "postgres").await;
+    let verbs: [(&str, &[&str]); 5] = [
+        ("run", &[]),
+        ("deliver", &[]),
+        ("replay", &["--from", "1h", "--dry-run"]),
+        ("backfill", &["--table", "t"]),
+        ("setup", &[]),
+    ];
+    pg.psql("INSERT INTO rule_cdc_migrations (version, description) VALUES ('999', 'of the future')");
+    for (name, arguments) in verbs {
+        let done = verb(name, pg.conninfo(), arguments).await;
+        assert_eq!(done.code, Some(2), "{name}: {}", done.stderr);
+        assert!(
+            done.stderr.contains("has version 999") && done.stderr.contains("this walhook is the older one"),
+            "{name}: {}",
+            done.stderr
+        );
+    }
+    pg.psql("DELETE FROM rule_cdc_migrations WHERE version IN ('999', '011')");
+    for (name, arguments) in verbs.into_iter().filter(|(name, _)| *name != "setup") {
+        let done = verb(name, pg.conninfo(), arguments).await;
+        assert_eq!(done.code, Some(2), "{name}: {}", done.stderr);
+        assert!(
+            done.stderr.contains("the database is the older one") && done.stderr.contains("run walhook setup"),
+            "{name}: {}",
+            done.stderr
+        );
+    }
+    setup(&pg, "postgres").await;
+}
+
+#[tokio::test]
+async fn objects_with_our_names_that_another_role_made_are_refused_before_anything_is_changed() {
+    for version in ["14", "18"] {
+        let pg = Postgres::builder().version(version).start().await;
+        pg.psql("CREATE ROLE mallory LOGIN; CREATE ROLE alice");
+        for (database, planted) in [
+            (
+                "routine",
+                "CREATE FUNCTION public.rule_webhook_enqueue(p_webhook_id integer, p_payload jsonb, p_rule_name text DEFAULT NULL, p_scheduled_at timestamptz DEFAULT now()) RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+            ),
+            (
+                "internal_routine",
+                "CREATE FUNCTION public.rule_cdc_table_problem(regclass) RETURNS text LANGUAGE sql AS 'SELECT NULL::text'",
+            ),
+            ("secrets", "CREATE TABLE public.rule_webhook_secrets (secret_id serial)"),
+            ("view", "CREATE VIEW public.nats_publish_summary AS SELECT 1 AS webhook_id"),
+            ("domain", "CREATE DOMAIN public.rule_webhooks AS text"),
+            ("enum", "CREATE TYPE public.rule_webhooks AS ENUM ('a')"),
+            ("schema", "CREATE SCHEMA walhook_staging"),
+            ("publication", "CREATE PUBLICATION walhook_changes"),
+        ] {
+            pg.psql(&format!("CREATE DATABASE {database}"));
+            pg.psql(&format!("GRANT CREATE ON DATABASE {database} TO mallory"));
+            pg.psql_in(database, "GRANT CREATE ON SCHEMA public TO mallory");
+            connect(&pg, "mallory", database).await.batch_execute(planted).await.unwrap();
+            let done = verb("setup", conninfo(&pg, "postgres", database), &[]).await;
+            assert_eq!(done.code, Some(4), "{database}: {}", done.stderr);
+            for part in ["walhook cannot be set up", "of role mallory", "OWNER TO postgres", "DROP "] {
+                let is_schema = database == "schema" && part.starts_with("OWNER");
+                assert!(is_schema || done.stderr.contains(part), "{database}: no {part:?} in {}", done.stderr);
+            }
+            assert_eq!(
+                pg.psql_in(
+                    database,
+                    "SELECT to_regclass('rule_cdc_migrations') IS NULL AND to_regclass('rule_webhook_calls') IS NULL"
+                ),
+                "t",
+                "{database}: nothing was made"
+            );
+            // The remedy as it is printed, up to its alternative.
+            let remedy = done.stderr.split("take it over: ").nth(1).unwrap().split(';').next().unwrap();
+            pg.psql_in(database, remedy);
+            setup(&pg, database).await;
+        }
+        // A trigger on a table that is trusted, by one who was granted TRIGGER.
+        setup(&pg, "postgres").await;
+        pg.psql("GRANT TRIGGER ON rule_webhook_events TO mallory; CREATE SCHEMA mallory AUTHORIZATION mallory; GRANT CREATE ON SCHEMA public TO alice");
+        let mallory = connect(&pg, "mallory", "postgres").await;
+        mallory
+            .batch_execute(
+                "CREATE FUNCTION mallory.boom() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+                 CREATE TRIGGER audit BEFORE INSERT ON public.rule_webhook_events FOR EACH ROW EXECUTE FUNCTION mallory.boom()",
+            )
+            .await
+            .unwrap();
+        let done = verb("setup", pg.conninfo(), &[]).await;
+        assert!(done.stderr.contains("trigger audit ON public.rule_webhook_events of role mallory"), "{}", done.stderr);
+        let remedy = done.stderr.split("take it over: ").nth(1).unwrap().split(';').next().unwrap();
+        pg.psql(remedy);
+        setup(&pg, "postgres").await;
+        // What the owner of the database, or the role that runs setup, has made is adopted.
+        pg.psql("CREATE ROLE owner LOGIN CREATEROLE");
+        pg.psql("CREATE DATABASE theirs OWNER owner");
+        let owner = connect(&pg, "owner", "theirs").await;
+        owner.batch_execute(&file("tests/sql/fixtures/upstream.sql")).await.unwrap();
+        setup(&pg, "theirs").await;
+    }
+}
+
+#[tokio::test]
+async fn a_repeated_setup_waits_for_nobody_and_a_first_one_gives_way() {
+    for version in ["14", "18"] {
+        let pg = Postgres::builder().version(version).start().await;
+        setup(&pg, "postgres").await;
+        // All of ours read and written by a transaction that stays open, as an application's may.
+        let holder = pg.client().await;
+        let relations = pg.psql(
+            "SELECT format('%s %s', relkind, oid::regclass) FROM pg_class
+            WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v') ORDER BY 1",
+        );
+        holder.batch_execute("BEGIN").await.unwrap();
+        for relation in relations.lines() {
+            let (kind, name) = relation.split_once(' ').unwrap();
+            holder.batch_execute(&format!("SELECT FROM {name} LIMIT 0")).await.unwrap();
+            if kind == "r" {
+                holder.batch_execute(&format!("LOCK TABLE {name} IN ROW EXCLUSIVE MODE")).await.unwrap();
+            }
+        }
+        let done = verb("setup", pg.conninfo(), &[]).await;
+        assert_eq!(done.code, Some(0), "PostgreSQL {version}: {}", done.stderr);
+        assert!(!done.stderr.contains("retry_in_ms"), "PostgreSQL {version}: {}", done.stderr);
+        // An upgrade that has something to do waits in turns, and says for what; the application passes.
+        pg.psql("DELETE FROM rule_cdc_migrations WHERE version = '010'");
+        let mut upgrade = Walhook::command("setup").env("DATABASE_URL", pg.conninfo()).start();
+        upgrade.logged("retry_in_ms").await;
+        pg.psql("SELECT count(*) FROM rule_webhooks");
+        holder.batch_execute("COMMIT").await.unwrap();
+        assert_eq!(upgrade.wait(support::DEADLINE), 0, "PostgreSQL {version}: {}", upgrade.log());
+    }
+}
+
+#[tokio::test]
+async fn setup_works_in_every_encoding_and_with_settings_that_change_how_sql_is_read() {
+    let pg = Postgres::start().await;
+    for (number, (encoding, options)) in [
+        ("LATIN1", ""),
+        ("EUC_JP", ""),
+        ("KOI8R", ""),
+        ("SQL_ASCII", ""),
+        ("UTF8", "quote_all_identifiers = on"),
+        ("WIN1252", "standard_conforming_strings = off"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let database = format!("d{number}");
+        pg.psql(&format!("CREATE DATABASE {database} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"));
+        if !options.is_empty() {
+            pg.psql(&format!("ALTER DATABASE {database} SET {options}"));
+        }
+        setup(&pg, &database).await;
+        setup(&pg, &database).await;
+        let client = connect(&pg, "postgres", &database).await;
+        client.batch_execute("SELECT rule_webhook_register(E'hook \\'', 'https://example.com'); SELECT rule_webhook_enable_nats(1, NULL, 'nats');
+            CREATE TABLE \"Orders\" (id int PRIMARY KEY); SELECT rule_webhook_link_table(1, '\"Orders\"'), rule_webhook_publish_nats(1, '{}')").await.unwrap();
+        assert_eq!(
+            pg.psql_in(&database, "SELECT ok, problems FROM rule_webhook_links_check()"),
+            "t|{}",
+            "{encoding} {options}"
+        );
+        assert_eq!(
+            pg.psql_in(&database, "SELECT subject FROM rule_webhook_events"),
+            "webhooks.hook%20%27",
+            "{encoding} {options}"
+        );
+        pg.psql_in(&database, &format!("SELECT rule_cdc_slot_drop('{database}')"));
+    }
+    // A webhook's name outside ASCII, in an encoding that has it.
+    pg.psql("CREATE DATABASE greek ENCODING 'ISO_8859_7' LOCALE 'C' TEMPLATE template0");
+    setup(&pg, "greek").await;
+    assert_eq!(pg.psql_in("greek", "SELECT rule_nats_subject_token(U&'\\03b1b')"), "%CE%B1b");
+}
+
+#[tokio::test]
+async fn slots_are_made_beside_other_sessions_temporary_tables_twenty_times_of_twenty() {
+    for version in ["14", "default", "18"] {
+        let pg = Postgres::builder().version(version).start().await;
+        setup(&pg, "postgres").await;
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let mut others = Vec::new();
+        for number in 0..4 {
+            let client = pg.client().await;
+            let stopped = stopped.clone();
+            others.push(tokio::spawn(async move {
+                let mut rounds = 0;
+                while !*stopped.borrow() {
+                    client
+                        .batch_execute(&format!(
+                            "CREATE TEMPORARY TABLE churn{number} (id int PRIMARY KEY, note text); ALTER TABLE churn{number} ADD COLUMN more int; DROP TABLE churn{number}"
+                        ))
+                        .await
+                        .unwrap();
+                    rounds += 1;
+                }
+                rounds
+            }));
+        }
+        let client = pg.client().await;
+        for attempt in 0..20 {
+            for statement in
+                ["SELECT rule_cdc_slot_create('again')", "SELECT rule_cdc_anchor_create(p_slot => 'again')"]
+            {
+                let made = client.batch_execute(statement).await;
+                assert!(made.is_ok(), "PostgreSQL {version}, {attempt}, {statement}: {made:?}");
+            }
+            client.batch_execute("SELECT rule_cdc_anchor_drop('again'), rule_cdc_slot_drop('again')").await.unwrap();
+        }
+        stop.send(true).unwrap();
+        for other in others {
+            assert!(other.await.unwrap() > 20, "the other sessions had as many rounds");
+        }
+    }
+}
