@@ -349,3 +349,230 @@ async fn slots_are_made_beside_other_sessions_temporary_tables_twenty_times_of_t
         }
     }
 }
+
+/// In schema evil, first on everybody's search path, and in public: for each function, operator and type of PostgreSQL that our SQL
+/// may call by a bare name another one of the same name and arguments, and some that fit literals of unknown type better. Each notes in
+/// the server's log that it was run, and fails. None can be made for arguments that only C can take.
+const PLANT: &str = r#"
+CREATE FUNCTION evil.boom(note pg_catalog.text) RETURNS pg_catalog.bool LANGUAGE plpgsql AS
+    'BEGIN RAISE LOG ''PLANTED % run by %'', note, current_user; RAISE EXCEPTION ''PLANTED %'', note; END';
+DO $plant$
+DECLARE
+    f RECORD;
+    v_schema pg_catalog.text;
+    v_args pg_catalog.text;
+    v_count pg_catalog.int4 := 0;
+BEGIN
+    FOREACH v_schema IN ARRAY ARRAY['evil', 'public'] LOOP
+        FOR f IN
+            SELECT DISTINCT p.proname, p.pronargs, pg_get_function_result(p.oid) AS result, oidvectortypes(p.proargtypes) AS args, p.proretset
+            FROM pg_proc p
+            WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.prokind IN ('f', 'a') AND position('internal' IN oidvectortypes(p.proargtypes)) = 0
+              AND p.proname = ANY (string_to_array(current_setting('test.words'), ' '))
+        LOOP
+            FOREACH v_args IN ARRAY ARRAY[f.args, concat_ws(', ', VARIADIC array_fill('text'::text, ARRAY[f.pronargs])),
+                                          concat_ws(', ', VARIADIC array_fill('name'::text, ARRAY[f.pronargs])),
+                                          concat_ws(', ', VARIADIC array_fill('anyelement'::text, ARRAY[f.pronargs]))] LOOP
+                BEGIN
+                    EXECUTE format('CREATE FUNCTION %I.%I(%s) RETURNS %s LANGUAGE plpgsql AS %L', v_schema, f.proname, v_args,
+                                   CASE WHEN f.result LIKE 'any%' OR f.result = 'SETOF anyelement' THEN 'text' WHEN f.result LIKE '%record' OR f.result LIKE 'TABLE%' THEN 'text' ELSE f.result END,
+                                   format('BEGIN PERFORM evil.boom(%L); RETURN NULL; END', f.proname));
+                    v_count := v_count + 1;
+                EXCEPTION WHEN OTHERS THEN NULL;
+                END;
+            END LOOP;
+        END LOOP;
+        FOR f IN
+            SELECT o.oprname, o.oprleft::regtype AS l, o.oprright::regtype AS r, o.oprresult::regtype AS result, o.oid FROM pg_operator o
+            WHERE o.oprnamespace = 'pg_catalog'::regnamespace
+        LOOP
+            BEGIN
+                EXECUTE format('CREATE FUNCTION %I.op%s(%s) RETURNS %s LANGUAGE plpgsql AS %L', v_schema, f.oid,
+                               concat_ws(', ', nullif(f.l::text, '-'), f.r), f.result, format('BEGIN PERFORM evil.boom(%L); RETURN NULL; END', f.oprname));
+                EXECUTE format('CREATE OPERATOR %I.%s (%s RIGHTARG = %s, FUNCTION = %I.op%s)', v_schema, f.oprname,
+                               CASE WHEN f.l::text <> '-' THEN format('LEFTARG = %s,', f.l) ELSE '' END, f.r, v_schema, f.oid);
+                v_count := v_count + 1;
+            EXCEPTION WHEN OTHERS THEN NULL;
+            END;
+        END LOOP;
+        FOR f IN SELECT t.typname FROM pg_type t WHERE t.typnamespace = 'pg_catalog'::regnamespace AND t.typtype = 'b' AND t.typname !~ '^_' LOOP
+            BEGIN
+                EXECUTE format('CREATE DOMAIN %I.%I AS pg_catalog.%2$I CHECK (evil.boom(''type''))', v_schema, f.typname);
+                v_count := v_count + 1;
+            EXCEPTION WHEN OTHERS THEN NULL;
+            END;
+        END LOOP;
+        FOR f IN SELECT c.relname FROM pg_class c WHERE c.relnamespace = 'pg_catalog'::regnamespace AND c.relkind IN ('r', 'v') LOOP
+            BEGIN
+                EXECUTE format('CREATE VIEW %I.%I AS SELECT c.* FROM pg_catalog.%2$I c WHERE evil.boom(%2$L)', v_schema, f.relname);
+                v_count := v_count + 1;
+            EXCEPTION WHEN OTHERS THEN NULL;
+            END;
+        END LOOP;
+    END LOOP;
+    RAISE LOG 'TRAPS %', v_count;
+    GRANT USAGE ON SCHEMA evil TO PUBLIC;
+END
+$plant$
+"#;
+
+/// Every word of our SQL, in sql/ and in the statements of src/.
+fn words() -> String {
+    fn collect(folder: &std::path::Path, text: &mut String) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, text);
+            } else {
+                text.push_str(&fs::read_to_string(&path).unwrap().to_lowercase());
+            }
+        }
+    }
+    let mut text = String::new();
+    for folder in ["sql", "src"] {
+        collect(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut text);
+    }
+    let words: std::collections::BTreeSet<&str> =
+        text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty()).collect();
+    words.into_iter().collect::<Vec<_>>().join(" ")
+}
+
+#[tokio::test]
+async fn nothing_planted_in_a_schema_on_the_search_path_is_ever_run() {
+    for version in ["14", "18"] {
+        let pg = Postgres::builder().version(version).start().await;
+        let nats = support::Nats::start().await;
+        pg.psql("CREATE ROLE mallory LOGIN; CREATE SCHEMA evil AUTHORIZATION mallory; GRANT CREATE ON SCHEMA public TO mallory");
+        let mallory = connect(&pg, "mallory", "postgres").await;
+        mallory.batch_execute(&format!("SET search_path = pg_catalog; SET test.words = '{}'", words())).await.unwrap();
+        mallory.batch_execute(PLANT).await.unwrap();
+        let log = pg.log();
+        let traps: usize = log.split("TRAPS ").nth(1).unwrap().split('\n').next().unwrap().trim().parse().unwrap();
+        assert!(traps > 3000, "{traps}");
+        pg.psql("ALTER DATABASE postgres SET search_path = evil, public, pg_catalog");
+        let sprung = mallory_is_first(&pg).await;
+        assert!(sprung, "the traps are found by who does not pin his search_path");
+        let before = pg.log().matches("PLANTED").count();
+        let sprung = |what: &str| {
+            let log = pg.log();
+            let now = log.matches("PLANTED").count();
+            assert_eq!(
+                now,
+                before,
+                "PostgreSQL {version}, {what}: {}",
+                log.lines().filter(|line| line.contains("PLANTED")).skip(before).take(5).collect::<Vec<_>>().join("\n")
+            );
+        };
+
+        for time in ["first", "second"] {
+            let done = verb("setup", pg.conninfo(), &[]).await;
+            assert_eq!(done.code, Some(0), "{time} setup: {}", done.stderr);
+            sprung(time);
+        }
+        // By psql, in a transaction and without.
+        let folder = format!("{}/sql", env!("CARGO_MANIFEST_DIR"));
+        let mut files: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file()).collect();
+        files.sort();
+        for path in files {
+            for one in [&["-1"][..], &[]] {
+                let psql = std::process::Command::new("psql")
+                    .args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-d", &conninfo(&pg, "postgres", "postgres")])
+                    .args(one)
+                    .arg("-f")
+                    .arg(&path)
+                    .output()
+                    .unwrap();
+                assert!(psql.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&psql.stderr));
+            }
+            sprung(&path.display().to_string());
+        }
+
+        // Our functions, called by a session whose own names resolve as mallory likes; the calls themselves are qualified.
+        let client = pg.client().await;
+        client.batch_execute("SET search_path = pg_catalog; CREATE TABLE public.orders (id int PRIMARY KEY, note text); SET search_path = evil, public, pg_catalog").await.unwrap();
+        let url = nats.url();
+        for call in [
+            format!("SELECT public.rule_nats_configure('default', '{url}')"),
+            "SELECT public.rule_webhook_register('hook', 'https://example.com')".to_owned(),
+            "SELECT public.rule_webhook_enable_nats(1, NULL, 'both')".to_owned(),
+            "SELECT public.rule_webhook_update(1, p_timeout_ms => 100)".to_owned(),
+            "SELECT public.rule_webhook_list()".to_owned(),
+            "SELECT public.rule_webhook_get('hook')".to_owned(),
+            "SELECT public.rule_webhook_secret_set(1, 'signing', 'whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=')".to_owned(),
+            "SELECT public.rule_webhook_secret_get(1, 'signing')".to_owned(),
+            "SELECT public.rule_webhook_secret_delete(1, 'signing')".to_owned(),
+            "SELECT public.rule_webhook_enqueue(1, '{}')".to_owned(),
+            "SELECT public.rule_webhook_call(1, '{}')".to_owned(),
+            "SELECT public.rule_webhook_call_with_http(1, '{}')".to_owned(),
+            "SELECT public.rule_webhook_call_unified(1, '{}', NULL, '{\"A\": \"b\"}')".to_owned(),
+            "SELECT public.rule_webhook_publish_nats(1, '{}')".to_owned(),
+            "SELECT public.rule_webhook_retry(1)".to_owned(),
+            "SELECT public.rule_webhook_process_retries()".to_owned(),
+            "SELECT public.rule_webhook_call_status(1)".to_owned(),
+            "SELECT public.rule_webhook_cleanup_old_calls()".to_owned(),
+            "SELECT public.rule_nats_stream_create('OTHER', ARRAY['other.>']::pg_catalog.text[])".to_owned(),
+            "SELECT public.rule_webhook_link_table(1, 'public.orders', '{insert,update}', 'webhooks.{op}.{id}', NULL, '{\"note\": \"x\"}', NULL, true)".to_owned(),
+            "SELECT public.rule_webhook_link_table('hook', 'public.orders')".to_owned(),
+            "SELECT public.rule_webhook_links_check()".to_owned(),
+            "SELECT public.rule_cdc_publication_tidy()".to_owned(),
+            "SELECT public.rule_nats_stats(), public.rule_nats_config_info(), public.rule_nats_webhooks_list()".to_owned(),
+            "SELECT public.rule_nats_init(), public.rule_nats_health_check(), public.rule_nats_test_connection()".to_owned(),
+            "SELECT public.rule_nats_event_status(1)".to_owned(),
+            "SELECT public.rule_nats_cleanup_expired(), public.rule_nats_cleanup_old_history(), public.rule_webhook_events_cleanup()".to_owned(),
+            "SELECT public.rule_nats_consumer_update_stats('S', 'c', 1, 1, 1)".to_owned(),
+            "SELECT public.rule_cdc_anchor_create()".to_owned(),
+            "SELECT public.rule_cdc_anchor_move()".to_owned(),
+            "SELECT public.rule_cdc_slot_create()".to_owned(),
+            "SELECT public.rule_cdc_backfill_start('public.orders', NULL, 2)".to_owned(),
+            "SELECT public.rule_cdc_backfill_chunk(1)".to_owned(),
+            "SELECT public.rule_cdc_backfill_cancel(1)".to_owned(),
+            "SELECT public.rule_cdc_replay('1h')".to_owned(),
+            "SELECT public.rule_cdc_replay_cancel(1)".to_owned(),
+            "TABLE public.webhook_status_summary; TABLE public.webhook_recent_failures; TABLE public.webhook_performance_stats".to_owned(),
+            "TABLE public.nats_publish_summary; TABLE public.nats_recent_failures; TABLE public.nats_performance_stats".to_owned(),
+            "TABLE public.rule_cdc_slots; TABLE public.rule_cdc_anchors; TABLE public.rule_cdc_backfills".to_owned(),
+        ] {
+            client.batch_execute(&call).await.unwrap_or_else(|error| panic!("{call}: {error:?}"));
+            sprung(&call);
+        }
+
+        // Our processes.
+        let streamer = conninfo(&pg, "walhook_streamer", "postgres");
+        let mut run = Walhook::run().env("DATABASE_URL", &streamer).start();
+        client.batch_execute("INSERT INTO public.orders VALUES (1, NULL), (2, NULL)").await.unwrap();
+        run.logged("slot taken").await;
+        support::eventually("the history to have its rows", async || {
+            sprung("run");
+            (pg.psql("SELECT pg_catalog.count(*) OPERATOR(pg_catalog.>=) 4 FROM public.rule_nats_publish_history")
+                == "t")
+                .then_some(())
+        })
+        .await;
+        for (name, arguments) in [
+            ("status", &[][..]),
+            ("dead-letters", &["list"]),
+            ("replay", &["--from", "1h", "--dry-run"]),
+            ("backfill", &["--table", "public.orders"]),
+        ] {
+            let done = verb(name, conninfo(&pg, "postgres", "postgres"), arguments).await;
+            sprung(name);
+            assert_eq!(done.code, Some(0), "{name}: {}", done.stderr);
+        }
+        let mut deliver =
+            Walhook::command("deliver").env("DATABASE_URL", conninfo(&pg, "walhook_worker", "postgres")).start();
+        deliver.logged("walhook delivers").await;
+        assert_eq!(deliver.terminate(), 0, "{}", deliver.log());
+        assert_eq!(run.terminate(), 0, "{}", run.log());
+        sprung("run and deliver");
+    }
+}
+
+/// Whether a session that pins nothing meets the traps: else the test would test nothing.
+async fn mallory_is_first(pg: &Postgres) -> bool {
+    let client = pg.client().await;
+    client.batch_execute("SELECT has_schema_privilege('postgres', 'public', 'USAGE')").await.is_err()
+        && client.batch_execute("SELECT 1 = 1").await.is_err()
+        && client.batch_execute("SELECT FROM pg_class").await.is_err()
+        && client.batch_execute("SELECT 'a'::text").await.is_err()
+}

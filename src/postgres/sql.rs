@@ -167,9 +167,9 @@ fn config(settings: &Settings, password: Option<&Secret>) -> Config {
     if let Some(password) = password {
         config.password(password.reveal());
     }
-    if let Some(options) = &settings.options {
-        config.options(options);
-    }
+    // No name in a statement of ours may resolve to what somebody has put into another schema.
+    let pinned = "-c search_path=pg_catalog,pg_temp";
+    config.options(settings.options.as_ref().map_or(pinned.to_owned(), |options| format!("{options} {pinned}")));
     config
 }
 
