@@ -972,7 +972,7 @@ $$;
 COMMENT ON FUNCTION public.rule_nats_webhooks_list IS 'walhook: webhooks that publish to NATS, with their history counted';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_cleanup_expired()
-RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS BIGINT LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_deleted BIGINT;
 BEGIN
@@ -987,7 +987,7 @@ COMMENT ON FUNCTION public.rule_nats_cleanup_expired IS
 CREATE OR REPLACE FUNCTION public.rule_nats_cleanup_old_history(
     p_older_than INTERVAL DEFAULT '30 days',
     p_keep_failed BOOLEAN DEFAULT true
-) RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+) RETURNS BIGINT LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_deleted BIGINT;
 BEGIN

@@ -1534,7 +1534,7 @@ COMMENT ON FUNCTION public.rule_nats_history_write IS
 CREATE OR REPLACE FUNCTION public.rule_webhook_events_cleanup(
     p_older_than INTERVAL DEFAULT '24 hours',
     p_limit INTEGER DEFAULT 10000
-) RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+) RETURNS BIGINT LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_deleted BIGINT;
 BEGIN

@@ -68,6 +68,15 @@ REVOKE ALL ON
     public.nats_performance_stats
 FROM PUBLIC;
 
+-- What walhook 0.1 granted and functions do now.
+DO $taken$
+BEGIN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'walhook_operator') THEN
+        REVOKE DELETE ON public.rule_nats_publish_history, public.rule_webhook_events FROM walhook_operator;
+    END IF;
+END
+$taken$;
+
 DO $grants$
 DECLARE
     v_grant RECORD;
@@ -88,9 +97,9 @@ BEGIN
                ('walhook_operator', 'SELECT, INSERT, UPDATE, DELETE', ARRAY['rule_webhooks', 'rule_webhook_links',
                     'rule_nats_streams', 'rule_webhook_calls']),
                ('walhook_operator', 'INSERT, UPDATE, DELETE', ARRAY['rule_nats_config', 'rule_webhook_secrets']),
-               ('walhook_operator', 'DELETE', ARRAY['rule_nats_publish_history', 'rule_webhook_events',
-                    'rule_nats_consumer_stats', 'rule_webhook_call_history']),
-               ('walhook_operator', 'UPDATE (status)', ARRAY['rule_nats_dead_letters'])
+               ('walhook_operator', 'DELETE', ARRAY['rule_nats_consumer_stats', 'rule_webhook_call_history']),
+               -- As the hints of rule_nats_dead_letter_retry say.
+               ('walhook_operator', 'UPDATE (status, webhook_id)', ARRAY['rule_nats_dead_letters'])
     LOOP
         CALL public.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
     END LOOP;
@@ -141,7 +150,7 @@ BEGIN
                   'rule_nats_dead_letter_retry', 'rule_nats_dead_letter_drop')
               WHEN 'walhook_operator' THEN p.proname NOT IN (
                   'rule_webhook_secret_get', 'rule_webhook_secret_changed', 'rule_cdc_functions_open',
-                  'rule_cdc_functions_close', 'rule_cdc_grant')
+                  'rule_cdc_functions_close', 'rule_cdc_grant', 'rule_cdc_view') AND p.proname !~ '^rule_nats_history_'
               ELSE false END
     LOOP
         EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, f.rolname);

@@ -109,6 +109,10 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_anchor_settings (
     created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     CONSTRAINT valid_anchor_keep CHECK (keep > interval '0' AND keep_bytes > 0)
 );
+-- No other application's slot is moved or dropped. NOT VALID: a row of before stays, and no new one comes in.
+ALTER TABLE public.rule_cdc_anchor_settings
+    DROP CONSTRAINT IF EXISTS valid_anchor_name,
+    ADD CONSTRAINT valid_anchor_name CHECK (anchor_name = slot_name || '_anchor') NOT VALID;
 COMMENT ON TABLE public.rule_cdc_anchor_settings IS
     'How far behind its slot each anchor slot stays, by rule_cdc_anchor_create. Never published, never linkable';
 COMMENT ON COLUMN public.rule_cdc_anchor_settings.keep IS 'What was committed longer ago need not be kept';
@@ -195,6 +199,15 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_backfill_rows (
     chunk JSONB,
     row_data BYTEA
 );
+-- Whoever may run rule_cdc_backfill_chunk may write here.
+ALTER TABLE public.rule_cdc_backfill_rows
+    DROP CONSTRAINT IF EXISTS valid_chunk,
+    ADD CONSTRAINT valid_chunk CHECK (
+        CASE WHEN chunk IS NULL THEN coalesce(octet_length(row_data) >= 2, false)
+             ELSE row_data IS NULL AND jsonb_typeof(chunk) = 'object'
+                  AND coalesce(jsonb_typeof(chunk -> 'backfill') = 'number' AND jsonb_typeof(chunk -> 'schema') = 'string'
+                               AND jsonb_typeof(chunk -> 'table') = 'string' AND jsonb_typeof(chunk -> 'links') = 'array'
+                               AND jsonb_typeof(chunk -> 'columns') = 'array', false) END);
 COMMENT ON TABLE public.rule_cdc_backfill_rows IS
     'Always empty: a chunk of a backfill is inserted here and deleted in the same transaction, so that its rows are in the WAL, at '
     'their place among live changes. Published by inserts only, never linkable';
@@ -482,7 +495,7 @@ CREATE OR REPLACE FUNCTION public.rule_cdc_anchor_create(
     p_keep INTERVAL DEFAULT '24 hours',
     p_keep_bytes BIGINT DEFAULT 4294967296,
     p_slot TEXT DEFAULT 'walhook'
-) RETURNS PG_LSN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+) RETURNS PG_LSN LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_anchor TEXT := p_slot || '_anchor';
     v_slot RECORD;
@@ -503,7 +516,12 @@ BEGIN
     IF FOUND THEN
         IF v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
             RAISE EXCEPTION 'slot % exists and is not ours: plugin %, database %', quote_literal(v_anchor),
-                coalesce(v_slot.plugin, 'none'), coalesce(v_slot.database, 'none') USING ERRCODE = 'duplicate_object';
+                coalesce(v_slot.plugin, 'none'), coalesce(v_slot.database, 'none')
+                USING ERRCODE = 'duplicate_object', HINT = 'Anchor a slot of another name.';
+        ELSIF NOT EXISTS (SELECT FROM public.rule_cdc_anchor_settings a WHERE a.slot_name = p_slot AND a.anchor_name = v_anchor) THEN
+            RAISE EXCEPTION 'slot % exists, and walhook has not made it', quote_literal(v_anchor)
+                USING ERRCODE = 'duplicate_object',
+                HINT = format('If no other application uses it: SELECT pg_drop_replication_slot(%L); then call this again.', v_anchor);
         END IF;
         v_lsn := v_slot.confirmed_flush_lsn;
     ELSE
@@ -526,11 +544,11 @@ END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_anchor_create IS
     'walhook: makes a slot that stays behind p_slot and keeps WAL for replays: what was committed within p_keep, but no more than '
-    'p_keep_bytes; the running walhook moves it. Again with other limits changes them. Returns how far it reaches back. Needs '
-    'REPLICATION, and a transaction that has written nothing';
+    'p_keep_bytes; the running walhook moves it. Again with other limits changes them. Returns how far it reaches back. Runs '
+    'with its owner''s rights, which need REPLICATION, and in a transaction that has written nothing';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_anchor_drop(p_slot TEXT DEFAULT 'walhook')
-RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS BOOLEAN LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_anchor TEXT;
 BEGIN
@@ -544,7 +562,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_anchor_drop IS
-    'walhook: drops the anchor of a slot and lets its WAL go; false where there is none. Needs REPLICATION';
+    'walhook: drops the anchor of a slot and lets its WAL go; false where there is none. Runs with its owner''s rights';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_anchor_move(p_slot TEXT DEFAULT 'walhook')
 RETURNS PG_LSN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -729,6 +747,16 @@ FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------------------------------------------- rights
 
+-- What walhook 0.1 granted and functions do now.
+DO $taken$
+BEGIN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'walhook_operator') THEN
+        REVOKE INSERT, UPDATE, DELETE ON public.rule_cdc_anchor_settings, public.rule_cdc_anchor_places FROM walhook_operator;
+        REVOKE EXECUTE ON FUNCTION public.rule_cdc_anchor_move(TEXT) FROM walhook_operator;
+    END IF;
+END
+$taken$;
+
 DO $grants$
 DECLARE
     v_grant RECORD;
@@ -741,7 +769,7 @@ BEGIN
                ('walhook_streamer', 'SELECT, UPDATE', ARRAY['rule_cdc_anchor_settings']),
                ('walhook_streamer', 'SELECT', ARRAY['rule_cdc_backfills', 'rule_cdc_anchors']),
                ('walhook_operator', 'SELECT', ARRAY['rule_cdc_anchors']),
-               ('walhook_operator', 'SELECT, INSERT, UPDATE, DELETE', ARRAY['rule_cdc_anchor_settings', 'rule_cdc_anchor_places']),
+               ('walhook_operator', 'SELECT', ARRAY['rule_cdc_anchor_settings', 'rule_cdc_anchor_places']),
                ('walhook_operator', 'SELECT, INSERT, UPDATE', ARRAY['rule_cdc_replays', 'rule_cdc_backfill_jobs',
                     'rule_cdc_backfill_ranges']),
                ('walhook_operator', 'SELECT, INSERT, DELETE', ARRAY['rule_cdc_backfill_rows']),
@@ -761,7 +789,7 @@ BEGIN
         CROSS JOIN pg_roles r
         WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
           AND CASE r.rolname
-              WHEN 'walhook_operator' THEN p.proname ~ '^rule_cdc_(backfill|replay|anchor)'
+              WHEN 'walhook_operator' THEN p.proname ~ '^rule_cdc_(backfill|replay|anchor)' AND p.proname <> 'rule_cdc_anchor_move'
               WHEN 'walhook_streamer' THEN p.proname ~ '^rule_cdc_(backfill|anchor_move)' OR p.proname = 'rule_cdc_webhook_id'
               ELSE false END
     LOOP

@@ -115,6 +115,8 @@ pub struct Streamer {
     plans: Vec<Option<Plan>>,
     /// The chunk of a backfill whose rows are arriving.
     chunk: Option<Chunk>,
+    /// A part of a chunk in this transaction could not be read, and it was told.
+    passed_over_chunk: bool,
     router: Router,
     out: Outlet,
     /// A keepalive's position that may be confirmed once all is settled, if nothing comes before.
@@ -140,6 +142,7 @@ impl Streamer {
             assembler: Assembler::default(),
             plans: Vec::new(),
             chunk: None,
+            passed_over_chunk: false,
             router: Router::new(tables, types),
             out: Outlet::new(source, epoch, inbox, limits, confirmed),
             idle_upto: None,
@@ -201,6 +204,7 @@ impl Streamer {
             Step::Begin => {
                 self.idle_upto = None;
                 self.chunk = None;
+                self.passed_over_chunk = false;
                 let begun = self.assembler.transaction().expect("it has just begun");
                 self.out.transaction.render(&self.out.source, begun.commit_lsn, begun.commit_time, begun.xid);
             }
@@ -249,7 +253,10 @@ impl Streamer {
             Plan::Linked(table) => self.out.row(&self.router.rules, table, change, None),
             Plan::Backfill(columns) => {
                 match change.new.filter(|_| change.op == Op::Insert).and_then(|row| columns.of(row)) {
-                    Some(Part::Head(text)) => self.begin_chunk(text),
+                    Some(Part::Head(text)) => {
+                        self.begin_chunk(text);
+                        Ok(())
+                    }
                     Some(Part::Row(bytes)) => self.chunk_row(bytes, change),
                     None => Ok(()),
                 }
