@@ -408,16 +408,31 @@ RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, 
     SELECT CASE
         WHEN p_subject IS NULL THEN 'it is NULL'
         WHEN p_subject = '' THEN 'it is empty'
-        WHEN octet_length(p_subject) > 1024 THEN format('it has %s bytes, at most 1024 are allowed', octet_length(p_subject))
+        WHEN octet_length(convert_to(p_subject, 'UTF8')) > 1024
+            THEN format('it has %s bytes, at most 1024 are allowed', octet_length(convert_to(p_subject, 'UTF8')))
         WHEN p_subject ~ '(^|\.)(\.|$)' THEN 'it has an empty token (two dots in a row, or a dot at an end)'
         WHEN p_subject ~ '[*>]' THEN 'it has a wildcard (* or >): a message is published to one subject only'
-        WHEN p_subject ~ '\s' THEN 'it has white space'
-        WHEN p_subject ~ '[\x01-\x1f\x7f]' THEN 'it has a control character'
+        WHEN p_subject ~ '[\x01-\x20\x7f]' THEN 'it has white space or a control character'
+        -- The others of Unicode by their bytes in UTF-8, which are the same in every encoding of the database.
+        WHEN p_subject ~ '[^\x01-\x7f]' AND encode(convert_to(p_subject, 'UTF8'), 'hex')
+             ~ '^(..)*(c2[89].|c2a0|e19a80|e2808[0-9a]|e280a[89f]|e2819f|e38080)' THEN 'it has white space or a control character'
+        WHEN p_subject ~ '[^\x01-\x7f]' AND getdatabaseencoding() = 'SQL_ASCII'
+            THEN 'it has a character outside ASCII, and this database (SQL_ASCII) does not say which'
         WHEN p_subject LIKE '$%' THEN 'subjects that begin with $ belong to the NATS server'
+        WHEN p_subject LIKE '\_INBOX.%' THEN 'subjects below _INBOX are for replies'
     END
 $$;
 COMMENT ON FUNCTION public.rule_nats_subject_check IS
     'walhook: why this subject cannot be published to, or NULL where it can';
+
+CREATE OR REPLACE FUNCTION public.rule_nats_pattern_problem(p_pattern TEXT)
+RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    -- A pattern is a subject once its wildcards, each a token of its own and > the last, are put aside.
+    SELECT CASE WHEN p_pattern = '>' THEN 'it takes everything, the answers of NATS itself too'
+                ELSE public.rule_nats_subject_check(
+                    regexp_replace(regexp_replace(p_pattern, '(^|\.)>$', '\1x'), '(^|\.)\*(?=\.|$)', '\1x', 'g')) END
+$$;
+COMMENT ON FUNCTION public.rule_nats_pattern_problem IS 'walhook: why no stream can take this pattern, or NULL where one can';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_subject_token(p_text TEXT)
 RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -513,6 +528,21 @@ $$;
 COMMENT ON FUNCTION public.rule_nats_stream_for IS
     'walhook: the streams of a configuration that take this subject; of more than one, which is a mistake, the first has it';
 
+CREATE OR REPLACE FUNCTION public.rule_nats_take_hint(p_config_id INTEGER, p_subject TEXT)
+RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(
+        (SELECT format('UPDATE rule_nats_streams SET enabled = true, subjects = array_append(subjects, %L) WHERE stream_id = %s; lets the '
+                       'stream %L take it.', p_subject, s.stream_id, s.stream_name)
+         FROM public.rule_nats_streams s
+         WHERE s.config_id = c.config_id OR s.config_id IS NULL AND c.config_name = 'default'
+         ORDER BY s.stream_name IS DISTINCT FROM c.stream_name, s.stream_id LIMIT 1),
+        format('SELECT rule_nats_stream_create(%L, ARRAY[%L], %L); makes one that does.',
+               'EVENTS' || CASE WHEN c.stream_name = 'EVENTS' THEN '_2' ELSE '' END, p_subject, c.config_name))
+    FROM public.rule_nats_config c
+    WHERE c.config_id = coalesce(p_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
+$$;
+COMMENT ON FUNCTION public.rule_nats_take_hint IS 'walhook: the statement after which some stream of a configuration takes this subject';
+
 CREATE OR REPLACE FUNCTION public.rule_nats_servers(p_nats_url TEXT, p_cluster_urls TEXT[])
 RETURNS TEXT[] LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT array_agg(DISTINCT CASE WHEN address ~ ':[0-9]+$' THEN address ELSE address || ':4222' END)
@@ -587,9 +617,10 @@ BEGIN
             coalesce(quote_literal(p_auth_type), 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'It is none, token, credentials or nkey.';
     END IF;
-    IF p_subject_prefix IS NOT NULL AND public.rule_nats_subject_check(p_subject_prefix) IS NOT NULL THEN
+    IF p_subject_prefix IS NOT NULL AND public.rule_nats_subject_check(p_subject_prefix || '.x') IS NOT NULL THEN
         RAISE EXCEPTION 'NATS configuration %: cannot use the subject prefix %: %', quote_literal(p_config_name),
-            quote_literal(p_subject_prefix), public.rule_nats_subject_check(p_subject_prefix)
+            quote_literal(p_subject_prefix),
+            coalesce(public.rule_nats_subject_check(p_subject_prefix), public.rule_nats_subject_check(p_subject_prefix || '.x'))
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF p_stream_name IS NOT NULL AND public.rule_nats_stream_name_problem(p_stream_name) IS NOT NULL THEN
@@ -679,20 +710,12 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', HINT = 'For example ARRAY[''webhooks.>''].';
     END IF;
     FOREACH v_subject IN ARRAY p_subjects LOOP
-        -- A pattern is a subject once its wildcards, each a token of its own and > the last, are put aside.
-        IF public.rule_nats_subject_check(
-               regexp_replace(regexp_replace(v_subject, '(^|\.)>$', '\1x'), '(^|\.)\*(?=\.|$)', '\1x', 'g')) IS NOT NULL
-        THEN
-            RAISE EXCEPTION 'stream %: cannot take the subject %: %', quote_literal(p_stream_name),
-                coalesce(quote_literal(v_subject), 'NULL'),
-                public.rule_nats_subject_check(
-                    regexp_replace(regexp_replace(v_subject, '(^|\.)>$', '\1x'), '(^|\.)\*(?=\.|$)', '\1x', 'g'))
+        IF public.rule_nats_pattern_problem(v_subject) IS NOT NULL OR v_subject IS NULL THEN
+            RAISE EXCEPTION 'stream %: cannot take the subject %: %', quote_literal(p_stream_name), coalesce(quote_literal(v_subject), 'NULL'),
+                coalesce(public.rule_nats_pattern_problem(v_subject), 'it is NULL')
                 USING ERRCODE = 'invalid_parameter_value',
-                HINT = '* stands for one whole token, > for one or more at the end: orders.*, orders.>';
-        ELSIF v_subject = '>' THEN
-            RAISE EXCEPTION 'stream %: cannot take the subject ''>'': it takes everything, the answers of NATS itself too',
-                quote_literal(p_stream_name)
-                USING ERRCODE = 'invalid_parameter_value', HINT = 'Say what it begins with: webhooks.>, events.>';
+                HINT = CASE v_subject WHEN '>' THEN 'Say what it begins with: webhooks.>, events.>'
+                                      ELSE '* stands for one whole token, > for one or more at the end: orders.*, orders.>' END;
         END IF;
     END LOOP;
     IF p_retention_policy IS NULL OR p_retention_policy NOT IN ('limits', 'interest', 'workqueue') THEN
@@ -712,13 +735,14 @@ BEGIN
     SELECT c.config_id, c.stream_name INTO v_config FROM public.rule_nats_config c WHERE c.config_name = p_config_name;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'NATS config % not found', coalesce(p_config_name, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = format('SELECT rule_nats_configure(%L, ''nats://host:4222'')', p_config_name);
+            USING ERRCODE = 'no_data_found', HINT = format('SELECT rule_nats_configure(%L, ''nats://host:4222''); makes it.', p_config_name);
     END IF;
     IF EXISTS (SELECT FROM public.rule_nats_streams s
                WHERE s.config_id = v_config.config_id AND s.stream_name = p_stream_name) THEN
         RAISE EXCEPTION 'stream % of NATS config % exists already', quote_literal(p_stream_name), quote_literal(p_config_name)
             USING ERRCODE = 'unique_violation',
-            HINT = format('UPDATE rule_nats_streams SET ... WHERE stream_name = %L changes it.', p_stream_name);
+            HINT = format('UPDATE rule_nats_streams SET subjects = %L WHERE config_id = %s AND stream_name = %L; changes it.', p_subjects,
+                          v_config.config_id, p_stream_name);
     END IF;
     FOR v_other IN
         SELECT * FROM public.rule_nats_stream_conflicts(v_config.config_id, p_stream_name, p_subjects)
@@ -745,9 +769,9 @@ BEGIN
                 quote_literal(v_other.stream_name), quote_literal(p_config_name)
                 USING ERRCODE = 'invalid_parameter_value',
                 HINT = format('JetStream lets one stream only take a subject. Say first what %1$s shall keep: '
-                              'SELECT rule_nats_stream_create(%1$L, ARRAY[...], %2$L). Where it exists in JetStream already, '
+                              'SELECT rule_nats_stream_create(%1$L, ARRAY[%3$L], %2$L); with subjects of its own. Where it exists in JetStream already, '
                               'narrow it there too: walhook takes no subject away from a stream.',
-                              v_other.stream_name, p_config_name);
+                              v_other.stream_name, p_config_name, lower(v_other.stream_name) || '.>');
         ELSE
             -- It takes all that the configuration's own stream would, and that one has never been: so it is that one.
             UPDATE public.rule_nats_config SET stream_name = p_stream_name, updated_at = now()
@@ -817,12 +841,12 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'NATS config % not found', coalesce(p_config_name, 'NULL')
             USING ERRCODE = 'no_data_found',
-            HINT = format('SELECT rule_nats_configure(%L, ''nats://host:4222'') makes it.', p_config_name);
+            HINT = format('SELECT rule_nats_configure(%L, ''nats://host:4222''); makes it.', p_config_name);
     END IF;
     SELECT webhook_name INTO v_name FROM public.rule_webhooks WHERE webhook_id = p_webhook_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
     END IF;
     v_subject := coalesce(p_nats_subject,
                           coalesce(v_config.subject_prefix, 'webhooks') || '.' || public.rule_nats_subject_token(v_name));
@@ -831,7 +855,7 @@ BEGIN
         RAISE EXCEPTION 'webhook %: cannot publish to the subject %: %', quote_literal(left(v_name, 200)),
             quote_literal(left(v_subject, 200)), v_problem
             USING ERRCODE = 'invalid_parameter_value',
-            HINT = format('For example: SELECT rule_webhook_enable_nats(%s, ''webhooks.%s'')', p_webhook_id, p_webhook_id);
+            HINT = format('For example: SELECT rule_webhook_enable_nats(%s, ''webhooks.%s'');', p_webhook_id, p_webhook_id);
     END IF;
 
     UPDATE public.rule_webhooks
@@ -859,7 +883,7 @@ BEGIN
             quote_literal(left(v_name, 200)), quote_literal(v_subject), quote_literal(v_other.stream_name),
             quote_literal(v_other.config_name)
             USING ERRCODE = 'invalid_parameter_value',
-            HINT = format('SELECT rule_webhook_enable_nats(%s, %L, %L, %L), or choose a subject under %s.', p_webhook_id,
+            HINT = format('SELECT rule_webhook_enable_nats(%s, %L, %L, %L); or choose a subject under %s.', p_webhook_id,
                           v_subject, p_publish_mode, v_other.config_name, coalesce(v_config.subject_prefix, 'webhooks'));
     END IF;
     UPDATE public.rule_nats_streams s SET subjects = s.subjects || v_subject
@@ -875,12 +899,11 @@ BEGIN
     IF FOUND THEN
         RAISE NOTICE 'stream % did not take the subject % and now does', quote_literal(v_config.stream_name),
             quote_literal(v_subject)
-            USING HINT = 'SELECT subjects FROM rule_nats_streams shows them all; a pattern with > takes more at once.';
+            USING HINT = 'SELECT subjects FROM rule_nats_streams; shows them all. A pattern with > takes more at once.';
     ELSE
         RAISE NOTICE 'no stream of NATS config % takes the subject % yet', quote_literal(p_config_name),
             quote_literal(v_subject)
-            USING HINT = format('UPDATE rule_nats_streams SET enabled = true, subjects = subjects || %L WHERE stream_name = ...; or '
-                                'SELECT rule_nats_stream_create(''A_NAME'', ARRAY[%L], %L)', v_subject, v_subject, p_config_name);
+            USING HINT = public.rule_nats_take_hint(v_config.config_id, v_subject);
     END IF;
     RETURN true;
 END
@@ -895,7 +918,7 @@ BEGIN
     WHERE webhook_id = p_webhook_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
     END IF;
     RETURN true;
 END

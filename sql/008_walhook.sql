@@ -373,7 +373,8 @@ BEGIN
     IF v_problem IS NOT NULL THEN
         RAISE EXCEPTION 'cannot use publication %: %', quote_ident(p_name), v_problem
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = 'DROP PUBLICATION it, or choose another name: SELECT rule_cdc_publication_create(''other'').';
+            HINT = format('DROP PUBLICATION %I, %I; and call this again, or choose another name: SELECT rule_cdc_publication_create(''other'');',
+                          p_name || '_inserts', p_name || '_changes');
     END IF;
     RETURN v_done;
 END
@@ -396,7 +397,7 @@ BEGIN
     IF v_problem IS NOT NULL THEN
         RAISE EXCEPTION 'cannot create slot % yet: %', quote_literal(p_slot), v_problem
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('SELECT rule_cdc_publication_create(%L) first, in a transaction of its own: a slot cannot decode '
+            HINT = format('SELECT rule_cdc_publication_create(%L); first, in a transaction of its own: a slot cannot decode '
                           'what lies before its publication.', p_publication);
     END IF;
     IF current_setting('wal_level') <> 'logical' THEN
@@ -415,7 +416,7 @@ BEGIN
             RAISE EXCEPTION 'slot % has lost WAL it needs: what was committed since % cannot be published from it any more',
                 quote_literal(p_slot), v_slot.confirmed_flush_lsn
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = format('To go on with a gap: SELECT rule_cdc_slot_drop(%L), then create it again.', p_slot);
+                HINT = format('To go on with a gap: SELECT rule_cdc_slot_drop(%L); then create it again.', p_slot);
         END IF;
         RAISE NOTICE 'slot % exists already', quote_literal(p_slot);
         RETURN v_slot.confirmed_flush_lsn;
@@ -462,7 +463,7 @@ BEGIN
     -- It may be what the slot's changes can still be replayed from, so it is not dropped without being asked.
     IF EXISTS (SELECT 1 FROM pg_replication_slots s WHERE s.slot_name = p_slot || '_anchor') THEN
         RAISE WARNING 'slot % stays and keeps WAL', quote_literal(p_slot || '_anchor')
-            USING HINT = format('SELECT rule_cdc_anchor_drop(%L) drops it.', p_slot);
+            USING HINT = format('SELECT rule_cdc_anchor_drop(%L); drops it.', p_slot);
     END IF;
     RETURN true;
 END
@@ -668,7 +669,7 @@ BEGIN
             remedy := CASE
                 WHEN EXISTS (SELECT FROM pg_index WHERE indrelid = v_leaf AND indisprimary AND indimmediate)
                     THEN format('ALTER TABLE %s REPLICA IDENTITY DEFAULT;', v_leaf)
-                ELSE format('ALTER TABLE %1$s REPLICA IDENTITY FULL; or ALTER TABLE %1$s ADD PRIMARY KEY (...);', v_leaf) END;
+                ELSE format('ALTER TABLE %1$s REPLICA IDENTITY FULL; or give it a primary key.', v_leaf) END;
             RETURN NEXT;
             CONTINUE;
         END IF;
@@ -826,7 +827,7 @@ BEGIN
     WHERE w.webhook_id = p_webhook;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
     END IF;
     SELECT n.nspname, c.relname INTO v_schema, v_table
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = p_table;
@@ -855,7 +856,7 @@ BEGIN
     IF v_other IS NOT NULL THEN
         RAISE EXCEPTION 'cannot link %: %', p_table, v_other
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('SELECT rule_cdc_publication_create(%L) makes it.', p_publication);
+            HINT = format('SELECT rule_cdc_publication_create(%L); makes it.', p_publication);
     END IF;
 
     -- Two links made at once must agree on where the table belongs.
@@ -893,7 +894,7 @@ BEGIN
 
     IF NOT coalesce(v_webhook.nats_enabled, false) THEN
         RAISE NOTICE 'webhook % does not publish to NATS yet', quote_literal(v_webhook.webhook_name)
-            USING HINT = format('SELECT rule_webhook_enable_nats(%s)', v_webhook.webhook_id);
+            USING HINT = format('SELECT rule_webhook_enable_nats(%s); makes it publish there.', v_webhook.webhook_id);
     ELSIF coalesce(v_webhook.jetstream_enabled, true) THEN
         FOREACH v_subject IN ARRAY public.rule_cdc_link_subjects(v_webhook.webhook_id, v_schema, v_table, v_operations,
                                                                  p_subject_template)
@@ -902,9 +903,7 @@ BEGIN
             IF v_streams = '{}' THEN
                 RAISE NOTICE 'no stream of NATS config % takes the subject % yet', quote_literal(v_webhook.config_name),
                     quote_literal(v_subject)
-                    USING HINT = format('UPDATE rule_nats_streams SET subjects = subjects || %1$L WHERE stream_name = ...; or: '
-                                        'SELECT rule_nats_stream_create(''A_NAME'', ARRAY[%1$L], %2$L)',
-                                        v_subject, v_webhook.config_name);
+                    USING HINT = public.rule_nats_take_hint(v_webhook.nats_config_id, v_subject);
             END IF;
         END LOOP;
     END IF;
@@ -922,7 +921,7 @@ BEGIN
     SELECT webhook_id INTO v_webhook_id FROM public.rule_webhooks WHERE webhook_name = p_webhook;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(quote_literal(left(p_webhook, 200)), 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
     END IF;
     RETURN v_webhook_id;
 END
@@ -1132,13 +1131,13 @@ BEGIN
     WHERE w.webhook_id = p_webhook_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
     END IF;
     v_mode := coalesce(p_mode, v_webhook.publish_mode, 'queue');
     IF v_mode NOT IN ('queue', 'nats', 'both') THEN
         RAISE EXCEPTION 'Webhook %: Invalid publish_mode %', p_webhook_id, quote_literal(v_mode)
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('It is queue, nats or both: SELECT rule_webhook_enable_nats(%s, NULL, ''nats'').', p_webhook_id);
+            HINT = format('It is queue, nats or both: SELECT rule_webhook_enable_nats(%s, NULL, ''nats'');', p_webhook_id);
     END IF;
     IF p_payload IS NULL THEN
         RAISE EXCEPTION 'Webhook % (%): the payload is NULL', p_webhook_id, left(v_webhook.webhook_name, 200)
@@ -1149,23 +1148,23 @@ BEGIN
         IF NOT coalesce(v_webhook.enabled, false) THEN
             RAISE EXCEPTION 'Webhook % (%) is disabled', p_webhook_id, left(v_webhook.webhook_name, 200)
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = format('SELECT rule_webhook_update(%s, p_enabled => true) enables it.', p_webhook_id);
+                HINT = format('SELECT rule_webhook_update(%s, p_enabled => true); enables it.', p_webhook_id);
         END IF;
         IF NOT coalesce(v_webhook.nats_enabled, false) THEN
             RAISE EXCEPTION 'Webhook % (%) is not enabled for NATS', p_webhook_id, left(v_webhook.webhook_name, 200)
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = format('SELECT rule_webhook_enable_nats(%s) enables it.', p_webhook_id);
+                HINT = format('SELECT rule_webhook_enable_nats(%s); enables it.', p_webhook_id);
         END IF;
         IF v_webhook.config_name IS NULL THEN
             RAISE EXCEPTION 'Webhook % (%) has no NATS configuration', p_webhook_id, left(v_webhook.webhook_name, 200)
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = 'SELECT rule_nats_configure(''default'', ''nats://host:4222'') makes the default one.';
+                HINT = 'SELECT rule_nats_configure(''default'', ''nats://host:4222''); makes the default one.';
         END IF;
         IF NOT coalesce(v_webhook.config_enabled, true) THEN
             RAISE EXCEPTION 'Webhook % (%): its NATS config % is disabled', p_webhook_id, left(v_webhook.webhook_name, 200),
                 quote_literal(v_webhook.config_name)
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = format('UPDATE rule_nats_config SET enabled = true WHERE config_name = %L', v_webhook.config_name);
+                HINT = format('UPDATE rule_nats_config SET enabled = true WHERE config_name = %L; enables it.', v_webhook.config_name);
         END IF;
         v_subject := v_webhook.nats_subject;
         IF v_subject IS NULL OR v_subject = '' THEN
@@ -1180,7 +1179,7 @@ BEGIN
             RAISE EXCEPTION 'Webhook %: cannot publish to the subject %: %', p_webhook_id, quote_literal(left(v_subject, 200)),
                 v_problem
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = format('SELECT rule_webhook_enable_nats(%s, ''a.subject'') sets another.', p_webhook_id);
+                HINT = format('SELECT rule_webhook_enable_nats(%s, ''a.subject''); sets another.', p_webhook_id);
         END IF;
         IF p_message_id = '' OR octet_length(p_message_id) > 512 OR p_message_id ~ '[\x01-\x1f\x7f]|^ | $' THEN
             RAISE EXCEPTION 'Webhook % (%): cannot use % as message id', p_webhook_id, left(v_webhook.webhook_name, 200),
@@ -1274,16 +1273,16 @@ BEGIN
     FOR UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no dead letter %', coalesce(p_dead_letter_id::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT dead_letter_id, reason FROM rule_nats_dead_letters lists them.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT dead_letter_id, reason FROM rule_nats_dead_letters; lists them.';
     ELSIF v_letter.status <> 'dead' THEN
         RAISE EXCEPTION 'cannot retry dead letter %: it is %', p_dead_letter_id, v_letter.status
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('To have it once more: UPDATE rule_nats_dead_letters SET status = ''dead'' WHERE dead_letter_id = %s',
+            HINT = format('To have it once more: UPDATE rule_nats_dead_letters SET status = ''dead'' WHERE dead_letter_id = %s;',
                           p_dead_letter_id);
     ELSIF v_letter.payload IS NULL THEN
         RAISE EXCEPTION 'cannot retry dead letter %: its payload was not kept', p_dead_letter_id
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('SELECT rule_nats_dead_letter_drop(%s)', p_dead_letter_id);
+            HINT = format('SELECT rule_nats_dead_letter_drop(%s); puts it aside.', p_dead_letter_id);
     END IF;
     SELECT coalesce(p_subject, nullif(v_letter.subject, ''), w.nats_subject,
                     coalesce(c.subject_prefix, 'webhooks') || '.' || public.rule_nats_subject_token(w.webhook_name))
@@ -1296,14 +1295,17 @@ BEGIN
         RAISE EXCEPTION 'cannot retry dead letter %: its webhook % does not exist (any more)', p_dead_letter_id,
             coalesce(v_letter.webhook_id::text, 'NULL')
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = 'UPDATE rule_nats_dead_letters SET webhook_id = ... gives it to another webhook.';
+            HINT = coalesce((SELECT format('UPDATE rule_nats_dead_letters SET webhook_id = %s WHERE dead_letter_id = %s; gives it to webhook %L.',
+                                           w.webhook_id, p_dead_letter_id, w.webhook_name)
+                             FROM public.rule_webhooks w WHERE w.nats_enabled ORDER BY w.webhook_id DESC LIMIT 1),
+                            format('SELECT rule_nats_dead_letter_drop(%s); puts it aside.', p_dead_letter_id));
     END IF;
     v_problem := public.rule_nats_subject_check(v_subject);
     IF v_problem IS NOT NULL THEN
         RAISE EXCEPTION 'cannot retry dead letter % to the subject %: %', p_dead_letter_id, quote_literal(left(v_subject, 200)),
             v_problem
             USING ERRCODE = 'invalid_parameter_value',
-            HINT = format('SELECT rule_nats_dead_letter_retry(%s, ''another.subject'')', p_dead_letter_id);
+            HINT = format('SELECT rule_nats_dead_letter_retry(%s, ''another.subject'');', p_dead_letter_id);
     END IF;
 
     -- Under its first message id, so that JetStream takes it once within the stream's window whatever happens.
@@ -1332,11 +1334,11 @@ BEGIN
     SELECT d.status INTO v_status FROM public.rule_nats_dead_letters d WHERE d.dead_letter_id = p_dead_letter_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no dead letter %', coalesce(p_dead_letter_id::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT dead_letter_id, reason FROM rule_nats_dead_letters lists them.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT dead_letter_id, reason FROM rule_nats_dead_letters; lists them.';
     ELSIF v_status <> 'dropped' THEN
         RAISE EXCEPTION 'cannot drop dead letter %: it is %', p_dead_letter_id, v_status
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = 'SELECT rule_nats_event_status(retried_as) FROM rule_nats_dead_letters tells what became of it.';
+            HINT = 'SELECT rule_nats_event_status(retried_as) FROM rule_nats_dead_letters; tells what became of it.';
     END IF;
     RETURN false;
 END
@@ -1618,7 +1620,11 @@ BEGIN
     IF NOT EXISTS (SELECT FROM public.rule_nats_config c WHERE c.config_name = rule_nats_init.config_name) THEN
         RAISE EXCEPTION 'NATS config % not found', coalesce(config_name, 'NULL')
             USING ERRCODE = 'no_data_found',
-            HINT = format('SELECT rule_nats_configure(%L, ''nats://host:4222'') makes it.', config_name);
+            HINT = format('SELECT rule_nats_configure(%L, ''nats://host:4222''); makes it.', config_name);
+    ELSIF EXISTS (SELECT FROM public.rule_nats_config c WHERE c.config_name = rule_nats_init.config_name AND c.enabled IS FALSE) THEN
+        RAISE EXCEPTION 'NATS config % is disabled', config_name
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = format('UPDATE rule_nats_config SET enabled = true WHERE config_name = %L; enables it.', config_name);
     END IF;
     RETURN public.rule_nats_report(config_name);
 END
@@ -1635,9 +1641,12 @@ COMMENT ON FUNCTION public.rule_nats_health_check IS
 
 CREATE OR REPLACE FUNCTION public.rule_nats_test_connection(p_config_name TEXT DEFAULT 'default')
 RETURNS JSON LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT public.rule_nats_report(p_config_name)::json
+    SELECT (public.rule_nats_report(p_config_name) || coalesce(
+        (SELECT jsonb_build_object('config', public.rule_nats_config_info(c.config_name)::jsonb)
+         FROM public.rule_nats_config c WHERE c.config_name = p_config_name), '{}'))::json
 $$;
-COMMENT ON FUNCTION public.rule_nats_test_connection IS 'walhook: as rule_nats_health_check, as json';
+COMMENT ON FUNCTION public.rule_nats_test_connection IS
+    'walhook: as rule_nats_health_check, as json, with the configuration itself as "config", without its secrets';
 
 -- ---------------------------------------------------------------- two functions of RFC-0005 that were broken as shipped
 

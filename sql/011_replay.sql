@@ -285,18 +285,19 @@ BEGIN
         RAISE EXCEPTION 'cannot backfill %: no webhook% is linked to it and publishes to NATS', v_table,
             CASE WHEN p_webhook IS NOT NULL THEN ' ' || quote_literal(p_webhook) ELSE '' END
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('SELECT rule_webhook_link_table(..., %L) first, and rule_webhook_enable_nats; rule_webhook_links has what is linked.', v_table::text);
+            HINT = format('SELECT webhook_id, table_schema, table_name FROM rule_webhook_links; has what is linked. Link it by rule_webhook_link_table, and let the '
+                          'webhook publish by rule_webhook_enable_nats.');
     END IF;
     IF NOT EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
                    WHERE r.prrelid = 'public.rule_cdc_backfill_rows'::regclass) THEN
         RAISE EXCEPTION 'cannot backfill %: rule_cdc_backfill_rows is in no publication', v_table
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = 'Run `walhook setup`, or SELECT rule_cdc_publication_create(), which completes the publication.';
+            HINT = 'Run `walhook setup`, or SELECT rule_cdc_publication_create(); which completes the publication.';
     END IF;
     v_key := public.rule_cdc_backfill_key(v_table);
     IF v_key.names IS NULL THEN
         RAISE EXCEPTION 'cannot backfill %: it has no primary key, in whose order its rows could be taken', v_table
-            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = format('ALTER TABLE %s ADD PRIMARY KEY (...);', v_table);
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = format('Give %s a primary key.', v_table);
     END IF;
     IF NOT has_table_privilege(v_table, 'SELECT') OR NOT has_any_column_privilege(v_table, 'UPDATE') THEN
         RAISE EXCEPTION 'cannot backfill %: % may not read and lock its rows', v_table, current_user
@@ -367,7 +368,7 @@ BEGIN
     SELECT * INTO v_job FROM public.rule_cdc_backfill_jobs j WHERE j.backfill_id = p_backfill_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no backfill %', p_backfill_id
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_cdc_backfills lists them.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_cdc_backfills; lists them.';
     ELSIF v_job.status <> 'running' THEN
         RETURN NULL;
     END IF;
@@ -509,7 +510,7 @@ BEGIN
     SELECT s.plugin, s.database, s.wal_status INTO v_slot FROM pg_replication_slots s WHERE s.slot_name = p_slot;
     IF NOT FOUND OR v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
         RAISE EXCEPTION 'cannot anchor slot %: this database has no such slot of pgoutput', quote_literal(p_slot)
-            USING ERRCODE = 'undefined_object', HINT = 'Run `walhook setup`, or SELECT rule_cdc_slot_create() first.';
+            USING ERRCODE = 'undefined_object', HINT = 'Run `walhook setup`, or SELECT rule_cdc_publication_create(); and SELECT rule_cdc_slot_create(); first.';
     END IF;
     SELECT s.confirmed_flush_lsn, s.plugin, s.database, s.wal_status INTO v_slot
     FROM pg_replication_slots s WHERE s.slot_name = v_anchor;
@@ -583,7 +584,7 @@ BEGIN
         RAISE EXCEPTION 'cannot move anchor slot %: %', quote_literal(v_anchor.anchor_name),
             CASE WHEN v_anchor.wal_status = 'lost' THEN 'PostgreSQL has removed WAL that it needed' ELSE 'it is gone' END
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = 'SELECT rule_cdc_anchor_drop(), then rule_cdc_anchor_create() keeps the WAL from then on.';
+            HINT = 'SELECT rule_cdc_anchor_drop(); then SELECT rule_cdc_anchor_create(); keeps the WAL from then on.';
     END IF;
     SELECT s.confirmed_flush_lsn INTO v_confirmed FROM pg_replication_slots s WHERE s.slot_name = p_slot;
     -- Well below max_slot_wal_keep_size, beyond which PostgreSQL would take the slot's WAL away.
@@ -690,7 +691,7 @@ BEGIN
         RAISE EXCEPTION 'cannot replay % events a second', p_rate USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF p_subject_prefix IS NOT NULL THEN
-        v_problem := public.rule_nats_subject_check(p_subject_prefix);
+        v_problem := public.rule_nats_subject_check(p_subject_prefix || '.x');
         IF v_problem IS NOT NULL THEN
             RAISE EXCEPTION 'cannot replay below subject %: %', quote_literal(p_subject_prefix), v_problem
                 USING ERRCODE = 'invalid_parameter_value';

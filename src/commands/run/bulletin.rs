@@ -38,6 +38,11 @@ use crate::{
 
 /// The consumer that the RFC's workers expect on the stream of their configuration.
 const RFC_CONSUMER: &str = "webhook-worker-1";
+/// How often such a consumer delivers a message, and how long it waits for an answer each time (the last wait goes on). The first is the
+/// RFC's own AckWait: its workers call for 5 s at most, and a shorter wait would have one event called twice.
+const WORKER_MAX_DELIVER: u32 = 10;
+const WORKER_BACKOFF: [Duration; 4] =
+    [Duration::from_secs(30), Duration::from_secs(60), Duration::from_secs(300), Duration::from_secs(900)];
 /// How long one round may take before it counts as failed.
 const ROUND: Duration = Duration::from_secs(60);
 /// After so many failures in a row it is tried again only every so often.
@@ -238,6 +243,9 @@ async fn keep_consumer(control: &Control, stream: &str, consumer: &str) -> Resul
         "ack_policy": "explicit",
         "deliver_policy": "all",
         "replay_policy": "instant",
+        // A worker that answers -NAK at once would get a message that it cannot take thousands of times a second, for ever.
+        "max_deliver": WORKER_MAX_DELIVER,
+        "backoff": WORKER_BACKOFF.map(|wait| wait.as_nanos() as u64),
         "description": "walhook: for workers, as rule_nats_streams.consumers says",
     });
     let request = json!({ "stream_name": stream, "config": config });
