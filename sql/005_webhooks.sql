@@ -20,8 +20,25 @@ BEGIN
         CREATE TABLE public.rule_cdc_migrations (
             version TEXT PRIMARY KEY,
             description TEXT NOT NULL,
-            applied_at TIMESTAMPTZ NOT NULL DEFAULT now()
+            applied_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+            found JSONB
         );
+        -- What there was before walhook came, so that `walhook uninstall` leaves it. Where walhook 0.1 was here, its descriptions tell.
+        INSERT INTO public.rule_cdc_migrations (version, description, found)
+        SELECT 'found', 'tables and views of RFC-0005 and RFC-0007 that were there before',
+               coalesce(jsonb_object_agg(c.relname, jsonb_build_object(
+                   'columns', ARRAY(SELECT a.attname FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+                   'constraints', ARRAY(SELECT k.conname FROM pg_constraint k WHERE k.conrelid = c.oid),
+                   'indexes', ARRAY(SELECT o.relname FROM pg_index i JOIN pg_class o ON o.oid = i.indexrelid WHERE i.indrelid = c.oid))), '{}')
+        FROM pg_class c
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'v')
+          AND c.relname IN ('rule_webhooks', 'rule_webhook_secrets', 'rule_webhook_calls', 'rule_webhook_call_history', 'rule_nats_config',
+                            'rule_nats_streams', 'rule_nats_publish_history', 'rule_nats_consumer_stats', 'webhook_status_summary',
+                            'webhook_recent_failures', 'webhook_performance_stats', 'nats_publish_summary', 'nats_recent_failures',
+                            'nats_performance_stats')
+          AND (to_regclass('public.rule_webhook_events') IS NULL OR obj_description(c.oid, 'pg_class') IS NULL);
+        COMMENT ON COLUMN public.rule_cdc_migrations.found IS
+            'In the row found: of each table or view of these names that was there before walhook its columns, constraints and indexes';
         COMMENT ON TABLE public.rule_cdc_migrations IS
             'Which SQL files of walhook this database has had, and when first. The tables of a file are made once, by its first run; '
             'its functions, views and grants by every run. 0.1/...: by walhook 0.1, whose record was in schema_migrations';

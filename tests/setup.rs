@@ -576,3 +576,104 @@ async fn mallory_is_first(pg: &Postgres) -> bool {
         && client.batch_execute("SELECT FROM pg_class").await.is_err()
         && client.batch_execute("SELECT 'a'::text").await.is_err()
 }
+
+/// All that a database has, and the roles and slots of its server, as text: names, definitions, owners and rights.
+const CATALOGUE: &str = "
+    SELECT string_agg(line, E'\\n' ORDER BY line COLLATE \"C\") FROM (
+        SELECT format('routine %s %s %s %s', p.oid::regprocedure, p.proowner::regrole, md5(p.prosrc), p.proacl) AS line
+        FROM pg_proc p WHERE p.oid >= 16384
+        UNION ALL SELECT format('relation %s %s %s %s %s', c.oid::regclass, c.relkind, c.relowner::regrole, c.relacl, obj_description(c.oid, 'pg_class'))
+        FROM pg_class c WHERE c.oid >= 16384 AND c.relnamespace = 'public'::regnamespace
+        UNION ALL SELECT format('column %s.%s %s %s', c.relname, a.attname, format_type(a.atttypid, a.atttypmod), pg_get_expr(d.adbin, d.adrelid))
+        FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+        WHERE c.relnamespace = 'public'::regnamespace AND a.attnum > 0 AND NOT a.attisdropped AND c.relkind <> 'i'
+        UNION ALL SELECT format('constraint %s %s %s', k.conrelid::regclass, k.conname, pg_get_constraintdef(k.oid)) FROM pg_constraint k
+        WHERE k.connamespace = 'public'::regnamespace
+        UNION ALL SELECT format('trigger %s %s', t.tgrelid::regclass, t.tgname) FROM pg_trigger t WHERE NOT t.tgisinternal
+        UNION ALL SELECT format('type %s', t.oid::regtype) FROM pg_type t WHERE t.oid >= 16384 AND t.typnamespace = 'public'::regnamespace
+        UNION ALL SELECT format('schema %s %s', n.nspname, n.nspacl) FROM pg_namespace n WHERE n.nspname !~ '^pg_(toast_)?temp'
+        UNION ALL SELECT format('publication %s', p.pubname) FROM pg_publication p
+        UNION ALL SELECT format('database %s %s', d.datname, d.datacl) FROM pg_database d
+        UNION ALL SELECT format('role %s', r.rolname) FROM pg_roles r
+        UNION ALL SELECT format('slot %s', s.slot_name) FROM pg_replication_slots s
+    ) lines";
+
+#[tokio::test]
+async fn uninstall_leaves_a_database_as_it_was_before_setup() {
+    for version in ["14", "18"] {
+        let pg = Postgres::builder().version(version).start().await;
+        // A stranger's table that is linked later; PUBLIC has lost what setup grants then.
+        pg.psql("CREATE TABLE orders (id int PRIMARY KEY, note text); GRANT SELECT ON orders TO postgres; REVOKE CONNECT, TEMPORARY ON DATABASE postgres FROM PUBLIC; REVOKE USAGE ON SCHEMA public FROM PUBLIC");
+        let before = pg.psql(CATALOGUE);
+        let done = verb("setup", pg.conninfo(), &[]).await;
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        let asked = verb("uninstall", pg.conninfo(), &[]).await;
+        assert_eq!(asked.code, Some(2), "{}", asked.stderr);
+        assert!(asked.stderr.contains("--yes"), "{}", asked.stderr);
+        pg.psql(
+            "SELECT rule_webhook_register('hook', 'https://example.com'), rule_webhook_enable_nats(1, NULL, 'nats');
+             SELECT rule_webhook_link_table('hook', 'orders'); INSERT INTO orders VALUES (1);
+             GRANT SELECT, UPDATE ON orders TO walhook_streamer",
+        );
+        pg.psql("SELECT rule_cdc_anchor_create()");
+        // Nothing is removed under a walhook that streams.
+        let mut run = Walhook::run().env("DATABASE_URL", pg.conninfo()).start();
+        run.logged("slot taken").await;
+        let refused = verb("uninstall", pg.conninfo(), &["--yes"]).await;
+        assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+        assert!(
+            refused.stderr.contains("streams from slot") && refused.stderr.contains("stop that walhook first"),
+            "{}",
+            refused.stderr
+        );
+        run.kill9();
+        support::eventually("the slot to be free", async || {
+            (pg.psql("SELECT count(*) FROM pg_replication_slots WHERE active") == "0").then_some(())
+        })
+        .await;
+        // Nor what somebody's view reads.
+        pg.psql("CREATE VIEW dashboard AS SELECT webhook_name FROM rule_webhooks");
+        let set_up = pg.psql(CATALOGUE);
+        let refused = verb("uninstall", pg.conninfo(), &["--yes"]).await;
+        assert!(refused.stderr.contains("view public.dashboard depends on"), "{}", refused.stderr);
+        assert_eq!(pg.psql(CATALOGUE), set_up);
+        pg.psql("DROP VIEW dashboard");
+
+        let done = verb("uninstall", pg.conninfo(), &["--yes"]).await;
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        assert_eq!(pg.psql(CATALOGUE), before, "PostgreSQL {version}");
+        // And it can be set up again, and printed.
+        let done = verb("setup", pg.conninfo(), &[]).await;
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        let printed = Walhook::command("uninstall").arg("--print").finish().stdout;
+        pg.psql(printed.split("\\set ON_ERROR_STOP on\n").nth(1).unwrap().split("-- slots").next().unwrap());
+        pg.psql("SELECT pg_drop_replication_slot('walhook')");
+        assert_eq!(pg.psql(CATALOGUE), before, "PostgreSQL {version}, printed");
+    }
+}
+
+#[tokio::test]
+async fn uninstall_leaves_the_upstreams_tables_their_rows_and_what_they_were() {
+    let pg = Postgres::start().await;
+    pg.psql(&file("tests/sql/fixtures/upstream.sql"));
+    let tables = "SELECT string_agg(line, E'\\n' ORDER BY line COLLATE \"C\") FROM (
+        SELECT format('column %s.%s %s', c.relname, a.attname, format_type(a.atttypid, a.atttypmod)) AS line
+        FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped
+        UNION ALL SELECT format('constraint %s %s', k.conrelid::regclass, k.conname) FROM pg_constraint k WHERE k.connamespace = 'public'::regnamespace
+        UNION ALL SELECT format('index %s', i.indexname) FROM pg_indexes i WHERE i.schemaname = 'public'
+        UNION ALL SELECT format('webhook %s', w.webhook_name) FROM rule_webhooks w
+        UNION ALL SELECT format('call %s', c.payload) FROM rule_webhook_calls c
+        UNION ALL SELECT format('history %s', h.payload) FROM rule_nats_publish_history h
+        UNION ALL SELECT format('view %s', v.viewname) FROM pg_views v WHERE v.schemaname = 'public'
+        UNION ALL SELECT format('migration %s', m) FROM schema_migrations m
+    ) lines";
+    let before = pg.psql(tables);
+    setup(&pg, "postgres").await;
+    setup(&pg, "postgres").await;
+    let done = verb("uninstall", pg.conninfo(), &["--yes", "--slot", "postgres"]).await;
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert_eq!(pg.psql(tables), before);
+    assert_eq!(pg.psql("SELECT count(*) FROM pg_proc WHERE obj_description(oid, 'pg_proc') LIKE 'walhook:%'"), "0");
+    assert_eq!(pg.psql("SELECT rule_webhook_enqueue(1, '{}')"), "2", "their functions of RFC-0005 are there");
+}

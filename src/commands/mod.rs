@@ -14,6 +14,7 @@ pub mod seek;
 pub mod setup;
 pub mod status;
 mod told;
+pub mod uninstall;
 
 use std::io::{self, Write};
 
