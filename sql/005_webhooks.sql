@@ -260,6 +260,24 @@ CREATE FUNCTION walhook_staging.rule_webhook_problem(
 $$;
 COMMENT ON FUNCTION walhook_staging.rule_webhook_problem IS 'walhook: why a webhook cannot be so, or NULL where it can';
 
+-- As src/route/shown_url.rs has it. The pattern goes through the parameters that look like credentials by their names.
+CREATE FUNCTION walhook_staging.rule_webhook_shown_url(p_url TEXT)
+RETURNS TEXT LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_plain CONSTANT TEXT := translate(p_url, E'\t\n\r', '');
+    v_shown TEXT;
+BEGIN
+    v_shown := regexp_replace(v_plain, '^([\x01-\x20]*(?:[a-zA-Z0-9+.-]+:)?[/\\]*)[^/\\?#]*@', '\1');
+    v_shown := regexp_replace(
+        v_shown,
+        '([?&;#](?:[^=?&;#]*(?:auth(?!or(?!i))|token|secret|password|passwd|signature|credential|session|jwt|api[-_.]*key|'
+        || 'access[-_.]*key|private[-_.]*key)[^=?&;#]*|key|sig|pass|pwd|pw|code)=)[^?&;#]*', '\1***', 'gi');
+    RETURN CASE WHEN v_shown = v_plain THEN p_url ELSE v_shown END;
+END
+$$;
+COMMENT ON FUNCTION walhook_staging.rule_webhook_shown_url IS
+    'walhook: a webhook''s url without its login, and without the values of query parameters that look like credentials';
+
 CREATE FUNCTION walhook_staging.rule_webhook_register(
     p_name TEXT,
     p_url TEXT,
@@ -278,7 +296,7 @@ BEGIN
     END IF;
     IF p_url IS NULL OR p_url !~* '^https?://.' THEN
         RAISE EXCEPTION 'cannot register webhook %: its url is %, not http:// or https://', quote_literal(p_name),
-            coalesce(quote_literal(p_url), 'NULL') USING ERRCODE = 'invalid_parameter_value';
+            coalesce(quote_literal(public.rule_webhook_shown_url(p_url)), 'NULL') USING ERRCODE = 'invalid_parameter_value';
     END IF;
     v_problem := public.rule_webhook_problem(p_method, p_headers, p_timeout_ms, p_max_retries);
     IF v_problem IS NOT NULL THEN
@@ -315,7 +333,7 @@ BEGIN
     END IF;
     IF p_url !~* '^https?://.' THEN
         RAISE EXCEPTION 'cannot update webhook %: its url would be %, not http:// or https://', p_webhook_id,
-            quote_literal(p_url) USING ERRCODE = 'invalid_parameter_value';
+            quote_literal(public.rule_webhook_shown_url(p_url)) USING ERRCODE = 'invalid_parameter_value';
     END IF;
     UPDATE public.rule_webhooks
     SET url = coalesce(p_url, url),
@@ -344,15 +362,19 @@ COMMENT ON FUNCTION walhook_staging.rule_webhook_delete IS
 CREATE FUNCTION walhook_staging.rule_webhook_list(p_enabled_only BOOLEAN DEFAULT false)
 RETURNS TABLE (webhook_id INTEGER, webhook_name TEXT, url TEXT, method TEXT, enabled BOOLEAN, total_calls BIGINT,
                success_rate NUMERIC, created_at TIMESTAMPTZ)
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT w.webhook_id, w.webhook_name, w.url, w.method, w.enabled, count(c.call_id),
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT w.webhook_id, w.webhook_name, public.rule_webhook_shown_url(w.url), w.method, w.enabled, count(c.call_id),
            round(100.0 * count(c.call_id) FILTER (WHERE c.status = 'success') / nullif(count(c.call_id), 0), 2),
            w.created_at
     FROM public.rule_webhooks w
     LEFT JOIN public.rule_webhook_calls c USING (webhook_id)
     WHERE w.enabled OR NOT coalesce(p_enabled_only, false)
     GROUP BY w.webhook_id
-    ORDER BY w.webhook_name
+    ORDER BY w.webhook_name;
+END
 $$;
 COMMENT ON FUNCTION walhook_staging.rule_webhook_list IS 'walhook: webhooks by name, with their queued calls counted';
 
@@ -457,7 +479,7 @@ BEGIN
         'call_id', public.rule_webhook_enqueue(p_webhook_id, p_payload),
         'status', 'enqueued',
         'webhook_name', v_webhook.webhook_name,
-        'url', v_webhook.url,
+        'url', public.rule_webhook_shown_url(v_webhook.url),
         'message', 'Webhook call enqueued for a worker');
 END
 $$;

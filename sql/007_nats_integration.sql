@@ -151,7 +151,7 @@ CREATE TABLE IF NOT EXISTS public.rule_nats_publish_history (
 COMMENT ON TABLE public.rule_nats_publish_history IS
     'One row per event that JetStream acknowledged or that could not be published, written by the streamer. Holds payloads: '
     'granted to nobody but the roles of 009. Never published, never linkable';
-COMMENT ON COLUMN public.rule_nats_publish_history.message_id IS 'Nats-Msg-Id: the caller''s, or <source>-<lsn>-<time>-<ordinal>-<webhook>';
+COMMENT ON COLUMN public.rule_nats_publish_history.message_id IS 'The caller''s, or the event''s id, <source>-<lsn>-<time>-<ordinal>-<webhook>';
 COMMENT ON COLUMN public.rule_nats_publish_history.sequence_number IS
     'Sequence in the stream. NULL in core NATS, and where it was looked for in vain after a restart: the stream has dropped '
     'the message, or had one with the same message_id from before';

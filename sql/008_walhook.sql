@@ -150,7 +150,8 @@ COMMENT ON TABLE public.rule_webhook_events IS
     'has them. Trimmed by the streamer';
 COMMENT ON COLUMN public.rule_webhook_events.webhook_id IS 'No foreign key: an event outlives its webhook';
 COMMENT ON COLUMN public.rule_webhook_events.subject IS 'As it was when the event was made: later edits of the webhook do not reroute it';
-COMMENT ON COLUMN public.rule_webhook_events.message_id IS 'The caller''s Nats-Msg-Id; NULL: made from the position in the WAL';
+COMMENT ON COLUMN public.rule_webhook_events.message_id IS
+    'The caller''s own, sent as Nats-Msg-Id <source>:<webhook_id>:<message_id>; NULL: made from the position in the WAL';
 COMMENT ON COLUMN public.rule_webhook_events.headers IS
     'The call''s own headers: of the message, and in the payload. With body: all that the message had';
 COMMENT ON COLUMN public.rule_webhook_events.body IS
@@ -230,6 +231,7 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_status (
     heartbeat_seconds INTEGER NOT NULL DEFAULT 10
 );
 ALTER TABLE public.rule_cdc_status ADD COLUMN IF NOT EXISTS history_lost BIGINT;
+ALTER TABLE public.rule_cdc_status ADD COLUMN IF NOT EXISTS log_lines_lost BIGINT;
 COMMENT ON TABLE public.rule_cdc_status IS
     'What the running streamer last said of itself, one row per source. Never published, never linkable';
 COMMENT ON COLUMN public.rule_cdc_status.pid IS 'Process id on host';
@@ -240,6 +242,8 @@ COMMENT ON COLUMN public.rule_cdc_status.nats IS
     'the slot waits for its unsettled events; falls_back: what of transactions and durability its streams cannot do';
 COMMENT ON COLUMN public.rule_cdc_status.history_lost IS
     'Rows that rule_nats_publish_history did not take, in this session; their events are delivered';
+COMMENT ON COLUMN public.rule_cdc_status.log_lines_lost IS
+    'Lines of its log that standard error did not take (a full disk, a closed or stalled pipe), since the process began';
 COMMENT ON COLUMN public.rule_cdc_status.heartbeat_seconds IS
     'How often it writes heartbeat_at, s; three times that without one, and it counts as not running';
 
@@ -255,6 +259,8 @@ COMMENT ON COLUMN public.rule_nats_publish_history.webhook_event_id IS
 COMMENT ON COLUMN public.rule_nats_publish_history.stream_name IS 'The stream that acknowledged it';
 CREATE INDEX IF NOT EXISTS idx_nats_publish_event ON public.rule_nats_publish_history (webhook_event_id)
     WHERE webhook_event_id IS NOT NULL;
+CREATE INDEX IF NOT EXISTS idx_nats_publish_message_id ON public.rule_nats_publish_history (message_id)
+    WHERE message_id IS DISTINCT FROM event_id;
 CREATE UNIQUE INDEX IF NOT EXISTS idx_nats_publish_event_id ON public.rule_nats_publish_history (event_id)
     WHERE event_id IS NOT NULL;
 
@@ -520,7 +526,8 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
             'rule_webhook_links', 'rule_webhook_events', 'rule_nats_config', 'rule_nats_streams',
             'rule_nats_publish_history', 'rule_nats_consumer_stats', 'rule_nats_checkpoints', 'rule_nats_dead_letters',
             'rule_cdc_status', 'rule_cdc_replays', 'rule_cdc_backfill_jobs', 'rule_cdc_backfill_ranges',
-            'rule_cdc_backfill_rows', 'rule_cdc_anchor_settings', 'rule_cdc_anchor_places')
+            'rule_cdc_backfill_rows', 'rule_cdc_anchor_settings', 'rule_cdc_anchor_places', 'rule_cdc_rule_sources',
+            'rule_cdc_rule_versions', 'rule_cdc_rule_amendments')
     )
     SELECT CASE
         WHEN EXISTS (SELECT FROM ours WHERE oid = p_table)
@@ -1264,6 +1271,7 @@ CREATE OR REPLACE FUNCTION public.rule_nats_dead_letter_retry(
 ) RETURNS BIGINT LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_letter RECORD;
+    v_headers JSONB;
     v_subject TEXT;
     v_problem TEXT;
     v_event_id BIGINT;
@@ -1308,10 +1316,15 @@ BEGIN
             HINT = format('SELECT rule_nats_dead_letter_retry(%s, ''another.subject'');', p_dead_letter_id);
     END IF;
 
-    -- Under its first message id, so that JetStream takes it once within the stream's window whatever happens.
-    INSERT INTO public.rule_webhook_events (webhook_id, payload, subject, message_id, headers, body, triggered_by)
-    VALUES (v_letter.webhook_id, 'null', v_subject, coalesce(v_letter.headers ->> 'Nats-Msg-Id', v_letter.event_id),
-            v_letter.headers, v_letter.payload, coalesce(nullif(current_setting('role', true), 'none'), session_user))
+    -- Under an id of its own: JetStream would drop the first one as a duplicate, for the stream may have the first message. The
+    -- header Walhook-Retry-Of keeps the first event's id, Walhook-Message-Id the caller's.
+    v_headers := coalesce(v_letter.headers, '{}');
+    v_headers := CASE WHEN v_headers ? 'Walhook-Id' AND v_headers ? 'Nats-Msg-Id'
+                      THEN jsonb_build_object('Walhook-Message-Id', v_headers -> 'Nats-Msg-Id') ELSE '{}' END
+                 || jsonb_build_object('Walhook-Retry-Of', v_letter.event_id) || v_headers;
+    INSERT INTO public.rule_webhook_events (webhook_id, payload, subject, headers, body, triggered_by)
+    VALUES (v_letter.webhook_id, 'null', v_subject, v_headers, v_letter.payload,
+            coalesce(nullif(current_setting('role', true), 'none'), session_user))
     RETURNING event_id INTO v_event_id;
     UPDATE public.rule_nats_dead_letters SET status = 'retried', retried_as = v_event_id
     WHERE dead_letter_id = p_dead_letter_id;
@@ -1319,8 +1332,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_nats_dead_letter_retry IS
-    'walhook: publishes a dead letter again, in this transaction: body and headers byte for byte, to its subject or p_subject, '
-    'under its first message id. Returns the event_id for rule_nats_event_status';
+    'walhook: publishes a dead letter again, after this transaction: body and headers byte for byte, to its subject or p_subject, '
+    'under a message id of its own; the header Walhook-Retry-Of has the first event''s id. Returns the event_id for rule_nats_event_status';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_dead_letter_drop(p_dead_letter_id BIGINT)
 RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -1352,14 +1365,31 @@ RETURNS JSONB LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_cata
 DECLARE
     p_event_id CONSTANT BIGINT := event_id;
     v_row RECORD;
+    v_first BIGINT;
 BEGIN
-    SELECT h.success, h.subject, h.message_id, h.stream_name, h.sequence_number, h.latency_ms, h.published_at, h.error_message
+    SELECT h.success, h.subject, h.message_id, h.stream_name, h.sequence_number, h.latency_ms, h.published_at, h.error_message,
+           h.publish_id, h.event_id
     INTO v_row
     FROM public.rule_nats_publish_history h
     WHERE h.webhook_event_id = p_event_id
     ORDER BY h.success DESC, h.publish_id DESC
     LIMIT 1;
     IF FOUND AND v_row.success THEN
+        -- JetStream acknowledges a message id that it knows with the sequence of the event that had it first.
+        SELECT o.webhook_event_id INTO v_first
+        FROM public.rule_nats_publish_history o
+        WHERE o.message_id = v_row.message_id AND o.message_id IS DISTINCT FROM o.event_id
+          AND o.stream_name = v_row.stream_name AND o.sequence_number = v_row.sequence_number
+          AND o.success AND o.event_id <> v_row.event_id AND o.publish_id < v_row.publish_id
+        ORDER BY o.publish_id
+        LIMIT 1;
+        IF FOUND THEN
+            RETURN jsonb_build_object(
+                'event_id', p_event_id, 'status', 'duplicate', 'success', true, 'subject', v_row.subject,
+                'message_id', v_row.message_id, 'stream', v_row.stream_name, 'duplicate_of', v_first,
+                'message', 'the stream had a message with this message_id: nothing was stored for this event',
+                'published_at', v_row.published_at);
+        END IF;
         RETURN jsonb_build_object(
             'event_id', p_event_id, 'status', 'published', 'success', true, 'subject', v_row.subject,
             'message_id', v_row.message_id, 'stream', v_row.stream_name, 'sequence', v_row.sequence_number,
@@ -1391,7 +1421,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_nats_event_status IS
-    'walhook: what became of an event: enqueued; published, with stream, sequence and latency_ms; failed, with error; unknown';
+    'walhook: what became of an event: enqueued; published, with stream, sequence and latency_ms; duplicate, with the event that had '
+    'its message_id first; failed, with error; unknown';
 
 CREATE OR REPLACE PROCEDURE public.rule_nats_wait(
     event_id BIGINT,

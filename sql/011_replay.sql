@@ -169,9 +169,12 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_backfill_jobs (
     finished_at TIMESTAMPTZ,
     CONSTRAINT valid_backfill_status CHECK (status IN ('running', 'done', 'cancelled'))
 );
+-- A first version did not note where it began.
+ALTER TABLE public.rule_cdc_backfill_jobs ADD COLUMN IF NOT EXISTS begin_lsn PG_LSN;
 COMMENT ON TABLE public.rule_cdc_backfill_jobs IS
     'Backfills; the view rule_cdc_backfills shows them with their progress. Never published, never linkable';
 COMMENT ON COLUMN public.rule_cdc_backfill_jobs.key_columns IS 'The primary key, in whose order the rows are taken';
+COMMENT ON COLUMN public.rule_cdc_backfill_jobs.begin_lsn IS 'All its rows lie behind it in the WAL';
 COMMENT ON COLUMN public.rule_cdc_backfill_jobs.end_lsn IS
     'All its rows lie before it in the WAL: they are delivered once the slot is confirmed up to there';
 
@@ -220,13 +223,20 @@ END
 $schema$;
 
 CALL public.rule_cdc_view('rule_cdc_backfills',
-    'Backfills and how far they are. rows_waiting: some transaction holds a lock on them. One that was killed is running, and goes on '
-    'where it was when `walhook backfill` is asked for the same again', $view$
+    'Backfills and how far they are. rows_waiting: some transaction holds a lock on them. events_failed: snapshot events of its webhooks '
+    'between begin_lsn and end_lsn that are in rule_nats_dead_letters; final once the slot is confirmed up to end_lsn. One that was '
+    'killed is running, and goes on where it was when `walhook backfill` is asked for the same again', $view$
 SELECT j.backfill_id, j.table_schema, j.table_name, j.link_ids, j.status, j.rows_estimated,
        coalesce(r.rows_sent, 0)::bigint AS rows_sent,
        coalesce(r.rows_waiting, 0)::bigint AS rows_waiting,
        coalesce(r.chunks, 0)::bigint AS chunks,
-       j.end_lsn, j.started_by, j.started_at, coalesce(r.updated_at, j.started_at) AS updated_at, j.finished_at
+       j.end_lsn, j.started_by, j.started_at, coalesce(r.updated_at, j.started_at) AS updated_at, j.finished_at,
+       j.begin_lsn,
+       (SELECT count(*) FROM public.rule_nats_dead_letters d
+        WHERE d.commit_lsn >= j.begin_lsn AND (j.end_lsn IS NULL OR d.commit_lsn < j.end_lsn)
+          AND d.headers ->> 'Walhook-Op' = 'snapshot'
+          AND d.webhook_id IN (SELECT l.webhook_id FROM public.rule_webhook_links l WHERE l.link_id = ANY (j.link_ids))
+       ) AS events_failed
 FROM public.rule_cdc_backfill_jobs j
 LEFT JOIN LATERAL (SELECT sum(g.rows_sent) AS rows_sent, sum(jsonb_array_length(g.later)) AS rows_waiting,
                           sum(g.chunks) AS chunks, max(g.updated_at) AS updated_at
@@ -234,21 +244,226 @@ LEFT JOIN LATERAL (SELECT sum(g.rows_sent) AS rows_sent, sum(jsonb_array_length(
 
 CALL public.rule_cdc_functions_open(ARRAY[]::text[]);
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_key(p_table REGCLASS, OUT names TEXT[], OUT types TEXT[])
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT array_agg(a.attname::text ORDER BY k.place), array_agg(format_type(a.atttypid, NULL) ORDER BY k.place)
+-- A first version answered names and types only.
+DROP FUNCTION IF EXISTS public.rule_cdc_backfill_key(REGCLASS);
+CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_key(
+    p_table REGCLASS,
+    OUT names TEXT[],
+    OUT types TEXT[],
+    OUT lt TEXT[],
+    OUT le TEXT[],
+    OUT eq TEXT[],
+    OUT ge TEXT[],
+    OUT gt TEXT[]
+) LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    -- The type below a domain, whose CHECK is the table owner's code. With type modifier -1, for without one char(n) is char(1).
+    SELECT array_agg(a.attname::text ORDER BY k.place), array_agg(format_type(b.base, -1) ORDER BY k.place),
+           array_agg(o.named[1] ORDER BY k.place), array_agg(o.named[2] ORDER BY k.place), array_agg(o.named[3] ORDER BY k.place),
+           array_agg(o.named[4] ORDER BY k.place), array_agg(o.named[5] ORDER BY k.place)
     FROM pg_index i
-    CROSS JOIN unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, place)
+    CROSS JOIN unnest(i.indkey::int2[], i.indclass::oid[]) WITH ORDINALITY AS k (attnum, opclass, place)
     JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+    CROSS JOIN LATERAL (
+        WITH RECURSIVE down (oid, below, kind) AS (
+            SELECT t.oid, t.typbasetype, t.typtype FROM pg_type t WHERE t.oid = a.atttypid
+            UNION ALL
+            SELECT t.oid, t.typbasetype, t.typtype FROM down d JOIN pg_type t ON t.oid = d.below
+        )
+        SELECT d.oid AS base, d.kind FROM down d WHERE d.below = 0
+    ) b
+    -- The operators by which ORDER BY sorts, wherever an extension has put them. A key WITHOUT OVERLAPS has another kind of index.
+    CROSS JOIN LATERAL (
+        SELECT c.opcfamily, c.opcintype FROM pg_opclass c JOIN pg_am m ON m.oid = c.opcmethod AND m.amname = 'btree'
+        WHERE c.oid = k.opclass
+           OR c.opcdefault AND c.opcintype IN (b.base, CASE b.kind WHEN 'r' THEN 'anyrange'::regtype WHEN 'm' THEN 'anymultirange'::regtype
+                                                                   WHEN 'e' THEN 'anyenum'::regtype END)
+        ORDER BY c.oid = k.opclass DESC, c.opcintype = b.base DESC
+        LIMIT 1
+    ) c
+    CROSS JOIN LATERAL (
+        SELECT array_agg(format('OPERATOR(%I.%s)', n.nspname, r.oprname) ORDER BY s.amopstrategy) AS named
+        FROM pg_amop s JOIN pg_operator r ON r.oid = s.amopopr JOIN pg_namespace n ON n.oid = r.oprnamespace
+        WHERE s.amopfamily = c.opcfamily AND s.amoplefttype = c.opcintype AND s.amoprighttype = c.opcintype AND s.amoppurpose = 's'
+    ) o
     WHERE i.indrelid = p_table AND i.indisprimary AND k.place <= i.indnkeyatts
 $$;
-COMMENT ON FUNCTION public.rule_cdc_backfill_key IS 'walhook: the primary key of a table and its types; NULL where it has none';
+COMMENT ON FUNCTION public.rule_cdc_backfill_key IS
+    'walhook: the primary key of a table, the types below its columns, and the operators that compare them (lt, le, eq, ge, gt); NULL '
+    'where it has none';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_bound(
+    p_names TEXT[],
+    p_types TEXT[],
+    p_key JSONB,
+    p_last TEXT[],
+    p_at TEXT[],
+    p_beyond TEXT[]
+) RETURNS TEXT LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    -- Literals, which are read by their types' input functions; a cast from text may be the table owner's code.
+    v_values TEXT[] := ARRAY(SELECT format('CAST(%L AS %s)', p_key ->> (t.n - 1)::int, t.name)
+                             FROM unnest(p_types) WITH ORDINALITY AS t (name, n) ORDER BY t.n);
+    v_count INTEGER := cardinality(p_names);
+    v_condition TEXT;
+BEGIN
+    IF p_last = array_fill(p_last[1], ARRAY[v_count]) THEN
+        RETURN format('(%s) %s (%s)',
+                      (SELECT string_agg(format('t.%I', c.name), ', ' ORDER BY c.n) FROM unnest(p_names) WITH ORDINALITY AS c (name, n)),
+                      p_last[1], array_to_string(v_values, ', '));
+    END IF;
+    -- Columns whose operators are not of one schema cannot be compared as a row.
+    v_condition := format('t.%I %s %s', p_names[v_count], p_last[v_count], v_values[v_count]);
+    FOR i IN REVERSE v_count - 1 .. 1 LOOP
+        v_condition := format('t.%1$I %2$s %3$s AND (t.%1$I %4$s %3$s OR (%5$s))', p_names[i], p_at[i], v_values[i], p_beyond[i],
+                              v_condition);
+    END LOOP;
+    RETURN '(' || v_condition || ')';
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_backfill_bound IS
+    'walhook: the condition that the key of table t lies on one side of p_key';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_foreign_code(p_table REGCLASS)
+RETURNS TABLE (problem TEXT, remedy TEXT) LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    -- PostgreSQL simplifies the expressions of a table's indexes and statistics when it plans a query, and runs what is constant
+    -- in them, with the rights of whoever queries. What superusers and the caller made themselves may run.
+    WITH RECURSIVE relations (oid) AS (
+        SELECT p_table::oid UNION SELECT t.relid FROM pg_partition_tree(p_table) t
+    ), parts (classid, objid, what) AS (
+        SELECT 'pg_class'::regclass, i.indexrelid, format('index %s', i.indexrelid::regclass)
+        FROM relations r JOIN pg_index i ON i.indrelid = r.oid
+        UNION ALL
+        SELECT 'pg_statistic_ext'::regclass, s.oid, format('statistics object %I.%I', s.stxnamespace::regnamespace, s.stxname)
+        FROM relations r JOIN pg_statistic_ext s ON s.stxrelid = r.oid
+    ), used (what, classid, objid) AS (
+        SELECT p.what, d.refclassid, d.refobjid FROM parts p JOIN pg_depend d ON d.classid = p.classid AND d.objid = p.objid
+        UNION
+        SELECT u.what, 'pg_proc'::regclass, o.oprcode FROM used u JOIN pg_operator o ON u.classid = 'pg_operator'::regclass AND o.oid = u.objid
+    ), key_types (what, oid) AS (
+        SELECT format('primary key column %I', a.attname), a.atttypid
+        FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey::int2[])
+        WHERE i.indrelid = p_table AND i.indisprimary
+        UNION
+        -- Below a domain its own check is passed by; within another type it is not.
+        SELECT k.what, inner_type.oid
+        FROM key_types k
+        JOIN pg_type t ON t.oid = k.oid
+        CROSS JOIN LATERAL (
+            SELECT t.typbasetype AS oid WHERE t.typtype = 'd'
+            UNION ALL SELECT t.typelem WHERE t.typelem <> 0
+            UNION ALL SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+            UNION ALL SELECT r.rngsubtype FROM pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)
+        ) inner_type
+    ), owned (what, object, owner, fix) AS (
+        SELECT u.what, format('function %s', p.oid::regprocedure), p.proowner, format('ALTER ROUTINE %s', p.oid::regprocedure)
+        FROM used u JOIN pg_proc p ON u.classid = 'pg_proc'::regclass AND p.oid = u.objid
+        UNION ALL
+        SELECT u.what, format('type %s', t.oid::regtype), t.typowner,
+               format(CASE t.typtype WHEN 'd' THEN 'ALTER DOMAIN %s' ELSE 'ALTER TYPE %s' END, t.oid::regtype)
+        FROM used u JOIN pg_type t ON u.classid = 'pg_type'::regclass AND t.oid = u.objid AND t.typtype <> 'e'
+        UNION ALL
+        SELECT k.what, format('domain %s', t.oid::regtype), t.typowner, format('ALTER DOMAIN %s', t.oid::regtype)
+        FROM key_types k JOIN pg_type t ON t.oid = k.oid AND t.typtype = 'd'
+        -- The domains of the column itself are passed by.
+        WHERE NOT EXISTS (
+            WITH RECURSIVE own (oid) AS (
+                SELECT a.atttypid FROM pg_attribute a
+                WHERE a.attrelid = p_table AND k.what = format('primary key column %I', a.attname)
+                UNION SELECT d.typbasetype FROM own JOIN pg_type d ON d.oid = own.oid AND d.typtype = 'd'
+            ) SELECT FROM own WHERE own.oid = t.oid)
+    )
+    SELECT DISTINCT format('its %s uses %s of role %I', o.what, o.object, r.rolname),
+           format('%s OWNER TO %I;', o.fix, (SELECT s.rolname FROM pg_roles s WHERE s.rolsuper ORDER BY s.oid LIMIT 1))
+    FROM owned o JOIN pg_roles r ON r.oid = o.owner
+    WHERE NOT r.rolsuper AND r.rolname <> current_user
+$$;
+COMMENT ON FUNCTION public.rule_cdc_backfill_foreign_code IS
+    'walhook: code of other roles that a query of this table would run with the rights of the caller, and the statement after which it '
+    'is a superuser''s own';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_check(p_table REGCLASS)
+RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
+DECLARE
+    v_owner RECORD;
+    v_code RECORD;
+BEGIN
+    SELECT r.rolname, r.rolsuper INTO v_owner FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner WHERE c.oid = p_table;
+    IF NOT has_table_privilege(p_table, 'SELECT') OR NOT has_any_column_privilege(p_table, 'UPDATE') THEN
+        RAISE EXCEPTION 'cannot backfill %: % may not read and lock its rows', p_table, current_user
+            USING ERRCODE = 'insufficient_privilege',
+            HINT = format('Let its owner run: GRANT SELECT, UPDATE ON %s TO %I; (SELECT FOR SHARE wants both).', p_table, current_user);
+    END IF;
+    IF row_security_active(p_table) THEN
+        RAISE EXCEPTION 'cannot backfill %: its row-level security would hide rows from %', p_table, current_user
+            USING ERRCODE = 'insufficient_privilege',
+            HINT = format('Let a superuser run: ALTER ROLE %I BYPASSRLS; or start the backfill as a role that has it.', current_user);
+    END IF;
+    -- No index is made between here and the query.
+    IF NOT v_owner.rolsuper AND v_owner.rolname <> current_user AND has_table_privilege(p_table, 'UPDATE') THEN
+        EXECUTE format('LOCK TABLE %s IN ROW EXCLUSIVE MODE', p_table);
+    END IF;
+    SELECT * INTO v_code FROM public.rule_cdc_backfill_foreign_code(p_table) f ORDER BY f.problem LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'cannot backfill % as %: %, which would run with the rights of %', p_table, current_user, v_code.problem,
+            current_user
+            USING ERRCODE = 'insufficient_privilege',
+            HINT = format('Read that code; if it may run so, let a superuser run: %s', v_code.remedy);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_backfill_check IS
+    'walhook: refuses a table whose rows the caller cannot read all, or not without running code of another role';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_routes(p_links INTEGER[])
+RETURNS TABLE (problem TEXT, remedy TEXT) LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    WITH links AS (
+        SELECT l.*, w.webhook_name, w.nats_enabled, w.nats_config_id, c.config_id, c.config_name, c.enabled AS config_enabled,
+               coalesce(c.jetstream_enabled, true) AS has_streams
+        FROM public.rule_webhook_links l
+        JOIN public.rule_webhooks w ON w.webhook_id = l.webhook_id
+        LEFT JOIN public.rule_nats_config c ON c.config_id = coalesce(
+            w.nats_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
+        WHERE l.link_id = ANY (p_links)
+    )
+    SELECT format('webhook %L has no NATS configuration', l.webhook_name), 'SELECT rule_nats_configure(''default'', ''nats://...'');'
+    FROM links l WHERE l.config_id IS NULL
+    UNION ALL
+    SELECT format('NATS config %L of webhook %L is disabled', l.config_name, l.webhook_name),
+           format('UPDATE rule_nats_config SET enabled = true WHERE config_id = %s;', l.config_id)
+    FROM links l WHERE l.config_enabled IS FALSE
+    UNION ALL
+    SELECT format('webhook %L is not enabled for NATS', l.webhook_name), format('SELECT rule_webhook_enable_nats(%s);', l.webhook_id)
+    FROM links l WHERE l.nats_enabled IS NOT TRUE
+    UNION ALL
+    SELECT format('no stream of NATS config %L takes %s, the subject of its rows for webhook %L', l.config_name, subject, l.webhook_name),
+           coalesce((SELECT format('UPDATE rule_nats_streams SET subjects = array_append(subjects, %L) WHERE stream_id = %s;', subject, n.stream_id)
+                     FROM public.rule_nats_streams n
+                     WHERE n.enabled IS NOT FALSE AND (n.config_id = l.config_id OR n.config_id IS NULL AND l.config_name = 'default')
+                     ORDER BY n.stream_id LIMIT 1),
+                    format('SELECT rule_nats_stream_create(%L, ARRAY[%L], %L);', coalesce(s.stream_name, 'BACKFILL'), subject, l.config_name))
+    FROM links l
+    CROSS JOIN unnest(public.rule_cdc_link_subjects(l.webhook_id, l.table_schema, l.table_name, '{snapshot}', l.subject_template)) subject
+    LEFT JOIN LATERAL (SELECT o.stream_name || '_SNAPSHOTS' AS stream_name FROM public.rule_nats_streams_of(l.config_id) o LIMIT 1) s ON true
+    WHERE l.config_id IS NOT NULL AND l.has_streams AND public.rule_nats_stream_for(l.config_id, subject) = '{}'
+    UNION ALL
+    SELECT format('link %s: %s', l.link_id, p.problem), p.remedy
+    FROM links l
+    CROSS JOIN LATERAL public.rule_cdc_link_problems(to_regclass(format('%I.%I', l.table_schema, l.table_name)), '{insert}', l.subject_template,
+                                                     l.columns, l.filter, l.when_changed, l.include_old) p
+    WHERE p.is_error AND p.problem NOT LIKE 'columns names %'
+$$;
+COMMENT ON FUNCTION public.rule_cdc_backfill_routes IS
+    'walhook: why rows of a backfill for these links would be dead letters, each with what to do about it';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_start(
     p_table TEXT,
     p_webhook TEXT DEFAULT NULL,
     p_ranges INTEGER DEFAULT 1
-) RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+) RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+-- Keys are written as rule_cdc_backfill_chunk reads them. All rows or none: no policy, and no constraint, of the table's owner is run.
+SET DateStyle = 'ISO' SET IntervalStyle = 'iso_8601' SET TimeZone = 'UTC' SET extra_float_digits = 3 SET bytea_output = 'hex'
+SET row_security = off SET constraint_exclusion = off
+AS $$
 DECLARE
     v_table REGCLASS := coalesce(to_regclass(p_table),
                                  to_regclass(CASE WHEN strpos(p_table, '.') = 0 THEN 'public.' || p_table END));
@@ -257,7 +472,10 @@ DECLARE
     v_links INTEGER[];
     v_webhook INTEGER;
     v_key RECORD;
+    v_route RECORD;
+    v_from TEXT;
     v_json TEXT;
+    v_list TEXT;
     v_plan JSON;
     v_rows BIGINT;
     v_after JSONB;
@@ -299,24 +517,26 @@ BEGIN
         RAISE EXCEPTION 'cannot backfill %: it has no primary key, in whose order its rows could be taken', v_table
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = format('Give %s a primary key.', v_table);
     END IF;
-    IF NOT has_table_privilege(v_table, 'SELECT') OR NOT has_any_column_privilege(v_table, 'UPDATE') THEN
-        RAISE EXCEPTION 'cannot backfill %: % may not read and lock its rows', v_table, current_user
-            USING ERRCODE = 'insufficient_privilege',
-            HINT = format('Let its owner run: GRANT SELECT, UPDATE ON %s TO %I; (SELECT FOR SHARE wants both).', v_table, current_user);
+    SELECT * INTO v_route FROM public.rule_cdc_backfill_routes(v_links) r LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'cannot backfill %: its events would be dead letters: %', v_table, v_route.problem
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = v_route.remedy;
     END IF;
-    EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM %s', v_table) INTO v_plan;
+    PERFORM public.rule_cdc_backfill_check(v_table);
+    v_from := CASE WHEN (SELECT c.relkind FROM pg_class c WHERE c.oid = v_table) = 'p' THEN '' ELSE 'ONLY ' END || v_table;
+    EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM %s', v_from) INTO v_plan;
     v_rows := (v_plan -> 0 -> 'Plan' ->> 'Plan Rows')::numeric::bigint;
-    INSERT INTO public.rule_cdc_backfill_jobs (table_schema, table_name, link_ids, key_columns, rows_estimated)
-    VALUES (v_schema, v_name, v_links, v_key.names, v_rows)
-    RETURNING backfill_id INTO v_id;
-    SELECT string_agg(format('format(''%%s'', %I)', c), ', ' ORDER BY n) INTO v_json
+    INSERT INTO public.rule_cdc_backfill_jobs AS j (table_schema, table_name, link_ids, key_columns, rows_estimated, begin_lsn)
+    VALUES (v_schema, v_name, v_links, v_key.names, v_rows, pg_current_wal_insert_lsn())
+    RETURNING j.backfill_id INTO v_id;
+    SELECT string_agg(format('format(''%%s'', t.%I)', c), ', ' ORDER BY n), string_agg(format('t.%I', c), ', ' ORDER BY n)
+    INTO v_json, v_list
     FROM unnest(v_key.names) WITH ORDINALITY AS k (c, n);
     IF p_ranges > 1 THEN
         FOR v_upto IN EXECUTE format(
-            'SELECT k FROM (SELECT jsonb_build_array(%1$s) AS k, row_number() OVER (ORDER BY %2$s) AS n FROM %3$s) numbered
-             WHERE n %% $1 = 0 ORDER BY n LIMIT $2',
-            v_json, (SELECT string_agg(quote_ident(c), ', ' ORDER BY n) FROM unnest(v_key.names) WITH ORDINALITY AS k (c, n)),
-            v_table)
+            'SELECT o.k FROM (SELECT jsonb_build_array(%1$s) AS k, row_number() OVER (ORDER BY %2$s) AS n FROM %3$s t) o
+             WHERE o.n %% $1 = 0 ORDER BY o.n LIMIT $2',
+            v_json, v_list, v_from)
             USING greatest(v_rows / p_ranges, 1), p_ranges - 1
         LOOP
             v_number := v_number + 1;
@@ -337,15 +557,18 @@ CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_chunk(p_backfill_id BIGINT, 
 RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 -- Values are written as the walsender writes them for the streamer, whose session has the same.
 SET DateStyle = 'ISO' SET IntervalStyle = 'iso_8601' SET TimeZone = 'UTC' SET extra_float_digits = 3 SET bytea_output = 'hex'
+SET row_security = off SET constraint_exclusion = off
 AS $$
 DECLARE
     v_job RECORD;
     v_range RECORD;
     v_table REGCLASS;
+    v_from TEXT;
     v_key RECORD;
     v_columns JSONB;
     v_list TEXT;
     v_json TEXT;
+    v_all TEXT;
     v_values TEXT[];
     v_row TEXT;
     v_condition TEXT;
@@ -397,19 +620,28 @@ BEGIN
         RAISE EXCEPTION 'cannot go on with backfill % of %: its links are gone', p_backfill_id, v_table
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Cancel it by rule_cdc_backfill_cancel and start another.';
     END IF;
+    PERFORM public.rule_cdc_backfill_check(v_table);
+    -- Rows of children are changes of their own tables, but for partitions.
+    v_from := CASE WHEN (SELECT c.relkind FROM pg_class c WHERE c.oid = v_table) = 'p' THEN '' ELSE 'ONLY ' END || v_table;
 
-    -- Values by their types' output functions, as pgoutput has them; a cast to text may write them otherwise.
+    -- Each name of the table's own stands behind its alias t, so it can be no other name in the statement. Values by their types' output functions, as pgoutput has them; a cast to text may write them otherwise.
     SELECT jsonb_agg(jsonb_build_object('name', a.attname, 'type', a.atttypid::bigint,
                                         'key', a.attname::text = ANY (coalesce(public.rule_cdc_replica_identity(v_table), '{}')))
                      ORDER BY a.attnum),
-           array_agg(format('CASE WHEN %1$I IS NOT DISTINCT FROM NULL THEN ''\x6e''::bytea '
-                            'ELSE ''\x74''::bytea || int4send(octet_length(convert_to(format(''%%s'', %1$I), ''UTF8''))) '
-                            '|| convert_to(format(''%%s'', %1$I), ''UTF8'') END', a.attname) ORDER BY a.attnum)
+           array_agg(format('CASE WHEN t.%1$I IS NOT DISTINCT FROM NULL THEN ''\x6e''::bytea '
+                            'ELSE ''\x74''::bytea || int4send(octet_length(convert_to(format(''%%s'', t.%1$I), %2$L))) '
+                            '|| convert_to(format(''%%s'', t.%1$I), %2$L) END', a.attname,
+                            -- Of bytes in an unknown encoding no UTF-8 can be made.
+                            CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END) ORDER BY a.attnum)
     INTO v_columns, v_values
     FROM pg_attribute a
     WHERE a.attrelid = v_table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '';
     v_row := format('int2send(%s::int2) || %s', cardinality(v_values), array_to_string(v_values, ' || '));
-    SELECT string_agg(quote_ident(c), ', ' ORDER BY n), string_agg(format('format(''%%s'', %I)', c), ', ' ORDER BY n)
+    -- Not those that would be computed here, by an expression of the table's owner.
+    SELECT string_agg(format('t.%I', a.attname), ', ' ORDER BY a.attnum) INTO v_all
+    FROM pg_attribute a
+    WHERE a.attrelid = v_table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated IN ('', 's');
+    SELECT string_agg(format('t.%I', c), ', ' ORDER BY n), string_agg(format('format(''%%s'', t.%I)', c), ', ' ORDER BY n)
     INTO v_list, v_json
     FROM unnest(v_key.names) WITH ORDINALITY AS k (c, n);
     v_json := format('jsonb_build_array(%s)', v_json);
@@ -417,31 +649,32 @@ BEGIN
     -- What was locked waits for the end of the range: by then it is free, most often.
     v_is_later := v_range.is_at_end;
     IF v_is_later THEN
-        SELECT jsonb_agg(k ORDER BY n) INTO v_keys
-        FROM (SELECT k, n FROM jsonb_array_elements(v_range.later) WITH ORDINALITY AS l (k, n) ORDER BY n LIMIT p_rows) first;
-        v_condition := format('(%s) IN (SELECT %s FROM jsonb_array_elements($1) AS l (k))', v_list, (
-            SELECT string_agg(format('CAST(l.k ->> %s AS %s)', n - 1, t), ', ' ORDER BY n)
-            FROM unnest(v_key.types) WITH ORDINALITY AS k (t, n)));
+        SELECT format('EXISTS (SELECT FROM (VALUES %s) AS l (%s) WHERE %s)',
+                      string_agg((SELECT format('(%s)', string_agg(format('CAST(%L AS %s)', later.k ->> (y.n - 1)::int, y.name), ', ' ORDER BY y.n))
+                                  FROM unnest(v_key.types) WITH ORDINALITY AS y (name, n)), ', ' ORDER BY later.n),
+                      (SELECT string_agg(format('k%s', c.n), ', ' ORDER BY c.n) FROM unnest(v_key.names) WITH ORDINALITY AS c (name, n)),
+                      (SELECT string_agg(format('t.%I %s l.k%s', c.name, v_key.eq[c.n], c.n), ' AND ' ORDER BY c.n)
+                       FROM unnest(v_key.names) WITH ORDINALITY AS c (name, n)))
+        INTO v_condition
+        FROM (SELECT l.k, l.n FROM jsonb_array_elements(v_range.later) WITH ORDINALITY AS l (k, n) ORDER BY l.n LIMIT p_rows) later;
         -- Rows that are gone are waited for no more.
-        EXECUTE format('SELECT coalesce(jsonb_agg(%s), ''[]'') FROM %s t WHERE %s', v_json, v_table, v_condition)
-        INTO v_keys USING v_keys;
-        v_upto := v_keys;
+        EXECUTE format('SELECT coalesce(jsonb_agg(%s), ''[]'') FROM %s t WHERE %s', v_json, v_from, v_condition) INTO v_keys;
     ELSE
-        v_condition := concat_ws(' AND ', 'true', CASE WHEN v_range.after_key IS NOT NULL THEN format('(%s) > (%s)', v_list, (
-            SELECT string_agg(format('CAST($2 ->> %s AS %s)', n - 1, t), ', ' ORDER BY n)
-            FROM unnest(v_key.types) WITH ORDINALITY AS k (t, n))) END);
-        EXECUTE format('SELECT coalesce(jsonb_agg(k ORDER BY n), ''[]'') FROM (
-                            SELECT k, row_number() OVER () AS n FROM (
-                                SELECT %1$s AS k FROM %2$s t WHERE %3$s AND ($1 IS NULL OR (%4$s) <= (%5$s))
-                                ORDER BY %4$s LIMIT $3) ordered) numbered',
-                       v_json, v_table, v_condition, v_list, (
-                           SELECT string_agg(format('CAST($1 ->> %s AS %s)', n - 1, t), ', ' ORDER BY n)
-                           FROM unnest(v_key.types) WITH ORDINALITY AS k (t, n)))
-        INTO v_keys USING v_range.upto_key, v_range.after_key, p_rows;
+        v_condition := concat_ws(' AND ', 'true',
+            CASE WHEN v_range.after_key IS NOT NULL
+                 THEN public.rule_cdc_backfill_bound(v_key.names, v_key.types, v_range.after_key, v_key.gt, v_key.ge, v_key.gt) END,
+            CASE WHEN v_range.upto_key IS NOT NULL
+                 THEN public.rule_cdc_backfill_bound(v_key.names, v_key.types, v_range.upto_key, v_key.le, v_key.le, v_key.lt) END);
+        EXECUTE format('SELECT coalesce(jsonb_agg(o.k ORDER BY o.n), ''[]'') FROM (
+                            SELECT f.k, row_number() OVER () AS n FROM (
+                                SELECT %1$s AS k FROM %2$s t WHERE %3$s ORDER BY %4$s LIMIT $1) f) o',
+                       v_json, v_from, v_condition, v_list)
+        INTO v_keys USING p_rows;
         v_upto := v_keys -> -1;
-        v_condition := format('%s AND (%s) <= (%s)', v_condition, v_list, (
-            SELECT string_agg(format('CAST($1 ->> %s AS %s)', n - 1, t), ', ' ORDER BY n)
-            FROM unnest(v_key.types) WITH ORDINALITY AS k (t, n)));
+        IF v_upto IS NOT NULL THEN
+            v_condition := concat_ws(' AND ', v_condition,
+                public.rule_cdc_backfill_bound(v_key.names, v_key.types, v_upto, v_key.le, v_key.le, v_key.lt));
+        END IF;
     END IF;
 
     v_sent := '[]';
@@ -451,11 +684,11 @@ BEGIN
                                    'links', to_jsonb(v_job.link_ids), 'columns', v_columns));
         -- A row that is locked cannot change before this commits, so what is sent is its state as of this commit, and each change of
         -- it stands on the right side of it in the WAL. Never waits, so no deadlock takes an application's transaction.
-        EXECUTE format('WITH held AS MATERIALIZED (SELECT * FROM %2$s t WHERE %3$s ORDER BY %4$s FOR SHARE OF t SKIP LOCKED),
-                             sent AS (INSERT INTO public.rule_cdc_backfill_rows (row_data) SELECT %5$s FROM held)
-                        SELECT coalesce(jsonb_agg(%1$s), ''[]'') FROM held',
-                       v_json, v_table, v_condition, v_list, v_row)
-        INTO v_sent USING v_upto, v_range.after_key;
+        EXECUTE format('WITH held AS MATERIALIZED (SELECT %6$s FROM %2$s t WHERE %3$s ORDER BY %4$s FOR SHARE OF t SKIP LOCKED),
+                             sent AS (INSERT INTO public.rule_cdc_backfill_rows (row_data) SELECT %5$s FROM held t)
+                        SELECT coalesce(jsonb_agg(%1$s), ''[]'') FROM held t',
+                       v_json, v_from, v_condition, v_list, v_row, v_all)
+        INTO v_sent;
         DELETE FROM public.rule_cdc_backfill_rows;
     END IF;
 

@@ -3,7 +3,10 @@
 //! Comes in: the command line and a lookup of the environment. Goes out: a [`Config`] that cannot be wrong. What is
 //! published where is not here but in the database.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
@@ -11,6 +14,7 @@ use serde::Deserialize;
 use crate::{
     commands::deliver,
     error::{Error, Result},
+    files,
     flow::streamer::Limits,
     nats,
     postgres::Settings,
@@ -34,7 +38,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Default, Args)]
 pub struct Options {
     /// Settings file (TOML); config/walhook.toml shows them all
-    #[arg(long, value_name = "FILE", env = "WALHOOK_CONFIG", global = true)]
+    #[arg(long, value_name = "FILE", env = "WALHOOK_CONFIG", global = true, hide_env_values = true)]
     pub config: Option<PathBuf>,
     /// PostgreSQL: a URL or a libpq connection string; PG* variables fill what it leaves out [env: DATABASE_URL]
     #[arg(
@@ -47,25 +51,25 @@ pub struct Options {
     )]
     pub database_url: Option<String>,
     /// Name of this database's feed: the beginning of every event id [default: the slot's name]
-    #[arg(long, value_name = "NAME", env = "WALHOOK_SOURCE", global = true)]
+    #[arg(long, value_name = "NAME", env = "WALHOOK_SOURCE", global = true, hide_env_values = true)]
     pub source: Option<String>,
     /// Replication slot [default: walhook]
-    #[arg(long, value_name = "NAME", env = "WALHOOK_SLOT", global = true)]
+    #[arg(long, value_name = "NAME", env = "WALHOOK_SLOT", global = true, hide_env_values = true)]
     pub slot: Option<String>,
     /// Publications: <NAME>_inserts and <NAME>_changes [default: walhook]
-    #[arg(long, value_name = "NAME", env = "WALHOOK_PUBLICATION", global = true)]
+    #[arg(long, value_name = "NAME", env = "WALHOOK_PUBLICATION", global = true, hide_env_values = true)]
     pub publication: Option<String>,
     /// Keep what is acknowledged in the slot for so long, against a NATS that loses its last messages in a power cut [default: 0]
-    #[arg(long, value_name = "SECONDS", env = "WALHOOK_CONFIRM_DELAY_SECONDS", global = true)]
+    #[arg(long, value_name = "SECONDS", env = "WALHOOK_CONFIRM_DELAY_SECONDS", global = true, hide_env_values = true)]
     pub confirm_delay_seconds: Option<u64>,
     /// NATS servers, in place of those in rule_nats_config [env: NATS_URL]
     #[arg(long, value_name = "URL[,URL]", env = "WALHOOK_NATS_URL", global = true, hide_env_values = true)]
     pub nats_url: Option<String>,
     /// Log as text or json [default: text]
-    #[arg(long, value_name = "FORMAT", env = "WALHOOK_LOG_FORMAT", global = true)]
+    #[arg(long, value_name = "FORMAT", env = "WALHOOK_LOG_FORMAT", global = true, hide_env_values = true)]
     pub log_format: Option<LogFormat>,
-    /// Log level: error, warn, info, debug, trace, or filter directives [default: info]
-    #[arg(long, value_name = "LEVEL", env = "WALHOOK_LOG", global = true)]
+    /// Log level: off, error, warn, info, debug, trace; a crate's own level as in info,async_nats=debug [default: info]
+    #[arg(long, value_name = "LEVEL", env = "WALHOOK_LOG", global = true, hide_env_values = true)]
     pub log: Option<String>,
 }
 
@@ -145,7 +149,7 @@ pub struct Config {
     pub deliver: deliver::settings::File,
     /// How the log is written.
     pub log_format: LogFormat,
-    /// What the log tells, as `tracing_subscriber::EnvFilter` reads it.
+    /// Which events are logged, as [`crate::log::targets`] reads it.
     pub log: String,
 }
 
@@ -168,7 +172,10 @@ impl Config {
         check_source(&source)?;
         let publication = options.publication.clone().or(file.publication).unwrap_or_else(|| "walhook".to_owned());
         if publication.is_empty() || publication.len() > 54 {
-            return Err(Error::config(format!("publication {publication:?}: its name has 1 to 54 bytes")));
+            return Err(Error::config(
+                "the publication's name (--publication, WALHOOK_PUBLICATION, publication) cannot be one",
+            )
+            .hint("a publication's name has 1 to 54 bytes"));
         }
         let window_bytes = in_range("window_bytes", file.window_bytes.unwrap_or(8 << 20), 64 << 10, 1 << 30)?;
         let limits = Limits {
@@ -213,16 +220,28 @@ impl Config {
     }
 }
 
-fn read_file(path: &PathBuf) -> Result<File> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Error::config(format!("read the settings file {}", path.display())).caused_by(error))?;
+fn read_file(path: &Path) -> Result<File> {
+    let text = files::read_text("--config (WALHOOK_CONFIG)", path)?;
     toml::from_str(&text).map_err(|error| {
         // The library's own text quotes the line, which may hold a secret.
         let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
         let line = line.map(|line| format!(", line {line}")).unwrap_or_default();
-        Error::config(format!("read the settings file {}{line}: {}", path.display(), error.message()))
+        Error::config(format!("read the settings file {}{line}: {}", files::shown(path), unquoted(error.message())))
             .hint("config/walhook.toml shows every setting")
     })
+}
+
+/// What TOML's reader says, without what it quotes of the file: serde's complaints begin with what they found, in quotes,
+/// and end with what was expected.
+fn unquoted(message: &str) -> String {
+    let complaints = ["invalid type", "invalid value", "invalid length", "unknown field", "unknown variant"];
+    let Some(complaint) = complaints.into_iter().find(|complaint| message.starts_with(complaint)) else {
+        return message.to_owned();
+    };
+    match message.rsplit_once(", expected ") {
+        Some((_, expected)) => format!("{complaint}, expected {expected}"),
+        None => complaint.to_owned(),
+    }
 }
 
 fn postgres(options: &Options, file: &File, env: &impl Fn(&str) -> Option<String>) -> Result<Settings> {
@@ -276,9 +295,8 @@ fn secret_file(env: &impl Fn(&str) -> Option<String>, name: &str) -> Result<Opti
     env(&name).map(|path| read_secret(&name, &PathBuf::from(path))).transpose()
 }
 
-fn read_secret(name: &str, path: &PathBuf) -> Result<String> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Error::config(format!("read {} ({name})", path.display())).caused_by(error))?;
+fn read_secret(name: &str, path: &Path) -> Result<String> {
+    let text = files::read_text(name, path)?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
@@ -290,7 +308,9 @@ fn check_slot(slot: &str) -> Result<()> {
     if valid {
         return Ok(());
     }
-    Err(Error::config(format!("slot {slot:?}: a slot's name has 1 to 63 lower-case letters, digits and underscores")))
+    // What stands there may be another setting's, a password's: it is not quoted.
+    Err(Error::config("the slot's name (--slot, WALHOOK_SLOT, slot) cannot be one")
+        .hint("a slot's name has 1 to 63 lower-case letters, digits and underscores"))
 }
 
 /// The source stands in message ids and headers, and is split off ids at a dash.
@@ -301,7 +321,8 @@ fn check_source(source: &str) -> Result<()> {
     if valid {
         return Ok(());
     }
-    Err(Error::config(format!("source {source:?}: a source's name has 1 to 64 of the characters A-Z a-z 0-9 _ . -")))
+    Err(Error::config("the source's name (--source, WALHOOK_SOURCE, source) cannot be one")
+        .hint("a source's name has 1 to 64 of the characters A-Z a-z 0-9 _ . -"))
 }
 
 fn in_range<T: PartialOrd + std::fmt::Display>(name: &str, value: T, min: T, max: T) -> Result<T> {
@@ -382,11 +403,14 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains(expected) && !text.contains("hunter2"), "{text}");
         };
-        check("slot = 'Bad Slot'", "\"Bad Slot\"");
-        check("source = 'a b'", "\"a b\"");
+        check("slot = 'Bad hunter2'", "the slot's name");
+        check("source = 'hunter2 b'", "the source's name");
         check("window_events = 0", "window_events = 0");
         check("confirm_delay_seconds = 86401", "confirm_delay_seconds = 86401");
-        check("nonsense = 1", "nonsense");
+        check("hunter2 = 1", "unknown field, expected one of `source`, `slot`");
+        check("window_events = 'hunter2'", "line 1: invalid type, expected usize");
+        check("[nats]\nurl = 'nats://u:hunter2@h'", "line 2: invalid type, expected a sequence");
+        check("[log]\nformat = 'hunter2'", "unknown variant, expected `text` or `json`");
         check("[nats]\ntoken = hunter2", "line 2");
         check("[postgres]\npassword = 'hunter2'", "password");
     }

@@ -5,6 +5,11 @@
 
 use std::{error::Error as StdError, fmt};
 
+use crate::text;
+
+/// The most bytes of a cause, which is often a server's text: what to try comes behind it.
+const CAUSE: usize = 2048;
+
 /// `std::result::Result` with this crate's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -121,7 +126,7 @@ impl fmt::Display for Error {
         f.write_str(&self.0.attempted)?;
         let mut cause = self.0.cause.as_deref().map(|cause| cause as &dyn StdError);
         while let Some(this) = cause {
-            write!(f, ": {this}")?;
+            write!(f, ": {}", text::one_line_of(&this.to_string(), CAUSE))?;
             cause = this.source();
         }
         if let Some(hint) = &self.0.hint {

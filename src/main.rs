@@ -2,24 +2,27 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{
+    Parser, Subcommand,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use tracing_subscriber::EnvFilter;
 use walhook::{
     commands,
-    config::{Config, LogFormat, Options},
+    config::{Config, Options},
     error::{Error, Result},
+    log,
 };
 
 /// A sidecar for PostgreSQL: committed changes become JetStream messages, in order, exactly once.
 ///
 /// Exit codes: 0 done, 2 configuration, 3 slot or stream cannot be trusted, 4 permission, 5 a newer run has taken over,
-/// 1 anything else.
+/// 70 a bug of walhook, 1 anything else.
 #[derive(Parser)]
-#[command(version, about, disable_version_flag = true)]
+#[command(version, about)]
 struct Arguments {
     #[command(flatten)]
     options: Options,
@@ -66,23 +69,99 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    // The protocol's order is one task's order; more threads would only take cores from the servers beside us.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let outcome = runtime
-        .map_err(|error| Error::unavailable("start the runtime").caused_by(error))
-        .and_then(|runtime| runtime.block_on(execute(arguments)));
-    match outcome {
+    let outcome = log::start().and_then(|()| run());
+    let code = match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if tracing::dispatcher::has_been_set() {
                 tracing::error!(exit_code = error.exit_code(), "{error}");
             } else {
-                eprintln!("walhook: {error}");
+                log::line(&format!("walhook: {error}"));
             }
             ExitCode::from(error.exit_code())
         }
-    }
+    };
+    log::flush();
+    code
+}
+
+fn run() -> Result<()> {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        // --help and --version: the answer that was asked for.
+        Err(error) if !error.use_stderr() => {
+            let _ = error.print();
+            return Ok(());
+        }
+        Err(error) => {
+            if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+                log::push(format!("{}\n", error.render()), true);
+            }
+            return Err(misspelt(&error, std::env::args_os().map(|word| word.to_string_lossy().into_owned())));
+        }
+    };
+    // The protocol's order is one task's order; more threads would only take cores from the servers beside us.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::unavailable("start the runtime").caused_by(error))?;
+    let outcome = runtime.block_on(execute(arguments));
+    // A thread may still wait for a name server or for a file on a disk that is away.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// What is wrong with the command line. Nothing of it is quoted but the names of flags: a password with a space or a quote in
+/// it falls apart into words that may stand anywhere.
+fn misspelt(error: &clap::Error, arguments: impl Iterator<Item = String>) -> Error {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        Some(ContextValue::Strings(texts)) => texts.join(", "),
+        _ => String::new(),
+    };
+    let is_flag = |text: &str| {
+        text.strip_prefix("--").is_some_and(|name| name.bytes().all(|c| c.is_ascii_lowercase() || c == b'-'))
+    };
+    let argument = text(ContextKind::InvalidArg);
+    let place = |word: &str| {
+        let found = arguments.skip(1).position(|argument| argument == word);
+        found.map_or_else(|| "an argument".to_owned(), |index| format!("argument {}", index + 1))
+    };
+    let what = match error.kind() {
+        ErrorKind::UnknownArgument if is_flag(&argument) => format!("there is no flag {argument}"),
+        ErrorKind::UnknownArgument => format!("{} is not expected", place(&argument)),
+        ErrorKind::InvalidSubcommand => format!("{} is no command", place(&text(ContextKind::InvalidSubcommand))),
+        ErrorKind::InvalidValue if text(ContextKind::InvalidValue).is_empty() => format!("{argument} needs a value"),
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => format!("{argument} cannot have this value"),
+        ErrorKind::ArgumentConflict => {
+            format!("{argument} cannot be used together with {}", text(ContextKind::PriorArg))
+        }
+        ErrorKind::MissingRequiredArgument => format!("{argument} is missing"),
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            "a command is missing".to_owned()
+        }
+        ErrorKind::NoEquals => format!("{argument} needs a = before its value"),
+        ErrorKind::TooManyValues | ErrorKind::TooFewValues | ErrorKind::WrongNumberOfValues => {
+            format!("{argument} has too few or too many values")
+        }
+        ErrorKind::InvalidUtf8 => "an argument is not UTF-8".to_owned(),
+        _ => "it cannot be understood".to_owned(),
+    };
+    let near = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand].map(text).concat();
+    let choices = match error.kind() {
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            text(ContextKind::ValidSubcommand)
+        }
+        _ => text(ContextKind::ValidValue),
+    };
+    let hint = match (near.is_empty(), choices.is_empty()) {
+        (false, _) => {
+            format!("did you mean {}? `walhook help` shows every command and flag", near.replace(", ", " or "))
+        }
+        (true, false) => format!("use one of {choices}"),
+        (true, true) => "`walhook help` shows every command and flag".to_owned(),
+    };
+    Error::config(format!("read the command line: {what}")).hint(hint)
 }
 
 async fn execute(arguments: Arguments) -> Result<()> {
@@ -103,7 +182,7 @@ async fn execute(arguments: Arguments) -> Result<()> {
     let config = Config::load(&options, |name| {
         std::env::var(name).ok().or_else(|| (name == "PGUSER" && !needs_user).then(|| "nobody".to_owned()))
     })?;
-    log(&config)?;
+    log::init(&config.log, config.log_format)?;
     match command {
         Command::Run => commands::run::run(&config, shutdown()?).await,
         Command::Deliver { options } => commands::deliver::deliver(&config, &options, shutdown()?).await,
@@ -118,18 +197,6 @@ async fn execute(arguments: Arguments) -> Result<()> {
     }
 }
 
-fn log(config: &Config) -> Result<()> {
-    // The client tells of every connection of its own; ours are told by the lanes. A directive of the user wins.
-    let filter = EnvFilter::try_new(format!("async_nats=warn,{}", config.log))
-        .map_err(|error| Error::config(format!("log level {:?}", config.log)).caused_by(error))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr);
-    match config.log_format {
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
-    Ok(())
-}
-
 /// Turns true at the first SIGTERM or SIGINT; the second one ends the process at once.
 fn shutdown() -> Result<watch::Receiver<bool>> {
     let listen = |kind| signal(kind).map_err(|error| Error::unavailable("listen for signals").caused_by(error));
@@ -142,8 +209,8 @@ fn shutdown() -> Result<watch::Receiver<bool>> {
                 _ = interrupt.recv() => {}
             }
             if sender.send_replace(true) {
-                tracing::warn!("told twice to stop: leaving at once; what is not confirmed comes again");
-                std::process::exit(1);
+                tracing::warn!("second signal to stop: walhook ends at once; unconfirmed events will be sent again");
+                log::exit(1);
             }
         }
     });

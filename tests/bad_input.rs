@@ -62,10 +62,10 @@ fn ended_well(walhook: &mut Walhook) {
 // ------------------------------------------------------------------------------------------------------ the command line
 
 #[test]
-fn an_unknown_flag_or_verb_is_refused_with_the_usage() {
+fn an_unknown_flag_or_verb_is_refused_with_what_to_try() {
     for arguments in [["run", "--no-such-flag"], ["walk", "--log=info"], ["status", "--log-format=xml"]] {
         let finished = Walhook::command(arguments[0]).arg(arguments[1]).finish();
-        says(&finished, 2, &["error:", "--help"]);
+        says(&finished, 2, &["read the command line: ", "Hint: "]);
     }
 }
 
@@ -75,10 +75,10 @@ async fn a_settings_file_that_cannot_be_used_is_named_with_what_is_wrong_in_it()
     let path = folder.path().join("walhook.toml");
     let path = path.to_str().unwrap();
     let run = || Walhook::command("run").args(["--config", path]).env("PGUSER", "x").finish();
-    says(&run(), 2, &["read the settings file", path, "No such file"]);
+    says(&run(), 2, &["read the file of --config (WALHOOK_CONFIG)", path, "No such file"]);
     for (text, words) in [
-        ("slot = \"a\"\nnonsense = 1\n", &["line 2", "nonsense", "config/walhook.toml"][..]),
-        ("slot = 'Not A Slot'", &["slot \"Not A Slot\"", "lower-case"]),
+        ("slot = \"a\"\nnonsense = 1\n", &["line 2", "unknown field, expected one of", "config/walhook.toml"][..]),
+        ("slot = 'Not A Slot'", &["the slot's name", "lower-case"]),
         ("window_events = 0", &["window_events = 0", "between 1 and"]),
         ("[nats]\ntoken = verysecret", &["line 2"]),
     ] {
@@ -91,8 +91,69 @@ async fn a_settings_file_that_cannot_be_used_is_named_with_what_is_wrong_in_it()
 
 #[test]
 fn a_secret_file_that_is_not_there_is_named() {
-    let finished = Walhook::command("run").env("PGUSER", "x").env("PGPASSWORD_FILE", "/no/such/file").finish();
-    says(&finished, 2, &["/no/such/file", "PGPASSWORD_FILE"]);
+    let finished = Walhook::command("run").env("PGUSER", "x").env("PGPASSWORD_FILE", "/etc/no-such-file").finish();
+    says(&finished, 2, &["/etc/no-such-file", "PGPASSWORD_FILE"]);
+}
+
+/// A directory, a device without an end, and a FIFO that nobody writes to.
+fn no_files(folder: &std::path::Path) -> [String; 3] {
+    let fifo = folder.join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    [folder.to_str().unwrap().to_owned(), "/dev/zero".to_owned(), fifo.to_str().unwrap().to_owned()]
+}
+
+#[test]
+fn what_is_no_regular_file_is_refused_at_once_wherever_a_setting_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for path in no_files(folder.path()) {
+        for variable in ["WALHOOK_CONFIG", "PGPASSWORD_FILE", "DATABASE_URL_FILE", "NATS_TOKEN_FILE", "NATS_NKEY_FILE"]
+        {
+            let finished = Walhook::command("run").env("PGUSER", "x").env(variable, &path).finish();
+            says(&finished, 2, &[variable, &path, "must name a regular file of at most 1024 KiB"]);
+        }
+        // Read when a connection is opened; TLS first, so that there is one to prepare.
+        for variable in ["NATS_CA", "SSL_CERT_FILE"] {
+            let settings = folder.path().join("walhook.toml");
+            std::fs::write(&settings, "[nats]\ntls_first = true\n").unwrap();
+            let nats = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let url = format!("nats://{}", nats.local_addr().unwrap());
+            let command =
+                Walhook::command("deliver").args(["--no-database", "--nats-url", &url, "--config"]).arg(settings);
+            let finished = command.env("PGUSER", "x").env(variable, &path).finish();
+            says(&finished, 2, &[variable, &path, "must name a regular file of at most 1024 KiB"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_regular_file_is_refused_at_once_wherever_a_row_names_it_and_a_stop_waits_for_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let nats = Nats::builder().config("accounts: { A: { jetstream: enabled, users: [{ nkey: UA6KOMQ67XOE3FHE37W4OXADVXVYISBNLTBUT2LSY5VFKAIJ7CRDR2RZ }] } }").start();
+    let feed = Feed { pg: Postgres::start().await, nats: nats.await };
+    let done = feed.command("setup").finish();
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    feed.pg.psql(&format!("SELECT rule_nats_configure('default', '{}')", feed.nats.url()));
+    feed.webhook("w");
+    for path in no_files(folder.path()) {
+        for columns in [
+            format!(
+                "auth_type = 'credentials', auth_credentials_file = '{path}', tls_enabled = false, tls_ca_file = NULL"
+            ),
+            format!("auth_type = 'none', auth_credentials_file = NULL, tls_enabled = true, tls_ca_file = '{path}'"),
+        ] {
+            feed.pg.psql(&format!("UPDATE rule_nats_config SET {columns}"));
+            let mut walhook = feed.run();
+            let report = "SELECT rule_nats_health_check() ->> 'last_error'";
+            let is_refused = async || {
+                let log = walhook.log() + &feed.pg.psql(report);
+                (log.contains("must name a regular file") && log.contains(&path)).then_some(())
+            };
+            support::eventually(&format!("{columns} to be refused"), is_refused).await;
+            if walhook.exited().is_none() {
+                assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+            }
+        }
+    }
 }
 
 // ------------------------------------------------------------------------------------------------------------ PostgreSQL
@@ -521,13 +582,40 @@ async fn a_webhook_that_halts_stops_walhook_at_its_event_and_goes_on_there_when_
     for word in ["webhook 1 \"w\"", "elsewhere.x", "no stream", "on_error"] {
         assert!(last.contains(word), "no {word:?} in {last}");
     }
-    // It stays so until somebody acts.
+    // It stays so until somebody acts; a corrected row alone says nothing of an event before it.
     refuses(feed.command("run"), 2, &["elsewhere.x"]);
     feed.pg.psql("UPDATE rule_webhooks SET nats_subject = 'webhooks.w'");
+    refuses(feed.command("run"), 2, &["elsewhere.x"]);
+    feed.pg.psql(&amendment_of(&log));
+    assert_eq!(
+        feed.pg
+            .psql("SELECT count(*), bool_and(made_by = session_user), min(at_ordinal) FROM rule_cdc_rule_amendments"),
+        "1|t|0"
+    );
     let mut walhook = feed.run();
     feed.pg.psql("INSERT INTO t VALUES (4)");
     assert_eq!(ids(&feed).await, [1, 2, 3, 4]);
     ended_well(&mut walhook);
+}
+
+/// The statement that the hint of a halt names.
+fn amendment_of(log: &str) -> String {
+    let at = log.rfind("SELECT rule_cdc_rules_amend(").expect("the hint names the statement");
+    let end = log[at..].find(')').expect("it is whole");
+    log[at..=at + end].to_owned()
+}
+
+#[tokio::test]
+async fn an_amendment_wants_the_id_of_an_event_of_this_database() {
+    let feed = linked().await;
+    for (event, problem) in [("'nonsense'", "is not the id of an event"), ("NULL", "is not the id of an event")] {
+        let said = feed.pg.try_psql(&format!("SELECT rule_cdc_rules_amend({event})")).expect_err("it is refused");
+        let said = said.as_db_error().unwrap();
+        assert!(said.message().contains(problem) && said.hint().is_some(), "{said}");
+    }
+    let beyond = "SELECT rule_cdc_rules_amend('walhook-0fffffff00000000-1-0-1')";
+    let said = feed.pg.try_psql(beyond).expect_err("it is refused");
+    assert!(said.as_db_error().unwrap().message().contains("beyond the WAL"), "{said}");
 }
 
 #[tokio::test]
@@ -541,6 +629,8 @@ async fn a_webhook_that_halts_in_the_transaction_that_broke_it_goes_on_when_mend
     );
     assert_eq!(walhook.wait(Duration::from_secs(30)), 2, "{}", walhook.log());
     feed.pg.psql("UPDATE rule_webhooks SET nats_subject = 'webhooks.w'");
+    feed.pg.psql(&amendment_of(&walhook.log()));
+    assert_eq!(feed.pg.psql("SELECT at_ordinal FROM rule_cdc_rule_amendments"), "2", "of the row after the change");
     let mut walhook = feed.run();
     assert_eq!(ids(&feed).await, [1, 2]);
     ended_well(&mut walhook);
@@ -774,4 +864,196 @@ async fn two_configurations_of_one_server_never_publish_into_one_stream() {
         assert!(log.contains(said), "{said:?} in\n{log}");
     }
     ended_well(&mut walhook);
+}
+
+/// What is put where it does not belong, each with a secret in it.
+const MISPLACED: [&str; 30] = [
+    "CANARY",
+    "CANARY==",
+    "x CANARY",
+    "CANARY=x",
+    "'CANARY",
+    "=CANARY",
+    ",CANARY",
+    "/CANARY",
+    "CANARY/CANARY",
+    "./x/CANARY",
+    "-CANARY",
+    "--CANARY",
+    "a\u{1b}[31mCANARY",
+    "-----BEGIN PRIVATE KEY-----\nCANARY\n-----END PRIVATE KEY-----\n",
+    "postgres://u:CANARY@127.0.0.1:x/d",
+    "postgres://u:CANARY",
+    "postgres://u:CA/NARY/CANARY@127.0.0.1:1/d",
+    "postgres://u:1?CANARY@127.0.0.1/d",
+    "postgres://u:%CANARY@127.0.0.1/d",
+    "mysql://u:CANARY@127.0.0.1/d",
+    "u:CANARY@127.0.0.1/d",
+    "user=u password=open CANARY host=127.0.0.1",
+    "user=u password='CANARY host=127.0.0.1",
+    "user=u host=u:CANARY@127.0.0.1",
+    "nats://u:CANARY@127.0.0.1:99999",
+    "nats://u:%CANARY@127.0.0.1",
+    "nats://u@x:CANARY",
+    "nats://CANARY/x@",
+    "ws://u:CANARY@127.0.0.1",
+    "info,CANARY=debug",
+];
+
+#[test]
+fn no_wrong_setting_shows_what_stands_in_it() {
+    use walhook::{
+        config::{Config, Options},
+        nats::settings::{Overrides, Settings},
+        route::tables::ConfigRow,
+    };
+    let check = |what: &str, said: &str| assert!(!said.to_uppercase().contains("CANARY"), "{what}: {said}");
+    let variables = [
+        "WALHOOK_DATABASE_URL",
+        "DATABASE_URL",
+        "DATABASE_URL_FILE",
+        "PGHOSTADDR",
+        "PGPORT",
+        "PGPASSWORD",
+        "PGPASSWORD_FILE",
+        "PGSSLMODE",
+        "PGSSLNEGOTIATION",
+        "PGCHANNELBINDING",
+        "PGCONNECT_TIMEOUT",
+        "PGTARGETSESSIONATTRS",
+        "PGSERVICE",
+        "PGSERVICEFILE",
+        "PGREQUIREAUTH",
+        "NATS_PASSWORD",
+        "NATS_PASSWORD_FILE",
+        "NATS_TOKEN",
+        "NATS_TOKEN_FILE",
+        "NATS_NKEY",
+        "NATS_NKEY_FILE",
+        "NATS_CREDS",
+        "NATS_CA",
+        "NATS_CERT",
+        "NATS_KEY",
+        "NATS_USER",
+    ];
+    let load = |options: &Options, variable: &str, value: &str| {
+        Config::load(options, |name| match name {
+            _ if name == variable => Some(value.to_owned()),
+            "PGUSER" => Some("app".to_owned()),
+            _ => None,
+        })
+    };
+    let judge = |what: &str, loaded: walhook::error::Result<Config>, row: &ConfigRow| match loaded {
+        Err(error) => check(what, &format!("{error} {error:?}")),
+        Ok(config) => {
+            check(what, &format!("{:?} {:?}", config.nats, config.postgres.password));
+            match Settings::resolve(row, &config.nats) {
+                Err(error) => check(what, &error.to_string()),
+                Ok(settings) => check(what, &format!("{:?} {:?}", settings.auth, settings.warnings)),
+            }
+        }
+    };
+    let row = ConfigRow { nats_url: Some("127.0.0.1".to_owned()), ..ConfigRow::default() };
+    let folder = tempfile::tempdir().unwrap();
+    for wrong in MISPLACED {
+        for variable in variables {
+            // NATS_CREDS and its like are paths, which Debug shows; they are judged where they are read.
+            let is_path = ["NATS_CREDS", "NATS_CA", "NATS_CERT", "NATS_KEY"].contains(&variable);
+            if !is_path {
+                judge(&format!("{variable}={wrong:?}"), load(&Options::default(), variable, wrong), &row);
+            }
+        }
+        let flag = |set: fn(&mut Options, String)| {
+            let mut options = Options::default();
+            set(&mut options, wrong.to_owned());
+            options
+        };
+        for options in [
+            flag(|options, value| options.config = Some(value.into())),
+            flag(|options, value| options.database_url = Some(value)),
+            flag(|options, value| options.source = Some(value)),
+            flag(|options, value| options.slot = Some(value)),
+            flag(|options, value| options.publication = Some(value)),
+        ] {
+            if let Err(error) = load(&options, "", "") {
+                check(&format!("{options:?}"), &error.to_string());
+            }
+        }
+        // The file: as a value of another type, as a key, as a section, and where it stands bare.
+        let quoted = format!("{wrong:?}");
+        for text in [
+            format!("window_events = {quoted}"),
+            format!("slot = {quoted}"),
+            format!("{quoted} = 1"),
+            format!("[{quoted}]"),
+            format!("[nats]\ntoken = {wrong}"),
+            format!("[nats]\nurl = {quoted}"),
+            format!("[nats]\ninbox_prefix = {quoted}"),
+            format!("[nats]\ntls_first = {quoted}"),
+            format!("[postgres]\npassword = {quoted}"),
+            format!("[postgres]\npassword_file = {quoted}"),
+            format!("[postgres]\nurl = {quoted}"),
+            format!("[log]\nformat = {quoted}"),
+            format!("[deliver]\nrecord = {quoted}"),
+            wrong.to_owned(),
+        ] {
+            let path = folder.path().join("walhook.toml");
+            std::fs::write(&path, &text).unwrap();
+            let options = Options { config: Some(path), ..Options::default() };
+            judge(&text, load(&options, "", ""), &row);
+        }
+        // A row of rule_nats_config.
+        let text = || Some(wrong.to_owned());
+        for row in [
+            ConfigRow { nats_url: text(), ..ConfigRow::default() },
+            ConfigRow { auth_type: text(), ..row.clone() },
+            ConfigRow { auth_type: Some("token".to_owned()), auth_token: text(), ..row.clone() },
+            ConfigRow { auth_type: Some("nkey".to_owned()), auth_nkey_seed: text(), ..row.clone() },
+            ConfigRow { auth_type: Some("credentials".to_owned()), auth_credentials_file: text(), ..row.clone() },
+            ConfigRow { tls_ca_file: text(), ..row.clone() },
+        ] {
+            match Settings::resolve(&row, &Overrides::default()) {
+                Err(error) => check(wrong, &error.to_string()),
+                Ok(settings) => check(wrong, &format!("{:?}", settings.warnings)),
+            }
+        }
+        if let Err(error) = walhook::log::targets(wrong) {
+            check(wrong, &error.to_string());
+        }
+    }
+}
+
+#[test]
+fn no_word_of_a_wrong_command_line_is_shown() {
+    let lines: [&[&str]; 15] = [
+        &["?"],
+        &["status", "?"],
+        &["status", "-d", "?"],
+        &["status", "-d?"],
+        &["status", "--slot", "?"],
+        &["status", "--log", "?"],
+        &["status", "--log-format", "?"],
+        &["status", "--confirm-delay-seconds=?"],
+        &["--config", "?", "status"],
+        &["deliver", "--no-database", "--nats-url", "nats://127.0.0.1:1", "--group", "?"],
+        &["deliver", "--no-database", "--nats-url", "nats://127.0.0.1:1", "--allow-network", "?"],
+        &["deliver", "--no-database", "--nats-url", "nats://127.0.0.1:1", "--record", "?"],
+        &["dead-letters", "?"],
+        &["dead-letters", "show", "?"],
+        &["dead-letters", "list", "--status", "?"],
+    ];
+    for wrong in MISPLACED {
+        for line in lines {
+            let arguments = line.iter().map(|word| word.replace('?', wrong));
+            let [host, port, user] = [("PGHOST", "127.0.0.1"), ("PGPORT", "1"), ("PGUSER", "app")];
+            let command = Walhook::command("--log-format=text").args(arguments);
+            // A group or a network that can be one would be waited with for a NATS server.
+            if line[0] == "deliver" && matches!(wrong, "CANARY" | "-CANARY" | "--CANARY") {
+                continue;
+            }
+            let done = command.env(host.0, host.1).env(port.0, port.1).env(user.0, user.1).finish();
+            let said = done.stdout + &done.stderr;
+            assert!(done.code != Some(0) && !said.contains("CANARY"), "{line:?} {wrong:?}: {said}");
+        }
+    }
 }

@@ -228,7 +228,7 @@ async fn message_ids_of_the_callers_own_work_in_batches_and_a_known_one_makes_si
     feed.confirmed().await;
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
     let messages = feed.messages().await;
-    let ids: Vec<_> = messages.iter().map(|message| message.header("Nats-Msg-Id")).collect();
+    let ids: Vec<_> = messages.iter().map(|message| message.header("Walhook-Message-Id")).collect();
     assert_eq!(ids, ["a", "b", "c", "d", "e", "f", "g"], "{}", walhook.log());
     assert_eq!(shape(&messages), "2 1< 1> 2 1<", "{}", walhook.log());
     assert!(walhook.log().contains("goes message by message and is not atomic"), "{}", walhook.log());

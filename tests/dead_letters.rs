@@ -65,7 +65,7 @@ async fn an_event_too_large_is_published_as_it_was_once_the_server_takes_it() {
         (Some("retried"), Some("dead"), 2)
     );
     assert_ne!(rows[0]["event_id"], rows[1]["event_id"]);
-    let same = "SELECT count(DISTINCT payload), count(DISTINCT headers - '{Walhook-Id,Walhook-Epoch}'::text[]) \
+    let same = "SELECT count(DISTINCT payload), count(DISTINCT headers - '{Nats-Msg-Id,Walhook-Retry-Of,Walhook-Epoch}'::text[]) \
                 FROM rule_nats_dead_letters";
     assert_eq!(feed.pg.psql(same), "1|1");
 
@@ -77,7 +77,7 @@ async fn an_event_too_large_is_published_as_it_was_once_the_server_takes_it() {
     feed.pg.psql("SELECT rule_webhook_publish_nats(1, '{\"id\": 4}')");
     feed.stored(4).await;
     let done = letters(&feed, &["retry", "--all"], 0);
-    assert!(done.stdout.contains("dead letter 2 is published again as event"), "{}", done.stdout);
+    assert!(done.stdout.contains("dead letter 2 will be published again as event"), "{}", done.stdout);
     feed.confirmed().await;
     feed.pg.psql("UPDATE rule_webhooks SET payload_format = 'webhook'; INSERT INTO t VALUES (5)");
     feed.confirmed().await;
@@ -85,8 +85,11 @@ async fn an_event_too_large_is_published_as_it_was_once_the_server_takes_it() {
     assert_eq!((messages.len(), &messages[5].data()["id"]), (6, &json!(5)));
     let message = &messages[4];
     assert_eq!(message.subject, "webhooks.w");
-    assert_eq!(message.header("Nats-Msg-Id"), rows[0]["event_id"]);
-    assert_ne!(message.header("Walhook-Id"), rows[1]["event_id"].as_str().unwrap());
+    // An id of its own each time; the first one stays visible.
+    assert_eq!(message.header("Walhook-Retry-Of"), rows[0]["event_id"]);
+    for row in &rows {
+        assert_ne!(message.header("Nats-Msg-Id"), row["event_id"].as_str().unwrap());
+    }
     assert_eq!(
         (message.header("Walhook-Op"), message.header("X-Team"), message.header("X-Late")),
         ("update", "billing", "")
@@ -131,14 +134,14 @@ async fn an_event_that_no_stream_took_is_published_once_there_is_one_and_a_repla
         json!([[3, "elsewhere.x", "webhook.call", "insert"], [2, "elsewhere.x", "public.t.insert", "insert"]]),
         "in the order of the retries"
     );
-    assert_eq!(messages[0].header("Nats-Msg-Id"), "mine");
+    assert_eq!(messages[0].header("Walhook-Message-Id"), "mine");
     let first = feed.pg.psql("SELECT event_id FROM rule_nats_dead_letters WHERE dead_letter_id = 1");
-    assert_eq!((messages[1].header("Nats-Msg-Id"), messages[1].header("ce-id")), (&*first, &*first));
+    assert_eq!((messages[1].header("Walhook-Retry-Of"), messages[1].header("ce-id")), (&*first, &*first));
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
 }
 
 #[tokio::test]
-async fn a_retry_twice_is_harmless_and_a_dropped_one_stays_away() {
+async fn a_letter_is_retried_once_for_each_time_it_is_wanted_and_a_dropped_one_stays_away() {
     let feed = linked().await;
     feed.pg.psql("UPDATE rule_webhooks SET nats_subject = 'elsewhere.x'");
     let mut walhook = feed.run();
@@ -155,12 +158,16 @@ async fn a_retry_twice_is_harmless_and_a_dropped_one_stays_away() {
     }
     assert_eq!(ids(&feed).await, [1, 3]);
 
-    // Even one that somebody wants once more is stored once, within the stream's window; and the others flow.
+    // One that somebody wants once more is stored once more, also within the stream's duplicate window.
     feed.pg.psql("UPDATE rule_nats_dead_letters SET status = 'dead' WHERE dead_letter_id = 1");
     letters(&feed, &["retry", "--webhook", "w", "--subject", "webhooks.w"], 0);
     feed.pg.psql("UPDATE rule_webhooks SET nats_subject = NULL; INSERT INTO t VALUES (4)");
-    assert_eq!(ids(&feed).await, [1, 3, 4]);
+    assert_eq!(ids(&feed).await, [1, 3, 1, 4]);
     assert_eq!(listed(&feed, &[]).len(), 0);
+    let event = feed.pg.psql("SELECT retried_as FROM rule_nats_dead_letters WHERE dead_letter_id = 1");
+    let status: Value =
+        serde_json::from_str(&feed.pg.psql(&format!("SELECT rule_nats_event_status({event})"))).unwrap();
+    assert_eq!((&status["status"], &status["sequence"]), (&json!("published"), &json!(3)), "{status}");
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
 }
 

@@ -17,7 +17,7 @@ use async_nats::jetstream::{self, consumer::pull};
 use futures_util::StreamExt;
 use serde_json::json;
 use support::{
-    Nats, eventually,
+    Nats, Walhook, eventually,
     http::{Http, Reply, Request},
     last_mile::LastMile,
 };
@@ -31,6 +31,17 @@ fn times(requests: &[Request]) -> BTreeMap<i64, usize> {
         *times.entry(request.json()["n"].as_i64().unwrap()).or_default() += 1;
     }
     times
+}
+
+/// The first line of a worker's log with this text.
+async fn line(worker: &mut Walhook, text: &str) -> String {
+    worker.logged(text).await;
+    worker.log().lines().find(|line| line.contains(text)).unwrap().to_owned()
+}
+
+/// Waits until the log has so many lines with this text.
+async fn said(worker: &Walhook, text: &str, count: usize) {
+    eventually(text, async || (worker.log().matches(text).count() >= count).then_some(())).await;
 }
 
 /// Whether somebody else's code takes the signature for good.
@@ -89,6 +100,38 @@ async fn rows_of_a_linked_table_arrive_and_those_of_other_webhooks_on_the_same_s
     assert_eq!(times(&ours), [(1, 2), (2, 1), (3, 1)].into());
     assert_eq!(theirs.iter().map(|r| r.json()["data"]["n"].as_i64().unwrap()).collect::<BTreeSet<_>>(), [4, 5].into());
     assert!(ours.iter().any(|request| request.header("walhook-type") == "public.a.delete"));
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+}
+
+#[tokio::test]
+async fn a_receiver_can_tell_an_insert_from_a_delete_in_every_format() {
+    let mile = LastMile::start().await;
+    let http = Http::ok();
+    let id = mile.webhook("w", &http.url("/"));
+    mile.sql(
+        "CREATE TABLE t (n int PRIMARY KEY); \
+         UPDATE rule_webhooks SET delivery_order = 'strict', headers = '{\"Walhook-Op\": \"forged\"}'",
+    );
+    mile.sql(&format!("SELECT rule_webhook_link_table({id}, 't')"));
+    let mut worker = mile.worker().start();
+    for (round, format) in ["webhook", "data", "debezium", "cloudevents", "cloudevents_binary"].iter().enumerate() {
+        mile.sql(&format!("UPDATE rule_webhooks SET payload_format = '{format}'"));
+        for statement in ["INSERT INTO t VALUES (1)", "UPDATE t SET n = 2", "DELETE FROM t"] {
+            mile.sql(statement);
+        }
+        let requests = http.received(3 * (round + 1)).await.split_off(3 * round);
+        for (request, op) in requests.iter().zip(["insert", "update", "delete"]) {
+            let told = ["walhook-type", "walhook-op", "walhook-old-key"].map(|name| request.header(name));
+            let old_key = if op == "update" { r#"{"n":1}"# } else { "" };
+            assert_eq!(told, [&*format!("public.t.{op}"), op, old_key], "{format}");
+        }
+        if *format == "cloudevents_binary" {
+            let names = ["ce-type", "ce-subject", "ce-specversion", "content-type"];
+            let attributes = names.map(|name| requests[2].header(name));
+            assert_eq!(attributes, ["public.t.delete", "public.t", "1.0", "application/json"]);
+            assert_eq!(requests[2].header("ce-id"), requests[2].header("webhook-id"));
+        }
+    }
     assert_eq!(worker.terminate(), 0, "{}", worker.log());
 }
 
@@ -248,6 +291,255 @@ async fn with_a_strict_webhook_for_each_shard_the_order_of_each_key_holds_and_ke
 }
 
 #[tokio::test]
+async fn a_dead_letter_that_is_retried_is_called_each_time_within_the_streams_duplicate_window() {
+    let mile = LastMile::start().await;
+    let http = Http::start(|_, _| Reply::status(500));
+    let id = mile.webhook("w", &http.url("/"));
+    mile.sql("UPDATE rule_webhooks SET max_retries = 1");
+    let mut worker = mile.worker().start();
+    mile.publish(id, r#"{"n": 1}"#);
+    let retry = async |letters: i32| {
+        mile.eventually("SELECT count(*) FROM rule_nats_dead_letters", &letters.to_string()).await;
+        let done = mile.feed.command("dead-letters").args(["retry", "--all"]).finish();
+        assert!(done.code == Some(0) && done.stdout.contains("will be published again"), "{done:?}");
+    };
+    // It fails again, and is a letter again.
+    retry(1).await;
+    retry(2).await;
+    mile.eventually("SELECT count(*) FROM rule_nats_dead_letters", "3").await;
+    http.script(|_, _| Reply::status(200));
+    retry(3).await;
+    let requests = http.received(7).await;
+    let first = mile.sql("SELECT event_id FROM rule_nats_dead_letters ORDER BY dead_letter_id LIMIT 1");
+    assert!(
+        requests.iter().all(|request| request.header("webhook-id") == first),
+        "receivers know the event by its first id"
+    );
+    mile.eventually(
+        "SELECT status, response_status FROM rule_webhook_calls ORDER BY call_id DESC LIMIT 1",
+        "success|200",
+    )
+    .await;
+    let status = mile.sql("SELECT rule_nats_event_status(max(event_id)) FROM rule_webhook_events");
+    assert!(status.contains("published") && status.contains("\"sequence\": 4"), "{status}");
+    assert_eq!(mile.sql("SELECT string_agg(status, ' ') FROM rule_nats_dead_letters"), "retried retried retried");
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    assert_eq!(http.count(), 7, "two attempts for each of three, and one that succeeds");
+}
+
+#[tokio::test]
+async fn a_webhook_disabled_while_a_retry_is_due_keeps_its_attempts_and_is_not_delivered_in_vain() {
+    let mile = LastMile::start().await;
+    let http = Http::start(|_, _| Reply::status(500));
+    let id = mile.webhook("w", &http.url("/"));
+    mile.sql("UPDATE rule_webhooks SET max_retries = 2, retry_delay_ms = 2500, retry_backoff_multiplier = 1");
+    let mut worker = mile.worker().start();
+    mile.publish(id, r#"{"n": 1}"#);
+    http.received(1).await;
+    mile.sql("UPDATE rule_webhooks SET enabled = false");
+    let jetstream = mile.feed.nats.jetstream().await;
+    let consumer = async || {
+        let stream = jetstream.get_stream("WEBHOOKS").await.ok()?;
+        let info = stream.consumer_info("walhook-deliver-1").await.ok()?;
+        Some((info.delivered.consumer_sequence, info.num_waiting))
+    };
+    // The retry comes while a request for messages still stands, and no other request follows.
+    let deliveries = eventually("no request for messages", async || {
+        consumer().await.filter(|(delivered, waiting)| *delivered >= 2 && *waiting == 0)
+    })
+    .await
+    .0;
+    // One, unless the retry was faster than the news.
+    let calls = u64::try_from(http.count()).unwrap();
+    assert!(deliveries <= calls + 2, "{deliveries} deliveries of one event for {calls} calls");
+    mile.sql("UPDATE rule_webhooks SET enabled = true, retry_delay_ms = 1");
+    http.received(3).await;
+    mile.eventually("SELECT reason FROM rule_nats_dead_letters", "3 attempts, then: HTTP status 500").await;
+    let attempts = "SELECT string_agg(attempt_number::text, ' ' ORDER BY history_id) FROM rule_webhook_call_history";
+    assert_eq!(mile.sql(attempts), "1 2 3", "attempts are calls");
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    assert_eq!(http.count(), 3);
+}
+
+#[tokio::test]
+async fn failed_calls_are_logged_with_what_one_needs_to_find_them_and_a_flood_of_them_is_bounded() {
+    let mile = LastMile::start().await;
+    let http = Http::start(|_, _| Reply::status(503));
+    let id = mile.webhook("w", &http.url("/"));
+    mile.sql("UPDATE rule_webhooks SET max_retries = 1");
+    let mut worker = mile.worker().start();
+    mile.publish(id, r#"{"n": 1}"#);
+    mile.eventually("SELECT count(*) FROM rule_nats_dead_letters", "1").await;
+    let event = mile.sql("SELECT event_id FROM rule_nats_dead_letters");
+    for words in ["call failed", "dead letter: 2 attempts, then: HTTP status 503"] {
+        let logged = line(&mut worker, words).await;
+        let attempt = if words == "call failed" { "attempt=1" } else { "attempt=2" };
+        for word in ["WARN", "webhook=\"w\"", &event, "status=503", attempt] {
+            assert!(logged.contains(word), "no {word} in {logged}");
+        }
+    }
+    mile.publish_many(id, 500);
+    mile.eventually("SELECT count(*) FROM rule_nats_dead_letters", "501").await;
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    let lines =
+        worker.log().lines().filter(|line| line.contains("call failed") || line.contains("dead letter")).count();
+    // Five in each ten seconds of an hour, if it takes that long.
+    assert!(lines < 501 && worker.log().contains("dead_letters=501"), "{lines} lines: {}", worker.log());
+}
+
+#[tokio::test]
+async fn a_login_in_a_url_is_in_the_call_and_nowhere_else() {
+    let mile = LastMile::start().await;
+    let http = Http::start(|number, request| match number {
+        0 => Reply::with(302, "Location", &format!("http://ada:canary@elsewhere{}", request.path)),
+        _ => Reply::status(500),
+    });
+    let url = http.url("/hook?token=canary&n=1").replace("http://", "http://ada:canary@");
+    let (id, dead) = (mile.webhook("w", &url), mile.webhook("dead", &url));
+    mile.webhook("scheme", "https://ada:canary@example.com/");
+    mile.sql("UPDATE rule_webhooks SET url = replace(url, 'https', 'ftp') WHERE webhook_name = 'scheme'");
+    mile.sql(&format!("UPDATE rule_webhooks SET nats_subject = 'nowhere.x' WHERE webhook_id = {dead}"));
+    mile.sql("UPDATE rule_webhooks SET max_retries = 1, request_body = 'message'; CREATE TABLE t (n int PRIMARY KEY)");
+    mile.sql(&format!("SELECT rule_webhook_link_table({id}, 't'), rule_webhook_link_table({dead}, 't')"));
+    let mut worker = mile.worker().args(["--log", "debug"]).start();
+    let mut bare = mile.without_database().args(["--group", "bare", "--log", "debug"]).start();
+    bare.logged("it has credentials in its headers or its url").await;
+    mile.sql("INSERT INTO t VALUES (1)");
+    mile.publish(id, r#"{"n": 2}"#);
+    mile.publish(3, r#"{"n": 3}"#);
+    // Both of one webhook and one of each of the others, given up.
+    mile.eventually("SELECT count(*) FROM rule_nats_dead_letters", "4").await;
+    for request in http.requests() {
+        assert_eq!(request.path, "/hook?token=canary&n=1");
+        assert_eq!(request.header("authorization"), "Basic YWRhOmNhbmFyeQ==");
+    }
+    mile.feed.confirmed().await;
+    let status = mile.feed.command("status").args(["--json"]).finish();
+    let letters = mile.feed.command("dead-letters").args(["list", "--json"]).finish();
+    let mut shown = vec![
+        ("status", format!("{status:?}")),
+        ("dead letters", format!("{letters:?}")),
+        ("worker's log", worker.log()),
+        ("log of a worker without a database", bare.log()),
+        ("streamer's log", mile.streamer.log()),
+    ];
+    for table in [
+        "rule_nats_publish_history",
+        "rule_webhook_calls",
+        "rule_webhook_call_history",
+        "rule_webhook_events",
+        "rule_cdc_status",
+        "(SELECT *, convert_from(payload, 'UTF8') FROM rule_nats_dead_letters)",
+        "rule_webhook_list()",
+    ] {
+        shown.push((table, mile.sql(&format!("SELECT row_to_json(t) FROM {table} t"))));
+    }
+    let jetstream = mile.feed.nats.jetstream().await;
+    for name in ["WEBHOOKS", "KV_walhook_walhook"] {
+        let mut stream = jetstream.get_stream(name).await.unwrap();
+        let last = stream.info().await.unwrap().state.last_sequence;
+        let mut text = String::new();
+        for sequence in 1..=last {
+            if let Ok(message) = stream.get_raw_message(sequence).await {
+                text.push_str(&format!("{:?} {}\n", message.headers, String::from_utf8_lossy(&message.payload)));
+            }
+        }
+        shown.push((name, text));
+    }
+    for (place, text) in shown {
+        assert!(!text.is_empty() && !text.contains("canary"), "{place}: {text}");
+        assert!(!text.contains("YWRhOmNhbmFyeQ"), "{place}: {text}");
+    }
+    for worker in [&mut worker, &mut bare] {
+        assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    }
+}
+
+/// One consumer takes each subject of a workqueue stream, and what it acknowledges is deleted.
+#[tokio::test]
+async fn two_webhooks_on_one_subject_of_a_workqueue_stream_get_their_own_events_and_are_told_the_remedy() {
+    let mile = LastMile::start().await;
+    mile.sql("SELECT rule_nats_stream_create('Q', ARRAY['q.>'], 'default', 'workqueue')");
+    let (one, two) = (Http::ok(), Http::start(|number, _| Reply::status(if number == 0 { 500 } else { 200 })));
+    let (first, second) = (mile.webhook("one", &one.url("/1")), mile.webhook("two", &two.url("/2")));
+    mile.sql("UPDATE rule_webhooks SET nats_subject = 'q.s'");
+    let mut worker = mile.worker().start();
+    let refused = line(&mut worker, "cannot have a consumer of its own").await;
+    for _ in 0..20 {
+        mile.publish(first, r#"{"n": 1}"#);
+        mile.publish(second, r#"{"n": 2}"#);
+    }
+    mile.eventually("SELECT count(*) FROM rule_webhook_calls WHERE status = 'success'", "40").await;
+    assert_eq!(times(&one.requests()), [(1, 20)].into());
+    assert_eq!(times(&two.requests()), [(2, 21)].into(), "one of them twice");
+    let of_each =
+        "SELECT string_agg(n, ' ') FROM (SELECT count(*)::text n FROM rule_webhook_calls GROUP BY webhook_id) c";
+    assert_eq!(mile.sql(of_each), "20 20");
+    // The remedy is a statement that does it, whichever of the two came second.
+    assert!(refused.contains("\\\"Q\\\"") || refused.contains("\"Q\""), "{refused}");
+    let statement = refused.split("SELECT ").nth(1).unwrap().split(", or").next().unwrap();
+    mile.sql(&format!("SELECT {statement}"));
+    said(&worker, "consumer ready", 2).await;
+    mile.publish(first, r#"{"n": 1}"#);
+    mile.publish(second, r#"{"n": 2}"#);
+    mile.eventually("SELECT count(*) FROM rule_webhook_calls WHERE status = 'success'", "42").await;
+    eventually("an empty stream", async || {
+        let mut stream = mile.feed.nats.jetstream().await.get_stream("Q").await.ok()?;
+        (stream.info().await.ok()?.state.messages == 0).then_some(())
+    })
+    .await;
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    assert_eq!((one.count(), two.count()), (21, 22));
+}
+
+#[tokio::test]
+async fn on_a_workqueue_stream_the_event_of_a_webhook_that_cannot_be_called_now_waits_and_is_called_later() {
+    let mile = LastMile::start().await;
+    mile.sql("SELECT rule_nats_stream_create('Q', ARRAY['q.>'], 'default', 'workqueue')");
+    let (one, two) = (Http::ok(), Http::ok());
+    let (first, second) = (mile.webhook("one", &one.url("/")), mile.webhook("two", &two.url("/")));
+    // The second one's subjects are wider than the first one's.
+    mile.sql("UPDATE rule_webhooks SET nats_subject = 'q.s'; CREATE TABLE t (n int PRIMARY KEY)");
+    mile.sql(&format!("SELECT rule_webhook_link_table({second}, 't', p_subject_template => 'q.{{op}}')"));
+    let mut worker = mile.worker().args(["--webhook", "one"]).start();
+    worker.logged("consumer ready").await;
+    mile.publish(second, r#"{"n": 2}"#);
+    mile.sql("INSERT INTO t VALUES (3)");
+    mile.publish(first, r#"{"n": 1}"#);
+    let waits = line(&mut worker, "is not among those that this worker calls").await;
+    assert!(waits.contains("two") && waits.contains("rule_webhook_enable_nats"), "{waits}");
+    one.received(1).await;
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    let mut stream = mile.feed.nats.jetstream().await.get_stream("Q").await.unwrap();
+    assert_eq!(stream.info().await.unwrap().state.messages, 2, "nothing of the second one's is deleted");
+    assert_eq!((one.count(), two.count()), (1, 0));
+    // Without that consumer its own takes them.
+    stream.delete_consumer("walhook-deliver-1").await.unwrap();
+    let mut worker = mile.worker().args(["--webhook", "two"]).start();
+    let requests = two.received(2).await;
+    assert_eq!(times(&requests), [(2, 1), (3, 1)].into());
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+}
+
+#[tokio::test]
+async fn two_webhooks_on_one_subject_of_an_interest_stream_have_a_consumer_each() {
+    let mile = LastMile::start().await;
+    mile.sql("SELECT rule_nats_stream_create('I', ARRAY['i.>'], 'default', 'interest')");
+    let (one, two) = (Http::ok(), Http::ok());
+    let (first, second) = (mile.webhook("one", &one.url("/")), mile.webhook("two", &two.url("/")));
+    mile.sql("UPDATE rule_webhooks SET nats_subject = 'i.s'");
+    let mut worker = mile.worker().start();
+    said(&worker, "consumer ready", 2).await;
+    for _ in 0..10 {
+        mile.publish(first, r#"{"n": 1}"#);
+        mile.publish(second, r#"{"n": 2}"#);
+    }
+    assert_eq!(times(&one.received(10).await), [(1, 10)].into());
+    assert_eq!(times(&two.received(10).await), [(2, 10)].into());
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+}
+
+#[tokio::test]
 async fn gone_disables_the_webhook_and_its_events_wait_for_another_url() {
     let mile = LastMile::start().await;
     let (gone, here) = (Http::start(|_, _| Reply::status(410)), Http::ok());
@@ -284,6 +576,44 @@ async fn retry_after_is_waited_for_by_all_events_of_the_webhook() {
     assert!(waited >= Duration::from_secs(2), "{waited:?}");
     assert_eq!(times(&requests), [(1, 2), (2, 1), (3, 1), (4, 1), (5, 1)].into());
     assert_eq!(worker.terminate(), 0, "{}", worker.log());
+}
+
+/// Where nats-server can pause a consumer, from 2.11 on.
+#[tokio::test]
+async fn retry_after_holds_back_all_workers_of_the_group_and_another_url_ends_it() {
+    let mile = LastMile::start().await;
+    let (busy, other) = (Http::start(|_, _| Reply::with(429, "Retry-After", "3600")), Http::ok());
+    let id = mile.webhook("w", &busy.url("/"));
+    let client = mile.feed.nats.client().await;
+    let version = client.server_info().version;
+    if version.starts_with("2.10.") {
+        eprintln!("SKIPPED: nats-server {version} cannot pause a consumer");
+        return;
+    }
+    let is_paused = async || {
+        let info = client.request("$JS.API.CONSUMER.INFO.WEBHOOKS.walhook-deliver-1", "".into()).await.ok()?;
+        let info: serde_json::Value = serde_json::from_slice(&info.payload).ok()?;
+        Some(info["paused"] == true)
+    };
+    let mut workers = [mile.worker().start(), mile.worker().start()];
+    for worker in &mut workers {
+        worker.logged("delivering").await;
+    }
+    mile.publish(id, r#"{"n": 0}"#);
+    eventually("a pause", async || is_paused().await?.then_some(())).await;
+    // The worker that was not told, and one that starts later, call no more than the one that was.
+    let mut third = mile.worker().start();
+    third.logged("delivering").await;
+    mile.publish_many(id, 100);
+    mile.feed.stored(101).await;
+    assert_eq!(busy.count(), 1);
+    mile.sql(&format!("UPDATE rule_webhooks SET url = '{}'", other.url("/")));
+    other.received(100).await;
+    assert!(!is_paused().await.unwrap());
+    for worker in workers.iter_mut().chain([&mut third]) {
+        assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    }
+    assert_eq!(busy.count(), 1);
 }
 
 #[tokio::test]

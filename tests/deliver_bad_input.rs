@@ -233,7 +233,7 @@ async fn a_nats_server_that_restarts_is_waited_for_and_no_event_is_lost() {
 
 #[tokio::test]
 async fn the_rights_in_nats_that_the_documentation_lists_are_enough() {
-    let rights = "\"$JS.API.STREAM.NAMES\", \"$JS.API.CONSUMER.NAMES.*\", \"$JS.API.CONSUMER.INFO.WEBHOOKS.*\", \
+    let rights = "\"$JS.API.STREAM.NAMES\", \"$JS.API.STREAM.INFO.WEBHOOKS\", \"$JS.API.CONSUMER.PAUSE.WEBHOOKS.*\", \"$JS.API.CONSUMER.NAMES.*\", \"$JS.API.CONSUMER.INFO.WEBHOOKS.*\", \
                   \"$JS.API.CONSUMER.DURABLE.CREATE.WEBHOOKS.*\", \"$JS.API.CONSUMER.MSG.NEXT.WEBHOOKS.*\", \
                   \"$JS.API.CONSUMER.DELETE.WEBHOOKS.*\", \"$JS.ACK.WEBHOOKS.>\", \"dlq.>\", \
                   \"$JS.API.STREAM.INFO.KV_walhook_walhook\", \"$JS.API.CONSUMER.CREATE.KV_walhook_walhook\", \

@@ -4,8 +4,8 @@
 
 mod support;
 
-use serde_json::json;
-use support::feed::Feed;
+use serde_json::{Value, json};
+use support::{eventually, feed::Feed};
 
 #[tokio::test]
 async fn committed_rows_arrive_once_in_order_and_rolled_back_ones_never() {
@@ -48,9 +48,43 @@ async fn a_call_through_sql_arrives_with_its_own_message_id() {
     let messages = feed.stored(2).await;
     let texts: Vec<_> = messages.iter().map(|message| message.data()["text"].clone()).collect();
     assert_eq!(texts, ["hello", "bye"], "the second one is the caller's own duplicate");
-    assert_eq!(messages[0].header("Nats-Msg-Id"), "my-id");
+    let ids = ["Nats-Msg-Id", "Walhook-Message-Id"].map(|name| messages[0].header(name).to_owned());
+    assert_eq!(ids, [format!("walhook:{slack}:my-id"), "my-id".to_owned()]);
     assert_eq!(messages[0].header("Walhook-Id"), messages[0].payload["id"]);
     feed.confirmed().await;
+    let status = |event: i32| -> Value {
+        serde_json::from_str(&feed.pg.psql(&format!("SELECT rule_nats_event_status({event})"))).unwrap()
+    };
+    eventually("the history", async || (status(3)["status"] == "published").then_some(())).await;
+    assert_eq!((&status(1)["status"], &status(1)["sequence"]), (&"published".into(), &1.into()));
+    let second = status(2);
+    assert_eq!((&second["status"], &second["duplicate_of"]), (&"duplicate".into(), &1.into()), "{second}");
+    assert!(second.get("sequence").is_none(), "{second}");
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+}
+
+/// JetStream's duplicate window is that of a stream, whatever the subject.
+#[tokio::test]
+async fn one_message_id_for_two_webhooks_is_two_events_with_a_sequence_each() {
+    let feed = Feed::start().await;
+    let webhooks = [feed.webhook("one"), feed.webhook("two")];
+    let mut walhook = feed.run();
+    for webhook in webhooks {
+        feed.pg.psql(&format!("SELECT rule_webhook_publish_nats({webhook}, '{{\"of\": {webhook}}}', 'order-17')"));
+    }
+    let messages = feed.stored(2).await;
+    assert_eq!(
+        messages.iter().map(|message| message.data()["of"].clone()).collect::<Vec<_>>(),
+        webhooks.map(Value::from)
+    );
+    assert!(messages.iter().all(|message| message.header("Walhook-Message-Id") == "order-17"));
+    feed.confirmed().await;
+    for event in 1..=2 {
+        let status = format!("SELECT rule_nats_event_status({event})");
+        eventually("the history", async || feed.pg.psql(&status).contains("published").then_some(())).await;
+        let status: Value = serde_json::from_str(&feed.pg.psql(&status)).unwrap();
+        assert_eq!((&status["status"], &status["sequence"]), (&"published".into(), &event.into()), "{status}");
+    }
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
 }
 

@@ -80,7 +80,9 @@ fn comes(point: Point) -> Comes {
         | Point::HistoryUnwritten
         | Point::HistoryWritten
         | Point::Unburied
-        | Point::Buried => Comes::Again,
+        | Point::Buried
+        | Point::RulesUnwritten
+        | Point::RulesWritten => Comes::Again,
     }
 }
 

@@ -175,6 +175,52 @@ async fn the_format_cloudevents_binary_is_the_data_with_its_attributes_as_header
     }
 }
 
+#[tokio::test]
+async fn what_happened_and_the_key_that_an_update_has_changed_are_told_in_every_format() {
+    let feed = with(r#"CREATE TABLE "t ä" (id int, name text, note text, PRIMARY KEY (id, name))"#).await;
+    feed.pg.psql(r#"SELECT rule_webhook_link_table(1, '"t ä"')"#);
+    let formats = ["webhook", "data", "debezium", "cloudevents", "cloudevents_binary"];
+    let statements: Vec<String> = formats
+        .iter()
+        .flat_map(|format| {
+            [
+                format!("UPDATE rule_webhooks SET payload_format = '{format}'"),
+                r#"INSERT INTO "t ä" VALUES (1, 'ü "', 'x')"#.to_owned(),
+                r#"UPDATE "t ä" SET note = 'y'"#.to_owned(),
+                r#"UPDATE "t ä" SET id = 2"#.to_owned(),
+                r#"DELETE FROM "t ä""#.to_owned(),
+            ]
+        })
+        .collect();
+    let statements: Vec<&str> = statements.iter().map(String::as_str).collect();
+    let messages = feed.after(&statements).await;
+    let old_key = r#"{"id":1,"name":"\u00fc \""}"#;
+    for (messages, format) in messages.chunks(4).zip(formats) {
+        let ops: Vec<_> = messages.iter().map(|message| message.header("Walhook-Op")).collect();
+        assert_eq!(ops, ["insert", "update", "update", "delete"], "{format}");
+        let old_keys: Vec<_> = messages.iter().map(|message| message.header("Walhook-Old-Key")).collect();
+        assert_eq!(old_keys, ["", "", old_key, ""], "{format}");
+        let types: Vec<_> = messages.iter().map(|message| message.header("Walhook-Type")).collect();
+        let table = "public.t%20%C3%A4";
+        match format {
+            "data" | "debezium" => {
+                assert_eq!(types[0], format!("{table}.insert"), "{format}");
+                assert_eq!(types[3], format!("{table}.delete"), "{format}");
+            }
+            _ => assert_eq!(types, [""; 4], "{format} has it in another place"),
+        }
+    }
+    assert_eq!(messages[2].payload["event"]["old_key"], json!({"id": 1, "name": "ü \""}));
+    assert!(messages[1].payload["event"].get("old_key").is_none());
+    // With include_old it is the old row, as far as there is one.
+    feed.pg.psql(
+        r#"UPDATE rule_webhooks SET payload_format = 'webhook'; UPDATE rule_webhook_links SET include_old = true"#,
+    );
+    let messages = feed.after(&[r#"INSERT INTO "t ä" VALUES (3, 'a', 'x')"#, r#"UPDATE "t ä" SET id = 4"#]).await;
+    let event = &messages.last().unwrap().payload["event"];
+    assert_eq!((&event["old"], event.get("old_key")), (&json!({"id": 3, "name": "a"}), None));
+}
+
 // ------------------------------------------------------------------------------------------------------- message headers
 
 #[tokio::test]
@@ -241,7 +287,7 @@ async fn a_dead_letter_keeps_the_headers_that_its_message_would_have_had() {
                 "ce-subject": "public.t",
             },
             {
-                "Nats-Msg-Id": "mine", "Walhook-Id": ids[2], "Walhook-Op": "insert", "Walhook-Epoch": "1",
+                "Nats-Msg-Id": "walhook:1:mine", "Walhook-Message-Id": "mine", "Walhook-Id": ids[2], "Walhook-Op": "insert", "Walhook-Epoch": "1",
                 "X-Team": "billing", "Trace": "7",
             },
             {"Nats-Msg-Id": ids[3], "Walhook-Op": "insert", "Walhook-Epoch": "1", "Trace": "8"},

@@ -23,6 +23,7 @@ use walhook::{
         control,
         handshake::{self, Opened},
         ops::{self, Op},
+        publish::{Inbox, Publisher},
         settings::{Overrides, Settings},
     },
     route::tables::ConfigRow,
@@ -415,9 +416,22 @@ async fn an_own_inbox_prefix_is_enough_to_be_answered() {
     let nats = Nats::builder().config(config).start().await;
     let url = format!("nats://u:p@127.0.0.1:{}", nats.port());
     let own = Overrides { inbox_prefix: Some("_WALHOOK".into()), ..Overrides::default() };
-    let settings = Settings::resolve(&row(url), &own).unwrap();
+    let settings = Settings::resolve(&row(url.clone()), &own).unwrap();
     let control = control::connect(&settings).await.unwrap();
     assert!(control.api("INFO", &Value::Null).await.unwrap().is_ok());
+    let inbox = Inbox { id: 1, subject: own.publish_inbox() };
+    assert!(Publisher::open(&settings, &[inbox]).await.is_ok());
+
+    // Without it both connections say what to allow or to set.
+    let (own, settings) = (Overrides::default(), Settings::resolve(&row(url), &Overrides::default()).unwrap());
+    let inbox = Inbox { id: 1, subject: own.publish_inbox() };
+    let publishing = Publisher::open(&settings, &[inbox]).await.err().unwrap();
+    let asking = control::connect(&settings).await.unwrap().api("INFO", &Value::Null).await.unwrap_err();
+    for error in [publishing, asking] {
+        assert_eq!(error.kind(), Kind::Permission, "{error}");
+        let text = error.to_string();
+        assert!(text.contains("subscribe to _INBOX") && text.contains("nats.inbox_prefix"), "{text}");
+    }
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use async_nats::{
     HeaderMap,
     jetstream::{self, stream::Config},
 };
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use support::Nats;
 use walhook::{
@@ -18,12 +19,14 @@ use walhook::{
         control::{self, Control},
         settings::{Overrides, Settings},
         streams::{self, StreamState},
-        tail::{self, Stored, Tail},
+        tail::{self, Reach, Stored, Tail},
     },
     route::tables::{ConfigRow, StreamRow},
 };
 
 const VERSIONS: [&str; 2] = ["2.10", "2.15"];
+/// A strict stream of which nothing is known.
+const ANYWHERE: Reach = Reach { known: None, is_strict: true };
 
 async fn control(url: impl Into<String>) -> Control {
     let row = ConfigRow { config_name: "default".into(), nats_url: Some(url.into()), ..ConfigRow::default() };
@@ -300,7 +303,9 @@ async fn publish(nats: &Nats, ids: &[&str]) {
 }
 
 async fn last(control: &Control) -> Tail {
-    tail::last_of_ours(control, "WEBHOOKS", |stored: &Stored| stored.header("Walhook-Epoch").is_some()).await.unwrap()
+    tail::last_of_ours(control, "WEBHOOKS", ANYWHERE, |stored: &Stored| stored.header("Walhook-Epoch").is_some())
+        .await
+        .unwrap()
 }
 
 fn id(tail: &Tail) -> Option<&str> {
@@ -327,7 +332,7 @@ async fn the_tail_is_our_last_message_whatever_lies_behind_it() {
         assert!(ours.time_ns > state.created_ns);
         let ours_behind = async |behind, last| {
             let is_ours = |stored: &Stored| stored.header("Walhook-Epoch").is_some();
-            let ours = tail::ours_behind(&control, "WEBHOOKS", behind, last, is_ours).await.unwrap();
+            let ours = tail::ours_behind(&control, "WEBHOOKS", behind, last, None, is_ours).await.unwrap();
             ours.iter().map(|stored| stored.sequence).collect::<Vec<_>>()
         };
         assert_eq!(ours_behind(0, 2).await, [2, 1]);
@@ -359,34 +364,86 @@ async fn the_tail_is_our_last_message_whatever_lies_behind_it() {
         assert_eq!((tail.first_sequence, tail.last_sequence, id(&tail)), (55, 54, None));
 
         nats.jetstream().await.delete_stream("WEBHOOKS").await.unwrap();
-        let error = tail::last_of_ours(&control, "WEBHOOKS", |_| true).await.unwrap_err();
+        let error = tail::last_of_ours(&control, "WEBHOOKS", ANYWHERE, |_| true).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Config, "{error}");
         let error = tail::message(&control, "WEBHOOKS", 1).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Config, "{error}");
     }
 }
 
+/// Messages of others, and waits until they are stored.
+async fn foreign(nats: &Nats, control: &Control, count: u64) {
+    let before = streams::state(control, "WEBHOOKS").await.unwrap().last_sequence;
+    let client = nats.client().await;
+    for sent in 0..count {
+        client.publish("webhooks.b", "".into()).await.unwrap();
+        // The server drops what it cannot queue.
+        if sent % 1000 == 999 {
+            support::eventually("the messages to be stored", async || {
+                let state = streams::state(control, "WEBHOOKS").await.unwrap();
+                (state.last_sequence > before + sent).then_some(())
+            })
+            .await;
+        }
+    }
+    support::eventually("the messages to be stored", async || {
+        let state = streams::state(control, "WEBHOOKS").await.unwrap();
+        (state.last_sequence == before + count).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
-async fn a_tail_too_far_behind_is_not_guessed() {
+async fn our_last_message_is_found_before_thousands_of_others_and_holes_of_any_size_are_stepped_over() {
+    for version in VERSIONS {
+        let nats = Nats::builder().version(version).start().await;
+        let control = control(nats.url()).await;
+        streams::ensure(&control, &row()).await.unwrap();
+        publish(&nats, &["ours"]).await;
+        foreign(&nats, &control, tail::STEPS_MAX + 2).await;
+        assert_eq!(id(&last(&control).await), Some("ours"));
+
+        // Another of ours, and then a hole before and behind messages of others.
+        publish(&nats, &["later"]).await;
+        foreign(&nats, &control, 10_000).await;
+        let stream = nats.jetstream().await.get_stream("WEBHOOKS").await.unwrap();
+        let end = streams::state(&control, "WEBHOOKS").await.unwrap().last_sequence;
+        let kept = [end - 5000, end - 4999];
+        let gone = (end - 9999..=end).filter(|sequence| !kept.contains(sequence));
+        futures_util::stream::iter(gone)
+            .for_each_concurrent(64, async |sequence| {
+                stream.delete_message(sequence).await.unwrap();
+            })
+            .await;
+        let tail = last(&control).await;
+        assert_eq!((id(&tail), tail.last_sequence), (Some("later"), end), "nats-server {version}");
+
+        // What is known need not be looked for, nor what comes before it.
+        let ours = |stored: &Stored| stored.header("Walhook-Epoch").is_some();
+        let reach = Reach { known: Some((end - 9999, tail.created_ns)), is_strict: true };
+        let known = tail::last_of_ours(&control, "WEBHOOKS", reach, ours).await.unwrap();
+        assert!(known.ours.is_none(), "{known:?}");
+        let another = Reach { known: Some((end - 9999, tail.created_ns + 10_000_000)), ..reach };
+        assert_eq!(id(&tail::last_of_ours(&control, "WEBHOOKS", another, ours).await.unwrap()), Some("later"));
+    }
+}
+
+#[tokio::test]
+async fn among_too_many_messages_of_others_a_strict_stream_is_not_guessed_and_a_shared_one_goes_on() {
     let nats = Nats::start().await;
     let control = control(nats.url()).await;
     streams::ensure(&control, &row()).await.unwrap();
     publish(&nats, &["ours"]).await;
-    let client = nats.client().await;
-    for _ in 0..=tail::STEPS_MAX {
-        client.publish("webhooks.b", "".into()).await.unwrap();
-    }
-    client.flush().await.unwrap();
-    let behind = support::eventually("the messages to be stored", async || {
-        let state = streams::state(&control, "WEBHOOKS").await.unwrap();
-        (state.last_sequence > tail::STEPS_MAX).then_some(state.last_sequence)
-    })
-    .await;
-    assert_eq!(behind, tail::STEPS_MAX + 2);
+    foreign(&nats, &control, tail::STRICT_STEPS_MAX + 20).await;
     let ours = |stored: &Stored| stored.header("Walhook-Epoch").is_some();
-    let error = tail::last_of_ours(&control, "WEBHOOKS", ours).await.unwrap_err();
+    let error = tail::last_of_ours(&control, "WEBHOOKS", ANYWHERE, ours).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Untrusted, "{error}");
-    assert!(error.to_string().contains("\"WEBHOOKS\""), "{error}");
+    assert!(error.to_string().contains("SET ordering = 'shared' WHERE stream_name = 'WEBHOOKS'"), "{error}");
+    let shared = Reach { is_strict: false, ..ANYWHERE };
+    assert!(tail::last_of_ours(&control, "WEBHOOKS", shared, ours).await.unwrap().ours.is_none());
+    let last = tail::STRICT_STEPS_MAX + 21;
+    let known = tail::ours_behind(&control, "WEBHOOKS", 0, last, Some(1), ours).await.unwrap();
+    assert_eq!(known.len(), 1, "around the place that was known");
 }
 
 #[tokio::test]

@@ -5,12 +5,15 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::{path::Path, time::Duration};
 
 use bytes::BufMut;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 use support::{
     Postgres, eventually,
+    folder::Folder,
+    process::{Process, User},
     tls::{Authority, Identity},
 };
 use tempfile::TempDir;
@@ -277,7 +280,7 @@ async fn each_sslmode_trusts_whom_libpq_trusts() {
         (&elsewhere, &good, "require", Ok(true)),
         (&elsewhere, &good, "verify-ca", Ok(true)),
         (&elsewhere, &good, "verify-full", Err("not valid for name")),
-        (&pg, &missing.to_owned(), "require", Err("/nonexistent/root.crt")),
+        (&pg, &missing.to_owned(), "require", Err("sslrootcert")),
         (&pg, &String::new(), "verify-ca", Err("set sslrootcert")),
         (&pg, &String::new(), "verify-full", Err("set sslrootcert")),
     ] {
@@ -337,7 +340,14 @@ async fn a_client_certificate_opens_where_the_server_knows_its_authority() {
         .await;
     let named = files.client("named", &ours.client("somebody"));
     refused(&format!("{at} {named}"), Kind::Permission, &["certificate authentication failed"]).await;
-    refused(&format!("{at} sslcert=/nonexistent"), Kind::Config, &["/nonexistent"]).await;
+    refused(&format!("{at} sslcert=/etc/nonexistent"), Kind::Config, &["sslcert", "/etc/nonexistent"]).await;
+    // As libpq has it, a key is nobody's but its owner's.
+    let key = files.0.path().join("good.key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let hint = format!("chmod 0600 {}", key.display());
+    refused(&format!("{at} {}", good), Kind::Config, &["others than its owner may read", &hint]).await;
+    assert!(std::process::Command::new("chmod").args(["0600"]).arg(&key).status().unwrap().success());
+    enters(&format!("{at} {good}"), true).await;
 }
 
 #[tokio::test]
@@ -360,7 +370,8 @@ async fn who_is_refused_reads_why_and_what_to_do() {
     pg.psql("CREATE ROLE plain LOGIN PASSWORD 'hunter2'; ALTER ROLE clear NOLOGIN");
     let tcp = format!("host=127.0.0.1 port={}", pg.port());
     let nobody = format!("{tcp} user=nobody dbname=postgres");
-    refused(&nobody, Kind::Permission, &["no pg_hba.conf entry", "nobody@127.0.0.1:", "add a line"]).await;
+    refused(&nobody, Kind::Permission, &["no pg_hba.conf entry", "nobody@127.0.0.1:", "has a line for this user"])
+        .await;
     let missing = format!("{tcp} user=trusted dbname=missing");
     refused(&missing, Kind::Config, &["\"missing\" does not exist", "PGDATABASE"]).await;
     refused(&format!("{tcp} user=clear password=hunter2"), Kind::Permission, &["not permitted to log in"]).await;
@@ -463,33 +474,106 @@ async fn the_system_is_identified_as_its_control_file_and_settings_say() {
     }
 }
 
+/// Settings of walhook's sessions, each with a value that would harm, as ALTER ROLE and ALTER DATABASE take it, and what it
+/// has to be in spite of it.
+const HOSTILE: [(&str, &str, &str); 17] = [
+    ("client_encoding", "LATIN1", "UTF8"),
+    ("search_path", "evil, pg_catalog, public", "pg_catalog, pg_temp"),
+    ("standard_conforming_strings", "off", "on"),
+    ("row_security", "on", "off"),
+    ("synchronous_commit", "remote_apply", "local"),
+    ("lock_timeout", "1", "0"),
+    ("statement_timeout", "1", "0"),
+    ("idle_in_transaction_session_timeout", "1", "0"),
+    ("idle_session_timeout", "1", "0"),
+    ("default_transaction_isolation", "serializable", "read committed"),
+    ("datestyle", "German", "ISO, MDY"),
+    ("intervalstyle", "postgres_verbose", "iso_8601"),
+    ("timezone", "Asia/Tokyo", "UTC"),
+    ("bytea_output", "escape", "hex"),
+    ("extra_float_digits", "-15", "3"),
+    ("array_nulls", "off", "on"),
+    ("quote_all_identifiers", "on", "off"),
+];
+
 #[tokio::test]
-async fn the_session_is_what_decoding_relies_on_whatever_the_role_and_the_options_say() {
+async fn both_sessions_are_what_walhook_relies_on_whatever_role_database_and_options_say() {
+    for version in ["14", "18"] {
+        let pg = Postgres::builder().version(version).start().await;
+        pg.psql("CREATE ROLE walhook LOGIN REPLICATION");
+        pg.psql("CREATE DATABASE app");
+        let mut options = "-c work_mem=12MB -c client_min_messages=error".to_owned();
+        for (name, value, _) in HOSTILE {
+            let value = if name == "search_path" { value.to_owned() } else { format!("'{value}'") };
+            pg.psql(&format!("ALTER ROLE walhook SET {name} = {value}; ALTER DATABASE app SET {name} = {value}"));
+            options.push_str(&format!(" -c {name}={}", value.replace('\'', "").replace(' ', "\\\\ ")));
+        }
+        if version == "18" {
+            pg.psql(
+                "ALTER ROLE walhook SET transaction_timeout = '9s'; ALTER DATABASE app SET transaction_timeout = '9s'",
+            );
+        }
+        let conninfo = format!("host=127.0.0.1 port={} user=walhook dbname=app application_name='our name'", pg.port());
+        let settings = settings(&format!("{conninfo} options='{options}'"));
+        let mut connection = Connection::connect(&settings).await.unwrap();
+        let client = sql::connect(&settings).await.unwrap();
+        let mut wanted = HOSTILE.map(|(name, _, wanted)| (name, wanted)).to_vec();
+        // What is the user's remains the user's.
+        wanted.extend([("work_mem", "12MB"), ("application_name", "our name")]);
+        if version == "18" {
+            wanted.push(("transaction_timeout", "0"));
+        }
+        for (name, wanted) in wanted {
+            let rows = connection.query(&format!("SHOW {name}")).await.unwrap();
+            assert_eq!(rows[0][0].as_deref(), Some(wanted), "{name} of a replication session on {version}");
+            let row = client.query_one(&format!("SHOW {name}"), &[]).await.unwrap();
+            assert_eq!(row.get::<_, &str>(0), wanted, "{name} of an SQL session on {version}");
+        }
+        let rows = connection.query("SHOW client_min_messages").await.unwrap();
+        assert_eq!(rows[0][0].as_deref(), Some("warning"));
+        // And RESET goes back to it.
+        client.batch_execute("SET lock_timeout = '1s'; RESET lock_timeout").await.unwrap();
+        assert_eq!(client.query_one("SHOW lock_timeout", &[]).await.unwrap().get::<_, &str>(0), "0");
+    }
+}
+
+/// PgBouncer in front of `pg`.
+async fn pooler(pg: &Postgres) -> (Process, Folder, u16) {
+    let user = User::unprivileged();
+    let folder = Folder::new("pgbouncer", user);
+    let (file, users) = (folder.path().join("pgbouncer.ini"), folder.path().join("users"));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let text = format!(
+        "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+         unix_socket_dir =\nauth_type = trust\nauth_file = {}\npool_mode = session\n",
+        pg.port(),
+        users.display()
+    );
+    user.write(&users, "\"postgres\" \"\"\n");
+    user.write(&file, text);
+    let mut command = user.command(support::services::pgbouncer());
+    command.arg(&file);
+    let process = Process::start("PgBouncer", command, &folder.path().join("log"));
+    eventually("PgBouncer to listen", async || {
+        tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok().then_some(())
+    })
+    .await;
+    (process, folder, port)
+}
+
+#[tokio::test]
+async fn a_pooler_that_takes_no_settings_and_no_replication_gets_the_settings_by_statement_and_is_named() {
     let pg = Postgres::start().await;
-    pg.psql("ALTER ROLE postgres SET datestyle = 'German'; ALTER ROLE postgres SET timezone = 'Asia/Tokyo'");
-    pg.psql("ALTER ROLE postgres SET bytea_output = 'escape'; ALTER ROLE postgres SET extra_float_digits = 0");
-    let options = "-c client_min_messages=error -c intervalstyle=postgres -c work_mem=12MB -c timezone=CET";
-    let settings = settings(&format!("{} options='{options}' application_name='our name'", pg.conninfo()));
-    let mut connection = Connection::connect(&settings).await.unwrap();
-    for (parameter, wanted) in [
-        ("client_encoding", "UTF8"),
-        ("client_min_messages", "warning"),
-        ("DateStyle", "ISO, MDY"), // the order matters to input only
-        ("IntervalStyle", "iso_8601"),
-        ("TimeZone", "UTC"),
-        ("extra_float_digits", "3"),
-        ("bytea_output", "hex"),
-        ("work_mem", "12MB"),
-        ("application_name", "our name"),
-    ] {
-        let rows = connection.query(&format!("SHOW {parameter}")).await.unwrap();
-        assert_eq!(rows[0][0].as_deref(), Some(wanted), "{parameter}");
-    }
+    pg.psql("ALTER ROLE postgres SET row_security = on; ALTER ROLE postgres SET timezone = 'Asia/Tokyo'");
+    let (_pooler, _folder, port) = pooler(&pg).await;
+    let settings = settings(&format!("host=127.0.0.1 port={port} user=postgres dbname=postgres"));
     let client = sql::connect(&settings).await.unwrap();
-    for (parameter, wanted) in [("work_mem", "12MB"), ("application_name", "our name")] {
-        let row = client.query_one(&format!("SHOW {parameter}"), &[]).await.unwrap();
-        assert_eq!(row.get::<_, &str>(0), wanted);
-    }
+    let shown =
+        "SELECT current_setting('row_security') || current_setting('timezone') || current_setting('lock_timeout')";
+    assert_eq!(client.query_one(shown, &[]).await.unwrap().get::<_, &str>(0), "offUTC0");
+    let error = Connection::connect(&settings).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Config, "{error}");
+    assert!(error.to_string().contains("connection pooler"), "{error}");
 }
 
 #[tokio::test]
@@ -510,7 +594,7 @@ async fn errors_of_statements_are_sorted_by_who_must_act() {
     pg.psql("CREATE ROLE plain LOGIN; CREATE TABLE secrets (a int PRIMARY KEY)");
     let client = sql::connect(&settings(&format!("{} user=plain", pg.conninfo()))).await.unwrap();
     for (statement, kind, code) in [
-        ("SELECT * FROM secrets", Kind::Permission, "42501"),
+        ("SELECT * FROM public.secrets", Kind::Permission, "42501"),
         ("SELECT missing()", Kind::Config, "42883"),
         ("SELECT 1 / 0", Kind::Protocol, "22012"),
         ("SET statement_timeout = 1; SELECT pg_sleep(60)", Kind::Unavailable, "57014"),
@@ -597,21 +681,20 @@ async fn a_publication_that_is_missing_stops_the_stream_with_its_name() {
 }
 
 #[tokio::test]
-async fn a_server_without_logical_wal_is_told_what_to_set() {
+async fn a_server_without_logical_wal_is_an_error_of_the_configuration() {
     let pg = Postgres::builder().conf("wal_level = replica").start().await;
     let connection = Connection::connect(&settings(&pg.conninfo())).await.unwrap();
     let error = connection.start_replication("s", Lsn::ZERO, &PLUGIN).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Config, "{error}");
-    assert!(error.to_string().contains("ALTER SYSTEM SET wal_level = logical"), "{error}");
+    assert_eq!((error.kind(), postgres::sqlstate(&error)), (Kind::Config, Some("55000")), "{error}");
     let client = sql::connect(&settings(&pg.conninfo())).await.unwrap();
     let create = "SELECT pg_create_logical_replication_slot('s', 'pgoutput')";
     let error = sql::error("create the slot", client.batch_execute(create).await.unwrap_err());
-    assert_eq!(error.kind(), Kind::Config, "{error}");
-    assert!(error.to_string().contains("ALTER SYSTEM SET wal_level = logical"), "{error}");
+    assert_eq!((error.kind(), postgres::sqlstate(&error)), (Kind::Config, Some("55000")), "{error}");
+    assert!(error.to_string().contains("rule_cdc_check()"), "{error}");
 }
 
 #[tokio::test]
-async fn a_slot_whose_wal_is_gone_cannot_be_trusted() {
+async fn a_slot_whose_wal_is_gone_is_refused() {
     let pg = Postgres::builder()
         .conf("max_slot_wal_keep_size = 1MB\nmin_wal_size = 32MB\nmax_wal_size = 32MB")
         .start()
@@ -626,7 +709,8 @@ async fn a_slot_whose_wal_is_gone_cannot_be_trusted() {
     .await;
     let connection = Connection::connect(&settings(&pg.conninfo())).await.unwrap();
     let error = connection.start_replication("s", Lsn::ZERO, &PLUGIN).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Untrusted, "{error}");
+    // The code is that of any object which is not as it must be; `walhook run` asks for the slot's state then.
+    assert_eq!((error.kind(), postgres::sqlstate(&error)), (Kind::Config, Some("55000")), "{error}");
 }
 
 #[tokio::test]

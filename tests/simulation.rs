@@ -119,6 +119,21 @@ fn taking_rows_of_the_history_for_durable_when_they_are_sent_off_is_caught() {
 }
 
 #[test]
+fn beginning_a_session_with_the_rules_as_they_are_now_is_caught() {
+    check_caught(Bug::RulesAsOfNow, 500);
+}
+
+#[test]
+fn taking_versions_of_rules_for_durable_when_they_are_sent_off_is_caught() {
+    check_caught(Bug::RulesOnSend, 3000);
+}
+
+#[test]
+fn deleting_versions_of_rules_to_which_a_crash_goes_back_is_caught() {
+    check_caught(Bug::PruneAtConfirmed, 500);
+}
+
+#[test]
 fn publishing_a_claim_check_before_its_object_is_stored_is_caught() {
     check_caught(Bug::ClaimOnSend, 500);
 }

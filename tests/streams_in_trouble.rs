@@ -8,11 +8,13 @@ mod support;
 use std::time::Duration;
 
 use async_nats::jetstream::stream;
+use futures_util::StreamExt;
 use support::{
     Nats, Postgres, Walhook,
     disk::Disk,
     eventually,
     feed::Feed,
+    login::Operator,
     rows::{ended_well, exactly, insert, linked_on, taken},
     skip,
     tls::Authority,
@@ -211,5 +213,201 @@ async fn a_replica_identity_and_a_type_changed_between_rows_are_followed() {
     assert!(data[2]["note"].is_string(), "the whole old row: {data:?}");
     assert_eq!(data[3], serde_json::json!({"id": 1}));
     assert_eq!(data[4], serde_json::json!({"id": 2, "note": 5}));
+    ended_well(&mut walhook);
+}
+
+/// How often walhook has opened the stream, as its log says.
+fn openings(walhook: &Walhook) -> usize {
+    walhook.log().matches("stream opened").count()
+}
+
+#[tokio::test]
+async fn a_repeated_message_id_holds_up_nobody_and_reopens_nothing_but_for_the_first_that_is_older_than_the_run() {
+    for version in ["2.10", "2.15"] {
+        let feed = linked_on(Postgres::start().await, Nats::builder().version(version).start().await);
+        feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");
+        // Every other event has an id that one of fifty others has.
+        let repeat = |from: i64, to: i64| {
+            feed.pg.psql(&format!(
+                "SELECT count(rule_webhook_publish_nats(1, jsonb_build_object('id', i),
+                     CASE WHEN i % 2 = 0 THEN 'own-' || i % 100 WHEN i % 3 = 0 THEN 'new-' || i END))
+                 FROM generate_series({from}, {}) i",
+                to - 1
+            ));
+        };
+        let wanted = |to: i64| (0..to).filter(|id| id % 2 == 1 || *id < 100).collect::<Vec<_>>();
+        let ids = async || -> Vec<i64> {
+            feed.messages().await.iter().map(|message| message.data()["id"].as_i64().unwrap()).collect()
+        };
+        let mut walhook = feed.run();
+        repeat(0, 2000);
+        feed.confirmed().await;
+        assert_eq!(ids().await, wanted(2000));
+        assert_eq!(openings(&walhook), 1, "{}", walhook.log());
+        ended_well(&mut walhook);
+        let mut walhook = feed.run();
+        repeat(2000, 3000);
+        feed.confirmed().await;
+        assert_eq!(ids().await, wanted(3000));
+        assert!(openings(&walhook) <= 2, "{}", walhook.log());
+        ended_well(&mut walhook);
+    }
+}
+
+/// A feed whose NATS believes an operator's users, walhook's being that of the file.
+async fn of_operator(operator: &Operator, file: &std::path::Path) -> Feed {
+    let feed = linked_on(Postgres::start().await, Nats::builder().config(&operator.config()).start().await);
+    feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");
+    feed.pg.psql(&format!(
+        "UPDATE rule_nats_config SET auth_type = 'credentials', auth_credentials_file = '{}'",
+        file.display()
+    ));
+    feed
+}
+
+/// How many events are durably told as published.
+fn published(feed: &Feed) -> String {
+    feed.pg.psql("SELECT count(*) FROM rule_nats_publish_history WHERE success")
+}
+
+fn letters(feed: &Feed) -> String {
+    feed.pg.psql("SELECT coalesce(string_agg(reason, '|'), '') FROM rule_nats_dead_letters")
+}
+
+#[tokio::test]
+async fn a_users_own_limit_of_payload_makes_a_dead_letter_and_what_comes_behind_it_flows() {
+    let (operator, folder) = (Operator::new(), tempfile::tempdir().unwrap());
+    let file = folder.path().join("app.creds");
+    operator.write_limited(&file, 3000, None);
+    let feed = of_operator(&operator, &file).await;
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 10);
+    feed.pg.psql("INSERT INTO t VALUES (10, repeat('x', 5000))");
+    insert(&feed.pg, 11, 20);
+    feed.confirmed().await;
+    assert_eq!(published(&feed), "19", "{}", walhook.log());
+    assert!(letters(&feed).contains("the server takes 3000"), "{}", letters(&feed));
+    assert!(!walhook.log().contains("Maximum Payload Violation"), "{}", walhook.log());
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_subject_longer_than_the_server_reads_is_a_dead_letter_that_says_so_and_others_flow() {
+    let nats = Nats::builder().config("max_control_line: 1024").start().await;
+    let feed = linked_on(Postgres::start().await, nats);
+    feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");
+    feed.pg.psql("SELECT rule_nats_stream_create('OTHERS', ARRAY['others.>'])");
+    let other = feed.webhook("other");
+    feed.pg.psql(&format!("SELECT rule_webhook_enable_nats({other}, 'others.a', 'nats')"));
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 10);
+    let subject = format!("webhooks.{}", "s".repeat(990));
+    feed.pg.psql(&format!(
+        "BEGIN; INSERT INTO rule_webhook_events (webhook_id, payload, subject) VALUES (1, '{{\"id\": 10}}', '{subject}');
+         SELECT rule_webhook_publish_nats({other}, '{{\"id\": 0}}'); INSERT INTO t VALUES (11), (12); COMMIT"
+    ));
+    feed.confirmed().await;
+    let ids: Vec<_> = feed.messages().await.iter().map(|message| message.data()["id"].as_i64().unwrap()).collect();
+    assert_eq!(ids, (0..13).filter(|id| *id != 10).collect::<Vec<_>>(), "{}", walhook.log());
+    assert_eq!(feed.last_sequence("OTHERS").await, 1);
+    assert!(letters(&feed).to_lowercase().contains("maximum control line"), "{}", letters(&feed));
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_login_that_expires_is_shown_anew_from_its_renewed_file_and_only_one_that_is_refused_ends_it() {
+    let (operator, folder) = (Operator::new(), tempfile::tempdir().unwrap());
+    let file = folder.path().join("app.creds");
+    let in_seconds = |seconds| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        Some(now.as_secs() + seconds)
+    };
+    operator.write_limited(&file, -1, in_seconds(8));
+    let feed = of_operator(&operator, &file).await;
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 10);
+    feed.confirmed().await;
+    operator.write_limited(&file, -1, in_seconds(16));
+    walhook.logged("ended this login").await;
+    insert(&feed.pg, 10, 20);
+    feed.confirmed().await;
+    assert_eq!(published(&feed), "20", "{}", walhook.log());
+    assert!(walhook.exited().is_none(), "{}", walhook.log());
+    // Nobody renews it this time.
+    assert_eq!(walhook.wait(Duration::from_secs(60)), 4, "{}", walhook.log());
+}
+
+/// So many messages of somebody else, stored.
+async fn foreign(feed: &Feed, count: u64) {
+    let client = feed.nats.client().await;
+    let before = feed.last_sequence("WEBHOOKS").await;
+    for sent in 1..=count {
+        client.publish("webhooks.others", "{\"data\": {}}".into()).await.unwrap();
+        // The server drops what it cannot queue.
+        if sent % 1000 == 0 || sent == count {
+            taken(feed, before + sent).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn thousands_of_messages_of_others_are_gone_on_behind_with_and_without_a_checkpoint() {
+    let feed = linked().await;
+    feed.pg.psql("UPDATE rule_nats_streams SET ordering = 'shared'");
+    let mut wanted = 0;
+    for forgets in [false, true] {
+        let mut walhook = feed.run();
+        insert(&feed.pg, wanted, wanted + 100);
+        feed.confirmed().await;
+        ended_well(&mut walhook);
+        foreign(&feed, 5000).await;
+        if forgets {
+            feed.pg.psql("DELETE FROM rule_nats_checkpoints");
+        }
+        insert(&feed.pg, wanted + 100, wanted + 200);
+        let mut walhook = feed.run();
+        feed.confirmed().await;
+        wanted += 200;
+        ended_well(&mut walhook);
+    }
+    assert_eq!(feed.last_sequence("WEBHOOKS").await, 10_400);
+    assert_eq!(published(&feed), "400");
+}
+
+#[tokio::test]
+async fn a_workqueue_whose_last_thousands_were_acknowledged_away_is_gone_on_with() {
+    let feed = linked().await;
+    feed.pg.psql("UPDATE rule_nats_streams SET retention_policy = 'workqueue'");
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t SELECT i FROM generate_series(0, 5999) i");
+    feed.confirmed().await;
+    ended_well(&mut walhook);
+    let stream = feed.nats.jetstream().await.get_stream("WEBHOOKS").await.unwrap();
+    let consumer = stream
+        .create_consumer(async_nats::jetstream::consumer::pull::Config {
+            durable_name: Some("worker".to_owned()),
+            max_ack_pending: -1,
+            ..Default::default()
+        })
+        .await
+        .unwrap();
+    let mut messages = consumer.messages().await.unwrap();
+    for sequence in 1..=6000 {
+        let message = messages.next().await.unwrap().unwrap();
+        // One stays, far from the end.
+        if sequence != 3 {
+            message.ack().await.unwrap();
+        }
+    }
+    eventually("all but one to be gone", async || {
+        let mut stream = feed.nats.jetstream().await.get_stream("WEBHOOKS").await.unwrap();
+        (stream.info().await.unwrap().state.messages == 1).then_some(())
+    })
+    .await;
+    feed.pg.psql("DELETE FROM rule_nats_checkpoints");
+    insert(&feed.pg, 6000, 6100);
+    let mut walhook = feed.run();
+    feed.confirmed().await;
+    assert_eq!(feed.last_sequence("WEBHOOKS").await, 6100, "{}", walhook.log());
     ended_well(&mut walhook);
 }

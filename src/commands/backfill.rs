@@ -46,6 +46,9 @@ pub struct Arguments {
     /// Wait while the slot has more than this to confirm, in MiB; 0: never
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
     max_lag: u32,
+    /// End once all rows are sent, without waiting until the slot is confirmed behind them
+    #[arg(long)]
+    no_wait: bool,
 }
 
 /// Ranges for each reader, so that those who are done early have more to do.
@@ -59,7 +62,7 @@ const LINK: &str = "SELECT format('%I.%I', l.table_schema, l.table_name), w.webh
     FROM public.rule_webhook_links l JOIN public.rule_webhooks w USING (webhook_id) WHERE l.link_id = $1";
 /// Whatever of it is not done yet.
 const UNFINISHED: &str = "SELECT j.backfill_id FROM public.rule_cdc_backfill_jobs j WHERE j.status = 'running' \
-    AND format('%I.%I', j.table_schema, j.table_name)::regclass = coalesce(to_regclass($1), to_regclass('public.' || $1)) \
+    AND to_regclass(format('%I.%I', j.table_schema, j.table_name)) = coalesce(to_regclass($1), to_regclass('public.' || $1)) \
     AND j.link_ids = (SELECT array_agg(l.link_id ORDER BY l.link_id) FROM public.rule_webhook_links l \
         JOIN public.rule_webhooks w USING (webhook_id) \
         WHERE l.table_schema = j.table_schema AND l.table_name = j.table_name AND l.enabled \
@@ -70,6 +73,9 @@ const START: &str = "SELECT public.rule_cdc_backfill_start($1, $2, $3)";
 const CHUNK: &str = "SELECT public.rule_cdc_backfill_chunk($1, $2)";
 const PROGRESS: &str = "SELECT rows_sent, rows_waiting, rows_estimated, status, end_lsn::text FROM public.rule_cdc_backfills \
     WHERE backfill_id = $1";
+/// What became of its rows: whether the slot is confirmed behind them, whether somebody streams from it, how many are dead letters.
+const DELIVERED: &str = "SELECT coalesce(s.confirmed_flush_lsn >= b.end_lsn, false), coalesce(s.active, false), b.events_failed \
+    FROM public.rule_cdc_backfills b LEFT JOIN public.rule_cdc_slots s ON s.slot_name = $2 WHERE b.backfill_id = $1";
 const LAG: &str = "SELECT lag_bytes FROM public.rule_cdc_slots WHERE slot_name = $1";
 
 impl Arguments {
@@ -83,24 +89,68 @@ impl Arguments {
             rate,
             readers: 1,
             max_lag: 1024,
+            no_wait: true,
         }
     }
 }
 
+/// For how long nobody streams before the backfill does not wait for the delivery of its rows: walhook may begin a new session.
+const ABSENCE: Duration = Duration::from_secs(3);
+
 /// What a backfill has achieved.
 pub struct Done {
+    /// Its number.
+    id: i64,
     /// Rows sent, by earlier runs too.
     pub rows: u64,
     /// Whether that is all, or else it was told to stop.
     pub is_whole: bool,
 }
 
-/// Sends the rows.
+/// Sends the rows, and waits until they are delivered where somebody streams.
 ///
 /// # Errors
-/// There is no such link, or the table cannot be read in chunks; PostgreSQL cannot be asked or refuses.
-pub async fn backfill(config: &Config, arguments: &Arguments, shutdown: watch::Receiver<bool>) -> Result<()> {
-    send(config, arguments, shutdown, super::say).await.map(drop)
+/// There is no such link, or the table cannot be read in chunks; PostgreSQL cannot be asked or refuses; some rows became
+/// dead letters.
+pub async fn backfill(config: &Config, arguments: &Arguments, mut shutdown: watch::Receiver<bool>) -> Result<()> {
+    let done = send(config, arguments, shutdown.clone(), super::say).await?;
+    if !done.is_whole || arguments.no_wait {
+        return Ok(());
+    }
+    tokio::select! {
+        outcome = delivered(config, done.id) => outcome,
+        _ = shutdown.wait_for(|stop| *stop) => Ok(()),
+    }
+}
+
+/// Waits until the slot is confirmed behind the rows, as long as somebody streams from it, and says what did not arrive.
+async fn delivered(config: &Config, id: i64) -> Result<()> {
+    let client = sql::connect(&config.postgres).await?;
+    let mut seen = Instant::now();
+    loop {
+        let row = client.query_one(DELIVERED, &[&id, &config.slot]).await;
+        let row = row.map_err(|error| failed("read what became of its rows", error))?;
+        let (is_delivered, is_active, dead): (bool, bool, i64) = (row.get(0), row.get(1), row.get(2));
+        match (is_delivered, dead) {
+            (true, 0) => return super::say(&format!("backfill {id}: all its rows are delivered\n")),
+            (true, dead) => {
+                return Err(Error::config(format!(
+                    "backfill {id}: {dead} events of its rows did not arrive: they are dead letters"
+                ))
+                .hint("`walhook dead-letters list` tells why; once that is mended `walhook dead-letters retry` sends them"));
+            }
+            (false, _) if is_active => seen = Instant::now(),
+            (false, _) if seen.elapsed() >= ABSENCE => {
+                return super::say(&format!(
+                    "backfill {id}: nobody streams from slot {:?} now; rule_cdc_backfills.events_failed tells later whether \
+                     some did not arrive\n",
+                    config.slot
+                ));
+            }
+            (false, _) => {}
+        }
+        sleep(PAUSE).await;
+    }
 }
 
 /// The same, which tells `tell` how it goes.
@@ -151,7 +201,7 @@ pub async fn send(config: &Config, arguments: &Arguments, shutdown: watch::Recei
         ),
         (status, _) => format!("backfill {id} of {table} is {status}: {} rows\n", progress.sent),
     })?;
-    Ok(Done { rows: u64::try_from(progress.sent).unwrap_or(0), is_whole: progress.status != "running" })
+    Ok(Done { id, rows: u64::try_from(progress.sent).unwrap_or(0), is_whole: progress.status != "running" })
 }
 
 async fn of_link(client: &Client, link: i32) -> Result<(String, Option<String>)> {

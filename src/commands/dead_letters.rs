@@ -7,10 +7,13 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 use tokio_postgres::Client;
 
+use super::plain;
 use crate::{
     config::Config,
     error::{Error, Result},
+    log,
     postgres::sql,
+    text,
 };
 
 /// What to do with them.
@@ -39,7 +42,7 @@ pub enum Action {
         #[arg(long)]
         payload: bool,
     },
-    /// Publish them again: body, headers and message id as they were
+    /// Publish them again: body and headers as they were, under a message id of their own
     Retry {
         /// Which of them
         #[command(flatten)]
@@ -114,7 +117,9 @@ pub async fn dead_letters(config: &Config, action: &Action) -> Result<()> {
         Action::Retry { which, subject } => {
             each(&client, which, async |id| {
                 let event: i64 = client.query_one(RETRY, &[&id, subject]).await?.get(0);
-                Ok(format!("dead letter {id} is published again as event {event}"))
+                Ok(format!(
+                    "dead letter {id} will be published again as event {event}; its outcome: SELECT rule_nats_event_status({event})"
+                ))
             })
             .await
         }
@@ -136,12 +141,22 @@ async fn list(client: &Client, filter: &Filter, limit: i64, as_json: bool) -> Re
     };
     let attempted = "list the dead letters";
     let rows = client
-        .query(LIST, &[&filter.webhook, &filter.status, &since, &age, &limit])
+        .query(LIST, &[&filter.webhook, &filter.status, &since, &age, &limit.saturating_add(1)])
         .await
         .map_err(|error| failed(attempted, error))?;
-    let letters = rows.iter().map(|row| parse(attempted, row.get(0))).collect::<Result<Vec<_>>>()?;
+    let mut letters = rows.iter().map(|row| parse(attempted, row.get(0))).collect::<Result<Vec<_>>>()?;
+    // One more was asked for than is shown; it is the oldest.
+    let is_cut = i64::try_from(letters.len()).is_ok_and(|count| count > limit);
+    if is_cut {
+        letters.remove(0);
+    }
+    let cut = format!("there are more: only the newest {limit} are listed; --limit N lists up to N");
     if as_json {
-        return super::say(&letters.iter().map(|letter| format!("{letter}\n")).collect::<String>());
+        super::say_json(&letters)?;
+        if is_cut {
+            log::line(&cut);
+        }
+        return Ok(());
     }
     if letters.is_empty() {
         return super::say("no such dead letters\n");
@@ -154,10 +169,13 @@ async fn list(client: &Client, filter: &Filter, limit: i64, as_json: bool) -> Re
             "{:>8}  {created:<20}  {:<8}  {:<20}  {:>9}  {}\n",
             plain(&letter["dead_letter_id"]),
             plain(&letter["status"]),
-            one_line(&plain(&letter["webhook_name"])),
+            plain(&letter["webhook_name"]),
             plain(&letter["payload_bytes"]),
-            one_line(&plain(&letter["reason"])),
+            plain(&letter["reason"]),
         ));
+    }
+    if is_cut {
+        table.push_str(&format!("{cut}\n"));
     }
     super::say(&table)
 }
@@ -183,7 +201,7 @@ async fn show(client: &Client, id: i64, as_json: bool, only_payload: bool) -> Re
             (None, _) => Value::Null,
         };
         letter["payload_is_base64"] = text.is_some_and(|text| text.is_err()).into();
-        return super::say(&format!("{letter}\n"));
+        return super::say_json([&letter]);
     }
     let mut lines = String::new();
     for key in [
@@ -198,10 +216,10 @@ async fn show(client: &Client, id: i64, as_json: bool, only_payload: bool) -> Re
         "commit_lsn",
         "reason",
     ] {
-        lines.push_str(&format!("{key:<16}{}\n", one_line(&plain(&letter[key]))));
+        lines.push_str(&format!("{key:<16}{}\n", plain(&letter[key])));
     }
     for (name, value) in letter["headers"].as_object().into_iter().flatten() {
-        lines.push_str(&format!("{:<16}{name}: {}\n", "header", one_line(&plain(value))));
+        lines.push_str(&format!("{:<16}{}: {}\n", "header", text::one_line(name), plain(value)));
     }
     lines.push('\n');
     match text {
@@ -239,7 +257,7 @@ async fn each(
                     return Err(error);
                 }
                 if let Some(earlier) = refused.replace(error) {
-                    eprintln!("walhook: {earlier}");
+                    log::line(&format!("walhook: {earlier}"));
                 }
             }
         }
@@ -283,17 +301,4 @@ fn failed(attempted: &str, error: tokio_postgres::Error) -> Error {
 
 fn parse(attempted: &str, text: &str) -> Result<Value> {
     serde_json::from_str(text).map_err(|error| Error::protocol(attempted).caused_by(error))
-}
-
-fn plain(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
-}
-
-/// Rows hold what users wrote: nothing of it may move the cursor.
-fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -14,9 +14,12 @@ mod parcel;
 pub mod settings;
 mod worker;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 
 use super::{backoff::Backoff, rows, schema};
 use crate::{
@@ -75,6 +78,7 @@ pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Re
     let worker = Arc::new(Worker {
         source: config.source.clone(),
         shutdown_timeout: config.shutdown_timeout,
+        all: all.clone(),
         room: Semaphore::new(settings.max_in_flight),
         object_room: Semaphore::new(settings.max_object_bytes.div_ceil(parcel::ROOM_UNIT)),
         settings,
@@ -82,6 +86,8 @@ pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Re
         client,
         caller,
         books: postgres.map(Books::open),
+        holds: Mutex::default(),
+        began: Instant::now(),
         counts: event::Counts::default(),
     });
     worker::run(worker, all, shutdown).await;

@@ -18,14 +18,36 @@ pub mod uninstall;
 
 use std::io::{self, Write};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    text,
+};
 
-/// Writes an answer to standard output. A reader who has seen enough (`| head`) is no error.
+/// Writes an answer to standard output, with what would act on a terminal escaped. A reader who has seen enough (`| head`)
+/// is no error.
 ///
 /// # Errors
 /// Standard output cannot be written to: a full disk, for example.
-pub fn say(text: &str) -> Result<()> {
-    say_bytes(text.as_bytes())
+pub fn say(answer: &str) -> Result<()> {
+    say_bytes(text::lines(answer).as_bytes())
+}
+
+/// The same of JSON values, a line each.
+///
+/// # Errors
+/// As [`say`].
+pub fn say_json<'v>(values: impl IntoIterator<Item = &'v serde_json::Value>) -> Result<()> {
+    let answer: String = values.into_iter().map(|value| format!("{value}\n")).collect();
+    say_bytes(text::json(&answer).as_bytes())
+}
+
+/// A value of JSON as a line shows it: `-` for null, text without its quotes, escaped and cut.
+fn plain(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::Null => "-".to_owned(),
+        serde_json::Value::String(text) => text::one_line(text).into_owned(),
+        other => text::one_line(&other.to_string()).into_owned(),
+    }
 }
 
 /// The same of bytes that are no text.

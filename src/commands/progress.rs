@@ -3,10 +3,9 @@
 //! In: how much of how much is done, and since when. Out: nothing where standard error is no terminal; there the log and the
 //! database tell.
 
-use std::{
-    io::{IsTerminal, Write as _},
-    time::Duration,
-};
+use std::{io::IsTerminal, time::Duration};
+
+use crate::{log, text};
 
 /// Cells of the bar.
 const WIDTH: u128 = 30;
@@ -19,8 +18,7 @@ pub fn is_watched() -> bool {
 /// Writes a line over the last one; behind the end the next one begins.
 pub fn show(line: &str, is_end: bool) {
     let end = if is_end { "\n" } else { "" };
-    // Whether anybody sees it changes nothing.
-    let _ = std::io::stderr().write_all(format!("\r\x1b[K{line}{end}").as_bytes());
+    log::push(format!("\r\x1b[K{}{end}", text::one_line(line)), false);
 }
 
 /// `[###############...............]  50 %`

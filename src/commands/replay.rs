@@ -56,6 +56,9 @@ pub struct Arguments {
     /// of them that still has it
     #[arg(long, value_enum)]
     via: Option<Via>,
+    /// By which rules changes from the WAL become events: those in force at each commit, or those of now
+    #[arg(long, value_enum, default_value_t = RulesOf::Commit)]
+    rules: RulesOf,
     /// What comes before the subjects; by default replay.<its number>
     #[arg(long, value_name = "SUBJECT")]
     subject_prefix: Option<String>,
@@ -69,8 +72,18 @@ pub struct Arguments {
     #[arg(long, value_name = "EVENTS", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
     /// Go on with a replay that was interrupted or has failed
-    #[arg(long, value_name = "ID", conflicts_with_all = ["from", "to", "webhook", "table", "stream", "via", "subject_prefix", "dry_run"])]
+    #[arg(long, value_name = "ID", conflicts_with_all = ["from", "to", "webhook", "table", "stream", "via", "rules", "subject_prefix", "dry_run"])]
     resume: Option<i64>,
+}
+
+/// By which rules a replay from the WAL makes events.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum RulesOf {
+    /// Those in force at each commit: the events are as they were
+    #[default]
+    Commit,
+    /// Those of now: the events are as they would be if they happened now
+    Now,
 }
 
 /// Replays until done, or until `shutdown` turns true.
@@ -120,6 +133,7 @@ struct Asked {
     prefix: Option<String>,
     create_stream: Option<String>,
     rate: Option<u32>,
+    rules: RulesOf,
     /// How far each part was sent by an earlier run.
     progress: Map<String, Value>,
     sent: u64,
@@ -144,6 +158,7 @@ impl Asked {
             via: arguments.via,
             prefix: arguments.subject_prefix.clone(),
             rate: arguments.rate,
+            rules: arguments.rules,
             ..Asked::default()
         })
     }
@@ -226,11 +241,17 @@ impl Work<'_> {
                     targets.push((row.config_id, self.target(&control, &prefix).await?));
                 }
                 begun(targets.first().map(|(_, target)| target)).await?;
-                wal::copy(&mut copy, self.config, start, id, targets).await?
+                wal::copy(&mut copy, self.config, start, id, self.asked.rules, targets).await?
             }
             Way::Table(_) => unreachable!("done above"),
         };
-        let Copy { sent, unknown, impossible, .. } = copy;
+        let Copy { sent, unknown, impossible, without_server, .. } = copy;
+        if without_server > 0 {
+            tracing::warn!(
+                "{without_server} events were left out: by the rules of their commit they go to a NATS configuration that is not \
+                 there any more; --rules now replays them by the rules as they are now"
+            );
+        }
         if unknown > 0 {
             tracing::warn!(
                 "{unknown} messages do not tell their table (payload_format data, or a subscriber's own) and were left out: \

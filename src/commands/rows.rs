@@ -1,11 +1,13 @@
 //! The configuration tables, read from the database.
 
+use std::collections::BTreeMap;
+
 use tokio_postgres::{Client, GenericClient, IsolationLevel, SimpleQueryMessage, Transaction};
 
 use crate::{
     error::{Error, Result},
     postgres::{self, sql},
-    route::tables::{Cell, Table, Tables},
+    route::tables::{RowText, Table, Tables},
 };
 
 /// Begins to read in one snapshot.
@@ -28,6 +30,18 @@ pub async fn snapshot<'c>(client: &'c mut Client, attempted: &str) -> Result<Tra
 /// A table that is missing or may not be read; a row without its key.
 pub async fn read(client: &impl GenericClient) -> Result<Tables> {
     let mut tables = Tables::default();
+    for ((table, _), row) in read_text(client).await? {
+        tables.put_text(table, &row)?;
+    }
+    Ok(tables)
+}
+
+/// The same as text, by table and key.
+///
+/// # Errors
+/// As [`read`].
+pub async fn read_text(client: &impl GenericClient) -> Result<BTreeMap<(Table, i32), RowText>> {
+    let mut all = BTreeMap::new();
     for table in Table::ALL {
         // By the simple protocol every value comes as text, as it does in the WAL.
         let rows = client
@@ -36,15 +50,16 @@ pub async fn read(client: &impl GenericClient) -> Result<Tables> {
             .map_err(|error| missing_table(sql::error(format!("read {}", table.name()), error)))?;
         for row in &rows {
             let SimpleQueryMessage::Row(row) = row else { continue };
-            let columns = row
-                .columns()
-                .iter()
-                .enumerate()
-                .map(|(index, column)| (column.name(), row.get(index).map_or(Cell::Null, Cell::Text)));
-            tables.put(table, columns)?;
+            let columns = row.columns().iter().enumerate();
+            let text: RowText =
+                columns.map(|(index, column)| (column.name().to_owned(), row.get(index).map(str::to_owned))).collect();
+            let id = text.get(table.key()).cloned().flatten().and_then(|id| id.parse().ok());
+            let id =
+                id.ok_or_else(|| Error::protocol(format!("read a row of {}: no {}", table.name(), table.key())))?;
+            all.insert((table, id), text);
         }
     }
-    Ok(tables)
+    Ok(all)
 }
 
 /// Names the remedy where a table is not there.

@@ -2,8 +2,7 @@
 //!
 //! One task holds everything; [`session`] is its one `select!`. Whatever goes wrong with PostgreSQL ends the session,
 //! and the next one starts as the first did: from the slot and the streams' tails. What goes wrong with one stream is
-//! its lane's own matter ([`lanes`]). What a webhook halts at is tried once more by the rules as they are by then, for
-//! mending them is what a halt waits for.
+//! its lane's own matter ([`lanes`]). What a webhook halts at ends the process, until an operator amends the rules at that event.
 
 mod bulletin;
 mod clerk;
@@ -14,6 +13,7 @@ mod lanes;
 pub(super) mod ledger;
 mod office;
 mod pace;
+pub(super) mod rules;
 mod session;
 
 use tokio::sync::watch;
@@ -22,10 +22,8 @@ use super::backoff::Backoff;
 use crate::{
     config::Config,
     error::{Error, Result},
-    flow::streamer::Halted,
 };
 pub(super) use lanes::open::position_of;
-use session::Routing;
 
 /// Streams until `shutdown` turns true.
 ///
@@ -41,18 +39,12 @@ pub async fn run(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result
     );
     let mut backoff = Backoff::default();
     let mut last_error: Option<String> = None;
-    let mut routing = Routing::AsItWas;
     loop {
         let mut streamed = false;
-        match session::session(config, &mut shutdown, &mut streamed, routing, last_error.as_deref()).await {
+        match session::session(config, &mut shutdown, &mut streamed, last_error.as_deref()).await {
             Ok(()) => return Ok(()),
-            Err(error) if error.cause_as::<Halted>().is_some() && routing == Routing::AsItWas => {
-                tracing::warn!("{error}; trying once more by the rules as they are now");
-                routing = Routing::AsOfNow;
-            }
             Err(error) if !error.is_retryable() => return Err(error),
             Err(error) => {
-                routing = Routing::AsItWas;
                 if streamed {
                     backoff = Backoff::default();
                 }

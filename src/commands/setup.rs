@@ -23,6 +23,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("009_roles.sql", include_str!("../../sql/009_roles.sql")),
     ("010_deliver.sql", include_str!("../../sql/010_deliver.sql")),
     ("011_replay.sql", include_str!("../../sql/011_replay.sql")),
+    ("013_rules.sql", include_str!("../../sql/013_rules.sql")),
 ];
 
 /// Waiting for another setup may take any time; for what we resolve names by see sql/004_preconditions.sql.

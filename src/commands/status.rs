@@ -3,10 +3,12 @@
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
+use super::plain;
 use crate::{
     config::Config,
     error::{Error, Result},
     postgres::sql,
+    text,
 };
 
 /// One statement each, whose answer is one JSON value.
@@ -22,6 +24,8 @@ const WEBHOOKS: &str = "SELECT json_build_object( \
         'linked_tables', (SELECT count(DISTINCT (table_schema, table_name)) FROM public.rule_webhook_links WHERE enabled) \
     )::text FROM public.rule_webhooks";
 const NATS: &str = "SELECT nats::text FROM public.rule_cdc_status \
+    WHERE source = $1 AND heartbeat_at > clock_timestamp() - make_interval(secs => 3 * heartbeat_seconds)";
+const LOG: &str = "SELECT json_build_object('lines_lost', log_lines_lost)::text FROM public.rule_cdc_status \
     WHERE source = $1 AND heartbeat_at > clock_timestamp() - make_interval(secs => 3 * heartbeat_seconds)";
 const DEAD_LETTERS: &str = "SELECT json_build_object('dead', count(*), 'newest', max(created_at), \
         'newest_reason', (array_agg(reason ORDER BY dead_letter_id DESC))[1])::text \
@@ -40,11 +44,12 @@ pub async fn status(config: &Config, as_json: bool) -> Result<()> {
         "anchor": ask(&client, ANCHOR, Some(&config.slot)).await?,
         "streams": ask(&client, STREAMS, Some(&config.source)).await?,
         "nats": ask(&client, NATS, Some(&config.source)).await?,
+        "log": ask(&client, LOG, Some(&config.source)).await?,
         "webhooks": ask(&client, WEBHOOKS, None).await?,
         "dead_letters": ask(&client, DEAD_LETTERS, None).await?,
     });
     if as_json {
-        super::say(&format!("{status}\n"))?;
+        super::say_json([&status])?;
     } else {
         super::say(&render(config, &status))?;
     }
@@ -109,7 +114,7 @@ fn render(config: &Config, status: &Value) -> String {
         ));
     }
     for (name, connection) in status["nats"].as_object().into_iter().flatten() {
-        lines.push(format!("nats          {name}: {}", nats(connection)));
+        lines.push(format!("nats          {}: {}", text::one_line(name), nats(connection)));
     }
     for stream in status["streams"].as_array().into_iter().flatten() {
         lines.push(format!(
@@ -130,9 +135,14 @@ fn render(config: &Config, status: &Value) -> String {
     ));
     let dead = &status["dead_letters"];
     let newest = match dead["newest_reason"].as_str() {
-        Some(reason) => format!(", the newest of {}: {reason}", plain(&dead["newest"])),
+        Some(reason) => format!(", the newest of {}: {}", plain(&dead["newest"]), text::one_line(reason)),
         None => String::new(),
     };
+    if let Some(lost @ 1..) = status["log"]["lines_lost"].as_i64() {
+        lines.push(format!(
+            "log           {lost} lines lost: standard error of the running walhook is a full disk, or a closed or stalled pipe"
+        ));
+    }
     lines.push(format!("dead letters  {}{newest}", plain(&dead["dead"])));
     lines.push(String::new());
     lines.join("\n")
@@ -141,7 +151,9 @@ fn render(config: &Config, status: &Value) -> String {
 /// One NATS configuration, as the running streamer last reported it.
 fn nats(connection: &Value) -> String {
     let mut text = match connection["server"].as_str() {
-        Some(server) => format!("connected to {server} since {}", plain(&connection["connected_since"])),
+        Some(_) => {
+            format!("connected to {} since {}", plain(&connection["server"]), plain(&connection["connected_since"]))
+        }
         None if connection["given_up"] == true => "given up".to_owned(),
         None => "not connected".to_owned(),
     };
@@ -152,16 +164,8 @@ fn nats(connection: &Value) -> String {
         text = format!("{text}; {}", plain(what));
     }
     match connection["last_error"].as_str() {
-        Some(error) if connection["connected"] != true => format!("{text}: {error}"),
+        Some(error) if connection["connected"] != true => format!("{text}: {}", text::one_line(error)),
         _ => text,
-    }
-}
-
-fn plain(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
     }
 }
 

@@ -19,19 +19,57 @@ pub struct Ids<'a> {
     pub walhook: Option<&'a str>,
     /// `Nats-Msg-Id`.
     pub message: Option<&'a str>,
+    /// `Walhook-Retry-Of`: the first event's id, where a dead letter was published again.
+    pub retry_of: Option<&'a str>,
     /// The stream and the sequence, for messages without any.
     pub fallback: &'a str,
+    /// What its headers tell of the payload's format.
+    pub shape: Shape,
 }
+
+/// What a message's own headers tell of its payload. The webhook's row may have another format by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Shape {
+    /// Nothing.
+    #[default]
+    Unknown,
+    /// A CloudEvent in JSON.
+    CloudEvent,
+    /// To be sent as it is.
+    Bare,
+}
+
+impl Shape {
+    /// By a look at its headers.
+    pub fn of<'a>(header: impl Fn(&str) -> Option<&'a str>) -> Shape {
+        if header("Content-Type") == Some(CLOUDEVENT) {
+            Shape::CloudEvent
+        } else if header("Walhook-Type").or_else(|| header("ce-specversion")).is_some() {
+            Shape::Bare
+        } else {
+            Shape::Unknown
+        }
+    }
+}
+
+const CLOUDEVENT: &str = "application/cloudevents+json";
 
 /// What is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call<'a> {
-    /// The event's id.
+    /// The event's id: what it is recorded by.
     pub event_id: Cow<'a, str>,
+    /// The id that the receiver gets. It stays the same when a dead letter is published again, so that a receiver that has had the
+    /// event knows it.
+    pub webhook_id: Cow<'a, str>,
     /// Where the event stands in the WAL, if it is one of the feed's.
     pub position: Option<EventPosition>,
     /// `public.orders.insert`
     pub kind: Option<Cow<'a, str>>,
+    /// `insert`, where the message says so.
+    pub op: Option<&'a str>,
+    /// The key before an update that has changed it, JSON.
+    pub old_key: Option<&'a str>,
     /// What the message adds to the webhook's headers.
     pub headers: BTreeMap<String, String>,
     /// The body.
@@ -45,15 +83,24 @@ pub struct Call<'a> {
 pub enum Reading<'a> {
     /// To be called.
     Call(Call<'a>),
-    /// An event of another webhook on the same subject: its own consumer has it too.
-    Anothers,
+    /// An event of another webhook on the same subject; which one, where it is one of this feed's.
+    Anothers(Option<i32>),
     /// Nothing that can be called, and why. The id is what it can be recorded by.
     Unreadable(Cow<'a, str>, String),
+}
+
+/// A CloudEvent in JSON, as far as it matters here.
+#[derive(Deserialize)]
+struct Typed<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Option<Cow<'a, str>>,
 }
 
 /// The format `webhook`, as far as it matters here. What else the payload holds is the receiver's.
 #[derive(Deserialize)]
 struct Envelope<'a> {
+    #[serde(borrow)]
+    id: Option<Cow<'a, str>>,
     #[serde(borrow, rename = "type")]
     kind: Option<Cow<'a, str>>,
     webhook_id: Option<i32>,
@@ -72,11 +119,11 @@ pub fn read<'a>(webhook: &Webhook, source: &str, ids: Ids<'a>, payload: &'a [u8]
     if let Some((_, position)) = ours
         && position.webhook_id != webhook.webhook_id
     {
-        return Reading::Anothers;
+        return Reading::Anothers(Some(position.webhook_id));
     }
     // Other feeds' events have ids of the same make.
     if ours.is_none() && [ids.walhook, ids.message].into_iter().flatten().any(is_of_some_feed) {
-        return Reading::Anothers;
+        return Reading::Anothers(None);
     }
     let event_id = || match ours {
         Some((id, _)) => Cow::Borrowed(id),
@@ -87,11 +134,20 @@ pub fn read<'a>(webhook: &Webhook, source: &str, ids: Ids<'a>, payload: &'a [u8]
         Ok(whole) => whole,
         Err(error) => return Reading::Unreadable(event_id(), format!("the payload is not JSON: {error}")),
     };
-    let envelope = serde_json::from_str::<Envelope<'a>>(whole.get()).ok().filter(|_| webhook.has_envelope);
+    let is_cloudevent = ids.shape == Shape::CloudEvent || ids.shape == Shape::Unknown && webhook.is_cloudevent;
+    let is_envelope = |envelope: &Envelope<'_>| match ids.shape {
+        // By the row, or because it has the event's id inside, which no bare row has.
+        Shape::Unknown => {
+            let is_its = |id: &str| envelope.id.as_deref() == Some(id);
+            webhook.has_envelope || ours.is_some_and(|(id, _)| is_its(id) || ids.retry_of.is_some_and(is_its))
+        }
+        Shape::CloudEvent | Shape::Bare => false,
+    };
+    let envelope = serde_json::from_str::<Envelope<'a>>(whole.get()).ok().filter(is_envelope);
     match (&ours, envelope.as_ref().and_then(|envelope| envelope.webhook_id)) {
         (Some(_), _) => {}
         (None, Some(id)) if id == webhook.webhook_id => {}
-        (None, Some(_)) => return Reading::Anothers,
+        (None, Some(id)) => return Reading::Anothers(Some(id)),
         (None, None) => {
             return Reading::Unreadable(
                 event_id(),
@@ -101,12 +157,22 @@ pub fn read<'a>(webhook: &Webhook, source: &str, ids: Ids<'a>, payload: &'a [u8]
     }
     let mut call = Call {
         event_id: event_id(),
+        // Of a message that the feed published: nobody else's headers may name another event.
+        webhook_id: webhook_id(match (&ours, ids.retry_of) {
+            (Some(_), Some(first)) => Cow::Borrowed(first),
+            _ => event_id(),
+        }),
         position: ours.map(|(_, position)| position),
         kind: None,
+        op: None,
+        old_key: None,
         headers: BTreeMap::new(),
         body: payload,
-        content_type: if webhook.is_cloudevent { "application/cloudevents+json" } else { "application/json" },
+        content_type: if is_cloudevent { CLOUDEVENT } else { "application/json" },
     };
+    if is_cloudevent {
+        call.kind = serde_json::from_str::<Typed<'a>>(whole.get()).ok().and_then(|typed| typed.kind);
+    }
     if let Some(envelope) = envelope {
         call.kind = envelope.kind;
         call.headers = envelope.headers.map(|headers| own_headers(headers.get())).unwrap_or_default();
@@ -118,6 +184,27 @@ pub fn read<'a>(webhook: &Webhook, source: &str, ids: Ids<'a>, payload: &'a [u8]
         }
     }
     Reading::Call(call)
+}
+
+impl<'a> Call<'a> {
+    /// Adds what the message's headers, given by name and value, tell of its body.
+    pub fn describe(&mut self, headers: impl Iterator<Item = (&'a str, &'a str)>) {
+        for (name, value) in headers {
+            match name {
+                "Walhook-Op" => self.op = Some(value),
+                "Walhook-Old-Key" => self.old_key = Some(value),
+                "Walhook-Type" if self.kind.is_none() => self.kind = Some(value.into()),
+                // A CloudEvent in binary mode has its attributes in headers here and there.
+                _ if name.starts_with("ce-") => {
+                    if name == "ce-type" && self.kind.is_none() {
+                        self.kind = Some(value.into());
+                    }
+                    self.headers.insert(name.to_owned(), value.to_owned());
+                }
+                _ => {}
+            }
+        }
+    }
 }
 
 /// `<feed>-<16 hex>-<hex>-<number>-<number>`: a feed's name may have dashes too.
@@ -140,7 +227,7 @@ fn own_headers(text: &str) -> BTreeMap<String, String> {
 
 /// Whether a header is ours or the connection's to set, so that neither row nor message has a say in it.
 pub fn is_reserved(name: &str) -> bool {
-    const RESERVED: [&str; 14] = [
+    const RESERVED: [&str; 17] = [
         "connection",
         "content-length",
         "expect",
@@ -152,6 +239,9 @@ pub fn is_reserved(name: &str) -> bool {
         "trailer",
         "transfer-encoding",
         "upgrade",
+        "walhook-old-key",
+        "walhook-op",
+        "walhook-type",
         "webhook-id",
         "webhook-signature",
         "webhook-timestamp",
@@ -160,8 +250,8 @@ pub fn is_reserved(name: &str) -> bool {
 }
 
 /// The id as it stands in `webhook-id`: a full stop would part id, time and body in what is signed.
-pub fn webhook_id(event_id: &str) -> Cow<'_, str> {
-    if event_id.contains('.') { Cow::Owned(event_id.replace('.', "_")) } else { Cow::Borrowed(event_id) }
+fn webhook_id(event_id: Cow<'_, str>) -> Cow<'_, str> {
+    if event_id.contains('.') { Cow::Owned(event_id.replace('.', "_")) } else { event_id }
 }
 
 #[cfg(test)]
@@ -172,7 +262,13 @@ mod tests {
     const ID: &str = "shop-00000000016b3748-2c8f0a1b-12-1";
 
     fn ids(message: &str) -> Ids<'_> {
-        Ids { walhook: None, message: Some(message).filter(|id| !id.is_empty()), fallback: "S:7" }
+        Ids {
+            walhook: None,
+            message: Some(message).filter(|id| !id.is_empty()),
+            retry_of: None,
+            fallback: "S:7",
+            shape: Shape::Unknown,
+        }
     }
 
     fn body<'a>(webhook: &Webhook, payload: &'a str) -> &'a str {
@@ -199,15 +295,47 @@ mod tests {
     }
 
     #[test]
-    fn events_of_other_webhooks_and_other_feeds_are_left_to_their_own() {
-        let others = ["shop-00000000016b3748-2c8f0a1b-12-2", "an-other-00000000016b3748-2c8f0a1b-12-1"];
-        for id in others {
-            assert_eq!(read(&webhook(), "shop", ids(id), b"{}"), Reading::Anothers, "{id}");
+    fn a_message_is_read_by_the_format_that_it_was_published_in_whatever_the_row_says_now() {
+        let call = |webhook: &Webhook, shape, payload: &'static str| match read(
+            webhook,
+            "shop",
+            Ids { shape, ..ids(ID) },
+            payload.as_bytes(),
+        ) {
+            Reading::Call(call) => {
+                (String::from_utf8_lossy(call.body).into_owned(), call.content_type, call.kind.map(Cow::into_owned))
+            }
+            other => panic!("{other:?}"),
+        };
+        let (json, bare) = ("application/json", Webhook { has_envelope: false, ..webhook() });
+        let cloudevent = Webhook { is_cloudevent: true, ..bare.clone() };
+        let envelope = r#"{"id":"shop-00000000016b3748-2c8f0a1b-12-1","webhook_id":1,"type":"t","data":5}"#;
+        for row in [&webhook(), &bare, &cloudevent] {
+            let (body, _, kind) = call(row, Shape::Unknown, envelope);
+            assert_eq!((body.as_str(), kind.as_deref()), ("5", Some("t")));
+            let row_with_such_columns = r#"{"webhook_id":1,"data":5,"type":"x"}"#;
+            assert_eq!(call(row, Shape::Bare, row_with_such_columns), (row_with_such_columns.to_owned(), json, None));
+            let event = r#"{"specversion":"1.0","type":"t","data":5}"#;
+            assert_eq!(call(row, Shape::CloudEvent, event), (event.to_owned(), CLOUDEVENT, Some("t".to_owned())));
         }
-        assert_eq!(read(&webhook(), "shop", ids("mine"), br#"{"webhook_id":2}"#), Reading::Anothers);
+        let of = |name: &'static str, value: &'static str| Shape::of(|wanted| (wanted == name).then_some(value));
+        assert_eq!(
+            [of("Content-Type", CLOUDEVENT), of("ce-specversion", "1.0"), of("Walhook-Type", "t"), of("X", "")],
+            [Shape::CloudEvent, Shape::Bare, Shape::Bare, Shape::Unknown]
+        );
+    }
+
+    #[test]
+    fn events_of_other_webhooks_and_other_feeds_are_left_to_their_own() {
+        let others =
+            [("shop-00000000016b3748-2c8f0a1b-12-2", Some(2)), ("an-other-00000000016b3748-2c8f0a1b-12-1", None)];
+        for (id, whose) in others {
+            assert_eq!(read(&webhook(), "shop", ids(id), b"{}"), Reading::Anothers(whose), "{id}");
+        }
+        assert_eq!(read(&webhook(), "shop", ids("mine"), br#"{"webhook_id":2}"#), Reading::Anothers(Some(2)));
         // A caller's own id stands before ours, which tells.
         let ids = Ids { walhook: Some("shop-00000000016b3748-2c8f0a1b-12-2"), ..ids("mine") };
-        assert_eq!(read(&webhook(), "shop", ids, br#"{"webhook_id":1}"#), Reading::Anothers);
+        assert_eq!(read(&webhook(), "shop", ids, br#"{"webhook_id":1}"#), Reading::Anothers(Some(2)));
     }
 
     #[test]
@@ -230,6 +358,21 @@ mod tests {
             assert!(is_reserved(name), "{name}");
         }
         assert!(!is_reserved("Authorization") && !is_reserved("Content-Type"));
-        assert_eq!(webhook_id("my.shop-1"), "my_shop-1");
+        assert_eq!(webhook_id("my.shop-1".into()), "my_shop-1");
+    }
+
+    #[test]
+    fn a_dead_letter_that_is_published_again_keeps_the_id_that_receivers_know_and_is_recorded_by_its_own() {
+        let again = |message| match read(
+            &webhook(),
+            "shop",
+            Ids { retry_of: Some("the.first"), ..ids(message) },
+            b"{\"webhook_id\":1}",
+        ) {
+            Reading::Call(call) => (call.event_id.into_owned(), call.webhook_id.into_owned()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(again(ID), (ID.to_owned(), "the_first".to_owned()));
+        assert_eq!(again("foreign"), ("S:7".to_owned(), "S:7".to_owned()), "only the feed names first events");
     }
 }

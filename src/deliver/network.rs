@@ -1,120 +1,114 @@
 //! Which addresses may be called.
 //!
 //! In: an address that a name resolved to, and the networks that the settings allow. Out: whether it may be dialled, or
-//! why not. Always holds: an IPv4 address is judged alike in every IPv6 dress it can come in. Knows no resolver: whoever
-//! dials asks about the very address that it dials.
+//! why not. An IPv4 address inside an IPv6 one is judged as the IPv4 address. Knows no resolver: the caller asks about the very
+//! address that it dials.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::{fmt, str::FromStr};
+use core::net::{IpAddr, Ipv6Addr};
+use std::{str::FromStr, sync::LazyLock};
+
+use ipnet::IpNet;
 
 /// A network in CIDR notation; a lone address is a network of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Network {
-    address: IpAddr,
-    prefix: u8,
-}
+pub struct Network(IpNet);
 
 impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Network, String> {
-        let wrong = || format!("{text:?} is not a network such as 10.0.0.0/8, fd00::/8 or 127.0.0.1");
-        let (address, prefix) = text.trim().split_once('/').map_or((text.trim(), None), |(a, p)| (a, Some(p)));
-        let address: IpAddr = address.parse().map_err(|_| wrong())?;
-        let whole = if address.is_ipv4() { 32 } else { 128 };
-        let prefix = match prefix {
-            None => whole,
-            Some(prefix) => prefix.parse().ok().filter(|prefix| *prefix <= whole).ok_or_else(wrong)?,
-        };
-        Ok(Network { address, prefix })
+        let text = text.trim();
+        let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+        network.map(Network).ok_or_else(|| "is not a network such as 10.0.0.0/8, fd00::/8 or 127.0.0.1".to_owned())
     }
 }
 
-impl fmt::Display for Network {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix)
-    }
-}
+/// Addresses that are not called: IANA's registries of special-purpose addresses, IPv4 and IPv6, whole, as of 2025-10-09; then
+/// multicast, and what the registries once had. The first network that contains an address names it.
+#[rustfmt::skip]
+const SPECIAL: &[(&str, &str)] = &[
+    ("0.0.0.0/8", "this host's own network"),
+    ("10.0.0.0/8", "private"),
+    ("100.64.0.0/10", "a carrier's shared network"),
+    ("127.0.0.0/8", "loopback"),
+    ("169.254.0.0/16", "link-local, where clouds keep their metadata"),
+    ("172.16.0.0/12", "private"),
+    ("192.0.0.0/24", "reserved for protocols"),
+    ("192.0.2.0/24", "reserved for documentation"),
+    ("192.31.196.0/24", "a DNS sink (AS112)"),
+    ("192.52.193.0/24", "a multicast relay (AMT)"),
+    ("192.88.99.0/24", "a relay of 6to4"),
+    ("192.168.0.0/16", "private"),
+    ("192.175.48.0/24", "a DNS sink (AS112)"),
+    ("198.18.0.0/15", "reserved for benchmarks"),
+    ("198.51.100.0/24", "reserved for documentation"),
+    ("203.0.113.0/24", "reserved for documentation"),
+    ("240.0.0.0/4", "reserved"),
+    ("224.0.0.0/4", "multicast"),
+    ("::1/128", "loopback"),
+    ("::/128", "unspecified"),
+    ("::ffff:0:0:0/96", "an IPv4 address translated"),
+    ("::/96", "an IPv4 address in a form given up"),
+    ("64:ff9b:1::/48", "a private translation to IPv4"),
+    ("100::/64", "a black hole"),
+    ("100:0:0:1::/64", "a dummy prefix"),
+    ("2001::/32", "a tunnel (Teredo)"),
+    ("2001:2::/48", "reserved for benchmarks"),
+    ("2001:3::/32", "a multicast relay (AMT)"),
+    ("2001:4:112::/48", "a DNS sink (AS112)"),
+    ("2001:10::/28", "a hash, no place (ORCHID)"),
+    ("2001:20::/28", "a hash, no place (ORCHIDv2)"),
+    ("2001:30::/28", "a drone's tag"),
+    ("2001::/23", "reserved for protocols"),
+    ("2001:db8::/32", "reserved for documentation"),
+    ("2002::/16", "a tunnel (6to4)"),
+    ("2620:4f:8000::/48", "a DNS sink (AS112)"),
+    ("3fff::/20", "reserved for documentation"),
+    ("5f00::/16", "an instruction for routers (SRv6)"),
+    ("fc00::/7", "private"),
+    ("fe80::/10", "link-local"),
+    ("fec0::/10", "site-local"),
+    ("ff00::/8", "multicast"),
+    // All that IANA has given to the Internet so far is 2000::/3.
+    ("::/3", "no address of the Internet"),
+    ("4000::/2", "no address of the Internet"),
+    ("8000::/1", "no address of the Internet"),
+];
 
-impl Network {
-    fn contains(&self, address: IpAddr) -> bool {
-        let shared = |a: u128, b: u128, width: u32| {
-            let host = width - u32::from(self.prefix);
-            a.checked_shr(host).unwrap_or(0) == b.checked_shr(host).unwrap_or(0)
-        };
-        match (self.address, address) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => shared(a.to_bits().into(), b.to_bits().into(), 32),
-            (IpAddr::V6(a), IpAddr::V6(b)) => shared(a.to_bits(), b.to_bits(), 128),
-            _ => false,
-        }
-    }
-}
+static NETWORKS: LazyLock<Vec<(Network, &str)>> = LazyLock::new(|| {
+    SPECIAL.iter().map(|(network, kind)| (network.parse().expect("the table has networks"), *kind)).collect()
+});
 
 /// Why `address` may not be called; `None` where it may.
 pub fn refusal(address: IpAddr, allowed: &[Network]) -> Option<String> {
-    let plain = undressed(address);
-    if allowed.iter().any(|network| network.contains(address) || network.contains(plain)) {
+    let embedded = embedded_ipv4(address);
+    let is_in = |Network(network): &Network| {
+        network.contains(&address) || embedded.is_some_and(|(v4, _)| network.contains(&v4))
+    };
+    if allowed.iter().any(is_in) {
         return None;
     }
-    let kind = match plain {
-        IpAddr::V4(address) => kind_v4(address),
-        IpAddr::V6(address) => kind_v6(address),
-    }?;
+    let judged = match embedded {
+        Some((v4, true)) => v4,
+        _ => address,
+    };
+    let (_, kind) = NETWORKS.iter().find(|(Network(network), _)| network.contains(&judged))?;
     Some(format!("{address} is {kind}; --allow-network or deliver.allowed_networks allows it"))
 }
 
-/// The IPv4 address inside an IPv6 one that leads to it: mapped, compatible, NAT64, 6to4.
-fn undressed(address: IpAddr) -> IpAddr {
-    let IpAddr::V6(v6) = address else { return address };
-    let v4 = |high: u16, low: u16| {
-        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
-        IpAddr::V4(Ipv4Addr::new(a, b, c, d))
-    };
+/// The IPv4 address that an IPv6 one leads to, and whether it is what is judged: of the forms that are in use, mapped and
+/// NAT64's (RFC 6052). Others are refused whatever they embed, unless what they embed is allowed.
+fn embedded_ipv4(address: IpAddr) -> Option<(IpAddr, bool)> {
+    let IpAddr::V6(v6) = address else { return None };
+    let v4 = |high: u16, low: u16| IpAddr::V4(((u32::from(high) << 16) | u32::from(low)).into());
     match v6.segments() {
-        [0, 0, 0, 0, 0, 0xffff, high, low] => v4(high, low),
-        // :: and ::1 are IPv6's own.
-        [0, 0, 0, 0, 0, 0, high, low] if (high, low) != (0, 0) && (high, low) != (0, 1) => v4(high, low),
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => v4(high, low),
-        [0x2002, high, low, ..] => v4(high, low),
-        _ => address,
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some((v4(high, low), true)),
+        [0, 0, 0, 0, 0xffff, 0, high, low] | [0x2002, high, low, ..] => Some((v4(high, low), false)),
+        [0, 0, 0, 0, 0, 0, high, low] if v6 != Ipv6Addr::UNSPECIFIED && v6 != Ipv6Addr::LOCALHOST => {
+            Some((v4(high, low), false))
+        }
+        _ => None,
     }
-}
-
-/// IANA's registry of special-purpose addresses, as far as nobody on the Internet is meant.
-fn kind_v4(address: Ipv4Addr) -> Option<&'static str> {
-    let [a, b, c, _] = address.octets();
-    Some(match (a, b, c) {
-        (0, ..) => "this host's own network",
-        (10, ..) | (192, 168, _) => "private",
-        (172, 16..=31, _) => "private",
-        (100, 64..=127, _) => "a carrier's shared network",
-        (127, ..) => "loopback",
-        (169, 254, _) => "link-local, where clouds keep their metadata",
-        (192, 0, 0) => "reserved for protocols",
-        (192, 0, 2) | (198, 51, 100) | (203, 0, 113) => "reserved for documentation",
-        (192, 88, 99) => "a relay of 6to4",
-        (198, 18..=19, _) => "reserved for benchmarks",
-        (224..=239, ..) => "multicast",
-        (240.., ..) => "reserved",
-        _ => return None,
-    })
-}
-
-fn kind_v6(address: Ipv6Addr) -> Option<&'static str> {
-    Some(match address.segments() {
-        [0, 0, 0, 0, 0, 0, 0, 0] => "unspecified",
-        [0, 0, 0, 0, 0, 0, 0, 1] => "loopback",
-        [0xfc00..=0xfdff, ..] => "private",
-        [0xfe80..=0xfebf, ..] => "link-local",
-        [0xfec0..=0xfeff, ..] => "site-local",
-        [0xff00..=0xffff, ..] => "multicast",
-        [0x64, 0xff9b, 1, ..] => "a private translation to IPv4",
-        [0x100, 0, 0, 0, ..] => "a black hole",
-        [0x2001, 0, ..] => "a tunnel (Teredo)",
-        [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => "reserved for documentation",
-        [0x2001, 2, 0, ..] => "reserved for benchmarks",
-        _ => return None,
-    })
 }
 
 #[cfg(test)]
@@ -143,37 +137,95 @@ mod tests {
         }
     }
 
+    /// The first and the last address of each network, and where the table's neighbours are the Internet's, those beside it.
     #[test]
-    fn what_lies_inside_is_refused_in_every_dress() {
-        for address in [
-            "127.0.0.1",
-            "127.9.9.9",
-            "10.1.2.3",
-            "172.16.0.1",
-            "172.31.255.255",
-            "192.168.1.1",
-            "169.254.169.254",
-            "0.0.0.0",
-            "100.64.0.1",
-            "255.255.255.255",
-            "224.0.0.1",
-            "198.18.0.1",
-            "::",
-            "::1",
-            "::ffff:127.0.0.1",
-            "::ffff:169.254.169.254",
-            "::127.0.0.1",
-            "64:ff9b::7f00:1",
-            "64:ff9b:1::1",
-            "2002:7f00:1::",
-            "fc00::1",
-            "fd12::1",
-            "fe80::1",
-            "fec0::1",
-            "ff02::1",
-            "2001:db8::1",
+    fn every_special_network_is_refused_from_its_first_address_to_its_last() {
+        for (network, kind) in SPECIAL {
+            let network: IpNet = network.parse().unwrap();
+            for address in [network.network(), network.broadcast()] {
+                let why = refusal(address, &[]);
+                // A narrower network of the table may name it.
+                assert!(
+                    why.as_ref().is_some_and(|why| why.contains("--allow-network")),
+                    "{network} ({kind}): {address}"
+                );
+                assert_eq!(refusal(address, &[Network(network)]), None, "{address} where it is allowed");
+            }
+        }
+        for neighbour in [
+            "1.0.0.0",
+            "9.255.255.255",
+            "11.0.0.0",
+            "100.63.255.255",
+            "100.128.0.0",
+            "126.255.255.255",
+            "128.0.0.0",
+            "169.253.255.255",
+            "169.255.0.0",
+            "172.15.255.255",
+            "172.32.0.0",
+            "191.255.255.255",
+            "192.0.1.0",
+            "192.0.3.0",
+            "192.31.195.255",
+            "192.31.197.0",
+            "192.52.192.255",
+            "192.52.194.0",
+            "192.88.98.255",
+            "192.88.100.0",
+            "192.167.255.255",
+            "192.169.0.0",
+            "192.175.47.255",
+            "192.175.49.0",
+            "198.17.255.255",
+            "198.20.0.0",
+            "198.51.99.255",
+            "198.51.101.0",
+            "203.0.112.255",
+            "203.0.114.0",
+            "223.255.255.255",
+            "2000::",
+            "2001:200::",
+            "2001:db7:ffff::",
+            "2001:db9::",
+            "2003::",
+            "2620:4f:7fff::",
+            "2620:4f:8001::",
+            "3ffe:ffff::",
+            "3fff:1000::",
         ] {
-            assert!(refused(address, &[]).is_some_and(|why| why.contains("allow")), "{address}");
+            assert_eq!(refused(neighbour, &[]), None, "{neighbour}");
+        }
+    }
+
+    #[test]
+    fn an_address_inside_is_refused_in_every_form_it_can_be_written_in() {
+        for (address, kind) in [
+            ("::ffff:127.0.0.1", "loopback"),
+            ("::ffff:169.254.169.254", "link-local"),
+            ("64:ff9b::7f00:1", "loopback"),
+            ("64:ff9b::a01:203", "private"),
+            ("::ffff:0:127.0.0.1", "translated"),
+            ("::ffff:0:1.1.1.1", "translated"),
+            ("::127.0.0.1", "given up"),
+            ("::1.1.1.1", "given up"),
+            ("64:ff9b:1::1", "translation"),
+            ("64:ff9b::1:0:0:1", "no address of the Internet"),
+            ("2002:7f00:1::", "6to4"),
+            ("2002:101:101::", "6to4"),
+            ("2001:20::1", "ORCHIDv2"),
+            ("2001:1::1", "reserved for protocols"),
+            ("5f00::1", "SRv6"),
+            ("::2", "given up"),
+            ("4000::1", "no address of the Internet"),
+            ("fb00::1", "no address of the Internet"),
+        ] {
+            let why = refused(address, &[]);
+            assert!(why.as_ref().is_some_and(|why| why.contains(kind)), "{address}: {why:?}");
+        }
+        // What is allowed as IPv4 is allowed in these forms too.
+        for address in ["::ffff:127.0.0.1", "::ffff:0:127.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"] {
+            assert_eq!(refused(address, &["127.0.0.0/8"]), None, "{address}");
         }
     }
 

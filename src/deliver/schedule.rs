@@ -147,6 +147,39 @@ fn date(text: &str) -> Option<u64> {
     Some(days * 86_400 + hour * 3600 + minute * 60 + second)
 }
 
+/// Which failed calls are logged: a few in each period, and then how many more there were.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FailureLog {
+    period: u64,
+    logged: u32,
+    left_out: u64,
+}
+
+impl FailureLog {
+    /// How many are logged in each period.
+    pub const MAX: u32 = 5;
+    /// How long a period is.
+    pub const PERIOD: Duration = Duration::from_secs(10);
+
+    /// Takes a failure at `now`, a time since any beginning. Returns how many were left out in the period before, where this one
+    /// begins another, and whether this one is logged.
+    pub fn take(&mut self, now: Duration) -> (u64, bool) {
+        let period = now.as_secs() / Self::PERIOD.as_secs() + 1;
+        let mut left_out = 0;
+        if period != self.period {
+            left_out = self.left_out;
+            *self = FailureLog { period, logged: 0, left_out: 0 };
+        }
+        let is_logged = self.logged < Self::MAX;
+        if is_logged {
+            self.logged += 1;
+        } else {
+            self.left_out += 1;
+        }
+        (left_out, is_logged)
+    }
+}
+
 /// How many calls to one webhook may run side by side: halved when its server is strained, one more for every round
 /// that goes well.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -253,6 +286,15 @@ mod tests {
         let verdict = judge(&webhook(), 1, &asked, 0.0);
         assert_eq!(verdict.fate, Fate::Retry(Duration::from_secs(30)));
         assert_eq!(verdict.strain, Strain::Pause(Duration::from_secs(30)));
+    }
+
+    #[test]
+    fn of_many_failures_a_few_are_logged_in_each_period_and_the_others_counted() {
+        let mut log = FailureLog::default();
+        let mut take = |second| log.take(Duration::from_secs(second));
+        assert_eq!((0..8).map(&mut take).filter(|(left_out, is_logged)| *left_out == 0 && *is_logged).count(), 5);
+        assert_eq!([take(13), take(14)], [(3, true), (0, true)]);
+        assert_eq!(take(60), (0, true));
     }
 
     #[test]

@@ -4,13 +4,17 @@
 //! Always holds: what goes into the bucket has no secret in it, and says so where something was left out. Whether a URL
 //! can be called is judged when it is called, so that the reason stands in the call's record.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::route::{
     headers::is_credential,
     rules::{Format, Rules},
+    shown_url::shown_url,
     subject,
     tables::{LinkRow, Tables},
 };
@@ -33,13 +37,14 @@ pub struct Webhook {
     pub webhook_id: i32,
     /// Its name.
     pub name: String,
-    /// Where it is called.
+    /// Where it is called. In the bucket without credentials.
     pub url: String,
     /// How.
     pub method: String,
     /// Static headers.
     pub headers: BTreeMap<String, String>,
-    /// Names of headers that look like credentials and are not told here: only a worker with a database may call.
+    /// Names of headers that look like credentials and are not told here, and `url` where it has some: only a worker with a database
+    /// may call.
     #[serde(default)]
     pub withheld: Vec<String>,
     /// How long an answer may take.
@@ -111,14 +116,18 @@ pub fn webhooks(tables: &Tables, config_name: &str, credentials: Credentials) ->
         .map(|(compiled, row)| {
             let (headers, withheld) = headers(row.headers.as_deref());
             let tell = credentials == Credentials::Told || row.expose_credentials;
-            let (headers, withheld) = match tell {
+            let (headers, mut withheld) = match tell {
                 true => (headers.into_iter().chain(withheld).collect(), Vec::new()),
                 false => (headers, withheld.into_keys().collect()),
             };
+            let url = if tell { Cow::Borrowed(row.url.as_str()) } else { shown_url(&row.url) };
+            if url != row.url {
+                withheld.push("url".to_owned());
+            }
             Webhook {
                 webhook_id: compiled.id,
                 name: row.name.clone(),
-                url: row.url.clone(),
+                url: url.into_owned(),
                 method: row.method.clone(),
                 headers,
                 withheld,
@@ -303,6 +312,13 @@ mod tests {
         assert_eq!(withheld.withheld, ["Authorization"]);
         assert!(withheld.needs_database() && !serde_json::to_string(withheld).unwrap().contains("Bearer"));
         assert_eq!(withheld.headers["X-Plain"], "1");
+        // A login in the URL is one as well.
+        let mut with_login = tables();
+        let row = with_login.webhooks.get_mut(&7).unwrap();
+        (row.url, row.headers) = ("https://u:hunter2@example.com/?token=hunter2".to_owned(), None);
+        let withheld = &webhooks(&with_login, "default", Credentials::Withheld)[0];
+        assert_eq!((withheld.url.as_str(), withheld.needs_database()), ("https://example.com/?token=***", true));
+        assert!(webhooks(&with_login, "default", Credentials::Told)[0].url.contains("u:hunter2@"));
         let mut tables = tables();
         tables.webhooks.get_mut(&7).unwrap().expose_credentials = true;
         assert!(!webhooks(&tables, "default", Credentials::Withheld)[0].needs_database());

@@ -5,7 +5,8 @@
 //! shows as stored, send the rest again. Knows neither socket nor clock.
 //!
 //! What a message looks like is in [`message`], what goes together into one atomic batch in `batch`, core NATS in `core`, what is
-//! too large for a message in [`parcel`], what a tail says of the line in `open`, what a stream has to keep in `kept`.
+//! too large for a message in [`parcel`], what a tail says of the line in `open`, what a stream has to keep in `kept`, what
+//! a caller's repeated message id costs in `repeats`, which message a connection is closed over in `verdict`.
 
 mod batch;
 mod core;
@@ -13,6 +14,8 @@ mod kept;
 mod message;
 mod open;
 pub mod parcel;
+mod repeats;
+mod verdict;
 
 use std::{collections::VecDeque, ops::Range};
 
@@ -34,6 +37,7 @@ pub use message::Head;
 use message::{ATTEMPT_DIGITS, CRLF, Front, INDEX_DIGITS, Layout};
 use open::Fate;
 use parcel::Parcel;
+use repeats::Repeats;
 
 /// How a lane keeps its order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +99,8 @@ pub struct Condemned {
     pub reason: String,
     /// What its history begins with, where it has one.
     pub noted: Option<Noted>,
+    /// By the rules of its commit walhook stops instead of making a dead letter.
+    pub halts: bool,
 }
 
 /// What a row of the history is made of, besides what became of the event.
@@ -149,6 +155,8 @@ pub struct Lane {
     /// on its way into the stream when it was read (by an older connection, or by core NATS, which tells nobody when it is
     /// there). Of many messages the first would be refused and one behind them be taken, where as many came before it.
     is_probing: bool,
+    /// One message goes at a time, whatever the ordering: the server closes the connection over one of them.
+    is_careful: bool,
     /// Nothing of it has been settled for long: others need not wait.
     is_away: bool,
     /// The first event that it had no room for while it was away.
@@ -164,6 +172,7 @@ pub struct Lane {
     /// The index of the first message that was not handed to the socket since the lane was opened.
     sent_upto: u64,
     batching: Batching,
+    repeats: Repeats,
 }
 
 /// A moment by two clocks.
@@ -204,6 +213,10 @@ struct Slot {
     keep: Keep,
     /// If it is too large, its payload may go into the object store.
     may_be_claimed: bool,
+    /// See [`Condemned::halts`].
+    halts: bool,
+    /// Its message id is its caller's.
+    has_own_id: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -227,6 +240,9 @@ pub struct Draft {
     note: (Place, usize),
     keep: Keep,
     may_be_claimed: bool,
+    halts: bool,
+    /// Its message id is its caller's, and whether that was seen before.
+    own_id: Option<bool>,
 }
 
 /// The most that a server can be told to take; what this one takes is known when the lane opens.
@@ -261,6 +277,7 @@ impl Lane {
             rest: Vec::new(),
             pinged: None,
             is_probing: false,
+            is_careful: false,
             is_away: false,
             left_out: None,
             stored: 0,
@@ -270,6 +287,7 @@ impl Lane {
             now: Moment::default(),
             sent_upto: 0,
             batching: Batching::default(),
+            repeats: Repeats::default(),
         }
     }
 
@@ -439,6 +457,7 @@ impl Lane {
         let place = self.spool.begin();
         let index = self.base + self.slots.len() as u64;
         let expected = self.expected(index);
+        let own_id = head.message_id.map(|id| self.repeats.remember(id));
         let (attempt, ordering) = (self.attempt, self.ordering);
         let out = self.spool.buffer();
         let start = out.len();
@@ -450,7 +469,7 @@ impl Lane {
         };
         let layout = message::begin(&head, stream, &front, self.batching.is_wanted(), more, out);
         let note = (self.notes.end(), 0);
-        Draft { place, start, layout, note, keep: Keep::Nothing, may_be_claimed: false }
+        Draft { place, start, layout, note, keep: Keep::Nothing, may_be_claimed: false, halts: false, own_id }
     }
 
     /// Says where in [`Lane::buffer`] the draft's data is, and what the history is to keep of the event.
@@ -509,7 +528,7 @@ impl Lane {
         if let Some(reason) = self.too_large(&draft.layout, length) {
             return self.set_aside(draft, number, position, reason);
         }
-        let Draft { place, layout, note, keep, may_be_claimed, .. } = draft;
+        let Draft { place, layout, note, keep, may_be_claimed, halts, own_id, .. } = draft;
         self.spool.buffer().extend_from_slice(CRLF);
         let length = length + CRLF.len();
         layout.finish(self.spool.message_mut(place, length));
@@ -527,11 +546,17 @@ impl Lane {
             part,
             is_duplicate: false,
             is_single: false,
-            is_ungrouped: false,
+            // A batch with a duplicate is refused whole: its transaction shares none with others.
+            is_ungrouped: own_id == Some(true),
             note,
             keep,
             may_be_claimed,
+            halts,
+            has_own_id: own_id.is_some(),
         });
+        if let Some(is_repeated) = own_id {
+            self.repeats.joins(number, is_repeated);
+        }
         Ok(())
     }
 
@@ -549,11 +574,13 @@ impl Lane {
             return &[];
         }
         let parcel = self.parcels.front().map(|parcel| self.first_with(parcel));
-        let limit = self.limit.into_iter().chain(parcel).min();
+        let repeat = self.first_behind_repeat();
+        let limit = self.limit.into_iter().chain(parcel).chain(repeat).min();
         let held = limit.map_or(self.slots.len(), |limit| self.slots.partition_point(|slot| slot.number < limit));
         let held = if self.batching.is_wanted() { self.cut(held).min(held) } else { held };
         let alone = self.slots.front().map_or(1, |first| usize::from(first.part.1));
-        let held = if self.is_probing { held.min(alone) } else { held };
+        let held = if self.is_probing || self.is_careful { held.min(alone) } else { held };
+        self.freshen(held);
         let limit = self.slots.get(held).map(|slot| slot.place);
         self.spool.unsent(limit)
     }
@@ -617,13 +644,22 @@ impl Lane {
                 self.stored += 1;
             }
         }
+        let is_repeat = duplicate && self.slots[index].has_own_id;
         let in_place = self.ordering == Ordering::Shared
             || duplicate
             || self.anchor.is_none()
             || sequence == self.expected(self.base + index as u64) + 1;
-        self.is_probing &= !in_place;
+        let passed_over = is_repeat && self.passes_over(index, sequence);
+        if !duplicate && self.slots[index].has_own_id {
+            self.was_new();
+        }
+        // A duplicate of something older says nothing of where the stream ends.
+        self.is_probing &= !in_place || passed_over;
         if first == 0 {
             self.let_go();
+        }
+        if passed_over && self.batching.is_wanted() {
+            self.recount(self.batching.max());
         }
         if in_place { Ok(()) } else { Err(Refusal::WrongSequence) }
     }

@@ -13,6 +13,7 @@
 mod backfill;
 mod outlet;
 mod router;
+mod rule_log;
 
 use std::time::Duration;
 
@@ -27,18 +28,19 @@ use crate::{
     route::{
         chunk::{Chunk, Part},
         plan::Plan,
-        tables::{ConfigRow, StreamRow, Tables},
+        tables::{Table, Tables},
         types::TypeCatalog,
     },
     wal::{
         change::{Assembler, Change, Op, Step},
         frame::Frame,
         lsn::Lsn,
-        snapshot::Snapshot,
     },
 };
 use outlet::Outlet;
 use router::Router;
+pub use router::{Amendment, LaneSettings, RulesRead};
+pub use rule_log::{RuleChange, RuleCommit};
 
 /// How much may be unsettled before reading stops.
 #[derive(Debug, Clone, Copy)]
@@ -127,7 +129,7 @@ pub struct Streamer {
 }
 
 impl Streamer {
-    /// A streamer for the feed `source`, published by run `epoch`, with the configuration as read at the start.
+    /// A streamer for the feed `source`, published by run `epoch`, with the configuration as it was at `confirmed`.
     /// Replies to messages come below the subject `inbox`. PostgreSQL has confirmed up to `confirmed`.
     pub fn new(
         source: &str,
@@ -166,11 +168,29 @@ impl Streamer {
         name.clone_into(&mut self.out.transaction.database);
     }
 
-    /// What comes again from before the start is routed by the rules as they were read, which `snapshot` shows, and not
-    /// by those of its time: changes of the rules that were read already are passed over. So rules that were mended since
-    /// reach back to an event that stopped an earlier run.
-    pub fn keep_rules_as_read(&mut self, snapshot: Snapshot) {
-        self.router.snapshot = Some(snapshot);
+    /// The newest configuration rows, as a statement read them: they say how to reach a stream and what its limits are, and
+    /// never where an event goes. `compares`: once the WAL has been read up to where they were read, following it must have led
+    /// to the same rows; where it has not, they are in force from there on.
+    pub fn set_newest_rules(&mut self, read: RulesRead, compares: bool) {
+        self.router.set_newest(read, compares);
+    }
+
+    /// Rules that operators put in force at events, in the order of these.
+    pub fn set_amendments(&mut self, amendments: Vec<Amendment>) {
+        let confirmed = self.confirmed();
+        self.router.set_amendments(amendments, confirmed);
+    }
+
+    /// Transactions that changed rules and whose versions are not durable yet, the oldest first. Nothing behind them is
+    /// confirmed before [`Streamer::rules_written`].
+    pub fn rule_commits(&self) -> impl ExactSizeIterator<Item = &RuleCommit> {
+        self.router.log.waiting()
+    }
+
+    /// The versions up to and with this commit are durable.
+    pub fn rules_written(&mut self, number: u64) {
+        self.router.log.written(number);
+        self.settle();
     }
 
     /// Takes one CopyData payload.
@@ -185,6 +205,7 @@ impl Streamer {
         match frame {
             Frame::Keepalive { end, reply_requested, .. } => {
                 if self.assembler.transaction().is_none() {
+                    self.compare_rules(end);
                     self.idle_upto = Some(end);
                     self.settle();
                 }
@@ -224,17 +245,34 @@ impl Streamer {
                 }
             }
             Step::Commit { end_lsn } => {
+                self.compare_rules(end_lsn);
                 self.out.window.commit(end_lsn);
                 self.out.lanes.iter_mut().for_each(Lane::end_transaction);
-                self.refresh();
             }
         }
         Ok(Received::Nothing)
     }
 
+    /// Between two transactions, the first of which ends at `upto`: rules that it changed, or that turn out to have changed
+    /// unseen, wait for their versions to be durable.
+    fn compare_rules(&mut self, upto: Lsn) {
+        self.router.compare(upto);
+        if self.router.log.has_open() {
+            // Versions count for all positions behind them; a transaction's own record lies before its end.
+            self.router.log.commit(self.out.window.count_event(), Lsn(upto.0.saturating_sub(1)));
+        }
+    }
+
     fn change(&mut self, change: &Change<'_>) -> Result<()> {
-        self.refresh();
+        if self.router.awaits_amendment() {
+            self.router.amend_at(change.position);
+        }
         self.out.counts.changes += 1;
+        let relation = self.assembler.relation(change.relation);
+        // Rules are compiled when a row needs them, not for each of the rows that change them.
+        if self.router.is_stale && Table::named(&relation.schema, &relation.name).is_none() {
+            self.refresh();
+        }
         let relation = self.assembler.relation(change.relation);
         let plan = self.plans[change.relation].get_or_insert_with(|| self.router.plan(relation));
         match plan {
@@ -264,8 +302,9 @@ impl Streamer {
         }
     }
 
-    /// Compiles the rules anew where rows have changed, and opens places for new lanes.
-    fn refresh(&mut self) {
+    /// Compiles the rules again where rows have changed, and makes queues for new streams. A change that needs the rules does
+    /// so by itself; the edge calls this when it has read all there is, so that it follows changes without events too.
+    pub fn refresh(&mut self) {
         if !self.router.is_stale {
             return;
         }
@@ -273,8 +312,8 @@ impl Streamer {
         self.forget_plans();
         for index in self.out.lanes.len()..self.router.lane_keys.len() {
             let key = &self.router.lane_keys[index];
-            let rows = self.router.lane_rows[index].as_ref();
-            let shared = rows.is_some_and(|(_, row)| row.ordering.as_deref() == Some("shared"));
+            let settings = self.router.lane_settings[index].as_ref();
+            let shared = settings.is_some_and(|known| known.stream.ordering.as_deref() == Some("shared"));
             let ordering = match &key.stream {
                 None => Ordering::Core,
                 Some(_) if shared => Ordering::Shared,
@@ -284,10 +323,10 @@ impl Streamer {
             let lane = Lane::new(key.stream.as_deref().unwrap_or("(core NATS)"), ordering, &inbox);
             self.out.lanes.push(lane.with_history_room(self.out.limits.history_bytes));
         }
-        for (lane, rows) in self.out.lanes.iter_mut().zip(&self.router.lane_rows) {
-            let batches = match rows {
-                Some((_, row)) if row.durability.as_deref() == Some("fsync") => Batches::Groups,
-                Some((_, row)) if row.transactions.as_deref() == Some("atomic") => Batches::Transactions,
+        for (lane, settings) in self.out.lanes.iter_mut().zip(&self.router.lane_settings) {
+            let batches = match settings.as_ref().map(|settings| &settings.stream) {
+                Some(row) if row.durability.as_deref() == Some("fsync") => Batches::Groups,
+                Some(row) if row.transactions.as_deref() == Some("atomic") => Batches::Transactions,
                 _ => Batches::None,
             };
             lane.set_batches(batches, self.out.limits.window_bytes);
@@ -360,9 +399,9 @@ impl Streamer {
         &mut self.out.lanes[index]
     }
 
-    /// The rows that say how to reach a lane's stream; when they are gone, as they last were.
-    pub fn lane_settings(&self, index: usize) -> Option<(ConfigRow, StreamRow)> {
-        self.router.lane_rows[index].clone()
+    /// How to reach a lane's stream; when its rows are gone, as it was reached last.
+    pub fn lane_settings(&self, index: usize) -> Option<LaneSettings> {
+        self.router.lane_settings[index].clone()
     }
 
     /// Whether the rows as they are now lead to this lane.
@@ -465,7 +504,7 @@ impl Streamer {
 
     /// Moves `confirmed` as far as what is settled allows.
     pub fn settle(&mut self) {
-        let oldest = self.out.oldest();
+        let oldest = self.oldest();
         self.out.window.settle(oldest);
         if let Some(upto) = self.idle_upto
             && self.is_drained()
@@ -500,13 +539,19 @@ impl Streamer {
     pub fn is_drained(&self) -> bool {
         self.assembler.transaction().is_none()
             && self.out.window.is_settled()
-            && self.out.oldest() == self.out.window.next()
+            && self.oldest() == self.out.window.next()
+    }
+
+    /// The number of the oldest event, or change of rules, that is not settled; or the next number.
+    fn oldest(&self) -> u64 {
+        self.out.oldest().min(self.router.log.oldest().unwrap_or(u64::MAX))
     }
 
     /// Whether every event made so far is settled, or waits for the rest of its transaction.
     pub fn has_nothing_in_flight(&self) -> bool {
         let rest = |lane: &Lane| if lane.in_flight().is_some() { lane.oldest() } else { lane.oldest_behind_line() };
-        self.out.oldest_by(rest) == self.out.window.next()
+        let oldest = self.out.oldest_by(rest).min(self.router.log.oldest().unwrap_or(u64::MAX));
+        oldest == self.out.window.next()
     }
 
     /// What PostgreSQL may forget.

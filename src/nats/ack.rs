@@ -5,18 +5,7 @@
 
 use serde::Deserialize;
 
-/// "wrong last sequence"
-pub const WRONG_LAST_SEQUENCE: u64 = 10071;
-/// "wrong last sequence", in a batch of which another message than the first expects one
-pub const WRONG_LAST_SEQUENCE_CONSTANT: u64 = 10164;
-/// "atomic publish batch is too large: " and how many messages its server takes
-pub const BATCH_TOO_LARGE: u64 = 10199;
-/// "atomic publish batch contains duplicate message id"
-pub const BATCH_CONTAINS_DUPLICATE: u64 = 10201;
-/// "message size exceeds maximum allowed"
-pub const MESSAGE_EXCEEDS_MAXIMUM: u64 = 10054;
-/// "header size exceeds maximum allowed of 64k"
-pub const HEADER_EXCEEDS_MAXIMUM: u64 = 10097;
+use super::foreign::foreign;
 
 /// Whether a message is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +63,9 @@ impl Ack {
         }
         let answer: Answer = serde_json::from_slice(payload)?;
         Ok(match answer.error {
-            Some(Refusal { err_code, description }) => Ack::Refused { code: err_code, description },
+            Some(Refusal { err_code, description }) => {
+                Ack::Refused { code: err_code, description: foreign(&description) }
+            }
             None if answer.seq == 0 => Ack::Refused { code: 0, description: "an answer without a sequence".to_owned() },
             None => Ack::Stored { sequence: answer.seq, duplicate: answer.duplicate },
         })

@@ -8,7 +8,10 @@ use std::{fmt, path::PathBuf};
 
 use nkeys::KeyPair;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    files,
+};
 
 /// How to prove who we are.
 #[derive(Clone, PartialEq, Eq)]
@@ -74,14 +77,19 @@ impl Auth {
                 Proof { nkey: Some(pair.public_key()), signature: Some(sign(&pair, nonce()?)?), ..Proof::default() }
             }
             Auth::Credentials(file) => {
-                let text = tokio::fs::read_to_string(file).await.map_err(|error| {
-                    Error::config(format!("read the NATS credentials file {}", file.display())).caused_by(error)
-                })?;
+                let path = file.clone();
+                // Away from the one thread that runs everything else: the file's disk may be far.
+                let read = move || files::read_text("auth_credentials_file or NATS_CREDS", &path);
+                let read = tokio::task::spawn_blocking(read).await;
+                let text = read.map_err(|_| Error::protocol("read the NATS credentials file"))??;
                 let (jwt, seed) = credentials(&text).ok_or_else(|| {
-                    Error::config(format!("the NATS credentials file {} lacks a user JWT or a seed", file.display()))
-                        .hint("It should hold a BEGIN NATS USER JWT and a BEGIN USER NKEY SEED block, as nsc writes it")
+                    Error::config(format!(
+                        "the NATS credentials file {} lacks a user JWT or a seed",
+                        files::shown(file)
+                    ))
+                    .hint("It should hold a BEGIN NATS USER JWT and a BEGIN USER NKEY SEED block, as nsc writes it")
                 })?;
-                let pair = key_pair(seed).map_err(|error| error.context(file.display()))?;
+                let pair = key_pair(seed).map_err(|error| error.context(files::shown(file)))?;
                 Proof { jwt: Some(jwt.to_owned()), signature: Some(sign(&pair, nonce()?)?), ..Proof::default() }
             }
         })

@@ -6,10 +6,9 @@
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{control::Control, streams};
+use super::{codes::named::STREAM_NOT_FOUND, control::Control, streams};
 use crate::error::{Error, Result};
 
-const NO_STREAM: u64 = 10059;
 /// JetStream answers with 256 at a time; past so many pages what it says of the total is not believed.
 const PAGES_MAX: usize = 100;
 
@@ -95,7 +94,7 @@ pub async fn consumers(control: &Control, stream: &str) -> Result<Consumers> {
             .map_err(|error| error.context(attempted()))?;
         let answer = match answer {
             Ok(answer) => answer,
-            Err(error) if error.err_code == NO_STREAM => return Ok(Consumers::default()),
+            Err(error) if error.err_code == STREAM_NOT_FOUND => return Ok(Consumers::default()),
             Err(error) => return Err(streams::api_error(attempted(), stream, error)),
         };
         let page: Page =

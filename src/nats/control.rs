@@ -27,6 +27,7 @@ use tokio::sync::broadcast;
 
 use super::{
     ack::Ack,
+    foreign::foreign,
     handshake,
     settings::{ServerAddr, Settings},
     tls,
@@ -148,11 +149,12 @@ fn address(server: &ServerAddr) -> Result<async_nats::ServerAddr> {
 fn heard(event: &Event, refusals: &broadcast::Sender<String>) {
     match event {
         Event::ServerError(ServerError::Other(text)) => {
+            let text = foreign(text);
             tracing::debug!(text, "NATS refuses");
             // Nobody waiting is fine.
-            let _ = refusals.send(text.clone());
+            let _ = refusals.send(text);
         }
-        event => tracing::debug!(%event, "NATS control connection"),
+        event => tracing::debug!("NATS control connection: {}", foreign(&event.to_string())),
     }
 }
 
@@ -168,7 +170,7 @@ fn refused(settings: &Settings, error: async_nats::ConnectError) -> Error {
         ConnectErrorKind::AuthorizationViolation => handshake::refusal("Authorization Violation").context(attempted),
         // Our own answer to the nonce failed: a file is missing or a seed is wrong.
         ConnectErrorKind::Authentication | ConnectErrorKind::ServerParse => {
-            Error::config(attempted).caused_by(innermost(&error))
+            Error::config(attempted).caused_by(foreign(&innermost(&error)))
         }
         ConnectErrorKind::Tls => Error::config(attempted).caused_by(error),
         _ => match error.source().and_then(|source| source.downcast_ref::<ServerError>()) {
@@ -214,7 +216,7 @@ impl Control {
                 Ok(Err(ApiError {
                     code: number("code"),
                     err_code: number("err_code"),
-                    description: description.to_owned(),
+                    description: foreign(description),
                 }))
             }
             _ => Ok(Ok(value)),
@@ -236,12 +238,18 @@ impl Control {
     async fn ask(&self, subject: &str, request: Request) -> Result<Message> {
         let attempted = || format!("ask {subject}");
         // Before sending, so that no refusal is missed.
-        let mut refusals = self.refusals();
+        let (mut refusals, mut inbox_refusals) = (self.refusals(), self.refusals());
+        let inbox = self.inbox_prefix();
         let answer = tokio::select! {
             answer = self.client.send_request(subject.to_owned(), request) => answer,
             text = forbidden(&mut refusals, subject) => {
                 return Err(Error::permission(format!("{}: the NATS server says: {text}", attempted()))
                     .hint(format!("Allow this user to publish to {subject}")));
+            }
+            text = forbidden_inbox(&mut inbox_refusals, &inbox) => {
+                return Err(Error::permission(format!("{}: the NATS server says: {text}", attempted())).hint(format!(
+                    "Allow this user to subscribe to {inbox}>, or name what it may subscribe to: nats.inbox_prefix"
+                )));
             }
         };
         answer.map_err(|error| match error.kind() {
@@ -250,8 +258,12 @@ impl Control {
                 Error::unavailable(format!("{}: the connection to NATS is lost", attempted()))
             }
             RequestErrorKind::TimedOut => {
-                Error::unavailable(format!("{}: no answer within {} s", attempted(), REQUEST_TIMEOUT.as_secs()))
-                    .hint(format!("Check JetStream's health, and that this user may subscribe to {}", self.inbox()))
+                Error::unavailable(format!("{}: no answer within {} s", attempted(), REQUEST_TIMEOUT.as_secs())).hint(
+                    format!(
+                        "Check JetStream's health, and that this user may subscribe to {}> (nats.inbox_prefix)",
+                        self.inbox_prefix()
+                    ),
+                )
             }
             RequestErrorKind::InvalidSubject => Error::config(attempted()).caused_by(error),
             _ => Error::unavailable(attempted()).caused_by(error),
@@ -270,18 +282,29 @@ impl Control {
         }
     }
 
-    fn inbox(&self) -> String {
+    /// Below which subject answers come, up to its last dot.
+    fn inbox_prefix(&self) -> String {
         let inbox = self.client.new_inbox();
-        inbox.rsplit_once('.').map_or_else(|| inbox.clone(), |(prefix, _)| format!("{prefix}.>"))
+        inbox.rsplit_once('.').map_or_else(|| inbox.clone(), |(prefix, _)| format!("{prefix}."))
     }
 }
 
 /// Ends when the server refuses `subject`; otherwise never.
 pub(super) async fn forbidden(refusals: &mut broadcast::Receiver<String>, subject: &str) -> String {
     let quoted = format!("\"{subject}\"");
+    refused_with(refusals, |text| text.contains(&quoted)).await
+}
+
+/// Ends when the server refuses the subscription below `inbox`; otherwise never.
+async fn forbidden_inbox(refusals: &mut broadcast::Receiver<String>, inbox: &str) -> String {
+    let begins = format!("Subscription to \"{inbox}");
+    refused_with(refusals, |text| text.contains(&begins)).await
+}
+
+async fn refused_with(refusals: &mut broadcast::Receiver<String>, is_it: impl Fn(&str) -> bool) -> String {
     loop {
         match refusals.recv().await {
-            Ok(text) if text.contains(&quoted) => return text,
+            Ok(text) if is_it(&text) => return text,
             Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }

@@ -23,6 +23,8 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
+    codes::{self, Wire},
+    foreign::foreign,
     ops::{self, Op},
     settings::{ServerAddr, Settings},
     tls,
@@ -83,8 +85,14 @@ pub struct ServerInfo {
 impl ServerInfo {
     /// The JSON of an INFO.
     pub fn parse(json: &[u8]) -> Result<ServerInfo> {
-        serde_json::from_slice(json)
-            .map_err(|error| Error::protocol("the NATS server's INFO cannot be read").caused_by(error))
+        let mut info: ServerInfo = serde_json::from_slice(json)
+            .map_err(|error| Error::protocol("the NATS server's INFO cannot be read").caused_by(error))?;
+        for text in [&mut info.server_id, &mut info.server_name, &mut info.version] {
+            *text = foreign(text);
+        }
+        info.domain = info.domain.as_deref().map(foreign);
+        info.cluster = info.cluster.as_deref().map(foreign);
+        Ok(info)
     }
 
     /// Whether the server's version is at least `major.minor.patch`. A version we cannot read is taken for old.
@@ -222,7 +230,8 @@ async fn greet(settings: &Settings, server: &ServerAddr) -> Result<Opened> {
     // A server that refuses us may close before it has read everything; its reason is still there to be read.
     let written = write(&mut io, &frame).await;
     loop {
-        let (step, length) = match ops::parse(&buffer)? {
+        // Nobody sends a message before we have subscribed.
+        let (step, length) = match ops::parse_within(&buffer, 0)? {
             None => {
                 if read_more(&mut io, &mut buffer).await.map_err(lost)? == 0 {
                     written.map_err(lost)?;
@@ -268,24 +277,16 @@ fn step(op: Op<'_>, server: &ServerAddr) -> Result<Step> {
 
 /// An `-ERR` of the server, sorted by who must act.
 pub fn refusal(text: &str) -> Error {
-    let lower = text.to_ascii_lowercase();
-    let has = |part: &str| lower.contains(part);
-    let error = |kind: Kind| Error::new(kind, format!("the NATS server refuses: {text}"));
-    if has("permissions violation") {
-        error(Kind::Permission).hint("Grant the subject to this user")
-    } else if has("authentication timeout") {
-        error(Kind::Unavailable).hint("The server waited in vain for our greeting: it or the network is overloaded")
-    } else if has("authorization") || has("authentication") {
-        error(Kind::Permission)
-            .hint("Check auth_type and its column in rule_nats_config, or NATS_CREDS, NATS_NKEY, NATS_TOKEN, NATS_USER")
-    } else if has("tls required") {
-        error(Kind::Config).hint("Set tls_enabled, or use a tls:// URL")
-    } else if has("maximum payload") {
-        error(Kind::Config).hint("Raise max_payload on the server")
-    } else if has("maximum") || has("stale connection") || has("slow consumer") || has("server shutdown") {
-        error(Kind::Unavailable)
-    } else {
-        error(Kind::Protocol)
+    let (wire, hint) = codes::wire(text);
+    let kind = match wire {
+        Wire::Subject | Wire::Login => Kind::Permission,
+        Wire::Payload | Wire::ControlLine => Kind::Config,
+        Wire::Other(kind) => kind,
+    };
+    let error = Error::new(kind, format!("the NATS server refuses: {}", foreign(text)));
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
     }
 }
 
@@ -317,7 +318,7 @@ async fn read_more(io: &mut Io, buffer: &mut BytesMut) -> io::Result<usize> {
 
 async fn first_info(io: &mut Io, server: &ServerAddr, buffer: &mut BytesMut) -> Result<ServerInfo> {
     loop {
-        if let Some((op, length)) = ops::parse(buffer).map_err(|error| Error::from(error).context(server))? {
+        if let Some((op, length)) = ops::parse_within(buffer, 0).map_err(|error| Error::from(error).context(server))? {
             let info = match op {
                 Op::Info(json) => ServerInfo::parse(json)?,
                 Op::Err(text) => return Err(refusal(text).context(format!("connect to {server}"))),
@@ -395,24 +396,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_are_sorted_by_who_must_act() {
-        for (text, kind) in [
-            ("Authorization Violation", Kind::Permission),
-            ("User Authentication Expired", Kind::Permission),
-            ("User Authentication Revoked", Kind::Permission),
-            ("Account Authentication Expired", Kind::Permission),
-            ("Permissions Violation for Publish to \"a\"", Kind::Permission),
-            ("Authentication Timeout", Kind::Unavailable),
-            ("maximum connections exceeded", Kind::Unavailable),
-            ("maximum account active connections exceeded", Kind::Unavailable),
-            ("Stale Connection", Kind::Unavailable),
-            ("Server Shutdown", Kind::Unavailable),
-            ("Secure Connection - TLS Required", Kind::Config),
-            ("Maximum Payload Violation", Kind::Config),
-            ("Unknown Protocol Operation", Kind::Protocol),
-        ] {
-            assert_eq!(refusal(text).kind(), kind, "{text}");
-        }
+    fn a_servers_words_cannot_write_a_line_of_their_own() {
+        let error = refusal("Authorization Violation\r\nERROR all is lost\u{1b}[2J");
+        assert_eq!(error.kind(), Kind::Permission);
+        assert!(!error.to_string().contains(char::is_control), "{error}");
+        let info = ServerInfo::parse(br#"{"version":"2.15.1\u001b[2J","server_name":"a\nb"}"#).unwrap();
+        assert_eq!((info.version.as_str(), info.server_name.as_str()), (r"2.15.1\u{1b}[2J", r"a\nb"));
     }
 
     #[test]

@@ -16,14 +16,14 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 use super::{
-    ack::{Ack, MESSAGE_EXCEEDS_MAXIMUM},
+    ack::Ack,
+    codes::named::{
+        MESSAGE_EXCEEDS_MAXIMUM, NO_MESSAGE_FOUND, NOT_ENABLED, NOT_ENABLED_FOR_ACCOUNT, STREAM_NAME_EXIST,
+        STREAM_NOT_FOUND, STREAM_SEALED,
+    },
     control::{ApiError, Control, REQUEST_TIMEOUT, forbidden},
 };
 use crate::error::{Error, Result};
-
-const NO_STREAM: u64 = 10059;
-const NAME_IN_USE: u64 = 10058;
-const NO_MESSAGE: u64 = 10037;
 
 /// As other clients have it.
 const CHUNK_BYTES: usize = 128 * 1024;
@@ -114,7 +114,7 @@ async fn ensure(control: &Control, bucket: &Bucket, filter: &str) -> Result<Valu
     let ask = async || control.api(&format!("STREAM.INFO.{stream}"), &json!({ "subjects_filter": filter })).await;
     match ask().await? {
         Ok(info) => return Ok(info),
-        Err(error) if error.err_code == NO_STREAM => {}
+        Err(error) if error.err_code == STREAM_NOT_FOUND => {}
         Err(error) => return Err(refused(error.err_code, error.to_string())),
     }
     let config = json!({
@@ -142,7 +142,7 @@ async fn ensure(control: &Control, bucket: &Bucket, filter: &str) -> Result<Valu
             Ok(info)
         }
         // Somebody was faster.
-        Err(error) if error.err_code == NAME_IN_USE => {
+        Err(error) if error.err_code == STREAM_NAME_EXIST => {
             ask().await?.map_err(|error| refused(error.err_code, error.to_string()))
         }
         Err(error @ ApiError { code: 503, .. }) => Err(Error::unavailable("make the bucket").caused_by(error)),
@@ -223,11 +223,9 @@ fn stored(ack: Ack) -> Result<u64> {
 
 /// A refusal, by whether time can mend it: a bucket that is full has room again when objects go.
 fn refused(code: u64, text: String) -> Error {
-    const ACCOUNT_WITHOUT: [u64; 2] = [10039, 10076];
-    const SEALED: u64 = 10109;
     match code {
-        MESSAGE_EXCEEDS_MAXIMUM | SEALED => Error::config(text),
-        code if ACCOUNT_WITHOUT.contains(&code) => {
+        MESSAGE_EXCEEDS_MAXIMUM | STREAM_SEALED => Error::config(text),
+        NOT_ENABLED | NOT_ENABLED_FOR_ACCOUNT => {
             Error::config(text).hint("Enable JetStream for this account on the server")
         }
         _ => Error::unavailable(text),
@@ -287,8 +285,10 @@ async fn message(control: &Control, bucket: &str, request: &Value) -> Result<Opt
             let sequence = answer["message"]["seq"].as_u64().ok_or_else(wrong)?;
             Ok(Some((sequence, STANDARD.decode(data).map_err(|_| wrong())?)))
         }
-        Err(error) if error.err_code == NO_MESSAGE => Ok(None),
-        Err(error) if error.err_code == NO_STREAM => Err(Error::config("there is no such bucket").caused_by(error)),
+        Err(error) if error.err_code == NO_MESSAGE_FOUND => Ok(None),
+        Err(error) if error.err_code == STREAM_NOT_FOUND => {
+            Err(Error::config("there is no such bucket").caused_by(error))
+        }
         Err(error) => Err(refused(error.err_code, error.to_string())),
     }
 }

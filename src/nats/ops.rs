@@ -71,6 +71,11 @@ impl From<Malformed> for crate::error::Error {
 
 /// The first operation in `buf` and how many bytes it takes; `None` while it is not whole.
 pub fn parse(buf: &[u8]) -> Result<Option<(Op<'_>, usize)>, Malformed> {
+    parse_within(buf, MESSAGE_BYTES_MAX)
+}
+
+/// The same, where no message may have more than `most` bytes, so that a server cannot make us hold more.
+pub fn parse_within(buf: &[u8], most: usize) -> Result<Option<(Op<'_>, usize)>, Malformed> {
     let window = &buf[..buf.len().min(LINE_BYTES_MAX)];
     let Some(newline) = memchr::memchr(b'\n', window) else {
         return if window.len() == LINE_BYTES_MAX { Err(Malformed("a line without an end")) } else { Ok(None) };
@@ -83,8 +88,8 @@ pub fn parse(buf: &[u8]) -> Result<Option<(Op<'_>, usize)>, Malformed> {
     };
     let op = match verb {
         // The acks, thousands a second: first.
-        b"MSG" => return message(arguments, &buf[after..], after, false),
-        b"HMSG" => return message(arguments, &buf[after..], after, true),
+        b"MSG" => return message(arguments, &buf[after..], after, false, most),
+        b"HMSG" => return message(arguments, &buf[after..], after, true, most),
         b"PING" => Op::Ping,
         b"PONG" => Op::Pong,
         b"+OK" => Op::Ok,
@@ -101,6 +106,7 @@ fn message<'a>(
     body: &'a [u8],
     before: usize,
     with_headers: bool,
+    most: usize,
 ) -> Result<Option<(Op<'a>, usize)>, Malformed> {
     const WRONG: Malformed = Malformed("a message line with the wrong number of words");
     let mut words = arguments.split(|byte| matches!(byte, b' ' | b'\t')).filter(|word| !word.is_empty());
@@ -120,8 +126,8 @@ fn message<'a>(
         _ => return Err(WRONG),
     };
     let sid = number(sid)?;
-    let total = length(total_bytes)?;
-    let header_length = header_bytes.map(length).transpose()?.unwrap_or(0);
+    let total = length(total_bytes, most)?;
+    let header_length = header_bytes.map(|bytes| length(bytes, most)).transpose()?.unwrap_or(0);
     if header_length > total {
         return Err(Malformed("headers longer than their message"));
     }
@@ -137,11 +143,11 @@ fn message<'a>(
     Ok(Some((op, before + total + 2)))
 }
 
-fn length(digits: &[u8]) -> Result<usize, Malformed> {
+fn length(digits: &[u8], most: usize) -> Result<usize, Malformed> {
     usize::try_from(number(digits)?)
         .ok()
-        .filter(|length| *length <= MESSAGE_BYTES_MAX)
-        .ok_or(Malformed("a message larger than any server allows"))
+        .filter(|length| *length <= most)
+        .ok_or(Malformed("a message larger than there can be here"))
 }
 
 fn number(digits: &[u8]) -> Result<u64, Malformed> {
@@ -230,6 +236,7 @@ mod tests {
             assert!(parse(wrong).is_err(), "{}", wrong.escape_ascii());
         }
         assert!(parse(&vec![b'I'; LINE_BYTES_MAX]).is_err());
+        assert!(parse_within(b"MSG a 1 2\r\n", 1).is_err() && parse_within(b"MSG a 1 1\r\n", 1) == Ok(None));
     }
 
     proptest! {

@@ -21,6 +21,8 @@ use tokio::{
 
 use super::{
     ack::Ack,
+    codes::{self, Wire},
+    foreign::foreign,
     handshake::{self, Io, ServerInfo},
     ops::{self, Op},
     settings::Settings,
@@ -29,6 +31,8 @@ use crate::error::{Error, Result};
 
 /// Acks are about 100 bytes, so this holds several hundred.
 const READ_BYTES: usize = 64 * 1024;
+/// An ack has some hundred bytes at most; what claims to be larger is none.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// For the subscription's confirmation.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -52,6 +56,20 @@ pub struct Publisher {
     ponged: bool,
     /// What we may not do, as the server said it last; the connection goes on.
     forbidden: Option<String>,
+    /// The server has said since that was asked that it takes larger or only smaller messages.
+    limit_changed: bool,
+    /// What the server closes the connection over: a message was larger than it takes.
+    violation: Option<Violation>,
+    inbox_prefix: String,
+}
+
+/// A message that the server does not bear; it does not say which.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// By its size, and not by its subject.
+    pub is_size: bool,
+    /// The server's words.
+    pub text: String,
 }
 
 /// Where acks come.
@@ -93,6 +111,9 @@ impl Publisher {
             commands_written: 0,
             ponged: false,
             forbidden: None,
+            limit_changed: false,
+            violation: None,
+            inbox_prefix: settings.inbox_prefix.clone(),
         };
         match timeout(SUBSCRIBE_TIMEOUT, publisher.subscribe_first(inboxes)).await {
             Ok(subscribed) => subscribed.map(|()| publisher),
@@ -113,15 +134,29 @@ impl Publisher {
         self.io.write_all(&command).await.map_err(lost)?;
         self.io.flush().await.map_err(lost)?;
         loop {
-            while let Some((op, length)) = ops::parse(&self.read[self.unread.clone()])? {
+            while let Some((op, length)) = ops::parse_within(&self.read[self.unread.clone()], ANSWER_BYTES_MAX)? {
                 let is_confirmed = match op {
                     Op::Pong => true,
-                    Op::Err(text) => return Err(handshake::refusal(text).context(attempted)),
+                    Op::Err(text) => {
+                        let error = handshake::refusal(text).context(attempted);
+                        return Err(match codes::wire(text).0 {
+                            Wire::Subject => error.hint(format!(
+                                "Allow this user to subscribe to {0}.>, or name what it may subscribe to: nats.inbox_prefix, which is {0:?} now",
+                                self.inbox_prefix
+                            )),
+                            _ => error,
+                        });
+                    }
+                    // Limits of the account come behind the greeting.
+                    Op::Info(json) => {
+                        self.info = ServerInfo::parse(json)?;
+                        false
+                    }
                     Op::Ping => {
                         self.commands.extend_from_slice(PONG);
                         false
                     }
-                    Op::Info(_) | Op::Msg { .. } | Op::Hmsg { .. } | Op::Ok => false,
+                    Op::Msg { .. } | Op::Hmsg { .. } | Op::Ok => false,
                 };
                 self.unread.start += length;
                 if is_confirmed {
@@ -132,7 +167,7 @@ impl Publisher {
         }
     }
 
-    /// What the server said of itself when we connected.
+    /// What the server said of itself last.
     pub fn info(&self) -> &ServerInfo {
         &self.info
     }
@@ -170,6 +205,26 @@ impl Publisher {
     /// What the server said we may not do, once. The message it is about gets no answer.
     pub fn take_forbidden(&mut self) -> Option<String> {
         self.forbidden.take()
+    }
+
+    /// Whether the server has said that it takes larger or only smaller messages, since that was last asked.
+    pub fn take_limit_changed(&mut self) -> bool {
+        std::mem::take(&mut self.limit_changed)
+    }
+
+    /// What the server has closed the connection over, if it was a message that it does not bear.
+    pub fn violation(&self) -> Option<&Violation> {
+        self.violation.as_ref()
+    }
+
+    /// What the server had to say before it closed the connection, on which `error` has come up: its reason says more.
+    pub fn last_words(&mut self, cx: &mut Context<'_>, error: Error) -> Error {
+        while let Poll::Ready(Ok(())) = self.poll_read(cx) {
+            if let Err(refusal) = self.answers(|_| Ok(())) {
+                return refusal;
+            }
+        }
+        error
     }
 
     /// Writes some of `bytes`, the next of the messages. Between two of them commands come first.
@@ -241,7 +296,7 @@ impl Publisher {
     pub fn answers(&mut self, mut take: impl FnMut(Answer<'_>) -> Result<()>) -> Result<()> {
         let mut at = self.unread.start;
         let outcome = loop {
-            let (op, length) = match ops::parse(&self.read[at..self.unread.end]) {
+            let (op, length) = match ops::parse_within(&self.read[at..self.unread.end], ANSWER_BYTES_MAX) {
                 Ok(Some(parsed)) => parsed,
                 Ok(None) => break Ok(()),
                 Err(malformed) => break Err(malformed.into()),
@@ -258,13 +313,42 @@ impl Publisher {
                     self.ponged = true;
                     continue;
                 }
-                // The server keeps the connection; the others on it go on.
-                Op::Err(text) if text.to_ascii_lowercase().contains("permissions violation") => {
-                    self.forbidden = Some(text.trim_matches('\'').to_owned());
-                    continue;
+                Op::Err(text) => {
+                    let error = handshake::refusal(text).context(format!("publish at {}", self.target));
+                    match codes::wire(text).0 {
+                        // The server keeps the connection; the others on it go on.
+                        Wire::Subject => {
+                            self.forbidden = Some(foreign(text));
+                            continue;
+                        }
+                        // What proved who we are may have been renewed: whether it is still believed a new connection shows.
+                        Wire::Login => {
+                            let text = format!(
+                                "publish at {}: the server has ended this login: {}",
+                                self.target,
+                                foreign(text)
+                            );
+                            break Err(
+                                Error::unavailable(text).hint("Its credentials are read anew and shown to it again")
+                            );
+                        }
+                        Wire::Payload | Wire::ControlLine => {
+                            let is_size = codes::wire(text).0 == Wire::Payload;
+                            self.violation = Some(Violation { is_size, text: foreign(text) });
+                        }
+                        Wire::Other(_) => {}
+                    }
+                    break Err(error);
                 }
-                Op::Err(text) => break Err(handshake::refusal(text).context(format!("publish at {}", self.target))),
-                Op::Info(_) | Op::Ok => continue,
+                Op::Info(json) => match ServerInfo::parse(json) {
+                    Ok(info) => {
+                        self.limit_changed |= info.max_payload != self.info.max_payload;
+                        self.info = info;
+                        continue;
+                    }
+                    Err(error) => break Err(error),
+                },
+                Op::Ok => continue,
             };
             let token = &subject[memchr::memrchr(b'.', subject).map_or(0, |dot| dot + 1)..];
             let taken = Ack::parse(headers.and_then(ops::status), payload)

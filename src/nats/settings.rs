@@ -16,6 +16,7 @@ use serde::Deserialize;
 use super::auth::Auth;
 use crate::{
     error::{Error, Result},
+    files,
     route::tables::ConfigRow,
 };
 
@@ -63,6 +64,19 @@ pub struct Overrides {
 }
 
 impl Overrides {
+    /// What of it holds for the configurations that it does not override: what rows may reach, and where replies come.
+    #[must_use]
+    pub fn for_others(&self) -> Overrides {
+        let Overrides { allowed_hosts, allowed_dirs, inbox_prefix, .. } = self.clone();
+        Overrides { allowed_hosts, allowed_dirs, inbox_prefix, ..Overrides::default() }
+    }
+
+    /// Below which subject the answers to one run's publishes come.
+    pub fn publish_inbox(&self) -> String {
+        let prefix = self.inbox_prefix.as_deref().unwrap_or(INBOX_PREFIX);
+        format!("{prefix}.walhook.{:016x}", fastrand::u64(..))
+    }
+
     /// Whether it is another server or another user than a row says.
     pub fn reaches_another(&self) -> bool {
         self.url.is_some() || self.user.is_some() || self.token.is_some() || self.creds.is_some() || self.nkey.is_some()
@@ -211,7 +225,8 @@ fn inbox_prefix(overrides: &Overrides) -> Result<String> {
         && prefix.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'*' | b'>'));
     match valid {
         true => Ok(prefix.clone()),
-        false => Err(Error::config(format!("nats.inbox_prefix {prefix:?} is not the beginning of a subject"))),
+        false => Err(Error::config("nats.inbox_prefix is not the beginning of a subject")
+            .hint("it is tokens with a dot between them, such as _INBOX_walhook")),
     }
 }
 
@@ -255,10 +270,8 @@ fn parse_url(url: &str) -> Result<(ServerAddr, Auth)> {
     };
     let (user, place) = rest.rsplit_once('@').map_or((None, rest), |(user, place)| (Some(user), place));
     let place = place.strip_suffix('/').unwrap_or(place);
-    // Without what follows the host: a password whose @ was forgotten would stand there.
-    let shown = place.split(':').next().unwrap_or_default();
     let wrong = || {
-        Error::config(format!("the server {shown:?} of a NATS URL is not host or host:port"))
+        Error::config("the server of a NATS URL is not host or host:port")
             .hint("An IPv6 address stands in brackets; characters such as / or @ in a password are percent-encoded")
     };
     let (host, port) = match place.strip_prefix('[') {
@@ -363,7 +376,7 @@ fn row_auth(row: &ConfigRow, in_url: Auth, overrides: &Overrides, warnings: &mut
             let file = filled("auth_credentials_file", &row.auth_credentials_file)?;
             Ok(Auth::Credentials(row_file("auth_credentials_file", &file, &overrides.allowed_dirs)?))
         }
-        other => Err(Error::config(format!("auth_type {other:?} is unknown")).hint(
+        _ => Err(Error::config("auth_type is unknown").hint(
             "It is none, token, credentials or nkey; a user and password go into the URL or NATS_USER, NATS_PASSWORD",
         )),
     }
@@ -423,22 +436,23 @@ fn host_matches(server: &ServerAddr, pattern: &str) -> bool {
 fn row_file(column: &str, file: &str, folders: &[PathBuf]) -> Result<PathBuf> {
     let path = Path::new(file);
     if !path.is_absolute() {
-        return Err(Error::config(format!("{column} {file:?} is not an absolute path")));
+        return Err(Error::config(format!("{column} is not an absolute path")).hint("write the path from / on"));
     }
     if folders.is_empty() {
         return Ok(path.to_owned());
     }
     // Before looking the path up: a row must not tell which files exist elsewhere.
     let outside = || {
-        Error::config(format!("{column} {file:?} lies outside nats.allowed_dirs"))
+        Error::config(format!("{column} lies outside nats.allowed_dirs"))
             .hint("Move the file, or allow its folder in the process's own settings")
     };
     let climbs = path.components().any(|part| matches!(part, std::path::Component::ParentDir));
     if climbs || !folders.iter().any(|folder| path.starts_with(folder)) {
         return Err(outside());
     }
-    let real = std::fs::canonicalize(path)
-        .map_err(|error| Error::config(format!("look up {column} {file:?}")).caused_by(error))?;
+    let real = std::fs::canonicalize(path).map_err(|error| {
+        Error::config(format!("look up the file of {column}, {}", files::shown(path))).caused_by(error)
+    })?;
     let inside = |folder: &PathBuf| std::fs::canonicalize(folder).is_ok_and(|folder| real.starts_with(folder));
     // The name is kept, not what it leads to today: mounted secrets are rotated by turning a link.
     if folders.iter().any(inside) { Ok(path.to_owned()) } else { Err(outside()) }
@@ -547,7 +561,7 @@ mod tests {
         refuses(&with("token"), &none, "auth_token is empty");
         refuses(&with("nkey"), &none, "auth_nkey_seed is empty");
         refuses(&with("credentials"), &none, "auth_credentials_file is empty");
-        refuses(&with("kerberos"), &none, "auth_type \"kerberos\" is unknown");
+        refuses(&with("kerberos"), &none, "auth_type is unknown");
         refuses(&ConfigRow { auth_nkey_seed: Some("SUs3cr3t".into()), ..with("nkey") }, &none, "auth_nkey_seed");
         refuses(&ConfigRow { auth_credentials_file: Some("a.creds".into()), ..with("credentials") }, &none, "absolute");
 
@@ -668,7 +682,7 @@ mod tests {
         refuses(&with(other.join("ca.crt")), &own, "outside nats.allowed_dirs");
         refuses(&with(allowed.join("link.crt")), &own, "outside nats.allowed_dirs");
         refuses(&with(allowed.join("../allowed-not/ca.crt")), &own, "outside nats.allowed_dirs");
-        refuses(&with(allowed.join("absent.crt")), &own, "look up tls_ca_file");
+        refuses(&with(allowed.join("absent.crt")), &own, "look up the file of tls_ca_file");
         refuses(&with("ca.crt".into()), &own, "absolute");
         let creds = ConfigRow {
             auth_type: Some("credentials".into()),

@@ -11,18 +11,17 @@ use std::{collections::BTreeSet, time::Duration};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::control::{ApiError, Control};
+use super::{
+    codes::{
+        self,
+        named::{STREAM_NAME_EXIST, STREAM_NOT_FOUND, STREAM_SUBJECT_OVERLAP},
+    },
+    control::{ApiError, Control},
+};
 use crate::{
     error::{Error, Kind, Result},
     route::tables::StreamRow,
 };
-
-const NO_STREAM: u64 = 10059;
-const NAME_IN_USE: u64 = 10058;
-const INVALID_CONFIG: u64 = 10052;
-const SUBJECTS_OVERLAP: u64 = 10065;
-const NOT_CLUSTERED: u64 = 10074;
-const NO_PEERS: u64 = 10005;
 
 const NANOS_PER_SECOND: i64 = 1_000_000_000;
 const DUPLICATE_WINDOW_SECONDS: i64 = 120; // JetStream's own default
@@ -78,7 +77,7 @@ pub async fn ensure(control: &Control, row: &StreamRow) -> Result<StreamState> {
     match control.api(&format!("STREAM.CREATE.{name}"), &config).await {
         Ok(Ok(answer)) => settle(&answer, &wanted.ordering, Vec::new()),
         // Somebody was faster.
-        Ok(Err(error)) if error.err_code == NAME_IN_USE => match info(control, name).await? {
+        Ok(Err(error)) if error.err_code == STREAM_NAME_EXIST => match info(control, name).await? {
             Some(info) => amend(control, &wanted, &info).await,
             None => Err(api_error(format!("create stream {name:?}"), name, error)),
         },
@@ -105,6 +104,12 @@ async fn amend(control: &Control, wanted: &Wanted, info: &Value) -> Result<Strea
     }
 }
 
+/// The stream as it is, if there is one.
+pub async fn find(control: &Control, stream: &str) -> Result<Option<StreamState>> {
+    check_name(stream)?;
+    info(control, stream).await?.map(|info| parse_state(&info)).transpose()
+}
+
 /// The stream as it is. [`Kind::Config`] where there is none.
 pub async fn state(control: &Control, stream: &str) -> Result<StreamState> {
     check_name(stream)?;
@@ -120,30 +125,21 @@ pub async fn state(control: &Control, stream: &str) -> Result<StreamState> {
 async fn info(control: &Control, stream: &str) -> Result<Option<Value>> {
     match control.api(&format!("STREAM.INFO.{stream}"), &Value::Null).await? {
         Ok(info) => Ok(Some(info)),
-        Err(error) if error.err_code == NO_STREAM => Ok(None),
+        Err(error) if error.err_code == STREAM_NOT_FOUND => Ok(None),
         Err(error) => Err(api_error(format!("read the state of stream {stream:?}"), stream, error)),
     }
 }
 
 /// JetStream's refusal, sorted by who must act.
 pub(super) fn api_error(attempted: String, stream: &str, error: ApiError) -> Error {
-    let (kind, hint) = match (error.err_code, error.code) {
-        (NO_STREAM, _) => (Kind::Config, format!("Create stream {stream:?}: it was there a moment ago, or never")),
-        (NOT_CLUSTERED, _) => (Kind::Config, "Set replicas to 1, or connect to a cluster".to_owned()),
-        (NO_PEERS, _) => (Kind::Config, "Lower replicas to the number of servers with JetStream and room".to_owned()),
-        (10039 | 10076, _) => (Kind::Config, "Enable JetStream for this account on the server".to_owned()),
-        (10047 | 10028 | 10023 | 10002, _) => {
-            (Kind::Config, "Lower max_bytes, or give JetStream or the account more room".to_owned())
-        }
-        (_, 503 | 500 | 408) => (Kind::Unavailable, "See the server's log".to_owned()),
-        _ => (Kind::Config, "Correct the row in rule_nats_streams".to_owned()),
-    };
+    let (kind, hint) = codes::asked(error.err_code, error.code);
+    let attempted = if error.err_code == STREAM_NOT_FOUND { format!("{attempted} ({stream:?})") } else { attempted };
     Error::new(kind, attempted).caused_by(error).hint(hint)
 }
 
 async fn not_accepted(control: &Control, wanted: &Wanted, attempted: String, error: ApiError) -> Error {
     match error.err_code {
-        SUBJECTS_OVERLAP => {
+        STREAM_SUBJECT_OVERLAP => {
             let others = overlapping(control, wanted).await;
             let whose =
                 if others.is_empty() { "another stream".to_owned() } else { format!("stream {}", others.join(", ")) };
@@ -153,9 +149,6 @@ async fn not_accepted(control: &Control, wanted: &Wanted, attempted: String, err
                     "A subject goes to one stream: narrow the subjects of one of them, or name that stream in the row",
                 )
         }
-        INVALID_CONFIG if error.description.contains("duplicates window") => Error::config(attempted)
-            .caused_by(error)
-            .hint("duplicate_window_seconds must not be longer than max_age_seconds"),
         _ => api_error(attempted, &wanted.name, error),
     }
 }

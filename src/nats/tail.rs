@@ -9,19 +9,21 @@ use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 
 use super::{
+    codes::named::NO_MESSAGE_FOUND,
     control::Control,
     streams::{self, StreamState},
 };
 use crate::error::{Error, Result};
 
-/// How far back we look for a message of ours among foreign ones.
+/// Foreign messages read at most on the way back to one of ours, where nobody knows what comes before them; and how many messages
+/// are listed around a place.
 pub const STEPS_MAX: u64 = 4096;
+
+/// The same where the stream's order rests on our last message: some seconds of reading.
+pub const STRICT_STEPS_MAX: u64 = 16 * STEPS_MAX;
 
 /// Requests in flight while we look: each answer may hold a message of `max_payload`, in base64.
 const IN_FLIGHT_MAX: u64 = 16;
-
-/// "no message found": deleted, or not there yet.
-const NO_MESSAGE: u64 = 10037;
 
 /// A message in a stream, without its payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,18 +72,37 @@ async fn get(control: &Control, stream: &str, sequence: u64, request: &Value) ->
     let attempted = || format!("read message {sequence} of stream {stream:?}");
     match control.api(&format!("STREAM.MSG.GET.{stream}"), request).await? {
         Ok(answer) => stored(&answer).map(Some).map_err(|error| error.context(attempted())),
-        Err(error) if error.err_code == NO_MESSAGE => Ok(None),
+        Err(error) if error.err_code == NO_MESSAGE_FOUND => Ok(None),
         Err(error) => Err(streams::api_error(attempted(), stream, error)),
     }
 }
 
+/// How to look for our last message.
+#[derive(Debug, Clone, Copy)]
+pub struct Reach {
+    /// Where it was last known to be, and since when that stream is: nothing before it need be looked at.
+    pub known: Option<(u64, i64)>,
+    /// Only we publish there: not to find it among too many foreign messages is an error. In a shared stream it is not, for ids tell
+    /// there what is stored.
+    pub is_strict: bool,
+}
+
+/// The database keeps microseconds of a stream's time of creation.
+pub const CREATED_TOLERANCE_NS: u64 = 1_000_000;
+
 /// The stream's end and the last message for which `is_ours` holds.
 ///
-/// Foreign and deleted messages are stepped over backwards; more than [`STEPS_MAX`] of them is
-/// [`crate::error::Kind::Untrusted`], since what lies before them we cannot know.
-pub async fn last_of_ours(control: &Control, stream: &str, is_ours: impl Fn(&Stored) -> bool) -> Result<Tail> {
+/// Foreign messages are stepped over backwards, and holes (deleted, expired, acknowledged away) by bisection, whatever their size.
+/// Where a strict stream has more than [`STRICT_STEPS_MAX`] foreign ones there, it is [`crate::error::Kind::Untrusted`], since
+/// what lies before them we cannot know.
+pub async fn last_of_ours(
+    control: &Control,
+    stream: &str,
+    reach: Reach,
+    is_ours: impl Fn(&Stored) -> bool,
+) -> Result<Tail> {
     let state = streams::state(control, stream).await?;
-    let ours = search(control, &state, is_ours).await?;
+    let ours = search(control, &state, reach, is_ours).await?;
     Ok(Tail {
         last_sequence: state.last_sequence,
         first_sequence: state.first_sequence,
@@ -90,49 +111,101 @@ pub async fn last_of_ours(control: &Control, stream: &str, is_ours: impl Fn(&Sto
     })
 }
 
-/// Our messages behind sequence `behind`, up to `last`, the newest first; of the last [`STEPS_MAX`] only.
+/// Our messages behind sequence `behind`, up to `last`, the newest first: of the last [`STEPS_MAX`], and of as many on both sides of
+/// `known`, behind which others may have written any number since.
 pub async fn ours_behind(
     control: &Control,
     stream: &str,
     behind: u64,
     last: u64,
+    known: Option<u64>,
     is_ours: impl Fn(&Stored) -> bool,
 ) -> Result<Vec<Stored>> {
     let lowest = (behind + 1).max((last + 1).saturating_sub(STEPS_MAX));
+    let mut ours = listed(control, stream, lowest, last, &is_ours).await?;
+    if let Some(known) = known {
+        let from = (behind + 1).max((known + 1).saturating_sub(STEPS_MAX));
+        let upto = known.saturating_add(STEPS_MAX).min(lowest - 1);
+        ours.extend(listed(control, stream, from, upto, &is_ours).await?);
+    }
+    Ok(ours)
+}
+
+async fn listed(
+    control: &Control,
+    stream: &str,
+    lowest: u64,
+    last: u64,
+    is_ours: &impl Fn(&Stored) -> bool,
+) -> Result<Vec<Stored>> {
     let mut ours = Vec::new();
     let mut next = last;
     while next >= lowest {
         let until = next.saturating_sub(IN_FLIGHT_MAX - 1).max(lowest);
         let batch = (until..=next).rev().map(|sequence| message(control, stream, sequence));
-        ours.extend(try_join_all(batch).await?.into_iter().flatten().filter(&is_ours));
+        ours.extend(try_join_all(batch).await?.into_iter().flatten().filter(is_ours));
         next = until - 1;
     }
     Ok(ours)
 }
 
-async fn search(control: &Control, state: &StreamState, is_ours: impl Fn(&Stored) -> bool) -> Result<Option<Stored>> {
+async fn search(
+    control: &Control,
+    state: &StreamState,
+    reach: Reach,
+    is_ours: impl Fn(&Stored) -> bool,
+) -> Result<Option<Stored>> {
     if state.messages == 0 {
         return Ok(None);
     }
-    let first = state.first_sequence.max(1);
-    let lowest = first.max((state.last_sequence + 1).saturating_sub(STEPS_MAX));
-    let mut next = state.last_sequence;
+    let is_same = |created_ns: i64| created_ns.abs_diff(state.created_ns) <= CREATED_TOLERANCE_NS;
+    let known = reach.known.filter(|(_, created_ns)| is_same(*created_ns)).map_or(0, |(sequence, _)| sequence);
+    let first = state.first_sequence.max(1).max(known);
+    let most = if reach.is_strict { STRICT_STEPS_MAX } else { STEPS_MAX };
+    let (mut next, mut foreign) = (state.last_sequence, 0);
     // The last message is ours nearly always: one request first, then ever more at a time.
     let mut stride = 1;
-    while next >= lowest {
-        let until = next.saturating_sub(stride - 1).max(lowest);
+    while next >= first && foreign < most {
+        let until = next.saturating_sub(stride - 1).max(first);
         let batch = (until..=next).rev().map(|sequence| message(control, &state.name, sequence));
-        if let Some(ours) = try_join_all(batch).await?.into_iter().flatten().find(&is_ours) {
+        let there: Vec<_> = try_join_all(batch).await?.into_iter().flatten().collect();
+        foreign += there.len() as u64;
+        let is_hole = there.is_empty();
+        if let Some(ours) = there.into_iter().find(&is_ours) {
             return Ok(Some(ours));
         }
         next = until - 1;
+        if is_hole {
+            let Some(before) = last_there(control, &state.name, first, next).await? else { return Ok(None) };
+            next = before;
+        }
         stride = (stride * 2).min(IN_FLIGHT_MAX);
     }
-    if lowest == first {
+    if next < first || !reach.is_strict {
         return Ok(None);
     }
-    Err(Error::untrusted(format!("the last {STEPS_MAX} messages of stream {:?} are not ours, or deleted", state.name))
-        .hint("Give walhook a stream that nobody else publishes to"))
+    let name = &state.name;
+    Err(Error::untrusted(format!("the last {foreign} messages of stream {name:?} are not ours")).hint(format!(
+        "A strict stream must have no other writer: give walhook a stream of its own, or UPDATE rule_nats_streams \
+         SET ordering = 'shared' WHERE stream_name = '{}'",
+        name.replace('\'', "''")
+    )))
+}
+
+/// The last sequence from `low` to `high` at which a message is, however large the holes: by bisection.
+async fn last_there(control: &Control, stream: &str, mut low: u64, mut high: u64) -> Result<Option<u64>> {
+    let mut found = None;
+    while low <= high {
+        let middle = low + (high - low) / 2;
+        match next_message(control, stream, middle).await?.map(|next| next.sequence).filter(|next| *next <= high) {
+            Some(sequence) => {
+                found = Some(sequence);
+                low = sequence + 1;
+            }
+            None => high = middle - 1,
+        }
+    }
+    Ok(found)
 }
 
 fn stored(answer: &Value) -> Result<Stored> {

@@ -11,7 +11,10 @@ use rustls::{
 };
 
 use super::settings::{ServerAddr, Tls};
-use crate::error::{Error, Kind, Result};
+use crate::{
+    error::{Error, Kind, Result},
+    files,
+};
 
 /// The configuration that `tls` describes, its files read now, away from the one thread that runs everything else.
 pub async fn client_config(tls: &Tls) -> Result<ClientConfig> {
@@ -23,13 +26,13 @@ fn build(tls: &Tls) -> Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     match &tls.ca {
         Some(file) => {
-            for certificate in certificates(file)? {
+            for certificate in certificates("tls_ca_file or NATS_CA", file)? {
                 roots.add(certificate).map_err(|error| unusable(file, "a certificate to trust").caused_by(error))?;
             }
         }
         None => {
             // One unreadable file among the system's must not lose the others.
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            roots.add_parsable_certificates(files::system_certificates()?.0);
         }
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -38,27 +41,24 @@ fn build(tls: &Tls) -> Result<ClientConfig> {
         .map_err(|error| Error::protocol("prepare TLS towards NATS").caused_by(error))?
         .with_root_certificates(roots);
     let (Some(cert), Some(key)) = (&tls.cert, &tls.key) else { return Ok(builder.with_no_client_auth()) };
-    let chain = certificates(cert)?;
+    let chain = certificates("tls_cert_file or NATS_CERT", cert)?;
     // The cause could quote the key: it is left out.
-    let private = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|_| unusable(key, "a private key"))?;
+    let private = PrivateKeyDer::from_pem_slice(&files::read("tls_key_file or NATS_KEY", key)?)
+        .map_err(|_| unusable(key, "a private key"))?;
     builder
         .with_client_auth_cert(chain, private)
-        .map_err(|error| unusable(cert, &format!("a certificate for the key {}", key.display())).caused_by(error))
+        .map_err(|error| unusable(cert, &format!("a certificate for the key {}", files::shown(key))).caused_by(error))
 }
 
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let all: Vec<_> = CertificateDer::pem_slice_iter(&read(file)?)
+fn certificates(setting: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let all: Vec<_> = CertificateDer::pem_slice_iter(&files::read(setting, file)?)
         .collect::<Result<_, _>>()
         .map_err(|_| unusable(file, "certificates in PEM"))?;
     if all.is_empty() { Err(unusable(file, "a certificate in PEM")) } else { Ok(all) }
 }
 
-fn read(file: &Path) -> Result<Vec<u8>> {
-    std::fs::read(file).map_err(|error| Error::config(format!("read the TLS file {}", file.display())).caused_by(error))
-}
-
 fn unusable(file: &Path, wanted: &str) -> Error {
-    Error::config(format!("the file {} does not hold {wanted}", file.display()))
+    Error::config(format!("the file {} does not hold {wanted}", files::shown(file)))
 }
 
 /// An error of rustls, wherever in the chain of causes it hides.

@@ -9,42 +9,43 @@ use postgres_protocol::{
 };
 
 use super::{
-    server_error,
+    server_error, session,
     settings::{ChannelBinding, Secret, Settings},
     wire::{Attributes, Dialled, Fields, LoggedIn, Wire, parse_error},
 };
 use crate::error::{Error, Result};
 
-/// What walhook's decoding relies on, whatever the role's or the database's own settings are. It wins over `options`.
-const SESSION: [(&str, &str); 7] = [
-    ("client_encoding", "UTF8"),
-    ("client_min_messages", "warning"), // a missing publication is one, since version 18
-    ("DateStyle", "ISO"),
-    ("IntervalStyle", "iso_8601"),
-    ("TimeZone", "UTC"),
-    ("extra_float_digits", "3"),
-    ("bytea_output", "hex"),
-];
+/// What the start-up message asks for besides user and database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Startup {
+    /// Replication, with all settings of [`session`].
+    Whole,
+    /// Replication alone: a pooler in between may take no settings.
+    Replication,
+    /// A plain session, to see whether replication is what is refused.
+    Plain,
+}
 
 /// Logs in for replication in the settings' database.
-pub(super) async fn log_in(dialled: Dialled, settings: &Settings) -> Result<LoggedIn<Wire>> {
+pub(super) async fn log_in(dialled: Dialled, settings: &Settings, startup: Startup) -> Result<LoggedIn<Wire>> {
     let password = dialled.password.clone();
     let mut wire = Wire::new(dialled);
-    start_up(&mut wire, settings)?;
+    start_up(&mut wire, settings, startup)?;
     authenticate(&mut wire, settings, password.as_ref()).await?;
     let attributes = settle(&mut wire).await?;
     Ok(LoggedIn { session: wire, attributes })
 }
 
-fn start_up(wire: &mut Wire, settings: &Settings) -> Result<()> {
+fn start_up(wire: &mut Wire, settings: &Settings, startup: Startup) -> Result<()> {
     let who = [
         ("user", settings.user.as_str()),
         ("database", &settings.dbname),
-        ("replication", "database"),
         ("application_name", &settings.application_name),
     ];
+    let replication = (startup != Startup::Plain).then_some(("replication", "database"));
     let options = settings.options.as_deref().map(|options| ("options", options));
-    let parameters = who.into_iter().chain(options).chain(SESSION);
+    let pinned = session::parameters().filter(|_| startup == Startup::Whole);
+    let parameters = who.into_iter().chain(replication).chain(options).chain(pinned);
     frontend::startup_message(parameters, &mut wire.outbox).map_err(|e| Error::config("start the session").caused_by(e))
 }
 

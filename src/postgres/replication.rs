@@ -11,7 +11,9 @@ use postgres_protocol::message::frontend;
 use tokio::time::timeout;
 
 use super::{
-    ServerError, auth, server_error,
+    OBJECT_NOT_IN_PREREQUISITE_STATE, PROTOCOL_VIOLATION, ServerError, UNDEFINED_OBJECT,
+    auth::{self, Startup},
+    server_error, session,
     settings::Settings,
     wire::{self, Fields, Wire, is_aside, parse_error},
 };
@@ -49,8 +51,26 @@ impl Connection {
     /// # Errors
     /// Unavailable where waiting may help; Permission and Config where somebody must act.
     pub async fn connect(settings: &Settings) -> Result<Connection> {
-        let wire = wire::connect(settings, |dialled| auth::log_in(dialled, settings)).await?;
-        Ok(Connection { wire })
+        let log_in = |startup| wire::connect(settings, move |dialled| auth::log_in(dialled, settings, startup));
+        let wire = match log_in(Startup::Whole).await {
+            Err(error) if super::sqlstate(&error) == Some(PROTOCOL_VIOLATION) => {
+                match log_in(Startup::Replication).await {
+                    // So it is the word `replication`, or the pooler has no server now: then a plain login fails too.
+                    Err(error) if super::sqlstate(&error) == Some(PROTOCOL_VIOLATION) => {
+                        return Err(match log_in(Startup::Plain).await {
+                            Ok(_) => no_replication(settings, &error),
+                            Err(_) => error,
+                        });
+                    }
+                    outcome => outcome?,
+                }
+            }
+            outcome => outcome.map_err(not_let_in)?,
+        };
+        let mut connection = Connection { wire };
+        let statements = session::replication_statement() + &session::statements();
+        connection.run(&statements, "prepare the session").await?;
+        Ok(connection)
     }
 
     /// Who the server is and how far its WAL goes.
@@ -110,8 +130,11 @@ impl Connection {
     /// # Errors
     /// The server's, with its [`sqlstate`](super::sqlstate), and the connection's.
     pub async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
-        let doing = || format!("run {sql:?}");
-        frontend::query(sql, &mut self.wire.outbox).map_err(|e| Error::config(doing()).caused_by(e))?;
+        self.run(sql, &format!("run {sql:?}")).await
+    }
+
+    async fn run(&mut self, sql: &str, doing: &str) -> Result<Vec<Vec<Option<String>>>> {
+        frontend::query(sql, &mut self.wire.outbox).map_err(|e| Error::config(doing).caused_by(e))?;
         let (mut rows, mut error) = (Vec::new(), None);
         loop {
             let (tag, body) = match self.wire.reply().await {
@@ -123,11 +146,9 @@ impl Connection {
             match tag {
                 b'Z' => return error.map_or(Ok(rows), Err),
                 b'D' => rows.push(data_row(body)?),
-                b'E' => {
-                    error = Some(server_error(format!("{} at {}", doing(), self.wire.target()), parse_error(body)?))
-                }
+                b'E' => error = Some(server_error(format!("{doing} at {}", self.wire.target()), parse_error(body)?)),
                 b'T' | b'C' | b'I' => {}
-                tag => return Err(unexpected(tag, &doing())),
+                tag => return Err(unexpected(tag, doing)),
             }
         }
     }
@@ -145,10 +166,46 @@ impl Connection {
         let (tag, body) = self.wire.reply().await.map_err(|e| e.context(&doing))?;
         match tag {
             b'W' => Ok(Stream { wire: self.wire }),
-            b'E' => Err(server_error(doing, parse_error(self.wire.inbox.body(body))?)),
+            b'E' => Err(not_started(server_error(doing, parse_error(self.wire.inbox.body(body))?))),
             tag => Err(unexpected(tag, &doing)),
         }
     }
+}
+
+/// What a code means where a role logs in for replication.
+fn not_let_in(error: Error) -> Error {
+    match super::sqlstate(&error) {
+        Some("42501") => error.hint("give the role the right to replicate: ALTER ROLE … REPLICATION"),
+        Some("53300") => {
+            error.hint("raise max_wal_senders or max_connections on the server, or end another connection")
+        }
+        _ => error,
+    }
+}
+
+/// What a code means where a slot is asked for.
+fn not_started(error: Error) -> Error {
+    match super::sqlstate(&error) {
+        Some(UNDEFINED_OBJECT) => error.hint("create the slot with: walhook setup"),
+        _ => not_let_in(error),
+    }
+}
+
+/// What a code means amid the stream: a publication is looked up at each change, as it was at that time.
+fn not_decoded(error: Error) -> Error {
+    match super::sqlstate(&error) {
+        Some(UNDEFINED_OBJECT | OBJECT_NOT_IN_PREREQUISITE_STATE) => error.hint(
+            "create the publication with: walhook setup; it must be older than the slot's position, so if it was dropped, \
+             the slot must be made anew",
+        ),
+        _ => error,
+    }
+}
+
+fn no_replication(settings: &Settings, error: &Error) -> Error {
+    Error::config(format!("connect to PostgreSQL at {} for replication: {error}", settings.target())).hint(
+        "a connection pooler that does not pass replication on seems to be in between: connect to PostgreSQL itself",
+    )
 }
 
 fn start_command(slot: &str, start: Lsn, options: &[(&str, &str)]) -> String {
@@ -224,7 +281,7 @@ impl Stream {
                 tag if is_aside(tag) => {}
                 b'E' => {
                     let error = parse_error(self.wire.inbox.body(body))?;
-                    return Err(server_error(format!("replicate from {}", self.wire.target()), error));
+                    return Err(not_decoded(server_error(format!("replicate from {}", self.wire.target()), error)));
                 }
                 b'c' | b'C' => {
                     return Err(Error::unavailable(format!(
@@ -238,11 +295,12 @@ impl Stream {
     }
 
     /// From version 18 on a missing publication is a warning, and what it would have published is left out. To us
-    /// that is as much an end as the error of the versions before: nothing is skipped in silence.
+    /// that is as much an end as the error of the versions before: nothing is skipped in silence. The code is that of an
+    /// object which is not as it must be, whatever the language of the text.
     fn heed(&self, notice: ServerError) -> Result<()> {
         let doing = format!("replicate from {}", self.wire.target());
-        if notice.message.contains("skipped loading publication") {
-            return Err(server_error(doing, notice));
+        if notice.sqlstate == OBJECT_NOT_IN_PREREQUISITE_STATE {
+            return Err(not_decoded(server_error(doing, notice)));
         }
         tracing::debug!(%notice, "PostgreSQL's remark on the stream");
         Ok(())

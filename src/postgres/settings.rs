@@ -276,6 +276,11 @@ impl Settings {
         }
         let trimmed = conninfo.trim();
         let is_url = ["postgres://", "postgresql://"].iter().any(|scheme| trimmed.starts_with(scheme));
+        if !is_url && trimmed.split(['=', ' ']).next().is_some_and(|word| word.contains("://")) {
+            return Err(
+                bad("the URL begins with neither postgres:// nor postgresql://").hint("write postgres://user@host/db")
+            );
+        }
         given.extend(if is_url { parse_url(trimmed)? } else { parse_pairs(trimmed)? });
         Self::interpret(&given, env)
     }
@@ -398,9 +403,18 @@ impl Settings {
     /// `user@host:port/db`: for logs and errors, without a secret.
     pub fn target(&self) -> String {
         let hosts: Vec<String> = self.hosts.iter().map(Host::to_string).collect();
-        format!("{}@{}/{}", self.user, hosts.join(","), self.dbname)
+        // A whole URL, or a user with its password, may have been put where a name belongs.
+        let name = |name: &str| match name.split_once([':', '?', '=', ' ']) {
+            Some((name, _)) => format!("{name}…"),
+            None => name.to_owned(),
+        };
+        format!("{}@{}/{}", name(&self.user), hosts.join(","), name(&self.dbname))
     }
 }
+
+/// What a URL needs whose user, password or database holds one of these.
+const AT_SIGN: &str = "a URL is postgres://user:password@host:port/dbname; in its parts write %40 for @, %3A for :, %2F for /, \
+                       %3F for ?, %25 for %";
 
 fn bad(what: impl Into<String>) -> Error {
     Error::config(what).context("read PostgreSQL's connection settings")
@@ -410,7 +424,7 @@ fn choice<T: Copy>(value: Option<&str>, keyword: &str, default: T, choices: &[(&
     let Some(value) = value else { return Ok(default) };
     choices.iter().find(|(name, _)| *name == value).map(|(_, choice)| *choice).ok_or_else(|| {
         let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-        bad(format!("{keyword}={value:?} is not a choice")).hint(format!("use one of {}", names.join(", ")))
+        bad(format!("the value of {keyword} is not a choice")).hint(format!("use one of {}", names.join(", ")))
     })
 }
 
@@ -419,7 +433,7 @@ fn number(value: Option<&str>, keyword: &str) -> Result<Option<u32>> {
     match value.trim().parse::<i32>() {
         // libpq reads "not set" from a negative number.
         Ok(number) => Ok(u32::try_from(number).ok()),
-        Err(_) => Err(bad(format!("{keyword}={value:?} is not a whole number"))),
+        Err(_) => Err(bad(format!("the value of {keyword} is not a whole number"))),
     }
 }
 
@@ -446,14 +460,15 @@ fn hosts(host: Option<&str>, hostaddr: Option<&str>, port: Option<&str>) -> Resu
             None | Some("") => PORT,
             Some(port) => match port.parse::<u16>() {
                 Ok(port) if port > 0 => port,
-                _ => return Err(bad(format!("port={port:?} is not a port")).hint("a port is a number from 1 to 65535")),
+                // After "user:password" without an "@" it is the password that stands where the port would.
+                _ => return Err(bad("a port is not a number from 1 to 65535").hint(AT_SIGN)),
             },
         };
         let ip: Option<IpAddr> = match addresses.get(i).map(String::as_str) {
             None | Some("") => None,
-            Some(ip) => Some(
-                ip.parse().map_err(|_| bad(format!("hostaddr={ip:?} is not a numeric address")).hint("use host="))?,
-            ),
+            Some(ip) => {
+                Some(ip.parse().map_err(|_| bad("hostaddr is not a numeric address").hint("use host for a name"))?)
+            }
         };
         match (names.get(i).map_or("", String::as_str), ip) {
             ("", None) => {
@@ -465,22 +480,34 @@ fn hosts(host: Option<&str>, hostaddr: Option<&str>, port: Option<&str>) -> Resu
             (folder, None) if folder.starts_with('/') => {
                 hosts.push(Host { address: Address::Unix(PathBuf::from(folder)), port });
             }
-            (name, ip) => hosts.push(Host { address: Address::Tcp { name: name.to_owned(), ip }, port }),
+            (name, ip) => {
+                let is_plain = |c: char| c.is_alphanumeric() || "-_.:%".contains(c);
+                if !name.chars().all(is_plain)
+                    || name.contains(':') && name.parse::<IpAddr>().is_err() && !name.contains('%')
+                {
+                    return Err(bad("a host is neither a name nor an address nor a folder").hint(AT_SIGN));
+                }
+                hosts.push(Host { address: Address::Tcp { name: name.to_owned(), ip }, port });
+            }
         }
     }
     Ok(hosts)
 }
 
-/// The keyword as the table has it. `shown` is what the error may say of it: the text itself, unless it could be the
-/// rest of a password with a space in it.
-fn keyword(name: &str, shown: &str) -> Result<&'static str> {
+/// The keyword as the table has it. `place` says where it stands; the word itself may be a password, or the rest of one
+/// with a space in it.
+fn keyword(name: &str, place: &str) -> Result<&'static str> {
     if let Some((keyword, _)) = KEYWORDS.iter().find(|(keyword, _)| *keyword == name) {
         return Ok(keyword);
     }
     if let Some((keyword, _)) = REFUSED.iter().find(|(keyword, _)| *keyword == name) {
         return Err(bad(format!("walhook cannot do what {keyword} asks for")).hint("leave it out"));
     }
-    Err(bad(format!("unknown keyword {shown}")).hint("a value with a space in it needs quotes: password='a b'"))
+    let near = KEYWORDS.iter().map(|(keyword, _)| (strsim::osa_distance(keyword, name), keyword)).min();
+    Err(bad(format!("{place} is no keyword")).hint(match near {
+        Some((..=2, keyword)) => format!("did you mean {keyword}?"),
+        _ => "a value with a space in it needs quotes: password='a b'".to_owned(),
+    }))
 }
 
 /// `keyword = value …`: values in single quotes where they hold spaces, a backslash before a quote or backslash.
@@ -492,13 +519,13 @@ fn parse_pairs(text: &str) -> Result<Given> {
         let end = rest.find(|c: char| c == '=' || c.is_ascii_whitespace()).unwrap_or(rest.len());
         let name = &rest[..end];
         let after = rest[end..].trim_start();
-        let hidden = given.contains_key("password") || name == "password";
-        let shown = if hidden { format!("at character {position}") } else { format!("{name:?}") };
+        let place = format!("the word at character {position}");
         let Some(after) = after.strip_prefix('=') else {
-            return Err(bad(format!("no \"=\" after the word {shown}"))
-                .hint("write keyword=value, with quotes where a value holds a space: password='a b'"));
+            return Err(bad(format!("no \"=\" after {place}")).hint(
+                "write a URL (postgres://user@host/db) or keyword=value, with quotes where a value holds a space: password='a b'",
+            ));
         };
-        let keyword = keyword(name, &shown)?;
+        let keyword = keyword(name, &place)?;
         let (value, after) = value(after.trim_start())
             .ok_or_else(|| bad(format!("the quoted value of {keyword} has no closing quote")))?;
         given.insert(keyword, value);
@@ -561,17 +588,21 @@ fn parse_url(url: &str) -> Result<Given> {
         put(&mut given, "port", ports.join(","));
     }
     put(&mut given, "dbname", decode(dbname, "dbname")?);
+    if dbname.contains(['@', '/']) {
+        return Err(bad("the URL's dbname holds a \"@\" or a \"/\"").hint(AT_SIGN));
+    }
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let Some((name, value)) = pair.split_once('=') else {
-            return Err(bad("the URL's parameters have a keyword without a \"=\""));
+            return Err(bad("the URL's parameters have a keyword without a \"=\"").hint(AT_SIGN));
         };
         let name = decode(name, "a parameter's name")?;
-        let value = decode(value, &name)?;
-        match (&*name, &*value) {
-            // What JDBC users write.
-            ("ssl", "true") => given.insert("sslmode", "require".to_owned()),
-            _ => given.insert(keyword(&name, &format!("{name:?}"))?, value),
-        };
+        // What JDBC users write.
+        if (&*name, value) == ("ssl", "true") {
+            given.insert("sslmode", "require".to_owned());
+            continue;
+        }
+        let keyword = keyword(&name, "a parameter of the URL")?;
+        given.insert(keyword, decode(value, keyword)?);
     }
     Ok(given)
 }
@@ -786,17 +817,17 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_without_showing_a_secret() {
         refused("host=h", &[], "no user is given");
-        refused("hots=h", &[], "unknown keyword \"hots\"");
-        refused("user", &[], "no \"=\" after the word \"user\"");
+        refused("hots=h", &[], "the word at character 1 is no keyword. Hint: did you mean host?");
+        refused("user", &[], "no \"=\" after the word at character 1");
         refused("password=open hunter2 host=h", &[], "after the word at character 15");
-        refused("password=open hunter2=x host=h", &[], "unknown keyword at character 15");
+        refused("password=open hunter2=x host=h", &[], "the word at character 15 is no keyword");
         refused("password='hunter2", &[], "no closing quote");
         refused(
             "user=u sslmode=verify_full",
             &[],
             "use one of disable, allow, prefer, require, verify-ca, verify-full",
         );
-        refused("user=u", &[("PGSSLMODE", "yes")], "sslmode=\"yes\"");
+        refused("user=u", &[("PGSSLMODE", "hunter2")], "the value of sslmode is not a choice");
         refused("user=u sslrootcert=system sslmode=require", &[], "use sslmode=verify-full");
         refused("user=u sslnegotiation=direct", &[], "use sslmode=require or stricter");
         refused("user=u gssencmode=require", &[], "GSSAPI");
@@ -805,13 +836,32 @@ mod tests {
         refused("user=u port=0", &[], "from 1 to 65535");
         refused("user=u host=a,b port=1,2,3", &[], "3 ports for 2 hosts");
         refused("user=u host=a,b hostaddr=::1", &[], "do not pair");
-        refused("user=u hostaddr=name", &[], "use host=");
-        refused("user=u connect_timeout=soon", &[], "whole number");
+        refused("user=u hostaddr=hunter2", &[], "use host for a name");
+        refused("user=u connect_timeout=hunter2", &[], "whole number");
         refused("postgres://u:hunter2%@h", &[], "the URL's password is not percent-encoded");
         refused("postgres://u:hunter2%00@h", &[], "the URL's password is not percent-encoded");
         refused("postgres://u:hunter2@[::1", &[], "\"]\"");
         refused("postgres://u:hunter2@h?x", &[], "without a \"=\"");
-        refused("postgres://u:hunter2@h?x=1", &[], "unknown keyword \"x\"");
+        refused("postgres://u:hunter2@h?x=1", &[], "a parameter of the URL is no keyword");
+        refused("postgres://u@h?prot=1", &[], "did you mean port?");
+        // What is left of a URL or of a password that is written wrong.
+        refused("mysql://u:hunter2@h/d", &[], "neither postgres:// nor postgresql://");
+        refused("Postgres://u:hunter2@h/d?sslmode=require", &[], "neither postgres:// nor postgresql://");
+        refused("jdbc:postgresql://h/d?user=u&password=hunter2", &[], "neither postgres:// nor postgresql://");
+        refused("u:hunter2@h/d", &[], "no \"=\"");
+        refused("u:hunter2@h/d?sslmode=require", &[], "is no keyword");
+        refused("hunter2", &[], "no \"=\"");
+        refused("hunter2==", &[], "is no keyword");
+        refused("postgres://u:hunter2", &[("PGUSER", "u")], "a port is not");
+        refused("postgres://u:hunter2/x@h/d", &[("PGUSER", "u")], "%2F for /");
+        refused("postgres://u:1/hunter2@h/d", &[("PGUSER", "u")], "%2F for /");
+        refused("postgres://u:1?hunter2@h/d", &[("PGUSER", "u")], "%3F for ?");
+        refused("postgres://u:1?hunter2=x@h/d", &[("PGUSER", "u")], "is no keyword");
+        refused("postgres://u@h/d?hunter2%", &[], "without a");
+        refused("user=u host=u:hunter2@h", &[], "a host is neither");
+        refused("user=u host=postgres://u:hunter2@h/d", &[], "a host is neither");
+        refused("user=u port=hunter2", &[], "a port is not");
+        refused("user=u", &[("PGPORT", "hunter2")], "a port is not");
     }
 
     #[test]
@@ -819,6 +869,10 @@ mod tests {
         let settings = parse("postgres://u:hunter2@h:1,[::1]/d", &[]).unwrap();
         assert_eq!(settings.target(), "u@h:1,[::1]:5432/d");
         assert!(!format!("{settings:?}").contains("hunter2"));
+        for misplaced in ["user=u:hunter2 host=h", "user=u host=h dbname=postgres://u:hunter2@h/d"] {
+            let shown = parse(misplaced, &[]).unwrap().target();
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
         assert_eq!(settings.password.unwrap().reveal(), "hunter2");
     }
 

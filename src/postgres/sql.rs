@@ -23,7 +23,7 @@ use tokio_postgres::{
 };
 
 use super::{
-    ServerError, auth, server_error,
+    PROTOCOL_VIOLATION, ServerError, auth, server_error, session,
     settings::{ChannelBinding, Secret, Settings},
     tls,
     wire::{self, Attributes, Dialled, LoggedIn, Socket},
@@ -132,11 +132,27 @@ impl Watch {
 /// # Errors
 /// As [`Connection::connect`](super::replication::Connection::connect).
 pub async fn connect(settings: &Settings) -> Result<Client> {
-    wire::connect(settings, |dialled| log_in(dialled, settings)).await
+    let log_in = |options| wire::connect(settings, move |dialled| log_in(dialled, settings, options));
+    let client = match log_in(Options::Whole).await {
+        // A pooler that does not know the parameter `options`.
+        Err(error) if super::sqlstate(&error) == Some(PROTOCOL_VIOLATION) => log_in(Options::OnlyOwn).await?,
+        outcome => outcome?,
+    };
+    client.batch_execute(&session::statements()).await.map_err(|e| error("prepare the session", e))?;
+    Ok(client)
 }
 
-async fn log_in(dialled: Dialled, settings: &Settings) -> Result<LoggedIn<Client>> {
-    let config = config(settings, dialled.password.as_ref());
+/// What the start-up message has as `options`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Options {
+    /// The user's, and all settings of [`session`].
+    Whole,
+    /// The user's.
+    OnlyOwn,
+}
+
+async fn log_in(dialled: Dialled, settings: &Settings, options: Options) -> Result<LoggedIn<Client>> {
+    let config = config(settings, dialled.password.as_ref(), options);
     let (client, connection) = config.connect_raw(dialled.socket, Protected).await.map_err(not_let_in)?;
     let is_on = |parameter| connection.parameter(parameter) == Some("on");
     let attributes =
@@ -150,7 +166,7 @@ async fn log_in(dialled: Dialled, settings: &Settings) -> Result<LoggedIn<Client
     Ok(LoggedIn { session: client, attributes })
 }
 
-fn config(settings: &Settings, password: Option<&Secret>) -> Config {
+fn config(settings: &Settings, password: Option<&Secret>, options: Options) -> Config {
     let mut config = Config::new();
     config
         .user(&settings.user)
@@ -167,9 +183,11 @@ fn config(settings: &Settings, password: Option<&Secret>) -> Config {
     if let Some(password) = password {
         config.password(password.reveal());
     }
-    // No name in a statement of ours may resolve to what somebody has put into another schema.
-    let pinned = "-c search_path=pg_catalog,pg_temp";
-    config.options(settings.options.as_ref().map_or(pinned.to_owned(), |options| format!("{options} {pinned}")));
+    match (options, &settings.options) {
+        (Options::Whole, own) => config.options(session::options(own.as_deref())),
+        (Options::OnlyOwn, Some(own)) => config.options(own),
+        (Options::OnlyOwn, None) => &mut config,
+    };
     config
 }
 

@@ -25,7 +25,10 @@ use x509_parser::{
 };
 
 use super::settings::{RootCert, Settings, SslMode, SslNegotiation};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    files,
+};
 
 /// What of the server's certificate is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,16 +74,16 @@ pub(super) fn client_config(settings: &Settings) -> Result<Arc<ClientConfig>> {
 fn roots(settings: &Settings) -> Result<Option<Vec<CertificateDer<'static>>>> {
     let file = match &settings.sslrootcert {
         RootCert::System => {
-            let found = rustls_native_certs::load_native_certs();
-            if found.certs.is_empty() {
+            let (found, wrong) = files::system_certificates()?;
+            if found.is_empty() {
                 let error = Error::config("find the operating system's root certificates (sslrootcert=system)")
                     .hint("install them (Debian: the package ca-certificates), or name a file in sslrootcert");
-                return Err(match found.errors.into_iter().next() {
+                return Err(match wrong {
                     Some(cause) => error.caused_by(cause),
                     None => error,
                 });
             }
-            return Ok(Some(found.certs));
+            return Ok(Some(found));
         }
         RootCert::File(file) => Some(file),
         RootCert::Default(file) => file.as_ref().filter(|file| file.exists()),
@@ -98,11 +101,11 @@ fn roots(settings: &Settings) -> Result<Option<Vec<CertificateDer<'static>>>> {
 }
 
 fn certificates(file: &Path, keyword: &str) -> Result<Vec<CertificateDer<'static>>> {
-    let doing = || format!("read the certificates of {keyword}={}", file.display());
-    let hint = "the file must hold PEM certificates and be readable by walhook's user";
-    let found = CertificateDer::pem_file_iter(file)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|e| Error::config(doing()).caused_by(e).hint(hint))?;
+    let doing = || format!("read the certificates of {keyword}={}", files::shown(file));
+    let hint = "the file must hold PEM certificates";
+    let found = CertificateDer::pem_slice_iter(&files::read(keyword, file)?)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|_| Error::config(doing()).hint(hint))?; // the cause could quote a key
     if found.is_empty() {
         return Err(Error::config(format!("{}: there is none in it", doing())).hint(hint));
     }
@@ -117,13 +120,13 @@ fn client_certificate(settings: &Settings) -> Result<Option<ClientCertificate>> 
     };
     let chain = certificates(cert, "sslcert")?;
     let Some(key) = &settings.sslkey else {
-        return Err(Error::config(format!("use the client certificate {}: there is no key", cert.display()))
+        return Err(Error::config(format!("use the client certificate {}: there is no key", files::shown(cert)))
             .hint("set sslkey (PGSSLKEY)"));
     };
-    let key = PrivateKeyDer::from_pem_file(key).map_err(|e| {
-        Error::config(format!("read the key of sslkey={}", key.display())).caused_by(e).hint(
-            "the file must hold an unencrypted PEM key (PKCS#8, PKCS#1 or SEC1) and be readable by walhook's user",
-        )
+    // The cause could quote the key: it is left out.
+    let key = PrivateKeyDer::from_pem_slice(&files::read_private("sslkey", key)?).map_err(|_| {
+        Error::config(format!("read the key of sslkey={}", files::shown(key)))
+            .hint("the file must hold an unencrypted PEM key (PKCS#8, PKCS#1 or SEC1)")
     })?;
     Ok(Some((chain, key)))
 }

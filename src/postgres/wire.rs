@@ -29,7 +29,10 @@ use super::{
     settings::{Address, Host, Secret, Settings, SslMode, SslNegotiation, TargetSessionAttrs, passfile_lookup},
     tls,
 };
-use crate::error::{Error, Kind, Result};
+use crate::{
+    error::{Error, Kind, Result},
+    files,
+};
 
 /// A connection's byte stream.
 pub(super) enum Socket {
@@ -352,16 +355,19 @@ impl Attempt<'_> {
             return settings.password.clone();
         }
         let file = settings.passfile.as_ref()?;
-        let text = std::fs::read_to_string(file).ok()?;
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            let mode = std::fs::metadata(file).ok()?.permissions().mode();
-            if mode & 0o077 != 0 {
-                tracing::warn!(file = %file.display(), "ignoring the password file: others may read it (chmod 0600)");
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(file).ok()?.permissions().mode();
+        if mode & 0o077 != 0 {
+            tracing::warn!(file = files::shown(file), "ignoring the password file: others may read it (chmod 0600)");
+            return None;
+        }
+        let text = match files::read_text("passfile (PGPASSFILE)", file) {
+            Ok(text) => text,
+            Err(error) => {
+                tracing::warn!("ignoring the password file: {error}");
                 return None;
             }
-        }
+        };
         let host = match &self.host.address {
             Address::Tcp { name, .. } => name.clone(),
             Address::Unix(folder) if super::settings::is_default_socket_folder(folder) => "localhost".to_owned(),

@@ -90,11 +90,20 @@ impl Block {
     }
 }
 
-/// Appends what an event that is published again had on its first way, but for what belongs to the way itself. A claim check
-/// goes with the body that it is.
+/// Headers of ours that stay with a message's body when it is published again.
+const STAYS: [&str; 6] = [
+    "Walhook-Message-Id",
+    "Walhook-Object",
+    "Walhook-Object-SHA256",
+    "Walhook-Old-Key",
+    "Walhook-Retry-Of",
+    "Walhook-Type",
+];
+
+/// Appends the headers that an event had when it was published first, without those that are of one publication only. Those
+/// that describe the body stay with it.
 pub fn write_again(stored: &Map<String, Value>, out: &mut Vec<u8>) {
-    let is_claim = |name: &str| name == "Walhook-Object" || name == "Walhook-Object-SHA256";
-    for (name, value) in stored.iter().filter(|(name, _)| !is_reserved(name) || is_claim(name)) {
+    for (name, value) in stored.iter().filter(|(name, _)| !is_reserved(name) || STAYS.contains(&name.as_str())) {
         if let Value::String(value) = value {
             push_line(name.as_bytes(), value.as_bytes(), out);
         }

@@ -12,6 +12,7 @@ mod json;
 pub mod payload;
 pub mod plan;
 pub mod rules;
+pub mod shown_url;
 pub mod streams;
 pub mod subject;
 pub mod tables;

@@ -145,8 +145,56 @@ pub fn write_headers(
         return;
     }
     webhook.message_headers.write(own, webhook.expose_credentials, out);
-    if webhook.format == Format::CloudEventsBinary {
-        cloudevents::write_headers(body, source, transaction, id, out);
+    match webhook.format {
+        Format::CloudEventsBinary => cloudevents::write_headers(body, source, transaction, id, out),
+        // Whose payload does not say in one place what happened to what.
+        Format::Data | Format::Debezium => {
+            out.extend_from_slice(b"\r\nWalhook-Type: ");
+            write_header_type(body, out);
+        }
+        Format::Webhook | Format::CloudEvents => {}
+    }
+    if let Body::Row { table, target, change } = body
+        && let Some(old) = old_key(table, target, change)
+    {
+        let start = out.len();
+        out.extend_from_slice(b"\r\nWalhook-Old-Key: ");
+        let mut json = Vec::new();
+        write_row(table, target, old, None, true, &mut json);
+        push_ascii(&json, out);
+        if out.len() - start > OLD_KEY_MAX {
+            out.truncate(start);
+        }
+    }
+}
+
+/// Longest header with an old key; the payload of format `webhook` has a longer one all the same.
+const OLD_KEY_MAX: usize = 4096;
+
+/// The key that an update has changed, as it was before. Under REPLICA IDENTITY FULL the WAL does not tell which columns are the key.
+fn old_key<'a>(table: &Linked, target: &Target, change: &Change<'a>) -> Option<Tuple<'a>> {
+    let (Op::Update, Some(OldTuple::Key(old)), Some(new)) = (change.op, change.old, change.new) else { return None };
+    let mut columns = table.columns.iter().zip(old.iter().zip(new.iter())).enumerate();
+    // PostgreSQL sends it also where a part of it is a large value that has not changed.
+    columns
+        .any(|(index, (plan, (old, new)))| {
+            plan.is_key && is_selected(target, index) && !matches!(new, Column::Unchanged) && old != new
+        })
+        .then_some(old)
+}
+
+/// Appends JSON with `\u` for what is not printable ASCII, so that it can be a header.
+fn push_ascii(json: &[u8], out: &mut Vec<u8>) {
+    for character in String::from_utf8_lossy(json).chars() {
+        if matches!(character, ' '..='~') {
+            out.push(character as u8);
+            continue;
+        }
+        for unit in character.encode_utf16(&mut [0; 2]) {
+            out.extend_from_slice(b"\\u0000");
+            let end = out.len();
+            set_hex((*unit).into(), &mut out[end - 4..]);
+        }
     }
 }
 
@@ -225,6 +273,9 @@ fn write_webhook(
             {
                 out.extend_from_slice(b",\"old\":");
                 write_old(table, target, old, out);
+            } else if let Some(old) = old_key(table, target, change) {
+                out.extend_from_slice(b",\"old_key\":");
+                write_row(table, target, old, None, true, out);
             }
             write_unchanged(table, target, change, out);
         }
@@ -292,6 +343,18 @@ pub fn write_type(body: Body<'_>, out: &mut Vec<u8>) {
             out.extend_from_slice(change.op.as_str().as_bytes());
         }
         Body::Call { .. } => out.extend_from_slice(b"webhook.call"),
+    }
+}
+
+/// The same as the value of a header.
+fn write_header_type(body: Body<'_>, out: &mut Vec<u8>) {
+    match body {
+        Body::Row { table, change, .. } => {
+            headers::push_encoded(table.unescaped.as_bytes(), out);
+            out.push(b'.');
+            out.extend_from_slice(change.op.as_str().as_bytes());
+        }
+        Body::Call { .. } => write_type(body, out),
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use super::{
     headers::{self, Block},
+    shown_url::shown_url,
     streams::{Streams, streams_of_all},
     subject,
     tables::{ConfigRow, LinkRow, StreamRow, Tables, WebhookRow},
@@ -326,7 +327,7 @@ fn compile_webhook(
     let mut middle = format!(",\"webhook_id\":{id},\"webhook_name\":").into_bytes();
     write_json_str(&row.name, &mut middle);
     middle.extend_from_slice(b",\"webhook_url\":");
-    write_json_str(&row.url, &mut middle);
+    write_json_str(&if row.expose_credentials { row.url.as_str().into() } else { shown_url(&row.url) }, &mut middle);
     middle.extend_from_slice(b",\"method\":");
     write_json_str(&row.method, &mut middle);
     middle.extend_from_slice(b",\"headers\":");

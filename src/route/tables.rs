@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use crate::error::{Error, Result};
 
 /// One of the tables that configure walhook.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Table {
     /// `rule_webhooks`
     Webhooks,
@@ -52,8 +52,11 @@ impl Table {
     }
 }
 
+/// A row as PostgreSQL writes it: the text of each column, `None` for NULL.
+pub type RowText = BTreeMap<String, Option<String>>;
+
 /// A row of `rule_webhooks`: what routing needs of it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 #[allow(missing_docs, reason = "the columns' names; sql/ explains them")]
 pub struct WebhookRow {
     pub name: String,
@@ -84,7 +87,7 @@ pub struct WebhookRow {
 }
 
 /// A row of `rule_webhook_links`.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the columns' names; sql/ explains them")]
 pub struct LinkRow {
     pub webhook_id: i32,
@@ -138,6 +141,31 @@ impl ConfigRow {
     /// Whether nothing but the count of its changes is different.
     pub fn says_the_same(&self, other: &ConfigRow) -> bool {
         *other == ConfigRow { revision: other.revision, ..self.clone() }
+    }
+
+    /// The servers that the row names, in its order.
+    pub fn servers(&self) -> impl Iterator<Item = &str> {
+        self.nats_url.iter().chain(&self.nats_cluster_urls).map(String::as_str)
+    }
+
+    /// This row with the columns of `newer` that only say how to get into a server: credentials, TLS, pool and timeouts.
+    /// They never decide where an event goes, so the newest ones are always right.
+    #[must_use]
+    pub fn with_access_of(&self, newer: &ConfigRow) -> ConfigRow {
+        ConfigRow {
+            config_id: self.config_id,
+            config_name: self.config_name.clone(),
+            nats_url: self.nats_url.clone(),
+            nats_cluster_urls: self.nats_cluster_urls.clone(),
+            jetstream_enabled: self.jetstream_enabled,
+            stream_name: self.stream_name.clone(),
+            subject_prefix: self.subject_prefix.clone(),
+            enabled: self.enabled,
+            history: self.history.clone(),
+            history_payload: self.history_payload.clone(),
+            object_bucket: self.object_bucket.clone(),
+            ..newer.clone()
+        }
     }
 }
 
@@ -217,9 +245,41 @@ pub struct Tables {
     pub streams: BTreeMap<i32, StreamRow>,
     /// The configuration whose server or user the process's own settings say, whatever its row says.
     pub overridden: Option<String>,
+    /// The rows are for a replay, which publishes elsewhere: events go into lanes of core NATS, in whose messages nothing names
+    /// a place in a stream; there is no history; and nothing stops at an event that cannot be published.
+    pub is_for_replay: bool,
 }
 
 impl Tables {
+    /// Inserts or replaces a row that was kept as text.
+    ///
+    /// # Errors
+    /// As [`Tables::put`].
+    pub fn put_text(&mut self, table: Table, row: &RowText) -> Result<()> {
+        let cells =
+            row.iter().map(|(column, value)| (column.as_str(), value.as_deref().map_or(Cell::Null, Cell::Text)));
+        self.put(table, cells)
+    }
+
+    /// The keys of a table's rows.
+    pub fn ids(&self, table: Table) -> Vec<i32> {
+        match table {
+            Table::Webhooks => self.webhooks.keys().copied().collect(),
+            Table::Links => self.links.keys().copied().collect(),
+            Table::Configs => self.configs.keys().copied().collect(),
+            Table::Streams => self.streams.keys().copied().collect(),
+        }
+    }
+
+    /// Whether both say the same, however often their rows were written.
+    pub fn say_the_same(&self, other: &Tables) -> bool {
+        self.webhooks == other.webhooks
+            && self.links == other.links
+            && self.streams == other.streams
+            && self.configs.len() == other.configs.len()
+            && self.configs.iter().zip(&other.configs).all(|((a, row), (b, other))| a == b && row.says_the_same(other))
+    }
+
     /// Inserts or updates a row.
     ///
     /// # Errors
@@ -241,7 +301,23 @@ impl Tables {
             }
             Table::Streams => fill(&mut self.streams, key, row),
         }
-        .map_err(|error| error.context(format!("read row {key} of {}", table.name())))
+        .map_err(|error| error.context(format!("read row {key} of {}", table.name())))?;
+        if self.is_for_replay {
+            self.adapt_to_replay();
+        }
+        Ok(())
+    }
+
+    /// Makes the rows fit for a replay, and those that come later too ([`Tables::is_for_replay`]).
+    pub fn adapt_to_replay(&mut self) {
+        self.is_for_replay = true;
+        for row in self.configs.values_mut() {
+            row.jetstream_enabled = Some(false);
+            row.history = Some("off".to_owned());
+        }
+        for row in self.webhooks.values_mut() {
+            row.on_error = Some("dead_letter".to_owned());
+        }
     }
 
     /// Removes a row; `key` is the text of its primary key.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use walhook::route::tables::{Cell, Table, Tables};
+use walhook::route::tables::{RowText, Table, Tables};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Webhook {
@@ -91,9 +91,17 @@ impl Configuration {
         }
     }
 
-    /// As the snapshot at the start of a run.
+    /// As a statement reads them.
     pub fn tables(&self) -> Tables {
         let mut tables = Tables::default();
+        for ((table, _), row) in self.text() {
+            tables.put_text(table, &row).unwrap();
+        }
+        tables
+    }
+
+    /// The same as text, by table and key.
+    pub fn text(&self) -> BTreeMap<(Table, i32), RowText> {
         let config = [
             ("config_id", "1"),
             ("config_name", "default"),
@@ -102,18 +110,16 @@ impl Configuration {
             ("enabled", "t"),
             ("history", self.history),
         ];
-        tables.put(Table::Configs, config.into_iter().map(|(name, text)| (name, Cell::Text(text)))).unwrap();
-        let rows = (self.webhooks.iter().map(|(id, row)| Row::Webhook(*id, Some(row.clone()))))
-            .chain(self.links.iter().map(|(id, row)| Row::Link(*id, Some(row.clone()))))
-            .chain(self.streams.iter().map(|(id, row)| Row::Stream(*id, Some(row.clone()))));
-        for row in rows {
+        let config = config.into_iter().map(|(name, text)| (name.to_owned(), Some(text.to_owned())));
+        let mut all = BTreeMap::from([((Table::Configs, 1), config.collect())]);
+        let rows = (self.webhooks.iter().map(|(id, row)| (*id, Row::Webhook(*id, Some(row.clone())))))
+            .chain(self.links.iter().map(|(id, row)| (*id, Row::Link(*id, Some(row.clone())))))
+            .chain(self.streams.iter().map(|(id, row)| (*id, Row::Stream(*id, Some(row.clone())))));
+        for (id, row) in rows {
             let (table, columns) = row.table();
-            let cells = row.cells();
-            let cells =
-                columns.iter().zip(&cells).map(|(name, cell)| (*name, cell.as_deref().map_or(Cell::Null, Cell::Text)));
-            tables.put(table, cells).unwrap();
+            all.insert((table, id), columns.iter().map(|name| (*name).to_owned()).zip(row.cells()).collect());
         }
-        tables
+        all
     }
 
     fn stream_of(&self, subject: &str) -> Option<String> {

@@ -1,15 +1,11 @@
 //! What must hold, checked while it runs.
 //!
-//! For every run of walhook the oracle routes what that run has received by a configuration of its own: the rows as
-//! they were when the run began, then each change of them at its place. That is what the design allows after a restart
-//! ("a replay may route by newer rules") and no more:
+//! The oracle routes every change by the rules in force at its own commit, which it computes when the model commits, or by
+//! those that an operator has put in their place at an event. No run may route otherwise:
 //!
-//! - Confirmed ⇒ every event before it, by the rules of the run that confirms it, is stored in its stream or durable as
-//!   a dead letter. What some run has routed otherwise than the rules at its commit say may be missing, if it comes
-//!   before what its stream has: the tail is taken for all that went before. (The one hole that the design leaves.)
-//! - Dead letters are only those that cannot be published: no stream, an impossible subject, too large; or those whose
-//!   place was taken by a message that an earlier run, which routed otherwise, had left on the way.
-//! - What is stored was an event in some run, of a committed transaction, under that subject, with that content.
+//! - Confirmed ⇒ every event before it is stored in its stream or durable as a dead letter.
+//! - Dead letters are only those that cannot be published: no stream, an impossible subject, too large.
+//! - What is stored was an event of a committed transaction, under that subject, with that content.
 //! - In strict streams each event is there once, and positions rise. In shared ones it is there at least once.
 //! - In the mode `full` nothing is confirmed whose row is not in the history; there each event has one row, which tells
 //!   the truth about where it is stored.
@@ -19,12 +15,16 @@
 use std::collections::{HashMap, HashSet, VecDeque, hash_map::Entry};
 
 use super::{
-    configuration::Configuration,
     jetstream::{JetStream, Message},
-    postgres::{Mark, Op, Postgres, routes_of, tells_note},
+    postgres::{Mark, Op, Postgres, ordinals_of, routes_of, tells_note},
 };
 
 pub const SOURCE: &str = "sim";
+
+/// The `Nats-Msg-Id` that a caller's own message id is sent as.
+fn sent_id(webhook: i32, message_id: &str) -> String {
+    format!("{SOURCE}:{webhook}:{message_id}")
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Expected {
@@ -55,8 +55,6 @@ pub struct Oracle {
     /// By stream and id, of all runs.
     ever: HashMap<(String, String), Vec<Expected>>,
     may_die: HashSet<String>,
-    /// Ids of what some run has routed otherwise than the rules at its commit say.
-    rerouted: HashSet<String>,
     pub dead_letters: HashSet<String>,
     /// By event id, which is unique there.
     history: HashMap<String, Recorded>,
@@ -68,9 +66,6 @@ pub struct Oracle {
 /// What the oracle knows of one run.
 #[derive(Debug)]
 pub struct View {
-    configuration: Configuration,
-    /// Changes of the configuration by transactions before this one were read with it.
-    configured_upto: usize,
     waiting: VecDeque<Expected>,
     ordinal: u64,
     /// Transactions before this one have arrived whole.
@@ -80,10 +75,8 @@ pub struct View {
 }
 
 impl View {
-    pub fn new(postgres: &Postgres, as_of_now: bool) -> View {
+    pub fn new(postgres: &Postgres) -> View {
         View {
-            configured_upto: if as_of_now { postgres.transactions.len() } else { 0 },
-            configuration: postgres.configuration.clone(),
             waiting: VecDeque::new(),
             ordinal: 0,
             upto: postgres.transactions.partition_point(|transaction| transaction.commit_lsn < postgres.confirmed),
@@ -110,13 +103,6 @@ impl Oracle {
             Mark::Op(index, number) => {
                 let transaction = &postgres.transactions[index];
                 let op = &transaction.ops[number].2;
-                let routes = routes_of(&view.configuration, op);
-                let webhooks: HashSet<_> = view.configuration.webhooks.keys().copied().collect();
-                if let Op::Configure(row) = op
-                    && index >= view.configured_upto
-                {
-                    view.configuration.apply(row);
-                }
                 let (marker, message_id, is_huge) = match op {
                     Op::Change { op: "delete", id, .. } => (format!("\"id\":{id}"), None, false),
                     Op::Change { op, id, huge, .. } if !tells_note(op, *id) => {
@@ -126,13 +112,11 @@ impl Oracle {
                     Op::Call { note, message_id, huge, .. } => (format!("\"{note}\""), message_id.clone(), *huge),
                     Op::Truncate { .. } | Op::Configure(_) => (String::new(), None, false),
                 };
-                for (of_table, routes) in routes.into_iter().enumerate() {
-                    let original = &transaction.routes[number][of_table];
+                for of_table in 0..ordinals_of(op) {
+                    let rules = postgres.rules_at(index, number, view.ordinal);
+                    let routes = routes_of(&rules, op).swap_remove(of_table);
                     let (lsn, time) = (transaction.commit_lsn, transaction.commit_time);
                     let id = |webhook| format!("{SOURCE}-{lsn:016x}-{time:x}-{}-{webhook}", view.ordinal);
-                    let differ = original.iter().filter(|route| !routes.contains(route));
-                    let differ = differ.chain(routes.iter().filter(|route| !original.contains(route)));
-                    self.rerouted.extend(differ.map(|route| id(route.webhook)));
                     for route in routes {
                         let expected = Expected {
                             commit_lsn: lsn,
@@ -140,12 +124,12 @@ impl Oracle {
                             stream: route.stream,
                             subject: route.subject,
                             marker: marker.clone(),
-                            message_id: message_id.clone(),
+                            message_id: message_id.as_ref().map(|id| sent_id(route.webhook, id)),
                             is_huge,
-                            has_webhook: webhooks.contains(&route.webhook),
+                            has_webhook: rules.webhooks.contains_key(&route.webhook),
                         };
                         let claims = |webhook: &super::configuration::Webhook| webhook.claims && !webhook.halt;
-                        let is_claimed = view.configuration.webhooks.get(&route.webhook).is_some_and(claims);
+                        let is_claimed = rules.webhooks.get(&route.webhook).is_some_and(claims);
                         match &expected.stream {
                             None => drop(self.may_die.insert(expected.id.clone())),
                             Some(stream) => {
@@ -186,14 +170,10 @@ impl Oracle {
         while let Some(event) = view.waiting.front()
             && event.commit_lsn < confirmed
         {
-            if !self.is_settled(event, &view.configuration, jetstream) {
+            if !self.is_settled(event, postgres, jetstream) {
                 return Err(format!("{confirmed} is confirmed, but nobody has {event:?}"));
             }
-            if view.configuration.history == "full"
-                && event.has_webhook
-                && !self.history.contains_key(&event.id)
-                && !self.rerouted.contains(&event.id)
-            {
+            if postgres.configuration.history == "full" && event.has_webhook && !self.history.contains_key(&event.id) {
                 return Err(format!("{confirmed} is confirmed, but the history does not have {event:?}"));
             }
             view.waiting.pop_front();
@@ -201,17 +181,16 @@ impl Oracle {
         Ok(())
     }
 
-    fn is_settled(&self, event: &Expected, configuration: &Configuration, jetstream: &JetStream) -> bool {
+    fn is_settled(&self, event: &Expected, postgres: &Postgres, jetstream: &JetStream) -> bool {
         let is_dead = self.dead_letters.contains(&event.id);
         let Some(name) = &event.stream else { return is_dead };
         let stream = jetstream.stream(name);
         // There others' messages may have taken the places of what it forgot, and hide that.
-        let is_shared = || configuration.streams.values().any(|row| row.name == *name && row.shared);
+        let is_shared = || postgres.configuration.streams.values().any(|row| row.name == *name && row.shared);
         stream.events.contains_key(&event.id)
             || (event.is_huge && is_dead)
             || event.message_id.as_ref().is_some_and(|id| stream.message_ids.contains(id))
             || (jetstream.forgotten.contains(&event.id) && (!self.nothing_is_lost || is_shared()))
-            || self.rerouted.contains(&event.id)
     }
 
     /// The object store takes the event's payload for good no more.
@@ -222,11 +201,7 @@ impl Oracle {
     /// A dead letter's row is in.
     pub fn buries(&mut self, event_id: &str, reason: &str) -> Result<(), String> {
         self.dead_letters.insert(event_id.to_owned());
-        if self.may_die.contains(event_id) || self.rerouted.contains(event_id) {
-            Ok(())
-        } else {
-            Err(format!("{event_id} needs no dead letter: {reason}"))
-        }
+        if self.may_die.contains(event_id) { Ok(()) } else { Err(format!("{event_id} needs no dead letter: {reason}")) }
     }
 
     /// Rows of the history are in, in PostgreSQL's binary COPY format.
@@ -266,18 +241,17 @@ impl Oracle {
             } else {
                 let stream = jetstream.stream(&row.stream);
                 let at = stream.messages.iter().find(|message| message.sequence == row.sequence);
+                let webhook = id.rsplit('-').next().and_then(|webhook| webhook.parse().ok()).unwrap_or(0);
+                let sent = sent_id(webhook, &row.message_id);
                 let is_its = |message: &&Message| {
-                    message.event.as_deref() == Some(id) || message.message_id.as_ref() == Some(&row.message_id)
+                    message.event.as_deref() == Some(id) || message.message_id.as_ref() == Some(&sent)
                 };
                 // What was known by its caller's id is in the stream as another event, and after a restart it is looked for by its own.
                 let is_known = row.sequence == 0
                     && row.message_id != *id
-                    && stream.messages.iter().any(|message| message.message_id.as_ref() == Some(&row.message_id));
+                    && stream.messages.iter().any(|message| message.message_id.as_ref() == Some(&sent));
                 // What the server has forgotten and replaced, nobody can tell any more.
-                at.is_some_and(|message| is_its(&message))
-                    || is_known
-                    || jetstream.has_forgotten
-                    || self.rerouted.contains(id)
+                at.is_some_and(|message| is_its(&message)) || is_known || jetstream.has_forgotten
             };
             if !is_true {
                 return Err(format!("the history says of {id}: {row:?}"));
@@ -309,9 +283,7 @@ impl Oracle {
             if events.len() > jetstream.batch_max || has_own_ids {
                 continue;
             }
-            let is_plain = |event: &Expected| {
-                !event.is_huge && !self.rerouted.contains(&event.id) && !self.dead_letters.contains(&event.id)
-            };
+            let is_plain = |event: &Expected| !event.is_huge && !self.dead_letters.contains(&event.id);
             let plain: Vec<_> = events.iter().filter(|(event, _)| is_plain(event)).collect();
             let stored = plain.iter().filter(|(_, is_stored)| *is_stored).count();
             if stored != 0 && stored != plain.len() {

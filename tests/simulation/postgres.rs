@@ -3,10 +3,16 @@
 //! Rows have LSNs before those of transactions committed earlier, as interleaved ones do; several share one. The slot's
 //! confirmed position is on disk only when a checkpoint says so: a crash goes back to there.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    rc::Rc,
+};
 
 use fastrand::Rng;
-use walhook::wal::snapshot::Snapshot;
+use walhook::{
+    flow::streamer::RulesRead,
+    wal::{lsn::Lsn, snapshot::Snapshot},
+};
 
 use super::{
     configuration::{Configuration, Route, Row},
@@ -43,14 +49,27 @@ pub struct Transaction {
     xid: u32,
     /// With the LSN of each, and the shape that its table had.
     pub ops: Vec<(u64, u32, Op)>,
-    /// For each operation, for each table it touches, the routes by the rules in force.
-    pub routes: Vec<Vec<Vec<Route>>>,
+    /// For each operation the rules in force.
+    pub rules: Vec<Rc<Configuration>>,
+}
+
+/// Rules that the operator put in force at an event.
+#[derive(Debug)]
+struct Amendment {
+    commit_lsn: u64,
+    ordinal: u64,
+    rules: Rc<Configuration>,
+    /// Transactions before this one are in them.
+    made_at: usize,
+    /// Where the WAL ended.
+    made_at_lsn: u64,
 }
 
 #[derive(Debug)]
 pub struct Postgres {
     pub transactions: Vec<Transaction>,
     pub configuration: Configuration,
+    amendments: Vec<Amendment>,
     /// How often each table's shape has changed.
     shapes: Vec<u32>,
     pub wal_end: u64,
@@ -102,6 +121,7 @@ impl Postgres {
         let mut postgres = Postgres {
             transactions: Vec::new(),
             configuration,
+            amendments: Vec::new(),
             shapes: vec![0; swarm.tables],
             wal_end: 1000,
             confirmed: 1000,
@@ -203,13 +223,15 @@ impl Postgres {
     }
 
     pub fn commit(&mut self, rng: &mut Rng, ops: Vec<Op>) {
-        let mut routes = Vec::new();
+        let mut rules = Vec::new();
+        let mut in_force = Rc::new(self.configuration.clone());
         let mut lsn = self.wal_end;
         let mut placed = Vec::new();
         for op in ops {
-            routes.push(routes_of(&self.configuration, &op));
+            rules.push(Rc::clone(&in_force));
             if let Op::Configure(row) = &op {
                 self.configuration.apply(row);
+                in_force = Rc::new(self.configuration.clone());
             }
             // Several rows of a COPY stand at one LSN.
             lsn += u64::from(rng.bool()) * 8 * rng.u64(1..20);
@@ -228,7 +250,7 @@ impl Postgres {
             commit_time: 1_000_000 + i64::try_from(index).unwrap(),
             xid: FIRST_XID + u32::try_from(index).unwrap(),
             ops: placed,
-            routes,
+            rules,
         });
         self.wal_end = end_lsn;
     }
@@ -236,8 +258,7 @@ impl Postgres {
     /// Where a change stands in the WAL; others of a COPY stand there too.
     pub fn row_lsn(&self, commit_lsn: u64, ordinal: u64) -> Option<u64> {
         let transaction = self.transactions.iter().find(|transaction| transaction.commit_lsn == commit_lsn)?;
-        let changes = transaction.ops.iter().zip(&transaction.routes);
-        let mut places = changes.flat_map(|((lsn, ..), tables)| tables.iter().map(move |_| *lsn));
+        let mut places = transaction.ops.iter().flat_map(|(lsn, _, op)| std::iter::repeat_n(*lsn, ordinals_of(op)));
         places.nth(usize::try_from(ordinal).ok()?)
     }
 
@@ -250,14 +271,59 @@ impl Postgres {
         self.durable_confirmed = self.confirmed;
     }
 
+    /// Where the slot goes back to in a crash.
+    pub fn durable_confirmed(&self) -> u64 {
+        self.durable_confirmed
+    }
+
     pub fn crash(&mut self) {
         self.confirmed = self.durable_confirmed;
     }
 
-    /// What a read sees now: everything.
-    pub fn snapshot(&self) -> Snapshot {
-        let next = FIRST_XID + u32::try_from(self.transactions.len()).unwrap();
-        format!("{next}:{next}:").parse().unwrap()
+    /// What a read of the configuration sees now: everything.
+    pub fn read_rules(&self) -> RulesRead {
+        self.rules_read(&self.configuration, self.transactions.len(), self.wal_end)
+    }
+
+    fn rules_read(&self, rules: &Configuration, transactions: usize, upto: u64) -> RulesRead {
+        let next = FIRST_XID + u32::try_from(transactions).unwrap();
+        let snapshot: Snapshot = format!("{next}:{next}:").parse().unwrap();
+        RulesRead { tables: rules.tables(), rows: rules.text(), snapshot, upto: Lsn(upto) }
+    }
+
+    /// The operator puts the rules as they are now in force at an event.
+    pub fn amend(&mut self, commit_lsn: u64, ordinal: u64) {
+        self.amendments.push(Amendment {
+            commit_lsn,
+            ordinal,
+            rules: Rc::new(self.configuration.clone()),
+            made_at: self.transactions.len(),
+            made_at_lsn: self.wal_end,
+        });
+        self.amendments.sort_by_key(|amendment| (amendment.commit_lsn, amendment.ordinal));
+    }
+
+    /// The amendments that a session which begins at the confirmed position needs.
+    pub fn amendments(&self) -> Vec<walhook::flow::streamer::Amendment> {
+        let needed = self.amendments.iter().filter(|amendment| amendment.made_at_lsn > self.confirmed);
+        needed
+            .map(|amendment| walhook::flow::streamer::Amendment {
+                commit_lsn: Lsn(amendment.commit_lsn),
+                ordinal: amendment.ordinal,
+                rules: self.rules_read(&amendment.rules, amendment.made_at, amendment.made_at_lsn),
+            })
+            .collect()
+    }
+
+    /// The rules in force at a change: those of its commit, unless an amendment is in their place.
+    pub fn rules_at(&self, index: usize, number: usize, ordinal: u64) -> Rc<Configuration> {
+        let transaction = &self.transactions[index];
+        let here = (transaction.commit_lsn, ordinal);
+        let before = self.amendments.iter().rfind(|amendment| (amendment.commit_lsn, amendment.ordinal) <= here);
+        match before.filter(|amendment| index < amendment.made_at) {
+            Some(amendment) => Rc::clone(&amendment.rules),
+            None => Rc::clone(&transaction.rules[number]),
+        }
     }
 
     /// A walsender for the slot, from where it stands.
@@ -271,6 +337,11 @@ impl Postgres {
 /// Whether an operation says what the row's text is; some updates leave a large one as it was.
 pub fn tells_note(op: &str, id: u32) -> bool {
     op != "update" || !id.is_multiple_of(4)
+}
+
+/// How many ordinals an operation takes: TRUNCATE one for each table.
+pub fn ordinals_of(op: &Op) -> usize {
+    if let Op::Truncate { tables } = op { tables.len() } else { 1 }
 }
 
 /// The routes of an operation, for each table that it touches (TRUNCATE: several, each with its own ordinal).

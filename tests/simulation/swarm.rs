@@ -35,6 +35,12 @@ pub enum Bug {
     RecordOnSend,
     /// A claim check is published before what it is for is stored.
     ClaimOnSend,
+    /// A session begins with the rules as they are now.
+    RulesAsOfNow,
+    /// Versions of rules count as durable when they are sent off.
+    RulesOnSend,
+    /// Versions are deleted that only positions before the confirmed one need, to which a crash goes back.
+    PruneAtConfirmed,
     /// What is due is confirmed without asking whether the streams have it still.
     ConfirmUnasked,
     /// Whatever a stream has lost, it is filled again from where it ends.

@@ -1,7 +1,7 @@
 //! All together: one seed, one history. Our side is driven as `commands/run` does it.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt::Write as _,
     time::Duration,
 };
@@ -14,9 +14,12 @@ use walhook::{
         event_id::EventPosition,
         history::{Batch, Book},
         lane::{BATCH_MAX, Batches, Moment, Refusal, Tail, parcel::Claim},
-        streamer::{DeadLetter, Halted, Limits, Received, Streamer},
+        streamer::{DeadLetter, Halted, Limits, Received, RuleChange, RuleCommit, Streamer},
     },
-    route::types::{Scalar, TypeCatalog, TypeKind},
+    route::{
+        tables::{RowText, Table, Tables},
+        types::{Scalar, TypeCatalog, TypeKind},
+    },
     wal::lsn::Lsn,
 };
 
@@ -54,8 +57,9 @@ pub struct World {
     /// Streams whose row wants batches, which the server takes.
     atomic: HashSet<String>,
     knows_new_type: bool,
-    /// The run before halted: the next one tries by the rules as they are.
-    as_of_now: bool,
+    /// `rule_cdc_rule_versions`: the first version, the position from which it is complete, and what is behind it.
+    first_rules: Option<(BTreeMap<(Table, i32), RowText>, u64)>,
+    rule_versions: Vec<(u64, Vec<RuleChange>)>,
     history_is_locked: bool,
     /// By stream: the sequence that was seen, and the one behind which the slot has all.
     checkpoints: HashMap<String, (u64, Option<u64>)>,
@@ -84,6 +88,9 @@ struct Run {
     checkpointing: Option<(Due, bool)>,
     /// With the bug: rows that are on their way.
     sent_off: Vec<(Vec<u8>, usize)>,
+    rules_sent_off: Vec<RuleCommit>,
+    /// Versions of rules are in up to the commit of this number.
+    rules_kept: Option<u64>,
     last_keepalive: u64,
 }
 
@@ -135,7 +142,8 @@ impl World {
             run: None,
             runs: 0,
             knows_new_type: false,
-            as_of_now: false,
+            first_rules: None,
+            rule_versions: Vec::new(),
             history_is_locked: false,
             checkpoints: HashMap::new(),
             is_unsure: false,
@@ -319,15 +327,14 @@ impl World {
             window_bytes: self.swarm.window_bytes,
             history_bytes: self.swarm.history_bytes,
         };
-        let (tables, confirmed) = (self.postgres.configuration.tables(), Lsn(self.postgres.confirmed));
+        let (tables, confirmed) = (self.rules_as_of_confirmed(), Lsn(self.postgres.confirmed));
         let streamer = Streamer::new(SOURCE, epoch, &inbox, limits, tables, self.types(), confirmed);
         let mut streamer = streamer.with_confirm_delay(Duration::from_micros(self.swarm.confirm_delay));
-        if self.as_of_now {
-            streamer.keep_rules_as_read(self.postgres.snapshot());
-        }
+        streamer.set_newest_rules(self.postgres.read_rules(), true);
+        streamer.set_amendments(self.postgres.amendments());
         self.run = Some(Run {
             streamer,
-            view: View::new(&self.postgres, self.as_of_now),
+            view: View::new(&self.postgres),
             walsender: self.postgres.start_replication(),
             inbox,
             drivers: Vec::new(),
@@ -339,9 +346,45 @@ impl World {
             storing: HashMap::new(),
             checkpointing: None,
             sent_off: Vec::new(),
+            rules_sent_off: Vec::new(),
+            rules_kept: None,
             last_keepalive: 0,
         });
         self.follow();
+    }
+
+    /// As the store of a session reads them.
+    fn rules_as_of_confirmed(&mut self) -> Tables {
+        let confirmed = self.postgres.confirmed;
+        let read = self.postgres.read_rules();
+        let (first, complete_from) = self.first_rules.get_or_insert_with(|| (read.rows, confirmed));
+        if self.bug == Bug::RulesAsOfNow {
+            return read.tables;
+        }
+        assert!(confirmed >= *complete_from, "versions as of {confirmed} are gone: they begin at {complete_from}");
+        let mut rows = first.clone();
+        for (_, changes) in self.rule_versions.iter().filter(|(since, _)| *since < confirmed) {
+            put_versions(&mut rows, changes);
+        }
+        let mut tables = Tables::default();
+        for ((table, _), row) in &rows {
+            tables.put_text(*table, row).unwrap();
+        }
+        tables
+    }
+
+    /// Versions that no position needs to which the slot can go back are deleted.
+    fn prune_rules(&mut self) {
+        let horizon = match self.bug {
+            Bug::PruneAtConfirmed => self.postgres.confirmed,
+            _ => self.postgres.durable_confirmed(),
+        };
+        let Some((first, complete_from)) = &mut self.first_rules else { return };
+        let kept = self.rule_versions.iter().position(|(since, _)| *since >= horizon);
+        for (_, changes) in self.rule_versions.drain(..kept.unwrap_or(self.rule_versions.len())) {
+            put_versions(first, &changes);
+        }
+        *complete_from = horizon.max(*complete_from);
     }
 
     fn types(&self) -> TypeCatalog {
@@ -368,20 +411,17 @@ impl World {
     fn ends(&mut self, error: &walhook::error::Error) -> Result<(), String> {
         self.say(|| format!("{error:?}"));
         match error.kind() {
-            Kind::Config if error.cause_as::<Halted>().is_some() && !self.as_of_now => {
-                self.as_of_now = true;
-                self.crash("the run halts");
-                return Ok(());
-            }
             Kind::Config if error.cause_as::<Halted>().is_some() => {
-                self.as_of_now = false;
                 let rows = self.postgres.configuration.webhooks.clone();
-                // The operator says that it shall go on.
+                // The operator says that it shall go on, from the event at which it stopped.
                 let ops = rows.into_iter().map(|(id, row)| {
                     Op::Configure(Row::Webhook(id, Some(super::configuration::Webhook { halt: false, ..row })))
                 });
                 let ops = ops.collect();
                 self.postgres.commit(&mut self.rng, ops);
+                let text = error.to_string();
+                let id = text.split(' ').find_map(super::oracle::position).ok_or("the error names no event")?;
+                self.postgres.amend(id.0, id.1);
             }
             Kind::Untrusted if self.jetstream.has_forgotten && (self.swarm.confirm_delay == 0 || self.is_unsure) => {}
             // The stream was set back, and the slot has what it lost.
@@ -414,6 +454,9 @@ impl World {
                 Err(error) => return self.ends(&error),
             }
         }
+        if let Some(run) = &mut self.run {
+            run.streamer.refresh();
+        }
         self.follow();
         Ok(())
     }
@@ -432,8 +475,8 @@ impl World {
                 waiting: None,
                 first_tail: None,
             });
-            let (_, row) = run.streamer.lane_settings(index).expect("a lane comes from its rows");
-            assert_eq!(row.stream_name, run.streamer.lane(index).stream());
+            let settings = run.streamer.lane_settings(index).expect("a lane comes from its rows");
+            assert_eq!(settings.stream.stream_name, run.streamer.lane(index).stream());
         }
     }
 
@@ -694,7 +737,7 @@ impl World {
                 let types = self.types();
                 self.run.as_mut().expect("it runs").streamer.set_types(types);
             }
-            None if self.store()? || self.checkpoint()? => {}
+            None if self.store()? || self.keep_rules() || self.checkpoint()? => {}
             None => {
                 let Some(run) = &mut self.run else { return Ok(()) };
                 let most = self.rng.usize(1..10);
@@ -708,6 +751,39 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Versions of rules are written, then known to be. Returns whether there were some.
+    fn keep_rules(&mut self) -> bool {
+        if self.rng.u8(..20) == 0 {
+            self.prune_rules();
+        }
+        let Some(run) = &mut self.run else { return false };
+        if let Some(number) = run.rules_kept.take() {
+            run.streamer.rules_written(number);
+            return true;
+        }
+        let most = self.rng.usize(1..4);
+        let commits: Vec<_> = run.streamer.rule_commits().take(most).cloned().collect();
+        let Some(last) = commits.last() else { return false };
+        run.rules_kept = Some(last.number);
+        if self.bug == Bug::RulesOnSend {
+            run.streamer.rules_written(last.number);
+            run.rules_kept = None;
+            run.rules_sent_off = commits;
+            return true;
+        }
+        self.write_rules(commits);
+        true
+    }
+
+    fn write_rules(&mut self, commits: Vec<RuleCommit>) {
+        for RuleCommit { commit_lsn, changes, .. } in commits {
+            let is_known = |(since, _): &(u64, _)| *since == commit_lsn.0;
+            if !self.rule_versions.iter().any(is_known) {
+                self.rule_versions.push((commit_lsn.0, changes));
+            }
+        }
     }
 
     /// A parcel goes into the object store. Returns whether there was one.
@@ -789,6 +865,9 @@ impl World {
         for (bytes, rows) in std::mem::take(&mut run.sent_off) {
             self.oracle.records(&bytes, rows);
         }
+        let rules = std::mem::take(&mut run.rules_sent_off);
+        self.write_rules(rules);
+        let Some(run) = &mut self.run else { return Ok(()) };
         let (rows, is_written) = match run.recording.take() {
             Some(recording) => recording,
             None => {
@@ -878,5 +957,15 @@ impl World {
             ("forgotten and filled again", self.oracle.filled_again(&self.jetstream)),
             ("objects", self.jetstream.objects.len() as u64),
         ])
+    }
+}
+
+fn put_versions(rows: &mut BTreeMap<(Table, i32), RowText>, changes: &[RuleChange]) {
+    for RuleChange { table, id, row, is_partial } in changes {
+        match row {
+            None => drop(rows.remove(&(*table, *id))),
+            Some(row) if *is_partial => rows.entry((*table, *id)).or_default().extend(row.clone()),
+            Some(row) => drop(rows.insert((*table, *id), row.clone())),
+        }
     }
 }

@@ -67,6 +67,15 @@ SELECT is(rule_nats_event_status(1) - 'published_at', '{"event_id": 1, "status":
 INSERT INTO rule_nats_publish_history (webhook_id, subject, payload, success, message_id, sequence_number, latency_ms, stream_name, webhook_event_id)
 VALUES (1, 's', '{}', true, 'my-id', 7, 1.25, 'WEBHOOKS', 1);
 SELECT is(rule_nats_event_status(1) - 'published_at', '{"event_id": 1, "status": "published", "success": true, "subject": "s", "message_id": "my-id", "stream": "WEBHOOKS", "sequence": 7, "latency_ms": 1.25}'::jsonb);
+-- One message_id twice: the second event is told as what it is, without the first one's sequence
+INSERT INTO rule_nats_publish_history (webhook_id, subject, payload, success, message_id, event_id, sequence_number, stream_name, webhook_event_id)
+VALUES (1, 's', '{}', true, 'twice', 'e-1', 8, 'WEBHOOKS', 71), (1, 's', '{}', true, 'twice', 'e-2', 8, 'WEBHOOKS', 72),
+       (1, 's', '{}', true, 'twice', 'e-3', 9, 'WEBHOOKS', 73);
+SELECT is(rule_nats_event_status(71) ->> 'sequence', '8');
+SELECT is(rule_nats_event_status(72) - 'published_at', '{"event_id": 72, "status": "duplicate", "success": true, "subject": "s",
+    "message_id": "twice", "stream": "WEBHOOKS", "duplicate_of": 71,
+    "message": "the stream had a message with this message_id: nothing was stored for this event"}'::jsonb);
+SELECT is(rule_nats_event_status(73) ->> 'sequence', '9', 'after the window it is stored again');
 CREATE TABLE waited (event_id bigint, status jsonb);
 DO $$
 DECLARE

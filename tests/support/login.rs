@@ -44,9 +44,14 @@ impl Operator {
 
     /// The user's credentials file, as nsc writes it.
     pub fn write_credentials(&self, file: &Path) {
+        self.write_limited(file, -1, None);
+    }
+
+    /// The same of a user whose messages have at most so many bytes, and who is believed until `expires`, in seconds since 1970.
+    pub fn write_limited(&self, file: &Path, payload: i64, expires: Option<u64>) {
         let claims =
-            json!({ "pub": {}, "sub": {}, "subs": -1, "data": -1, "payload": -1, "type": "user", "version": 2 });
-        let jwt = jwt(&self.account, &self.user, "walhook", claims);
+            json!({ "pub": {}, "sub": {}, "subs": -1, "data": -1, "payload": payload, "type": "user", "version": 2 });
+        let jwt = expiring_jwt(&self.account, &self.user, "walhook", claims, expires);
         let seed = self.user.seed().unwrap();
         let text = format!(
             "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n************************* IMPORTANT\n\n\
@@ -58,8 +63,15 @@ impl Operator {
 
 /// A JWT as nsc makes it: claims about `subject`, signed by `issuer`.
 fn jwt(issuer: &KeyPair, subject: &KeyPair, name: &str, nats: Value) -> String {
-    let claims = json!({ "jti": name, "iat": 1_700_000_000, "iss": issuer.public_key(), "name": name,
+    expiring_jwt(issuer, subject, name, nats, None)
+}
+
+fn expiring_jwt(issuer: &KeyPair, subject: &KeyPair, name: &str, nats: Value, expires: Option<u64>) -> String {
+    let mut claims = json!({ "jti": name, "iat": 1_700_000_000, "iss": issuer.public_key(), "name": name,
         "sub": subject.public_key(), "nats": nats });
+    if let Some(expires) = expires {
+        claims["exp"] = json!(expires);
+    }
     let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let signed = format!("{}.{}", part(&json!({ "typ": "JWT", "alg": "ed25519-nkey" })), part(&claims));
     let signature = URL_SAFE_NO_PAD.encode(issuer.sign(signed.as_bytes()).unwrap());

@@ -84,9 +84,14 @@ pub struct Process {
 
 impl Process {
     /// Starts `command` (of [`User::command`]); what it says on both channels is added to `log`.
-    pub fn start(name: &str, mut command: Command, log: &Path) -> Self {
+    pub fn start(name: &str, command: Command, log: &Path) -> Self {
+        Self::start_onto(name, command, log, None)
+    }
+
+    /// The same with standard error elsewhere.
+    pub fn start_onto(name: &str, mut command: Command, log: &Path, stderr: Option<Stdio>) -> Self {
         let file = OpenOptions::new().create(true).append(true).open(log).unwrap();
-        command.stdout(file.try_clone().unwrap()).stderr(file);
+        command.stdout(file.try_clone().unwrap()).stderr(stderr.unwrap_or_else(|| file.into()));
         let child = spawn(command).unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
         Process { name: name.to_owned(), child, log: log.to_owned(), status: None }
     }

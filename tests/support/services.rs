@@ -27,6 +27,11 @@ pub fn nats(version: &str) -> PathBuf {
     ask(&["nats", version])
 }
 
+/// PgBouncer, installed where it is missing.
+pub fn pgbouncer() -> PathBuf {
+    ask(&["pgbouncer"])
+}
+
 /// The cache folder.
 pub fn cache() -> PathBuf {
     ask(&["cache"])

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     path::PathBuf,
-    process::{Command, ExitStatus},
+    process::{Command, ExitStatus, Stdio},
     time::Duration,
 };
 
@@ -65,9 +65,14 @@ impl Builder {
 
     /// Starts it and returns at once; both its channels go to the log.
     pub fn start(self) -> Walhook {
+        self.start_onto(None)
+    }
+
+    /// The same with standard error elsewhere; its log is empty then.
+    pub fn start_onto(self, stderr: Option<Stdio>) -> Walhook {
         let folder = Folder::new("run", User::Ourselves);
         let log = folder.path().join("log");
-        Walhook { process: Process::start("walhook", self.command(), &log), folder }
+        Walhook { process: Process::start_onto("walhook", self.command(), &log, stderr), folder }
     }
 
     /// Runs it to its end. Blocks; call it from [`tokio::task::spawn_blocking`] where it needs the test's own runtime.

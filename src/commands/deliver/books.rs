@@ -7,14 +7,15 @@
 
 use std::{
     collections::HashSet,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::{
-    sync::{mpsc, oneshot},
-    time::{Instant, sleep},
+    sync::{Mutex, mpsc, oneshot},
+    time::{Instant, sleep, timeout},
 };
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::{Client, Statement, types::Type};
 
 use crate::{
     commands::told::Told,
@@ -28,6 +29,8 @@ const BATCH_MAX: usize = 500;
 const WAITING_MAX: usize = 4096;
 /// How long an entry may wait for a database that is away.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take to read how often an event was tried.
+const READ_PATIENCE: Duration = Duration::from_secs(3);
 /// Between two attempts to reach it.
 const RECONNECT: Duration = Duration::from_millis(500);
 
@@ -82,23 +85,50 @@ struct Waiting {
     done: oneshot::Sender<Kept>,
 }
 
-/// The way to the one task that writes.
+/// The way to the one task that writes, and a connection to read by.
 #[derive(Clone)]
-pub struct Books(mpsc::Sender<Waiting>);
+pub struct Books {
+    writer: mpsc::Sender<Waiting>,
+    settings: Settings,
+    reader: Arc<Mutex<Option<Arc<Client>>>>,
+}
 
 impl Books {
     /// Begins to write, on a connection of its own.
     pub fn open(settings: Settings) -> Books {
-        let (sender, receiver) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(write(settings, receiver));
-        Books(sender)
+        let (writer, receiver) = mpsc::channel(WAITING_MAX);
+        tokio::spawn(write(settings.clone(), receiver));
+        Books { writer, settings, reader: Arc::default() }
+    }
+
+    /// How many attempts of an event are recorded; `None` where that cannot be read now.
+    pub async fn attempts(&self, event_id: &str) -> Option<u64> {
+        let read = async {
+            let client = {
+                let mut reader = self.reader.lock().await;
+                match &*reader {
+                    Some(client) if !client.is_closed() => Arc::clone(client),
+                    _ => Arc::clone(reader.insert(Arc::new(sql::connect(&self.settings).await?))),
+                }
+            };
+            let rows = client.query_typed(ATTEMPTS, &[(&event_id, Type::TEXT)]).await;
+            rows.map_err(|error| sql::error("read how often a call was tried", error))
+        };
+        match timeout(READ_PATIENCE, read).await {
+            Ok(Ok(rows)) => Some(rows.first().map_or(0, |row| u64::try_from(row.get::<_, i32>(0)).unwrap_or(0))),
+            Ok(Err(error)) => {
+                tracing::debug!("{error}");
+                None
+            }
+            Err(_) => None,
+        }
     }
 
     /// Writes one, together with others; returns when it is committed, or when that has failed.
     pub async fn keep(&self, entry: Entry) -> Kept {
         let (done, kept) = oneshot::channel();
         let waiting = Waiting { entry, since: Instant::now(), done };
-        match self.0.send(waiting).await {
+        match self.writer.send(waiting).await {
             Ok(()) => kept.await.unwrap_or(Kept::No),
             Err(_) => Kept::No,
         }
@@ -183,7 +213,7 @@ fn answer(batch: Vec<Waiting>, kept: Kept) {
 /// Writes one that a batch failed with, as it is, then with its payload as a string: jsonb refuses some JSON.
 async fn one(settings: &Settings, connection: &mut Option<Connection>, mut waiting: Waiting) {
     let mut outcome = attempt(settings, connection, std::slice::from_ref(&waiting)).await;
-    if outcome.as_ref().is_err_and(|error| postgres::sqlstate(error).is_some_and(|code| code.starts_with("22"))) {
+    if outcome.as_ref().is_err_and(postgres::concerns_the_statement) {
         waiting.entry.payload = serde_json::Value::from(std::mem::take(&mut waiting.entry.payload)).to_string();
         outcome = attempt(settings, connection, std::slice::from_ref(&waiting)).await;
     }
@@ -222,7 +252,11 @@ const CALLS: &str = "WITH given AS ( \
         g.response_body, g.error, g.took_ms \
     FROM given g JOIN calls c USING (event_id) \
     WHERE g.attempt > 0 AND NOT EXISTS ( \
-        SELECT FROM public.rule_webhook_call_history h WHERE h.call_id = c.call_id AND h.attempt_number = g.attempt)";
+        SELECT FROM public.rule_webhook_call_history h WHERE h.call_id = c.call_id AND h.attempt_number = g.attempt \
+            AND h.started_at = to_timestamp(g.started))";
+
+const ATTEMPTS: &str =
+    "SELECT retry_count + 1 FROM public.rule_webhook_calls WHERE event_id = $1 AND started_at IS NOT NULL";
 
 const DEAD_LETTERS: &str = "INSERT INTO public.rule_nats_dead_letters \
         (event_id, webhook_id, webhook_name, subject, headers, payload, reason, commit_lsn) \

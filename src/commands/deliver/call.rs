@@ -23,7 +23,9 @@ use http_body_util::{BodyExt, Full};
 use hyper::{
     HeaderMap, Method, Request, Response, Uri,
     body::Incoming,
-    header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT},
+    header::{
+        AUTHORIZATION, CONTENT_LOCATION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, USER_AGENT,
+    },
     rt::{Read, ReadBufCursor, Write},
 };
 use hyper_util::{
@@ -52,7 +54,11 @@ use crate::{
         webhook::Webhook,
     },
     error::{Error, Result},
-    route::headers::is_credential,
+    files,
+    route::{
+        headers::{is_credential, push_encoded},
+        shown_url::shown_url,
+    },
 };
 
 /// How much of an answer's body is kept.
@@ -176,15 +182,28 @@ fn request(
         let value = HeaderValue::from_str(value).map_err(|_| wrong("has a value that HTTP does not allow"))?;
         headers.insert(name, value);
     }
-    let id = message::webhook_id(&call.event_id);
+    let id = &call.webhook_id;
     let own = |value: &str| HeaderValue::from_str(value).map_err(|_| "the event's id cannot be in a header".to_owned());
-    headers.insert("webhook-id", own(&id)?);
+    headers.insert("webhook-id", own(id)?);
     headers.insert("webhook-timestamp", HeaderValue::from(now));
-    if let Some(kind) = call.kind.as_deref().and_then(|kind| HeaderValue::from_str(kind).ok()) {
-        headers.insert("walhook-type", kind);
+    if let Some(kind) = call.kind.as_deref() {
+        let mut encoded = Vec::new();
+        // What is encoded already comes from a header.
+        match kind.is_ascii() {
+            true => encoded.extend_from_slice(kind.as_bytes()),
+            false => push_encoded(kind.as_bytes(), &mut encoded),
+        }
+        if let Ok(kind) = HeaderValue::from_bytes(&encoded) {
+            headers.insert("walhook-type", kind);
+        }
+    }
+    for (name, value) in [("walhook-op", call.op), ("walhook-old-key", call.old_key)] {
+        if let Some(value) = value.and_then(|value| HeaderValue::from_str(value).ok()) {
+            headers.insert(name, value);
+        }
     }
     if !keys.is_empty() {
-        headers.insert("webhook-signature", own(&sign::signature(keys, &id, now, &body))?);
+        headers.insert("webhook-signature", own(&sign::signature(keys, id, now, &body))?);
     }
     *request.body_mut() = Full::new(body);
     Ok(request)
@@ -251,7 +270,12 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
 fn shown(headers: &HeaderMap) -> String {
     let mut object = serde_json::Map::new();
     for (name, value) in headers {
-        let value = serde_json::Value::String(storable(value.as_bytes()));
+        let mut text = storable(value.as_bytes());
+        // A redirect often goes to the URL that was called, with all that is in it.
+        if *name == LOCATION || *name == CONTENT_LOCATION {
+            text = shown_url(&text).into_owned();
+        }
+        let value = serde_json::Value::String(text);
         if !is_credential(name.as_str(), &value) {
             object.insert(name.as_str().to_owned(), value);
         }
@@ -283,12 +307,13 @@ fn storable(bytes: &[u8]) -> String {
 
 fn tls(ca: Option<&Path>) -> Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots.add_parsable_certificates(files::system_certificates()?.0);
     if let Some(file) = ca {
-        let unusable = || Error::config(format!("read certificates to trust from {} (deliver.ca)", file.display()));
-        let certificates = CertificateDer::pem_file_iter(file).map_err(|error| unusable().caused_by(error))?;
+        let unusable = || Error::config(format!("read certificates to trust from {} (deliver.ca)", files::shown(file)));
+        let content = files::read("deliver.ca", file)?;
+        let certificates = CertificateDer::pem_slice_iter(&content);
         for certificate in certificates {
-            let certificate = certificate.map_err(|error| unusable().caused_by(error))?;
+            let certificate = certificate.map_err(|_| unusable())?; // the cause could quote a key
             roots.add(certificate).map_err(|error| unusable().caused_by(error))?;
         }
     }

@@ -4,17 +4,31 @@
 //! was published under an old subject must still come; and only that of a webhook that is deleted and has nothing left is
 //! removed.
 
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
 use serde_json::{Value, json};
 
 use super::{lane::Lane, settings::DeliverFrom, worker::Worker};
 use crate::{
     deliver::webhook::{Webhook, cover},
     error::{Error, Result},
-    nats::control::{ApiError, Control},
+    nats::{
+        control::{ApiError, Control},
+        handshake::ServerInfo,
+    },
+    route::{payload::write_timestamp, subject},
 };
 
 /// JetStream's answer for a consumer that is not there.
 const NO_CONSUMER: u64 = 10014;
+/// JetStream's answers where a workqueue stream has a consumer that takes some of the same subjects, or all.
+const NOT_UNIQUE: [u64; 2] = [10099, 10100];
+
+/// From 1970 to 2000, in µs.
+const MICROS_BEFORE_2000: i64 = 946_684_800_000_000;
 
 /// `<group>-<webhook_id>`
 pub fn name(group: &str, webhook_id: i32) -> String {
@@ -123,9 +137,133 @@ pub async fn ensure(worker: &Worker, stream: &str, name: &str, webhook: &Webhook
     }
     let request = json!({ "stream_name": stream, "config": config });
     let answer = worker.control.api(&format!("CONSUMER.DURABLE.CREATE.{stream}.{name}"), &request).await?;
-    answer.map_err(|error| refused(format!("make {}", attempted()), error))?;
+    match answer {
+        Ok(_) => {}
+        Err(error) if NOT_UNIQUE.contains(&error.err_code) => return Err(not_unique(worker, stream, webhook).await),
+        Err(error) => return Err(refused(format!("make {}", attempted()), error)),
+    }
     tracing::info!(webhook = webhook.name, stream, consumer = name, "consumer ready");
     Ok(())
+}
+
+/// Whether the stream deletes a message once one consumer has acknowledged it.
+///
+/// # Errors
+/// JetStream cannot be asked, or does not let us ask: then nothing may be acknowledged for others.
+pub async fn is_workqueue(control: &Control, stream: &str) -> Result<bool> {
+    let request = format!("STREAM.INFO.{stream}");
+    let attempted = || format!("read the retention of stream {stream:?}");
+    let hint = || format!("a worker publishes on $JS.API.{request}; docs/deliver.md lists what it needs in NATS");
+    let answer = control.api(&request, &Value::Null).await.map_err(|error| error.context(attempted()).hint(hint()))?;
+    let info = answer.map_err(|error| refused(attempted(), error))?;
+    Ok(info["config"]["retention"] == "workqueue")
+}
+
+/// Why a workqueue stream refuses a webhook's consumer: who has its subjects, what becomes of its events, what to do.
+async fn not_unique(worker: &Worker, stream: &str, webhook: &Webhook) -> Error {
+    let attempted = format!(
+        "webhook {:?} cannot have a consumer of its own: stream {stream:?} is a workqueue, which allows one consumer for a subject",
+        webhook.name
+    );
+    let (other, subject) = match overlapping(worker, stream, webhook).await {
+        Ok(Some(found)) => found,
+        Ok(None) => return Error::unavailable(attempted),
+        Err(error) => return Error::unavailable(attempted).caused_by(error),
+    };
+    let own = own_subject(webhook);
+    let statement = format!("SELECT rule_webhook_enable_nats({}, '{}')", webhook.webhook_id, own.replace('\'', "''"));
+    let id = other.strip_prefix(&worker.settings.group).and_then(|rest| rest.strip_prefix('-')?.parse::<i32>().ok());
+    let known = id.and_then(|id| worker.all.borrow().as_ref()?.webhooks.get(&id).cloned());
+    let (why, hint) = match known {
+        Some(known) => (
+            format!(
+                "consumer {other:?} of webhook {:?} takes {subject}; the events that come that way are called by its workers, side by \
+                 side with its own and only while it is enabled; those on other subjects wait",
+                known.webhook.name
+            ),
+            format!("give it a subject of its own: {statement}, or a p_subject_template for its links"),
+        ),
+        None => (
+            format!("consumer {other:?} takes {subject}; events on it wait"),
+            format!(
+                "give it a subject of its own: {statement}; or if nobody needs that consumer: nats consumer rm {stream} {other}"
+            ),
+        ),
+    };
+    Error::config(attempted).caused_by(why).hint(hint)
+}
+
+/// A subject beside the webhook's first one, with its name in the last place.
+fn own_subject(webhook: &Webhook) -> String {
+    let first = webhook.subjects.first().map_or("webhooks.x", String::as_str);
+    let mut name = Vec::new();
+    subject::push_token(webhook.name.as_bytes(), &mut name);
+    let name = String::from_utf8_lossy(&name).into_owned();
+    let before = first.rsplit_once('.').map_or(first, |(before, _)| before);
+    let own = format!("{before}.{name}");
+    if webhook.subjects.contains(&own) { format!("{own}-{}", webhook.webhook_id) } else { own }
+}
+
+/// Another consumer of the stream that takes one of the webhook's subjects, and its own pattern for it.
+async fn overlapping(worker: &Worker, stream: &str, webhook: &Webhook) -> Result<Option<(String, String)>> {
+    let attempted = || format!("list the consumers of stream {stream:?}");
+    let own = name(&worker.settings.group, webhook.webhook_id);
+    let all = names(&worker.control, &format!("CONSUMER.NAMES.{stream}"), json!({}), "consumers", attempted).await?;
+    for consumer in all.into_iter().filter(|consumer| *consumer != own) {
+        let info = worker.control.api(&format!("CONSUMER.INFO.{stream}.{consumer}"), &Value::Null).await?;
+        let Ok(info) = info else { continue };
+        let mut patterns: Vec<&str> =
+            info["config"]["filter_subjects"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        patterns.extend(info["config"]["filter_subject"].as_str().filter(|subject| !subject.is_empty()));
+        if patterns.is_empty() {
+            patterns.push(">");
+        }
+        let taken = patterns.iter().find(|pattern| webhook.subjects.iter().any(|own| subject::overlaps(pattern, own)));
+        if let Some(pattern) = taken {
+            return Ok(Some((consumer, (*pattern).to_owned())));
+        }
+    }
+    Ok(None)
+}
+
+/// Holds the consumer back for all workers of the group, until the receiver that has asked for it may be called again. Only
+/// nats-server 2.11 and newer can; elsewhere each worker waits by itself, once it has been told.
+pub async fn pause(lane: Arc<Lane>, wait: Duration) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // A wait that another worker has been told, and that ends later, stays.
+    let info = format!("CONSUMER.INFO.{}.{}", lane.stream, lane.consumer);
+    let remaining = match lane.worker.control.api(&info, &Value::Null).await {
+        Ok(Ok(info)) => info["pause_remaining"].as_u64().map_or(Duration::ZERO, Duration::from_nanos),
+        _ => Duration::ZERO,
+    };
+    if remaining < wait {
+        let mut until = String::new();
+        let micros = i64::try_from((now + wait).as_micros()).unwrap_or(i64::MAX);
+        write_timestamp(micros.saturating_sub(MICROS_BEFORE_2000), &mut until);
+        set_pause(&lane, json!({ "pause_until": until })).await;
+    }
+}
+
+/// Ends that.
+pub async fn resume(lane: Arc<Lane>) {
+    set_pause(&lane, json!({})).await;
+}
+
+async fn set_pause(lane: &Lane, body: Value) {
+    let version = lane.worker.client.server_info().version;
+    if !(ServerInfo { version, ..ServerInfo::default() }).at_least(2, 11, 0) {
+        return;
+    }
+    let request = format!("CONSUMER.PAUSE.{}.{}", lane.stream, lane.consumer);
+    let problem = match lane.worker.control.api(&request, &body).await {
+        Ok(Ok(_)) => return,
+        Ok(Err(error)) if error.err_code == NO_CONSUMER => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    };
+    lane.note_once(format!(
+        "Retry-After holds back this worker alone, not the others of its group: publish on $JS.API.{request}: {problem}"
+    ));
 }
 
 /// Removes the consumer of a webhook that is no more, if nothing is left in it.

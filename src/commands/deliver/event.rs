@@ -4,7 +4,10 @@
 //! is durable as a dead letter. Where it is not, it comes again.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,19 +20,21 @@ use super::{
     call::Answer,
     configuration::Known,
     consumer,
-    lane::Lane,
+    lane::{CLOSED_WAIT, Lane},
     parcel,
     settings::Record,
 };
 use crate::deliver::{
-    message::{self, Call, Ids, Reading},
-    schedule::{self, Fate, Outcome, Verdict, WAIT_MAX},
+    message::{self, Call, Ids, Reading, Shape},
+    schedule::{self, Fate, Outcome, Strain, Verdict, WAIT_MAX},
 };
 
 /// Where a dead letter's stream would take it.
 const DEAD_SUBJECT: &str = "dlq.";
 /// Nothing that we could do now would help: so long until the event is tried again.
 const HOPELESS: Duration = WAIT_MAX;
+/// How long an event of another webhook that cannot be called from here waits on a workqueue stream.
+const OTHERS_WAIT: Duration = Duration::from_secs(60);
 
 /// What has happened since the start.
 #[derive(Debug, Default)]
@@ -52,8 +57,9 @@ fn count(counter: &AtomicU64) {
 /// <stream seq>.<consumer seq>.<time>.<pending>[.<random>]`.
 struct Delivery<'a> {
     stream: &'a str,
-    sequence: &'a str,
-    attempt: u64,
+    sequence: u64,
+    /// How often it was delivered, this time included.
+    delivered: u64,
 }
 
 impl<'a> Delivery<'a> {
@@ -61,22 +67,32 @@ impl<'a> Delivery<'a> {
         let tokens: Vec<&str> = reply.strip_prefix("$JS.ACK.")?.split('.').collect();
         let from = if tokens.len() >= 9 { 2 } else { 0 };
         let &[stream, _, delivered, sequence, _, _, ..] = tokens.get(from..)? else { return None };
-        Some(Delivery { stream, sequence, attempt: delivered.parse().ok()? })
+        Some(Delivery { stream, sequence: sequence.parse().ok()?, delivered: delivered.parse().ok()? })
     }
 }
 
 /// See the module.
-pub async fn handle(lane: &Lane, message: Message) {
+pub async fn handle(lane: &Arc<Lane>, message: Message) {
     let Some(reply) = message.reply.clone() else { return };
     let word = match Delivery::parse(&reply) {
-        Some(delivery) => decide(lane, &message, &delivery).await,
+        Some(delivery) => {
+            let word = decide(lane, &message, &delivery).await;
+            match word {
+                Word::Ack | Word::Never => lane.is_done(delivery.sequence),
+                Word::Later(_) => lane.was_not_called(delivery.sequence),
+                Word::Again(_) => {}
+            }
+            word
+        }
         // Not by this consumer: nobody waits for a word.
         None => return,
     };
     let text = match word {
         Word::Ack => "+ACK".to_owned(),
-        Word::Again(Duration::ZERO) => "-NAK".to_owned(),
-        Word::Again(wait) => format!("-NAK {}", json!({ "delay": u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX) })),
+        Word::Again(Duration::ZERO) | Word::Later(Duration::ZERO) => "-NAK".to_owned(),
+        Word::Again(wait) | Word::Later(wait) => {
+            format!("-NAK {}", json!({ "delay": u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX) }))
+        }
         Word::Never => "+TERM".to_owned(),
     };
     // Where the connection is lost for good, the event comes again after `ack_wait`.
@@ -85,40 +101,70 @@ pub async fn handle(lane: &Lane, message: Message) {
 
 enum Word {
     Ack,
+    /// After a call that failed.
     Again(Duration),
+    /// Without a call: this delivery is no attempt.
+    Later(Duration),
     Never,
 }
 
-async fn decide(lane: &Lane, message: &Message, delivery: &Delivery<'_>) -> Word {
+async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) -> Word {
     let header = |name: &str| message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str);
-    let known = lane.now();
+    let mut known = lane.now();
     let fallback = format!("{}:{}:{}", delivery.stream, delivery.sequence, known.webhook.webhook_id);
-    let ids = Ids { walhook: header("Walhook-Id"), message: header("Nats-Msg-Id"), fallback: &fallback };
-    let call = match message::read(&known.webhook, &lane.worker.source, ids, &message.payload) {
-        Reading::Anothers => return Word::Ack,
+    let ids = Ids {
+        walhook: header("Walhook-Id"),
+        message: header("Nats-Msg-Id"),
+        retry_of: header("Walhook-Retry-Of"),
+        fallback: &fallback,
+        shape: Shape::of(header),
+    };
+    let mut reading = message::read(&known.webhook, &lane.worker.source, ids, &message.payload);
+    if let Reading::Anothers(whose) = reading {
+        // Its own consumer has it, unless the stream is a workqueue, where this one is all that there can be.
+        if !lane.is_workqueue() {
+            return Word::Ack;
+        }
+        match others(lane, whose) {
+            Ok(other) => known = other,
+            Err(why) => {
+                lane.note_once(why);
+                return Word::Later(OTHERS_WAIT);
+            }
+        }
+        reading = message::read(&known.webhook, &lane.worker.source, ids, &message.payload);
+    }
+    let webhook_id = known.webhook.webhook_id;
+    let mut call = match reading {
+        Reading::Anothers(_) => return Word::Later(OTHERS_WAIT),
         Reading::Unreadable(event_id, why) => {
             return give_up(lane, &known, message, &event_id, None, why, None).await;
         }
         Reading::Call(call) => call,
     };
+    call.describe(headers_of(message));
     let commit_lsn = call.position.map(|position| position.commit_lsn.to_string());
     if known.is_gone {
         let why = "the webhook was deleted before its event was called".to_owned();
         return give_up(lane, &known, message, &call.event_id, commit_lsn, why, None).await;
     }
+    let attempt = attempt(lane, &call.event_id, delivery).await;
     // Others have their turn while the receiver wants none.
-    while let Some(until) = lane.paused_until() {
+    while let Some(until) = lane.paused_until(webhook_id) {
         tokio::select! {
             () = sleep_until(until) => {}
-            () = lane.stopped() => return Word::Again(Duration::ZERO),
+            () = lane.stopped() => return Word::Later(Duration::ZERO),
         }
     }
-    let Ok(room) = lane.worker.room.acquire().await else { return Word::Again(Duration::ZERO) };
-    // What waited for its turn is called as the row is by now.
-    let known = lane.now();
-    if !lane.is_open() || *lane.shutdown.borrow() {
-        return Word::Again(Duration::ZERO);
+    let Ok(room) = lane.worker.room.acquire().await else { return Word::Later(Duration::ZERO) };
+    if *lane.shutdown.borrow() {
+        // Another worker has it at once.
+        return Word::Later(Duration::ZERO);
     }
+    // What waited for its turn is called as the row is by now.
+    let Some(known) = lane.webhook(webhook_id).filter(|known| lane.may_call(known)) else {
+        return Word::Later(CLOSED_WAIT);
+    };
     let keys = known.keys.as_deref().map_err(Clone::clone);
     let caller = &lane.worker.caller;
     let answer = match header("Walhook-Object").filter(|_| call.position.is_some()) {
@@ -127,64 +173,115 @@ async fn decide(lane: &Lane, message: &Message, delivery: &Delivery<'_>) -> Word
             let sha256 = header("Walhook-Object-SHA256").unwrap_or_default();
             match parcel::fetch(&lane.worker, object, sha256, &message.payload).await {
                 Ok(fetched) => match message::read(&known.webhook, &lane.worker.source, ids, &fetched.payload) {
-                    Reading::Call(whole) => caller.call(&known.webhook, &whole, keys).await,
+                    Reading::Call(mut whole) => {
+                        whole.describe(headers_of(message));
+                        caller.call(&known.webhook, &whole, keys).await
+                    }
                     Reading::Unreadable(_, why) => Answer::not_sent(why),
-                    Reading::Anothers => return Word::Ack,
+                    Reading::Anothers(_) => Answer::not_sent("the payload is another webhook's".to_owned()),
                 },
                 Err(error) => Answer::not_sent(error.to_string()),
             }
         }
     };
-    let verdict = schedule::judge(&known.webhook, delivery.attempt, &answer.outcome, fastrand::f64());
-    lane.learn(verdict.strain);
+    let verdict = schedule::judge(&known.webhook, attempt, &answer.outcome, fastrand::f64());
+    lane.learn(webhook_id, verdict.strain);
+    if let Strain::Pause(wait) = verdict.strain
+        && webhook_id == lane.webhook_id()
+    {
+        tokio::spawn(consumer::pause(Arc::clone(lane), wait));
+    }
     drop(room);
     let _answered = lane.answered();
     if verdict.disables {
-        lane.refuse();
+        if webhook_id == lane.webhook_id() {
+            lane.refuse();
+        }
         tracing::warn!(
             webhook = known.webhook.name,
             "the receiver answers 410: no more calls until the webhook's row changes"
         );
     }
-    let entry = entry(lane, &known, &call, delivery, &answer, &verdict);
+    let entry = entry(lane, &known, &call, attempt, &answer, &verdict);
+    if let Fate::Retry(wait) = verdict.fate
+        && lane.logs_failure()
+    {
+        tracing::warn!(
+            webhook = known.webhook.name,
+            event = %call.event_id,
+            status = entry.response_status,
+            attempt,
+            retry_in_ms = wait.as_millis(),
+            error = entry.error,
+            "call failed"
+        );
+    }
     match verdict.fate {
         Fate::Delivered => {
-            keep(lane, entry).await;
+            keep(lane, delivery, entry).await;
             count(&lane.worker.counts.delivered);
             Word::Ack
         }
         Fate::Retry(wait) => {
-            tracing::debug!(
-                event = entry.event_id,
-                webhook = known.webhook.name,
-                attempt = delivery.attempt,
-                retry_in_ms = wait.as_millis(),
-                "{}",
-                entry.error.as_deref().unwrap_or_default()
-            );
-            keep(lane, entry).await;
+            keep(lane, delivery, entry).await;
             count(&lane.worker.counts.failed);
             Word::Again(wait)
         }
         Fate::GivenUp => {
-            let attempts = if delivery.attempt == 1 { "attempt" } else { "attempts" };
-            let why = format!("{} {attempts}, then: {}", delivery.attempt, entry.error.as_deref().unwrap_or_default());
+            let attempts = if attempt == 1 { "attempt" } else { "attempts" };
+            let why = format!("{attempt} {attempts}, then: {}", entry.error.as_deref().unwrap_or_default());
             give_up(lane, &known, message, &call.event_id, commit_lsn, why, Some(entry)).await
         }
     }
 }
 
-fn entry(
-    lane: &Lane,
-    known: &Known,
-    call: &Call<'_>,
-    delivery: &Delivery<'_>,
-    answer: &Answer,
-    verdict: &Verdict,
-) -> Entry {
+/// A message's headers, each by its name and first value.
+fn headers_of(message: &Message) -> impl Iterator<Item = (&str, &str)> {
+    let headers = message.headers.iter().flat_map(HeaderMap::iter);
+    headers.filter_map(|(name, values)| Some((name.as_ref(), values.first()?.as_str())))
+}
+
+/// Another webhook whose event has come here on a workqueue stream, if it can be called from here; otherwise why not.
+fn others(lane: &Lane, whose: Option<i32>) -> Result<Arc<Known>, String> {
+    let own = lane.now();
+    let remedy = "give each webhook on a workqueue stream a subject of its own (rule_webhook_enable_nats)";
+    let wait = |why: &str| format!("events of others wait in this consumer, on a workqueue stream: {why}; {remedy}");
+    let Some(id) = whose else { return Err(wait("they were published by another feed")) };
+    let Some(known) = lane.webhook(id) else {
+        return Err(wait(&format!("webhook {id} is not one that this worker knows")));
+    };
+    let name = &known.webhook.name;
+    let chosen = &lane.worker.settings.webhooks;
+    if !chosen.is_empty() && !chosen.contains(name) {
+        return Err(wait(&format!("webhook {name:?} is not among those that this worker calls (--webhook)")));
+    }
+    if known.webhook.is_ordered && !own.webhook.is_ordered {
+        return Err(wait(&format!(
+            "webhook {name:?} is called one by one (delivery_order = 'strict'), this one is not"
+        )));
+    }
+    if !lane.may_call(&known) {
+        return Err(wait(&format!("webhook {name:?} is disabled, or needs a worker with a database")));
+    }
+    Ok(known)
+}
+
+/// Which attempt of an event its next call is, from 1.
+async fn attempt(lane: &Lane, event_id: &str, delivery: &Delivery<'_>) -> u64 {
+    if delivery.delivered <= 1 {
+        return 1;
+    }
+    let recorded = match &lane.worker.books {
+        Some(books) if lane.worker.settings.record != Record::Off => books.attempts(event_id).await,
+        _ => None,
+    };
+    1 + lane.calls_before(delivery.sequence, delivery.delivered, recorded)
+}
+
+fn entry(lane: &Lane, known: &Known, call: &Call<'_>, attempt: u64, answer: &Answer, verdict: &Verdict) -> Entry {
     let is_recorded = match lane.worker.settings.record {
         Record::Full => true,
-        Record::Failures => verdict.fate != Fate::Delivered || delivery.attempt > 1,
+        Record::Failures => verdict.fate != Fate::Delivered || attempt > 1,
         Record::Off => false,
     };
     if !is_recorded && verdict.fate == Fate::Delivered {
@@ -199,7 +296,7 @@ fn entry(
             Fate::Retry(_) => "retrying",
             Fate::GivenUp => "failed",
         },
-        attempt: i32::try_from(delivery.attempt).unwrap_or(i32::MAX),
+        attempt: i32::try_from(attempt).unwrap_or(i32::MAX),
         payload: String::from_utf8_lossy(call.body).into_owned(),
         started: Some(answer.started),
         took: answer.took,
@@ -217,10 +314,11 @@ fn entry(
 }
 
 /// Records an attempt. A record that cannot be made costs nothing but itself.
-async fn keep(lane: &Lane, entry: Entry) {
+async fn keep(lane: &Lane, delivery: &Delivery<'_>, entry: Entry) {
     let Some(books) = lane.worker.books.as_ref().filter(|_| entry.is_recorded) else { return };
     if books.keep(entry).await == Kept::No {
         count(&lane.worker.counts.unrecorded);
+        lane.was_not_recorded(delivery.sequence);
     }
 }
 
@@ -235,6 +333,7 @@ async fn give_up(
     attempt: Option<Entry>,
 ) -> Word {
     let headers = shown(message.headers.as_ref());
+    let tried = attempt.as_ref().map_or((None, None), |entry| (entry.response_status, Some(entry.attempt)));
     let mut is_durable = false;
     if let Some(books) = &lane.worker.books {
         let entry = attempt.unwrap_or_else(|| Entry {
@@ -259,16 +358,21 @@ async fn give_up(
     is_durable |= publish(lane, message, event_id, &reason).await;
     if is_durable {
         count(&lane.worker.counts.dead);
-        tracing::warn!(event = event_id, webhook = known.webhook.name, "dead letter: {reason}");
+        if lane.logs_failure() {
+            let (status, attempt) = tried;
+            tracing::warn!(webhook = known.webhook.name, event = event_id, status, attempt, "dead letter: {reason}");
+        }
         return Word::Never;
     }
-    tracing::error!(
-        event = event_id,
-        webhook = known.webhook.name,
-        "the event cannot be delivered ({reason}) and its dead letter has no place: no database, and no stream takes \
-         {DEAD_SUBJECT}{}; it is tried again later",
-        message.subject
-    );
+    if lane.logs_failure() {
+        tracing::error!(
+            event = event_id,
+            webhook = known.webhook.name,
+            "the event cannot be delivered ({reason}) and its dead letter has no place: no database, and no stream takes \
+             {DEAD_SUBJECT}{}; it is tried again later",
+            message.subject
+        );
+    }
     Word::Again(if lane.worker.books.is_some() { Duration::from_secs(10) } else { HOPELESS })
 }
 
@@ -321,7 +425,7 @@ mod tests {
     fn a_delivery_is_read_off_both_forms_of_its_reply_subject() {
         for reply in ["$JS.ACK.S.c.3.17.9.1700000000.4", "$JS.ACK.hub.ACC.S.c.3.17.9.1700000000.4.x"] {
             let delivery = Delivery::parse(reply).unwrap();
-            assert_eq!((delivery.stream, delivery.sequence, delivery.attempt), ("S", "17", 3));
+            assert_eq!((delivery.stream, delivery.sequence, delivery.delivered), ("S", 17, 3));
         }
         for bad in ["", "_INBOX.x", "$JS.ACK.S.c", "$JS.ACK.S.c.x.17.9.1700000000.4"] {
             assert!(Delivery::parse(bad).is_none(), "{bad}");

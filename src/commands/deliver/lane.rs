@@ -2,11 +2,12 @@
 //!
 //! In: messages of a durable pull consumer that all workers of the group share. Out: calls, and for each message one word to
 //! JetStream: ack, nak with the wait before its next attempt, or term behind a dead letter. Always holds: no more is
-//! asked for than can be called at once, so a slow webhook waits in its own consumer and holds up no other; how often an event
-//! was tried is how often JetStream has delivered it, so the schedule outlives every worker; what is neither acked, nacked
-//! nor termed comes again after `ack_wait`.
+//! asked for than can be called at once, so a slow webhook waits in its own consumer and holds up no other; the attempts of an
+//! event are its recorded calls, or where calls are not recorded its deliveries, so the schedule outlives every worker; what is
+//! neither acked, nacked nor termed comes again after `ack_wait`.
 
 use std::{
+    collections::{HashMap, HashSet},
     future::Future,
     pin::Pin,
     sync::{
@@ -27,7 +28,7 @@ use tokio::{
 use super::{configuration::Known, consumer, event, worker::Worker};
 use crate::{
     commands::{backoff::Backoff, told::Told},
-    deliver::schedule::{Pace, Strain},
+    deliver::schedule::{FailureLog, Pace, Strain},
     error::{Error, Result},
 };
 
@@ -40,6 +41,11 @@ const PULL_GRACE: Duration = Duration::from_secs(2);
 const RECORDING_MAX: usize = 1000;
 /// Messages asked for at once.
 const PULL_MAX: usize = 256;
+/// How long an event waits that cannot be called now, such as that of a webhook that was disabled: until no request for messages
+/// stands any more, so that it is not delivered again and again.
+pub const CLOSED_WAIT: Duration = Duration::from_secs(PULL.as_secs() + PULL_GRACE.as_secs() + 1);
+/// Events of which it is remembered that they were delivered and not called.
+const TALLIES_MAX: usize = 100_000;
 
 /// What the calls of a lane share.
 pub struct Lane {
@@ -53,8 +59,16 @@ pub struct Lane {
     pub known: watch::Receiver<Arc<Known>>,
     /// Ends what waits.
     pub shutdown: watch::Receiver<bool>,
-    /// How many calls may run, and until when there are to be none.
-    pace: Mutex<(Pace, Option<Instant>)>,
+    /// How many calls may run.
+    pace: Mutex<Pace>,
+    /// The stream is a workqueue: what is acknowledged here is deleted for all.
+    is_workqueue: AtomicBool,
+    /// Of events, by sequence, what JetStream's and the database's counts do not say.
+    tallies: Mutex<HashMap<u64, Tally>>,
+    /// Which failed calls are logged.
+    failures: Mutex<FailureLog>,
+    /// What was logged once.
+    noted: Mutex<HashSet<String>>,
     /// Calls that are answered and not recorded yet.
     answered: AtomicUsize,
     /// Wakes the lane: there is room for another call.
@@ -63,29 +77,128 @@ pub struct Lane {
     is_refused: AtomicBool,
 }
 
+/// What is known of an event beyond its counts.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    /// Deliveries to this worker without a call.
+    uncalled: u64,
+    /// Calls whose record was lost.
+    unrecorded: u64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
 impl Lane {
     /// The webhook, as it is now.
     pub fn now(&self) -> Arc<Known> {
         Arc::clone(&self.known.borrow())
     }
 
-    fn pace(&self) -> MutexGuard<'_, (Pace, Option<Instant>)> {
-        self.pace.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    /// The id of its webhook.
+    pub fn webhook_id(&self) -> i32 {
+        self.known.borrow().webhook.webhook_id
+    }
+
+    /// Any webhook, as it is now; `None` where there is none that this worker knows.
+    pub fn webhook(&self, webhook_id: i32) -> Option<Arc<Known>> {
+        let own = self.now();
+        if own.webhook.webhook_id == webhook_id {
+            return Some(own);
+        }
+        let all = self.worker.all.borrow();
+        let all = all.as_ref()?;
+        if let Some(known) = all.webhooks.get(&webhook_id) {
+            return Some(Arc::clone(known));
+        }
+        all.is_deleted.contains(&webhook_id).then(|| {
+            let mut gone = Known { is_gone: true, ..Known::clone(&own) };
+            gone.webhook.webhook_id = webhook_id;
+            gone.webhook.name = format!("webhook {webhook_id}");
+            Arc::new(gone)
+        })
+    }
+
+    /// Whether what is acknowledged here is deleted for all.
+    pub fn is_workqueue(&self) -> bool {
+        self.is_workqueue.load(Ordering::Relaxed)
     }
 
     /// Learns how the receiver bears the calls.
-    pub fn learn(&self, strain: Strain) {
-        let mut pace = self.pace();
-        pace.0.learn(strain);
+    pub fn learn(&self, webhook_id: i32, strain: Strain) {
+        lock(&self.pace).learn(strain);
         if let Strain::Pause(wait) = strain {
             let until = Instant::now() + wait;
-            pace.1 = Some(pace.1.map_or(until, |other| other.max(until)));
+            let mut holds = lock(&self.worker.holds);
+            let held = holds.entry(webhook_id).or_insert(until);
+            *held = until.max(*held);
         }
     }
 
-    /// Until when the receiver wants no calls.
-    pub fn paused_until(&self) -> Option<Instant> {
-        self.pace().1.filter(|until| *until > Instant::now())
+    /// Until when a webhook's receiver wants no calls.
+    pub fn paused_until(&self, webhook_id: i32) -> Option<Instant> {
+        lock(&self.worker.holds).get(&webhook_id).copied().filter(|until| *until > Instant::now())
+    }
+
+    /// The webhook is called at another URL now, which has asked for no pause.
+    fn release(&self) {
+        lock(&self.worker.holds).remove(&self.webhook_id());
+    }
+
+    fn tally(&self, sequence: u64, change: impl FnOnce(&mut Tally)) {
+        let mut tallies = lock(&self.tallies);
+        if tallies.len() >= TALLIES_MAX {
+            tallies.clear();
+        }
+        change(tallies.entry(sequence).or_default());
+    }
+
+    /// The message was delivered here and not called.
+    pub fn was_not_called(&self, sequence: u64) {
+        self.tally(sequence, |tally| tally.uncalled += 1);
+    }
+
+    /// A call whose record is lost.
+    pub fn was_not_recorded(&self, sequence: u64) {
+        self.tally(sequence, |tally| tally.unrecorded += 1);
+    }
+
+    /// The message does not come again.
+    pub fn is_done(&self, sequence: u64) {
+        lock(&self.tallies).remove(&sequence);
+    }
+
+    /// Calls that were made of an event before this delivery of it: those that are recorded, and otherwise its deliveries, but
+    /// for those of which this worker knows that there was no call.
+    pub fn calls_before(&self, sequence: u64, delivered: u64, recorded: Option<u64>) -> u64 {
+        let tally = lock(&self.tallies).get(&sequence).copied().unwrap_or_default();
+        let deliveries_before = delivered.saturating_sub(1);
+        match recorded {
+            Some(recorded) => recorded + tally.unrecorded,
+            None => deliveries_before.saturating_sub(tally.uncalled),
+        }
+        .min(deliveries_before)
+    }
+
+    /// Whether a failed call is logged; before it, how many were not.
+    pub fn logs_failure(&self) -> bool {
+        let (left_out, is_logged) = lock(&self.failures).take(self.worker.began.elapsed());
+        if left_out > 0 {
+            tracing::warn!(
+                webhook = self.now().webhook.name,
+                left_out,
+                "more calls have failed; rule_webhook_call_history has each, unless --record is off"
+            );
+        }
+        is_logged
+    }
+
+    /// Logs what concerns the lane as a whole, once.
+    pub fn note_once(&self, text: String) {
+        if lock(&self.noted).insert(text.clone()) {
+            tracing::warn!(webhook = self.now().webhook.name, stream = self.stream, "{text}");
+        }
     }
 
     /// A call is answered: while its record is on the way another one may be made.
@@ -109,9 +222,15 @@ impl Lane {
 
     /// Whether events are to be asked for and called.
     pub fn is_open(&self) -> bool {
-        let known = self.now();
-        let may_call = self.worker.settings.has_database || !known.webhook.needs_database();
-        known.is_gone || known.webhook.enabled && may_call && !self.is_refused.load(Ordering::Relaxed)
+        self.may_call(&self.now())
+    }
+
+    /// Whether this worker may call this webhook now.
+    pub fn may_call(&self, known: &Known) -> bool {
+        let is_own = known.webhook.webhook_id == self.webhook_id();
+        let knows_enough = self.worker.settings.has_database || !known.webhook.needs_database();
+        let is_refused = is_own && self.is_refused.load(Ordering::Relaxed);
+        known.is_gone || known.webhook.enabled && knows_enough && !is_refused
     }
 
     fn limit(&self) -> usize {
@@ -120,9 +239,9 @@ impl Lane {
             true => 1,
             false => known.webhook.max_in_flight.unwrap_or(self.worker.settings.max_in_flight_per_webhook),
         };
-        let mut pace = self.pace();
-        pace.0.bound(max);
-        pace.0.limit()
+        let mut pace = lock(&self.pace);
+        pace.bound(max);
+        pace.limit()
     }
 
     /// Ends at shutdown.
@@ -159,7 +278,11 @@ pub async fn run(
         consumer,
         known: known.clone(),
         shutdown,
-        pace: Mutex::new((Pace::new(1), None)),
+        pace: Mutex::new(Pace::new(1)),
+        is_workqueue: AtomicBool::new(false),
+        tallies: Mutex::default(),
+        failures: Mutex::default(),
+        noted: Mutex::default(),
         answered: AtomicUsize::new(0),
         has_room: Notify::new(),
         is_refused: AtomicBool::new(false),
@@ -204,6 +327,8 @@ async fn session(
     backoff: &mut Backoff,
 ) -> Result<()> {
     let mut configured = Arc::clone(&known.borrow_and_update());
+    let is_workqueue = consumer::is_workqueue(&lane.worker.control, &lane.stream).await?;
+    lane.is_workqueue.store(is_workqueue, Ordering::Relaxed);
     if !configured.is_gone {
         consumer::ensure(&lane.worker, &lane.stream, &lane.consumer, &configured.webhook).await?;
     }
@@ -217,7 +342,7 @@ async fn session(
     let mut pull: Option<Pull> = None;
     let outcome = loop {
         let room = lane.room(calls.len());
-        let paused = lane.paused_until();
+        let paused = lane.paused_until(configured.webhook.webhook_id);
         if pull.is_none() && room > 0 && paused.is_none() && lane.is_open() {
             pull = Some(ask(lane, &inbox, room.min(PULL_MAX)).await?);
         }
@@ -230,6 +355,10 @@ async fn session(
                 }
                 lane.is_refused.store(false, Ordering::Relaxed);
                 let now = Arc::clone(&known.borrow_and_update());
+                if now.webhook.url != configured.webhook.url {
+                    lane.release();
+                    tokio::spawn(consumer::resume(Arc::clone(lane)));
+                }
                 if !now.is_gone && consumer::differs(&configured.webhook, &now.webhook)
                     && let Err(error) = consumer::ensure(&lane.worker, &lane.stream, &lane.consumer, &now.webhook).await
                 {

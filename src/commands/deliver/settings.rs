@@ -44,10 +44,16 @@ pub struct Options {
     #[arg(long = "webhook", value_name = "NAME")]
     pub webhooks: Vec<String>,
     /// Workers of one group share the events; another group gets them all again [default: <source>-deliver]
-    #[arg(long, value_name = "NAME", env = "WALHOOK_DELIVER_GROUP")]
+    #[arg(long, value_name = "NAME", env = "WALHOOK_DELIVER_GROUP", hide_env_values = true)]
     pub group: Option<String>,
     /// Allow calls into this network, which is private, loopback or otherwise inside; may be repeated
-    #[arg(long = "allow-network", value_name = "CIDR", env = "WALHOOK_ALLOW_NETWORK", value_delimiter = ',')]
+    #[arg(
+        long = "allow-network",
+        value_name = "CIDR",
+        env = "WALHOOK_ALLOW_NETWORK",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
     pub allowed_networks: Vec<String>,
     /// Where to begin for a webhook that this group has not called before [default: all]
     #[arg(long, value_name = "all|new")]
@@ -55,7 +61,7 @@ pub struct Options {
     /// Which calls to record in rule_webhook_calls [default: full]
     #[arg(long, value_name = "full|failures|off")]
     pub record: Option<Record>,
-    /// Use no database: nothing is recorded, and webhooks that are signed or have credentials in their headers are left out
+    /// Use no database: nothing is recorded, and webhooks that are signed or have credentials in their headers or URL are left out
     #[arg(long)]
     pub no_database: bool,
 }
@@ -121,13 +127,20 @@ impl Settings {
             && group.len() <= 100
             && group.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
         if !valid {
-            return Err(Error::config(format!(
-                "deliver group {group:?}: it has 1 to 100 of the characters A-Z a-z 0-9 _ -"
-            )));
+            return Err(Error::config(
+                "the group's name (--group, WALHOOK_DELIVER_GROUP, deliver.group) cannot be one",
+            )
+            .hint("a group's name has 1 to 100 of the characters A-Z a-z 0-9 _ -"));
         }
         let allowed_networks = or_file(&options.allowed_networks, &file.allowed_networks)
             .iter()
-            .map(|network| network.parse().map_err(|error: String| Error::config(format!("--allow-network: {error}"))))
+            .enumerate()
+            .map(|(index, network)| {
+                network.parse().map_err(|error: String| {
+                    let place = "--allow-network, WALHOOK_ALLOW_NETWORK, deliver.allowed_networks";
+                    Error::config(format!("network {} ({place}) {error}", index + 1))
+                })
+            })
             .collect::<Result<_>>()?;
         Ok(Settings {
             group,
@@ -202,8 +215,8 @@ mod tests {
             let error = Settings::resolve(&Options::default(), &toml::from_str(file).unwrap(), "s").unwrap_err();
             assert!(error.exit_code() == 2 && error.to_string().contains(expected), "{error}");
         };
-        check("group = 'a.b'", "\"a.b\"");
-        check("allowed_networks = ['everything']", "everything");
+        check("group = 'a.b'", "the group's name");
+        check("allowed_networks = ['10.0.0.0/8', 'everything']", "network 2");
         check("max_in_flight = 0", "max_in_flight = 0");
         check("ack_wait_ms = 1", "ack_wait_ms = 1");
     }

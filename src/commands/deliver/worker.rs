@@ -1,16 +1,16 @@
 //! The lanes of a worker: one for each webhook and stream, begun and ended as the configuration says.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     pin::pin,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
 
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
 use super::{
@@ -35,6 +35,8 @@ pub struct Worker {
     pub source: String,
     /// How long a shutdown may wait for calls.
     pub shutdown_timeout: Duration,
+    /// All webhooks, as they are now.
+    pub all: watch::Receiver<Option<All>>,
     /// For consumers and streams.
     pub control: Control,
     /// For messages.
@@ -47,6 +49,10 @@ pub struct Worker {
     pub room: Semaphore,
     /// For how much more of payloads from object stores there is room.
     pub object_room: Semaphore,
+    /// Until when webhooks want no calls, by id.
+    pub holds: Mutex<HashMap<i32, Instant>>,
+    /// When the worker began.
+    pub began: Instant,
     /// What has happened.
     pub counts: Counts,
 }
@@ -122,7 +128,7 @@ async fn follow(
             continue;
         }
         if webhook.needs_database() && !worker.settings.has_database {
-            let why = if webhook.signed { "it is signed" } else { "it has credentials in its headers" };
+            let why = if webhook.signed { "it is signed" } else { "it has credentials in its headers or its url" };
             told.once(&webhook.name, &format!("{why}, so it is left to workers with a database"));
             continue;
         }

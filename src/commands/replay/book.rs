@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tokio_postgres::Client;
 
-use super::{Asked, Bounds, Feed, Via, Work, failed};
+use super::{Asked, Bounds, Feed, RulesOf, Via, Work, failed};
 use crate::{
     config::Config,
     error::{Error, Kind, Result},
@@ -22,13 +22,13 @@ const INTERRUPT: &str = "UPDATE public.rule_cdc_replays \
     SET status = CASE WHEN is_requested THEN 'requested' ELSE 'interrupted' END, updated_at = now() \
     WHERE source = $1 AND status = 'running' RETURNING replay_id, is_requested";
 const BEGIN: &str = "INSERT INTO public.rule_cdc_replays \
-    (source, via, from_point, to_point, webhooks, tables, subject_prefix, create_stream, rate, streams) \
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING replay_id";
+    (source, via, from_point, to_point, webhooks, tables, subject_prefix, create_stream, rate, streams, rules) \
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING replay_id";
 const PLACE: &str = "UPDATE public.rule_cdc_replays \
     SET via = $2, subject_prefix = $3, target_stream = $4, progress = $5::text::jsonb, updated_at = now() WHERE replay_id = $1";
 const COUNT: &str = "UPDATE public.rule_cdc_replays SET events_sent = $2, updated_at = now() WHERE replay_id = $1";
 const BEFORE: &str = "SELECT from_point, to_point, coalesce(webhooks, '{}'), coalesce(tables, '{}'), coalesce(streams, '{}'), \
-    via, subject_prefix, create_stream, rate, status, progress::text, events_sent \
+    via, subject_prefix, create_stream, rate, status, progress::text, events_sent, rules \
     FROM public.rule_cdc_replays WHERE replay_id = $1 AND source = $2";
 const AGAIN: &str = "UPDATE public.rule_cdc_replays SET status = 'running', error = NULL, finished_at = NULL, updated_at = now() \
     WHERE replay_id = $1 AND status NOT IN ('done', 'cancelled')";
@@ -63,6 +63,7 @@ impl Asked {
             rate: self.rate.or(row.get::<_, Option<i32>>(8).and_then(|rate| u32::try_from(rate).ok())),
             progress: progress.map_err(|error| Error::protocol(attempted).caused_by(error))?,
             sent: u64::try_from(row.get::<_, i64>(11)).unwrap_or(0),
+            rules: if row.get::<_, &str>(12) == "now" { RulesOf::Now } else { RulesOf::Commit },
         })
     }
 }
@@ -118,6 +119,7 @@ pub async fn begin(client: &Client, config: &Config, bounds: &Bounds, asked: &As
                 &asked.create_stream,
                 &rate,
                 &streams,
+                &if asked.rules == RulesOf::Now { "now" } else { "commit" },
             ],
         )
         .await

@@ -115,6 +115,8 @@ pub struct Copy<'c> {
     pub unknown: u64,
     /// Events that no server takes.
     pub impossible: u64,
+    /// Events whose NATS configuration is not there any more.
+    pub without_server: u64,
     /// How far each part is.
     progress: Map<String, Value>,
     shutdown: watch::Receiver<bool>,
@@ -176,6 +178,7 @@ impl<'c> Copy<'c> {
             sent,
             unknown: 0,
             impossible: 0,
+            without_server: 0,
             progress,
             shutdown,
             began: now,

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use crate::{
     commands::{
-        run::{ledger, position_of},
+        run::{position_of, rules},
         schema,
     },
     config::Config,
@@ -62,7 +62,7 @@ impl Feed {
     pub async fn read(config: &Config) -> Result<(Feed, tokio_postgres::Client)> {
         let mut client = sql::connect(&config.postgres).await?;
         schema::check(&client, &config.postgres.target()).await?;
-        let (mut tables, ..) = ledger::snapshot(&mut client).await?;
+        let mut tables = rules::newest(&mut client).await?.tables;
         tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
         let mut lanes = Vec::new();
         let rules = Rules::compile(&tables, &mut lanes);
@@ -118,11 +118,7 @@ impl Feed {
 /// # Errors
 /// It cannot be reached, or its row makes no sense.
 pub async fn control(config: &Config, row: &ConfigRow) -> Result<Control> {
-    let own = settings::Overrides {
-        allowed_hosts: config.nats.allowed_hosts.clone(),
-        allowed_dirs: config.nats.allowed_dirs.clone(),
-        ..settings::Overrides::default()
-    };
+    let own = config.nats.for_others();
     let overrides = if row.config_name == config.nats_config { &config.nats } else { &own };
     control::connect_once(&settings::Settings::resolve(row, overrides)?).await
 }

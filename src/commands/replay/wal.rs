@@ -1,8 +1,8 @@
 //! What the WAL still holds, decoded once more beside the live flow.
 //!
 //! In: the anchor slot, which stays behind the live one ([`Start::find`]), and two points. Out: the events from there on, given
-//! to [`Copy`]. They are made by the same pure code as the first time, so bodies, subjects and ids are the same; but by the
-//! rules as they are now: what has changed since in webhooks and links is passed over. Always: a temporary copy of the anchor
+//! to [`Copy`]. They are made by the same pure code as the first time and by the rules in force at each commit, so bodies,
+//! subjects and ids are the same; or, where the user asks for it, by the rules as they are now. Always: a temporary copy of the anchor
 //! is read, which goes with its connection; neither the anchor nor the live slot moves.
 
 use std::time::Duration;
@@ -14,19 +14,19 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::Client;
 
 use super::{
-    Bounds, Point, failed,
+    Bounds, Point, RulesOf, failed,
     point::written,
     publish::{Copy, Destination, Event},
     read::id_of,
 };
 use crate::{
-    commands::run::ledger,
+    commands::run::{ledger, rules},
     config::Config,
     error::{Error, Result},
     flow::{
         event_id::EventPosition,
         lane::Tail,
-        streamer::{Received, Streamer},
+        streamer::{Amendment, Received, Streamer},
     },
     postgres::{
         self,
@@ -126,25 +126,12 @@ pub async fn copy(
     config: &Config,
     start: &Start,
     id: i64,
+    rules: RulesOf,
     destinations: Vec<(i32, Destination)>,
 ) -> Result<bool> {
-    let (mut decoder, mut stream) = Decoder::start(config, start, id).await?;
+    let (mut decoder, mut stream) = Decoder::start(config, start, id, rules).await?;
     let mut lanes = Vec::new();
-    for lane in 0..decoder.streamer.lane_count() {
-        let of = decoder.streamer.lane_settings(lane).map(|(row, _)| row.config_id);
-        let to = destinations.iter().find(|(config_id, _)| Some(*config_id) == of).map(|(_, to)| to);
-        let max_payload = to.map_or(usize::MAX, Destination::max_payload);
-        let tail = Tail {
-            last_sequence: 0,
-            ours: None,
-            listed: Vec::new(),
-            subjects: vec![">".to_owned()],
-            max_payload,
-            batch_max: 1,
-        };
-        decoder.streamer.lane_mut(lane).open(&tail)?;
-        lanes.push(to);
-    }
+    decoder.open_lanes(&mut lanes, &destinations)?;
     // What commits behind it is not decoded.
     let stop = match copy.bounds.to {
         Some(Point::Lsn(to)) => start.end.min(Lsn(to.0.saturating_add(1))),
@@ -161,9 +148,13 @@ pub async fn copy(
                 let types = ledger::types(&decoder.client).await?;
                 decoder.streamer.set_types(types);
             }
+            decoder.open_lanes(&mut lanes, &destinations)?;
             for (lane, to) in lanes.iter().enumerate() {
                 for Message { subject, headers, payload } in decoder.take(lane)? {
-                    let Some(to) = to else { continue };
+                    let Some(to) = to else {
+                        copy.without_server += 1;
+                        continue;
+                    };
                     let Some(id) = id_of(Some(&headers)) else { continue };
                     let Some(position) = EventPosition::parse(id, &config.source) else { continue };
                     if copy.bounds.end_before(&position) {
@@ -225,18 +216,26 @@ struct Message {
 }
 
 impl Decoder {
-    async fn start(config: &Config, start: &Start, id: i64) -> Result<(Decoder, Stream)> {
+    async fn start(config: &Config, start: &Start, id: i64, rules: RulesOf) -> Result<(Decoder, Stream)> {
         let mut client = sql::connect(&config.postgres).await?;
-        let (mut tables, types, snapshot) = ledger::snapshot(&mut client).await?;
-        // Into lanes of core NATS, in whose messages nothing names a place in a stream, and without books.
-        for row in tables.configs.values_mut() {
-            row.jetstream_enabled = Some(false);
-            row.history = Some("off".to_owned());
-        }
-        for row in tables.webhooks.values_mut() {
-            row.on_error = Some("dead_letter".to_owned());
-        }
         let mut connection = Connection::connect(&config.postgres).await?;
+        let system = connection.identify_system().await?;
+        let (mut tables, amendments, types) = match rules {
+            RulesOf::Commit => {
+                let at =
+                    rules::At { source: &config.source, system_identifier: &system.system_id, confirmed: start.from };
+                let rules::Begin { tables, amendments, types, .. } = rules::begin_replay(&mut client, at).await?;
+                (tables, amendments, types)
+            }
+            RulesOf::Now => {
+                let newest = rules::newest(&mut client).await?;
+                let types = ledger::types(&client).await?;
+                let tables = newest.tables.clone();
+                // In force from the beginning: changes that were read are not followed again.
+                (tables, vec![Amendment { commit_lsn: Lsn::ZERO, ordinal: 0, rules: newest }], types)
+            }
+        };
+        tables.adapt_to_replay();
         let slot = format!("walhook_replay_{id}_{:08x}", fastrand::u32(..));
         let copied = format!(
             "SELECT pg_catalog.pg_copy_logical_replication_slot('{}', '{slot}', true)",
@@ -258,8 +257,26 @@ impl Decoder {
         let inbox = "_INBOX.walhook.replay";
         let mut streamer = Streamer::new(&config.source, 0, inbox, config.limits, tables, types, start.from);
         streamer.set_database(&config.postgres.dbname);
-        streamer.keep_rules_as_read(snapshot);
+        streamer.set_amendments(amendments);
         Ok((Decoder { streamer, client }, stream))
+    }
+
+    /// Opens the lanes that have come since: rules of another time may lead to other configurations.
+    fn open_lanes<'d>(
+        &mut self,
+        lanes: &mut Vec<Option<&'d Destination>>,
+        destinations: &'d [(i32, Destination)],
+    ) -> Result<()> {
+        for lane in lanes.len()..self.streamer.lane_count() {
+            let of = self.streamer.lane_settings(lane).map(|settings| settings.config.config_id);
+            let to = destinations.iter().find(|(config_id, _)| Some(*config_id) == of).map(|(_, to)| to);
+            let max_payload = to.map_or(usize::MAX, Destination::max_payload);
+            let subjects = vec![">".to_owned()];
+            let tail = Tail { last_sequence: 0, ours: None, listed: Vec::new(), subjects, max_payload, batch_max: 1 };
+            self.streamer.lane_mut(lane).open(&tail)?;
+            lanes.push(to);
+        }
+        Ok(())
     }
 
     /// The messages that a lane has; they count as settled.
@@ -285,6 +302,10 @@ impl Decoder {
 
     /// How many events more can never be published; the first time they became dead letters.
     fn impossible(&mut self) -> u64 {
+        // Nothing of a replay is kept for later sessions.
+        if let Some(last) = self.streamer.rule_commits().last().map(|commit| commit.number) {
+            self.streamer.rules_written(last);
+        }
         let letters: Vec<_> = self.streamer.dead_letters().map(|letter| letter.event_id.clone()).collect();
         for event in &letters {
             self.streamer.buried(event);

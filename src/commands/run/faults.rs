@@ -61,6 +61,10 @@ pub enum Point {
     Checkpoint,
     /// They are durable.
     Checkpointed,
+    /// Versions of the rules are about to be written.
+    RulesUnwritten,
+    /// They are durable, and the streamer does not know.
+    RulesWritten,
     /// Told to stop; all that is in flight still is.
     Shutdown,
     /// All is drained; last words are not said.
@@ -71,7 +75,7 @@ pub enum Point {
 
 impl Point {
     /// All of them.
-    pub const ALL: [Point; 22] = [
+    pub const ALL: [Point; 24] = [
         Point::SlotTaken,
         Point::EpochRaised,
         Point::Reload,
@@ -91,6 +95,8 @@ impl Point {
         Point::Buried,
         Point::Checkpoint,
         Point::Checkpointed,
+        Point::RulesUnwritten,
+        Point::RulesWritten,
         Point::Shutdown,
         Point::Drained,
         Point::LastWords,
@@ -102,6 +108,8 @@ impl Point {
 enum Action {
     /// The process is gone, without a last word.
     Abort,
+    /// A bug of ours shows.
+    Panic,
     /// What was attempted has failed, as where a connection is lost.
     Error,
     /// For a while nothing goes on: in the loop nothing at all, in a statement that one.
@@ -130,7 +138,7 @@ pub fn arm() -> Result<()> {
     let Ok(text) = std::env::var(VARIABLE) else { return Ok(()) };
     let fault = parse(&text).ok_or_else(|| {
         Error::config(format!("{VARIABLE}: {text:?} is no fault"))
-            .hint(format!("POINT=abort|error|delay@HIT, where POINT is one of {:?}", Point::ALL))
+            .hint(format!("POINT=abort|panic|error|delay@HIT, where POINT is one of {:?}", Point::ALL))
     })?;
     let _ = FAULT.set(fault);
     Ok(())
@@ -141,6 +149,7 @@ fn parse(text: &str) -> Option<Fault> {
     let (action, hit) = rest.split_once('@')?;
     let action = match action {
         "abort" => Action::Abort,
+        "panic" => Action::Panic,
         "error" => Action::Error,
         "delay" => Action::Delay,
         _ => return None,
@@ -163,10 +172,14 @@ fn struck(point: Point) -> Option<Action> {
         return None;
     }
     tracing::warn!("fault point {point:?}: {action:?} at hit {hit}");
-    if *action == Action::Abort {
-        std::process::abort();
+    match *action {
+        Action::Abort => {
+            crate::log::flush();
+            std::process::abort()
+        }
+        Action::Panic => panic!("fault point {point:?}"),
+        other => Some(other),
     }
-    Some(*action)
 }
 
 /// A place in the loop.

@@ -17,7 +17,10 @@ use super::faults::{self, Point};
 use crate::{
     error::Result,
     flow::history::{Batch, COLUMNS},
-    postgres::sql::{self, Watched},
+    postgres::{
+        sql::{self, Watched},
+        sqlstate::{self, Class},
+    },
 };
 
 /// How a stream of binary COPY begins: signature, flags, and no extension (manual, "COPY", Binary Format).
@@ -112,9 +115,9 @@ async fn prepare(client: &Client) -> Result<Statements, tokio_postgres::Error> {
 }
 
 /// Whether one of the rows is the cause: a value that cannot be stored, an event that is there already, a webhook that is not,
-/// an exception that a trigger raised (classes 22, 23 and P0 of the manual's appendix A).
+/// an exception that a trigger raised.
 fn is_about_a_row(error: &tokio_postgres::Error) -> bool {
-    error.code().is_some_and(|state| ["22", "23", "P0"].iter().any(|class| state.code().starts_with(class)))
+    error.code().is_some_and(|state| sqlstate::class(state.code()) == Class::Statement)
 }
 
 async fn move_over<'b>(

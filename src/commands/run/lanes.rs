@@ -32,7 +32,7 @@ use crate::{
         delay::{Due, Kept, sequence_of},
         event_id::EventPosition,
         lane::{Lane, Moment, Ordering, Tail},
-        streamer::Streamer,
+        streamer::{LaneSettings, Streamer},
     },
     nats::{control::Control, handshake, settings::Overrides, streams, tail},
     postgres,
@@ -248,7 +248,7 @@ impl Lanes {
         for index in 0..streamer.lane_count() {
             let settings = streamer.lane_settings(index);
             if index == self.drivers.len() {
-                let known = settings.as_ref().and_then(|(config, stream)| {
+                let known = settings.as_ref().and_then(|LaneSettings { config, stream, .. }| {
                     let is_its = |known: &&Checkpoint| {
                         known.config_name == config.config_name && known.stream == stream.stream_name
                     };
@@ -258,7 +258,7 @@ impl Lanes {
             }
             let driver = &mut self.drivers[index];
             driver.is_wanted = streamer.lane_is_wanted(index);
-            let Some((config, stream)) = settings else { continue };
+            let Some(settings) = settings else { continue };
             let is_at_rest = matches!(driver.phase, Phase::Absent) && streamer.lane(index).is_empty();
             let is_known = driver.settings.is_some() && !matches!(driver.phase, Phase::Absent);
             if !driver.is_wanted && (is_known || is_at_rest) {
@@ -266,10 +266,10 @@ impl Lanes {
                 // and left something in it.
                 continue;
             }
-            let at = self.group_of(index, &config, streamer);
+            let at = self.group_of(index, &settings.config, streamer);
             let driver = &mut self.drivers[index];
-            let stream_changed = driver.settings.as_ref().is_none_or(|(_, known)| *known != stream);
-            driver.settings = Some((config, stream));
+            let stream_changed = driver.settings.as_ref().is_none_or(|known| known.stream != settings.stream);
+            driver.settings = Some(settings);
             if matches!(driver.phase, Phase::Absent) {
                 driver.wait(Duration::ZERO);
                 self.groups[at].in_use = true;
@@ -295,8 +295,7 @@ impl Lanes {
             let overrides = if config.config_name == self.overridden {
                 self.overrides.clone()
             } else {
-                let Overrides { allowed_hosts, allowed_dirs, .. } = self.overrides.clone();
-                Overrides { allowed_hosts, allowed_dirs, ..Overrides::default() }
+                self.overrides.for_others()
             };
             self.groups.push(Group::new(config.clone(), is_core, overrides));
             self.groups.len() - 1
@@ -407,17 +406,18 @@ impl Lanes {
                 let lane = streamer.lane(index);
                 driver.known = driver.stands(lane).or(driver.known.take());
                 match (&group.control, &driver.settings) {
-                    (Some(control), Some((_, stream))) if !group.is_core => {
+                    (Some(control), Some(settings)) if !group.is_core => {
                         let known = Known {
                             server_wal: streamer.known_wal().max(self.server_wal),
                             lists_behind: lane.lists_behind(),
+                            place: driver.known.as_ref().map(|known| (known.sequence, known.created_ns)),
                             max_payload,
                             version,
                             knows_batches,
                             shares_syncs,
                             batch_max: driver.batch_max,
                         };
-                        let opening = open::open(control.clone(), stream.clone(), self.identity.clone(), known);
+                        let opening = open::open(control.clone(), settings.clone(), self.identity.clone(), known);
                         driver.phase = Phase::Opening(Box::pin(opening));
                     }
                     _ => self.open_core(at, index, streamer, max_payload)?,
@@ -503,10 +503,10 @@ impl Lanes {
         };
         let in_use = |(_, driver): &(usize, &Driver)| !matches!(driver.phase, Phase::Absent);
         let mut others = self.drivers.iter().enumerate().filter(is_its).filter(in_use);
-        let Some((config, _)) = others.next().and_then(|(_, driver)| driver.settings.as_ref()) else { return Ok(()) };
+        let Some(settings) = others.next().and_then(|(_, driver)| driver.settings.as_ref()) else { return Ok(()) };
         Err(Error::config(format!(
             "open it: NATS configuration {:?} publishes to the same stream of the same server",
-            config.config_name
+            settings.config.config_name
         ))
         .hint("give one of the two another stream_name and subject_prefix, or use one configuration for both"))
     }
@@ -661,6 +661,7 @@ impl Lanes {
 
     /// A publishing connection is of no more use: all its lanes are opened anew.
     fn lost(&mut self, at: usize, link: usize, streamer: &mut Streamer, error: Error) -> Result<()> {
+        self.groups[at].links[link].judge(streamer);
         for &index in &self.groups[at].links[link].lanes {
             let driver = &mut self.drivers[index];
             if !matches!(driver.phase, Phase::Absent) {

@@ -3,19 +3,17 @@
 
 use std::time::Duration;
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, GenericClient};
 
 use super::faults::{self, Point};
 use crate::{
-    commands::rows::{self, missing_table},
+    commands::rows::missing_table,
     error::{Error, Result},
     flow::{event_id::EventPosition, streamer::DeadLetter},
+    log,
     postgres::sql,
-    route::{
-        tables::Tables,
-        types::{TypeCatalog, TypeKind},
-    },
-    wal::{lsn::Lsn, snapshot::Snapshot},
+    route::types::{TypeCatalog, TypeKind},
+    wal::lsn::Lsn,
 };
 
 /// What the slot and the publications must be before anything starts.
@@ -106,7 +104,7 @@ pub async fn check(client: &Client, slot: &str, publications: &[String; 2]) -> R
 }
 
 /// Tables that must never come down the slot: they would feed themselves, or show secrets.
-const DENIED: [&str; 13] = [
+const DENIED: [&str; 16] = [
     "rule_webhook_secrets",
     "rule_nats_publish_history",
     "rule_nats_consumer_stats",
@@ -120,6 +118,9 @@ const DENIED: [&str; 13] = [
     "rule_cdc_backfill_ranges",
     "rule_cdc_anchor_settings",
     "rule_cdc_anchor_places",
+    "rule_cdc_rule_sources",
+    "rule_cdc_rule_versions",
+    "rule_cdc_rule_amendments",
 ];
 
 /// Where the slot stands.
@@ -198,26 +199,16 @@ pub async fn raise_epoch(client: &Client, source: &str, timeline: u32, left: &[(
     Ok(Epoch { epoch: unsigned(row.get(0))?, fork })
 }
 
-/// The configuration rows and the types, in one snapshot, and which transactions it shows.
-pub async fn snapshot(client: &mut Client) -> Result<(Tables, TypeCatalog, Snapshot)> {
-    let attempted = "read the configuration tables";
-    let transaction = rows::snapshot(client, attempted).await?;
-    let tables = rows::read(&transaction).await?;
-    let types = transaction.query(TypeCatalog::QUERY, &[]).await.map_err(|error| sql::error(attempted, error))?;
-    let shown = transaction
-        .query_one("SELECT pg_catalog.pg_current_snapshot()::text", &[])
-        .await
-        .map_err(|error| sql::error(attempted, error))?;
-    let shown = shown.get::<_, &str>(0).parse().map_err(|error: String| Error::protocol(attempted).caused_by(error))?;
-    transaction.commit().await.map_err(|error| sql::error(attempted, error))?;
-    Ok((tables, catalog(&types), shown))
+/// The types, as `client` sees them.
+pub async fn read_types(client: &impl GenericClient) -> Result<TypeCatalog> {
+    let rows =
+        client.query(TypeCatalog::QUERY, &[]).await.map_err(|error| sql::error("read the catalog of types", error))?;
+    Ok(catalog(&rows))
 }
 
 /// The types alone, read again because a table has newer ones.
 pub async fn types(client: &Client) -> Result<TypeCatalog> {
-    let rows =
-        client.query(TypeCatalog::QUERY, &[]).await.map_err(|error| sql::error("read the catalog of types", error))?;
-    Ok(catalog(&rows))
+    read_types(client).await
 }
 
 fn catalog(rows: &[tokio_postgres::Row]) -> TypeCatalog {
@@ -410,9 +401,9 @@ pub async fn report(client: &Client, report: &Report<'_>) -> Result<()> {
             "INSERT INTO public.rule_cdc_status AS s \
                  (source, slot_name, publication, pid, host, version, epoch, connected_since, nats, received_lsn, \
                   confirmed_lsn, events_published, events_failed, last_error, last_error_at, heartbeat_at, \
-                  heartbeat_seconds, history_lost) \
+                  heartbeat_seconds, history_lost, log_lines_lost) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, now(), $8::text::jsonb, $9::text::pg_lsn, $10::text::pg_lsn, $11, $12, \
-                     $13, CASE WHEN $13::text IS NOT NULL THEN now() END, now(), $14, $15) \
+                     $13, CASE WHEN $13::text IS NOT NULL THEN now() END, now(), $14, $15, $16) \
              ON CONFLICT (source) DO UPDATE SET \
                  slot_name = excluded.slot_name, publication = excluded.publication, pid = excluded.pid, \
                  host = excluded.host, version = excluded.version, epoch = excluded.epoch, \
@@ -423,7 +414,7 @@ pub async fn report(client: &Client, report: &Report<'_>) -> Result<()> {
                  last_error_at = CASE WHEN excluded.last_error IS DISTINCT FROM s.last_error \
                      AND excluded.last_error IS NOT NULL THEN now() ELSE s.last_error_at END, \
                  heartbeat_at = now(), heartbeat_seconds = excluded.heartbeat_seconds, \
-                 history_lost = excluded.history_lost \
+                 history_lost = excluded.history_lost, log_lines_lost = excluded.log_lines_lost \
              WHERE s.epoch IS NULL OR s.epoch <= excluded.epoch",
             &[
                 &report.source,
@@ -441,6 +432,7 @@ pub async fn report(client: &Client, report: &Report<'_>) -> Result<()> {
                 &report.last_error,
                 &report.next_in_seconds,
                 &signed(report.history_lost),
+                &signed(log::lost()),
             ],
         )
         .await

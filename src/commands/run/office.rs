@@ -308,7 +308,7 @@ async fn tidy(config: &Config, writer: Option<Writer>) -> Done {
                 limited.map_err(|error| sql::error("limit how long trimming waits for locks", error))?;
                 let events = ledger::trim_events(client, config.events_retention, TIDY_ROWS).await?;
                 let rows = history::expire(client, TIDY_ROWS).await?;
-                let free = client.batch_execute("RESET lock_timeout").await;
+                let free = client.batch_execute("SET lock_timeout = 0").await;
                 free.map_err(|error| sql::error("let statements wait for locks again", error))?;
                 Ok(events.max(rows))
             };

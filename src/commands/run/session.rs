@@ -25,6 +25,7 @@ use super::{
     ledger::{self, Epoch},
     office::Office,
     pace::Pace,
+    rules,
 };
 use crate::{
     commands::schema,
@@ -62,17 +63,10 @@ const CHECKPOINT: Duration = Duration::from_secs(10);
 const FIRST_CHECKPOINT: Duration = Duration::from_secs(1);
 /// How often `rule_cdc_status` is written, if nothing of note happens.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+/// How often versions of the rules that no position needs any more are deleted.
+const PRUNE: Duration = Duration::from_secs(3600);
 /// Dead letters written together.
 const BURY_MAX: usize = 200;
-
-/// By which rules changes from before the start are routed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Routing {
-    /// By those in force at each, as far as their changes come again as well.
-    AsItWas,
-    /// By those that are read at the start.
-    AsOfNow,
-}
 
 /// Streams until shutdown. `streamed` turns true once the slot is ours; `last_error` is why the session before this one
 /// ended.
@@ -80,7 +74,6 @@ pub async fn session(
     config: &Config,
     shutdown: &mut watch::Receiver<bool>,
     streamed: &mut bool,
-    routing: Routing,
     last_error: Option<&str>,
 ) -> Result<()> {
     let mut client = Watched::connect(&config.postgres).await?;
@@ -96,16 +89,20 @@ pub async fn session(
     faults::reach(Point::EpochRaised)?;
     let checkpoints = client.answer(ledger::checkpoints(&client, &config.source, &system.system_id)).await?;
     let (reader, watch) = client.parts();
-    let (mut tables, types, snapshot) = watch.answer(ledger::snapshot(reader)).await?;
+    let at = rules::At { source: &config.source, system_identifier: &system.system_id, confirmed };
+    let rules::Begin { mut tables, newest, amendments, types, is_first } =
+        watch.answer(rules::begin(reader, at)).await?;
     tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
+    if is_first {
+        tracing::info!(%confirmed, "first version of the rules: as they are now, from the confirmed position on");
+    }
     tracing::info!(%confirmed, epoch, timeline = system.timeline, system = system.system_id, "slot taken");
-    let inbox = format!("_INBOX.walhook.{:016x}", fastrand::u64(..));
+    let inbox = config.nats.publish_inbox();
     let streamer = Streamer::new(&config.source, epoch, &inbox, config.limits, tables, types, confirmed);
     let mut streamer = streamer.with_confirm_delay(config.confirm_delay);
     streamer.set_database(&system.dbname);
-    if routing == Routing::AsOfNow {
-        streamer.keep_rules_as_read(snapshot);
-    }
+    streamer.set_newest_rules(newest, true);
+    streamer.set_amendments(amendments);
     let identity = Identity { source: config.source.clone(), epoch, fork };
     let lanes = Lanes::new(identity, config, system.flushed, checkpoints);
     let timeout = client.answer(wal_sender_timeout(&client)).await?;
@@ -126,6 +123,7 @@ pub async fn session(
         last_checkpoint: Instant::now(),
         checkpoints: Vec::new(),
         last_heartbeat: None,
+        last_prune: Some(Instant::now()),
         connections: serde_json::Map::new(),
         office: Office::new(config),
         last_error,
@@ -223,6 +221,7 @@ struct Session<'c> {
     last_checkpoint: Instant,
     checkpoints: Vec<ledger::Checkpoint>,
     last_heartbeat: Option<Instant>,
+    last_prune: Option<Instant>,
     /// As last reported.
     connections: serde_json::Map<String, serde_json::Value>,
     office: Office,
@@ -239,6 +238,9 @@ type Job = Pin<Box<dyn Future<Output = Result<Done>>>>;
 /// What a job achieved.
 enum Done {
     Buried(Vec<String>),
+    /// Versions of the rules are durable up to the commit of this number.
+    RulesWritten(u64),
+    RulesPruned,
     Types(TypeCatalog),
     Checkpointed(Due),
     Written,
@@ -312,6 +314,7 @@ impl Session<'_> {
             }
             self.is_paused = !self.streamer.has_room();
         }
+        self.streamer.refresh();
         self.bulletin.follow(&self.streamer, &self.lanes);
         let now = Instant::now();
         // Whom we do not listen to may well have spoken.
@@ -392,6 +395,21 @@ impl Session<'_> {
             Some(Box::pin(async move {
                 ledger::bury(&client, &letters).await?;
                 Ok(Done::Buried(letters.into_iter().map(|letter| letter.event_id).collect()))
+            }))
+        } else if self.streamer.rule_commits().len() > 0 {
+            let commits: Vec<_> = self.streamer.rule_commits().take(rules::COMMITS_MAX).cloned().collect();
+            let source = self.config.source.clone();
+            Some(Box::pin(async move {
+                rules::write(&client, &source, &commits).await?;
+                Ok(Done::RulesWritten(commits.last().map_or(0, |commit| commit.number)))
+            }))
+        } else if self.last_prune.is_none_or(|last| last.elapsed() >= PRUNE) {
+            self.last_prune = Some(Instant::now());
+            let (source, slot) = (self.config.source.clone(), self.config.slot.clone());
+            Some(Box::pin(async move {
+                let rows = rules::prune(&client, &source, &slot).await?;
+                tracing::debug!(rows, "old versions of the rules deleted");
+                Ok(Done::RulesPruned)
             }))
         } else if self.is_heartbeat_due() {
             Some(self.heartbeat(i32::try_from(HEARTBEAT.as_secs()).expect("a few seconds")))
@@ -488,7 +506,8 @@ impl Session<'_> {
             }
             Done::Types(types) => self.streamer.set_types(types),
             Done::Checkpointed(due) => self.streamer.checkpointed(due),
-            Done::Written => {}
+            Done::RulesWritten(number) => self.streamer.rules_written(number),
+            Done::Written | Done::RulesPruned => {}
         }
     }
 

@@ -62,6 +62,11 @@ impl Batching {
     pub fn is_wanted(&self) -> bool {
         self.batches != Batches::None
     }
+
+    /// How many messages the stream takes as one batch.
+    pub fn max(&self) -> usize {
+        self.max
+    }
 }
 
 impl Lane {
@@ -143,15 +148,15 @@ impl Lane {
     /// Gives as many of the first `held` messages their part as can have it by now. Returns how many have.
     pub(super) fn cut(&mut self, held: usize) -> usize {
         let mut at = self.offset(self.batching.cut_upto);
-        while let Some(unit) = self.next_unit(at).filter(|unit| at + unit.count <= held) {
+        while let Some(unit) = self.next_unit(at, held).filter(|unit| at + unit.count <= held) {
             self.give_parts(at, &unit);
             at += unit.count;
         }
         at
     }
 
-    /// What goes together from offset `at` on; `None` while that is not known, or not to be sent yet.
-    fn next_unit(&self, at: usize) -> Option<Unit> {
+    /// What goes together from offset `at` on, of the first `held`; `None` while that is not known, or not to be sent yet.
+    fn next_unit(&self, at: usize, held: usize) -> Option<Unit> {
         let Batching { batches, max, bytes_max, uncut_bytes, .. } = self.batching;
         let uncut = self.slots.len() - at;
         let has_much = uncut > max || uncut_bytes > bytes_max;
@@ -168,15 +173,22 @@ impl Lane {
         if is_end && self.is_open_from(at) {
             return None;
         }
-        let goes_by_itself = |slot: &Slot| slot.is_single || slot.is_ungrouped;
-        let mut is_full = !is_end || begun || goes_by_itself(&self.slots[at]) || count == max;
+        let goes_by_itself = |from: usize, count: usize| {
+            self.slots.range(from..from + count).any(|slot| slot.is_single || slot.is_ungrouped)
+        };
+        let mut is_full = !is_end || begun || goes_by_itself(at, count) || count == max;
         while batches == Batches::Groups && !is_full {
             let next = at + count;
             if next == self.slots.len() || self.is_open_from(next) {
                 break;
             }
+            // What is held back is not waited for.
+            if next >= held {
+                is_full = true;
+                break;
+            }
             let (more, more_bytes, is_end) = self.fitting(next, max - count, bytes_max.saturating_sub(bytes));
-            is_full = !is_end || goes_by_itself(&self.slots[next]) || bytes + more_bytes > bytes_max;
+            is_full = !is_end || goes_by_itself(next, more) || bytes + more_bytes > bytes_max;
             if !is_full {
                 count += more;
                 bytes += more_bytes;

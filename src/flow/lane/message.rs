@@ -25,7 +25,7 @@ pub struct Head<'a> {
     pub subject: &'a [u8],
     /// The event's id.
     pub id: &'a [u8],
-    /// The caller's own message id, which takes its place in deduplication; has no control characters.
+    /// The caller's own message id, by which JetStream deduplicates; has no control characters.
     pub message_id: Option<&'a [u8]>,
     /// The word for the operation.
     pub op: &'static str,
@@ -34,14 +34,20 @@ pub struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// Appends the headers by which the event is known.
+    /// Appends the headers by which the event is known. JetStream's duplicate window is that of a stream, so a caller's id is
+    /// sent as `<source>:<webhook id>:<id>`: the same id for another webhook, or in another database, is no duplicate.
     pub fn write_ids(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"\r\nNats-Msg-Id: ");
-        out.extend_from_slice(self.message_id.unwrap_or(self.id));
-        if self.message_id.is_some() {
-            out.extend_from_slice(b"\r\nWalhook-Id: ");
+        let Some(message_id) = self.message_id else {
             out.extend_from_slice(self.id);
+            return;
+        };
+        let (source, webhook_id) = source_and_webhook(self.id);
+        for part in [source, b":", webhook_id, b":", message_id, b"\r\nWalhook-Id: ", self.id] {
+            out.extend_from_slice(part);
         }
+        out.extend_from_slice(b"\r\nWalhook-Message-Id: ");
+        out.extend_from_slice(message_id);
     }
 
     /// Appends the headers that tell where it comes from.
@@ -51,6 +57,14 @@ impl Head<'_> {
         out.extend_from_slice(b"\r\nWalhook-Epoch: ");
         out.extend_from_slice(itoa::Buffer::new().format(self.epoch).as_bytes());
     }
+}
+
+/// The two ends of an event's id, `<source>-<lsn>-<time>-<ordinal>-<webhook id>`.
+fn source_and_webhook(id: &[u8]) -> (&[u8], &[u8]) {
+    let mut dashes = memchr::memrchr_iter(b'-', id);
+    let webhook_at = dashes.next().map_or(0, |dash| dash + 1);
+    let source_end = dashes.nth(2).unwrap_or(0);
+    (&id[..source_end], &id[webhook_at..])
 }
 
 /// What a message asks of the stream, at this attempt.
@@ -69,7 +83,7 @@ pub struct Front<'a> {
 /// A message's part in an atomic batch (ADR-50, "JetStream Batch Publishing").
 #[derive(Debug, Clone, Copy)]
 pub struct Part<'a> {
-    /// By which the batch is known while it is gathered: what follows the second dot of this reply subject. Other attempts and
+    /// By which the batch is known while it is gathered: the last two tokens of this reply subject, and its number. Other attempts and
     /// other runs have others.
     pub id: (&'a [u8], u8, u64),
     /// Counted from 1.
@@ -148,10 +162,10 @@ impl Mark {
     }
 }
 
-/// Of a reply subject what is behind its second dot: the run's own part of it.
+/// Of a reply subject, up to its last dot, the last two tokens: the run's own part of it. A batch's id has 64 bytes at most.
 fn batch_prefix(reply: &[u8]) -> &[u8] {
-    let mut dots = memchr::memchr_iter(b'.', reply);
-    dots.nth(1).map_or(reply, |dot| &reply[dot + 1..])
+    let mut dots = memchr::memrchr_iter(b'.', reply);
+    dots.nth(2).map_or(reply, |dot| &reply[dot + 1..])
 }
 
 /// Appends all of a message before its body, to go alone; `may_be_batched` makes room for what it may become. `stream` must

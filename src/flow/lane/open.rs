@@ -77,6 +77,7 @@ impl Lane {
             self.rewrite(offset, (1, 1), None);
         }
         self.recount(tail.batch_max);
+        self.is_fresh();
         let first = self.slots.front().map_or_else(|| self.spool.end(), |slot| slot.place);
         self.spool.rewind(first);
         self.spool.release(first);
@@ -165,6 +166,7 @@ impl Lane {
                     payload: message[slot.layout.body_at..message.len() - CRLF.len()].to_vec(),
                     reason,
                     noted: noted(&self.notes, slot.note, slot.keep, &slot.layout),
+                    halts: slot.halts,
                 }),
             }
         }

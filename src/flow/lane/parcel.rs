@@ -52,6 +52,11 @@ impl Draft {
     pub fn allow_claim(&mut self) {
         self.may_be_claimed = true;
     }
+
+    /// If its event can never be published, walhook stops.
+    pub fn halt_on_error(&mut self) {
+        self.halts = true;
+    }
 }
 
 impl Lane {
@@ -103,7 +108,7 @@ impl Lane {
         position: EventPosition,
         reason: String,
     ) -> Result<(), Box<Condemned>> {
-        let Draft { place, layout, note, keep, may_be_claimed, .. } = draft;
+        let Draft { place, layout, note, keep, may_be_claimed, halts, .. } = draft;
         let message = Bytes::from(self.spool.take_back(place));
         let (head, payload) = (message[..layout.body_at].to_vec(), message.slice(layout.body_at..));
         let parcel_note = self.note_at(note).to_vec();
@@ -115,7 +120,7 @@ impl Lane {
         let parcel = Parcel { number, position, payload, reason, head, layout, note: parcel_note, keep };
         drop(message);
         if !is_parcel {
-            return Err(Box::new(parcel.condemned()));
+            return Err(Box::new(Condemned { halts, ..parcel.condemned() }));
         }
         self.put_aside(parcel);
         // What comes of its transaction waits for its end with it.
@@ -200,6 +205,8 @@ impl Lane {
                 is_single: false,
                 is_ungrouped: false,
                 may_be_claimed: false,
+                halts: false,
+                has_own_id: false,
             },
             &head,
             &note,
@@ -262,6 +269,7 @@ impl Parcel {
             payload: payload.into(),
             reason,
             noted,
+            halts: false,
         }
     }
 }

@@ -80,8 +80,8 @@ fn a_message_is_an_hpub_with_its_ids_and_what_the_stream_must_have_before_it() {
     let header = "NATS/1.0\r\nNats-Expected-Last-Sequence: 00000000000000000041\r\n\
                   Nats-Msg-Id: src-0000000000000001-9-0-1\r\nNats-Expected-Stream: S\r\n\
                   Walhook-Op: insert\r\nWalhook-Epoch: 3\r\n\r\n";
-    let second = "NATS/1.0\r\nNats-Expected-Last-Sequence: 00000000000000000042\r\nNats-Msg-Id: mine\r\n\
-                  Walhook-Id: src-0000000000000002-9-0-1\r\nNats-Expected-Stream: S\r\n\
+    let second = "NATS/1.0\r\nNats-Expected-Last-Sequence: 00000000000000000042\r\nNats-Msg-Id: src:1:mine\r\n\
+                  Walhook-Id: src-0000000000000002-9-0-1\r\nWalhook-Message-Id: mine\r\nNats-Expected-Stream: S\r\n\
                   Walhook-Op: insert\r\nWalhook-Epoch: 3\r\n\r\n";
     let expected = format!(
         "HPUB s.a _INBOX.i.0.0100000000 {:06} {:09}\r\n{header}{{\"a\":1}}\r\n\
@@ -455,4 +455,68 @@ fn a_strict_lane_that_was_just_opened_sends_one_message_and_more_when_that_is_in
     assert_eq!(again.iter().map(|(_, expected)| *expected).collect::<Vec<_>>(), [Some(12)]);
     lane.acked(again[0].0.as_bytes(), 13, false).unwrap();
     assert_eq!(sent(&mut lane).len(), 3);
+}
+
+#[test]
+fn what_comes_behind_a_repeated_id_waits_for_its_answer_and_then_expects_one_sequence_less() {
+    let mut lane = Lane::new("S", Ordering::Strict, "_INBOX.i.0");
+    open(&mut lane, &tail(7, None));
+    for (commit, id) in [(1, Some(&b"own"[..])), (2, None), (3, Some(b"own")), (4, None), (5, None)] {
+        put_as(&mut lane, commit, "s.a", id, b"{}");
+    }
+    assert_eq!(sent(&mut lane).iter().map(|(_, expected)| expected.unwrap()).collect::<Vec<_>>(), [7, 8, 9]);
+    lane.acked(b"0100000000", 8, false).unwrap();
+    lane.acked(b"0100000001", 9, false).unwrap();
+    assert!(lane.unsent().is_empty(), "until it is answered");
+    lane.acked(b"0100000002", 8, true).unwrap();
+    put_as(&mut lane, 6, "s.a", None, b"{}");
+    assert_eq!(
+        sent(&mut lane),
+        [("0100000003", 9), ("0100000004", 10), ("0100000005", 11)].map(|(token, last)| (token.to_owned(), Some(last)))
+    );
+    for (token, sequence) in [(b"0100000003", 10), (b"0100000004", 11), (b"0100000005", 12)] {
+        lane.acked(token, sequence, false).unwrap();
+    }
+    assert_eq!((lane.is_empty(), lane.counts()), (true, (5, 1)));
+}
+
+#[test]
+fn after_a_duplicate_that_nobody_foresaw_ids_are_waited_for_one_by_one_until_many_were_new() {
+    let mut lane = Lane::new("S", Ordering::Strict, "_INBOX.i.0");
+    open(&mut lane, &tail(7, None));
+    let put = |lane: &mut Lane, commit: u64| put_as(lane, commit, "s.a", Some(commit.to_string().as_bytes()), b"{}");
+    (1..=3).for_each(|commit| put(&mut lane, commit));
+    assert_eq!(sent(&mut lane).len(), 3);
+    lane.acked(b"0100000000", 2, true).unwrap();
+    assert!(lane.refused(b"0100000001", &Refusal::WrongSequence), "it expected more");
+    lane.close();
+    open(&mut lane, &tail(7, None));
+    assert_eq!(sent(&mut lane).len(), 1);
+    lane.acked(b"0200000001", 3, true).unwrap();
+    assert_eq!(sent(&mut lane), [("0200000002".to_owned(), Some(7))]);
+    lane.acked(b"0200000002", 8, false).unwrap();
+    (4..200).for_each(|commit| put(&mut lane, commit));
+    let mut at_once = Vec::new();
+    let (mut index, mut sequence) = (3, 9);
+    while !lane.is_empty() {
+        let count = sent(&mut lane).len();
+        at_once.push(count);
+        for _ in 0..count {
+            lane.acked(format!("02{index:08x}").as_bytes(), sequence, false).unwrap();
+            (index, sequence) = (index + 1, sequence + 1);
+        }
+    }
+    assert_eq!(at_once.iter().filter(|count| **count == 1).count(), 63);
+    assert_eq!(at_once.last(), Some(&133));
+}
+
+#[test]
+fn an_event_that_an_earlier_connection_brought_is_no_repeated_id() {
+    let mut lane = Lane::new("S", Ordering::Strict, "_INBOX.i.0");
+    open(&mut lane, &tail(7, None));
+    put_as(&mut lane, 1, "s.a", Some(b"own"), b"{}");
+    assert_eq!(sent(&mut lane).len(), 1);
+    put_as(&mut lane, 2, "s.a", None, b"{}");
+    lane.acked(b"0100000000", 8, true).unwrap();
+    assert_eq!(sent(&mut lane), [("0100000001".to_owned(), Some(8))]);
 }

@@ -111,13 +111,14 @@ impl Outlet {
         let webhook_id = cell(columns.webhook_id).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
         let webhook = webhook_id.and_then(|id| rules.webhook(id));
         let own_subject = columns.subject.and_then(cell).filter(|subject| !subject.is_empty());
-        let message_id = columns.message_id.and_then(cell).filter(|id| !id.is_empty());
+        // A dead letter that is published again says what happened in the first place, and goes under an id of its own: under its
+        // first one JetStream would take it for the message that it stored then.
+        let is_again = columns.body.and_then(cell).is_some();
+        let message_id = columns.message_id.and_then(cell).filter(|id| !id.is_empty() && !is_again);
         let own =
             columns.headers.and_then(cell).and_then(|own| serde_json::from_slice::<serde_json::Map<_, _>>(own).ok());
         let own = own.as_ref();
         let body = Body::Call { columns, row, own };
-        // A dead letter that is published again says what happened in the first place.
-        let is_again = columns.body.and_then(cell).is_some();
         let first_op = own.filter(|_| is_again).and_then(|own| Op::parse(own.get("Walhook-Op")?.as_str()?));
         self.subject.clear();
         let mut problem = None;
@@ -171,6 +172,7 @@ impl Outlet {
                     reason: problem.expect("set above"),
                     // It has no webhook that a row could name.
                     noted: None,
+                    halts: false,
                 };
                 self.condemn(rules, condemned)
             }
@@ -228,6 +230,9 @@ impl Outlet {
         if webhook.on_error == OnError::ObjectStore {
             draft.allow_claim();
         }
+        if webhook.on_error == OnError::Halt {
+            draft.halt_on_error();
+        }
         let data = payload::write(body, webhook, source, transaction, &self.id, lane.buffer());
         if webhook.keep != Keep::Nothing {
             self.origin.fill(body, webhook);
@@ -279,20 +284,26 @@ impl Outlet {
             payload,
             reason,
             noted,
+            halts: webhook.on_error == OnError::Halt,
         }
     }
 
     pub fn condemn(&mut self, rules: &Rules, condemned: Condemned) -> Result<()> {
-        let Condemned { number, position, subject, headers, payload, reason, noted } = condemned;
+        let Condemned { number, position, subject, headers, payload, reason, noted, halts } = condemned;
         let webhook = rules.webhook(position.webhook_id).map(|index| &rules.webhooks[index]);
         let event_id = position.id(&self.source);
-        if let Some(webhook) = webhook.filter(|webhook| webhook.on_error == OnError::Halt) {
+        if halts {
+            let name = webhook.map_or("?", |webhook| webhook.name.as_str());
             return Err(Error::config(format!(
-                "publish event {event_id} of webhook {} {:?} to {subject:?}",
-                webhook.id, webhook.name
+                "publish event {event_id} of webhook {} {name:?} to {subject:?}",
+                position.webhook_id
             ))
             .caused_by(Halted(reason))
-            .hint("the webhook has on_error = 'halt'; mend its configuration, or set on_error = 'dead_letter'"));
+            .hint(format!(
+                "the webhook has on_error = 'halt': correct its configuration or set on_error = 'dead_letter', then run \
+                 SELECT rule_cdc_rules_amend('{event_id}') to put the corrected rules in force at this event, and start \
+                 walhook again"
+            )));
         }
         self.counts.dead_letters += 1;
         let letter = DeadLetter {

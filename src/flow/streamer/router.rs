@@ -1,68 +1,220 @@
 //! The configuration and what was compiled of it: which rules hold for a change, at its place in the WAL.
 //!
-//! Comes in: the configuration rows as read at the start, then their changes. Goes out: rules, a plan for each table, the
-//! rows by which lanes are reached, notices for the log. Always holds: a lane keeps its number.
+//! Comes in: the rows as they were at the confirmed position, then their changes from the WAL, and amendments. Goes out: rules,
+//! a plan for each table, the settings by which each lane reaches its stream, notices for the log, and the changes that have
+//! to be durable before anything behind them is confirmed ([`RuleLog`]). Always holds: a lane keeps its number, and the rules
+//! are a function of the WAL and the amendments alone, the same in every session.
+//!
+//! Beside these rows the router keeps the newest ones known. They never decide where an event goes; they say how to reach the
+//! place: credentials, and the limits of a stream.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use super::rule_log::RuleLog;
 use crate::{
     error::Result,
     route::{
         plan::Plan,
         rules::{LaneKey, Rules},
-        tables::{Cell, ConfigRow, StreamRow, Table, Tables},
+        streams::streams_of_all,
+        tables::{Cell, ConfigRow, RowText, StreamRow, Table, Tables},
         types::TypeCatalog,
     },
     wal::{
-        change::{Change, Op, Relation},
+        change::{Change, Op, Position, Relation},
+        lsn::Lsn,
         pgoutput::{Column, Tuple},
         snapshot::Snapshot,
     },
 };
 
+/// The rows of all configuration tables as one statement read them.
+#[derive(Debug, Clone)]
+pub struct RulesRead {
+    /// The rows.
+    pub tables: Tables,
+    /// The same as text, by their keys.
+    pub rows: BTreeMap<(Table, i32), RowText>,
+    /// Which transactions the statement saw.
+    pub snapshot: Snapshot,
+    /// All transactions that it saw had committed before this position.
+    pub upto: Lsn,
+}
+
+/// Rules that an operator put in force at an event that could not be published by the rules of its own commit.
+#[derive(Debug, Clone)]
+pub struct Amendment {
+    /// The commit of the first event to which they apply.
+    pub commit_lsn: Lsn,
+    /// That event's ordinal.
+    pub ordinal: u64,
+    /// The rules, as they were when the operator asked for it.
+    pub rules: RulesRead,
+}
+
+/// How a lane reaches its stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneSettings {
+    /// Where the server is, as the rules of the lane say; how to get into it, as the newest row says.
+    pub config: ConfigRow,
+    /// The stream as the newest row wants it.
+    pub stream: StreamRow,
+    /// Whether there is such a newest row. Otherwise an existing stream is left as it is.
+    pub is_current: bool,
+}
+
 /// The configuration and what was compiled of it.
 #[derive(Debug)]
 pub struct Router {
+    /// The rows in force at this place in the WAL.
     pub tables: Tables,
     pub rules: Rules,
     pub types: TypeCatalog,
     pub lane_keys: Vec<LaneKey>,
-    /// The rows that each lane was last reached by: where they are gone, what is in the lane still has to get there.
-    pub lane_rows: Vec<Option<(ConfigRow, StreamRow)>>,
+    /// How each lane was last reached: where its rows are gone, what is in the lane still has to get there.
+    pub lane_settings: Vec<Option<LaneSettings>>,
     pub is_stale: bool,
     pub generation: u64,
     pub reported: HashMap<i32, String>,
     pub reported_streams: Vec<String>,
     pub notices: Vec<String>,
-    /// Changes of the configuration that are in it already are passed over.
-    pub snapshot: Option<Snapshot>,
+    /// Changes whose versions have to become durable.
+    pub log: RuleLog,
+    /// The newest rows known.
+    newest: Tables,
+    /// What [`Router::newest`] was read with: changes that the statement saw are in it.
+    newest_snapshot: Option<Snapshot>,
+    /// The newest rows as text, until the WAL has been read up to where they were.
+    to_compare: Option<RulesRead>,
+    /// What the last amendment saw: changes of rows that it saw are passed over.
+    amended: Option<Snapshot>,
+    /// Amendments to come, in the order of their events.
+    amendments: VecDeque<Amendment>,
 }
 
 impl Router {
-    /// With the configuration as read at the start, not compiled yet.
+    /// With the configuration as it was at the confirmed position, not compiled yet.
     pub fn new(tables: Tables, types: TypeCatalog) -> Router {
         Router {
+            newest: tables.clone(),
             tables,
             rules: Rules::default(),
             types,
             lane_keys: Vec::new(),
-            lane_rows: Vec::new(),
+            lane_settings: Vec::new(),
             is_stale: true,
             generation: 0,
             reported: HashMap::new(),
             reported_streams: Vec::new(),
             notices: Vec::new(),
-            snapshot: None,
+            log: RuleLog::default(),
+            newest_snapshot: None,
+            to_compare: None,
+            amended: None,
+            amendments: VecDeque::new(),
         }
+    }
+
+    /// The newest rows, as a statement read them. `compares`: once the WAL has been read up to there, it must have led to the
+    /// same rows.
+    pub fn set_newest(&mut self, read: RulesRead, compares: bool) {
+        self.newest = read.tables.clone();
+        self.newest.overridden.clone_from(&self.tables.overridden);
+        self.newest_snapshot = Some(read.snapshot.clone());
+        self.to_compare = compares.then_some(read);
+        self.is_stale = true;
+    }
+
+    /// Amendments in the order of their events. Of those before `confirmed` only what they saw still matters.
+    pub fn set_amendments(&mut self, amendments: Vec<Amendment>, confirmed: Lsn) {
+        for amendment in amendments {
+            if amendment.commit_lsn < confirmed {
+                self.amended = Some(amendment.rules.snapshot);
+            } else {
+                self.amendments.push_back(amendment);
+            }
+        }
+    }
+
+    /// Whether an amendment begins with the event at `position`, and if so takes it.
+    pub fn amend_at(&mut self, position: Position) {
+        let here = (position.commit_lsn, position.ordinal);
+        while self.amendments.front().is_some_and(|next| (next.commit_lsn, next.ordinal) <= here) {
+            let Some(amendment) = self.amendments.pop_front() else { return };
+            self.notices.push(format!(
+                "the rules of {} are in force from {}-{} on, by an amendment",
+                amendment.rules.upto, amendment.commit_lsn, amendment.ordinal
+            ));
+            self.replace(amendment.rules);
+        }
+    }
+
+    /// Whether some amendment is still to come.
+    pub fn awaits_amendment(&self) -> bool {
+        !self.amendments.is_empty()
+    }
+
+    /// All rows are as `read` from here on.
+    fn replace(&mut self, read: RulesRead) {
+        for table in Table::ALL {
+            let gone = self.tables.ids(table).into_iter().filter(|&id| !read.rows.contains_key(&(table, id)));
+            gone.for_each(|id| self.log.delete(table, id));
+        }
+        for ((table, id), row) in read.rows {
+            self.log.put(table, id, row, false);
+        }
+        let Tables { overridden, is_for_replay, .. } = std::mem::take(&mut self.tables);
+        self.tables = Tables { overridden, ..read.tables };
+        if is_for_replay {
+            self.tables.adapt_to_replay();
+        }
+        self.amended = Some(read.snapshot);
+        self.is_stale = true;
+    }
+
+    /// The WAL was read up to `upto`, between two transactions. From where the newest rows were read on, both must agree: else
+    /// a change of a row never came down the slot (the slot was made again, or moved by hand), and the newest rows are taken.
+    pub fn compare(&mut self, upto: Lsn) {
+        if self.to_compare.as_ref().is_none_or(|read| read.upto > upto) || self.awaits_amendment() {
+            return;
+        }
+        let Some(read) = self.to_compare.take() else { return };
+        if self.tables.say_the_same(&self.newest) {
+            return;
+        }
+        self.notices.push(format!(
+            "the configuration tables differ from what their changes in the WAL up to {upto} amount to: a change was never seen, \
+             as after a slot was made again or moved by hand; the rules of the tables are in force from here on"
+        ));
+        self.replace(RulesRead { tables: self.newest.clone(), ..read });
     }
 
     pub fn compile(&mut self) {
         self.rules = Rules::compile(&self.tables, &mut self.lane_keys);
-        self.lane_rows.resize_with(self.lane_keys.len(), || None);
-        for index in 0..self.lane_keys.len() {
-            if let Some(rows) = self.rules.rows_of(&self.lane_keys[index], &self.tables) {
-                self.lane_rows[index] = Some(rows);
-            }
+        self.lane_settings.resize_with(self.lane_keys.len(), || None);
+        let newest_streams = streams_of_all(&self.newest);
+        for (key, settings) in self.lane_keys.iter().zip(&mut self.lane_settings) {
+            let rows = self.rules.rows_of(key, &self.tables);
+            let rows = rows.or_else(|| settings.as_ref().map(|known| (known.config.clone(), known.stream.clone())));
+            let Some((config, stream)) = rows else { continue };
+            let newest = self.newest.configs.get(&key.config_id);
+            let newest = newest.filter(|newest| newest.servers().eq(config.servers()));
+            let newest_stream = newest.and_then(|_| {
+                let (rows, _) = newest_streams.get(&key.config_id)?;
+                rows.iter().find(|row| Some(&row.stream_name) == key.stream.as_ref())
+            });
+            // Order and batches are the lane's own.
+            let stream_now = newest_stream.map(|newest| StreamRow {
+                ordering: stream.ordering.clone(),
+                transactions: stream.transactions.clone(),
+                durability: stream.durability.clone(),
+                ..newest.clone()
+            });
+            *settings = Some(LaneSettings {
+                config: newest.map_or_else(|| config.clone(), |newest| config.with_access_of(newest)),
+                is_current: stream_now.is_some(),
+                stream: stream_now.unwrap_or(stream),
+            });
         }
         self.is_stale = false;
         self.generation += 1;
@@ -105,42 +257,75 @@ impl Router {
         change: &Change<'_>,
         columns: impl Iterator<Item = &'c str> + Clone,
     ) -> Result<()> {
-        if self.snapshot.as_ref().is_some_and(|snapshot| snapshot.shows(change.xid)) {
-            return Ok(());
+        let is_seen = |snapshot: &Option<Snapshot>| snapshot.as_ref().is_some_and(|seen| seen.shows(change.xid));
+        if !is_seen(&self.newest_snapshot) {
+            let mut news = RuleLog::default();
+            follow(&mut self.newest, &mut news, table, change, columns.clone())?;
+            if let Some(read) = &mut self.to_compare {
+                news.apply(&mut read.rows);
+            }
         }
-        let key_of = |tuple: Tuple<'_>| {
-            columns.clone().zip(tuple.iter()).find_map(|(name, value)| match value {
-                Column::Text(text) if name == table.key() => Some(String::from_utf8_lossy(text).into_owned()),
-                _ => None,
-            })
-        };
-        // Before the new row, for an update may have changed the key itself.
-        if let Some(key) = change.old.and_then(|old| key_of(old.tuple()))
-            && (change.op == Op::Delete || change.new.and_then(key_of).is_some_and(|new| new != key))
-        {
-            self.tables.remove(table, &key)?;
-        }
-        if let Some(new) = change.new {
-            let row: Vec<_> = columns
-                .zip(new.iter())
-                .map(|(name, value)| {
-                    let cell = match value {
-                        Column::Null => Cell::Null,
-                        Column::Unchanged => Cell::Unchanged,
-                        // The session's encoding is UTF-8; a database in SQL_ASCII may hold other bytes.
-                        Column::Text(text) | Column::Binary(text) => {
-                            Cell::Text(std::str::from_utf8(text).unwrap_or("\u{FFFD}"))
-                        }
-                    };
-                    (name, cell)
-                })
-                .collect();
-            self.tables.put(table, row.into_iter())?;
-        }
-        if change.op == Op::Truncate {
-            self.tables.clear(table);
+        if !is_seen(&self.amended) {
+            follow(&mut self.tables, &mut self.log, table, change, columns)?;
         }
         self.is_stale = true;
         Ok(())
     }
+}
+
+/// Makes `tables` follow a change, and notes what became of the row in `log`.
+fn follow<'c>(
+    tables: &mut Tables,
+    log: &mut RuleLog,
+    table: Table,
+    change: &Change<'_>,
+    columns: impl Iterator<Item = &'c str> + Clone,
+) -> Result<()> {
+    let key_of = |tuple: Tuple<'_>| {
+        columns.clone().zip(tuple.iter()).find_map(|(name, value)| match value {
+            Column::Text(text) if name == table.key() => Some(String::from_utf8_lossy(text).into_owned()),
+            _ => None,
+        })
+    };
+    // Before the new row, for an update may have changed the key itself.
+    if let Some(key) = change.old.and_then(|old| key_of(old.tuple()))
+        && (change.op == Op::Delete || change.new.and_then(key_of).is_some_and(|new| new != key))
+    {
+        tables.remove(table, &key)?;
+        if let Ok(id) = key.parse() {
+            log.delete(table, id);
+        }
+    }
+    if let Some(new) = change.new {
+        let row: Vec<_> = columns
+            .clone()
+            .zip(new.iter())
+            .map(|(name, value)| {
+                let cell = match value {
+                    Column::Null => Cell::Null,
+                    Column::Unchanged => Cell::Unchanged,
+                    // The session's encoding is UTF-8; a database in SQL_ASCII may hold other bytes.
+                    Column::Text(text) | Column::Binary(text) => {
+                        Cell::Text(std::str::from_utf8(text).unwrap_or("\u{FFFD}"))
+                    }
+                };
+                (name, cell)
+            })
+            .collect();
+        if let Some(Ok(id)) = key_of(new).map(|key| key.parse()) {
+            let is_partial = row.iter().any(|(_, cell)| matches!(cell, Cell::Unchanged));
+            let text = row.iter().filter_map(|&(name, cell)| match cell {
+                Cell::Null => Some((name.to_owned(), None)),
+                Cell::Text(text) => Some((name.to_owned(), Some(text.to_owned()))),
+                Cell::Unchanged => None,
+            });
+            log.put(table, id, text.collect(), is_partial);
+        }
+        tables.put(table, row.into_iter())?;
+    }
+    if change.op == Op::Truncate {
+        tables.ids(table).into_iter().for_each(|id| log.delete(table, id));
+        tables.clear(table);
+    }
+    Ok(())
 }

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::{Body, TransactionText, write_data, write_table, write_type};
+use super::{Body, TransactionText, write_data, write_header_type, write_table, write_type};
 use crate::route::headers::push_encoded;
 
 /// Appends the event, structured. Returns where its data is.
@@ -37,14 +37,7 @@ pub fn write_headers(body: Body<'_>, source: &str, transaction: &TransactionText
     out.extend_from_slice(b"\r\nce-source: /walhook/");
     out.extend_from_slice(source.as_bytes());
     out.extend_from_slice(b"\r\nce-type: ");
-    match body {
-        Body::Row { table, change, .. } => {
-            push_encoded(table.unescaped.as_bytes(), out);
-            out.push(b'.');
-            out.extend_from_slice(change.op.as_str().as_bytes());
-        }
-        Body::Call { .. } => write_type(body, out),
-    }
+    write_header_type(body, out);
     out.extend_from_slice(b"\r\nce-time: ");
     out.extend_from_slice(transaction.timestamp.as_bytes());
     out.extend_from_slice(b"\r\nce-subject: ");

@@ -22,10 +22,8 @@ use crate::{
     error::{Error, Result},
     flow::{lane::Refusal, streamer::Streamer},
     nats::{
-        ack::{
-            Ack, BATCH_CONTAINS_DUPLICATE, BATCH_TOO_LARGE, HEADER_EXCEEDS_MAXIMUM, MESSAGE_EXCEEDS_MAXIMUM,
-            WRONG_LAST_SEQUENCE, WRONG_LAST_SEQUENCE_CONSTANT,
-        },
+        ack::Ack,
+        codes::{self, Publish},
         control::{self, Control},
         handshake,
         publish::{Inbox, Publisher},
@@ -79,6 +77,8 @@ pub struct Link {
     worked: bool,
     /// What its user may not do, as the server said it last.
     forbidden: Option<String>,
+    /// The server has closed the connection over some message: so many go one at a time, which shows over which.
+    careful: usize,
 }
 
 struct Connected {
@@ -203,9 +203,9 @@ impl Group {
             for &lane in &link.lanes[subscribed..] {
                 publisher.subscribe(&inbox(lane, streamer));
             }
-            let lanes = std::mem::take(&mut link.lanes);
+            let (lanes, careful) = (std::mem::take(&mut link.lanes), link.careful);
             let (since, heard) = (Some(Instant::now()), None);
-            *link = Link { lanes, publisher: Some(publisher), since, heard, ..Link::default() };
+            *link = Link { lanes, publisher: Some(publisher), since, heard, careful, ..Link::default() };
         }
         Ok(true)
     }
@@ -281,6 +281,19 @@ impl Link {
         self.forbidden.as_deref()
     }
 
+    /// The connection is lost. Was it closed over a message, that message is given up where it was the only one under way; from
+    /// here on one goes at a time, until as many went well as were in line.
+    pub fn judge(&mut self, streamer: &mut Streamer) {
+        let Some(violation) = self.publisher.as_ref().and_then(Publisher::violation) else { return };
+        let under_way: Vec<_> = self.lanes.iter().copied().filter(|&index| streamer.lane(index).has_begun()).collect();
+        if let ([index], true) = (&under_way[..], self.careful > 0) {
+            let reason = format!("the server closes the connection over it: {}", violation.text);
+            streamer.lane_mut(*index).reject_first(reason, violation.is_size);
+        }
+        let in_line: usize = self.lanes.iter().map(|&index| streamer.lane(index).len()).sum();
+        self.careful = self.careful.max(in_line).max(1);
+    }
+
     /// Moves bytes out and answers in, as far as the socket allows. Returns whether there is more to write since.
     ///
     /// # Errors
@@ -293,8 +306,17 @@ impl Link {
         drivers: &mut [Driver],
     ) -> Result<bool> {
         let Some(publisher) = &mut self.publisher else { return Ok(false) };
+        for &index in &self.lanes {
+            streamer.lane_mut(index).set_careful(self.careful > 0);
+        }
         let mut had_nothing = 0;
         while had_nothing < self.lanes.len() {
+            if self.careful > 0
+                && publisher.is_between()
+                && self.lanes.iter().any(|&index| streamer.lane(index).has_begun())
+            {
+                break;
+            }
             let index = self.lanes[self.turn];
             let lane = streamer.lane_mut(index);
             let bytes = if drivers[index].is_on_line() { lane.unsent() } else { &[] };
@@ -310,8 +332,9 @@ impl Link {
             if publisher.is_between() {
                 faults::reach(Point::Publish)?;
             }
-            match publisher.poll_write(cx, faults::at_a_time(bytes))? {
-                Poll::Ready(count) => {
+            match publisher.poll_write(cx, faults::at_a_time(bytes)) {
+                Poll::Ready(Err(error)) => return Err(publisher.last_words(cx, error)),
+                Poll::Ready(Ok(count)) => {
                     lane.mark_sent(count);
                     publisher.set_between(lane.is_between_messages());
                     if publisher.is_between() {
@@ -332,7 +355,9 @@ impl Link {
                 }
             }
         }
-        let _ = publisher.poll_flush(cx)?;
+        if let Poll::Ready(Err(error)) = publisher.poll_flush(cx) {
+            return Err(publisher.last_words(cx, error));
+        }
         let mut again = false;
         for _ in 0..READS_AT_A_TIME {
             match publisher.poll_read(cx)? {
@@ -347,9 +372,21 @@ impl Link {
                 faults::reach(Point::Acked)?;
                 if take(answer.token, answer.ack, index, streamer, &mut drivers[index]) {
                     self.worked = true;
+                    again |= self.careful > 0;
+                    self.careful = self.careful.saturating_sub(1);
                 }
                 Ok(())
             })?;
+            if publisher.take_limit_changed() {
+                let limit = publisher.info().max_payload;
+                for &index in &self.lanes {
+                    let text = format!(
+                        "stream {:?}: the server takes messages of at most {limit} bytes from now on (max_payload)",
+                        streamer.lane(index).stream()
+                    );
+                    drivers[index].trouble.get_or_insert_with(|| Error::unavailable(text));
+                }
+            }
             if let Some(text) = publisher.take_forbidden() {
                 if let [_] = self.lanes[..] {
                     return Err(handshake::refusal(&text).context(format!("publish at {}", publisher.target())));
@@ -360,6 +397,7 @@ impl Link {
             if is_core && publisher.take_pong() {
                 for &index in &self.lanes {
                     if streamer.lane_mut(index).ponged() {
+                        self.careful = self.careful.saturating_sub(1);
                         drivers[index].answered = true;
                         self.worked = true;
                         again = true;
@@ -384,22 +422,21 @@ fn take(token: &[u8], ack: Ack, index: usize, streamer: &mut Streamer, driver: &
             }
             Err(refusal) => refusal,
         },
-        Ack::Refused { code: WRONG_LAST_SEQUENCE | WRONG_LAST_SEQUENCE_CONSTANT, .. } => Refusal::WrongSequence,
-        Ack::Refused { code: BATCH_CONTAINS_DUPLICATE, .. } => Refusal::DuplicateInBatch,
-        Ack::Refused { code: BATCH_TOO_LARGE, description } => {
-            // Its words end with the server's limit.
-            let told = description.rsplit(' ').next().and_then(|limit| limit.parse().ok());
-            let told = told.filter(|told| *told < driver.batch_max);
-            driver.batch_max = told.unwrap_or(driver.batch_max / 2).max(1);
-            Refusal::NotNow(format!("{description} ({BATCH_TOO_LARGE})"))
-        }
-        Ack::Refused { code: MESSAGE_EXCEEDS_MAXIMUM, description } => {
-            Refusal::TooLarge(format!("stream {} refuses it: {description}", lane.stream()))
-        }
-        Ack::Refused { code: HEADER_EXCEEDS_MAXIMUM, description } => {
-            Refusal::Never(format!("stream {} refuses it: {description}", lane.stream()))
-        }
-        Ack::Refused { code, description } => Refusal::NotNow(format!("{description} ({code})")),
+        Ack::Refused { code, description } => match codes::publish(code) {
+            Publish::Place => Refusal::WrongSequence,
+            Publish::OneByOne => Refusal::DuplicateInBatch,
+            Publish::SmallerBatches => {
+                // That smaller ones are wanted the code says; how small, its words: they end with the server's limit. Without
+                // them it is found by halves.
+                let limit = description.rsplit(' ').next().and_then(|limit| limit.parse().ok());
+                let limit = limit.filter(|limit| *limit < driver.batch_max);
+                driver.batch_max = limit.unwrap_or(driver.batch_max / 2).max(1);
+                Refusal::NotNow(format!("{description} ({code})"))
+            }
+            Publish::TooLarge => Refusal::TooLarge(format!("stream {} refuses it: {description}", lane.stream())),
+            Publish::Event => Refusal::Never(format!("stream {} refuses it: {description}", lane.stream())),
+            Publish::Wait => Refusal::NotNow(format!("{description} ({code})")),
+        },
         Ack::NoResponders => Refusal::NotNow("no stream takes its subject, or JetStream is away".to_owned()),
     };
     let is_news = lane.refused(token, &refusal);

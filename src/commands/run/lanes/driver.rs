@@ -11,8 +11,10 @@ use super::{
 use crate::{
     commands::{backoff::Backoff, run::ledger::Checkpoint},
     error::{Error, Result},
-    flow::lane::{BATCH_MAX, Lane},
-    route::tables::{ConfigRow, StreamRow},
+    flow::{
+        lane::{BATCH_MAX, Lane},
+        streamer::LaneSettings,
+    },
 };
 
 /// See the module.
@@ -20,8 +22,8 @@ pub struct Driver {
     pub phase: Phase,
     /// The group of connections that it is of, once it was reached by rows.
     pub group: Option<usize>,
-    /// The rows that the lane was last opened by.
-    pub settings: Option<(ConfigRow, StreamRow)>,
+    /// What the lane was last opened by.
+    pub settings: Option<LaneSettings>,
     /// The rows as they are lead to it.
     pub is_wanted: bool,
     pub backoff: Backoff,
@@ -108,9 +110,9 @@ impl Driver {
     /// Where its stream stands; nothing while that was never seen.
     pub fn stands(&self, lane: &Lane) -> Option<Checkpoint> {
         let (position, sequence) = lane.floor()?;
-        let (config, _) = self.settings.as_ref().filter(|_| self.created_ns != 0)?;
+        let settings = self.settings.as_ref().filter(|_| self.created_ns != 0)?;
         Some(Checkpoint {
-            config_name: config.config_name.clone(),
+            config_name: settings.config.config_name.clone(),
             stream: lane.stream().to_owned(),
             created_ns: self.created_ns,
             position,

@@ -13,14 +13,12 @@ use crate::{
     flow::{
         event_id::EventPosition,
         lane::{BATCH_MAX, Tail},
+        streamer::LaneSettings,
     },
     nats::{control::Control, streams, tail},
     route::tables::StreamRow,
     wal::lsn::Lsn,
 };
-
-/// The database keeps microseconds of a stream's time of creation.
-const CREATED_TOLERANCE_NS: u64 = 1_000_000;
 
 /// What to do where stream and database tell different histories.
 const REWRITTEN: &str = "the database was restored or failed over to an earlier point; decide what of the stream is true, \
@@ -42,6 +40,8 @@ pub struct Known {
     pub server_wal: Lsn,
     /// See [`crate::flow::lane::Lane::lists_behind`].
     pub lists_behind: Option<u64>,
+    /// Where our last message was last seen, and when its stream was created.
+    pub place: Option<(u64, i64)>,
     /// Of the publishing connection, in bytes.
     pub max_payload: usize,
     /// The server's.
@@ -55,8 +55,9 @@ pub struct Known {
     pub batch_max: usize,
 }
 
-/// Makes the stream what the row says and reads its tail.
-pub async fn open(control: Control, stream: StreamRow, identity: Identity, known: Known) -> Result<Opened> {
+/// Makes the stream what the row says and reads its tail. A stream that no row of now speaks of is left as it is.
+pub async fn open(control: Control, settings: LaneSettings, identity: Identity, known: Known) -> Result<Opened> {
+    let LaneSettings { stream, is_current, .. } = settings;
     let mut warnings = Vec::new();
     let mut row = stream.clone();
     if !known.knows_batches {
@@ -65,7 +66,12 @@ pub async fn open(control: Control, stream: StreamRow, identity: Identity, known
     if !known.shares_syncs {
         row.durability = None;
     }
-    let state = match streams::ensure(&control, &row).await {
+    let there = if is_current { None } else { streams::find(&control, &row.stream_name).await? };
+    let ensured = match there {
+        Some(state) => Ok(state),
+        None => streams::ensure(&control, &row).await,
+    };
+    let state = match ensured {
         Ok(state) => state,
         // The row wants what JetStream does not allow. Where the stream exists, events flow into it as it is.
         Err(error) if error.kind() == Kind::Config => {
@@ -78,9 +84,9 @@ pub async fn open(control: Control, stream: StreamRow, identity: Identity, known
     };
     warnings.extend(state.warnings.iter().cloned());
     faults::pass(Point::TailUnread).await?;
-    let end =
-        tail::last_of_ours(&control, &stream.stream_name, |stored| position_of(stored, &identity.source).is_some())
-            .await?;
+    let is_ours = |stored: &tail::Stored| position_of(stored, &identity.source).is_some();
+    let reach = tail::Reach { known: known.place, is_strict: stream.ordering.as_deref() != Some("shared") };
+    let end = tail::last_of_ours(&control, &stream.stream_name, reach, is_ours).await?;
     let ours = end.ours.as_ref().and_then(|stored| Some((position_of(stored, &identity.source)?, stored.sequence)));
     let epoch_of =
         |stored: &tail::Stored| stored.header("Walhook-Epoch").and_then(|epoch| epoch.parse::<u64>().ok()).unwrap_or(0);
@@ -120,8 +126,9 @@ pub async fn open(control: Control, stream: StreamRow, identity: Identity, known
     let listed = match known.lists_behind {
         None => Vec::new(),
         Some(behind) => {
-            let is_ours = |stored: &tail::Stored| position_of(stored, &identity.source).is_some();
-            let stored = tail::ours_behind(&control, &stream.stream_name, behind, end.last_sequence, is_ours).await?;
+            let place = known.place.map(|(sequence, _)| sequence);
+            let last = end.last_sequence;
+            let stored = tail::ours_behind(&control, &stream.stream_name, behind, last, place, is_ours).await?;
             stored.iter().filter_map(|stored| position_of(stored, &identity.source)).collect()
         }
     };
@@ -182,7 +189,7 @@ pub enum Standing {
 /// What was removed from it in an orderly way still counts in its last sequence.
 pub fn trusted(known: &Checkpoint, created_ns: i64, tail: &Tail) -> Result<Standing> {
     let Checkpoint { config_name, stream, sequence, .. } = known;
-    let what = if known.created_ns.abs_diff(created_ns) > CREATED_TOLERANCE_NS {
+    let what = if known.created_ns.abs_diff(created_ns) > tail::CREATED_TOLERANCE_NS {
         "it was made anew since".to_owned()
     } else if tail.last_sequence >= *sequence {
         return Ok(Standing::Whole);

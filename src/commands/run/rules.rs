@@ -1,0 +1,363 @@
+//! The rules by LSN: versions of the configuration rows in `rule_cdc_rule_versions`, from which every session begins with the
+//! rules as they were at the slot's confirmed position.
+//!
+//! In: what the streamer saw change, with its commit's position. Out: the rows as of a position, amendments, and the newest
+//! rows. What always holds: a version is durable before PostgreSQL is told that anything behind its commit is done, and a
+//! version is deleted only when no position to which the slot can go back needs it.
+
+use std::collections::BTreeMap;
+
+use bytes::BytesMut;
+use tokio_postgres::{
+    Client, GenericClient, Transaction,
+    types::{IsNull, ToSql, Type, to_sql_checked},
+};
+
+use super::faults::{self, Point};
+use crate::{
+    commands::rows::{self, missing_table},
+    error::{Error, Result},
+    flow::streamer::{Amendment, RuleCommit, RulesRead},
+    postgres::sql,
+    route::{
+        tables::{RowText, Table, Tables},
+        types::TypeCatalog,
+    },
+    wal::lsn::Lsn,
+};
+
+/// How long a version is kept at least after a later one has replaced it: a standby's copy of the slot, or of a base backup,
+/// may be that much older than the slot itself.
+const KEPT_DAYS: i32 = 7;
+
+/// How many transactions' versions are written as one piece of work.
+pub const COMMITS_MAX: usize = 100;
+
+/// All that a session begins with.
+pub struct Begin {
+    /// The rows as they were at the confirmed position.
+    pub tables: Tables,
+    /// As a statement reads them now.
+    pub newest: RulesRead,
+    /// In the order of their events.
+    pub amendments: Vec<Amendment>,
+    /// The types.
+    pub types: TypeCatalog,
+    /// There were no versions yet: those of now are the first.
+    pub is_first: bool,
+}
+
+/// Whose versions, and of when.
+#[derive(Debug, Clone, Copy)]
+pub struct At<'a> {
+    /// The name of the feed.
+    pub source: &'a str,
+    /// PostgreSQL's.
+    pub system_identifier: &'a str,
+    /// The slot's confirmed position.
+    pub confirmed: Lsn,
+}
+
+/// Reads the rules as of `at`. The first time it makes the rules of now the first version.
+///
+/// # Errors
+/// A table is missing or may not be read; versions from so long ago are gone.
+pub async fn begin(client: &mut Client, at: At<'_>) -> Result<Begin> {
+    let (begin, versions) = load(client, at).await?;
+    match versions {
+        Versions::Known => {}
+        Versions::None => first(client, at, &begin.newest).await?,
+        Versions::From(complete_from) => {
+            return Err(Error::untrusted(format!(
+                "{}, and the slot has gone back further",
+                too_early(at, complete_from)
+            ))
+            .hint(format!(
+                "to publish what comes again by the rules as they are now: SELECT rule_cdc_rules_forget('{}')",
+                at.source.replace('\'', "''")
+            )));
+        }
+    }
+    Ok(begin)
+}
+
+/// The same for a replay, which writes nothing.
+///
+/// # Errors
+/// As [`begin`]; there are no versions from that time.
+pub async fn begin_replay(client: &mut Client, at: At<'_>) -> Result<Begin> {
+    let (begin, versions) = load(client, at).await?;
+    let problem = match versions {
+        Versions::Known => return Ok(begin),
+        Versions::None => {
+            format!("read the rules as of {}: `walhook run` has kept no versions of them yet", at.confirmed)
+        }
+        Versions::From(complete_from) => too_early(at, complete_from),
+    };
+    Err(Error::config(problem).hint("--rules now replays by the rules as they are now"))
+}
+
+fn too_early(at: At<'_>, complete_from: Lsn) -> String {
+    format!(
+        "read the rules as of {}: versions for source {:?} are kept from {complete_from} on",
+        at.confirmed, at.source
+    )
+}
+
+/// What versions there are for a position.
+enum Versions {
+    Known,
+    None,
+    /// Only from there on.
+    From(Lsn),
+}
+
+async fn load(client: &mut Client, at: At<'_>) -> Result<(Begin, Versions)> {
+    let attempted = "read the rules";
+    let transaction = rows::snapshot(client, attempted).await?;
+    let newest = read(&transaction).await?;
+    let types = super::ledger::read_types(&transaction).await?;
+    let known = transaction
+        .query_opt(
+            "SELECT system_identifier, complete_from::text FROM public.rule_cdc_rule_sources WHERE source = $1",
+            &[&at.source],
+        )
+        .await
+        .map_err(|error| missing_table(sql::error(attempted, error)))?;
+    let versions = match &known {
+        // Positions of another PostgreSQL's WAL say nothing here.
+        Some(row) if row.get::<_, &str>(0) == at.system_identifier => match lsn(attempted, row.get(1))? {
+            complete_from if at.confirmed < complete_from => Versions::From(complete_from),
+            _ => Versions::Known,
+        },
+        _ => Versions::None,
+    };
+    let amendments = amendments(&transaction, at).await?;
+    let tables = match versions {
+        Versions::Known => as_of(&transaction, at).await?,
+        Versions::None | Versions::From(_) => newest.tables.clone(),
+    };
+    transaction.commit().await.map_err(|error| sql::error(attempted, error))?;
+    let is_first = matches!(versions, Versions::None);
+    Ok((Begin { tables, newest, amendments, types, is_first }, versions))
+}
+
+/// The configuration rows as they are now.
+///
+/// # Errors
+/// A table is missing or may not be read.
+pub async fn newest(client: &mut Client) -> Result<RulesRead> {
+    let attempted = "read the configuration tables";
+    let transaction = rows::snapshot(client, attempted).await?;
+    let read = read(&transaction).await?;
+    transaction.commit().await.map_err(|error| sql::error(attempted, error))?;
+    Ok(read)
+}
+
+/// Rows, snapshot and position; `client` is a transaction that has one snapshot.
+async fn read(client: &Transaction<'_>) -> Result<RulesRead> {
+    let attempted = "read the configuration tables";
+    let rows = rows::read_text(client).await?;
+    let mut tables = Tables::default();
+    for ((table, _), row) in &rows {
+        tables.put_text(*table, row)?;
+    }
+    let shown = client
+        .query_one("SELECT pg_catalog.pg_current_snapshot()::text, pg_catalog.pg_current_wal_insert_lsn()::text", &[])
+        .await
+        .map_err(|error| sql::error(attempted, error))?;
+    let snapshot = shown.get::<_, &str>(0).parse();
+    let snapshot = snapshot.map_err(|error: String| Error::protocol(attempted).caused_by(error))?;
+    Ok(RulesRead { tables, rows, snapshot, upto: lsn(attempted, shown.get(1))? })
+}
+
+async fn as_of(client: &Transaction<'_>, at: At<'_>) -> Result<Tables> {
+    let attempted = || format!("read the rules as of {}", at.confirmed);
+    let found = client
+        .query(
+            "SELECT DISTINCT ON (v.table_name, v.row_id) v.table_name, v.row_data::text \
+             FROM public.rule_cdc_rule_versions v \
+             WHERE v.source = $1 AND v.since_lsn < $2::text::pg_lsn \
+             ORDER BY v.table_name, v.row_id, v.since_lsn DESC",
+            &[&at.source, &at.confirmed.to_string()],
+        )
+        .await
+        .map_err(|error| missing_table(sql::error(attempted(), error)))?;
+    let mut tables = Tables::default();
+    for row in &found {
+        let Some(text) = row.get::<_, Option<&str>>(1) else { continue };
+        let table = table(row.get(0)).ok_or_else(|| Error::protocol(attempted()))?;
+        let row: RowText = serde_json::from_str(text).map_err(|error| Error::protocol(attempted()).caused_by(error))?;
+        tables.put_text(table, &row)?;
+    }
+    Ok(tables)
+}
+
+async fn amendments(client: &Transaction<'_>, at: At<'_>) -> Result<Vec<Amendment>> {
+    let attempted = "read the amendments of the rules";
+    let found = client
+        .query(
+            "SELECT at_lsn::text, at_ordinal, rules::text, snapshot, made_at_lsn::text \
+             FROM public.rule_cdc_rule_amendments \
+             WHERE source = $1 AND system_identifier = $2 AND made_at_lsn > $3::text::pg_lsn \
+             ORDER BY at_lsn, at_ordinal, amendment_id",
+            &[&at.source, &at.system_identifier, &at.confirmed.to_string()],
+        )
+        .await
+        .map_err(|error| missing_table(sql::error(attempted, error)))?;
+    found.iter().map(|row| amendment(row).map_err(|error| error.context(attempted))).collect()
+}
+
+fn amendment(row: &tokio_postgres::Row) -> Result<Amendment> {
+    let unreadable = |error: String| Error::protocol("read rule_cdc_rule_amendments").caused_by(error);
+    let by_table: BTreeMap<String, Vec<RowText>> =
+        serde_json::from_str(row.get(2)).map_err(|error| unreadable(error.to_string()))?;
+    let mut tables = Tables::default();
+    let mut rows = BTreeMap::new();
+    for (name, of_table) in by_table {
+        let table = table(&name).ok_or_else(|| unreadable(format!("{name:?} is no table of ours")))?;
+        for row in of_table {
+            tables.put_text(table, &row)?;
+            let id = row.get(table.key()).cloned().flatten().and_then(|id| id.parse().ok());
+            rows.insert((table, id.ok_or_else(|| unreadable(format!("a row of {name} without its key")))?), row);
+        }
+    }
+    let snapshot = row.get::<_, &str>(3).parse().map_err(unreadable)?;
+    let rules = RulesRead { tables, rows, snapshot, upto: lsn("read rule_cdc_rule_amendments", row.get(4))? };
+    Ok(Amendment {
+        commit_lsn: lsn("read rule_cdc_rule_amendments", row.get(0))?,
+        ordinal: row.get::<_, i64>(1).cast_unsigned(),
+        rules,
+    })
+}
+
+/// Makes `newest` the first version, good from the confirmed position on.
+async fn first(client: &mut Client, at: At<'_>, newest: &RulesRead) -> Result<()> {
+    let attempted = || format!("write the first version of the rules of source {:?}", at.source);
+    let failed = |error| missing_table(sql::error(attempted(), error));
+    let transaction = client.transaction().await.map_err(failed)?;
+    for table in ["rule_cdc_rule_versions", "rule_cdc_rule_sources"] {
+        let statement = format!("DELETE FROM public.{table} WHERE source = $1");
+        transaction.execute(&statement, &[&at.source]).await.map_err(failed)?;
+    }
+    transaction
+        .execute(
+            "INSERT INTO public.rule_cdc_rule_sources (source, system_identifier, complete_from) \
+             VALUES ($1, $2, $3::text::pg_lsn)",
+            &[&at.source, &at.system_identifier, &at.confirmed.to_string()],
+        )
+        .await
+        .map_err(failed)?;
+    let rows = newest.rows.iter().map(|(&(table, id), row)| Version { table, id, row: Some(row), is_partial: false });
+    insert(&transaction, at.source, Lsn::ZERO, rows).await.map_err(failed)?;
+    transaction.commit().await.map_err(failed)
+}
+
+struct Version<'a> {
+    table: Table,
+    id: i32,
+    row: Option<&'a RowText>,
+    is_partial: bool,
+}
+
+/// Writes the versions of a transaction that changed rules. To be repeated at will.
+///
+/// # Errors
+/// They are not durable.
+pub async fn write(client: &Client, source: &str, commits: &[RuleCommit]) -> Result<()> {
+    faults::pass(Point::RulesUnwritten).await?;
+    for commit in commits {
+        let attempted = || format!("write the versions of {} rules at {}", commit.changes.len(), commit.commit_lsn);
+        let rows = commit.changes.iter().map(|change| Version {
+            table: change.table,
+            id: change.id,
+            row: change.row.as_ref(),
+            is_partial: change.is_partial,
+        });
+        insert(client, source, commit.commit_lsn, rows)
+            .await
+            .map_err(|error| missing_table(sql::error(attempted(), error)))?;
+    }
+    faults::pass(Point::RulesWritten).await
+}
+
+async fn insert<'v>(
+    client: &impl GenericClient,
+    source: &str,
+    since: Lsn,
+    versions: impl Iterator<Item = Version<'v>>,
+) -> Result<(), tokio_postgres::Error> {
+    let (mut names, mut ids, mut rows, mut partial) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for version in versions {
+        names.push(version.table.name());
+        ids.push(version.id);
+        rows.push(version.row.map(|row| serde_json::to_string(row).expect("text of text")));
+        partial.push(version.is_partial);
+    }
+    client
+        .execute(
+            "SELECT public.rule_cdc_rules_write($1, $2::text::pg_lsn, $3, $4, $5, $6)",
+            &[&source, &since.to_string(), &names, &ids, &Withheld(rows), &partial],
+        )
+        .await
+        .map(drop)
+}
+
+/// Rows of `rule_nats_config` hold credentials, and tokio-postgres logs the parameters of statements.
+struct Withheld(Vec<Option<String>>);
+
+impl std::fmt::Debug for Withheld {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} rows", self.0.len())
+    }
+}
+
+impl ToSql for Withheld {
+    fn to_sql(
+        &self,
+        of: &Type,
+        out: &mut BytesMut,
+    ) -> std::result::Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        self.0.to_sql(of, out)
+    }
+
+    fn accepts(of: &Type) -> bool {
+        Vec::<Option<String>>::accepts(of)
+    }
+
+    to_sql_checked!();
+}
+
+/// Deletes versions that no position needs to which the slot, or its anchor, can go back.
+///
+/// # Errors
+/// The statement's.
+pub async fn prune(client: &Client, source: &str, slot: &str) -> Result<u64> {
+    let row = client
+        .query_one("SELECT public.rule_cdc_rules_prune($1, $2, $3)", &[&source, &slot, &KEPT_DAYS])
+        .await
+        .map_err(|error| missing_table(sql::error("delete old versions of the rules", error)))?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+}
+
+fn table(name: &str) -> Option<Table> {
+    Table::ALL.into_iter().find(|table| table.name() == name)
+}
+
+fn lsn(attempted: &str, text: &str) -> Result<Lsn> {
+    text.parse().map_err(|error| Error::protocol(attempted).caused_by(error))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_kept_as_json_and_read_back() {
+        let row: RowText = [("webhook_id".to_owned(), Some("7".to_owned())), ("headers".to_owned(), None)].into();
+        let text = serde_json::to_string(&row).unwrap();
+        assert_eq!(text, r#"{"headers":null,"webhook_id":"7"}"#);
+        assert_eq!(serde_json::from_str::<RowText>(&text).unwrap(), row);
+    }
+}
