@@ -117,7 +117,8 @@ async fn the_migrations_load_on_every_version_and_a_second_time_change_nothing()
         let before = fingerprint(&client).await;
         load(&client).await;
         assert_eq!(fingerprint(&client).await, before, "PostgreSQL {version}");
-        let recorded = pg.psql("SELECT string_agg(version, ' ' ORDER BY version) FROM rule_cdc_migrations");
+        let recorded = pg
+            .psql("SELECT string_agg(version, ' ' ORDER BY version) FROM rule_cdc_migrations WHERE version <> 'found'");
         assert_eq!(recorded, "005 007 008 009 010 011 013", "PostgreSQL {version}");
     }
 }
