@@ -11,7 +11,7 @@ SELECT r.prrelid::regclass::text AS name, string_agg(p.pubname, ',' ORDER BY p.p
 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid GROUP BY 1;
 CREATE FUNCTION published(text) RETURNS text LANGUAGE sql AS $$ SELECT publication FROM published WHERE name = $1 $$;
 
-SELECT throws_hint($$SELECT rule_webhook_link_table('hook', 'orders')$$, '%publication walhook_inserts does not exist', 'SELECT rule_cdc_publication_create(''walhook'') makes it.');
+SELECT throws_hint($$SELECT rule_webhook_link_table('hook', 'orders')$$, '%publication walhook_inserts does not exist', 'SELECT rule_cdc_publication_create(''walhook''); makes it.');
 SELECT ok(rule_cdc_publication_create(), 'made') ;
 SELECT ok(NOT rule_cdc_publication_create(), 'nothing left to do');
 SELECT is(published('rule_webhook_events'), 'walhook_inserts');
