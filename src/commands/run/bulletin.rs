@@ -245,7 +245,7 @@ async fn keep_consumer(control: &Control, stream: &str, consumer: &str) -> Resul
         "replay_policy": "instant",
         // A worker that answers -NAK at once would get a message that it cannot take thousands of times a second, for ever.
         "max_deliver": WORKER_MAX_DELIVER,
-        "backoff": WORKER_BACKOFF.map(|wait| wait.as_nanos() as u64),
+        "backoff": WORKER_BACKOFF.map(|wait| wait.as_secs() * 1_000_000_000),
         "description": "walhook: for workers, as rule_nats_streams.consumers says",
     });
     let request = json!({ "stream_name": stream, "config": config });
