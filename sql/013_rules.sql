@@ -31,6 +31,20 @@ COMMENT ON TABLE public.rule_cdc_rule_sources IS
 COMMENT ON COLUMN public.rule_cdc_rule_sources.complete_from IS
     'A session can begin at this position or behind it; versions that only earlier positions need were deleted';
 
+-- A configuration whose servers change leads to other streams, while events from before the change go to those of their own.
+ALTER TABLE public.rule_nats_checkpoints ADD COLUMN IF NOT EXISTS servers TEXT NOT NULL DEFAULT '';
+COMMENT ON COLUMN public.rule_nats_checkpoints.servers IS
+    'The addresses that the configuration named; empty where a setting of the process names them, or version 0.1 wrote the row';
+DO $checkpoints$
+BEGIN
+    IF (SELECT count(*) FROM pg_attribute a JOIN pg_index i ON i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey::int2[])
+        WHERE i.indrelid = 'public.rule_nats_checkpoints'::regclass AND i.indisprimary) = 3 THEN
+        ALTER TABLE public.rule_nats_checkpoints
+            DROP CONSTRAINT rule_nats_checkpoints_pkey, ADD PRIMARY KEY (source, config_name, stream_name, servers);
+    END IF;
+END
+$checkpoints$;
+
 CREATE TABLE IF NOT EXISTS public.rule_cdc_rule_versions (
     source TEXT NOT NULL,
     table_name TEXT NOT NULL,

@@ -885,6 +885,28 @@ async fn the_consumer_that_the_rfcs_workers_expect_is_there_and_gets_their_subje
     assert_eq!(payload["webhook_url"], "https://example.com/");
     assert_eq!(payload["data"], json!({"text": "hello"}));
     message.ack().await.unwrap();
+    // A worker that refuses a message at once, as the RFC's does, does not get it for ever.
+    mile.publish(id, r#"{"text": "refused"}"#);
+    mile.publish(id, r#"{"text": "next"}"#);
+    let mut refused = 0;
+    while refused < 1000 {
+        let message = messages.next().await.unwrap().unwrap();
+        let payload: serde_json::Value = serde_json::from_slice(&message.payload).unwrap();
+        match payload["data"]["text"] == "refused" {
+            true => {
+                refused += 1;
+                message.ack_with(jetstream::AckKind::Nak(None)).await.unwrap();
+            }
+            false => message.ack().await.unwrap(),
+        }
+    }
+    eventually("an end", async || {
+        let info = consumer.get_info().await.ok()?;
+        (info.num_pending == 0 && info.num_ack_pending == 0).then_some(())
+    })
+    .await;
+    let config = consumer.get_info().await.unwrap().config;
+    assert_eq!((config.max_deliver, config.backoff.len()), (1000, 4));
     // Others can be asked for, or none.
     mile.sql("UPDATE rule_nats_streams SET consumers = '{mine,yours}'");
     eventually("the named consumers", async || {

@@ -453,7 +453,7 @@ async fn a_confirmation_on_receipt_is_caught() {
 
 #[test]
 fn a_fault_that_there_is_not_is_named_with_those_that_there_are() {
-    for text in ["", "Acked", "Acked=abort", "acked=abort@1", "Acked=panic@1", "Acked=abort@x"] {
+    for text in ["", "Acked", "Acked=abort", "acked=abort@1", "Acked=explode@1", "Acked=abort@x"] {
         let finished = Walhook::command("version").env("WALHOOK_FAULTS", text).finish();
         assert_eq!(finished.code, Some(2), "{text:?}: {finished:?}");
         assert!(finished.stderr.contains("Acked"), "{}", finished.stderr);

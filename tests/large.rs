@@ -93,3 +93,32 @@ async fn a_transaction_of_a_gigabyte_before_a_slow_nats_takes_little_memory_and_
     let (rows, slow_for) = if whole() { (5_000, 60) } else { (150, 7) };
     check(rows, 200_000, slow, Duration::from_secs(slow_for)).await;
 }
+
+/// A value far larger than NATS takes, and the same from a call: each is a dead letter, whole, at the price of twice its size.
+#[tokio::test]
+async fn one_value_of_many_megabytes_costs_at_most_twice_its_size_besides_the_window() {
+    const MIB: u64 = 64;
+    let feed = linked_on(Postgres::start().await, Nats::start().await);
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t VALUES (0, 'small')");
+    feed.confirmed().await;
+    let before = rss_kib(walhook.pid());
+    let text = format!("(SELECT string_agg(md5(n::text), '') FROM generate_series(1, {}) n)", MIB * 1024 * 1024 / 32);
+    feed.pg.psql(&format!("INSERT INTO t VALUES (1, {text})"));
+    feed.confirmed().await;
+    feed.pg.psql(&format!(
+        "INSERT INTO t VALUES (2, 'small'); SELECT rule_webhook_publish_nats(1, jsonb_build_object('text', {text}))"
+    ));
+    feed.confirmed().await;
+    feed.pg.psql("INSERT INTO t VALUES (3, 'small')");
+    feed.confirmed().await;
+    let most = rss_kib(walhook.pid());
+    eprintln!("{MIB} MiB: {before} KiB before, {most} KiB at most");
+    let letters = "SELECT string_agg((length(payload) >> 20)::text || ' ' || (convert_from(payload, 'UTF8')::jsonb ? 'data'), ',')
+        FROM rule_nats_dead_letters";
+    assert_eq!(feed.pg.psql(letters), "64 true,64 true");
+    assert_eq!(feed.last_sequence("WEBHOOKS").await, 3);
+    // A window is 8 MiB.
+    assert!(most <= (2 * MIB + 8 + 32) * 1024, "{most} KiB");
+    ended_well(&mut walhook);
+}

@@ -250,10 +250,12 @@ async fn tls_first_meets_servers_that_greet_nobody_in_plain_text() {
         let first = Overrides { tls_first: true, ..Overrides::default() };
         connects(&trusting(folder.path(), nats.url()), &first).await;
 
-        let late = ConfigRow { connection_timeout_ms: Some(300), ..trusting(folder.path(), nats.url()) };
-        for result in connect(&late, &Overrides::default()).await {
-            assert_eq!(result.unwrap_err().kind(), Kind::Unavailable);
-        }
+        // Who greets in plain text is told so, with and without the authority's certificate.
+        let none = Overrides::default();
+        let late = ConfigRow { connection_timeout_ms: Some(1000), ..trusting(folder.path(), nats.url()) };
+        refused(&late, &none, Kind::Config, "Set tls_first = true").await;
+        let untrusting = ConfigRow { connection_timeout_ms: Some(1000), ..row(nats.url()) };
+        refused(&untrusting, &none, Kind::Config, "handshake_first").await;
     }
     let plain = Nats::start().await;
     let first = Overrides { tls_first: true, ..Overrides::default() };
@@ -290,6 +292,9 @@ async fn a_dead_server_is_passed_over() {
     connects(&several, &Overrides::default()).await;
     connects(&row(format!("127.0.0.1:1, 127.0.0.1:{}", nats.port())), &Overrides::default()).await;
     refused(&row("nats://127.0.0.1:1"), &Overrides::default(), Kind::Unavailable, "nats://127.0.0.1:1").await;
+    refused(&row("nats://127.0.0.1:1"), &Overrides::default(), Kind::Unavailable, "its row in rule_nats_config").await;
+    let own = Overrides { url: Some(vec!["nats://127.0.0.1:1".into()]), ..Overrides::default() };
+    refused(&row(nats.url()), &own, Kind::Unavailable, "not the row's: --nats-url, NATS_URL").await;
 }
 
 #[tokio::test]
@@ -330,6 +335,13 @@ async fn who_is_no_nats_server_is_told_so() {
             "maximum connections",
         ),
         (b"INFO {\"headers\":true}\r\n", Kind::Unavailable, "no greeting within 200 ms"),
+        // What it would have us hold before it has proved who it is.
+        (b"INFO {\"headers\":true}\r\nMSG a 1 60000000\r\n", Kind::Protocol, "larger than there can be here"),
+        (
+            b"INFO {\"headers\":true}\r\n-ERR 'all is \x1b[2Jwell'\r\n",
+            Kind::Protocol,
+            r"the NATS server refuses: all is \u{1b}[2Jwell",
+        ),
     ] {
         let url = format!("nats://127.0.0.1:{}", impostor(greeting).await);
         let settings = ConfigRow { connection_timeout_ms: Some(200), ..row(url) };

@@ -126,11 +126,35 @@ async fn what_differs_is_updated_and_the_rest_is_kept() {
         let config = config(&control, "WEBHOOKS").await;
         assert_eq!((&config["max_consumers"], &config["max_msgs_per_subject"]), (&json!(17), &json!(5)));
         assert_eq!(config["metadata"]["team"], json!("billing"));
-        assert_eq!((&config["description"], &config["max_msgs"]), (&json!("ours"), &json!(1_000_000)));
+        // What the row has by default only is not put on a stream that somebody else has made.
+        assert_eq!((&config["description"], &config["max_msgs"]), (&json!("ours"), &json!(-1)));
+        assert_eq!((&config["max_bytes"], &config["max_age"]), (&json!(-1), &json!(0)));
         assert_eq!(config["duplicate_window"], json!(30_000_000_000_i64));
         // And the server agrees that nothing is left to do.
         let again = streams::ensure(&control, &wants).await.unwrap();
         assert_eq!(again.warnings, state.warnings);
+    }
+}
+
+#[tokio::test]
+async fn the_defaults_of_a_row_are_put_on_streams_that_walhook_has_made_and_on_no_others() {
+    for version in VERSIONS {
+        let nats = Nats::builder().version(version).start().await;
+        let control = control(nats.url()).await;
+        let theirs = json!({ "name": "WEBHOOKS", "subjects": ["webhooks.>"], "storage": "memory", "retention": "workqueue",
+            "discard": "new", "max_msgs": 5_000_000, "max_age": 0, "duplicate_window": 600_000_000_000_i64, "num_replicas": 1 });
+        control.api("STREAM.CREATE.WEBHOOKS", &theirs).await.unwrap().unwrap();
+        let before = config(&control, "WEBHOOKS").await;
+        streams::ensure(&control, &row()).await.unwrap();
+        assert_eq!(config(&control, "WEBHOOKS").await, before, "nats-server {version}");
+        streams::ensure(&control, &StreamRow { max_messages: Some(7_000_000), ..row() }).await.unwrap();
+        let after = config(&control, "WEBHOOKS").await;
+        assert_eq!((&after["max_msgs"], &after["discard"]), (&json!(7_000_000), &json!("new")));
+
+        let ours = StreamRow { stream_name: "OURS".into(), subjects: vec!["ours.>".into()], ..row() };
+        streams::ensure(&control, &StreamRow { max_messages: Some(5), ..ours.clone() }).await.unwrap();
+        streams::ensure(&control, &ours).await.unwrap();
+        assert_eq!(config(&control, "OURS").await["max_msgs"], json!(1_000_000));
     }
 }
 

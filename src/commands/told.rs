@@ -1,6 +1,68 @@
-//! What the log was told last, so that what goes wrong at every attempt is told once.
+//! What the log was told last, so that what goes wrong at every attempt is told once, and again while it lasts.
 
-/// See the module.
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long what lasts is not repeated.
+const REPEATED_AFTER: Duration = Duration::from_secs(60);
+
+/// What the log was told last, and when, of something that goes wrong at every attempt: told at once, and each minute again.
+#[derive(Debug, Default)]
+pub struct Lasting {
+    text: Option<String>,
+    since: Option<Instant>,
+    told: Option<Instant>,
+}
+
+/// Whether there is something to tell.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Telling {
+    News,
+    /// It has lasted so long.
+    Again(Duration),
+    Nothing,
+}
+
+impl Lasting {
+    /// Takes what there is to tell at `now`.
+    pub fn tells(&mut self, text: &str, now: Instant) -> Telling {
+        if self.text.as_deref() != Some(text) {
+            *self = Lasting { text: Some(text.to_owned()), since: Some(now), told: Some(now) };
+            return Telling::News;
+        }
+        match (self.since, self.told) {
+            (Some(since), Some(told)) if now.duration_since(told) >= REPEATED_AFTER => {
+                self.told = Some(now);
+                Telling::Again(now.duration_since(since))
+            }
+            _ => Telling::Nothing,
+        }
+    }
+
+    /// Logs a failure, if there is something to tell; `waiting` events wait for its end.
+    pub fn warn(&mut self, text: &str, waiting: usize) {
+        match self.tells(text, Instant::now()) {
+            Telling::News => tracing::warn!("{text}"),
+            Telling::Again(lasts) => {
+                tracing::warn!(waiting_events = waiting, lasts_s = lasts.as_secs(), "still: {text}");
+            }
+            Telling::Nothing => {}
+        }
+    }
+
+    /// What was told last.
+    pub fn text(&self) -> Option<&String> {
+        self.text.as_ref()
+    }
+
+    /// All is well again.
+    pub fn forget(&mut self) {
+        *self = Lasting::default();
+    }
+}
+
+/// See the module: told once.
 #[derive(Debug, Default)]
 pub struct Told(Option<String>);
 
@@ -23,6 +85,21 @@ impl Told {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lasts_is_told_at_once_and_again_each_minute_with_how_long_it_has_lasted() {
+        let (mut lasting, begin) = (Lasting::default(), Instant::now());
+        let mut tells = |text: &str, seconds| lasting.tells(text, begin + Duration::from_secs(seconds));
+        assert_eq!(tells("a", 0), Telling::News);
+        assert_eq!(tells("a", 59), Telling::Nothing);
+        assert_eq!(tells("a", 61), Telling::Again(Duration::from_secs(61)));
+        assert_eq!(tells("a", 119), Telling::Nothing);
+        assert_eq!(tells("a", 125), Telling::Again(Duration::from_secs(125)));
+        assert_eq!(tells("b", 126), Telling::News);
+        assert_eq!(tells("b", 186), Telling::Again(Duration::from_secs(60)));
+        lasting.forget();
+        assert_eq!(lasting.tells("b", begin), Telling::News);
+    }
 
     #[test]
     fn the_same_is_told_once_until_all_was_well_in_between() {

@@ -27,7 +27,10 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    route::rules::{Keep, KeepPayload},
+    route::{
+        rules::{Keep, KeepPayload},
+        tables::StreamRow,
+    },
 };
 
 use batch::Batching;
@@ -48,6 +51,40 @@ pub enum Ordering {
     Shared,
     /// No stream at all: core NATS, which acknowledges nothing (see `core`).
     Core,
+}
+
+/// How messages go into a stream. It changes at the commit that changes the stream's row: messages from before go as that
+/// row said, and only when all of them are settled is the lane opened again for those behind them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mode {
+    /// How it keeps its order.
+    pub ordering: Ordering,
+    /// What goes into one atomic batch.
+    pub batches: Batches,
+}
+
+impl Mode {
+    /// As a stream's row wants it.
+    pub fn of(row: &StreamRow) -> Mode {
+        let ordering = if row.ordering.as_deref() == Some("shared") { Ordering::Shared } else { Ordering::Strict };
+        let batches = match (row.durability.as_deref(), row.transactions.as_deref()) {
+            (Some("fsync"), _) => Batches::Groups,
+            (_, Some("atomic")) => Batches::Transactions,
+            _ => Batches::None,
+        };
+        Mode { ordering, batches }
+    }
+
+    /// Has a stream's row say so.
+    pub fn write(self, row: &mut StreamRow) {
+        if Mode::of(row) == self {
+            return;
+        }
+        let ordering = if self.ordering == Ordering::Shared { "shared" } else { "strict" };
+        row.ordering = Some(ordering.to_owned());
+        row.durability = (self.batches == Batches::Groups).then(|| "fsync".to_owned());
+        row.transactions = (self.batches == Batches::Transactions).then(|| "atomic".to_owned());
+    }
 }
 
 /// What a stream's tail shows, and what it takes.
@@ -118,7 +155,14 @@ pub struct Noted {
 #[derive(Debug)]
 pub struct Lane {
     stream: String,
-    ordering: Ordering,
+    /// Of the messages that may be sent now.
+    mode: Mode,
+    /// Of the events that come from here on.
+    next_mode: Mode,
+    /// Some message in line is in another mode than those that may be sent.
+    is_mixed: bool,
+    /// The stream's last sequence when it was last opened in shared ordering: up to there its events are known.
+    listed_upto: u64,
     /// Up to and with the last dot.
     reply_prefix: Vec<u8>,
     spool: Spool,
@@ -215,6 +259,7 @@ struct Slot {
     may_be_claimed: bool,
     /// See [`Condemned::halts`].
     halts: bool,
+    mode: Mode,
     /// Its message id is its caller's.
     has_own_id: bool,
 }
@@ -253,9 +298,13 @@ const HEADER_MAX: usize = 65_535;
 impl Lane {
     /// A closed lane into `stream`; replies come to `<inbox>.<token>`.
     pub fn new(stream: &str, ordering: Ordering, inbox: &str) -> Lane {
+        let mode = Mode { ordering, batches: Batches::None };
         Lane {
             stream: stream.to_owned(),
-            ordering,
+            mode,
+            next_mode: mode,
+            is_mixed: false,
+            listed_upto: 0,
             reply_prefix: format!("{inbox}.").into_bytes(),
             spool: Spool::default(),
             slots: VecDeque::new(),
@@ -303,9 +352,49 @@ impl Lane {
         &self.stream
     }
 
-    /// How it keeps its order.
+    /// How the messages that may be sent now keep their order.
     pub fn ordering(&self) -> Ordering {
-        self.ordering
+        self.mode.ordering
+    }
+
+    /// How events go into the stream that come from here on, and how many bytes of a transaction may be held for its end.
+    pub fn set_mode(&mut self, mode: Mode, bytes_max: usize) {
+        let batches = if mode.ordering == Ordering::Core { Batches::None } else { mode.batches };
+        self.next_mode = Mode { batches, ..mode };
+        self.batching.set_bytes_max(bytes_max);
+        let is_idle = self.slots.is_empty() && self.parcels.is_empty();
+        if is_idle && self.mode != self.next_mode {
+            self.close();
+            self.adopt_mode();
+        }
+    }
+
+    /// The mode in which the lane is to be opened.
+    pub fn mode_to_open(&self) -> Mode {
+        let parcel = self.parcels.front().map(|parcel| (parcel.number, parcel.mode));
+        let slot = self.slots.front().map(|slot| (slot.number, slot.mode));
+        let front = slot.into_iter().chain(parcel).min_by_key(|(number, _)| *number);
+        front.map_or(self.next_mode, |(_, mode)| mode)
+    }
+
+    /// Messages in the mode of the front may be sent from here on, once the lane is open.
+    fn adopt_mode(&mut self) {
+        self.mode = self.mode_to_open();
+        self.batching.batches = self.mode.batches;
+        self.is_mixed = self.slots.iter().any(|slot| slot.mode != self.mode);
+    }
+
+    /// Closes the lane where the message at the front is in another mode than it was opened in: all before it are settled.
+    fn end_mode(&mut self) {
+        if self.is_mixed && self.anchor.is_some() && self.slots.front().is_some_and(|slot| slot.mode != self.mode) {
+            self.close();
+        }
+    }
+
+    /// The number of the first event in line that is in another mode than those that may be sent.
+    fn first_in_other_mode(&self) -> Option<u64> {
+        let other = |slot: &&Slot| slot.mode != self.mode;
+        self.slots.iter().find(other).filter(|_| self.is_mixed).map(|slot| slot.number)
     }
 
     /// Whether messages may be sent.
@@ -387,8 +476,8 @@ impl Lane {
     /// In strict ordering that is when a message was refused for its place: an older copy of it may have come in late,
     /// or another writer's message may have taken the place. In shared ordering holes are possible at any time.
     pub fn lists_behind(&self) -> Option<u64> {
-        match self.ordering {
-            Ordering::Shared => Some(self.opened_behind),
+        match self.mode_to_open().ordering {
+            Ordering::Shared => Some(self.listed_upto),
             Ordering::Strict => {
                 self.slots.iter().any(|slot| slot.state == State::OutOfOrder).then_some(self.opened_behind)
             }
@@ -408,6 +497,7 @@ impl Lane {
         self.kept_upto = None;
         self.reached = 0;
         self.opened_behind = 0;
+        self.listed_upto = 0;
     }
 
     /// Messages stored since the lane began, and acks that said `duplicate`.
@@ -424,6 +514,12 @@ impl Lane {
         self.slots.get(index + usize::from(of - nth)).is_some_and(|last| last.place < sent)
     }
 
+    /// How many events in line were handed to the socket, whole or in part.
+    pub fn under_way(&self) -> usize {
+        let sent = self.spool.sent();
+        self.slots.partition_point(|slot| slot.place < sent)
+    }
+
     /// Whether the stream has this event already, as far as is known. To be asked for every event, in their order.
     ///
     /// # Errors
@@ -435,9 +531,9 @@ impl Lane {
         {
             return Err(self.rewritten(position, floor));
         }
-        match self.ordering {
+        match self.next_mode.ordering {
             Ordering::Strict => Ok(self.floor.is_some_and(|(floor, _)| position.is_at_or_before(&floor))),
-            // That a later one is there says nothing of those before it.
+            // That a later one is there says nothing of those before it; what is there was listed when it was opened like this.
             Ordering::Shared => {
                 let mut is_known = false;
                 while let Some(known) = self.known.front()
@@ -458,7 +554,7 @@ impl Lane {
         let index = self.base + self.slots.len() as u64;
         let expected = self.expected(index);
         let own_id = head.message_id.map(|id| self.repeats.remember(id));
-        let (attempt, ordering) = (self.attempt, self.ordering);
+        let (attempt, Mode { ordering, batches }) = (self.attempt, self.next_mode);
         let out = self.spool.buffer();
         let start = out.len();
         let stream = (ordering != Ordering::Core).then_some(self.stream.as_str());
@@ -467,7 +563,7 @@ impl Lane {
             expected: (ordering == Ordering::Strict).then_some(expected),
             ..Front::default()
         };
-        let layout = message::begin(&head, stream, &front, self.batching.is_wanted(), more, out);
+        let layout = message::begin(&head, stream, &front, batches != Batches::None, more, out);
         let note = (self.notes.end(), 0);
         Draft { place, start, layout, note, keep: Keep::Nothing, may_be_claimed: false, halts: false, own_id }
     }
@@ -552,8 +648,11 @@ impl Lane {
             keep,
             may_be_claimed,
             halts,
+            mode: self.next_mode,
             has_own_id: own_id.is_some(),
         });
+        self.is_mixed |= self.next_mode != self.mode;
+        self.end_mode();
         if let Some(is_repeated) = own_id {
             self.repeats.joins(number, is_repeated);
         }
@@ -575,7 +674,8 @@ impl Lane {
         }
         let parcel = self.parcels.front().map(|parcel| self.first_with(parcel));
         let repeat = self.first_behind_repeat();
-        let limit = self.limit.into_iter().chain(parcel).chain(repeat).min();
+        let other = self.first_in_other_mode();
+        let limit = self.limit.into_iter().chain(parcel).chain(repeat).chain(other).min();
         let held = limit.map_or(self.slots.len(), |limit| self.slots.partition_point(|slot| slot.number < limit));
         let held = if self.batching.is_wanted() { self.cut(held).min(held) } else { held };
         let alone = self.slots.front().map_or(1, |first| usize::from(first.part.1));
@@ -645,7 +745,7 @@ impl Lane {
             }
         }
         let is_repeat = duplicate && self.slots[index].has_own_id;
-        let in_place = self.ordering == Ordering::Shared
+        let in_place = self.mode.ordering == Ordering::Shared
             || duplicate
             || self.anchor.is_none()
             || sequence == self.expected(self.base + index as u64) + 1;
@@ -681,6 +781,7 @@ impl Lane {
         let first = self.slots.front().map_or_else(|| self.spool.end(), |slot| slot.place);
         self.spool.release(first);
         self.release_notes();
+        self.end_mode();
     }
 
     /// The server did not store the message whose reply token this is. Returns whether that is news; then the lane

@@ -81,8 +81,11 @@ impl Spool {
         if place.offset == 0 {
             return std::mem::replace(buffer, Vec::with_capacity(SEGMENT_BYTES + SEGMENT_BYTES / 4));
         }
-        let message = buffer.split_off(place.offset);
-        buffer.shrink_to(SEGMENT_BYTES + SEGMENT_BYTES / 4);
+        // What lies before it is copied, for it may be large itself.
+        let mut before = Vec::with_capacity(SEGMENT_BYTES + SEGMENT_BYTES / 4);
+        before.extend_from_slice(&buffer[..place.offset]);
+        let mut message = std::mem::replace(buffer, before);
+        message.drain(..place.offset);
         message
     }
 

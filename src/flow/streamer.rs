@@ -17,17 +17,20 @@ mod rule_log;
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::{
     delay::{Delay, Due, sequence_of},
     event_id::EventPosition,
     history::{Batch, Book, Outcome},
-    lane::{Batches, Lane, Moment, Noted, Ordering},
+    lane::{Batches, Lane, Mode, Moment, Noted, Ordering},
 };
 use crate::{
     error::{Error, Result},
     route::{
         chunk::{Chunk, Part},
         plan::Plan,
+        rules::{KeepPayload, LaneKey},
         tables::{Table, Tables},
         types::TypeCatalog,
     },
@@ -67,6 +70,9 @@ pub enum Received {
     UnknownTypes,
 }
 
+/// The largest payload of a dead letter that its row of the history holds as well.
+const HISTORY_COPY_MAX: usize = 1 << 20;
+
 /// An event that cannot be published and waits for its row in `rule_nats_dead_letters`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the row's columns; sql/ explains them")]
@@ -76,7 +82,7 @@ pub struct DeadLetter {
     pub webhook_name: Option<String>,
     pub subject: String,
     pub headers: String,
-    pub payload: Vec<u8>,
+    pub payload: Bytes,
     pub reason: String,
     pub commit_lsn: Lsn,
     number: u64,
@@ -310,26 +316,16 @@ impl Streamer {
         }
         self.router.compile();
         self.forget_plans();
-        for index in self.out.lanes.len()..self.router.lane_keys.len() {
-            let key = &self.router.lane_keys[index];
-            let settings = self.router.lane_settings[index].as_ref();
-            let shared = settings.is_some_and(|known| known.stream.ordering.as_deref() == Some("shared"));
-            let ordering = match &key.stream {
-                None => Ordering::Core,
-                Some(_) if shared => Ordering::Shared,
-                Some(_) => Ordering::Strict,
-            };
-            let inbox = format!("{}.{}", self.out.inbox, self.out.lanes.len());
-            let lane = Lane::new(key.stream.as_deref().unwrap_or("(core NATS)"), ordering, &inbox);
-            self.out.lanes.push(lane.with_history_room(self.out.limits.history_bytes));
-        }
-        for (lane, settings) in self.out.lanes.iter_mut().zip(&self.router.lane_settings) {
-            let batches = match settings.as_ref().map(|settings| &settings.stream) {
-                Some(row) if row.durability.as_deref() == Some("fsync") => Batches::Groups,
-                Some(row) if row.transactions.as_deref() == Some("atomic") => Batches::Transactions,
-                _ => Batches::None,
-            };
-            lane.set_batches(batches, self.out.limits.window_bytes);
+        let keys = self.router.lane_keys.iter().zip(&self.router.lane_settings);
+        for (index, (key, settings)) in keys.enumerate() {
+            let row = settings.as_ref().map(|settings| &settings.stream).filter(|_| key.stream.is_some());
+            let mode = row.map_or(Mode { ordering: Ordering::Core, batches: Batches::None }, Mode::of);
+            if index == self.out.lanes.len() {
+                let inbox = format!("{}.{index}", self.out.inbox);
+                let lane = Lane::new(key.stream.as_deref().unwrap_or("(core NATS)"), mode.ordering, &inbox);
+                self.out.lanes.push(lane.with_history_room(self.out.limits.history_bytes));
+            }
+            self.out.lanes[index].set_mode(mode, self.out.limits.window_bytes);
         }
         self.out.hold_back();
     }
@@ -404,6 +400,19 @@ impl Streamer {
         self.router.lane_settings[index].clone()
     }
 
+    /// What a lane leads to, by the rules of its events.
+    pub fn lane_key(&self, index: usize) -> &LaneKey {
+        &self.router.lane_keys[index]
+    }
+
+    /// A lane's own servers never were there, or are known under another address now: it is reached at the servers that the
+    /// newest row of its configuration names. Returns whether these are others.
+    pub fn readdress(&mut self, index: usize) -> bool {
+        let is_readdressed = self.router.readdress(index);
+        self.refresh();
+        is_readdressed
+    }
+
     /// Whether the rows as they are now lead to this lane.
     pub fn lane_is_wanted(&self, index: usize) -> bool {
         self.router.rules.rows_of(&self.router.lane_keys[index], &self.router.tables).is_some()
@@ -450,7 +459,9 @@ impl Streamer {
             if let Some(Noted { note, keep, data }) = &letter.noted {
                 let outcome = Outcome::Failed { reason: &letter.reason };
                 let data = &letter.payload[data.clone()];
-                self.out.history.push(letter.number, &letter.position, note, data, *keep, outcome);
+                // The letter has it whole: a second copy of a large one is not held.
+                let keep = if data.len() > HISTORY_COPY_MAX { KeepPayload::Hash } else { *keep };
+                self.out.history.push(letter.number, &letter.position, note, data, keep, outcome);
             }
         }
         self.out.hold_back();

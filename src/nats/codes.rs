@@ -66,8 +66,7 @@ const fn row(code: u64, publish: Publish, asked: Kind, hint: &'static str) -> Ro
 const LOG: &str = "See the server's log";
 const ROW: &str = "Correct the row in rule_nats_streams";
 const ROOM: &str = "Lower max_bytes, or give JetStream or the account more room";
-const ENABLE: &str =
-    "Enable JetStream for this account on the server; if it runs in another domain, name that: nats.js_domain";
+const ENABLE: &str = "Enable JetStream for this account on the server; where it runs in another domain, connect to a server of that domain";
 
 /// Every code that a publish or a request of ours can meet.
 pub const CODES: &[Row] = &[

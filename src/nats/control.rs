@@ -93,8 +93,20 @@ pub async fn connect_once(settings: &Settings) -> Result<Control> {
 
 async fn open(settings: &Settings, options: ConnectOptions, refusals: broadcast::Sender<String>) -> Result<Control> {
     let servers = settings.servers.iter().map(address).collect::<Result<Vec<_>>>()?;
-    let client = Box::pin(options.connect(servers)).await.map_err(|error| refused(settings, error))?;
-    Ok(Control { client, refusals })
+    let error = match Box::pin(options.connect(servers)).await {
+        Ok(client) => return Ok(Control { client, refusals }),
+        Err(error) => error,
+    };
+    if error.kind() == ConnectErrorKind::TimedOut {
+        for server in &settings.servers {
+            if handshake::begins_with_tls(settings, server).await {
+                return Err(
+                    handshake::waits_for_tls(server).context(format!("NATS configuration {:?}", settings.config_name))
+                );
+            }
+        }
+    }
+    Err(refused(settings, error))
 }
 
 /// `wait`: what becomes of the wait before another attempt.
@@ -176,7 +188,8 @@ fn refused(settings: &Settings, error: async_nats::ConnectError) -> Error {
         _ => match error.source().and_then(|source| source.downcast_ref::<ServerError>()) {
             Some(ServerError::Other(text)) => handshake::refusal(text).context(attempted),
             _ => {
-                Error::unavailable(attempted).caused_by(error).hint("Check the address, firewalls and the server's log")
+                let hint = format!("Check that it runs, its log, firewalls, and {}", settings.address_source);
+                Error::unavailable(attempted).caused_by(error).hint(hint)
             }
         },
     }
@@ -278,7 +291,10 @@ impl Control {
                 Error::unavailable(text).hint("The server may still be starting; else check its JetStream settings")
             }
             false => Error::config(text)
-                .hint("Enable JetStream on the server (jetstream { store_dir: … }), or connect to one"),
+                .hint(
+                    "Enable JetStream on the server (jetstream { store_dir: … }), or connect to one. Where it runs in another domain \
+                     (behind a leaf node) or under another API prefix, connect walhook to a server of that domain",
+                ),
         }
     }
 

@@ -186,22 +186,48 @@ async fn open_one(settings: &Settings, server: &ServerAddr) -> Result<Opened> {
     match tokio::time::timeout(settings.connect_timeout, Box::pin(greet(settings, server))).await {
         Ok(result) => result,
         Err(_) => {
+            if begins_with_tls(settings, server).await {
+                return Err(waits_for_tls(server));
+            }
             let waited = settings.connect_timeout.as_millis();
-            let hint = match settings.tls.first {
-                true => "Check the address, firewalls and connection_timeout_ms",
-                false => {
-                    "Check the address, firewalls and connection_timeout_ms; a server with handshake_first needs tls_first"
-                }
-            };
-            Err(Error::unavailable(format!("connect to {server}: no greeting within {waited} ms")).hint(hint))
+            let error = Error::unavailable(format!("connect to {server}: no greeting within {waited} ms"));
+            Err(error.hint(format!("Check firewalls, connection_timeout_ms, and {}", settings.address_source)))
         }
     }
 }
 
+/// How long a server that greeted nobody may take to answer in TLS.
+const TLS_PROBE: Duration = Duration::from_secs(2);
+
+/// Whether a server that has greeted nobody waits for TLS from the first byte. Nothing is told to it, so who it is does not matter.
+pub(super) async fn begins_with_tls(settings: &Settings, server: &ServerAddr) -> bool {
+    if settings.tls.first {
+        return false;
+    }
+    let attempt = async {
+        let tcp = TcpStream::connect((server.host.as_str(), server.port)).await.ok()?;
+        match encrypt(settings, server, tcp).await {
+            Ok(_) => Some(()),
+            Err(error) => match error.cause_as::<rustls::Error>()? {
+                rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_) => Some(()),
+                _ => None,
+            },
+        }
+    };
+    tokio::time::timeout(TLS_PROBE, attempt).await.is_ok_and(|answer| answer.is_some())
+}
+
+/// What there is to say of such a server.
+pub(super) fn waits_for_tls(server: &ServerAddr) -> Error {
+    Error::config(format!("connect to {server}: it greets nobody before TLS (handshake_first)"))
+        .hint("Set tls_first = true under [nats] in the configuration file")
+}
+
 async fn greet(settings: &Settings, server: &ServerAddr) -> Result<Opened> {
-    let tcp = TcpStream::connect((server.host.as_str(), server.port))
-        .await
-        .map_err(|error| Error::unavailable(format!("connect to {server}")).caused_by(error))?;
+    let tcp = TcpStream::connect((server.host.as_str(), server.port)).await.map_err(|error| {
+        let error = Error::unavailable(format!("connect to {server}")).caused_by(error);
+        error.hint(format!("Check that it runs, firewalls, and {}", settings.address_source))
+    })?;
     prepare(&tcp).map_err(|error| Error::unavailable(format!("set up the socket to {server}")).caused_by(error))?;
 
     let tls_required = settings.tls.required || server.tls;

@@ -121,6 +121,8 @@ pub struct Settings {
     pub name: String,
     /// First tokens of the subjects on which replies come.
     pub inbox_prefix: String,
+    /// Where the addresses come from, for who has to correct them.
+    pub address_source: &'static str,
     /// What is allowed but unwise, for the log.
     pub warnings: Vec<String>,
 }
@@ -207,6 +209,10 @@ fn build(row: &ConfigRow, overrides: &Overrides) -> Result<Settings> {
         },
         name: CLIENT_NAME.to_owned(),
         inbox_prefix: inbox_prefix(overrides)?,
+        address_source: match from_row {
+            true => "the address: nats_url and nats_cluster_urls of its row in rule_nats_config",
+            false => "the address, which is not the row's: --nats-url, NATS_URL, or nats.url in the configuration file",
+        },
         warnings,
     })
 }

@@ -87,6 +87,15 @@ pub async fn ensure(control: &Control, row: &StreamRow) -> Result<StreamState> {
 }
 
 async fn amend(control: &Control, wanted: &Wanted, info: &Value) -> Result<StreamState> {
+    let explicit;
+    let wanted = match is_made_by_us(info) {
+        true => wanted,
+        // What its owner chose is not undone by what nobody said.
+        false => {
+            explicit = wanted.without_defaults();
+            &explicit
+        }
+    };
     let plan = plan(wanted, info)?;
     let Some(config) = plan.config else { return settle(info, &wanted.ordering, plan.warnings) };
     let name = &wanted.name;
@@ -183,7 +192,35 @@ struct Wanted {
     allow_atomic: Option<bool>,
 }
 
+/// In the metadata of streams that walhook has made. Its row says what they are; of others only what it says besides its defaults.
+const MADE: &str = "walhook.made";
+
+fn is_made_by_us(info: &Value) -> bool {
+    info["config"]["metadata"][MADE].as_str() == Some("true")
+}
+
 impl Wanted {
+    /// Only what differs from the defaults of `rule_nats_streams` and of `rule_nats_stream_create`.
+    fn without_defaults(&self) -> Wanted {
+        let text = |value: &Option<String>, default: &str| value.clone().filter(|value| value != default);
+        let number = |value: Option<i64>, default: i64| value.filter(|value| *value != default);
+        Wanted {
+            name: self.name.clone(),
+            subjects: self.subjects.clone(),
+            description: self.description.clone(),
+            storage: text(&self.storage, "file"),
+            max_msgs: number(self.max_msgs, 1_000_000),
+            max_bytes: number(self.max_bytes, 1 << 30),
+            max_age_ns: number(self.max_age_ns, 604_800 * NANOS_PER_SECOND),
+            retention: text(&self.retention, "limits"),
+            discard: text(&self.discard, "old"),
+            replicas: number(self.replicas, 1),
+            duplicate_window_ns: number(self.duplicate_window_ns, DUPLICATE_WINDOW_SECONDS * NANOS_PER_SECOND),
+            ordering: self.ordering.clone(),
+            allow_atomic: self.allow_atomic,
+        }
+    }
+
     fn parse(row: &StreamRow) -> Result<Wanted> {
         parse_row(row).map_err(|error| error.context(format!("stream {:?} in rule_nats_streams", row.stream_name)))
     }
@@ -210,6 +247,7 @@ impl Wanted {
             "num_replicas": self.replicas.unwrap_or(1),
             "duplicate_window": window,
             "allow_direct": true, // for others' sake: readers may ask any replica. We never do.
+            "metadata": { MADE: "true" },
         });
         if let Some(description) = &self.description {
             config["description"] = json!(description);

@@ -165,7 +165,10 @@ impl Connection {
         frontend::query(&command, &mut self.wire.outbox).map_err(|e| Error::config(doing.clone()).caused_by(e))?;
         let (tag, body) = self.wire.reply().await.map_err(|e| e.context(&doing))?;
         match tag {
-            b'W' => Ok(Stream { wire: self.wire }),
+            b'W' => {
+                self.wire.inbox.expect_rows();
+                Ok(Stream { wire: self.wire })
+            }
             b'E' => Err(not_started(server_error(doing, parse_error(self.wire.inbox.body(body))?))),
             tag => Err(unexpected(tag, &doing)),
         }

@@ -389,6 +389,8 @@ struct Failed {
 const INBOX_BYTES: usize = 256 * 1024;
 /// PostgreSQL cannot make a message larger than its allocation limit of 1 GiB; the rest is for headers.
 const FRAME_BYTES_MAX: usize = (1 << 30) + 1024;
+/// Until the stream begins: what a server says before it has proved who it is, and its answers to commands, are short.
+const EARLY_FRAME_BYTES_MAX: usize = 256 * 1024;
 /// Tag and length.
 const HEADER_BYTES: usize = 5;
 
@@ -398,11 +400,18 @@ pub(super) struct Inbox {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
+    /// The largest frame that is taken.
+    most: usize,
 }
 
 impl Inbox {
     pub(super) fn new() -> Self {
-        Inbox { bytes: vec![0; INBOX_BYTES], start: 0, end: 0 }
+        Inbox { bytes: vec![0; INBOX_BYTES], start: 0, end: 0, most: EARLY_FRAME_BYTES_MAX }
+    }
+
+    /// From here on rows come, of any size that PostgreSQL can make.
+    pub(super) fn expect_rows(&mut self) {
+        self.most = FRAME_BYTES_MAX;
     }
 
     /// The tag and the place of the body of the next whole frame, consumed; `None`: more bytes are needed.
@@ -428,7 +437,7 @@ impl Inbox {
         let length = u32::from_be_bytes([a, b, c, d]);
         // The length counts itself but not the tag.
         match usize::try_from(length) {
-            Ok(length) if (4..FRAME_BYTES_MAX).contains(&length) => Ok(Some(length + 1)),
+            Ok(length) if (4..self.most).contains(&length) => Ok(Some(length + 1)),
             _ => Err(Error::protocol(format!("a frame with tag {tag:#04x} claims a length of {length} bytes"))
                 .hint("check host and port: this may not be a PostgreSQL server")),
         }
@@ -446,12 +455,19 @@ impl Inbox {
             small[..held].copy_from_slice(&self.bytes[self.start..self.end]);
             (self.bytes, self.start, self.end) = (small, 0, held);
         }
-        if self.bytes.len() - self.end < self.bytes.len() / 4 && frame_bytes.is_none_or(|bytes| bytes > held) {
+        let fits = frame_bytes.is_some_and(|bytes| self.start + bytes <= self.bytes.len());
+        if self.bytes.len() - self.end < self.bytes.len() / 4 && !fits && frame_bytes.is_none_or(|bytes| bytes > held) {
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, held);
-            // Still tight: one frame fills it. Twice the bytes at hand, whatever length was announced.
+            // Still tight: one frame fills it. Twice the bytes at hand, whatever length was announced, and never more than that
+            // frame and what is read behind it.
             if self.bytes.len() - held < self.bytes.len() / 4 {
-                self.bytes.resize(self.bytes.len() * 2, 0);
+                let double = self.bytes.len() * 2;
+                let enough = frame_bytes.map_or(double, |bytes| (bytes + INBOX_BYTES / 4).min(double));
+                if enough > self.bytes.len() {
+                    self.bytes.reserve_exact(enough - self.bytes.len());
+                    self.bytes.resize(enough, 0);
+                }
             }
         }
         Ok(&mut self.bytes[self.end..])
@@ -681,6 +697,37 @@ mod tests {
     use super::*;
 
     /// What a socket does: fills the room, at most `bytes.len()`.
+    /// As it is once the stream has begun.
+    fn rows_inbox() -> Inbox {
+        let mut inbox = Inbox::new();
+        inbox.expect_rows();
+        inbox
+    }
+
+    #[test]
+    fn before_the_stream_begins_no_frame_is_large() {
+        let mut inbox = Inbox::new();
+        fill(&mut inbox, &framed(b'R', &[0; 2000]));
+        assert!(inbox.next().unwrap().is_some());
+        fill(&mut inbox, &[b'E', 0x00, 0x10, 0x00, 0x00]);
+        let error = inbox.next().unwrap_err();
+        assert!(error.to_string().contains("1048576 bytes"), "{error}");
+        let mut inbox = rows_inbox();
+        fill(&mut inbox, &[b'd', 0x00, 0x10, 0x00, 0x00]);
+        assert!(inbox.next().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_large_frame_takes_hardly_more_room_than_it_has_bytes() {
+        let (mut inbox, frame) = (rows_inbox(), framed(b'd', &vec![7; 3 << 20]));
+        let mut rest = &frame[..];
+        while !rest.is_empty() {
+            rest = fill(&mut inbox, rest);
+        }
+        assert!(inbox.bytes.len() <= frame.len() + INBOX_BYTES, "{}", inbox.bytes.len());
+        assert!(inbox.next().unwrap().is_some());
+    }
+
     fn fill<'a>(inbox: &mut Inbox, bytes: &'a [u8]) -> &'a [u8] {
         let room = inbox.room().unwrap();
         let count = room.len().min(bytes.len());
@@ -711,7 +758,7 @@ mod tests {
             let frames: Vec<(u8, Vec<u8>)> =
                 frames.into_iter().map(|(tag, length)| (tag, vec![tag.wrapping_add(1); length])).collect();
             let bytes: Vec<u8> = frames.iter().flat_map(|(tag, body)| framed(*tag, body)).collect();
-            let (mut inbox, mut out, mut sizes) = (Inbox::new(), Vec::new(), chunks.iter().cycle());
+            let (mut inbox, mut out, mut sizes) = (rows_inbox(), Vec::new(), chunks.iter().cycle());
             let mut rest = bytes.as_slice();
             let mut held = 0;
             while !rest.is_empty() {
@@ -729,7 +776,7 @@ mod tests {
 
         #[test]
         fn arbitrary_bytes_are_refused_or_waited_for_but_never_a_panic(bytes in vec(any::<u8>(), 0..300)) {
-            let mut inbox = Inbox::new();
+            let mut inbox = rows_inbox();
             fill(&mut inbox, &bytes);
             while let Ok(Some((_, place))) = inbox.next() {
                 let _ = parse_error(inbox.body(place));
@@ -740,7 +787,7 @@ mod tests {
 
     #[test]
     fn a_frame_that_announces_a_gigabyte_gets_no_memory_before_its_bytes_come() {
-        let mut inbox = Inbox::new();
+        let mut inbox = rows_inbox();
         fill(&mut inbox, &[b'd', 0x3F, 0xFF, 0xFF, 0xFF, 1, 2, 3]);
         assert_eq!(inbox.next().unwrap(), None);
         inbox.room().unwrap();
@@ -749,7 +796,7 @@ mod tests {
 
     #[test]
     fn the_buffer_shrinks_after_a_large_frame() {
-        let mut inbox = Inbox::new();
+        let mut inbox = rows_inbox();
         let large = framed(b'd', &vec![7; 8 * INBOX_BYTES]);
         let mut rest = large.as_slice();
         while !rest.is_empty() {
@@ -763,7 +810,7 @@ mod tests {
 
     #[test]
     fn a_full_buffer_of_unconsumed_frames_takes_no_more() {
-        let mut inbox = Inbox::new();
+        let mut inbox = rows_inbox();
         let frames = framed(b'd', &[0; 1019]).repeat(300); // 1024 bytes each, 256 fill it
         let rest = fill(&mut inbox, &frames);
         assert_eq!(frames.len() - rest.len(), INBOX_BYTES);
@@ -775,7 +822,7 @@ mod tests {
     #[test]
     fn an_impossible_length_is_an_error() {
         for length in [0u32, 3, 0x4000_0400, 0x8000_0000, u32::MAX] {
-            let mut inbox = Inbox::new();
+            let mut inbox = rows_inbox();
             fill(&mut inbox, &[b"d", length.to_be_bytes().as_slice()].concat());
             let error = inbox.next().unwrap_err();
             assert_eq!(error.kind(), Kind::Protocol, "{length}: {error}");

@@ -20,6 +20,8 @@ use super::{
 pub struct LaneKey {
     /// The `rule_nats_config` row.
     pub config_id: i32,
+    /// Its servers ([`ConfigRow::servers`]): with other servers it leads elsewhere.
+    pub servers: String,
     /// The stream's name; `None` for core NATS.
     pub stream: Option<String>,
 }
@@ -151,7 +153,10 @@ impl Rules {
         let configs: HashMap<_, _> = tables
             .configs
             .iter()
-            .map(|(&id, row)| (id, compile_config(id, row, streams.remove(&id).unwrap_or_default(), lanes)))
+            .map(|(&id, row)| {
+                let servers = tables.servers_of(row);
+                (id, compile_config(id, row, &servers, streams.remove(&id).unwrap_or_default(), lanes))
+            })
             .collect();
         let default_config = tables.configs.iter().find(|(_, row)| row.config_name == "default").map(|(&id, _)| id);
         let webhooks: Vec<_> = tables
@@ -204,6 +209,9 @@ impl Rules {
     /// leads there any more.
     pub fn rows_of(&self, key: &LaneKey, tables: &Tables) -> Option<(ConfigRow, StreamRow)> {
         let config = tables.configs.get(&key.config_id).filter(|config| config.enabled != Some(false))?;
+        if tables.servers_of(config) != key.servers {
+            return None;
+        }
         let stream = match &key.stream {
             None if is_core(config) => StreamRow::default(),
             Some(name) if !is_core(config) => {
@@ -221,7 +229,13 @@ impl Rules {
     }
 }
 
-fn compile_config(id: i32, row: &ConfigRow, (rows, stream_problems): Streams, lanes: &mut Vec<LaneKey>) -> Config {
+fn compile_config(
+    id: i32,
+    row: &ConfigRow,
+    servers: &str,
+    (rows, stream_problems): Streams,
+    lanes: &mut Vec<LaneKey>,
+) -> Config {
     let problem = if row.enabled == Some(false) {
         Some(format!("NATS configuration {:?} is not enabled", row.config_name))
     } else {
@@ -239,7 +253,7 @@ fn compile_config(id: i32, row: &ConfigRow, (rows, stream_problems): Streams, la
     let streams = ways
         .into_iter()
         .map(|(stream, subjects)| {
-            let key = LaneKey { config_id: id, stream: stream.map(str::to_owned) };
+            let key = LaneKey { config_id: id, servers: servers.to_owned(), stream: stream.map(str::to_owned) };
             let lane = lanes.iter().position(|other| *other == key).unwrap_or_else(|| {
                 lanes.push(key);
                 lanes.len() - 1
@@ -401,7 +415,7 @@ mod tests {
         assert_eq!(webhook.problem, None);
         assert_eq!(rules.lane(0, b"webhooks.sla%2Eck"), Some(0));
         assert_eq!(rules.lane(0, b"events.x"), None);
-        assert_eq!(lanes, [LaneKey { config_id: 1, stream: Some("WEBHOOKS".to_owned()) }]);
+        assert_eq!(lanes, [LaneKey { config_id: 1, servers: String::new(), stream: Some("WEBHOOKS".to_owned()) }]);
     }
 
     #[test]
@@ -450,7 +464,7 @@ mod tests {
         tables.configs.get_mut(&1).unwrap().jetstream_enabled = Some(false);
         let rules = Rules::compile(&tables, &mut lanes);
         assert_eq!((rules.webhooks[0].problem.as_deref(), rules.lane(0, b"any.where")), (None, Some(1)));
-        assert_eq!(lanes[1], LaneKey { config_id: 1, stream: None });
+        assert_eq!(lanes[1], LaneKey { config_id: 1, servers: String::new(), stream: None });
         assert_eq!(
             (rules.rows_of(&lanes[0], &tables).is_some(), rules.rows_of(&lanes[1], &tables).is_some()),
             (false, true)

@@ -5,7 +5,7 @@
 //! rows by key. Whether a row makes sense is not judged here but in `rules`, so that a bad row is one webhook's
 //! problem and never the stream's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{Error, Result};
 
@@ -143,20 +143,26 @@ impl ConfigRow {
         *other == ConfigRow { revision: other.revision, ..self.clone() }
     }
 
-    /// The servers that the row names, in its order.
-    pub fn servers(&self) -> impl Iterator<Item = &str> {
-        self.nats_url.iter().chain(&self.nats_cluster_urls).map(String::as_str)
+    /// The addresses of the servers that the row names, without logins, in one text that is the same whatever their order.
+    pub fn servers(&self) -> String {
+        let address = |url: &String| {
+            let address = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
+            let address = address.split(['/', '?']).next().unwrap_or_default();
+            let host = address.rsplit_once('@').map_or(address, |(_, host)| host).to_ascii_lowercase();
+            let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+            if has_port { host } else { format!("{host}:4222") }
+        };
+        let addresses: BTreeSet<_> = self.nats_url.iter().chain(&self.nats_cluster_urls).map(address).collect();
+        addresses.into_iter().collect::<Vec<_>>().join(" ")
     }
 
-    /// This row with the columns of `newer` that only say how to get into a server: credentials, TLS, pool and timeouts.
-    /// They never decide where an event goes, so the newest ones are always right.
+    /// This row with the columns of `newer` that only say how to get into a server: addresses, which name the same servers or
+    /// those that are in their place, credentials, TLS, pool and timeouts.
     #[must_use]
     pub fn with_access_of(&self, newer: &ConfigRow) -> ConfigRow {
         ConfigRow {
             config_id: self.config_id,
             config_name: self.config_name.clone(),
-            nats_url: self.nats_url.clone(),
-            nats_cluster_urls: self.nats_cluster_urls.clone(),
             jetstream_enabled: self.jetstream_enabled,
             stream_name: self.stream_name.clone(),
             subject_prefix: self.subject_prefix.clone(),
@@ -251,6 +257,11 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// The servers of a configuration, as far as its row decides that.
+    pub fn servers_of(&self, row: &ConfigRow) -> String {
+        if self.overridden.as_ref() == Some(&row.config_name) { String::new() } else { row.servers() }
+    }
+
     /// Inserts or replaces a row that was kept as text.
     ///
     /// # Errors

@@ -161,11 +161,15 @@ impl Postgres {
         Row::Link(webhook * 10 + i32::try_from(table).unwrap(), Some(link).filter(|_| rng.u8(..10) > 0))
     }
 
-    fn change_of_streams(&mut self, rng: &mut Rng) -> Row {
+    fn change_of_streams(&mut self, rng: &mut Rng, swarm: &Swarm) -> Row {
         let ids: Vec<i32> = self.configuration.streams.keys().copied().collect();
         let id = ids[rng.usize(..ids.len())];
         let mut stream = self.configuration.streams[&id].clone();
         stream.enabled = rng.u8(..6) > 0;
+        if swarm.flips {
+            stream.shared = rng.bool();
+            stream.batches = ["", "atomic", "fsync"][rng.usize(..3)];
+        }
         Row::Stream(id, Some(stream))
     }
 
@@ -189,7 +193,7 @@ impl Postgres {
     fn random_op(&mut self, rng: &mut Rng, swarm: &Swarm) -> Op {
         if happens(rng, swarm.configuration) {
             let row = match rng.u8(..8) {
-                0 => self.change_of_streams(rng),
+                0 => self.change_of_streams(rng, swarm),
                 1..=3 => self.change_of_links(rng, swarm),
                 _ => self.change_of_webhooks(rng, swarm),
             };

@@ -96,6 +96,8 @@ pub struct Swarm {
     pub batches: [&'static str; 3],
     /// How many messages the server takes as one batch; 1 where it takes none.
     pub batch_max: usize,
+    /// Ordering and batches of the streams' rows change too.
+    pub flips: bool,
     /// After how many steps it abandons one that gets no more messages.
     pub batch_timeout: u64,
 }
@@ -164,6 +166,7 @@ impl Swarm {
         let batches = [(); 3].map(|()| if batched { ["", "atomic", "fsync"][dice.usize(..3)] } else { "" });
         let batch_max = pick(&mut dice, &[1, 2, 3, 10, 1000, 1000, 1000]);
         let batch_timeout = pick(&mut dice, &[5, 100]) as u64;
+        let flips = dice.bool();
         Swarm {
             steps: rng.u64(100..600),
             window_events: pick(rng, &[1, 2, 5, 20, 100]),
@@ -204,6 +207,7 @@ impl Swarm {
             batches,
             batch_max,
             batch_timeout,
+            flips,
         }
     }
 }

@@ -42,6 +42,9 @@ const BACKOFF_MAX: u64 = 16;
 const SYNC_INTERVAL: u64 = 40;
 const CONFIRM_DELAY: u64 = 42;
 
+/// Configuration rows as text, by table and key.
+type Rows = BTreeMap<(Table, i32), RowText>;
+
 #[derive(Debug)]
 pub struct World {
     rng: Rng,
@@ -58,7 +61,7 @@ pub struct World {
     atomic: HashSet<String>,
     knows_new_type: bool,
     /// `rule_cdc_rule_versions`: the first version, the position from which it is complete, and what is behind it.
-    first_rules: Option<(BTreeMap<(Table, i32), RowText>, u64)>,
+    first_rules: Option<(Rows, u64)>,
     rule_versions: Vec<(u64, Vec<RuleChange>)>,
     history_is_locked: bool,
     /// By stream: the sequence that was seen, and the one behind which the slot has all.
@@ -128,9 +131,14 @@ impl World {
         let postgres = Postgres::new(&mut rng, &swarm);
         let shared = postgres.configuration.streams.values().filter(|row| row.shared).map(|row| row.name.clone());
         let batched = postgres.configuration.streams.values().filter(|row| !row.batches.is_empty());
-        let atomic = batched.filter(|_| swarm.batch_max > 1).map(|row| row.name.clone()).collect();
+        let atomic: HashSet<_> = batched.filter(|_| swarm.batch_max > 1).map(|row| row.name.clone()).collect();
+        let (shared, atomic) = match swarm.flips {
+            true => (HashSet::new(), HashSet::new()),
+            false => (shared.collect(), atomic),
+        };
+        let flips = swarm.flips;
         World {
-            shared: shared.collect(),
+            shared,
             atomic,
             jetstream: JetStream::new(&swarm),
             rng,
@@ -138,7 +146,7 @@ impl World {
             bug,
             now: 0,
             postgres,
-            oracle: Oracle::new(seed.is_multiple_of(3)),
+            oracle: Oracle::new(seed.is_multiple_of(3), flips),
             run: None,
             runs: 0,
             knows_new_type: false,
@@ -271,7 +279,7 @@ impl World {
             ..Swarm::new(&mut Rng::with_seed(0))
         };
         let Swarm { window_events, window_bytes, history_bytes, dedup_window, expected_before_dedup, .. } = self.swarm;
-        let Swarm { batches, batch_max, batch_timeout, .. } = self.swarm;
+        let Swarm { batches, batch_max, batch_timeout, flips, .. } = self.swarm;
         self.swarm = Swarm {
             confirm_delay: self.swarm.confirm_delay,
             window_events,
@@ -283,6 +291,7 @@ impl World {
             batches,
             batch_max,
             batch_timeout,
+            flips,
             ..quiet
         };
         self.history_is_locked = false;
@@ -357,7 +366,7 @@ impl World {
     fn rules_as_of_confirmed(&mut self) -> Tables {
         let confirmed = self.postgres.confirmed;
         let read = self.postgres.read_rules();
-        let (first, complete_from) = self.first_rules.get_or_insert_with(|| (read.rows, confirmed));
+        let (first, complete_from) = self.first_rules.get_or_insert((read.rows, confirmed));
         if self.bug == Bug::RulesAsOfNow {
             return read.tables;
         }
@@ -491,6 +500,10 @@ impl World {
             Phase::Opening { since, .. } if self.now < *since => Ok(()),
             Phase::Opening { tail: None, .. } => self.read_tail(index),
             Phase::Opening { .. } => self.open(index),
+            Phase::Running(link) if !run.streamer.lane(index).is_open() => {
+                driver.phase = Phase::Settling(*link, self.now + SETTLE);
+                Ok(())
+            }
             Phase::Running(_) => {
                 let outcome = self.exchange(index)?;
                 let Some(run) = &mut self.run else { return Ok(()) };
@@ -917,7 +930,7 @@ impl World {
 
     /// What must hold after every step.
     fn check(&mut self) -> Result<(), String> {
-        self.oracle.looks(&self.jetstream, &self.shared)?;
+        self.oracle.looks(&self.jetstream)?;
         if self.swarm.window_bytes >= 1 << 20 {
             self.oracle.finds_transactions_whole(&self.jetstream, &self.atomic)?;
         }
@@ -935,7 +948,7 @@ impl World {
         for index in 0..run.streamer.lane_count() {
             let lane = run.streamer.lane(index);
             // A transaction that waits for its end may take as many as a batch.
-            let held = if lane.batches() == Batches::None { 0 } else { BATCH_MAX };
+            let held = if lane.batches() == Batches::None && !self.swarm.flips { 0 } else { BATCH_MAX };
             if lane.len() > self.swarm.window_events.max(held) + EVENTS_A_MESSAGE
                 || lane.bytes() > self.swarm.window_bytes + EVENTS_A_MESSAGE * MESSAGE_MAX
             {
@@ -960,7 +973,7 @@ impl World {
     }
 }
 
-fn put_versions(rows: &mut BTreeMap<(Table, i32), RowText>, changes: &[RuleChange]) {
+fn put_versions(rows: &mut Rows, changes: &[RuleChange]) {
     for RuleChange { table, id, row, is_partial } in changes {
         match row {
             None => drop(rows.remove(&(*table, *id))),

@@ -102,7 +102,7 @@ SET ROLE walhook_streamer;
 SELECT w.webhook_id, c.auth_token FROM rule_webhooks w JOIN rule_nats_config c ON c.config_id = w.nats_config_id;
 SELECT * FROM rule_webhook_links, rule_nats_streams, rule_cdc_slots;
 INSERT INTO rule_nats_checkpoints (source, config_name, stream_name, epoch) VALUES ('main', '', '', 1)
-ON CONFLICT (source, config_name, stream_name) DO UPDATE SET epoch = rule_nats_checkpoints.epoch + 1;
+ON CONFLICT (source, config_name, stream_name, servers) DO UPDATE SET epoch = rule_nats_checkpoints.epoch + 1;
 INSERT INTO rule_nats_dead_letters (event_id, reason) VALUES ('x', 'too large');
 INSERT INTO rule_nats_publish_history (webhook_id, subject, payload, success) VALUES (1, 's', '{}', true);
 INSERT INTO rule_nats_consumer_stats (stream_name, consumer_name) VALUES ('S', 'c') ON CONFLICT (stream_name, consumer_name) DO UPDATE SET active = true;

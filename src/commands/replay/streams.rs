@@ -60,9 +60,9 @@ impl Feed {
     /// # Errors
     /// PostgreSQL cannot be asked.
     pub async fn read(config: &Config) -> Result<(Feed, tokio_postgres::Client)> {
-        let mut client = sql::connect(&config.postgres).await?;
+        let client = sql::connect(&config.postgres).await?;
         schema::check(&client, &config.postgres.target()).await?;
-        let mut tables = rules::newest(&mut client).await?.tables;
+        let mut tables = rules::newest(&client).await?.tables;
         tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
         let mut lanes = Vec::new();
         let rules = Rules::compile(&tables, &mut lanes);

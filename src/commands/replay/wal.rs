@@ -228,7 +228,7 @@ impl Decoder {
                 (tables, amendments, types)
             }
             RulesOf::Now => {
-                let newest = rules::newest(&mut client).await?;
+                let newest = rules::newest(&client).await?;
                 let types = ledger::types(&client).await?;
                 let tables = newest.tables.clone();
                 // In force from the beginning: changes that were read are not followed again.

@@ -34,20 +34,21 @@ use crate::{
         streams::{most_replicas, streams_of_all},
         tables::{ConfigRow, StreamRow, Tables},
     },
+    text,
 };
 
 /// The consumer that the RFC's workers expect on the stream of their configuration.
 const RFC_CONSUMER: &str = "webhook-worker-1";
-/// How often such a consumer delivers a message, and how long it waits for an answer each time (the last wait goes on). The first is the
-/// RFC's own AckWait: its workers call for 5 s at most, and a shorter wait would have one event called twice.
-const WORKER_MAX_DELIVER: u32 = 10;
-const WORKER_BACKOFF: [Duration; 4] =
-    [Duration::from_secs(30), Duration::from_secs(60), Duration::from_secs(300), Duration::from_secs(900)];
 /// How long one round may take before it counts as failed.
 const ROUND: Duration = Duration::from_secs(60);
 /// After so many failures in a row it is tried again only every so often.
 const OFTEN: u32 = 8;
 const SELDOM: Duration = Duration::from_secs(60);
+/// How long a consumer that we make for others waits for a worker's answer, each time longer. The first is JetStream's own.
+const BACKOFF: [Duration; 4] =
+    [Duration::from_secs(30), Duration::from_secs(60), Duration::from_secs(120), Duration::from_secs(300)];
+/// After so many deliveries it passes over a message, which stays in the stream.
+const MAX_DELIVER: u32 = 1000;
 /// JetStream's answers for what is not there.
 const NO_STREAM: u64 = 10059;
 const NO_CONSUMER: u64 = 10014;
@@ -116,7 +117,7 @@ async fn post(source: String, mut news: watch::Receiver<Option<Arc<News>>>) {
             // Without a connection there is news when its lanes have one.
             let Some(control) = now.controls.get(&id) else { continue };
             let round = one(control, &source, id, row, &now.tables);
-            match timeout(ROUND, round).await.unwrap_or_else(|_| Err(Error::unavailable("no end within 60 s"))) {
+            match timeout(ROUND, round).await.unwrap_or_else(|_| Err(Error::unavailable("it took more than 60 s"))) {
                 Ok(Done::All) => {}
                 Ok(Done::ButForAStream) => is_behind = true,
                 Err(error) => {
@@ -226,8 +227,12 @@ async fn keep_consumer(control: &Control, stream: &str, consumer: &str) -> Resul
     let valid =
         !consumer.is_empty() && consumer.bytes().all(|byte| byte.is_ascii_graphic() && !b".*>/\\".contains(&byte));
     if !valid {
-        return Err(Error::config(format!("{}: no such name is possible", attempted()))
-            .hint("Correct rule_nats_streams.consumers: no dots, spaces or wildcards"));
+        return Err(Error::config(format!("{}: a consumer cannot have this name", attempted()))
+            .hint(format!(
+                "a name has no dots, spaces, slashes or wildcards: UPDATE rule_nats_streams SET consumers = ARRAY['worker'] WHERE \
+                 stream_name = {}",
+                text::sql_literal(stream)
+            )));
     }
     let refused = |error: control::ApiError| match error.err_code {
         NO_STREAM => Ok(Done::ButForAStream),
@@ -243,10 +248,11 @@ async fn keep_consumer(control: &Control, stream: &str, consumer: &str) -> Resul
         "ack_policy": "explicit",
         "deliver_policy": "all",
         "replay_policy": "instant",
-        // A worker that answers -NAK at once would get a message that it cannot take thousands of times a second, for ever.
-        "max_deliver": WORKER_MAX_DELIVER,
-        "backoff": WORKER_BACKOFF.map(|wait| wait.as_secs() * 1_000_000_000),
         "description": "walhook: for workers, as rule_nats_streams.consumers says",
+        // A worker that says nothing gets the message again later and later; one that refuses it at once, as the RFC's does, not
+        // for ever.
+        "backoff": BACKOFF.map(|wait| wait.as_nanos()),
+        "max_deliver": MAX_DELIVER,
     });
     let request = json!({ "stream_name": stream, "config": config });
     match control.api(&format!("CONSUMER.DURABLE.CREATE.{stream}.{consumer}"), &request).await? {

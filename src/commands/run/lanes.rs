@@ -117,6 +117,9 @@ impl Lanes {
             let lane = streamer.lane_mut(index);
             lane.set_away(driver.stands_still(lane) >= patience);
         }
+        for group in &mut self.groups {
+            group.in_line = group.lanes.iter().map(|&index| self.drivers[index].in_line).sum();
+        }
         for at in 0..self.groups.len() {
             // What was begun has to be polled once, to wake us.
             while self.poll_group(cx, at, streamer, eager)? {}
@@ -189,7 +192,7 @@ impl Lanes {
                 "server": server.map(|publisher| publisher.target()),
                 "connected": is_up,
                 "connected_since": group.since.filter(|_| is_up).map(timestamp),
-                "last_error": group.told.as_ref().or_else(|| lanes().find_map(|(driver, _)| driver.told.as_ref())),
+                "last_error": group.told.text().or_else(|| lanes().find_map(|(driver, _)| driver.told.text())),
                 "given_up": group.given_up,
                 "holds_slot": holds_slot,
                 "falls_back": lanes().filter_map(|(driver, _)| driver.falls_back.as_ref()).collect::<Vec<_>>(),
@@ -232,6 +235,14 @@ impl Lanes {
         sources.collect()
     }
 
+    /// Whether a stream takes nothing of what waits for it.
+    pub fn has_trouble(&self, streamer: &Streamer) -> bool {
+        let waits = |(index, driver): (usize, &Driver)| {
+            driver.backoff.failures > 0 || !driver.is_on_line() && !streamer.lane(index).is_empty()
+        };
+        self.drivers.iter().enumerate().any(waits)
+    }
+
     /// Lanes that hold something and are not open, by their streams' names.
     pub fn closed<'s>(&self, streamer: &'s Streamer) -> impl Iterator<Item = &'s str> {
         let lanes = (0..self.drivers.len()).map(|index| streamer.lane(index));
@@ -248,22 +259,32 @@ impl Lanes {
         for index in 0..streamer.lane_count() {
             let settings = streamer.lane_settings(index);
             if index == self.drivers.len() {
+                let servers = &streamer.lane_key(index).servers;
                 let known = settings.as_ref().and_then(|LaneSettings { config, stream, .. }| {
                     let is_its = |known: &&Checkpoint| {
                         known.config_name == config.config_name && known.stream == stream.stream_name
                     };
-                    self.checkpoints.iter().find(is_its).cloned()
+                    let of_name = || self.checkpoints.iter().filter(is_its);
+                    of_name()
+                        .find(|known| known.servers == *servers)
+                        .or_else(|| of_name().find(|known| known.servers.is_empty()))
                 });
-                self.drivers.push(Driver::new(known));
+                let known = known.cloned();
+                self.drivers.push(Driver::new(servers, known));
             }
             let driver = &mut self.drivers[index];
             driver.is_wanted = streamer.lane_is_wanted(index);
             let Some(settings) = settings else { continue };
             let is_at_rest = matches!(driver.phase, Phase::Absent) && streamer.lane(index).is_empty();
             let is_known = driver.settings.is_some() && !matches!(driver.phase, Phase::Absent);
-            if !driver.is_wanted && (is_known || is_at_rest) {
-                // Rows that are gone leave the lane to drain as it is. They may have come and gone in one moment, though,
-                // and left something in it.
+            let is_as_known = driver.settings.as_ref().is_some_and(|known| {
+                known.is_readdressed == settings.is_readdressed
+                    && known.config.says_the_same(&settings.config)
+                    && known.stream == settings.stream
+            });
+            if !driver.is_wanted && ((is_known && is_as_known) || is_at_rest) {
+                // Rows that are gone leave the lane to drain as it is, by the newest way into its server. They may have come
+                // and gone in one moment, though, and left something in it.
                 continue;
             }
             let at = self.group_of(index, &settings.config, streamer);
@@ -274,7 +295,7 @@ impl Lanes {
                 driver.wait(Duration::ZERO);
                 self.groups[at].in_use = true;
             } else if stream_changed {
-                driver.told = None;
+                driver.told.forget();
                 driver.backoff = Backoff::default();
                 streamer.lane_mut(index).close();
                 match driver.phase {
@@ -290,7 +311,10 @@ impl Lanes {
     /// The group of a lane, which follows the row `config` from here on.
     fn group_of(&mut self, index: usize, config: &ConfigRow, streamer: &mut Streamer) -> usize {
         let is_core = streamer.lane(index).ordering() == Ordering::Core;
-        let is_its = |group: &Group| group.row.config_id == config.config_id && group.is_core == is_core;
+        let servers = config.servers();
+        let is_its = |group: &Group| {
+            group.row.config_id == config.config_id && group.is_core == is_core && group.row.servers() == servers
+        };
         let at = self.groups.iter().position(is_its).unwrap_or_else(|| {
             let overrides = if config.config_name == self.overridden {
                 self.overrides.clone()
@@ -302,19 +326,11 @@ impl Lanes {
         });
         let group = &mut self.groups[at];
         if !group.row.says_the_same(config) {
-            let moved =
-                group.row.nats_url != config.nats_url || group.row.nats_cluster_urls != config.nats_cluster_urls;
             group.replace(config.clone());
             for &index in &group.lanes {
                 let (driver, lane) = (&mut self.drivers[index], streamer.lane_mut(index));
                 lane.close();
-                if moved {
-                    // Another server's stream begins anew.
-                    driver.known = None;
-                    driver.created_ns = 0;
-                    lane.forget_floor();
-                }
-                driver.told = None;
+                driver.told.forget();
                 driver.backoff = Backoff::default();
                 if !matches!(driver.phase, Phase::Absent) {
                     driver.wait(Duration::ZERO);
@@ -323,8 +339,21 @@ impl Lanes {
         } else if group.row.revision != config.revision {
             group.row.revision = config.revision;
             if group.given_up {
-                group.told = None;
+                group.told.forget();
                 group.revive();
+            }
+        }
+        if let Some(before) = self.drivers[index].group.filter(|before| *before != at) {
+            self.groups[before].remove(index);
+            self.drivers[index].group = None;
+            streamer.lane_mut(index).close();
+            if !matches!(self.drivers[index].phase, Phase::Absent) {
+                self.drivers[index].wait(Duration::ZERO);
+                self.groups[at].in_use = true;
+            }
+            if self.groups[before].lanes.iter().all(|&index| matches!(self.drivers[index].phase, Phase::Absent)) {
+                self.groups[before].in_use = false;
+                self.groups[before].disconnect();
             }
         }
         if self.drivers[index].group.is_none() {
@@ -341,6 +370,7 @@ impl Lanes {
             Err(error) => {
                 let error = error.context(self.groups[at].name(streamer));
                 self.endure(error, |lanes, error| lanes.groups[at].failed(error))?;
+                self.readdress(at, streamer);
                 true
             }
         };
@@ -382,7 +412,10 @@ impl Lanes {
     fn poll_opening(&mut self, cx: &mut Context<'_>, at: usize, index: usize, streamer: &mut Streamer) -> Result<bool> {
         if matches!(self.drivers[index].phase, Phase::Waiting(_)) {
             let mut others = self.other_half(at).into_iter().flat_map(|other| &other.lanes);
-            if !self.has_its_turn(at, streamer) || others.any(|&index| self.drivers[index].is_on_line()) {
+            if !self.has_its_turn(at, streamer)
+                || others.any(|&index| self.drivers[index].is_on_line())
+                || self.waits_for_earlier_servers(index, streamer)
+            {
                 return Ok(false);
             }
         }
@@ -417,7 +450,9 @@ impl Lanes {
                             shares_syncs,
                             batch_max: driver.batch_max,
                         };
-                        let opening = open::open(control.clone(), settings.clone(), self.identity.clone(), known);
+                        let mut settings = settings.clone();
+                        lane.mode_to_open().write(&mut settings.stream);
+                        let opening = open::open(control.clone(), settings, self.identity.clone(), known);
                         driver.phase = Phase::Opening(Box::pin(opening));
                     }
                     _ => self.open_core(at, index, streamer, max_payload)?,
@@ -426,7 +461,10 @@ impl Lanes {
             }
             Phase::Opening(opening) => match opening.as_mut().poll(cx).map(|opened| {
                 let opened = opened?;
-                self.has_no_other_lane(index, opened.created_ns, streamer).map(|()| opened)
+                match self.other_lane_into(index, opened.created_ns, streamer) {
+                    None => Ok(opened),
+                    Some(other) => Err(self.refuse_other_lane(index, other, streamer)),
+                }
             }) {
                 Poll::Pending => Ok(false),
                 Poll::Ready(Ok(opened)) => self.opened(at, index, streamer, opened).map(|()| true),
@@ -457,8 +495,7 @@ impl Lanes {
         self.groups.iter().find(|there| {
             there.is_core != here.is_core
                 && there.row.config_id == here.row.config_id
-                && there.row.nats_url == here.row.nats_url
-                && there.row.nats_cluster_urls == here.row.nats_cluster_urls
+                && there.row.servers() == here.row.servers()
         })
     }
 
@@ -494,21 +531,67 @@ impl Lanes {
         streamer.condemn()
     }
 
-    /// Two lanes into one stream would take each other's messages for their own. Where rows tell, the rules see to it; by
-    /// another name of the server or as another user only the stream itself tells.
-    fn has_no_other_lane(&self, index: usize, created_ns: i64, streamer: &Streamer) -> Result<()> {
+    /// Another lane that leads into this very stream. Two would take each other's messages for their own. Where rows tell, the
+    /// rules see to it; by another name of the server or as another user only the stream itself tells.
+    fn other_lane_into(&self, index: usize, created_ns: i64, streamer: &Streamer) -> Option<usize> {
         let stream = streamer.lane(index).stream();
-        let is_its = |(other, driver): &(usize, &Driver)| {
-            *other != index && driver.created_ns == created_ns && streamer.lane(*other).stream() == stream
+        let is_its = |other: &usize| {
+            let driver = &self.drivers[*other];
+            let known_ns = driver.known.as_ref().map_or(driver.created_ns, |known| known.created_ns);
+            let is_same =
+                driver.created_ns == created_ns || known_ns.abs_diff(created_ns) <= tail::CREATED_TOLERANCE_NS;
+            *other != index
+                && is_same
+                && streamer.lane(*other).stream() == stream
+                && !matches!(driver.phase, Phase::Absent)
         };
-        let in_use = |(_, driver): &(usize, &Driver)| !matches!(driver.phase, Phase::Absent);
-        let mut others = self.drivers.iter().enumerate().filter(is_its).filter(in_use);
-        let Some(settings) = others.next().and_then(|(_, driver)| driver.settings.as_ref()) else { return Ok(()) };
-        Err(Error::config(format!(
-            "open it: NATS configuration {:?} publishes to the same stream of the same server",
-            settings.config.config_name
-        ))
-        .hint("give one of the two another stream_name and subject_prefix, or use one configuration for both"))
+        (0..self.drivers.len()).find(is_its)
+    }
+
+    /// Two lanes into one stream: what of the other has to be done first, or why both cannot be.
+    fn refuse_other_lane(&mut self, index: usize, other: usize, streamer: &mut Streamer) -> Error {
+        let is_of_one = streamer.lane_key(index).config_id == streamer.lane_key(other).config_id;
+        let name = self.drivers[other].settings.as_ref().map_or("?", |settings| settings.config.config_name.as_str());
+        if is_of_one {
+            let error = Error::unavailable(format!(
+                "open it: events from before NATS configuration {name:?} named other servers go into the same stream first"
+            ));
+            // The server is known by another address now.
+            streamer.readdress(other);
+            return error;
+        }
+        Error::config(format!("open it: NATS configuration {name:?} publishes to the same stream of the same server"))
+            .hint("give one of the two another stream_name and subject_prefix, or use one configuration for both")
+    }
+
+    /// Whether events from before a change of the servers may have to go first: they never reached the old ones, as far as is
+    /// known, so they may have to go to the new ones.
+    fn waits_for_earlier_servers(&self, index: usize, streamer: &Streamer) -> bool {
+        let key = streamer.lane_key(index);
+        (0..self.drivers.len()).any(|other| {
+            let driver = &self.drivers[other];
+            let there = streamer.lane_key(other);
+            let is_readdressed = driver.settings.as_ref().is_some_and(|settings| settings.is_readdressed);
+            there.config_id == key.config_id
+                && there.stream == key.stream
+                && there.servers != key.servers
+                && !matches!(driver.phase, Phase::Absent)
+                && (is_readdressed || (!driver.was_reached() && other < index && !streamer.lane(other).is_empty()))
+        })
+    }
+
+    /// The servers of a group cannot be reached: what never reached them goes to those that the newest row names.
+    fn readdress(&mut self, at: usize, streamer: &mut Streamer) {
+        for index in self.groups[at].lanes.clone() {
+            let waits = !self.drivers[index].was_reached() && !streamer.lane(index).is_empty();
+            if waits && streamer.readdress(index) {
+                tracing::warn!(
+                    stream = streamer.lane(index).stream(),
+                    events = streamer.lane(index).len(),
+                    "events from before the configuration named other servers never reached the old ones, and go to the new ones"
+                );
+            }
+        }
     }
 
     fn opened(&mut self, at: usize, index: usize, streamer: &mut Streamer, mut opened: Opened) -> Result<()> {
@@ -577,9 +660,9 @@ impl Lanes {
         if std::mem::take(&mut driver.answered) {
             self.is_notable |= eager;
             driver.backoff.failures = 0;
-            driver.told = None;
+            driver.told.forget();
             group.backoff.failures = 0;
-            group.told = None;
+            group.told.forget();
         }
         let Phase::Settling(until) = &mut driver.phase else {
             return self.look_after_running(at, link, index, streamer);
@@ -610,6 +693,11 @@ impl Lanes {
     fn look_after_running(&mut self, at: usize, link: usize, index: usize, streamer: &mut Streamer) -> Result<bool> {
         let (group, driver) = (&self.groups[at], &mut self.drivers[index]);
         let lane = streamer.lane(index);
+        // The messages that come next are in another mode, for which the stream's tail has to be read again.
+        if !lane.is_open() && driver.trouble.is_none() {
+            driver.phase = Phase::Settling(Box::pin(sleep(SETTLE)));
+            return Ok(true);
+        }
         // The history may still have to ask its stream.
         if !driver.is_wanted && lane.is_settled() {
             streamer.lane_mut(index).close();

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::SinkExt;
 use tokio_postgres::{Client, GenericClient};
 
 use super::faults::{self, Point};
@@ -175,7 +177,7 @@ pub async fn raise_epoch(client: &Client, source: &str, timeline: u32, left: &[(
             "INSERT INTO public.rule_nats_checkpoints AS c \
                  (source, config_name, stream_name, epoch, timeline, updated_at) \
              VALUES ($1, '', '', 1, $2, now()) \
-             ON CONFLICT (source, config_name, stream_name) \
+             ON CONFLICT (source, config_name, stream_name, servers) \
              DO UPDATE SET epoch = c.epoch + CASE WHEN $3::text IS NULL THEN 1 ELSE $4::bigint END, \
                  commit_lsn = coalesce($3::text::pg_lsn, c.commit_lsn), \
                  sequence = CASE WHEN $3::text IS NULL THEN c.sequence ELSE c.epoch + $4::bigint END, \
@@ -232,18 +234,69 @@ pub async fn bury(client: &Client, letters: &[DeadLetter]) -> Result<()> {
         .await
         .map_err(|error| missing_table(sql::error(attempted(), error)))?;
     // Sent one behind the other without waiting; each is its own transaction, so a crash loses none that was settled.
+    let (large, letters): (Vec<_>, Vec<_>) = letters.iter().partition(|letter| letter.payload.len() > LARGE);
+    for letter in large {
+        bury_large(client, letter).await.map_err(|error| sql::error(attempted(), error))?;
+    }
     let writes = letters.iter().map(|letter| {
         let (statement, lsn) = (&statement, letter.commit_lsn.to_string());
         async move {
             let DeadLetter { event_id, webhook_id, webhook_name, subject, headers, payload, reason, .. } = letter;
+            let payload = payload.as_ref();
             client
-                .execute(statement, &[event_id, webhook_id, webhook_name, subject, headers, payload, reason, &lsn])
+                .execute(statement, &[event_id, webhook_id, webhook_name, subject, headers, &payload, reason, &lsn])
                 .await
                 .map(drop)
         }
     });
     futures_util::future::try_join_all(writes).await.map_err(|error| sql::error(attempted(), error))?;
     faults::pass(Point::Buried).await
+}
+
+/// A payload beyond this goes to the database in pieces: as a parameter it would be copied twice.
+const LARGE: usize = 1 << 20;
+const PIECE: usize = 256 * 1024;
+
+/// The same for one with a large payload, by COPY.
+async fn bury_large(client: &Client, letter: &DeadLetter) -> Result<(), tokio_postgres::Error> {
+    let is_there = "SELECT FROM public.rule_nats_dead_letters WHERE event_id = $1";
+    if client.query_opt(is_there, &[&letter.event_id]).await?.is_some() {
+        return Ok(());
+    }
+    let copy = "COPY public.rule_nats_dead_letters \
+                    (event_id, webhook_id, webhook_name, subject, headers, reason, commit_lsn, payload) \
+                FROM STDIN (FORMAT binary)";
+    let sink = client.copy_in::<_, Bytes>(copy).await?;
+    let mut sink = std::pin::pin!(sink);
+    // "COPY", "Binary Format": a signature, flags and no extension; then the number of columns, and each with its length.
+    let mut head = BytesMut::new();
+    head.extend_from_slice(b"PGCOPY\n\xff\r\n\0");
+    head.put_slice(&[0; 8]);
+    head.put_i16(8);
+    let length = |bytes: &[u8]| i32::try_from(bytes.len()).expect("PostgreSQL's values end at 1 GiB");
+    let mut put = |value: Option<&[u8]>| match value {
+        None => head.put_i32(-1),
+        Some(bytes) => {
+            head.put_i32(length(bytes));
+            head.put_slice(bytes);
+        }
+    };
+    let jsonb = [b"\x01", letter.headers.as_bytes()].concat();
+    put(Some(letter.event_id.as_bytes()));
+    put(Some(&letter.webhook_id.to_be_bytes()));
+    put(letter.webhook_name.as_deref().map(str::as_bytes));
+    put(Some(letter.subject.as_bytes()));
+    put(Some(&jsonb));
+    put(Some(letter.reason.as_bytes()));
+    put(Some(&letter.commit_lsn.0.to_be_bytes()));
+    head.put_i32(length(&letter.payload));
+    sink.send(head.freeze()).await?;
+    let mut rest = letter.payload.clone();
+    while !rest.is_empty() {
+        sink.send(rest.split_to(rest.len().min(PIECE))).await?;
+    }
+    sink.send(Bytes::from_static(&[0xff, 0xff])).await?;
+    sink.finish().await.map(drop)
 }
 
 /// Where a lane's stream stood when it was last looked at.
@@ -253,6 +306,8 @@ pub struct Checkpoint {
     pub config_name: String,
     /// The stream.
     pub stream: String,
+    /// The servers that the row named; empty where it is not known, or a setting of the process names them.
+    pub servers: String,
     /// When the stream was created, in ns since 1970: another time, another stream.
     pub created_ns: i64,
     /// The last event stored.
@@ -273,7 +328,7 @@ pub async fn checkpoints(client: &Client, source: &str, system_identifier: &str)
     let rows = client
         .query(
             "SELECT config_name, stream_name, (extract(epoch FROM stream_created) * 1000000)::bigint, \
-                    commit_lsn::text, commit_time, ordinal, webhook_id, sequence, system_identifier, kept_sequence \
+                    commit_lsn::text, commit_time, ordinal, webhook_id, sequence, system_identifier, kept_sequence, servers \
              FROM public.rule_nats_checkpoints \
              WHERE source = $1 AND commit_lsn IS NOT NULL AND commit_time IS NOT NULL AND ordinal IS NOT NULL \
                AND webhook_id IS NOT NULL AND sequence IS NOT NULL AND stream_created IS NOT NULL",
@@ -307,6 +362,7 @@ pub async fn checkpoints(client: &Client, source: &str, system_identifier: &str)
             },
             sequence: row.get::<_, i64>(7).cast_unsigned(),
             kept_upto: row.get::<_, Option<i64>>(9).map(i64::cast_unsigned),
+            servers: row.get(10),
         })
     };
     rows.iter().map(checkpoint).collect()
@@ -323,16 +379,27 @@ pub async fn checkpoint(
 ) -> Result<()> {
     faults::pass(Point::Checkpoint).await?;
     for checkpoint in checkpoints {
-        let Checkpoint { config_name, stream, created_ns, position, sequence, kept_upto } = checkpoint;
+        let Checkpoint { config_name, stream, servers, created_ns, position, sequence, kept_upto } = checkpoint;
         let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        // Version 0.1 did not write the servers.
+        client
+            .execute(
+                "UPDATE public.rule_nats_checkpoints c SET servers = $4 \
+                 WHERE c.source = $1 AND c.config_name = $2 AND c.stream_name = $3 AND c.servers = '' AND $4 <> '' \
+                   AND NOT EXISTS (SELECT FROM public.rule_nats_checkpoints n \
+                                   WHERE n.source = $1 AND n.config_name = $2 AND n.stream_name = $3 AND n.servers = $4)",
+                &[&source, config_name, stream, servers],
+            )
+            .await
+            .map_err(|error| sql::error(format!("write the checkpoint of stream {stream:?}"), error))?;
         client
             .execute(
                 "INSERT INTO public.rule_nats_checkpoints AS c \
                      (source, config_name, stream_name, epoch, system_identifier, timeline, commit_lsn, commit_time, \
-                      ordinal, webhook_id, sequence, stream_created, kept_sequence, updated_at) \
+                      ordinal, webhook_id, sequence, stream_created, kept_sequence, servers, updated_at) \
                  VALUES ($1, $2, $3, $4, $5, $6, $7::text::pg_lsn, $8, $9, $10, $11, \
-                         'epoch'::timestamptz + $12::float8 * interval '1 second', $13, now()) \
-                 ON CONFLICT (source, config_name, stream_name) DO UPDATE SET \
+                         'epoch'::timestamptz + $12::float8 * interval '1 second', $13, $14, now()) \
+                 ON CONFLICT (source, config_name, stream_name, servers) DO UPDATE SET \
                      epoch = excluded.epoch, system_identifier = excluded.system_identifier, \
                      timeline = excluded.timeline, commit_lsn = excluded.commit_lsn, \
                      commit_time = excluded.commit_time, ordinal = excluded.ordinal, \
@@ -354,6 +421,7 @@ pub async fn checkpoint(
                     &signed(*sequence),
                     &(std::time::Duration::from_nanos(created_ns.unsigned_abs()).as_secs_f64()),
                     &kept_upto.map(signed),
+                    servers,
                 ],
             )
             .await

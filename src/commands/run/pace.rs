@@ -61,7 +61,7 @@ impl Pace {
         }
     }
 
-    /// To be called before acks are taken while nothing is read, because `events` fill the window.
+    /// To be called before acks are taken while nothing is read, because the window is full; `events` were sent and wait for theirs.
     pub fn rest(events: usize) {
         if events >= MANY {
             std::thread::sleep(REST);

@@ -146,16 +146,16 @@ async fn load(client: &mut Client, at: At<'_>) -> Result<(Begin, Versions)> {
 ///
 /// # Errors
 /// A table is missing or may not be read.
-pub async fn newest(client: &mut Client) -> Result<RulesRead> {
-    let attempted = "read the configuration tables";
-    let transaction = rows::snapshot(client, attempted).await?;
-    let read = read(&transaction).await?;
-    transaction.commit().await.map_err(|error| sql::error(attempted, error))?;
-    Ok(read)
+pub async fn newest(client: &Client) -> Result<RulesRead> {
+    let failed = |error| sql::error("read the configuration tables", error);
+    client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(failed)?;
+    let outcome = read(client).await;
+    let ended = client.batch_execute(if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" }).await;
+    outcome.and_then(|read| ended.map(|()| read).map_err(failed))
 }
 
 /// Rows, snapshot and position; `client` is a transaction that has one snapshot.
-async fn read(client: &Transaction<'_>) -> Result<RulesRead> {
+async fn read(client: &impl GenericClient) -> Result<RulesRead> {
     let attempted = "read the configuration tables";
     let rows = rows::read_text(client).await?;
     let mut tables = Tables::default();

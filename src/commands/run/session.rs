@@ -33,7 +33,7 @@ use crate::{
     error::{Error, Result},
     flow::{
         delay::Due,
-        streamer::{DeadLetter, Received, Streamer},
+        streamer::{DeadLetter, Received, RulesRead, Streamer},
     },
     postgres::{
         self, OBJECT_IN_USE,
@@ -65,8 +65,12 @@ const FIRST_CHECKPOINT: Duration = Duration::from_secs(1);
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// How often versions of the rules that no position needs any more are deleted.
 const PRUNE: Duration = Duration::from_secs(3600);
+/// How often the rules are read as they are now, while a stream takes nothing: how to reach it may have changed since.
+const NEWEST: Duration = Duration::from_secs(2);
 /// Dead letters written together.
 const BURY_MAX: usize = 200;
+/// And so many bytes of their payloads, one at least.
+const BURY_BYTES_MAX: usize = 8 << 20;
 
 /// Streams until shutdown. `streamed` turns true once the slot is ours; `last_error` is why the session before this one
 /// ended.
@@ -124,6 +128,7 @@ pub async fn session(
         checkpoints: Vec::new(),
         last_heartbeat: None,
         last_prune: Some(Instant::now()),
+        last_newest: Instant::now(),
         connections: serde_json::Map::new(),
         office: Office::new(config),
         last_error,
@@ -222,6 +227,7 @@ struct Session<'c> {
     checkpoints: Vec<ledger::Checkpoint>,
     last_heartbeat: Option<Instant>,
     last_prune: Option<Instant>,
+    last_newest: Instant,
     /// As last reported.
     connections: serde_json::Map<String, serde_json::Value>,
     office: Office,
@@ -241,6 +247,8 @@ enum Done {
     /// Versions of the rules are durable up to the commit of this number.
     RulesWritten(u64),
     RulesPruned,
+    /// The rules as they are now.
+    Newest(Box<RulesRead>),
     Types(TypeCatalog),
     Checkpointed(Due),
     Written,
@@ -256,7 +264,7 @@ impl Session<'_> {
         loop {
             let is_reading = drain_until.is_none() && self.pump()?;
             if self.is_paused && drain_until.is_none() {
-                Pace::rest((0..self.streamer.lane_count()).map(|index| self.streamer.lane(index).len()).sum());
+                Pace::rest((0..self.streamer.lane_count()).map(|index| self.streamer.lane(index).under_way()).sum());
             }
             self.start_job();
             self.office.look(&mut self.streamer, &self.lanes);
@@ -382,7 +390,14 @@ impl Session<'_> {
         if self.streamer.awaits_types() {
             Some(Box::pin(async move { ledger::types(&client).await.map(Done::Types) }))
         } else if self.streamer.dead_letters().len() > 0 {
-            let letters: Vec<DeadLetter> = self.streamer.dead_letters().take(BURY_MAX).cloned().collect();
+            let mut bytes = 0;
+            let mut within = |letter: &&DeadLetter| {
+                let is_first = bytes == 0;
+                bytes += letter.payload.len().max(1);
+                is_first || bytes <= BURY_BYTES_MAX
+            };
+            let letters: Vec<DeadLetter> =
+                self.streamer.dead_letters().take(BURY_MAX).take_while(&mut within).cloned().collect();
             for letter in &letters {
                 tracing::warn!(
                     event = letter.event_id,
@@ -411,6 +426,10 @@ impl Session<'_> {
                 tracing::debug!(rows, "old versions of the rules deleted");
                 Ok(Done::RulesPruned)
             }))
+        } else if self.last_newest.elapsed() >= NEWEST && self.lanes.has_trouble(&self.streamer) {
+            // What waits may hold back the change of a row that mends it.
+            self.last_newest = Instant::now();
+            Some(Box::pin(async move { rules::newest(&client).await.map(|read| Done::Newest(Box::new(read))) }))
         } else if self.is_heartbeat_due() {
             Some(self.heartbeat(i32::try_from(HEARTBEAT.as_secs()).expect("a few seconds")))
         } else if self.last_checkpoint.elapsed() >= self.checkpoint_interval() {
@@ -507,6 +526,10 @@ impl Session<'_> {
             Done::Types(types) => self.streamer.set_types(types),
             Done::Checkpointed(due) => self.streamer.checkpointed(due),
             Done::RulesWritten(number) => self.streamer.rules_written(number),
+            Done::Newest(read) => {
+                self.streamer.set_newest_rules(*read, false);
+                self.streamer.refresh();
+            }
             Done::Written | Done::RulesPruned => {}
         }
     }

@@ -32,7 +32,8 @@ pub enum Batches {
 /// See the module.
 #[derive(Debug)]
 pub struct Batching {
-    batches: Batches,
+    /// Of the messages that may be sent now.
+    pub(super) batches: Batches,
     /// How many messages the stream takes as one batch.
     max: usize,
     /// How many bytes of a transaction are held for its end.
@@ -59,6 +60,11 @@ impl Default for Batching {
 }
 
 impl Batching {
+    /// How many bytes of a transaction may be held for its end.
+    pub fn set_bytes_max(&mut self, bytes_max: usize) {
+        self.bytes_max = bytes_max;
+    }
+
     pub fn is_wanted(&self) -> bool {
         self.batches != Batches::None
     }
@@ -70,13 +76,6 @@ impl Batching {
 }
 
 impl Lane {
-    /// Says what is to go into one batch, and how many bytes of a transaction may be held for its end. What the stream takes is
-    /// known when the lane is opened.
-    pub fn set_batches(&mut self, batches: Batches, bytes_max: usize) {
-        self.batching.batches = if self.ordering == Ordering::Core { Batches::None } else { batches };
-        self.batching.bytes_max = bytes_max;
-    }
-
     /// What goes into one batch.
     pub fn batches(&self) -> Batches {
         self.batching.batches
@@ -210,12 +209,7 @@ impl Lane {
                 return (count, bytes, true);
             }
             let has_room = count < max && bytes + next.length <= bytes_max;
-            if !has_room
-                || first.is_single
-                || next.is_single
-                || !first.layout.may_be_batched
-                || !next.layout.may_be_batched
-            {
+            if !has_room || first.is_single || next.is_single || next.mode != first.mode {
                 return (count, bytes, false);
             }
             bytes += next.length;
@@ -264,11 +258,12 @@ impl Lane {
     pub(super) fn rewrite(&mut self, offset: usize, part: (u16, u16), mark: Option<Mark>) {
         let (nth, of) = part;
         let index = self.base + offset as u64;
-        let expected = (self.ordering == Ordering::Strict && nth == 1).then(|| self.expected(index));
+        let ordering = self.slots[offset].mode.ordering;
+        let expected = (ordering == Ordering::Strict && nth == 1).then(|| self.expected(index));
         let slot = &mut self.slots[offset];
         slot.part = part;
         let prefix = self.reply_prefix.as_slice();
-        let has_stream = self.ordering != Ordering::Core;
+        let has_stream = ordering != Ordering::Core;
         let front = Front {
             reply: (has_stream && nth == of).then_some((prefix, self.attempt, index)),
             expected,

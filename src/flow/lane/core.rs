@@ -10,7 +10,7 @@ use super::{Lane, Ordering, State};
 impl Lane {
     /// Whether messages have been sent that no PING is behind, and none is under way.
     pub fn wants_ping(&self) -> bool {
-        self.ordering == Ordering::Core && self.pinged.is_none() && self.sent_whole() > 0
+        self.mode.ordering == Ordering::Core && self.pinged.is_none() && self.sent_whole() > 0
     }
 
     /// A PING was sent behind all that has been sent.

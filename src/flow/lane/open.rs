@@ -35,6 +35,7 @@ impl Lane {
         if tail.last_sequence < self.reached {
             return Err(self.shortened(tail));
         }
+        self.adopt_mode();
         let mut listed = tail.listed.clone();
         listed.sort_unstable_by_key(EventPosition::rank);
         let mut fates = Vec::new();
@@ -58,7 +59,8 @@ impl Lane {
             self.floor = Some((*stored, *sequence));
         }
         self.last_settled = later(self.last_settled, tail.ours);
-        if self.ordering == Ordering::Shared {
+        if self.mode.ordering == Ordering::Shared {
+            self.listed_upto = tail.last_sequence;
             self.known.extend(listed);
             self.known.make_contiguous().sort_unstable_by_key(EventPosition::rank);
             while let (Some(known), Some(seen)) = (self.known.front(), &self.last_seen)
@@ -71,7 +73,7 @@ impl Lane {
         self.opened_behind = tail.last_sequence;
         self.max_payload = tail.max_payload;
         self.anchor = Some(Anchor { index: self.base, last_sequence: tail.last_sequence });
-        self.is_probing = self.ordering == Ordering::Strict;
+        self.is_probing = self.mode.ordering == Ordering::Strict;
         for offset in 0..self.slots.len() {
             self.slots[offset].state = State::Waiting;
             self.rewrite(offset, (1, 1), None);
@@ -82,13 +84,16 @@ impl Lane {
         self.spool.rewind(first);
         self.spool.release(first);
         self.sent_upto = self.base;
+        // What is left may be in another mode, for which this tail does not tell enough.
+        self.is_mixed = self.slots.iter().any(|slot| slot.mode != self.mode);
+        self.end_mode();
         Ok(())
     }
 
     /// What a tail says of an event in line; `None`: it is to be sent.
     fn fate(&self, slot: &Slot, tail: &Tail, listed: &[EventPosition]) -> Option<Fate> {
         let is_listed = || listed.binary_search_by_key(&slot.position.rank(), EventPosition::rank).is_ok();
-        match self.ordering {
+        match slot.mode.ordering {
             Ordering::Strict => {
                 if tail.ours.is_some_and(|(stored, _)| slot.position.is_at_or_before(&stored)) {
                     // Nothing is stored behind a hole, unless another writer fills it.

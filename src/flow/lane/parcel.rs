@@ -8,7 +8,8 @@
 use bytes::Bytes;
 
 use super::{
-    Condemned, Draft, Fate, HEADER_MAX, Keep, KeepPayload, Lane, Layout, Noted, Ordering, Slot, State, message, text,
+    Condemned, Draft, Fate, HEADER_MAX, Keep, KeepPayload, Lane, Layout, Mode, Noted, Ordering, Slot, State, message,
+    text,
 };
 use crate::{
     flow::{event_id::EventPosition, spool::Place},
@@ -34,6 +35,7 @@ pub struct Parcel {
     pub(super) layout: Layout,
     pub(super) note: Vec<u8>,
     pub(super) keep: Keep,
+    pub(super) mode: Mode,
 }
 
 /// Where a parcel's payload is, durably.
@@ -71,7 +73,7 @@ impl Lane {
         if total > self.max_payload {
             return Some(too_large(total, self.max_payload));
         }
-        (self.ordering != Ordering::Core && header > HEADER_MAX)
+        (self.mode.ordering != Ordering::Core && header > HEADER_MAX)
             .then(|| format!("the message's headers have {header} bytes, JetStream takes {HEADER_MAX}"))
     }
 
@@ -79,13 +81,13 @@ impl Lane {
     /// `max_payload`.
     fn can_claim(&self, may_be_claimed: bool, layout: &Layout, max_payload: usize) -> bool {
         may_be_claimed
-            && self.ordering != Ordering::Core
+            && self.mode.ordering != Ordering::Core
             && layout.header_max() + CLAIM_MAX <= max_payload.min(HEADER_MAX)
     }
 
     /// What there is to say of one that cannot.
     fn without_claim(&self, may_be_claimed: bool, reason: String) -> String {
-        match (may_be_claimed, self.ordering) {
+        match (may_be_claimed, self.mode.ordering) {
             (false, _) => reason,
             (true, Ordering::Core) => format!("{reason}; core NATS has no object store"),
             (true, _) => format!("{reason}; its headers leave no room for a claim check"),
@@ -117,7 +119,8 @@ impl Lane {
         }
         let is_parcel = self.can_claim(may_be_claimed, &layout, self.max_payload);
         let reason = if is_parcel { reason } else { self.without_claim(may_be_claimed, reason) };
-        let parcel = Parcel { number, position, payload, reason, head, layout, note: parcel_note, keep };
+        let mode = self.next_mode;
+        let parcel = Parcel { number, position, payload, reason, head, layout, note: parcel_note, keep, mode };
         drop(message);
         if !is_parcel {
             return Err(Box::new(Condemned { halts, ..parcel.condemned() }));
@@ -165,7 +168,7 @@ impl Lane {
         if let Some((first, ..)) = rest.iter().find(|(.., note)| !note.is_empty()) {
             self.notes.cut(first.note.0);
         }
-        let Parcel { position, payload, mut head, mut layout, note, keep, .. } = parcel;
+        let Parcel { position, payload, mut head, mut layout, note, keep, mode, .. } = parcel;
         let name = format!("{}/{}", claim.bucket, claim.name);
         head.truncate(head.len() - b"\r\n\r\n".len());
         for (header, value) in [("Walhook-Object", &name), ("Walhook-Object-SHA256", &claim.sha256)] {
@@ -206,6 +209,7 @@ impl Lane {
                 is_ungrouped: false,
                 may_be_claimed: false,
                 halts: false,
+                mode,
                 has_own_id: false,
             },
             &head,
@@ -214,6 +218,8 @@ impl Lane {
         for (slot, message, note) in rest {
             self.lay(slot, &message, &note);
         }
+        self.is_mixed |= mode != self.mode;
+        self.end_mode();
     }
 
     /// Puts a message and its note at the end of the line.
@@ -244,16 +250,16 @@ impl Lane {
 impl Parcel {
     /// A message that was in line.
     pub(super) fn of(slot: &Slot, message: &[u8], note: &[u8], reason: String) -> Parcel {
-        let Slot { number, position, keep, .. } = *slot;
+        let Slot { number, position, keep, mode, .. } = *slot;
         let layout = slot.layout.clone();
         let (head, rest) = message.split_at(layout.body_at);
         let payload = Bytes::copy_from_slice(&rest[..rest.len() - message::CRLF.len()]);
-        Parcel { number, position, payload, reason, head: head.to_vec(), layout, note: note.to_vec(), keep }
+        Parcel { number, position, payload, reason, head: head.to_vec(), layout, note: note.to_vec(), keep, mode }
     }
 
     /// The same, given up.
     fn condemned(self) -> Condemned {
-        let Parcel { number, position, payload, reason, head, layout, note, keep } = self;
+        let Parcel { number, position, payload, reason, head, layout, note, keep, .. } = self;
         let noted = match keep {
             Keep::Nothing => None,
             Keep::Everything(keep) | Keep::Failures(keep) => {

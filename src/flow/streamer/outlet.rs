@@ -312,7 +312,7 @@ impl Outlet {
             webhook_name: webhook.map(|webhook| webhook.name.clone()),
             subject,
             headers,
-            payload,
+            payload: payload.into(),
             reason,
             commit_lsn: position.commit_lsn,
             number,

@@ -8,7 +8,7 @@
 //! Beside these rows the router keeps the newest ones known. They never decide where an event goes; they say how to reach the
 //! place: credentials, and the limits of a stream.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use super::rule_log::RuleLog;
 use crate::{
@@ -61,6 +61,9 @@ pub struct LaneSettings {
     pub stream: StreamRow,
     /// Whether there is such a newest row. Otherwise an existing stream is left as it is.
     pub is_current: bool,
+    /// The lane's own servers are not there, and those of the newest row are in their place: it goes before the lane that the
+    /// newest row leads to.
+    pub is_readdressed: bool,
 }
 
 /// The configuration and what was compiled of it.
@@ -90,6 +93,8 @@ pub struct Router {
     amended: Option<Snapshot>,
     /// Amendments to come, in the order of their events.
     amendments: VecDeque<Amendment>,
+    /// Lanes that are reached at the servers of the newest row in place of their own.
+    readdressed: HashSet<LaneKey>,
 }
 
 impl Router {
@@ -112,16 +117,34 @@ impl Router {
             to_compare: None,
             amended: None,
             amendments: VecDeque::new(),
+            readdressed: HashSet::new(),
         }
+    }
+
+    /// The lane's own servers are not there any more, or never were: it is reached at those of its configuration's newest row.
+    /// Returns whether these are others.
+    pub fn readdress(&mut self, lane: usize) -> bool {
+        let key = &self.lane_keys[lane];
+        let newest = self.newest.configs.get(&key.config_id).map(|row| self.newest.servers_of(row));
+        let has_others = newest.is_some_and(|servers| servers != key.servers) && self.readdressed.insert(key.clone());
+        self.is_stale |= has_others;
+        has_others
     }
 
     /// The newest rows, as a statement read them. `compares`: once the WAL has been read up to there, it must have led to the
     /// same rows.
     pub fn set_newest(&mut self, read: RulesRead, compares: bool) {
-        self.newest = read.tables.clone();
+        let before = std::mem::replace(&mut self.newest, read.tables.clone());
+        for (id, row) in &mut self.newest.configs {
+            if let Some(known) = before.configs.get(id) {
+                row.revision = known.revision + u64::from(!known.says_the_same(row));
+            }
+        }
         self.newest.overridden.clone_from(&self.tables.overridden);
         self.newest_snapshot = Some(read.snapshot.clone());
-        self.to_compare = compares.then_some(read);
+        if compares || self.to_compare.is_some() {
+            self.to_compare = Some(read);
+        }
         self.is_stale = true;
     }
 
@@ -198,7 +221,8 @@ impl Router {
             let rows = rows.or_else(|| settings.as_ref().map(|known| (known.config.clone(), known.stream.clone())));
             let Some((config, stream)) = rows else { continue };
             let newest = self.newest.configs.get(&key.config_id);
-            let newest = newest.filter(|newest| newest.servers().eq(config.servers()));
+            let is_readdressed = self.readdressed.contains(key);
+            let newest = newest.filter(|newest| is_readdressed || self.newest.servers_of(newest) == key.servers);
             let newest_stream = newest.and_then(|_| {
                 let (rows, _) = newest_streams.get(&key.config_id)?;
                 rows.iter().find(|row| Some(&row.stream_name) == key.stream.as_ref())
@@ -213,6 +237,7 @@ impl Router {
             *settings = Some(LaneSettings {
                 config: newest.map_or_else(|| config.clone(), |newest| config.with_access_of(newest)),
                 is_current: stream_now.is_some(),
+                is_readdressed,
                 stream: stream_now.unwrap_or(stream),
             });
         }

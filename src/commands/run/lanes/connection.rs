@@ -18,6 +18,7 @@ use crate::{
     commands::{
         backoff::Backoff,
         run::faults::{self, Point},
+        told::Lasting,
     },
     error::{Error, Result},
     flow::{lane::Refusal, streamer::Streamer},
@@ -59,7 +60,9 @@ pub struct Group {
     failures: u32,
     pub given_up: bool,
     /// The last failure told, so that the log does not repeat it at every attempt.
-    pub told: Option<String>,
+    pub told: Lasting,
+    /// How many events of its lanes are in line.
+    pub in_line: usize,
     /// When the last connection was made, in seconds since 1970.
     pub since: Option<u64>,
 }
@@ -103,7 +106,8 @@ impl Group {
             pause: None,
             failures: 0,
             given_up: false,
-            told: None,
+            told: Lasting::default(),
+            in_line: 0,
             since: None,
         }
     }
@@ -117,7 +121,7 @@ impl Group {
             self.place(self.lanes[at]);
         }
         self.disconnect();
-        self.told = None;
+        self.told.forget();
         self.revive();
     }
 
@@ -145,6 +149,15 @@ impl Group {
             publisher.subscribe(&inbox(lane, streamer));
         }
         at
+    }
+
+    /// A lane goes to another group.
+    pub fn remove(&mut self, lane: usize) {
+        self.lanes.retain(|&other| other != lane);
+        for link in &mut self.links {
+            link.lanes.retain(|&other| other != lane);
+            link.turn = 0;
+        }
     }
 
     /// Which link a lane is on.
@@ -246,12 +259,9 @@ impl Group {
         }
     }
 
-    /// Logs a failure unless it is the one logged last.
+    /// Logs a failure unless it is the one logged last, or that was a while ago.
     fn tell(&mut self, text: &str) {
-        if self.told.as_deref() != Some(text) {
-            tracing::warn!("{text}");
-            self.told = Some(text.to_owned());
-        }
+        self.told.warn(text, self.in_line);
     }
 
     /// What it is called in errors: by its streams.

@@ -9,7 +9,7 @@ use super::{
     parcel::{Storing, Trouble},
 };
 use crate::{
-    commands::{backoff::Backoff, run::ledger::Checkpoint},
+    commands::{backoff::Backoff, run::ledger::Checkpoint, told::Lasting},
     error::{Error, Result},
     flow::{
         lane::{BATCH_MAX, Lane},
@@ -22,13 +22,17 @@ pub struct Driver {
     pub phase: Phase,
     /// The group of connections that it is of, once it was reached by rows.
     pub group: Option<usize>,
+    /// The servers that the rules of its events name.
+    pub servers: String,
     /// What the lane was last opened by.
     pub settings: Option<LaneSettings>,
     /// The rows as they are lead to it.
     pub is_wanted: bool,
     pub backoff: Backoff,
     /// The last failure told, so that the log does not repeat it at every attempt.
-    pub told: Option<String>,
+    pub told: Lasting,
+    /// How many events are in line.
+    pub in_line: usize,
     /// Where the stream was last seen to stand, by this run or an earlier one.
     pub known: Option<Checkpoint>,
     pub created_ns: i64,
@@ -62,14 +66,16 @@ pub enum Phase {
 }
 
 impl Driver {
-    pub fn new(known: Option<Checkpoint>) -> Driver {
+    pub fn new(servers: &str, known: Option<Checkpoint>) -> Driver {
         Driver {
             phase: Phase::Absent,
             group: None,
+            servers: servers.to_owned(),
             settings: None,
             is_wanted: true,
             backoff: Backoff::default(),
-            told: None,
+            told: Lasting::default(),
+            in_line: 0,
             known,
             created_ns: 0,
             batch_max: BATCH_MAX,
@@ -85,6 +91,7 @@ impl Driver {
 
     /// For how long nothing of its lane has been settled that could be.
     pub fn stands_still(&mut self, lane: &Lane) -> Duration {
+        self.in_line = lane.len();
         match (self.front, lane.in_flight()) {
             (Some((known, since)), Some(front)) if known == front => since.elapsed(),
             (_, front) => {
@@ -114,11 +121,17 @@ impl Driver {
         Some(Checkpoint {
             config_name: settings.config.config_name.clone(),
             stream: lane.stream().to_owned(),
+            servers: if settings.is_readdressed { settings.config.servers() } else { self.servers.clone() },
             created_ns: self.created_ns,
             position,
             sequence,
             kept_upto: lane.kept_upto(),
         })
+    }
+
+    /// Whether its stream was seen, by this run or an earlier one.
+    pub fn was_reached(&self) -> bool {
+        self.known.is_some() || self.created_ns != 0
     }
 
     /// Notes what its stream cannot do, and logs it when that is news.
@@ -129,13 +142,9 @@ impl Driver {
         self.falls_back = falls_back;
     }
 
-    /// Logs a failure unless it is the one logged last.
+    /// Logs a failure unless it is the one logged last, or that was a while ago.
     pub fn tell(&mut self, error: &Error) {
-        let text = error.to_string();
-        if self.told.as_ref() != Some(&text) {
-            tracing::warn!("{text}");
-            self.told = Some(text);
-        }
+        self.told.warn(&error.to_string(), self.in_line);
     }
 
     /// Whether the oldest message has waited longer than that.

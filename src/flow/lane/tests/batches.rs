@@ -18,7 +18,7 @@ struct Sent {
 
 fn batched(ordering: Ordering, batches: Batches) -> Lane {
     let mut lane = Lane::new("S", ordering, "_INBOX.walhook.a1.0");
-    lane.set_batches(batches, 100_000);
+    lane.set_mode(Mode { ordering: lane.ordering(), batches }, 100_000);
     lane
 }
 
@@ -195,7 +195,7 @@ fn what_is_larger_than_a_batch_goes_in_several_with_marks_at_its_ends() {
 #[test]
 fn bytes_bound_what_is_held_and_at_least_one_message_always_goes() {
     let mut lane = batched(Ordering::Strict, Batches::Transactions);
-    lane.set_batches(Batches::Transactions, 1500);
+    lane.set_mode(Mode { ordering: lane.ordering(), batches: Batches::Transactions }, 1500);
     open_for(&mut lane, BATCH_MAX, &Tail { max_payload: 10_000, ..tail(0, None) });
     event_of(&mut lane, 1, 0, &[b'x'; 2000]);
     assert_eq!(shape(&read(&mut lane)), "");
@@ -352,11 +352,41 @@ fn what_is_left_out_within_a_transaction_leaves_what_has_come_of_it_waiting() {
 }
 
 #[test]
-fn what_was_encoded_before_batches_were_wanted_goes_alone() {
+fn messages_from_before_a_change_of_batches_go_as_they_were_and_only_then_those_behind() {
     let mut lane = batched(Ordering::Strict, Batches::None);
     transaction(&mut lane, 1, 2);
-    lane.set_batches(Batches::Transactions, 100_000);
+    lane.set_mode(Mode { ordering: Ordering::Strict, batches: Batches::Transactions }, 100_000);
     transaction(&mut lane, 2, 2);
+    lane.set_mode(Mode { ordering: Ordering::Strict, batches: Batches::None }, 100_000);
+    transaction(&mut lane, 3, 1);
     open_for(&mut lane, BATCH_MAX, &tail(0, None));
-    assert_eq!(shape(&read(&mut lane)), "1 1 2+2/");
+    assert_eq!(shape(&read(&mut lane)), "1 1");
+    lane.acked(b"0100000000", 1, false).unwrap();
+    assert!(lane.is_open());
+    lane.acked(b"0100000001", 2, false).unwrap();
+    assert!(!lane.is_open(), "the tail has to be read for what comes next");
+    open_for(&mut lane, BATCH_MAX, &tail(2, None));
+    assert_eq!(shape(&read(&mut lane)), "2+2/");
+    lane.acked(b"0200000003", 4, false).unwrap();
+    assert!(!lane.is_open());
+    open_for(&mut lane, BATCH_MAX, &tail(4, None));
+    assert_eq!(shape(&read(&mut lane)), "3");
+}
+
+#[test]
+fn an_event_that_is_stored_is_found_whatever_the_order_it_was_published_in() {
+    let mut lane = batched(Ordering::Strict, Batches::None);
+    let shared = Mode { ordering: Ordering::Shared, batches: Batches::None };
+    transaction(&mut lane, 1, 1);
+    lane.set_mode(shared, 100_000);
+    // Of these the stream has the second, not the first.
+    transaction(&mut lane, 2, 2);
+    let stored = |commit, ordinal| EventPosition { commit_lsn: Lsn(commit), commit_time: 9, ordinal, webhook_id: 1 };
+    let end = Tail { ours: Some((stored(2, 1), 2)), ..tail(2, None) };
+    assert_eq!(lane.lists_behind(), None);
+    open_for(&mut lane, 1, &end);
+    assert!(!lane.is_open(), "what the tail of a strict stream tells is not enough for what is left");
+    assert_eq!((lane.len(), lane.lists_behind()), (2, Some(0)));
+    open_for(&mut lane, 1, &Tail { listed: vec![stored(2, 1)], ..end });
+    assert_eq!((shape(&read(&mut lane)).as_str(), lane.len()), ("2", 1));
 }
