@@ -93,6 +93,45 @@ impl Error {
         self
     }
 
+    /// The same for somebody else to act on; what to try was for the other one and is left out.
+    #[must_use]
+    pub fn of_kind(mut self, kind: Kind) -> Self {
+        self.0.kind = kind;
+        self.0.hint = None;
+        self
+    }
+
+    /// Without what to try: to stand within another error, which has a hint of its own.
+    pub fn reason(&self) -> String {
+        let mut text = self.0.attempted.clone();
+        let mut cause = self.0.cause.as_deref().map(|cause| cause as &dyn StdError);
+        while let Some(this) = cause {
+            let said = this.to_string();
+            // Some errors tell their own cause, and name it as their source as well.
+            if !text.ends_with(&said) {
+                text.push_str(": ");
+                text.push_str(&text::one_line_of(&said, CAUSE));
+            }
+            cause = this.source();
+        }
+        text
+    }
+
+    /// What to try.
+    pub fn remedy(&self) -> Option<&str> {
+        self.0.hint.as_deref()
+    }
+
+    /// Several errors as one text: their reasons, then what to try, each once.
+    pub fn all<'e>(errors: impl IntoIterator<Item = &'e Error>) -> (String, Option<String>) {
+        let (mut reasons, mut remedies) = (Vec::new(), Vec::<&str>::new());
+        for error in errors {
+            reasons.push(error.reason());
+            remedies.extend(error.remedy().filter(|remedy| !remedies.contains(remedy)));
+        }
+        (reasons.join("; "), (!remedies.is_empty()).then(|| remedies.join("; ")))
+    }
+
     /// Who must act.
     pub fn kind(&self) -> Kind {
         self.0.kind
@@ -123,16 +162,12 @@ impl Error {
 /// One line: what was attempted, its causes, what to try.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.attempted)?;
-        let mut cause = self.0.cause.as_deref().map(|cause| cause as &dyn StdError);
-        while let Some(this) = cause {
-            write!(f, ": {}", text::one_line_of(&this.to_string(), CAUSE))?;
-            cause = this.source();
+        let reason = self.reason();
+        match &self.0.hint {
+            // PostgreSQL's details end with a full stop of their own.
+            Some(hint) => write!(f, "{}. Hint: {hint}", reason.trim_end_matches(['.', ' '])),
+            None => f.write_str(&reason),
         }
-        if let Some(hint) = &self.0.hint {
-            write!(f, ". Hint: {hint}")?;
-        }
-        Ok(())
     }
 }
 
@@ -144,3 +179,37 @@ impl fmt::Debug for Error {
 
 /// `source` is left out: the text above already tells the causes.
 impl StdError for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Told(Option<Box<Told>>);
+
+    impl fmt::Display for Told {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            match &self.0 {
+                Some(cause) => write!(f, "outer: {cause}"),
+                None => f.write_str("inner."),
+            }
+        }
+    }
+
+    impl StdError for Told {
+        fn source(&self) -> Option<&(dyn StdError + 'static)> {
+            self.0.as_deref().map(|cause| cause as &dyn StdError)
+        }
+    }
+
+    #[test]
+    fn a_cause_a_hint_and_a_full_stop_are_there_once() {
+        let error = Error::config("read it").caused_by(Told(Some(Box::new(Told(None)))));
+        assert_eq!(error.to_string(), "read it: outer: inner.");
+        let error = error.hint("try a");
+        assert_eq!(error.to_string(), "read it: outer: inner. Hint: try a");
+        assert_eq!(error.of_kind(Kind::Permission).hint("try b").to_string(), "read it: outer: inner. Hint: try b");
+        let both = [Error::config("a").hint("try it"), Error::config("b").hint("try it"), Error::config("c")];
+        assert_eq!(Error::all(&both), ("a; b; c".to_owned(), Some("try it".to_owned())));
+    }
+}

@@ -63,6 +63,16 @@ pub fn lines(text: &str) -> Cow<'_, str> {
     escape(text, |c| matches!(c, '\n' | '\t'))
 }
 
+/// A literal of SQL, for a statement that is printed to be run.
+pub fn sql_literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// A quoted identifier of SQL, for the same.
+pub fn sql_name(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
 /// JSON as `serde_json` writes it: what JSON allows bare and a terminal does not is written as `\u....`.
 pub fn json(text: &str) -> Cow<'_, str> {
     let acts = |c: char| acts(c) && !matches!(c, '\n' | '\t' | '\r'); // between the values, where it is laid out

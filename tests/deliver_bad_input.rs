@@ -285,8 +285,11 @@ fn settings_that_cannot_be_end_with_code_2_and_their_name() {
             support::Walhook::command("deliver").env("DATABASE_URL", "host=127.0.0.1 user=x").args(arguments).finish();
         assert!(done.code == Some(2) && done.stderr.contains(words), "{done:?}");
     };
-    check(&["--allow-network", "all"], "\"all\" is not a network");
-    check(&["--group", "a b"], "deliver group \"a b\"");
+    check(
+        &["--allow-network", "all"],
+        "network 1 (--allow-network, WALHOOK_ALLOW_NETWORK, deliver.allowed_networks) is not a network",
+    );
+    check(&["--group", "a b"], "the group's name");
     check(&["--no-database"], "--nats-url");
-    check(&["--record", "everything"], "everything");
+    check(&["--record", "everything"], "use one of full, failures, off");
 }

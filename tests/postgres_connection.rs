@@ -274,9 +274,9 @@ async fn each_sslmode_trusts_whom_libpq_trusts() {
         (&pg, &good, "verify-ca", Ok(true)),
         (&pg, &good, "verify-full", Ok(true)),
         (&pg, &wrong, "prefer", Ok(false)), // TLS failed, so without
-        (&pg, &wrong, "require", Err("not one to trust")),
-        (&pg, &wrong, "verify-ca", Err("not one to trust")),
-        (&pg, &wrong, "verify-full", Err("not one to trust")),
+        (&pg, &wrong, "require", Err("cannot verify the server's certificate")),
+        (&pg, &wrong, "verify-ca", Err("cannot verify the server's certificate")),
+        (&pg, &wrong, "verify-full", Err("cannot verify the server's certificate")),
         (&elsewhere, &good, "require", Ok(true)),
         (&elsewhere, &good, "verify-ca", Ok(true)),
         (&elsewhere, &good, "verify-full", Err("not valid for name")),

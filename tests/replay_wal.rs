@@ -216,7 +216,8 @@ async fn the_first_way_that_still_has_it_is_taken_and_told() {
     purge(&feed).await;
     let told = replay(&feed, &["--from", first], 0);
     assert!(
-        told.stdout.contains("by the wal") && told.stderr.contains("replay via wal, for no other way serves"),
+        told.stdout.contains("by the wal")
+            && told.stderr.contains("replay via wal: no earlier source has the requested range"),
         "{told:?}"
     );
     assert!(told.stderr.contains("up to 3 are gone"), "{}", told.stderr);

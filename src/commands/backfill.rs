@@ -18,7 +18,7 @@ use tokio_postgres::Client;
 use super::{Tell, progress, schema};
 use crate::{
     config::Config,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     postgres::{self, sql},
 };
 
@@ -309,10 +309,10 @@ fn failed(attempted: &str, error: tokio_postgres::Error) -> Error {
     let error = sql::error(attempted, error);
     match postgres::sqlstate(&error) {
         Some("42883" | "42703") => {
-            Error::config(error.to_string()).hint("run `walhook setup`, which applies the migrations")
+            error.of_kind(Kind::Config).hint("run `walhook setup`, which applies the migrations")
         }
         // Refused by the function: the words are PostgreSQL's.
-        Some("42P01" | "P0002" | "55000" | "22023" | "25000") => Error::config(error.to_string()),
+        Some("42P01" | "P0002" | "55000" | "22023" | "25000") => error.of_kind(Kind::Config),
         _ => error,
     }
 }

@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 use super::plain;
 use crate::{
     config::Config,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     log,
     postgres::sql,
     text,
@@ -291,10 +291,10 @@ fn failed(attempted: &str, error: tokio_postgres::Error) -> Error {
     let error = sql::error(attempted, error);
     match crate::postgres::sqlstate(&error) {
         Some("42P01" | "42883" | "42703") => {
-            Error::config(error.to_string()).hint("run `walhook setup`, which applies the migrations")
+            error.of_kind(Kind::Config).hint("run `walhook setup`, which applies the migrations")
         }
         // Refused by the function, or a time that is none: the words are PostgreSQL's.
-        Some("P0002" | "55000" | "22023" | "22007" | "22008") => Error::config(error.to_string()),
+        Some("P0002" | "55000" | "22023" | "22007" | "22008") => error.of_kind(Kind::Config),
         _ => error,
     }
 }

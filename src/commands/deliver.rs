@@ -31,6 +31,7 @@ use crate::{
     },
     postgres::sql,
     route::tables::ConfigRow,
+    text,
 };
 use books::Books;
 use call::Caller;
@@ -92,7 +93,7 @@ pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Re
     });
     worker::run(worker, all, shutdown).await;
     following.abort();
-    tracing::info!("nothing is under way");
+    tracing::info!("all calls finished");
     Ok(())
 }
 
@@ -112,8 +113,12 @@ async fn connect(config: &Config, settings: &Settings) -> Result<Control> {
             ConfigRow { config_name: config.nats_config.clone(), ..ConfigRow::default() }
         }
         None => {
-            return Err(Error::config(format!("there is no NATS configuration {:?}", config.nats_config))
-                .hint("run rule_nats_configure() in the database, or give --nats-url"));
+            return Err(Error::config(format!("there is no NATS configuration {:?}", config.nats_config)).hint(
+                format!(
+                    "SELECT rule_nats_configure({}, 'nats://HOST:4222') in the database makes it, or give --nats-url",
+                    text::sql_literal(&config.nats_config)
+                ),
+            ));
         }
     };
     let mut nats = Nats::resolve(&row, &config.nats)?;

@@ -344,7 +344,7 @@ fn failed(attempted: &str, error: tokio_postgres::Error) -> Error {
     let error = sql::error(attempted, error);
     match crate::postgres::sqlstate(&error) {
         Some("42P01" | "42883" | "42703") => {
-            Error::config(error.to_string()).hint("run `walhook setup`, which applies the migrations")
+            error.of_kind(Kind::Config).hint("run `walhook setup`, which applies the migrations")
         }
         _ => error,
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::{Client, GenericClient, IsolationLevel, SimpleQueryMessage, Transaction};
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     postgres::{self, sql},
     route::tables::{RowText, Table, Tables},
 };
@@ -65,7 +65,7 @@ pub async fn read_text(client: &impl GenericClient) -> Result<BTreeMap<(Table, i
 /// Names the remedy where a table is not there.
 pub fn missing_table(error: Error) -> Error {
     if postgres::sqlstate(&error) == Some("42P01") {
-        return Error::config(error.to_string()).hint("run `walhook setup`, which applies the migrations");
+        return error.of_kind(Kind::Config).hint("run `walhook setup`, which applies the migrations");
     }
     error
 }

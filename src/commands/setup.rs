@@ -9,6 +9,7 @@ use crate::{
     config::{Config, Options},
     error::{Error, Result},
     postgres::{self, sql},
+    text,
 };
 
 /// What has to be so before anything is changed, and is looked at once more at the end.
@@ -104,7 +105,7 @@ const WAITS: [&str; 3] = ["55P03", "40P01", "55006"];
 
 /// Publications before the slot: a slot cannot decode what lies before its publication.
 fn statements(publication: &str, slot: &str) -> [(String, String); 2] {
-    let quote = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let quote = text::sql_literal;
     [
         (
             format!("publications {publication}_inserts and {publication}_changes"),

@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 use super::plain;
 use crate::{
     config::Config,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     postgres::sql,
     text,
 };
@@ -20,6 +20,7 @@ const STREAMS: &str = "SELECT COALESCE(json_agg(json_build_object( \
     FROM public.rule_nats_checkpoints WHERE source = $1 AND stream_name <> ''";
 const WEBHOOKS: &str = "SELECT json_build_object( \
         'total', count(*), \
+        'queued', count(*) FILTER (WHERE enabled AND COALESCE(publish_mode, 'queue') IN ('queue', 'both')), \
         'publishing', count(*) FILTER (WHERE enabled AND nats_enabled AND publish_mode IN ('nats', 'both')), \
         'linked_tables', (SELECT count(DISTINCT (table_schema, table_name)) FROM public.rule_webhook_links WHERE enabled) \
     )::text FROM public.rule_webhooks";
@@ -74,7 +75,7 @@ async fn ask(client: &Client, statement: &str, name: Option<&String>) -> Result<
     let row = row.map_err(|error| {
         let error = sql::error(attempted, error);
         match crate::postgres::sqlstate(&error) {
-            Some("42P01") => Error::config(error.to_string()).hint("run `walhook setup`, which applies the migrations"),
+            Some("42P01") => error.of_kind(Kind::Config).hint("run `walhook setup`, which applies the migrations"),
             _ => error,
         }
     })?;
@@ -133,6 +134,11 @@ fn render(config: &Config, status: &Value) -> String {
         plain(&webhooks["publishing"]),
         plain(&webhooks["linked_tables"])
     ));
+    if let Some(queued @ 1..) = webhooks["queued"].as_i64() {
+        lines.push(format!(
+            "queue         {queued} webhooks have calls in rule_webhook_calls, for workers of your own: walhook does not make them"
+        ));
+    }
     let dead = &status["dead_letters"];
     let newest = match dead["newest_reason"].as_str() {
         Some(reason) => format!(", the newest of {}: {}", plain(&dead["newest"]), text::one_line(reason)),

@@ -6,6 +6,7 @@
 //! of the server's means. What comes through here is bytes and rows; what they mean is not known here.
 
 mod auth;
+mod passfile;
 pub mod replication;
 mod session;
 pub mod settings;
@@ -40,7 +41,10 @@ pub struct ServerError {
 impl fmt::Display for ServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (SQLSTATE {})", self.message, self.sqlstate)?;
-        for more in [&self.detail, &self.hint].into_iter().flatten() {
+        // Of data that a statement refuses (classes 22 and 23) the detail is the row itself, a payload perhaps.
+        let has_data = ["22", "23"].iter().any(|class| self.sqlstate.starts_with(class));
+        let detail = self.detail.as_ref().filter(|_| !has_data);
+        for more in [detail, self.hint.as_ref()].into_iter().flatten() {
             write!(f, "; {more}")?;
         }
         Ok(())

@@ -138,6 +138,20 @@ pub enum TargetSessionAttrs {
     PreferStandby,
 }
 
+impl TargetSessionAttrs {
+    /// As it is written.
+    pub fn keyword(self) -> &'static str {
+        match self {
+            TargetSessionAttrs::Any => "any",
+            TargetSessionAttrs::ReadWrite => "read-write",
+            TargetSessionAttrs::ReadOnly => "read-only",
+            TargetSessionAttrs::Primary => "primary",
+            TargetSessionAttrs::Standby => "standby",
+            TargetSessionAttrs::PreferStandby => "prefer-standby",
+        }
+    }
+}
+
 /// How to reach PostgreSQL and who we are there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -402,7 +416,12 @@ impl Settings {
 
     /// `user@host:port/db`: for logs and errors, without a secret.
     pub fn target(&self) -> String {
-        let hosts: Vec<String> = self.hosts.iter().map(Host::to_string).collect();
+        self.target_at(&self.hosts)
+    }
+
+    /// The same of some of the hosts.
+    pub(super) fn target_at(&self, hosts: &[Host]) -> String {
+        let hosts: Vec<String> = hosts.iter().map(Host::to_string).collect();
         // A whole URL, or a user with its password, may have been put where a name belongs.
         let name = |name: &str| match name.split_once([':', '?', '=', ' ']) {
             Some((name, _)) => format!("{name}…"),
@@ -637,42 +656,6 @@ fn decode(text: &str, what: &str) -> Result<String> {
     String::from_utf8(bytes).map_err(|_| wrong())
 }
 
-/// The password that a `.pgpass` text holds for this server, if any (manual, section 34.16).
-///
-/// Lines are `host:port:dbname:user:password`; `*` matches anything, a backslash escapes, the first match wins.
-pub fn passfile_lookup(text: &str, host: &str, port: u16, dbname: &str, user: &str) -> Option<Secret> {
-    let wanted = [host, &port.to_string(), dbname, user];
-    text.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
-        let mut fields = passfile_fields(line);
-        let password = (fields.len() == 5).then(|| fields.pop())??;
-        let matches = fields.iter().zip(wanted).all(|((raw, field), wanted)| raw == "*" || field == wanted);
-        matches.then_some(Secret(password.1))
-    })
-}
-
-/// Up to five fields, each as written and unescaped. The last may hold colons.
-fn passfile_fields(line: &str) -> Vec<(String, String)> {
-    let mut fields = vec![(String::new(), String::new())];
-    let mut chars = line.chars();
-    while let Some(c) = chars.next() {
-        if c == ':' && fields.len() < 5 {
-            fields.push(Default::default());
-            continue;
-        }
-        let (raw, field) = fields.last_mut().expect("never empty");
-        raw.push(c);
-        match c {
-            '\\' => {
-                let escaped = chars.next();
-                raw.extend(escaped);
-                field.extend(escaped);
-            }
-            c => field.push(c),
-        }
-    }
-    fields
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -874,19 +857,5 @@ mod tests {
             assert!(!shown.contains("hunter2"), "{shown}");
         }
         assert_eq!(settings.password.unwrap().reveal(), "hunter2");
-    }
-
-    #[test]
-    fn the_passfile_answers_with_its_first_match() {
-        let text = "# h:1:d:u:comment\nshort:line\nh:1:d:other:no\nh:1:d:u:a\\:b\\\\:c\n*:*:*:u:any\n\\*:1:d:star:s\n";
-        let check = |host, port, dbname, user, wanted: Option<&str>| {
-            let found = passfile_lookup(text, host, port, dbname, user);
-            assert_eq!(found.as_ref().map(Secret::reveal), wanted, "{host} {port} {dbname} {user}");
-        };
-        check("h", 1, "d", "u", Some("a:b\\:c"));
-        check("h", 2, "d", "u", Some("any"));
-        check("h", 1, "d", "nobody", None);
-        check("h", 1, "d", "star", None);
-        check("*", 1, "d", "star", Some("s"));
     }
 }

@@ -103,7 +103,7 @@ const TABLE: [(&str, Class, &str); 62] = [
     (
         "58P01", // a file that is not there: WAL that the slot needs
         End(Untrusted),
-        "WAL this slot needed is gone: changes are lost; see the documentation on lost slots",
+        "WAL this slot needed is gone: changes are lost; docs/guide.md, \"Restarts and recovery\", says what is left to do",
     ),
     ("72", Wait, ""), // a snapshot that is too old
     ("F0", Wait, ""), // the server's configuration file is being edited

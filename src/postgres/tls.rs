@@ -307,12 +307,11 @@ pub(super) fn end_point_hash(cert: &CertificateDer<'_>) -> Option<Vec<u8>> {
 /// What a failed read, write or handshake means. TLS's own refusals need somebody to act; all else passes.
 pub(super) fn io_error(attempted: impl Into<String>, e: io::Error) -> Error {
     match e.get_ref().and_then(|inner| inner.downcast_ref::<Tls>()) {
-        Some(Tls::InvalidCertificate(_)) => Error::config(format!(
-            "{}: the server's certificate is not one to trust",
-            attempted.into()
-        ))
-        .caused_by(e)
-        .hint("check that sslrootcert holds the authority that signed it, and that host is the name it was made for"),
+        Some(Tls::InvalidCertificate(_)) => {
+            Error::config(format!("{}: cannot verify the server's certificate", attempted.into())).caused_by(e).hint(
+                "check that sslrootcert holds the authority that signed it, and that host is the name it was made for",
+            )
+        }
         Some(Tls::AlertReceived(_)) => Error::permission(format!("{}: the server broke off TLS", attempted.into()))
             .caused_by(e)
             .hint("if it asks for a client certificate, set sslcert and sslkey to one its ssl_ca_file has signed"),

@@ -25,8 +25,8 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    ServerError,
-    settings::{Address, Host, Secret, Settings, SslMode, SslNegotiation, TargetSessionAttrs, passfile_lookup},
+    ServerError, passfile,
+    settings::{Address, Host, Secret, Settings, SslMode, SslNegotiation, TargetSessionAttrs},
     tls,
 };
 use crate::{
@@ -155,8 +155,9 @@ where
                 match within(settings.connect_timeout, attempt.run(&log_in)).await {
                     Ok(logged_in) if logged_in.attributes.are(*wanted) => return Ok(logged_in.session),
                     Ok(_) => failures.push(Error::unavailable(format!(
-                        "{}: its sessions are not what target_session_attrs asks for ({wanted:?})",
-                        doing(settings, host)
+                        "{}: its sessions are not what target_session_attrs asks for ({})",
+                        doing(settings, host),
+                        wanted.keyword()
                     ))),
                     Err(e) if e.is_retryable() => failures.push(e.context(doing(settings, host))),
                     Err(e) => return Err(e.context(doing(settings, host))),
@@ -169,12 +170,16 @@ where
         return Err(one);
     }
     failures.push(one);
-    let all: Vec<String> = failures.iter().map(Error::to_string).collect();
-    Err(Error::unavailable(format!("none of {} addresses let us in: {}", all.len(), all.join(" | "))))
+    let (reasons, remedy) = Error::all(&failures);
+    let error = Error::unavailable(format!("none of {} addresses let us in: {reasons}", failures.len()));
+    Err(match remedy {
+        Some(remedy) => error.hint(remedy),
+        None => error,
+    })
 }
 
 fn doing(settings: &Settings, host: &Host) -> String {
-    format!("connect to PostgreSQL at {}@{host}/{}", settings.user, settings.dbname)
+    format!("connect to PostgreSQL at {}", settings.target_at(std::slice::from_ref(host)))
 }
 
 async fn within<T>(limit: Option<Duration>, attempt: impl Future<Output = Result<T>>) -> Result<T> {
@@ -255,7 +260,7 @@ impl Attempt<'_> {
             Err(again) if again.error.to_string() == error.to_string() => Err(error),
             Err(again) => {
                 let (this, other) = if was_tls { ("with", "without") } else { ("without", "with") };
-                Err(error.context(format!("{other} TLS ({}); {this} TLS", again.error)))
+                Err(error.context(format!("{other} TLS ({}); {this} TLS", again.error.reason())))
             }
         }
     }
@@ -373,7 +378,7 @@ impl Attempt<'_> {
             Address::Unix(folder) if super::settings::is_default_socket_folder(folder) => "localhost".to_owned(),
             Address::Unix(folder) => folder.display().to_string(),
         };
-        passfile_lookup(&text, &host, self.host.port, &settings.dbname, &settings.user)
+        passfile::lookup(&text, &host, self.host.port, &settings.dbname, &settings.user)
     }
 }
 

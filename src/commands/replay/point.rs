@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use crate::{
     commands::dead_letters::Since,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     flow::event_id::EventPosition,
     postgres::{self, sql},
     route::payload::write_timestamp,
@@ -69,7 +69,8 @@ impl Point {
         let row = client.query_one(TIME, &[&time, &age]).await.map_err(|error| {
             let error = sql::error(attempted(), error);
             match postgres::sqlstate(&error) {
-                Some("22007" | "22008" | "22003" | "0A000" | "22009" | "22023") => Error::config(error.to_string())
+                Some("22007" | "22008" | "22003" | "0A000" | "22009" | "22023") => error
+                    .of_kind(Kind::Config)
                     .hint("give an LSN (0/16B3748), a time (2026-11-25 10:00+00) or an age (90s, 15m, 2h, 7d)"),
                 _ => error,
             }

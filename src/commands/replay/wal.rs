@@ -72,20 +72,24 @@ impl Start {
         let row = client.query_opt(ANCHOR, &[&slot]).await.map_err(|error| failed(&attempted, error))?;
         let Some(row) = row else {
             return Err(Error::config(format!("{attempted}: slot {slot:?} has no anchor, which would keep it")).hint(
-                "SELECT rule_cdc_anchor_create() keeps the WAL from then on; what is in the tables still can come by \
-                 `walhook backfill`",
+                format!(
+                    "SELECT rule_cdc_anchor_create(p_slot => '{slot}') keeps the WAL from now on; rows that are still in a table \
+                     can be sent by `walhook backfill --table TABLE`"
+                ),
             ));
         };
         let anchor: String = row.get(0);
         let (Some(reached), status) = (row.get::<_, Option<&str>>(2), row.get::<_, Option<&str>>(1)) else {
-            return Err(Error::config(format!("{attempted}: its slot {anchor:?} is gone"))
-                .hint("SELECT rule_cdc_anchor_create() makes another one, which keeps the WAL from then on"));
+            return Err(Error::config(format!("{attempted}: its slot {anchor:?} is gone")).hint(format!(
+                "SELECT rule_cdc_anchor_create(p_slot => '{slot}') makes another one, which keeps the WAL from now on"
+            )));
         };
         if status == Some("lost") {
             return Err(Error::config(format!("{attempted}: PostgreSQL has removed WAL that slot {anchor:?} needed"))
-                .hint(
-                    "see max_slot_wal_keep_size; SELECT rule_cdc_anchor_drop(), rule_cdc_anchor_create() begin again",
-                ));
+                .hint(format!(
+                    "max_slot_wal_keep_size bounds what PostgreSQL keeps; SELECT rule_cdc_anchor_drop('{slot}'); SELECT \
+                     rule_cdc_anchor_create(p_slot => '{slot}') begin anew from now on"
+                )));
         }
         let reached: Lsn = read(&attempted, reached)?;
         let from = match bounds.from {
@@ -98,7 +102,7 @@ impl Start {
         let Some(from) = from else {
             let since = row.get::<_, Option<i64>>(3).map(|time| format!(" of {}", written(time))).unwrap_or_default();
             return Err(Error::config(format!("{attempted}: slot {anchor:?} keeps it from {reached}{since} on")).hint(
-                format!("--from {reached} is the earliest; what is in the tables still can come by `walhook backfill`"),
+                format!("--from {reached} is the earliest; rows that are still in a table can be sent by `walhook backfill --table TABLE`"),
             ));
         };
         let row = client.query_one(END, &[]).await.map_err(|error| failed(&attempted, error))?;

@@ -108,20 +108,26 @@ pub async fn choose(work: &Work<'_>, bounds: &Bounds) -> Result<Way> {
     if let Some(via) = work.asked.via {
         return open(work, bounds, via).await;
     }
-    let mut reasons: Vec<String> = Vec::new();
+    let mut failures: Vec<Error> = Vec::new();
     for via in [Via::Stream, Via::Wal, Via::Table] {
         match open(work, bounds, via).await {
             Ok(way) => {
-                if !reasons.is_empty() {
-                    tracing::warn!("replay via {via}, for no other way serves: {}", reasons.join("; "));
+                if !failures.is_empty() {
+                    let (reasons, _) = Error::all(&failures);
+                    tracing::warn!("replay via {via}: no earlier source has the requested range: {reasons}");
                 }
                 return Ok(way);
             }
-            Err(error) if error.kind() == Kind::Config => reasons.push(format!("via {via}: {error}")),
+            Err(error) if error.kind() == Kind::Config => failures.push(error.context(format!("via {via}"))),
             Err(error) => return Err(error),
         }
     }
-    Err(Error::config(format!("replay from {}: no way serves: {}", bounds.from, reasons.join("; "))))
+    let (reasons, remedy) = Error::all(&failures);
+    let error = Error::config(format!("replay from {}: no source has the requested range: {reasons}", bounds.from));
+    Err(match remedy {
+        Some(remedy) => error.hint(remedy),
+        None => error,
+    })
 }
 
 async fn open(work: &Work<'_>, bounds: &Bounds, via: Via) -> Result<Way> {

@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 use crate::{
     commands::{backoff::Backoff, replay, told::Told},
     config::Config,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     postgres::{self, sql},
 };
 
@@ -107,7 +107,7 @@ fn failed(attempted: &str, error: tokio_postgres::Error) -> Error {
     let error = sql::error(attempted, error);
     match postgres::sqlstate(&error) {
         Some("42P01" | "42883" | "42703") => {
-            Error::config(error.to_string()).hint("run `walhook setup`, which applies the migrations")
+            error.of_kind(Kind::Config).hint("run `walhook setup`, which applies the migrations")
         }
         _ => error,
     }

@@ -15,6 +15,7 @@ use crate::{
     log,
     postgres::sql,
     route::types::{TypeCatalog, TypeKind},
+    text,
     wal::lsn::Lsn,
 };
 
@@ -45,13 +46,14 @@ pub async fn check(client: &Client, slot: &str, publications: &[String; 2]) -> R
     for name in publications {
         let Some(row) = known.iter().find(|row| row.get::<_, &str>(0) == name) else {
             return Err(Error::config(format!("publication {name:?} does not exist in database {database:?}"))
-                .hint("run `walhook setup`, or SELECT rule_cdc_publication_create()"));
+                .hint("run `walhook setup` with the same --publication and --slot"));
         };
         if row.get(1) {
-            return Err(Error::config(format!("publication {name:?} is FOR ALL TABLES")).hint(
-                "it would publish secrets and walhook's own history; drop it and run `walhook setup`, which makes \
-                     one with the linked tables only",
-            ));
+            return Err(Error::config(format!("publication {name:?} is FOR ALL TABLES")).hint(format!(
+                "it would publish secrets and walhook's own history: DROP PUBLICATION {}; then run `walhook setup`, \
+                     which makes one with the linked tables only",
+                text::sql_name(name)
+            )));
         }
     }
     let denied = client
@@ -65,7 +67,7 @@ pub async fn check(client: &Client, slot: &str, publications: &[String; 2]) -> R
     if let Some(row) = denied.first() {
         let (table, publication): (&str, &str) = (row.get(0), row.get(1));
         return Err(Error::config(format!("publication {publication:?} has table {table} in it"))
-            .hint(format!("ALTER PUBLICATION {publication} DROP TABLE {table}")));
+            .hint(format!("ALTER PUBLICATION {} DROP TABLE {table}", text::sql_name(publication))));
     }
     let slots = client
         .query(
@@ -84,12 +86,15 @@ pub async fn check(client: &Client, slot: &str, publications: &[String; 2]) -> R
     let (kind, plugin): (&str, Option<&str>) = (row.get(0), row.get(1));
     if kind != "logical" || plugin != Some("pgoutput") {
         return Err(Error::config(format!(
-            "replication slot {slot:?} is {kind} with plugin {plugin:?}; walhook needs a logical one with pgoutput"
+            "replication slot {slot:?} is {kind} with plugin {}; walhook needs a logical one with \
+             pgoutput",
+            plugin.unwrap_or("none")
         ))
-        .hint("name another slot with --slot, and run `walhook setup`"));
+        .hint("run `walhook setup --slot NAME` and `walhook run --slot NAME` with a name that no slot has yet"));
     }
     let of: Option<&str> = row.get(2);
     if of != Some(&database) {
+        let of = of.unwrap_or("none");
         return Err(Error::config(format!("replication slot {slot:?} belongs to database {of:?}, not {database:?}"))
             .hint("connect to that database, or name another slot with --slot"));
     }

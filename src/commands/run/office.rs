@@ -210,7 +210,7 @@ impl Office {
                 let lost = batches.iter().map(|batches| batches.batch.len() as u64).sum();
                 self.given_back(batches, streamer);
                 self.lost += lost;
-                Some(not_taken(lost, &error.to_string()))
+                Some(not_taken(lost, &error.reason()))
             }
             Outcome::Tidied(Ok(rows)) => {
                 tracing::debug!(rows, "trimmed");
@@ -338,5 +338,5 @@ async fn reach(config: &Config, writer: Option<Writer>) -> Result<Writer> {
 
 fn not_taken(lost: u64, problem: &str) -> Error {
     Error::config(format!("rule_nats_publish_history did not take {lost} rows, whose events are delivered: {problem}"))
-        .hint("see to the table (`walhook setup` mends what is missing), or set history = 'off' in rule_nats_config")
+        .hint("repair the table (`walhook setup` makes what is missing), or do without: UPDATE rule_nats_config SET history = 'off'")
 }

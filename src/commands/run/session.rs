@@ -282,7 +282,7 @@ impl Session<'_> {
                 biased;
                 _ = shutdown.wait_for(|stop| *stop), if drain_until.is_none() => {
                     faults::reach(Point::Shutdown)?;
-                    tracing::info!("stopping: no more is read, what is in flight is waited for");
+                    tracing::info!("stopping: reading has ended; waiting for the acknowledgements of events in flight");
                     drain_until = Some(Instant::now() + self.config.shutdown_timeout);
                 }
                 outcome = poll_fn(|cx| lanes.poll(cx, streamer, !is_reading)) => outcome?,
@@ -353,7 +353,7 @@ impl Session<'_> {
         if now - since < INSISTENCE || self.streamer.confirmed() >= self.streamer.received() {
             return Ok(());
         }
-        Err(Error::unavailable("PostgreSQL shuts down; what is not confirmed comes again when it is back"))
+        Err(Error::unavailable("PostgreSQL is shutting down; unconfirmed events will be sent again when it is back"))
     }
 
     /// Tells PostgreSQL what is confirmed.
@@ -544,7 +544,7 @@ impl Session<'_> {
             tracing::warn!(
                 confirmed = %self.streamer.confirmed(),
                 closed_streams = closed.join(", "),
-                "not all was acknowledged in time; it comes again at the next start"
+                "not all events were acknowledged in time; they will be sent again at the next start"
             );
         }
         self.report();

@@ -17,6 +17,7 @@ use crate::{
     },
     nats::{control::Control, streams, tail},
     route::tables::StreamRow,
+    text,
     wal::lsn::Lsn,
 };
 
@@ -75,8 +76,7 @@ pub async fn open(control: Control, settings: LaneSettings, identity: Identity, 
         Ok(state) => state,
         // The row wants what JetStream does not allow. Where the stream exists, events flow into it as it is.
         Err(error) if error.kind() == Kind::Config => {
-            let state =
-                streams::state(&control, &stream.stream_name).await.map_err(|_| Error::config(error.to_string()))?;
+            let Ok(state) = streams::state(&control, &stream.stream_name).await else { return Err(error) };
             warnings.push(error.to_string());
             state
         }
@@ -110,7 +110,7 @@ pub async fn open(control: Control, settings: LaneSettings, identity: Identity, 
                     epoch, identity.source, identity.epoch
                 ),
             )
-            .hint("a newer walhook has taken over; let this one go"));
+            .hint("another walhook took over this slot: stop this one"));
         }
     }
     if let Some((position, sequence)) = &ours
@@ -201,7 +201,9 @@ pub fn trusted(known: &Checkpoint, created_ns: i64, tail: &Tail) -> Result<Stand
     Err(Error::untrusted(format!("go on in stream {stream:?}, which had taken message {sequence}: {what}")).hint(
         format!(
             "acknowledged events are missing from it: bring the old stream back, or accept the loss by DELETE FROM \
-         rule_nats_checkpoints WHERE config_name = '{config_name}' AND stream_name = '{stream}'"
+         rule_nats_checkpoints WHERE config_name = {} AND stream_name = {}",
+            text::sql_literal(config_name),
+            text::sql_literal(stream)
         ),
     ))
 }
