@@ -8,15 +8,40 @@
 -- All functions pin search_path to pg_catalog, pg_temp and name the schema of everything else, so that nobody who may
 -- create objects in public can put his own in the way.
 
+-- In an operator's or another role's schema no function, operator or type may stand in for PostgreSQL's own. Not SET LOCAL:
+-- psql without -1 has no transaction for it to last in.
+SET search_path = pg_catalog, pg_temp;
+SET quote_all_identifiers = off;
+SET standard_conforming_strings = on;
+
 DO $tables$
 BEGIN
-    IF to_regclass('public.schema_migrations') IS NULL THEN
-        CREATE TABLE public.schema_migrations (
+    IF to_regclass('public.rule_cdc_migrations') IS NULL THEN
+        CREATE TABLE public.rule_cdc_migrations (
             version TEXT PRIMARY KEY,
-            description TEXT,
-            applied_at TIMESTAMPTZ DEFAULT now()
+            description TEXT NOT NULL,
+            applied_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+            found JSONB
         );
-        COMMENT ON TABLE public.schema_migrations IS 'Which numbered SQL files this database has had, and when first';
+        -- What there was before walhook came, so that `walhook uninstall` leaves it. Where walhook 0.1 was here, its descriptions tell.
+        INSERT INTO public.rule_cdc_migrations (version, description, found)
+        SELECT 'found', 'tables and views of RFC-0005 and RFC-0007 that were there before',
+               coalesce(jsonb_object_agg(c.relname, jsonb_build_object(
+                   'columns', ARRAY(SELECT a.attname FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+                   'constraints', ARRAY(SELECT k.conname FROM pg_constraint k WHERE k.conrelid = c.oid),
+                   'indexes', ARRAY(SELECT o.relname FROM pg_index i JOIN pg_class o ON o.oid = i.indexrelid WHERE i.indrelid = c.oid))), '{}')
+        FROM pg_class c
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'v')
+          AND c.relname IN ('rule_webhooks', 'rule_webhook_secrets', 'rule_webhook_calls', 'rule_webhook_call_history', 'rule_nats_config',
+                            'rule_nats_streams', 'rule_nats_publish_history', 'rule_nats_consumer_stats', 'webhook_status_summary',
+                            'webhook_recent_failures', 'webhook_performance_stats', 'nats_publish_summary', 'nats_recent_failures',
+                            'nats_performance_stats')
+          AND (to_regclass('public.rule_webhook_events') IS NULL OR obj_description(c.oid, 'pg_class') IS NULL);
+        COMMENT ON COLUMN public.rule_cdc_migrations.found IS
+            'In the row found: of each table or view of these names that was there before walhook its columns, constraints and indexes';
+        COMMENT ON TABLE public.rule_cdc_migrations IS
+            'Which SQL files of walhook this database has had, and when first. The tables of a file are made once, by its first run; '
+            'its functions, views and grants by every run. 0.1/...: by walhook 0.1, whose record was in schema_migrations';
     END IF;
 
     IF to_regclass('public.rule_webhooks') IS NULL THEN
@@ -165,8 +190,75 @@ BEGIN
 END
 $tables$;
 
+-- walhook 0.1 kept its record in public.schema_migrations, a name that Rails, golang-migrate, Ecto and dbmate use too. Its rows move into the
+-- table above, and where nothing is left of a table that walhook 0.1 made, it goes. A table of another's columns, or of an owner that
+-- 004 would not trust, is not touched.
+DO $record$
+DECLARE
+    v_table CONSTANT REGCLASS := to_regclass('public.schema_migrations');
+BEGIN
+    IF v_table IS NULL
+       OR (SELECT c.relkind <> 'r' OR c.relhasrules OR c.relrowsecurity FROM pg_class c WHERE c.oid = v_table)
+       OR EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = v_table)
+       OR NOT EXISTS (SELECT FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
+                      WHERE c.oid = v_table
+                        AND (r.rolsuper OR r.rolname = current_user
+                             OR r.oid = (SELECT d.datdba FROM pg_database d WHERE d.datname = current_database())))
+       OR NOT (has_table_privilege(v_table, 'SELECT') AND has_table_privilege(v_table, 'DELETE'))
+       OR ARRAY['version text', 'description text', 'applied_at timestamp with time zone'] <> ARRAY(
+              SELECT a.attname || ' ' || format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
+              WHERE a.attrelid = v_table AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum)
+    THEN
+        RETURN;
+    END IF;
+    IF EXISTS (SELECT FROM public.schema_migrations m WHERE m.version IN ('005', '007', '008', '009', '010', '011')) THEN
+        WITH ours AS (
+            DELETE FROM public.schema_migrations m
+            WHERE (m.version, m.description) IN (
+                ('005', 'Webhooks of RFC-0005, where absent'), ('007', 'NATS integration of RFC-0007'),
+                ('008', 'walhook: events, links, publication and slot, publishing'), ('009', 'walhook: roles and rights'),
+                ('010', 'walhook: the last mile, from the stream to the URL'), ('011', 'walhook: replays and backfills'))
+            RETURNING m.version, m.description, m.applied_at
+        )
+        INSERT INTO public.rule_cdc_migrations (version, description, applied_at)
+        SELECT '0.1/' || o.version, o.description, coalesce(o.applied_at, now()) FROM ours o
+        ON CONFLICT (version) DO NOTHING;
+    END IF;
+    IF obj_description(v_table, 'pg_class') = 'Which numbered SQL files this database has had, and when first'
+       AND NOT EXISTS (SELECT FROM public.schema_migrations)
+    THEN
+        BEGIN
+            DROP TABLE public.schema_migrations;
+        EXCEPTION WHEN dependent_objects_still_exist OR insufficient_privilege THEN
+            RAISE NOTICE 'the empty table public.schema_migrations of walhook 0.1 stays: %', SQLERRM
+                USING HINT = 'DROP TABLE public.schema_migrations;';
+        END;
+    END IF;
+END
+$record$;
+
 -- The functions are written into a schema of their own first; the block at the end moves over those that are absent.
 CREATE SCHEMA walhook_staging;
+
+CREATE FUNCTION walhook_staging.rule_webhook_problem(
+    p_method TEXT,
+    p_headers JSONB,
+    p_timeout_ms INTEGER,
+    p_max_retries INTEGER
+) RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE
+        WHEN upper(p_method) NOT IN ('GET', 'POST', 'PUT', 'PATCH', 'DELETE')
+            THEN format('its method is %L; it can be GET, POST, PUT, PATCH or DELETE', left(p_method, 100))
+        WHEN jsonb_typeof(p_headers) <> 'object'
+            THEN format('its headers are a JSON %s; write them as an object: {"Name": "value"}', jsonb_typeof(p_headers))
+        WHEN EXISTS (SELECT FROM jsonb_each(CASE jsonb_typeof(p_headers) WHEN 'object' THEN p_headers ELSE '{}' END) h
+                     WHERE jsonb_typeof(h.value) NOT IN ('string', 'number', 'boolean'))
+            THEN 'the value of one of its headers is no text; write headers as {"Name": "value"}'
+        WHEN p_timeout_ms NOT BETWEEN 1 AND 60000 THEN format('its timeout_ms is %s; it can be from 1 to 60000', p_timeout_ms)
+        WHEN p_max_retries NOT BETWEEN 0 AND 10 THEN format('its max_retries is %s; it can be from 0 to 10', p_max_retries)
+    END
+$$;
+COMMENT ON FUNCTION walhook_staging.rule_webhook_problem IS 'walhook: why a webhook cannot be so, or NULL where it can';
 
 -- As src/route/shown_url.rs has it. The pattern goes through the parameters that look like credentials by their names.
 CREATE FUNCTION walhook_staging.rule_webhook_shown_url(p_url TEXT)
@@ -197,6 +289,7 @@ CREATE FUNCTION walhook_staging.rule_webhook_register(
 ) RETURNS INTEGER LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_webhook_id INTEGER;
+    v_problem TEXT;
 BEGIN
     IF p_name IS NULL OR p_name = '' THEN
         RAISE EXCEPTION 'cannot register a webhook without a name' USING ERRCODE = 'invalid_parameter_value';
@@ -205,9 +298,19 @@ BEGIN
         RAISE EXCEPTION 'cannot register webhook %: its url is %, not http:// or https://', quote_literal(p_name),
             coalesce(quote_literal(public.rule_webhook_shown_url(p_url)), 'NULL') USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    v_problem := public.rule_webhook_problem(p_method, p_headers, p_timeout_ms, p_max_retries);
+    IF v_problem IS NOT NULL THEN
+        RAISE EXCEPTION 'cannot register webhook %: %', quote_literal(p_name), v_problem USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     INSERT INTO public.rule_webhooks (webhook_name, url, method, headers, description, timeout_ms, max_retries)
-    VALUES (p_name, p_url, p_method, coalesce(p_headers, '{}'), p_description, p_timeout_ms, p_max_retries)
+    VALUES (p_name, p_url, upper(p_method), coalesce(p_headers, '{}'), p_description, p_timeout_ms, p_max_retries)
+    ON CONFLICT (webhook_name) DO NOTHING
     RETURNING webhook_id INTO v_webhook_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'cannot register webhook %: there is one of that name already', quote_literal(p_name)
+            USING ERRCODE = 'unique_violation',
+            HINT = format('SELECT rule_webhook_update(webhook_id, %L) FROM rule_webhooks WHERE webhook_name = %L; changes its url.', p_url, p_name);
+    END IF;
     RETURN v_webhook_id;
 END
 $$;
@@ -222,14 +325,19 @@ CREATE FUNCTION walhook_staging.rule_webhook_update(
     p_timeout_ms INTEGER DEFAULT NULL,
     p_enabled BOOLEAN DEFAULT NULL
 ) RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_problem CONSTANT TEXT := public.rule_webhook_problem(p_method, p_headers, p_timeout_ms, NULL);
 BEGIN
+    IF v_problem IS NOT NULL THEN
+        RAISE EXCEPTION 'cannot update webhook %: %', p_webhook_id, v_problem USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     IF p_url !~* '^https?://.' THEN
         RAISE EXCEPTION 'cannot update webhook %: its url would be %, not http:// or https://', p_webhook_id,
             quote_literal(public.rule_webhook_shown_url(p_url)) USING ERRCODE = 'invalid_parameter_value';
     END IF;
     UPDATE public.rule_webhooks
     SET url = coalesce(p_url, url),
-        method = coalesce(p_method, method),
+        method = coalesce(upper(p_method), method),
         headers = coalesce(p_headers, headers),
         timeout_ms = coalesce(p_timeout_ms, timeout_ms),
         enabled = coalesce(p_enabled, enabled),
@@ -285,6 +393,21 @@ COMMENT ON FUNCTION walhook_staging.rule_webhook_get IS
 CREATE FUNCTION walhook_staging.rule_webhook_secret_set(p_webhook_id INTEGER, p_secret_name TEXT, p_secret_value TEXT)
 RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF NOT EXISTS (SELECT FROM public.rule_webhooks w WHERE w.webhook_id = p_webhook_id) THEN
+        RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
+    ELSIF p_secret_name IS NULL OR p_secret_name = '' OR p_secret_value IS NULL THEN
+        RAISE EXCEPTION 'webhook %: a secret needs a name and a value', p_webhook_id USING ERRCODE = 'null_value_not_allowed';
+    ELSIF p_secret_name ~ '^signing([_.-]|$)'
+          AND (btrim(p_secret_value, E' \t\r\n') IN ('', 'whsec_')
+               -- Whole groups of four, padded at the end.
+               OR btrim(p_secret_value, E' \t\r\n') ~ '^whsec_'
+                  AND btrim(p_secret_value, E' \t\r\n') !~ '^whsec_([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$') THEN
+        RAISE EXCEPTION 'webhook %: the secret % cannot sign: it is empty, or what follows whsec_ is not base64', p_webhook_id,
+            quote_literal(p_secret_name)
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Give whsec_ and base64 with its padding (openssl rand -base64 32 makes some), or any text without whsec_.';
+    END IF;
     INSERT INTO public.rule_webhook_secrets (webhook_id, secret_name, secret_value)
     VALUES (p_webhook_id, p_secret_name, p_secret_value)
     ON CONFLICT (webhook_id, secret_name) DO UPDATE SET secret_value = p_secret_value;
@@ -324,11 +447,11 @@ BEGIN
     SELECT enabled INTO v_enabled FROM public.rule_webhooks WHERE webhook_id = p_webhook_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
     END IF;
     IF NOT coalesce(v_enabled, false) THEN
         RAISE EXCEPTION 'Webhook % is disabled', p_webhook_id USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('SELECT rule_webhook_update(%s, p_enabled => true) enables it.', p_webhook_id);
+            HINT = format('SELECT rule_webhook_update(%s, p_enabled => true); enables it.', p_webhook_id);
     END IF;
     INSERT INTO public.rule_webhook_calls (webhook_id, payload, rule_name, scheduled_at)
     VALUES (p_webhook_id, p_payload, p_rule_name, coalesce(p_scheduled_at, now()))
@@ -438,10 +561,13 @@ BEGIN
     WHERE c.call_id = p_call_id
     FOR UPDATE OF c;
     IF NOT FOUND THEN
-        RETURN false;
+        RAISE EXCEPTION 'Call % not found', coalesce(p_call_id::text, 'NULL')
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT call_id, status FROM rule_webhook_calls; lists them.';
     END IF;
     IF NOT coalesce(v_call.retry_enabled, true) OR v_call.retry_count >= v_call.max_retries THEN
-        UPDATE public.rule_webhook_calls SET status = 'failed', completed_at = now(), next_retry_at = NULL
+        UPDATE public.rule_webhook_calls SET status = 'failed', completed_at = now(), next_retry_at = NULL,
+            error_message = coalesce(error_message, CASE WHEN v_call.retry_enabled IS FALSE THEN 'Retries are disabled'
+                                                         ELSE format('Max retries exceeded: %s of %s', v_call.retry_count, v_call.max_retries) END)
         WHERE call_id = p_call_id;
         RETURN false;
     END IF;
@@ -455,7 +581,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION walhook_staging.rule_webhook_retry IS
-    'walhook: plans the next retry after delay · multiplier^count; past max_retries the call has failed and it answers false';
+    'walhook: plans the next retry after delay * multiplier^count; past max_retries the call has failed, says so in error_message, and it '
+    'answers false. A call that does not exist is an error';
 
 CREATE FUNCTION walhook_staging.rule_webhook_cleanup_old_calls(
     p_older_than INTERVAL DEFAULT '30 days',
@@ -500,6 +627,10 @@ $install$;
 
 DROP SCHEMA walhook_staging;
 
-INSERT INTO public.schema_migrations (version, description)
+INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('005', 'Webhooks of RFC-0005, where absent')
 ON CONFLICT (version) DO NOTHING;
+
+RESET standard_conforming_strings;
+RESET quote_all_identifiers;
+RESET search_path;

@@ -7,7 +7,20 @@
 -- for PUBLIC), because a second function of the same name would make the RFC's calls ambiguous.
 -- Running it twice changes nothing; no BEGIN, COMMIT or psql command in it.
 
+-- In an operator's or another role's schema no function, operator or type may stand in for PostgreSQL's own. Not SET LOCAL:
+-- psql without -1 has no transaction for it to last in.
+SET search_path = pg_catalog, pg_temp;
+SET quote_all_identifiers = off;
+SET standard_conforming_strings = on;
+
 -- ---------------------------------------------------------------------------------------------------------------- tables
+
+-- Once: what is there already would wait for locks, and the application behind it.
+DO $schema$
+BEGIN
+IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '007') THEN
+    RETURN;
+END IF;
 
 CREATE TABLE IF NOT EXISTS public.rule_nats_config (
     config_id SERIAL PRIMARY KEY,
@@ -186,16 +199,59 @@ COMMENT ON COLUMN public.rule_nats_consumer_stats.last_active_at IS
     'The last delivery, acknowledgement or report of a worker';
 COMMENT ON COLUMN public.rule_nats_consumer_stats.active IS 'false: JetStream had it and has it no more';
 
+END
+$schema$;
+
 -- ----------------------------------------------------------------------------------------------------------------- views
 -- A view that is there may have more columns, or the same in another order, and others may depend on it. So ours comes
--- with its columns in their order, then the rest of ours; where even that is refused, theirs stays.
+-- with its columns in their order, then the rest of ours; where even that is refused, theirs stays. One that is so already
+-- is left alone: replacing it would wait for everybody who reads it, and they for us.
+
+CREATE OR REPLACE PROCEDURE public.rule_cdc_view(p_view TEXT, p_comment TEXT, p_query TEXT)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_there CONSTANT REGCLASS := to_regclass(format('public.%I', p_view));
+    v_query TEXT := p_query;
+    v_columns TEXT;
+    v_other BOOLEAN;
+BEGIN
+    IF v_there IS NOT NULL THEN
+        EXECUTE format('CREATE TEMPORARY VIEW walhook_view AS %s', p_query);
+        SELECT string_agg(quote_ident(c.name), ', ' ORDER BY c.theirs, c.ours), bool_or(c.theirs IS NOT NULL AND c.theirs IS DISTINCT FROM c.ours)
+        INTO v_columns, v_other
+        FROM (
+            SELECT coalesce(t.attname, o.attname) AS name, t.attnum AS theirs, o.attnum AS ours
+            FROM (SELECT a.attname, a.attnum FROM pg_attribute a WHERE a.attrelid = 'pg_temp.walhook_view'::regclass AND a.attnum > 0) o
+            FULL JOIN (SELECT a.attname, a.attnum FROM pg_attribute a WHERE a.attrelid = v_there AND a.attnum > 0) t
+                ON t.attname = o.attname
+        ) c;
+        DROP VIEW pg_temp.walhook_view;
+        IF v_other THEN
+            v_query := format('SELECT %s FROM (%s) v', v_columns, p_query);
+        END IF;
+    END IF;
+    BEGIN
+        EXECUTE format('CREATE TEMPORARY VIEW walhook_view AS %s', v_query);
+        IF v_there IS NULL OR pg_get_viewdef('pg_temp.walhook_view'::regclass) IS DISTINCT FROM pg_get_viewdef(v_there) THEN
+            EXECUTE format('CREATE OR REPLACE VIEW public.%I AS %s', p_view, v_query);
+        END IF;
+        DROP VIEW pg_temp.walhook_view;
+    EXCEPTION WHEN invalid_table_definition OR undefined_column OR wrong_object_type THEN
+        RAISE NOTICE 'the view public.% stays as it is: it has columns that ours has not, or of other types', quote_ident(p_view);
+    END;
+    IF obj_description(to_regclass(format('public.%I', p_view)), 'pg_class') IS DISTINCT FROM p_comment THEN
+        EXECUTE format('COMMENT ON VIEW public.%I IS %L', p_view, p_comment);
+    END IF;
+END
+$$;
+COMMENT ON PROCEDURE public.rule_cdc_view IS
+    'walhook: for our migrations: makes a view, or changes one that is there and is not the same yet, keeping its columns and their order';
 
 DO $views$
 DECLARE
     v_view TEXT;
     v_ours TEXT;
     v_comment TEXT;
-    v_columns TEXT;
 BEGIN
     FOR v_view, v_comment, v_ours IN
         VALUES
@@ -247,26 +303,7 @@ BEGIN
               AND h.published_at >= now() - INTERVAL '24 hours'
             GROUP BY w.webhook_name, h.subject$view$)
     LOOP
-        BEGIN
-            EXECUTE format('CREATE OR REPLACE VIEW public.%I AS %s', v_view, v_ours);
-        EXCEPTION WHEN invalid_table_definition THEN
-            BEGIN
-                EXECUTE format('CREATE TEMPORARY VIEW walhook_view AS %s', v_ours);
-                SELECT string_agg(quote_ident(name), ', ' ORDER BY theirs, ours) INTO v_columns
-                FROM (
-                    SELECT coalesce(t.attname, o.attname) AS name, t.attnum AS theirs, o.attnum AS ours
-                    FROM (SELECT * FROM pg_attribute WHERE attrelid = 'pg_temp.walhook_view'::regclass AND attnum > 0) o
-                    FULL JOIN (SELECT * FROM pg_attribute
-                               WHERE attrelid = to_regclass(format('public.%I', v_view)) AND attnum > 0) t
-                        ON t.attname = o.attname
-                ) c;
-                EXECUTE format('CREATE OR REPLACE VIEW public.%I AS SELECT %s FROM (%s) v', v_view, v_columns, v_ours);
-                DROP VIEW pg_temp.walhook_view;
-            EXCEPTION WHEN invalid_table_definition OR undefined_column OR wrong_object_type THEN
-                RAISE NOTICE 'the view public.% stays as it is: it has columns that ours has not, or of other types', v_view;
-            END;
-        END;
-        EXECUTE format('COMMENT ON VIEW public.%I IS %L', v_view, v_comment);
+        CALL public.rule_cdc_view(v_view, v_comment, v_ours);
     END LOOP;
 END
 $views$;
@@ -310,10 +347,16 @@ DECLARE
     f RECORD;
 BEGIN
     FOR f IN
-        SELECT p.oid FROM pg_proc p
+        SELECT p.oid, strpos(p.prosrc, chr(92)) > 0
+                      AND 'standard_conforming_strings=on' <> ALL (coalesce(p.proconfig, '{}')) AS has_backslash
+        FROM pg_proc p
         WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
     LOOP
         EXECUTE format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', f.oid::regprocedure);
+        -- A function's text is read by the settings of its caller, who may have backslashes mean something else.
+        IF f.has_backslash THEN
+            EXECUTE format('ALTER ROUTINE %s SET standard_conforming_strings = on', f.oid::regprocedure);
+        END IF;
     END LOOP;
     FOR f IN
         SELECT p.oid, g.grantee
@@ -365,22 +408,37 @@ RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, 
     SELECT CASE
         WHEN p_subject IS NULL THEN 'it is NULL'
         WHEN p_subject = '' THEN 'it is empty'
-        WHEN octet_length(p_subject) > 1024 THEN format('it has %s bytes, at most 1024 are allowed', octet_length(p_subject))
+        WHEN octet_length(convert_to(p_subject, 'UTF8')) > 1024
+            THEN format('it has %s bytes, at most 1024 are allowed', octet_length(convert_to(p_subject, 'UTF8')))
         WHEN p_subject ~ '(^|\.)(\.|$)' THEN 'it has an empty token (two dots in a row, or a dot at an end)'
         WHEN p_subject ~ '[*>]' THEN 'it has a wildcard (* or >): a message is published to one subject only'
-        WHEN p_subject ~ '\s' THEN 'it has white space'
-        WHEN p_subject ~ '[\x01-\x1f\x7f]' THEN 'it has a control character'
+        WHEN p_subject ~ '[\x01-\x20\x7f]' THEN 'it has white space or a control character'
+        -- The others of Unicode by their bytes in UTF-8, which are the same in every encoding of the database.
+        WHEN p_subject ~ '[^\x01-\x7f]' AND encode(convert_to(p_subject, 'UTF8'), 'hex')
+             ~ '^(..)*(c2[89].|c2a0|e19a80|e2808[0-9a]|e280a[89f]|e2819f|e38080)' THEN 'it has white space or a control character'
+        WHEN p_subject ~ '[^\x01-\x7f]' AND getdatabaseencoding() = 'SQL_ASCII'
+            THEN 'it has a character outside ASCII, and this database (SQL_ASCII) does not say which'
         WHEN p_subject LIKE '$%' THEN 'subjects that begin with $ belong to the NATS server'
+        WHEN p_subject LIKE '\_INBOX.%' THEN 'subjects below _INBOX are for replies'
     END
 $$;
 COMMENT ON FUNCTION public.rule_nats_subject_check IS
     'walhook: why this subject cannot be published to, or NULL where it can';
 
+CREATE OR REPLACE FUNCTION public.rule_nats_pattern_problem(p_pattern TEXT)
+RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    -- A pattern is a subject once its wildcards, each a token of its own and > the last, are put aside.
+    SELECT CASE WHEN p_pattern = '>' THEN 'it takes everything, the answers of NATS itself too'
+                ELSE public.rule_nats_subject_check(
+                    regexp_replace(regexp_replace(p_pattern, '(^|\.)>$', '\1x'), '(^|\.)\*(?=\.|$)', '\1x', 'g')) END
+$$;
+COMMENT ON FUNCTION public.rule_nats_pattern_problem IS 'walhook: why no stream can take this pattern, or NULL where one can';
+
 CREATE OR REPLACE FUNCTION public.rule_nats_subject_token(p_text TEXT)
 RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE WHEN p_text ~ '^[A-Za-z0-9_-]*$' THEN p_text ELSE (
         SELECT string_agg(
-            CASE WHEN chr(byte) ~ '[A-Za-z0-9_-]' AND byte < 128 THEN chr(byte)
+            CASE WHEN byte BETWEEN 48 AND 57 OR byte BETWEEN 65 AND 90 OR byte BETWEEN 97 AND 122 OR byte IN (45, 95) THEN chr(byte)
                  ELSE '%' || upper(lpad(to_hex(byte), 2, '0')) END,
             '' ORDER BY i)
         -- Of bytes in an unknown encoding no UTF-8 can be made.
@@ -471,6 +529,21 @@ $$;
 COMMENT ON FUNCTION public.rule_nats_stream_for IS
     'walhook: the streams of a configuration that take this subject; of more than one, which is a mistake, the first has it';
 
+CREATE OR REPLACE FUNCTION public.rule_nats_take_hint(p_config_id INTEGER, p_subject TEXT)
+RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(
+        (SELECT format('UPDATE rule_nats_streams SET enabled = true, subjects = array_append(subjects, %L) WHERE stream_id = %s; lets the '
+                       'stream %L take it.', p_subject, s.stream_id, s.stream_name)
+         FROM public.rule_nats_streams s
+         WHERE s.config_id = c.config_id OR s.config_id IS NULL AND c.config_name = 'default'
+         ORDER BY s.stream_name IS DISTINCT FROM c.stream_name, s.stream_id LIMIT 1),
+        format('SELECT rule_nats_stream_create(%L, ARRAY[%L], %L); makes one that does.',
+               'EVENTS' || CASE WHEN c.stream_name = 'EVENTS' THEN '_2' ELSE '' END, p_subject, c.config_name))
+    FROM public.rule_nats_config c
+    WHERE c.config_id = coalesce(p_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
+$$;
+COMMENT ON FUNCTION public.rule_nats_take_hint IS 'walhook: the statement after which some stream of a configuration takes this subject';
+
 CREATE OR REPLACE FUNCTION public.rule_nats_servers(p_nats_url TEXT, p_cluster_urls TEXT[])
 RETURNS TEXT[] LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT array_agg(DISTINCT CASE WHEN address ~ ':[0-9]+$' THEN address ELSE address || ':4222' END)
@@ -537,7 +610,7 @@ BEGIN
     END IF;
     IF p_nats_url IS NULL OR p_nats_url !~* '^((nats|tls|ws|wss)://)?([^[:space:]/@]*@)?[^[:space:]/@]+/?$' THEN
         RAISE EXCEPTION 'NATS configuration %: cannot use the url %', quote_literal(p_config_name),
-            coalesce(quote_literal(regexp_replace(p_nats_url, '//[^@/]*@', '//…@')), 'NULL')
+            coalesce(quote_literal(regexp_replace(p_nats_url, '//[^@/]*@', '//...@')), 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Write it as nats://host:4222 or tls://host:4222.';
     END IF;
     IF p_auth_type IS NULL OR p_auth_type NOT IN ('none', 'token', 'credentials', 'nkey') THEN
@@ -545,9 +618,10 @@ BEGIN
             coalesce(quote_literal(p_auth_type), 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'It is none, token, credentials or nkey.';
     END IF;
-    IF p_subject_prefix IS NOT NULL AND public.rule_nats_subject_check(p_subject_prefix) IS NOT NULL THEN
+    IF p_subject_prefix IS NOT NULL AND public.rule_nats_subject_check(p_subject_prefix || '.x') IS NOT NULL THEN
         RAISE EXCEPTION 'NATS configuration %: cannot use the subject prefix %: %', quote_literal(p_config_name),
-            quote_literal(p_subject_prefix), public.rule_nats_subject_check(p_subject_prefix)
+            quote_literal(p_subject_prefix),
+            coalesce(public.rule_nats_subject_check(p_subject_prefix), public.rule_nats_subject_check(p_subject_prefix || '.x'))
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF p_stream_name IS NOT NULL AND public.rule_nats_stream_name_problem(p_stream_name) IS NOT NULL THEN
@@ -637,20 +711,12 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', HINT = 'For example ARRAY[''webhooks.>''].';
     END IF;
     FOREACH v_subject IN ARRAY p_subjects LOOP
-        -- A pattern is a subject once its wildcards, each a token of its own and > the last, are put aside.
-        IF public.rule_nats_subject_check(
-               regexp_replace(regexp_replace(v_subject, '(^|\.)>$', '\1x'), '(^|\.)\*(?=\.|$)', '\1x', 'g')) IS NOT NULL
-        THEN
-            RAISE EXCEPTION 'stream %: cannot take the subject %: %', quote_literal(p_stream_name),
-                coalesce(quote_literal(v_subject), 'NULL'),
-                public.rule_nats_subject_check(
-                    regexp_replace(regexp_replace(v_subject, '(^|\.)>$', '\1x'), '(^|\.)\*(?=\.|$)', '\1x', 'g'))
+        IF public.rule_nats_pattern_problem(v_subject) IS NOT NULL OR v_subject IS NULL THEN
+            RAISE EXCEPTION 'stream %: cannot take the subject %: %', quote_literal(p_stream_name), coalesce(quote_literal(v_subject), 'NULL'),
+                coalesce(public.rule_nats_pattern_problem(v_subject), 'it is NULL')
                 USING ERRCODE = 'invalid_parameter_value',
-                HINT = '* stands for one whole token, > for one or more at the end: orders.*, orders.>';
-        ELSIF v_subject = '>' THEN
-            RAISE EXCEPTION 'stream %: cannot take the subject ''>'': it takes everything, the answers of NATS itself too',
-                quote_literal(p_stream_name)
-                USING ERRCODE = 'invalid_parameter_value', HINT = 'Say what it begins with: webhooks.>, events.>';
+                HINT = CASE v_subject WHEN '>' THEN 'Say what it begins with: webhooks.>, events.>'
+                                      ELSE '* stands for one whole token, > for one or more at the end: orders.*, orders.>' END;
         END IF;
     END LOOP;
     IF p_retention_policy IS NULL OR p_retention_policy NOT IN ('limits', 'interest', 'workqueue') THEN
@@ -670,13 +736,14 @@ BEGIN
     SELECT c.config_id, c.stream_name INTO v_config FROM public.rule_nats_config c WHERE c.config_name = p_config_name;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'NATS config % not found', coalesce(p_config_name, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = format('SELECT rule_nats_configure(%L, ''nats://host:4222'')', p_config_name);
+            USING ERRCODE = 'no_data_found', HINT = format('SELECT rule_nats_configure(%L, ''nats://host:4222''); makes it.', p_config_name);
     END IF;
     IF EXISTS (SELECT FROM public.rule_nats_streams s
                WHERE s.config_id = v_config.config_id AND s.stream_name = p_stream_name) THEN
         RAISE EXCEPTION 'stream % of NATS config % exists already', quote_literal(p_stream_name), quote_literal(p_config_name)
             USING ERRCODE = 'unique_violation',
-            HINT = format('UPDATE rule_nats_streams SET … WHERE stream_name = %L changes it.', p_stream_name);
+            HINT = format('UPDATE rule_nats_streams SET subjects = %L WHERE config_id = %s AND stream_name = %L; changes it.', p_subjects,
+                          v_config.config_id, p_stream_name);
     END IF;
     FOR v_other IN
         SELECT * FROM public.rule_nats_stream_conflicts(v_config.config_id, p_stream_name, p_subjects)
@@ -703,9 +770,9 @@ BEGIN
                 quote_literal(v_other.stream_name), quote_literal(p_config_name)
                 USING ERRCODE = 'invalid_parameter_value',
                 HINT = format('JetStream lets one stream only take a subject. Say first what %1$s shall keep: '
-                              'SELECT rule_nats_stream_create(%1$L, ARRAY[…], %2$L). Where it exists in JetStream already, '
+                              'SELECT rule_nats_stream_create(%1$L, ARRAY[%3$L], %2$L); with subjects of its own. Where it exists in JetStream already, '
                               'narrow it there too: walhook takes no subject away from a stream.',
-                              v_other.stream_name, p_config_name);
+                              v_other.stream_name, p_config_name, lower(v_other.stream_name) || '.>');
         ELSE
             -- It takes all that the configuration's own stream would, and that one has never been: so it is that one.
             UPDATE public.rule_nats_config SET stream_name = p_stream_name, updated_at = now()
@@ -775,12 +842,12 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'NATS config % not found', coalesce(p_config_name, 'NULL')
             USING ERRCODE = 'no_data_found',
-            HINT = format('SELECT rule_nats_configure(%L, ''nats://host:4222'') makes it.', p_config_name);
+            HINT = format('SELECT rule_nats_configure(%L, ''nats://host:4222''); makes it.', p_config_name);
     END IF;
     SELECT webhook_name INTO v_name FROM public.rule_webhooks WHERE webhook_id = p_webhook_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
     END IF;
     v_subject := coalesce(p_nats_subject,
                           coalesce(v_config.subject_prefix, 'webhooks') || '.' || public.rule_nats_subject_token(v_name));
@@ -789,7 +856,7 @@ BEGIN
         RAISE EXCEPTION 'webhook %: cannot publish to the subject %: %', quote_literal(left(v_name, 200)),
             quote_literal(left(v_subject, 200)), v_problem
             USING ERRCODE = 'invalid_parameter_value',
-            HINT = format('For example: SELECT rule_webhook_enable_nats(%s, ''webhooks.%s'')', p_webhook_id, p_webhook_id);
+            HINT = format('For example: SELECT rule_webhook_enable_nats(%s, ''webhooks.%s'');', p_webhook_id, p_webhook_id);
     END IF;
 
     UPDATE public.rule_webhooks
@@ -817,7 +884,7 @@ BEGIN
             quote_literal(left(v_name, 200)), quote_literal(v_subject), quote_literal(v_other.stream_name),
             quote_literal(v_other.config_name)
             USING ERRCODE = 'invalid_parameter_value',
-            HINT = format('SELECT rule_webhook_enable_nats(%s, %L, %L, %L), or choose a subject under %s.', p_webhook_id,
+            HINT = format('SELECT rule_webhook_enable_nats(%s, %L, %L, %L); or choose a subject under %s.', p_webhook_id,
                           v_subject, p_publish_mode, v_other.config_name, coalesce(v_config.subject_prefix, 'webhooks'));
     END IF;
     UPDATE public.rule_nats_streams s SET subjects = s.subjects || v_subject
@@ -833,12 +900,11 @@ BEGIN
     IF FOUND THEN
         RAISE NOTICE 'stream % did not take the subject % and now does', quote_literal(v_config.stream_name),
             quote_literal(v_subject)
-            USING HINT = 'SELECT subjects FROM rule_nats_streams shows them all; a pattern with > takes more at once.';
+            USING HINT = 'SELECT subjects FROM rule_nats_streams; shows them all. A pattern with > takes more at once.';
     ELSE
         RAISE NOTICE 'no stream of NATS config % takes the subject % yet', quote_literal(p_config_name),
             quote_literal(v_subject)
-            USING HINT = format('UPDATE rule_nats_streams SET enabled = true, subjects = subjects || %L WHERE stream_name = …; or '
-                                'SELECT rule_nats_stream_create(''A_NAME'', ARRAY[%L], %L)', v_subject, v_subject, p_config_name);
+            USING HINT = public.rule_nats_take_hint(v_config.config_id, v_subject);
     END IF;
     RETURN true;
 END
@@ -853,7 +919,7 @@ BEGIN
     WHERE webhook_id = p_webhook_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
     END IF;
     RETURN true;
 END
@@ -892,7 +958,7 @@ BEGIN
     SELECT json_build_object(
         'config_id', config_id,
         'config_name', config_name,
-        'nats_url', regexp_replace(nats_url, '//[^@/]*@', '//…@'),
+        'nats_url', regexp_replace(nats_url, '//[^@/]*@', '//...@'),
         'auth_type', auth_type,
         'jetstream_enabled', jetstream_enabled,
         'stream_name', stream_name,
@@ -930,7 +996,7 @@ $$;
 COMMENT ON FUNCTION public.rule_nats_webhooks_list IS 'walhook: webhooks that publish to NATS, with their history counted';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_cleanup_expired()
-RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS BIGINT LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_deleted BIGINT;
 BEGIN
@@ -945,7 +1011,7 @@ COMMENT ON FUNCTION public.rule_nats_cleanup_expired IS
 CREATE OR REPLACE FUNCTION public.rule_nats_cleanup_old_history(
     p_older_than INTERVAL DEFAULT '30 days',
     p_keep_failed BOOLEAN DEFAULT true
-) RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+) RETURNS BIGINT LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_deleted BIGINT;
 BEGIN
@@ -986,6 +1052,10 @@ COMMENT ON FUNCTION public.rule_nats_consumer_update_stats IS 'walhook: what a w
 
 CALL public.rule_cdc_functions_close();
 
-INSERT INTO public.schema_migrations (version, description)
+INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('007', 'NATS integration of RFC-0007')
 ON CONFLICT (version) DO NOTHING;
+
+RESET standard_conforming_strings;
+RESET quote_all_identifiers;
+RESET search_path;

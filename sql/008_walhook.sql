@@ -6,7 +6,20 @@
 -- nothing and a NATS outage fails no application. What holds secrets, history or the streamer's own state is never in the
 -- publication (rule_cdc_table_problem). Running this file twice changes nothing; no BEGIN, COMMIT or psql command in it.
 
+-- In an operator's or another role's schema no function, operator or type may stand in for PostgreSQL's own. Not SET LOCAL:
+-- psql without -1 has no transaction for it to last in.
+SET search_path = pg_catalog, pg_temp;
+SET quote_all_identifiers = off;
+SET standard_conforming_strings = on;
+
 -- ---------------------------------------------------------------------------------------------------------------- tables
+
+-- Once: what is there already would wait for locks, and the application behind it.
+DO $schema$
+BEGIN
+IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '008') THEN
+    RETURN;
+END IF;
 
 ALTER TABLE public.rule_webhooks
     ADD COLUMN IF NOT EXISTS payload_format TEXT NOT NULL DEFAULT 'webhook',
@@ -224,7 +237,7 @@ COMMENT ON TABLE public.rule_cdc_status IS
 COMMENT ON COLUMN public.rule_cdc_status.pid IS 'Process id on host';
 COMMENT ON COLUMN public.rule_cdc_status.connected_since IS 'Since when it holds the slot';
 COMMENT ON COLUMN public.rule_cdc_status.nats IS
-    '{"<config_name>": {"server": "nats://host:4222", "connected": true, "connected_since": "…", "last_error": null, '
+    '{"<config_name>": {"server": "nats://host:4222", "connected": true, "connected_since": "...", "last_error": null, '
     '"given_up": false, "holds_slot": false, "unsettled": 0, "falls_back": []}}, no secrets. holds_slot: it is not connected and '
     'the slot waits for its unsettled events; falls_back: what of transactions and durability its streams cannot do';
 COMMENT ON COLUMN public.rule_cdc_status.history_lost IS
@@ -250,6 +263,9 @@ CREATE INDEX IF NOT EXISTS idx_nats_publish_message_id ON public.rule_nats_publi
     WHERE message_id IS DISTINCT FROM event_id;
 CREATE UNIQUE INDEX IF NOT EXISTS idx_nats_publish_event_id ON public.rule_nats_publish_history (event_id)
     WHERE event_id IS NOT NULL;
+
+END
+$schema$;
 
 -- ----------------------------------------------------------------------------------------------- functions of ours come in
 
@@ -363,7 +379,8 @@ BEGIN
     IF v_problem IS NOT NULL THEN
         RAISE EXCEPTION 'cannot use publication %: %', quote_ident(p_name), v_problem
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = 'DROP PUBLICATION it, or choose another name: SELECT rule_cdc_publication_create(''other'').';
+            HINT = format('DROP PUBLICATION %I, %I; and call this again, or choose another name: SELECT rule_cdc_publication_create(''other'');',
+                          p_name || '_inserts', p_name || '_changes');
     END IF;
     RETURN v_done;
 END
@@ -381,12 +398,13 @@ DECLARE
     v_slot RECORD;
     v_finding RECORD;
     v_problem TEXT := public.rule_cdc_publication_problem(p_publication);
+    v_failover BOOLEAN;
     v_lsn PG_LSN;
 BEGIN
     IF v_problem IS NOT NULL THEN
         RAISE EXCEPTION 'cannot create slot % yet: %', quote_literal(p_slot), v_problem
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('SELECT rule_cdc_publication_create(%L) first, in a transaction of its own: a slot cannot decode '
+            HINT = format('SELECT rule_cdc_publication_create(%L); first, in a transaction of its own: a slot cannot decode '
                           'what lies before its publication.', p_publication);
     END IF;
     IF current_setting('wal_level') <> 'logical' THEN
@@ -405,7 +423,7 @@ BEGIN
             SELECT f.problem INTO v_finding FROM public.rule_cdc_check_slot(p_slot) f WHERE f.name = 'slot_lost';
             RAISE EXCEPTION 'cannot use slot %: %', quote_literal(p_slot), v_finding.problem
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = format('To go on with a gap: SELECT rule_cdc_slot_drop(%L), then create it again.', p_slot);
+                HINT = format('To go on with a gap: SELECT rule_cdc_slot_drop(%L); then create it again.', p_slot);
         END IF;
         IF v_slot.two_phase THEN
             SELECT f.problem, f.remedy INTO v_finding FROM public.rule_cdc_check_slot(p_slot) f WHERE f.name = 'slot_two_phase';
@@ -419,13 +437,14 @@ BEGIN
         RAISE EXCEPTION 'cannot create slot % in a transaction that has written', quote_literal(p_slot)
             USING ERRCODE = 'active_sql_transaction', HINT = 'Call it in a transaction of its own.';
     END IF;
-    -- The failover argument exists from 17 on, so the call is put together for the server at hand. A standby has no
-    -- failover slots of its own.
+    -- The failover argument exists from 17 on; the expression of the other branch is never looked at. A standby has no failover
+    -- slots of its own. Simple expressions, which PL/pgSQL computes without a query of its own: by EXECUTE or PERFORM, PostgreSQL fails with
+    -- "snapshot reference ... is not owned by resource owner" while other sessions make and drop tables.
     IF current_setting('server_version_num')::integer >= 170000 THEN
-        EXECUTE 'SELECT lsn FROM pg_create_logical_replication_slot($1, ''pgoutput'', false, false, $2)'
-        INTO v_lsn USING p_slot, coalesce(p_failover, false) AND NOT pg_is_in_recovery();
+        v_failover := coalesce(p_failover, false) AND NOT pg_is_in_recovery();
+        v_lsn := (pg_create_logical_replication_slot(p_slot, 'pgoutput', false, false, v_failover)).lsn;
     ELSE
-        EXECUTE 'SELECT lsn FROM pg_create_logical_replication_slot($1, ''pgoutput'', false)' INTO v_lsn USING p_slot;
+        v_lsn := (pg_create_logical_replication_slot(p_slot, 'pgoutput', false)).lsn;
     END IF;
     RETURN v_lsn;
 END
@@ -456,7 +475,7 @@ BEGIN
     -- It may be what the slot's changes can still be replayed from, so it is not dropped without being asked.
     IF EXISTS (SELECT 1 FROM pg_replication_slots s WHERE s.slot_name = p_slot || '_anchor') THEN
         RAISE WARNING 'slot % stays and keeps WAL', quote_literal(p_slot || '_anchor')
-            USING HINT = format('SELECT rule_cdc_anchor_drop(%L) drops it.', p_slot);
+            USING HINT = format('SELECT rule_cdc_anchor_drop(%L); drops it.', p_slot);
     END IF;
     RETURN true;
 END
@@ -471,8 +490,9 @@ DECLARE
     v_columns TEXT[] := ARRAY(SELECT attname FROM pg_attribute
                               WHERE attrelid = 'pg_catalog.pg_replication_slots'::regclass AND attnum > 0);
 BEGIN
-    EXECUTE format($sql$
-        CREATE OR REPLACE VIEW public.rule_cdc_slots AS
+    CALL public.rule_cdc_view('rule_cdc_slots',
+        'Logical slots of this database: retained_bytes is the WAL they keep on disk, lag_bytes what they have not confirmed',
+        format($sql$
         SELECT s.slot_name,
                s.database,
                s.plugin,
@@ -492,11 +512,9 @@ BEGIN
         WHERE s.slot_type = 'logical' AND s.database = current_database()$sql$,
         CASE WHEN 'failover' = ANY (v_columns) THEN 's.failover' ELSE 'NULL::boolean' END,
         CASE WHEN 'invalidation_reason' = ANY (v_columns) THEN 's.invalidation_reason' ELSE 'NULL::text' END,
-        CASE WHEN 'inactive_since' = ANY (v_columns) THEN 's.inactive_since' ELSE 'NULL::timestamptz' END);
+        CASE WHEN 'inactive_since' = ANY (v_columns) THEN 's.inactive_since' ELSE 'NULL::timestamptz' END));
 END
 $view$;
-COMMENT ON VIEW public.rule_cdc_slots IS
-    'Logical slots of this database: retained_bytes is the WAL they keep on disk, lag_bytes what they have not confirmed';
 
 -- ----------------------------------------------------------------------------------------------------------------- links
 
@@ -526,7 +544,7 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     ), ours AS (
         SELECT o.oid, o.relname FROM pg_class o
         WHERE o.relnamespace = 'public'::regnamespace AND o.relname IN (
-            'schema_migrations', 'rule_webhooks', 'rule_webhook_secrets', 'rule_webhook_calls', 'rule_webhook_call_history',
+            'rule_cdc_migrations', 'rule_webhooks', 'rule_webhook_secrets', 'rule_webhook_calls', 'rule_webhook_call_history',
             'rule_webhook_links', 'rule_webhook_events', 'rule_nats_config', 'rule_nats_streams',
             'rule_nats_publish_history', 'rule_nats_consumer_stats', 'rule_nats_checkpoints', 'rule_nats_dead_letters',
             'rule_cdc_status', 'rule_cdc_replays', 'rule_cdc_backfill_jobs', 'rule_cdc_backfill_ranges',
@@ -947,7 +965,7 @@ BEGIN
     WHERE w.webhook_id = p_webhook;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
     END IF;
     SELECT n.nspname, c.relname INTO v_schema, v_table
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = p_table;
@@ -976,7 +994,7 @@ BEGIN
     IF v_other IS NOT NULL THEN
         RAISE EXCEPTION 'cannot link %: %', p_table, v_other
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('SELECT rule_cdc_publication_create(%L) makes it.', p_publication);
+            HINT = format('SELECT rule_cdc_publication_create(%L); makes it.', p_publication);
     END IF;
 
     -- Two links made at once must agree on where the table belongs.
@@ -1014,7 +1032,7 @@ BEGIN
 
     IF NOT coalesce(v_webhook.nats_enabled, false) THEN
         RAISE NOTICE 'webhook % does not publish to NATS yet', quote_literal(v_webhook.webhook_name)
-            USING HINT = format('SELECT rule_webhook_enable_nats(%s)', v_webhook.webhook_id);
+            USING HINT = format('SELECT rule_webhook_enable_nats(%s); makes it publish there.', v_webhook.webhook_id);
     ELSIF coalesce(v_webhook.jetstream_enabled, true) THEN
         FOREACH v_subject IN ARRAY public.rule_cdc_link_subjects(v_webhook.webhook_id, v_schema, v_table, v_operations,
                                                                  p_subject_template)
@@ -1023,9 +1041,7 @@ BEGIN
             IF v_streams = '{}' THEN
                 RAISE NOTICE 'no stream of NATS config % takes the subject % yet', quote_literal(v_webhook.config_name),
                     quote_literal(v_subject)
-                    USING HINT = format('UPDATE rule_nats_streams SET subjects = subjects || %1$L WHERE stream_name = …; or: '
-                                        'SELECT rule_nats_stream_create(''A_NAME'', ARRAY[%1$L], %2$L)',
-                                        v_subject, v_webhook.config_name);
+                    USING HINT = public.rule_nats_take_hint(v_webhook.nats_config_id, v_subject);
             END IF;
         END LOOP;
     END IF;
@@ -1043,7 +1059,7 @@ BEGIN
     SELECT webhook_id INTO v_webhook_id FROM public.rule_webhooks WHERE webhook_name = p_webhook;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(quote_literal(left(p_webhook, 200)), 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
     END IF;
     RETURN v_webhook_id;
 END
@@ -1212,13 +1228,13 @@ BEGIN
     WHERE w.webhook_id = p_webhook_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list() names those there are.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
     END IF;
     v_mode := coalesce(p_mode, v_webhook.publish_mode, 'queue');
     IF v_mode NOT IN ('queue', 'nats', 'both') THEN
         RAISE EXCEPTION 'Webhook %: Invalid publish_mode %', p_webhook_id, quote_literal(v_mode)
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('It is queue, nats or both: SELECT rule_webhook_enable_nats(%s, NULL, ''nats'').', p_webhook_id);
+            HINT = format('It is queue, nats or both: SELECT rule_webhook_enable_nats(%s, NULL, ''nats'');', p_webhook_id);
     END IF;
     IF p_payload IS NULL THEN
         RAISE EXCEPTION 'Webhook % (%): the payload is NULL', p_webhook_id, left(v_webhook.webhook_name, 200)
@@ -1229,23 +1245,23 @@ BEGIN
         IF NOT coalesce(v_webhook.enabled, false) THEN
             RAISE EXCEPTION 'Webhook % (%) is disabled', p_webhook_id, left(v_webhook.webhook_name, 200)
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = format('SELECT rule_webhook_update(%s, p_enabled => true) enables it.', p_webhook_id);
+                HINT = format('SELECT rule_webhook_update(%s, p_enabled => true); enables it.', p_webhook_id);
         END IF;
         IF NOT coalesce(v_webhook.nats_enabled, false) THEN
             RAISE EXCEPTION 'Webhook % (%) is not enabled for NATS', p_webhook_id, left(v_webhook.webhook_name, 200)
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = format('SELECT rule_webhook_enable_nats(%s) enables it.', p_webhook_id);
+                HINT = format('SELECT rule_webhook_enable_nats(%s); enables it.', p_webhook_id);
         END IF;
         IF v_webhook.config_name IS NULL THEN
             RAISE EXCEPTION 'Webhook % (%) has no NATS configuration', p_webhook_id, left(v_webhook.webhook_name, 200)
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = 'SELECT rule_nats_configure(''default'', ''nats://host:4222'') makes the default one.';
+                HINT = 'SELECT rule_nats_configure(''default'', ''nats://host:4222''); makes the default one.';
         END IF;
         IF NOT coalesce(v_webhook.config_enabled, true) THEN
             RAISE EXCEPTION 'Webhook % (%): its NATS config % is disabled', p_webhook_id, left(v_webhook.webhook_name, 200),
                 quote_literal(v_webhook.config_name)
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = format('UPDATE rule_nats_config SET enabled = true WHERE config_name = %L', v_webhook.config_name);
+                HINT = format('UPDATE rule_nats_config SET enabled = true WHERE config_name = %L; enables it.', v_webhook.config_name);
         END IF;
         v_subject := v_webhook.nats_subject;
         IF v_subject IS NULL OR v_subject = '' THEN
@@ -1260,7 +1276,7 @@ BEGIN
             RAISE EXCEPTION 'Webhook %: cannot publish to the subject %: %', p_webhook_id, quote_literal(left(v_subject, 200)),
                 v_problem
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = format('SELECT rule_webhook_enable_nats(%s, ''a.subject'') sets another.', p_webhook_id);
+                HINT = format('SELECT rule_webhook_enable_nats(%s, ''a.subject''); sets another.', p_webhook_id);
         END IF;
         IF p_message_id = '' OR octet_length(p_message_id) > 512 OR p_message_id ~ '[\x01-\x1f\x7f]|^ | $' THEN
             RAISE EXCEPTION 'Webhook % (%): cannot use % as message id', p_webhook_id, left(v_webhook.webhook_name, 200),
@@ -1335,7 +1351,7 @@ END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_call_unified IS
     'walhook: calls a webhook by its publish_mode: into the queue, to NATS or both, all in this transaction. '
-    '{"success", "status", "queue": {"call_id"}, "nats": {"event_id", "subject", …}}';
+    '{"success", "status", "queue": {"call_id"}, "nats": {"event_id", "subject", ...}}';
 
 -- Through the event table, and so down the slot: a retry has its own place in the order, in a strict stream too, and comes
 -- with the commit that marks it as retried or not at all.
@@ -1355,16 +1371,16 @@ BEGIN
     FOR UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no dead letter %', coalesce(p_dead_letter_id::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT dead_letter_id, reason FROM rule_nats_dead_letters lists them.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT dead_letter_id, reason FROM rule_nats_dead_letters; lists them.';
     ELSIF v_letter.status <> 'dead' THEN
         RAISE EXCEPTION 'cannot retry dead letter %: it is %', p_dead_letter_id, v_letter.status
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('To have it once more: UPDATE rule_nats_dead_letters SET status = ''dead'' WHERE dead_letter_id = %s',
+            HINT = format('To have it once more: UPDATE rule_nats_dead_letters SET status = ''dead'' WHERE dead_letter_id = %s;',
                           p_dead_letter_id);
     ELSIF v_letter.payload IS NULL THEN
         RAISE EXCEPTION 'cannot retry dead letter %: its payload was not kept', p_dead_letter_id
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('SELECT rule_nats_dead_letter_drop(%s)', p_dead_letter_id);
+            HINT = format('SELECT rule_nats_dead_letter_drop(%s); puts it aside.', p_dead_letter_id);
     END IF;
     SELECT coalesce(p_subject, nullif(v_letter.subject, ''), w.nats_subject,
                     coalesce(c.subject_prefix, 'webhooks') || '.' || public.rule_nats_subject_token(w.webhook_name))
@@ -1377,14 +1393,17 @@ BEGIN
         RAISE EXCEPTION 'cannot retry dead letter %: its webhook % does not exist (any more)', p_dead_letter_id,
             coalesce(v_letter.webhook_id::text, 'NULL')
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = 'UPDATE rule_nats_dead_letters SET webhook_id = … gives it to another webhook.';
+            HINT = coalesce((SELECT format('UPDATE rule_nats_dead_letters SET webhook_id = %s WHERE dead_letter_id = %s; gives it to webhook %L.',
+                                           w.webhook_id, p_dead_letter_id, w.webhook_name)
+                             FROM public.rule_webhooks w WHERE w.nats_enabled ORDER BY w.webhook_id DESC LIMIT 1),
+                            format('SELECT rule_nats_dead_letter_drop(%s); puts it aside.', p_dead_letter_id));
     END IF;
     v_problem := public.rule_nats_subject_check(v_subject);
     IF v_problem IS NOT NULL THEN
         RAISE EXCEPTION 'cannot retry dead letter % to the subject %: %', p_dead_letter_id, quote_literal(left(v_subject, 200)),
             v_problem
             USING ERRCODE = 'invalid_parameter_value',
-            HINT = format('SELECT rule_nats_dead_letter_retry(%s, ''another.subject'')', p_dead_letter_id);
+            HINT = format('SELECT rule_nats_dead_letter_retry(%s, ''another.subject'');', p_dead_letter_id);
     END IF;
 
     -- Under an id of its own: JetStream would drop the first one as a duplicate, for the stream may have the first message. The
@@ -1418,11 +1437,11 @@ BEGIN
     SELECT d.status INTO v_status FROM public.rule_nats_dead_letters d WHERE d.dead_letter_id = p_dead_letter_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no dead letter %', coalesce(p_dead_letter_id::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT dead_letter_id, reason FROM rule_nats_dead_letters lists them.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT dead_letter_id, reason FROM rule_nats_dead_letters; lists them.';
     ELSIF v_status <> 'dropped' THEN
         RAISE EXCEPTION 'cannot drop dead letter %: it is %', p_dead_letter_id, v_status
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = 'SELECT rule_nats_event_status(retried_as) FROM rule_nats_dead_letters tells what became of it.';
+            HINT = 'SELECT rule_nats_event_status(retried_as) FROM rule_nats_dead_letters; tells what became of it.';
     END IF;
     RETURN false;
 END
@@ -1638,7 +1657,7 @@ COMMENT ON FUNCTION public.rule_nats_history_write IS
 CREATE OR REPLACE FUNCTION public.rule_webhook_events_cleanup(
     p_older_than INTERVAL DEFAULT '24 hours',
     p_limit INTEGER DEFAULT 10000
-) RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+) RETURNS BIGINT LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_deleted BIGINT;
 BEGIN
@@ -1722,7 +1741,11 @@ BEGIN
     IF NOT EXISTS (SELECT FROM public.rule_nats_config c WHERE c.config_name = rule_nats_init.config_name) THEN
         RAISE EXCEPTION 'NATS config % not found', coalesce(config_name, 'NULL')
             USING ERRCODE = 'no_data_found',
-            HINT = format('SELECT rule_nats_configure(%L, ''nats://host:4222'') makes it.', config_name);
+            HINT = format('SELECT rule_nats_configure(%L, ''nats://host:4222''); makes it.', config_name);
+    ELSIF EXISTS (SELECT FROM public.rule_nats_config c WHERE c.config_name = rule_nats_init.config_name AND c.enabled IS FALSE) THEN
+        RAISE EXCEPTION 'NATS config % is disabled', config_name
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = format('UPDATE rule_nats_config SET enabled = true WHERE config_name = %L; enables it.', config_name);
     END IF;
     RETURN public.rule_nats_report(config_name);
 END
@@ -1735,13 +1758,16 @@ RETURNS JSONB LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog,
     SELECT public.rule_nats_report($1)
 $$;
 COMMENT ON FUNCTION public.rule_nats_health_check IS
-    'walhook: {"success", "config", "connected", "running", "message", …}; an unknown configuration is success false';
+    'walhook: {"success", "config", "connected", "running", "message", ...}; an unknown configuration is success false';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_test_connection(p_config_name TEXT DEFAULT 'default')
 RETURNS JSON LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT public.rule_nats_report(p_config_name)::json
+    SELECT (public.rule_nats_report(p_config_name) || coalesce(
+        (SELECT jsonb_build_object('config', public.rule_nats_config_info(c.config_name)::jsonb)
+         FROM public.rule_nats_config c WHERE c.config_name = p_config_name), '{}'))::json
 $$;
-COMMENT ON FUNCTION public.rule_nats_test_connection IS 'walhook: as rule_nats_health_check, as json';
+COMMENT ON FUNCTION public.rule_nats_test_connection IS
+    'walhook: as rule_nats_health_check, as json, with the configuration itself as "config", without its secrets';
 
 -- ---------------------------------------------------------------- two functions of RFC-0005 that were broken as shipped
 
@@ -1791,6 +1817,10 @@ COMMENT ON FUNCTION public.rule_webhook_process_retries IS
 
 CALL public.rule_cdc_functions_close();
 
-INSERT INTO public.schema_migrations (version, description)
+INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('008', 'walhook: events, links, publication and slot, publishing')
 ON CONFLICT (version) DO NOTHING;
+
+RESET standard_conforming_strings;
+RESET quote_all_identifiers;
+RESET search_path;

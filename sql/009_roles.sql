@@ -7,6 +7,12 @@
 -- Always holds: running it twice changes nothing; run it again after columns were added. Where roles cannot be made, it says
 -- by NOTICE what a superuser must run, and goes on; so no database is left without the rest.
 
+-- In an operator's or another role's schema no function, operator or type may stand in for PostgreSQL's own. Not SET LOCAL:
+-- psql without -1 has no transaction for it to last in.
+SET search_path = pg_catalog, pg_temp;
+SET quote_all_identifiers = off;
+SET standard_conforming_strings = on;
+
 DO $roles$
 DECLARE
     v_role RECORD;
@@ -62,6 +68,15 @@ REVOKE ALL ON
     public.nats_performance_stats
 FROM PUBLIC;
 
+-- What walhook 0.1 granted and functions do now.
+DO $taken$
+BEGIN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'walhook_operator') THEN
+        REVOKE DELETE ON public.rule_nats_publish_history, public.rule_webhook_events FROM walhook_operator;
+    END IF;
+END
+$taken$;
+
 DO $grants$
 DECLARE
     v_grant RECORD;
@@ -69,22 +84,22 @@ BEGIN
     FOR v_grant IN
         -- The streamer reads the configuration (with its secrets: it dials with them), keeps its own books, trims.
         VALUES ('walhook_streamer', 'SELECT', ARRAY['rule_webhooks', 'rule_webhook_links', 'rule_nats_config',
-                    'rule_nats_streams', 'rule_cdc_slots', 'schema_migrations']),
+                    'rule_nats_streams', 'rule_cdc_slots', 'rule_cdc_migrations']),
                ('walhook_streamer', 'SELECT, DELETE', ARRAY['rule_webhook_events']),
                ('walhook_streamer', 'SELECT, INSERT, UPDATE', ARRAY['rule_nats_checkpoints', 'rule_nats_dead_letters',
                     'rule_nats_consumer_stats']),
                ('walhook_streamer', 'SELECT, INSERT, UPDATE, DELETE', ARRAY['rule_nats_publish_history', 'rule_cdc_status']),
                ('walhook_operator', 'SELECT', ARRAY['rule_nats_publish_history', 'rule_nats_consumer_stats',
                     'rule_webhook_events', 'rule_nats_checkpoints', 'rule_nats_dead_letters', 'rule_cdc_status',
-                    'rule_cdc_slots', 'schema_migrations', 'webhook_status_summary', 'webhook_recent_failures',
+                    'rule_cdc_slots', 'rule_cdc_migrations', 'webhook_status_summary', 'webhook_recent_failures',
                     'webhook_performance_stats', 'nats_publish_summary', 'nats_recent_failures',
                     'nats_performance_stats', 'rule_webhook_call_history']),
                ('walhook_operator', 'SELECT, INSERT, UPDATE, DELETE', ARRAY['rule_webhooks', 'rule_webhook_links',
                     'rule_nats_streams', 'rule_webhook_calls']),
                ('walhook_operator', 'INSERT, UPDATE, DELETE', ARRAY['rule_nats_config', 'rule_webhook_secrets']),
-               ('walhook_operator', 'DELETE', ARRAY['rule_nats_publish_history', 'rule_webhook_events',
-                    'rule_nats_consumer_stats', 'rule_webhook_call_history']),
-               ('walhook_operator', 'UPDATE (status)', ARRAY['rule_nats_dead_letters'])
+               ('walhook_operator', 'DELETE', ARRAY['rule_nats_consumer_stats', 'rule_webhook_call_history']),
+               -- As the hints of rule_nats_dead_letter_retry say.
+               ('walhook_operator', 'UPDATE (status, webhook_id)', ARRAY['rule_nats_dead_letters'])
     LOOP
         CALL public.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
     END LOOP;
@@ -135,7 +150,8 @@ BEGIN
                   'rule_nats_dead_letter_retry', 'rule_nats_dead_letter_drop')
               WHEN 'walhook_operator' THEN p.proname NOT IN (
                   'rule_webhook_secret_get', 'rule_webhook_secret_changed', 'rule_cdc_functions_open',
-                  'rule_cdc_functions_close', 'rule_cdc_grant', 'rule_cdc_rules_now', 'rule_cdc_rules_write', 'rule_cdc_rules_prune')
+                  'rule_cdc_functions_close', 'rule_cdc_grant', 'rule_cdc_rules_now', 'rule_cdc_rules_write', 'rule_cdc_rules_prune',
+                  'rule_cdc_view') AND p.proname !~ '^rule_nats_history_'
               ELSE false END
     LOOP
         EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, f.rolname);
@@ -168,6 +184,10 @@ EXCEPTION WHEN insufficient_privilege THEN
 END
 $database$;
 
-INSERT INTO public.schema_migrations (version, description)
+INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('009', 'walhook: roles and rights')
 ON CONFLICT (version) DO NOTHING;
+
+RESET standard_conforming_strings;
+RESET quote_all_identifiers;
+RESET search_path;

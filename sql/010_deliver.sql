@@ -5,6 +5,19 @@
 -- Always holds: running it twice changes nothing. Secrets stay where they are: a webhook's row tells that one has
 -- changed, and never which.
 
+-- In an operator's or another role's schema no function, operator or type may stand in for PostgreSQL's own. Not SET LOCAL:
+-- psql without -1 has no transaction for it to last in.
+SET search_path = pg_catalog, pg_temp;
+SET quote_all_identifiers = off;
+SET standard_conforming_strings = on;
+
+-- Once: what is there already would wait for locks, and the application behind it.
+DO $schema$
+BEGIN
+IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '010') THEN
+    RETURN;
+END IF;
+
 ALTER TABLE public.rule_webhooks
     ADD COLUMN IF NOT EXISTS signed BOOLEAN NOT NULL DEFAULT false,
     ADD COLUMN IF NOT EXISTS secrets_changed_at TIMESTAMPTZ,
@@ -50,6 +63,9 @@ BEGIN
 END
 $checks$;
 
+END
+$schema$;
+
 -- The secret stays in its table; the webhook's row, which workers hear of at the commit, tells that there is another one.
 -- With its owner's rights: whoever may set a secret need not be allowed to change webhooks.
 CREATE OR REPLACE FUNCTION public.rule_webhook_secret_changed()
@@ -72,18 +88,27 @@ COMMENT ON FUNCTION public.rule_webhook_secret_changed IS
     'walhook: trigger of rule_webhook_secrets: notes in the webhook''s row that its secrets have changed';
 REVOKE ALL ON FUNCTION public.rule_webhook_secret_changed() FROM PUBLIC;
 
-DROP TRIGGER IF EXISTS walhook_secret_changed ON public.rule_webhook_secrets;
-CREATE TRIGGER walhook_secret_changed AFTER INSERT OR UPDATE OR DELETE ON public.rule_webhook_secrets
-    FOR EACH ROW EXECUTE FUNCTION public.rule_webhook_secret_changed();
-COMMENT ON TRIGGER walhook_secret_changed ON public.rule_webhook_secrets IS
-    'walhook: tells the workers, by the webhook''s row, to read its secrets again';
-
--- Secrets that were there before this file.
-UPDATE public.rule_webhooks w
-SET secrets_changed_at = clock_timestamp(), signed = true
-WHERE w.secrets_changed_at IS NULL
-  AND EXISTS (SELECT FROM public.rule_webhook_secrets s
-              WHERE s.webhook_id = w.webhook_id AND s.secret_name ~ '^signing([_.-]|$)');
+-- Once: a trigger waits for those who write into its table.
+DO $trigger$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_trigger t
+                   WHERE t.tgrelid = 'public.rule_webhook_secrets'::regclass AND t.tgname = 'walhook_secret_changed'
+                     AND t.tgfoid = 'public.rule_webhook_secret_changed()'::regprocedure AND t.tgenabled <> 'D')
+    THEN
+        DROP TRIGGER IF EXISTS walhook_secret_changed ON public.rule_webhook_secrets;
+        CREATE TRIGGER walhook_secret_changed AFTER INSERT OR UPDATE OR DELETE ON public.rule_webhook_secrets
+            FOR EACH ROW EXECUTE FUNCTION public.rule_webhook_secret_changed();
+        COMMENT ON TRIGGER walhook_secret_changed ON public.rule_webhook_secrets IS
+            'walhook: tells the workers, by the webhook''s row, to read its secrets again';
+        -- Secrets that were there before.
+        UPDATE public.rule_webhooks w
+        SET secrets_changed_at = clock_timestamp(), signed = true
+        WHERE w.secrets_changed_at IS NULL
+          AND EXISTS (SELECT FROM public.rule_webhook_secrets s
+                      WHERE s.webhook_id = w.webhook_id AND s.secret_name ~ '^signing([_.-]|$)');
+    END IF;
+END
+$trigger$;
 
 DO $role$
 BEGIN
@@ -112,7 +137,7 @@ BEGIN
     FOR v_grant IN
         -- It reads the configuration and the secrets it signs with, keeps the calls, and disables a webhook that is gone.
         VALUES ('SELECT', ARRAY['rule_webhooks', 'rule_webhook_links', 'rule_webhook_secrets', 'rule_nats_config',
-                    'rule_nats_streams']),
+                    'rule_nats_streams', 'rule_cdc_migrations']),
                ('UPDATE (enabled, updated_at)', ARRAY['rule_webhooks']),
                ('SELECT, INSERT, UPDATE', ARRAY['rule_webhook_calls', 'rule_nats_dead_letters']),
                ('SELECT, INSERT', ARRAY['rule_webhook_call_history'])
@@ -130,6 +155,10 @@ BEGIN
 END
 $grants$;
 
-INSERT INTO public.schema_migrations (version, description)
+INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('010', 'walhook: the last mile, from the stream to the URL')
 ON CONFLICT (version) DO NOTHING;
+
+RESET standard_conforming_strings;
+RESET quote_all_identifiers;
+RESET search_path;

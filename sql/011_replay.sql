@@ -6,7 +6,20 @@
 -- Always holds: an anchor is off until somebody makes it, and never ahead of its slot; what is sent of a row by a backfill is the row as of its own commit. Running this file twice changes nothing; no
 -- BEGIN, COMMIT or psql command in it.
 
+-- In an operator's or another role's schema no function, operator or type may stand in for PostgreSQL's own. Not SET LOCAL:
+-- psql without -1 has no transaction for it to last in.
+SET search_path = pg_catalog, pg_temp;
+SET quote_all_identifiers = off;
+SET standard_conforming_strings = on;
+
 -- --------------------------------------------------------------------------------------------------------------- replays
+
+-- Once, as in 007.
+DO $schema$
+BEGIN
+IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '011') THEN
+    RETURN;
+END IF;
 
 CREATE TABLE IF NOT EXISTS public.rule_cdc_replays (
     replay_id BIGSERIAL PRIMARY KEY,
@@ -72,9 +85,19 @@ COMMENT ON COLUMN public.rule_cdc_replays.progress IS
     'a resumed replay goes on, and where it ends';
 COMMENT ON COLUMN public.rule_cdc_replays.first_lsn IS 'Commit LSN of the first event that was sent; last_lsn of the last';
 
+END
+$schema$;
+
 REVOKE ALL ON public.rule_cdc_replays FROM PUBLIC;
 
 -- --------------------------------------------------------------------------------------------------------------- anchors
+
+-- Once, as in 007.
+DO $schema$
+BEGIN
+IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '011') THEN
+    RETURN;
+END IF;
 
 CREATE TABLE IF NOT EXISTS public.rule_cdc_anchor_settings (
     slot_name TEXT PRIMARY KEY,
@@ -86,6 +109,10 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_anchor_settings (
     created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     CONSTRAINT valid_anchor_keep CHECK (keep > interval '0' AND keep_bytes > 0)
 );
+-- No other application's slot is moved or dropped. NOT VALID: a row of before stays, and no new one comes in.
+ALTER TABLE public.rule_cdc_anchor_settings
+    DROP CONSTRAINT IF EXISTS valid_anchor_name,
+    ADD CONSTRAINT valid_anchor_name CHECK (anchor_name = slot_name || '_anchor') NOT VALID;
 COMMENT ON TABLE public.rule_cdc_anchor_settings IS
     'How far behind its slot each anchor slot stays, by rule_cdc_anchor_create. Never published, never linkable';
 COMMENT ON COLUMN public.rule_cdc_anchor_settings.keep IS 'What was committed longer ago need not be kept';
@@ -113,7 +140,11 @@ COMMENT ON TABLE public.rule_cdc_anchor_places IS
     'Where the slot was confirmed, and when: to places among these its anchor is moved. About a thousand at most. Never published, '
     'never linkable';
 
-CREATE OR REPLACE VIEW public.rule_cdc_anchors AS
+END
+$schema$;
+
+CALL public.rule_cdc_view('rule_cdc_anchors',
+    'Anchor slots: `walhook replay --via wal` goes back to reaches_lsn, or to reaches_time; retained_bytes is the WAL that they keep', $view$
 SELECT a.slot_name, a.anchor_name, a.keep, a.keep_bytes,
        s.confirmed_flush_lsn AS reaches_lsn,
        (SELECT min(p.seen_at) FROM public.rule_cdc_anchor_places p
@@ -122,13 +153,18 @@ SELECT a.slot_name, a.anchor_name, a.keep, a.keep_bytes,
        s.wal_status, a.moved_at, a.problem, a.created_at
 FROM public.rule_cdc_anchor_settings a
 CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END AS lsn) here
-LEFT JOIN pg_replication_slots s ON s.slot_name = a.anchor_name;
-COMMENT ON VIEW public.rule_cdc_anchors IS
-    'Anchor slots: `walhook replay --via wal` goes back to reaches_lsn, or to reaches_time; retained_bytes is the WAL that they keep';
+LEFT JOIN pg_replication_slots s ON s.slot_name = a.anchor_name$view$);
 
 REVOKE ALL ON public.rule_cdc_anchor_settings, public.rule_cdc_anchor_places, public.rule_cdc_anchors FROM PUBLIC;
 
 -- ------------------------------------------------------------------------------------------------------------- backfills
+
+-- Once, as in 007.
+DO $schema$
+BEGIN
+IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '011') THEN
+    RETURN;
+END IF;
 
 CREATE TABLE IF NOT EXISTS public.rule_cdc_backfill_jobs (
     backfill_id BIGSERIAL PRIMARY KEY,
@@ -177,6 +213,15 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_backfill_rows (
     chunk JSONB,
     row_data BYTEA
 );
+-- Whoever may run rule_cdc_backfill_chunk may write here.
+ALTER TABLE public.rule_cdc_backfill_rows
+    DROP CONSTRAINT IF EXISTS valid_chunk,
+    ADD CONSTRAINT valid_chunk CHECK (
+        CASE WHEN chunk IS NULL THEN coalesce(octet_length(row_data) >= 2, false)
+             ELSE row_data IS NULL AND jsonb_typeof(chunk) = 'object'
+                  AND coalesce(jsonb_typeof(chunk -> 'backfill') = 'number' AND jsonb_typeof(chunk -> 'schema') = 'string'
+                               AND jsonb_typeof(chunk -> 'table') = 'string' AND jsonb_typeof(chunk -> 'links') = 'array'
+                               AND jsonb_typeof(chunk -> 'columns') = 'array', false) END);
 COMMENT ON TABLE public.rule_cdc_backfill_rows IS
     'Always empty: a chunk of a backfill is inserted here and deleted in the same transaction, so that its rows are in the WAL, at '
     'their place among live changes. Published by inserts only, never linkable';
@@ -185,7 +230,13 @@ COMMENT ON COLUMN public.rule_cdc_backfill_rows.chunk IS
 COMMENT ON COLUMN public.rule_cdc_backfill_rows.row_data IS
     'A row as pgoutput writes one: the number of columns, and for each n, or t, its length and its text in UTF-8';
 
-CREATE OR REPLACE VIEW public.rule_cdc_backfills AS
+END
+$schema$;
+
+CALL public.rule_cdc_view('rule_cdc_backfills',
+    'Backfills and how far they are. rows_waiting: some transaction holds a lock on them. events_failed: snapshot events of its webhooks '
+    'between begin_lsn and end_lsn that are in rule_nats_dead_letters; final once the slot is confirmed up to end_lsn. One that was '
+    'killed is running, and goes on where it was when `walhook backfill` is asked for the same again', $view$
 SELECT j.backfill_id, j.table_schema, j.table_name, j.link_ids, j.status, j.rows_estimated,
        coalesce(r.rows_sent, 0)::bigint AS rows_sent,
        coalesce(r.rows_waiting, 0)::bigint AS rows_waiting,
@@ -200,11 +251,7 @@ SELECT j.backfill_id, j.table_schema, j.table_name, j.link_ids, j.status, j.rows
 FROM public.rule_cdc_backfill_jobs j
 LEFT JOIN LATERAL (SELECT sum(g.rows_sent) AS rows_sent, sum(jsonb_array_length(g.later)) AS rows_waiting,
                           sum(g.chunks) AS chunks, max(g.updated_at) AS updated_at
-                   FROM public.rule_cdc_backfill_ranges g WHERE g.backfill_id = j.backfill_id) r ON true;
-COMMENT ON VIEW public.rule_cdc_backfills IS
-    'Backfills and how far they are. rows_waiting: some transaction holds a lock on them. events_failed: snapshot events of its webhooks '
-    'between begin_lsn and end_lsn that are in rule_nats_dead_letters; final once the slot is confirmed up to end_lsn. One that was '
-    'killed is running, and goes on where it was when `walhook backfill` is asked for the same again';
+                   FROM public.rule_cdc_backfill_ranges g WHERE g.backfill_id = j.backfill_id) r ON true$view$);
 
 CALL public.rule_cdc_functions_open(ARRAY[]::text[]);
 
@@ -389,7 +436,7 @@ RETURNS TABLE (problem TEXT, remedy TEXT) LANGUAGE sql STABLE SET search_path = 
             w.nats_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
         WHERE l.link_id = ANY (p_links)
     )
-    SELECT format('webhook %L has no NATS configuration', l.webhook_name), 'SELECT rule_nats_configure(''default'', ''nats://…'');'
+    SELECT format('webhook %L has no NATS configuration', l.webhook_name), 'SELECT rule_nats_configure(''default'', ''nats://...'');'
     FROM links l WHERE l.config_id IS NULL
     UNION ALL
     SELECT format('NATS config %L of webhook %L is disabled', l.config_name, l.webhook_name),
@@ -467,18 +514,19 @@ BEGIN
         RAISE EXCEPTION 'cannot backfill %: no webhook% is linked to it and publishes to NATS', v_table,
             CASE WHEN p_webhook IS NOT NULL THEN ' ' || quote_literal(p_webhook) ELSE '' END
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('SELECT rule_webhook_link_table(…, %L) first, and rule_webhook_enable_nats; rule_webhook_links has what is linked.', v_table::text);
+            HINT = format('SELECT webhook_id, table_schema, table_name FROM rule_webhook_links; has what is linked. Link it by rule_webhook_link_table, and let the '
+                          'webhook publish by rule_webhook_enable_nats.');
     END IF;
     IF NOT EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
                    WHERE r.prrelid = 'public.rule_cdc_backfill_rows'::regclass) THEN
         RAISE EXCEPTION 'cannot backfill %: rule_cdc_backfill_rows is in no publication', v_table
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = 'Run `walhook setup`, or SELECT rule_cdc_publication_create(), which completes the publication.';
+            HINT = 'Run `walhook setup`, or SELECT rule_cdc_publication_create(); which completes the publication.';
     END IF;
     v_key := public.rule_cdc_backfill_key(v_table);
     IF v_key.names IS NULL THEN
         RAISE EXCEPTION 'cannot backfill %: it has no primary key, in whose order its rows could be taken', v_table
-            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = format('ALTER TABLE %s ADD PRIMARY KEY (…);', v_table);
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = format('Give %s a primary key.', v_table);
     END IF;
     SELECT * INTO v_route FROM public.rule_cdc_backfill_routes(v_links) r LIMIT 1;
     IF FOUND THEN
@@ -554,7 +602,7 @@ BEGIN
     SELECT * INTO v_job FROM public.rule_cdc_backfill_jobs j WHERE j.backfill_id = p_backfill_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no backfill %', p_backfill_id
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_cdc_backfills lists them.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_cdc_backfills; lists them.';
     ELSIF v_job.status <> 'running' THEN
         RETURN NULL;
     END IF;
@@ -692,7 +740,7 @@ CREATE OR REPLACE FUNCTION public.rule_cdc_anchor_create(
     p_keep INTERVAL DEFAULT '24 hours',
     p_keep_bytes BIGINT DEFAULT 4294967296,
     p_slot TEXT DEFAULT 'walhook'
-) RETURNS PG_LSN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+) RETURNS PG_LSN LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_anchor TEXT := p_slot || '_anchor';
     v_slot RECORD;
@@ -706,14 +754,19 @@ BEGIN
     SELECT s.plugin, s.database, s.wal_status INTO v_slot FROM pg_replication_slots s WHERE s.slot_name = p_slot;
     IF NOT FOUND OR v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
         RAISE EXCEPTION 'cannot anchor slot %: this database has no such slot of pgoutput', quote_literal(p_slot)
-            USING ERRCODE = 'undefined_object', HINT = 'Run `walhook setup`, or SELECT rule_cdc_slot_create() first.';
+            USING ERRCODE = 'undefined_object', HINT = 'Run `walhook setup`, or SELECT rule_cdc_publication_create(); and SELECT rule_cdc_slot_create(); first.';
     END IF;
     SELECT s.confirmed_flush_lsn, s.plugin, s.database, s.wal_status INTO v_slot
     FROM pg_replication_slots s WHERE s.slot_name = v_anchor;
     IF FOUND THEN
         IF v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
             RAISE EXCEPTION 'slot % exists and is not ours: plugin %, database %', quote_literal(v_anchor),
-                coalesce(v_slot.plugin, 'none'), coalesce(v_slot.database, 'none') USING ERRCODE = 'duplicate_object';
+                coalesce(v_slot.plugin, 'none'), coalesce(v_slot.database, 'none')
+                USING ERRCODE = 'duplicate_object', HINT = 'Anchor a slot of another name.';
+        ELSIF NOT EXISTS (SELECT FROM public.rule_cdc_anchor_settings a WHERE a.slot_name = p_slot AND a.anchor_name = v_anchor) THEN
+            RAISE EXCEPTION 'slot % exists, and walhook has not made it', quote_literal(v_anchor)
+                USING ERRCODE = 'duplicate_object',
+                HINT = format('If no other application uses it: SELECT pg_drop_replication_slot(%L); then call this again.', v_anchor);
         END IF;
         v_lsn := v_slot.confirmed_flush_lsn;
     ELSE
@@ -721,7 +774,8 @@ BEGIN
             RAISE EXCEPTION 'cannot create slot % in a transaction that has written', quote_literal(v_anchor)
                 USING ERRCODE = 'active_sql_transaction', HINT = 'Call it in a transaction of its own.';
         END IF;
-        PERFORM pg_copy_logical_replication_slot(p_slot, v_anchor);
+        -- A simple expression, as in rule_cdc_slot_create.
+        v_lsn := (pg_copy_logical_replication_slot(p_slot, v_anchor)).lsn;
         SELECT s.confirmed_flush_lsn INTO v_lsn FROM pg_replication_slots s WHERE s.slot_name = v_anchor;
     END IF;
     INSERT INTO public.rule_cdc_anchor_settings (slot_name, anchor_name, keep, keep_bytes)
@@ -735,11 +789,11 @@ END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_anchor_create IS
     'walhook: makes a slot that stays behind p_slot and keeps WAL for replays: what was committed within p_keep, but no more than '
-    'p_keep_bytes; the running walhook moves it. Again with other limits changes them. Returns how far it reaches back. Needs '
-    'REPLICATION, and a transaction that has written nothing';
+    'p_keep_bytes; the running walhook moves it. Again with other limits changes them. Returns how far it reaches back. Runs '
+    'with its owner''s rights, which need REPLICATION, and in a transaction that has written nothing';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_anchor_drop(p_slot TEXT DEFAULT 'walhook')
-RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+RETURNS BOOLEAN LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_anchor TEXT;
 BEGIN
@@ -754,7 +808,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_anchor_drop IS
-    'walhook: drops the anchor of a slot and lets its WAL go; false where there is none. Needs REPLICATION';
+    'walhook: drops the anchor of a slot and lets its WAL go; false where there is none. Runs with its owner''s rights';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_anchor_move(p_slot TEXT DEFAULT 'walhook')
 RETURNS PG_LSN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -764,6 +818,7 @@ DECLARE
     v_last RECORD;
     v_bytes NUMERIC;
     v_target PG_LSN;
+    v_reached PG_LSN;
 BEGIN
     SELECT a.anchor_name, a.keep, a.keep_bytes, a.problem, s.confirmed_flush_lsn, s.wal_status, s.active, s.plugin, s.database INTO v_anchor
     FROM public.rule_cdc_anchor_settings a LEFT JOIN pg_replication_slots s ON s.slot_name = a.anchor_name
@@ -774,7 +829,7 @@ BEGIN
         RAISE EXCEPTION 'cannot move anchor slot %: %', quote_literal(v_anchor.anchor_name),
             CASE WHEN v_anchor.wal_status = 'lost' THEN 'PostgreSQL has removed WAL that it needed' ELSE 'it is gone' END
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = 'SELECT rule_cdc_anchor_drop(), then rule_cdc_anchor_create() keeps the WAL from then on.';
+            HINT = 'SELECT rule_cdc_anchor_drop(); then SELECT rule_cdc_anchor_create(); keeps the WAL from then on.';
     END IF;
     IF v_anchor.anchor_name IS DISTINCT FROM p_slot || '_anchor' OR v_anchor.plugin IS DISTINCT FROM 'pgoutput'
        OR v_anchor.database IS DISTINCT FROM current_database() THEN
@@ -801,7 +856,7 @@ BEGIN
     FROM public.rule_cdc_anchor_places p WHERE p.slot_name = p_slot AND p.lsn <= v_confirmed;
     IF v_target > v_anchor.confirmed_flush_lsn THEN
         BEGIN
-            PERFORM pg_replication_slot_advance(v_anchor.anchor_name, v_target);
+            v_reached := (pg_replication_slot_advance(v_anchor.anchor_name, v_target)).end_lsn; -- a simple expression, as in rule_cdc_slot_create
             UPDATE public.rule_cdc_anchor_settings SET moved_at = clock_timestamp() WHERE slot_name = p_slot;
         -- Only what comes before the session has the slot may be caught: what comes behind would leave it with it.
         EXCEPTION WHEN object_in_use THEN
@@ -888,7 +943,7 @@ BEGIN
         RAISE EXCEPTION 'cannot replay % events a second', p_rate USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF p_subject_prefix IS NOT NULL THEN
-        v_problem := public.rule_nats_subject_check(p_subject_prefix);
+        v_problem := public.rule_nats_subject_check(p_subject_prefix || '.x');
         IF v_problem IS NOT NULL THEN
             RAISE EXCEPTION 'cannot replay below subject %: %', quote_literal(p_subject_prefix), v_problem
                 USING ERRCODE = 'invalid_parameter_value';
@@ -945,6 +1000,16 @@ FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------------------------------------------- rights
 
+-- What walhook 0.1 granted and functions do now.
+DO $taken$
+BEGIN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'walhook_operator') THEN
+        REVOKE INSERT, UPDATE, DELETE ON public.rule_cdc_anchor_settings, public.rule_cdc_anchor_places FROM walhook_operator;
+        REVOKE EXECUTE ON FUNCTION public.rule_cdc_anchor_move(TEXT) FROM walhook_operator;
+    END IF;
+END
+$taken$;
+
 DO $grants$
 DECLARE
     v_grant RECORD;
@@ -957,7 +1022,7 @@ BEGIN
                ('walhook_streamer', 'SELECT, UPDATE', ARRAY['rule_cdc_anchor_settings']),
                ('walhook_streamer', 'SELECT', ARRAY['rule_cdc_backfills', 'rule_cdc_anchors']),
                ('walhook_operator', 'SELECT', ARRAY['rule_cdc_anchors']),
-               ('walhook_operator', 'SELECT, INSERT, UPDATE, DELETE', ARRAY['rule_cdc_anchor_settings', 'rule_cdc_anchor_places']),
+               ('walhook_operator', 'SELECT', ARRAY['rule_cdc_anchor_settings', 'rule_cdc_anchor_places']),
                ('walhook_operator', 'SELECT, INSERT, UPDATE', ARRAY['rule_cdc_replays', 'rule_cdc_backfill_jobs',
                     'rule_cdc_backfill_ranges']),
                ('walhook_operator', 'SELECT, INSERT, DELETE', ARRAY['rule_cdc_backfill_rows']),
@@ -977,7 +1042,7 @@ BEGIN
         CROSS JOIN pg_roles r
         WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
           AND CASE r.rolname
-              WHEN 'walhook_operator' THEN p.proname ~ '^rule_cdc_(backfill|replay|anchor)'
+              WHEN 'walhook_operator' THEN p.proname ~ '^rule_cdc_(backfill|replay|anchor)' AND p.proname <> 'rule_cdc_anchor_move'
               WHEN 'walhook_streamer' THEN p.proname ~ '^rule_cdc_(backfill|anchor_move)' OR p.proname = 'rule_cdc_webhook_id'
               ELSE false END
     LOOP
@@ -986,6 +1051,10 @@ BEGIN
 END
 $functions$;
 
-INSERT INTO public.schema_migrations (version, description)
+INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('011', 'walhook: replays and backfills')
 ON CONFLICT (version) DO NOTHING;
+
+RESET standard_conforming_strings;
+RESET quote_all_identifiers;
+RESET search_path;

@@ -6,6 +6,12 @@
 -- `walhook adopt`. Never published, never linkable. Running this file twice changes nothing; no BEGIN, COMMIT or psql command
 -- in it.
 
+-- In an operator's or another role's schema no function, operator or type may stand in for PostgreSQL's own. Not SET LOCAL:
+-- psql without -1 has no transaction for it to last in.
+SET search_path = pg_catalog, pg_temp;
+SET quote_all_identifiers = off;
+SET standard_conforming_strings = on;
+
 CREATE TABLE IF NOT EXISTS public.rule_cdc_identity (
     is_only BOOLEAN PRIMARY KEY DEFAULT true,
     database_id TEXT NOT NULL,
@@ -100,6 +106,10 @@ BEGIN
 END
 $grants$;
 
-INSERT INTO public.schema_migrations (version, description)
+INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('012', 'walhook: the identity of the database')
 ON CONFLICT (version) DO NOTHING;
+
+RESET standard_conforming_strings;
+RESET quote_all_identifiers;
+RESET search_path;

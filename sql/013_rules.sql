@@ -7,6 +7,19 @@
 -- position to which the slot can go back needs it. These tables are never published. Running this file twice changes nothing; no
 -- BEGIN, COMMIT or psql command in it.
 
+-- In an operator's or another role's schema no function, operator or type may stand in for PostgreSQL's own. Not SET LOCAL:
+-- psql without -1 has no transaction for it to last in.
+SET search_path = pg_catalog, pg_temp;
+SET quote_all_identifiers = off;
+SET standard_conforming_strings = on;
+
+-- Once, as in 007.
+DO $schema$
+BEGIN
+IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '013') THEN
+    RETURN;
+END IF;
+
 CREATE TABLE IF NOT EXISTS public.rule_cdc_rule_sources (
     source TEXT PRIMARY KEY,
     system_identifier TEXT NOT NULL,
@@ -82,6 +95,9 @@ END
 $replays$;
 COMMENT ON COLUMN public.rule_cdc_replays.rules IS
     'By which rules a replay from the WAL makes events: commit, those in force at each commit; now, those of now';
+
+END
+$schema$;
 
 CALL public.rule_cdc_functions_open(ARRAY[]::text[]);
 
@@ -254,6 +270,10 @@ BEGIN
 END
 $grants$;
 
-INSERT INTO public.schema_migrations (version, description)
+INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('013', 'walhook: rules by LSN')
 ON CONFLICT (version) DO NOTHING;
+
+RESET standard_conforming_strings;
+RESET quote_all_identifiers;
+RESET search_path;

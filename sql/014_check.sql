@@ -5,6 +5,12 @@
 -- Always holds: it reads catalogs and configuration only, and takes no lock on a user's table. Each finding has a name that
 -- stays the same in later versions, and a remedy: SQL that can be run as it is, or NULL where the choice is the user's. Running this file twice changes nothing.
 
+-- In an operator's or another role's schema no function, operator or type may stand in for PostgreSQL's own. Not SET LOCAL:
+-- psql without -1 has no transaction for it to last in.
+SET search_path = pg_catalog, pg_temp;
+SET quote_all_identifiers = off;
+SET standard_conforming_strings = on;
+
 CREATE OR REPLACE FUNCTION public.rule_cdc_check_slot(p_slot TEXT DEFAULT 'walhook')
 RETURNS TABLE (name TEXT, severity TEXT, object TEXT, problem TEXT, remedy TEXT)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -382,7 +388,7 @@ BEGIN
         object := format('table %s', v_row.oid);
         problem := format('row-level security is on for walhook''s own table %s, and %s role %s', v_row.oid,
                           CASE WHEN v_row.hides THEN 'hides rows from' ELSE 'does not apply to' END, to_json(v_row.rolname))
-                   || CASE WHEN v_row.hides THEN '; ALTER ROLE … BYPASSRLS lets it stay on' ELSE '' END;
+                   || CASE WHEN v_row.hides THEN '; ALTER ROLE ... BYPASSRLS lets it stay on' ELSE '' END;
         remedy := format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY;', v_row.oid);
         RETURN NEXT;
     END LOOP;
@@ -462,6 +468,10 @@ BEGIN
 END
 $grants$;
 
-INSERT INTO public.schema_migrations (version, description)
+INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('014', 'walhook: the check of the whole set-up')
 ON CONFLICT (version) DO NOTHING;
+
+RESET standard_conforming_strings;
+RESET quote_all_identifiers;
+RESET search_path;

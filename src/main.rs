@@ -38,6 +38,8 @@ enum Command {
         #[arg(long)]
         print: bool,
     },
+    /// Remove what walhook made in the database, and its slots; tables that were there before stay
+    Uninstall(commands::uninstall::Arguments),
     /// Stream until told to stop
     Run,
     /// Take events from JetStream and call the webhooks, until told to stop; any number may run side by side
@@ -174,6 +176,9 @@ async fn execute(arguments: Arguments) -> Result<()> {
         // Nothing is connected to, so nothing but the names is needed.
         return commands::say(&commands::setup::script(&options)?);
     }
+    if let Command::Uninstall(commands::uninstall::Arguments { print: true, .. }) = command {
+        return commands::say(&commands::uninstall::script(&options)?);
+    }
     // Without a database, nobody has to be known there.
     let needs_user = !matches!(&command, Command::Deliver { options } if options.no_database);
     let config = Config::load(&options, |name| {
@@ -184,6 +189,7 @@ async fn execute(arguments: Arguments) -> Result<()> {
         Command::Run => commands::run::run(&config, shutdown()?).await,
         Command::Deliver { options } => commands::deliver::deliver(&config, &options, shutdown()?).await,
         Command::Setup { .. } => commands::setup::setup(&config).await,
+        Command::Uninstall(arguments) => commands::uninstall::uninstall(&config, &arguments).await,
         Command::Status { json } => commands::status::status(&config, json).await,
         Command::DeadLetters { action } => commands::dead_letters::dead_letters(&config, &action).await,
         Command::Replay(arguments) => commands::replay::replay(&config, &arguments, shutdown()?).await,

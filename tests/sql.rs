@@ -101,7 +101,7 @@ async fn fingerprint(client: &Client) -> String {
             UNION ALL
             SELECT format('role %s %s %s', rolname, rolcanlogin, rolreplication) FROM pg_roles WHERE rolname LIKE 'walhook%'
             UNION ALL
-            SELECT format('migration %s %s %s', version, description, applied_at) FROM public.schema_migrations
+            SELECT format('migration %s %s %s', version, description, applied_at) FROM public.rule_cdc_migrations
             UNION ALL
             SELECT format('config %s', c) FROM public.rule_nats_config c
         ) lines";
@@ -117,7 +117,8 @@ async fn the_migrations_load_on_every_version_and_a_second_time_change_nothing()
         let before = fingerprint(&client).await;
         load(&client).await;
         assert_eq!(fingerprint(&client).await, before, "PostgreSQL {version}");
-        let recorded = pg.psql("SELECT string_agg(version, ' ' ORDER BY version) FROM schema_migrations");
+        let recorded = pg
+            .psql("SELECT string_agg(version, ' ' ORDER BY version) FROM rule_cdc_migrations WHERE version <> 'found'");
         assert_eq!(recorded, "005 007 008 009 010 011 012 013 014", "PostgreSQL {version}");
     }
 }
@@ -349,7 +350,7 @@ async fn a_row_with_an_unknown_publish_mode_from_before_stays_and_is_refused_whe
     let pg = Postgres::start().await;
     let client = pg.client().await;
     let files = sql_files("sql");
-    run(&client, &files[0]).await;
+    run(&client, files.iter().find(|path| path.ends_with("005_webhooks.sql")).unwrap()).await;
     pg.psql(
         "ALTER TABLE rule_webhooks ADD COLUMN publish_mode TEXT DEFAULT 'queue';
          INSERT INTO rule_webhooks (webhook_name, url, publish_mode) VALUES ('odd', 'https://example.com', 'carrier pigeon')",
@@ -448,4 +449,150 @@ async fn links_made_at_once_agree_on_the_publication_of_their_table() {
     let publications = "SELECT string_agg(p.pubname, ' ') FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
                         WHERE r.prrelid = 'orders'::regclass";
     assert_eq!(pg.psql(publications), "walhook_changes");
+}
+
+/// Rust holds itself against the same table (src/route/subject.rs).
+#[tokio::test]
+async fn the_grammar_of_subjects_is_that_of_the_table_in_every_encoding() {
+    let pg = Postgres::start().await;
+    for encoding in ["UTF8", "SQL_ASCII", "LATIN1", "EUC_JP"] {
+        let database = encoding.to_lowercase();
+        pg.psql(&format!("CREATE DATABASE {database} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"));
+        let client = connect(&pg, "postgres", &database).await;
+        load(&client).await;
+        let mut checked = 0;
+        for line in include_str!("subjects.txt").lines().filter(|line| !line.starts_with('#')) {
+            let (what, text) = line.split_once(' ').unwrap();
+            let text: String = serde_json::from_str(text).unwrap();
+            let (kind, verdict) = what.split_once('-').unwrap();
+            let check = match kind {
+                "subject" => "SELECT rule_nats_subject_check($1) IS NULL",
+                _ => "SELECT rule_nats_pattern_problem($1) IS NULL",
+            };
+            let is_good = match client.query_one(check, &[&text]).await {
+                Ok(row) => row.get::<_, bool>(0),
+                // A character that the database's encoding does not have is refused before anything of ours sees it.
+                Err(error) => {
+                    assert_eq!(error.code().unwrap().code(), "22P05", "{encoding}: {line}: {error:?}");
+                    continue;
+                }
+            };
+            // In SQL_ASCII nothing outside ASCII can be told.
+            let expected = verdict == "good" && (encoding != "SQL_ASCII" || text.is_ascii());
+            assert_eq!(is_good, expected, "{encoding}: {}", line.get(..80).unwrap_or(line));
+            checked += 1;
+        }
+        assert!(checked > 50, "{encoding}: {checked}");
+    }
+}
+
+/// What a statement says when it fails or warns: messages and hints.
+async fn hints(pg: &Postgres, sql: &str) -> Vec<String> {
+    let (client, mut connection) = tokio_postgres::connect(&pg.conninfo(), NoTls).await.unwrap();
+    let messages = poll_fn(move |cx| connection.poll_message(cx));
+    let notices = tokio::spawn(
+        messages
+            .filter_map(async |message| match message.unwrap() {
+                AsyncMessage::Notice(notice) => notice.hint().map(str::to_owned),
+                _ => None,
+            })
+            .collect::<Vec<_>>(),
+    );
+    let failed = client.batch_execute(sql).await.err();
+    drop(client);
+    let mut hints = notices.await.unwrap();
+    hints.extend(failed.and_then(|error| error.as_db_error().and_then(|error| error.hint().map(str::to_owned))));
+    hints
+}
+
+/// The statements in a hint: from their first word to the semicolon.
+fn statements(hint: &str) -> Vec<String> {
+    let starts = ["SELECT ", "UPDATE ", "ALTER ", "CREATE ", "GRANT ", "DROP ", "CALL "];
+    let mut found = Vec::new();
+    let mut rest = hint;
+    while let Some(at) = starts.iter().filter_map(|word| rest.find(word)).min() {
+        let Some(end) = rest[at..].find(';') else { break };
+        found.push(rest[at..at + end].to_owned());
+        rest = &rest[at + end..];
+    }
+    found
+}
+
+#[tokio::test]
+async fn every_statement_that_a_hint_names_can_be_run_as_it_stands() {
+    let pg = Postgres::start().await;
+    load(&pg.client().await).await;
+    pg.psql(
+        "SELECT rule_cdc_publication_create();
+         CREATE TABLE t (id int PRIMARY KEY, note text); CREATE TABLE bare (id int);
+         SELECT rule_webhook_register('hook', 'https://example.com'), rule_webhook_register('off', 'https://example.com');
+         SELECT rule_webhook_enable_nats(1, NULL, 'nats')",
+    );
+    // One after the other: what names a statement, and how many it must name.
+    let cases = [
+        ("SELECT rule_webhook_register('hook', 'https://example.com/other')", 1),
+        ("SELECT rule_webhook_enqueue(99, '{}')", 1),
+        ("UPDATE rule_webhooks SET enabled = false WHERE webhook_id = 2; SELECT rule_webhook_enqueue(2, '{}')", 1),
+        ("UPDATE rule_webhooks SET enabled = false WHERE webhook_id = 2", 0),
+        ("SELECT rule_webhook_publish_nats(2, '{}')", 1),
+        ("UPDATE rule_webhooks SET enabled = true WHERE webhook_id = 2", 0),
+        ("SELECT rule_webhook_publish_nats(2, '{}')", 1),
+        ("SELECT rule_webhook_publish_nats(99, '{}')", 1),
+        ("SELECT rule_webhook_secret_set(99, 'a', 'b')", 1),
+        ("SELECT rule_webhook_retry(99)", 1),
+        ("SELECT rule_webhook_enable_nats(1, 'a b')", 1),
+        ("SELECT rule_webhook_enable_nats(99)", 1),
+        ("SELECT rule_webhook_disable_nats(99)", 1),
+        ("SELECT rule_webhook_enable_nats(1, NULL, 'nats', 'other')", 1),
+        ("SELECT rule_nats_init('third')", 1),
+        ("SELECT rule_nats_stream_create('S', ARRAY['s.>'], 'fourth')", 1),
+        ("UPDATE rule_nats_config SET enabled = false WHERE config_name = 'third'", 0),
+        ("SELECT rule_nats_init('third')", 1),
+        ("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])", 0),
+        ("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])", 1),
+        ("SELECT rule_webhook_enable_nats(1, 'elsewhere.a', 'nats')", 1),
+        ("UPDATE rule_nats_streams SET enabled = false", 0),
+        ("SELECT rule_webhook_enable_nats(1, 'nowhere.b', 'nats')", 1),
+        ("SELECT rule_webhook_link_table(1, 't', '{insert}', 'nobody.takes.{op}')", 1),
+        (
+            "UPDATE rule_nats_config SET stream_name = NULL WHERE config_name = 'default'; DELETE FROM rule_nats_streams",
+            0,
+        ),
+        ("SELECT rule_webhook_link_table(1, 't', '{insert}', 'nobody.takes.{op}')", 1),
+        ("SELECT rule_webhook_link_table(99, 't')", 1),
+        ("SELECT rule_webhook_link_table('nobody', 't')", 1),
+        (
+            "SELECT rule_webhook_link_table(2, 't'); SELECT rule_webhook_disable_nats(2); SELECT rule_webhook_link_table(2, 't')",
+            1,
+        ),
+        ("SELECT rule_webhook_link_table(1, 'bare')", 1),
+        ("SELECT rule_webhook_link_table(1, 't', p_when_changed => '{note}')", 1),
+        ("SELECT rule_webhook_link_table(1, 't', p_publication => 'second')", 1),
+        ("SELECT rule_cdc_slot_create('walhook', true, 'third')", 1),
+        ("SELECT rule_cdc_anchor_create()", 1),
+        ("SELECT rule_nats_dead_letter_retry(99)", 1),
+        ("SELECT rule_nats_dead_letter_drop(99)", 1),
+        (
+            "INSERT INTO rule_nats_dead_letters (event_id, webhook_id, payload, reason, status) VALUES ('a', 1, 'x', 'r', 'dropped'), ('b', 99, 'x', 'r', 'dead'), ('c', 1, NULL, 'r', 'dead'), ('d', 1, 'x', 'r', 'retried')",
+            0,
+        ),
+        ("SELECT rule_nats_dead_letter_retry(1)", 1),
+        ("SELECT rule_nats_dead_letter_retry(2)", 1),
+        ("SELECT rule_nats_dead_letter_retry(1, 'a b')", 1),
+        ("SELECT rule_nats_dead_letter_retry(3)", 1),
+        ("SELECT rule_nats_dead_letter_drop(4)", 1),
+        ("SELECT rule_cdc_backfill_chunk(99)", 1),
+        ("SELECT rule_cdc_backfill_start('bare')", 1),
+    ];
+    for (statement, expected) in cases {
+        let hints = hints(&pg, statement).await;
+        let named: Vec<String> = hints.iter().flat_map(|hint| statements(hint)).collect();
+        assert!(named.len() >= expected, "{statement}: {hints:?}");
+        for remedy in named {
+            assert!(!remedy.contains("..."), "{statement}: not whole: {remedy}");
+            if let Err(error) = pg.try_psql(&remedy) {
+                panic!("{statement}: {hints:?}: {remedy}: {:?}", error.as_db_error());
+            }
+        }
+    }
 }

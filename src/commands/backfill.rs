@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_postgres::Client;
 
-use super::{Tell, progress};
+use super::{Tell, progress, schema};
 use crate::{
     config::Config,
     error::{Error, Kind, Result},
@@ -159,6 +159,7 @@ async fn delivered(config: &Config, id: i64) -> Result<()> {
 /// As [`backfill`].
 pub async fn send(config: &Config, arguments: &Arguments, shutdown: watch::Receiver<bool>, tell: Tell) -> Result<Done> {
     let client = sql::connect(&config.postgres).await?;
+    schema::check(&client, &config.postgres.target()).await?;
     super::identity::read(&client).await?;
     let (table, webhook) = match (arguments.link, &arguments.table) {
         (Some(link), _) => of_link(&client, link).await?,

@@ -42,7 +42,7 @@ pub struct Place {
 }
 
 /// The bucket of the feed `source` of the first database. A bucket's name has no dots.
-fn name(source: &str) -> String {
+pub(super) fn name(source: &str) -> String {
     format!("walhook_{}", source.replace('.', "_"))
 }
 

@@ -24,7 +24,7 @@ use tokio::{
 use super::{
     backoff::Backoff,
     identity::{self, Identity},
-    rows,
+    rows, schema,
 };
 use crate::{
     config::Config,
@@ -117,6 +117,7 @@ pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Re
 async fn connect(config: &Config, settings: &Settings) -> Result<(Control, Option<Identity>)> {
     let database = if settings.has_database {
         let client = sql::connect(&config.postgres).await?;
+        schema::check(&client, &config.postgres.target()).await?;
         let identity = identity::read(&client).await?;
         let tables = rows::read(&client).await?;
         let row = tables.configs.into_values().find(|row| row.config_name == config.nats_config);

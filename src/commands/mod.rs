@@ -11,11 +11,13 @@ mod progress;
 pub mod replay;
 mod rows;
 pub mod run;
+mod schema;
 pub mod seek;
 pub mod setup;
 mod setup_check;
 pub mod status;
 mod told;
+pub mod uninstall;
 
 use std::io::{self, Write};
 

@@ -1,16 +1,23 @@
-//! `walhook setup`: migrations, publications, slot. Safe to repeat.
+//! `walhook setup`: migrations, publications, slot. Safe to repeat, also while applications work.
 
-use tokio_postgres::SimpleQueryMessage;
+use std::time::Duration;
 
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+use super::{backoff::Backoff, schema};
 use crate::{
     config::{Config, Options},
     error::{Error, Result},
-    postgres::sql,
+    postgres::{self, sql},
     text,
 };
 
-/// The migrations in their order; each is re-runnable and takes effect whole or not at all.
-const MIGRATIONS: [(&str, &str); 9] = [
+/// What has to be so before anything is changed, and is looked at once more at the end.
+const PRECONDITIONS: (&str, &str) = ("004_preconditions.sql", include_str!("../../sql/004_preconditions.sql"));
+
+/// The migrations in their order; each is re-runnable and takes effect whole or not at all. The last one's number is the
+/// version of the schema.
+pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("005_webhooks.sql", include_str!("../../sql/005_webhooks.sql")),
     ("007_nats_integration.sql", include_str!("../../sql/007_nats_integration.sql")),
     ("008_walhook.sql", include_str!("../../sql/008_walhook.sql")),
@@ -22,8 +29,17 @@ const MIGRATIONS: [(&str, &str); 9] = [
     ("014_check.sql", include_str!("../../sql/014_check.sql")),
 ];
 
+/// Waiting for another setup may take any time; for what we resolve names by see sql/004_preconditions.sql.
+const SESSION: &str = "SET search_path = pg_catalog, pg_temp; SET lock_timeout = 0; SET statement_timeout = 0";
+
 /// Only one setup at a time: two that create the same table would trip over each other.
 const LOCK: &str = "SELECT pg_catalog.pg_advisory_lock(7763486874)";
+
+/// While a statement of ours waits for a lock, everybody who comes after it waits behind it: not for long.
+const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '1s'";
+
+/// So often a migration is tried that waits for a lock in vain: for some five minutes.
+const ATTEMPTS: u32 = 60;
 
 /// Applies everything.
 ///
@@ -32,14 +48,16 @@ const LOCK: &str = "SELECT pg_catalog.pg_advisory_lock(7763486874)";
 pub async fn setup(config: &Config) -> Result<()> {
     let mut client = sql::connect(&config.postgres).await?;
     let database = config.postgres.target();
+    client.batch_execute(SESSION).await.map_err(|error| sql::error("prepare the session", error))?;
     client.batch_execute(LOCK).await.map_err(|error| sql::error("wait for another setup", error))?;
-    for (name, text) in MIGRATIONS {
-        let attempted = || format!("apply sql/{name} at {database}");
-        let transaction = client.transaction().await.map_err(|error| sql::error(attempted(), error))?;
-        transaction.batch_execute(text).await.map_err(|error| sql::error(attempted(), error))?;
-        transaction.commit().await.map_err(|error| sql::error(attempted(), error))?;
-        tracing::info!(migration = name, "applied");
+    schema::refuse_newer(&client, &database).await?;
+    apply(&mut client, PRECONDITIONS, &database).await?;
+    for migration in MIGRATIONS {
+        apply(&mut client, *migration, &database).await?;
+        tracing::info!(migration = migration.0, "applied");
     }
+    // Somebody may have been quicker than we.
+    apply(&mut client, PRECONDITIONS, &database).await?;
     for (what, statement) in statements(&config.publication, &config.slot) {
         let answer = client
             .simple_query(&statement)
@@ -54,6 +72,38 @@ pub async fn setup(config: &Config) -> Result<()> {
     tracing::info!("setup is complete; start with: walhook run");
     Ok(())
 }
+
+/// Runs one file in a transaction; where it waits for a lock in vain, again a little later.
+async fn apply(client: &mut Client, (name, text): (&str, &str), database: &str) -> Result<()> {
+    let attempted = || format!("apply sql/{name} at {database}");
+    let mut backoff = Backoff::default();
+    for attempt in 1.. {
+        let transaction = client.transaction().await.map_err(|error| sql::error(attempted(), error))?;
+        let outcome = async {
+            transaction.batch_execute(LOCK_TIMEOUT).await?;
+            transaction.batch_execute(text).await?;
+            transaction.commit().await
+        }
+        .await;
+        let Err(error) = outcome.map_err(|error| sql::error(attempted(), error)) else { return Ok(()) };
+        let waits = postgres::sqlstate(&error).is_some_and(|code| WAITS.contains(&code));
+        if !waits {
+            return Err(error);
+        } else if attempt == ATTEMPTS {
+            return Err(error.hint(
+                "other sessions hold locks on walhook's tables: pg_stat_activity and pg_locks show whose; end their \
+                 transactions, then run walhook setup again",
+            ));
+        }
+        let wait = backoff.next().min(Duration::from_secs(5));
+        tracing::warn!(migration = name, attempt, retry_in_ms = wait.as_millis(), "{error}");
+        tokio::time::sleep(wait).await;
+    }
+    Ok(())
+}
+
+/// lock_not_available, deadlock_detected, object_in_use: the same statement succeeds later.
+const WAITS: [&str; 3] = ["55P03", "40P01", "55006"];
 
 /// Publications before the slot: a slot cannot decode what lies before its publication.
 fn statements(publication: &str, slot: &str) -> [(String, String); 2] {
@@ -81,10 +131,11 @@ pub fn script(options: &Options) -> Result<String> {
     if config.publication.contains('\n') {
         return Err(Error::config("the publication's name has a line break"));
     }
-    // Behind an error psql would go on, and the next part would meet what is not there.
-    let mut script = String::from("-- walhook setup, to be run by psql -X\n\\set ON_ERROR_STOP on\n");
-    for (name, text) in MIGRATIONS {
-        script.push_str(&format!("\n-- sql/{name}\nBEGIN;\n{}\nCOMMIT;\n", text.trim_end()));
+    let mut script = String::from(
+        "-- walhook setup, to be run by psql -X\n\\set ON_ERROR_STOP on\nSET search_path = pg_catalog, pg_temp;\n",
+    );
+    for (name, text) in [&PRECONDITIONS].into_iter().chain(MIGRATIONS).chain([&PRECONDITIONS]) {
+        script.push_str(&format!("\n-- sql/{name}\nBEGIN;\n{LOCK_TIMEOUT};\n{}\nCOMMIT;\n", text.trim_end()));
     }
     for (what, statement) in statements(&config.publication, &config.slot) {
         script.push_str(&format!("\n-- {what}\n{statement};\n"));

@@ -123,6 +123,7 @@ pub struct Streamer {
     plans: Vec<Option<Plan>>,
     /// The chunk of a backfill whose rows are arriving.
     chunk: Option<Chunk>,
+    /// A part of a chunk in this transaction could not be read, and it was told.
     router: Router,
     out: Outlet,
     /// A keepalive's position that may be confirmed once all is settled, if nothing comes before.

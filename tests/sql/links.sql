@@ -11,7 +11,7 @@ SELECT r.prrelid::regclass::text AS name, string_agg(p.pubname, ',' ORDER BY p.p
 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid GROUP BY 1;
 CREATE FUNCTION published(text) RETURNS text LANGUAGE sql AS $$ SELECT publication FROM published WHERE name = $1 $$;
 
-SELECT throws_hint($$SELECT rule_webhook_link_table('hook', 'orders')$$, '%publication walhook_inserts does not exist', 'SELECT rule_cdc_publication_create(''walhook'') makes it.');
+SELECT throws_hint($$SELECT rule_webhook_link_table('hook', 'orders')$$, '%publication walhook_inserts does not exist', 'SELECT rule_cdc_publication_create(''walhook''); makes it.');
 SELECT ok(rule_cdc_publication_create(), 'made') ;
 SELECT ok(NOT rule_cdc_publication_create(), 'nothing left to do');
 SELECT is(published('rule_webhook_events'), 'walhook_inserts');
@@ -38,7 +38,7 @@ FROM unnest('{rule_nats_publish_history,rule_nats_consumer_stats,rule_webhook_se
               rule_nats_checkpoints,rule_nats_dead_letters,rule_webhook_events,rule_webhook_calls,rule_webhook_call_history,
               rule_webhooks,rule_webhook_links,rule_cdc_status,rule_cdc_replays,rule_cdc_backfill_jobs,
               rule_cdc_backfill_ranges,rule_cdc_backfill_rows,rule_cdc_anchor_settings,rule_cdc_anchor_places,
-              rule_cdc_identity,rule_cdc_runs,rule_cdc_claims,rule_cdc_put_aside,schema_migrations}'::text[]) t;
+              rule_cdc_identity,rule_cdc_runs,rule_cdc_claims,rule_cdc_put_aside,rule_cdc_migrations}'::text[]) t;
 CREATE TABLE heir () INHERITS (rule_webhook_secrets);
 CREATE TABLE heirs_heir () INHERITS (heir);
 SELECT throws_like(format('SELECT rule_webhook_link_table(1, %L)', t), '%it is a child or partition of one of walhook''s own%') FROM unnest('{heir,heirs_heir}'::text[]) t;

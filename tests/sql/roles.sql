@@ -42,7 +42,22 @@ SELECT count(*) FROM rule_webhook_links_check(), nats_publish_summary, nats_rece
 SELECT rule_webhook_retry(1), rule_webhook_call_status(1), rule_webhook_get('hook');
 SELECT throws_like(s, 'permission denied for %') FROM unnest(ARRAY[
     'SELECT auth_token FROM rule_nats_config', 'SELECT * FROM rule_nats_config', 'SELECT auth_nkey_seed FROM rule_nats_config', 'SELECT secret_value FROM rule_webhook_secrets',
-    'SELECT rule_webhook_secret_get(1, ''k'')', 'INSERT INTO rule_nats_publish_history DEFAULT VALUES', 'UPDATE rule_nats_checkpoints SET epoch = 0']) s;
+    'SELECT rule_webhook_secret_get(1, ''k'')', 'INSERT INTO rule_nats_publish_history DEFAULT VALUES', 'DELETE FROM rule_nats_publish_history',
+    'UPDATE rule_nats_publish_history SET success = true', 'DELETE FROM rule_webhook_events', 'UPDATE rule_webhook_events SET payload = ''1''',
+    'INSERT INTO rule_webhook_events (webhook_id, payload) VALUES (1, ''1'')',
+    'UPDATE rule_nats_checkpoints SET epoch = 0', 'INSERT INTO rule_nats_checkpoints (source, config_name, stream_name, epoch) VALUES (''x'', '''', '''', 9)', 'DELETE FROM rule_nats_checkpoints',
+    'INSERT INTO rule_cdc_status (source) VALUES (''x'')', 'UPDATE rule_cdc_status SET heartbeat_at = now()', 'DELETE FROM rule_cdc_status',
+    'INSERT INTO rule_cdc_anchor_settings (slot_name, anchor_name, keep, keep_bytes) VALUES (''x'', ''theirs'', ''1 day'', 1)',
+    'UPDATE rule_cdc_anchor_settings SET anchor_name = ''theirs''', 'DELETE FROM rule_cdc_anchor_settings', 'DELETE FROM rule_cdc_anchor_places',
+    'INSERT INTO rule_cdc_anchor_places VALUES (''x'', now(), ''0/1'')', 'SELECT rule_cdc_anchor_move()',
+    'UPDATE rule_cdc_backfill_rows SET chunk = ''1''', 'INSERT INTO rule_nats_dead_letters (event_id, reason) VALUES (''y'', ''z'')', 'DELETE FROM rule_nats_dead_letters',
+    'UPDATE rule_nats_dead_letters SET payload = NULL', 'INSERT INTO rule_cdc_migrations (version, description) VALUES (''999'', ''x'')', 'DELETE FROM rule_cdc_migrations',
+    'SELECT rule_nats_history_open(), rule_nats_history_write()', 'TRUNCATE rule_webhooks', 'CALL rule_cdc_view(''x'', '''', ''SELECT 1'')', 'CALL rule_cdc_grant(''walhook_operator'', ''SELECT'', ''{rule_webhook_secrets}'')']) s;
+SELECT throws_like('SELECT pg_create_logical_replication_slot(''x'', ''pgoutput'')', '%replication%');
+-- A chunk that nothing could read is refused, whoever writes it.
+SELECT throws_like(s, '%"valid_chunk"%') FROM unnest(ARRAY[
+    'INSERT INTO rule_cdc_backfill_rows (chunk) VALUES (''1'')', 'INSERT INTO rule_cdc_backfill_rows (chunk) VALUES (''{}'')', 'INSERT INTO rule_cdc_backfill_rows DEFAULT VALUES',
+    'INSERT INTO rule_cdc_backfill_rows (row_data) VALUES (''x'')', 'INSERT INTO rule_cdc_backfill_rows VALUES (''{"backfill": 1, "schema": "s", "table": 3, "links": [], "columns": []}'', NULL)']) s;
 -- Publishing a table asks for its owner; the error says what he must run.
 SELECT throws_hint($$SELECT rule_webhook_link_table(1, 'plain')$$, 'cannot link public.plain: walhook_operator may not read it', 'GRANT SELECT ON public.plain TO walhook_operator;%');
 RESET ROLE;
@@ -55,6 +70,31 @@ SET ROLE walhook_operator;
 SELECT ok(rule_webhook_link_table(1, 'plain') > 0, 'linked');
 SELECT ok(rule_webhook_unlink_table(1, 'plain'), 'unlinked, with a warning about the publication');
 SELECT ok(rule_webhook_delete(2), 'deleted');
+-- What docs have an operator write himself.
+UPDATE rule_webhooks SET payload_format = 'data', on_error = 'halt', signed = false, expose_credentials = true, nats_headers = '{"X-Team": "billing"}' WHERE webhook_name = 'hook';
+UPDATE rule_webhooks SET payload_format = 'webhook', on_error = 'dead_letter' WHERE webhook_name = 'hook';
+UPDATE rule_nats_streams SET consumers = '{webhook-worker-1,billing}', transactions = 'atomic', durability = 'fsync', ordering = 'shared' WHERE stream_name = 'WEBHOOKS';
+UPDATE rule_nats_config SET enabled = true, object_bucket = 'orders_objects', history = 'failures' WHERE config_name = 'mine';
+UPDATE rule_nats_dead_letters SET status = 'dead' WHERE dead_letter_id = 1;
+UPDATE rule_nats_dead_letters SET webhook_id = 1 WHERE dead_letter_id = 1;
+SELECT rule_cdc_replay('1h'), rule_cdc_replay_cancel(1);
+SELECT is((SELECT started_by FROM rule_cdc_replays), 'walhook_operator');
+SELECT * FROM rule_cdc_replays, rule_cdc_anchors, rule_cdc_backfills, rule_nats_checkpoints, rule_nats_dead_letters, rule_cdc_status, rule_webhook_links LIMIT 0;
+SELECT rule_cdc_publication_problem('walhook'), rule_nats_stream_for(NULL, 'a'), rule_nats_event_status(1);
+RESET ROLE;
+-- The worker reads the configuration and secrets, and keeps the calls.
+SET ROLE walhook_worker;
+SELECT secret_value FROM rule_webhook_secrets;
+SELECT * FROM rule_webhooks, rule_webhook_links, rule_nats_config, rule_nats_streams, rule_cdc_migrations LIMIT 0;
+UPDATE rule_webhooks SET enabled = true, updated_at = now() WHERE webhook_id = 1;
+INSERT INTO rule_webhook_calls (webhook_id, payload, event_id) VALUES (1, '{}', 'e');
+INSERT INTO rule_nats_dead_letters (event_id, reason) VALUES ('w', 'gave up');
+SELECT rule_nats_consumer_update_stats('S', 'c', 1, 1, 1);
+SELECT throws_like(s, 'permission denied for %') FROM unnest(ARRAY[
+    'UPDATE rule_webhooks SET url = ''http://x''', 'DELETE FROM rule_webhook_calls', 'INSERT INTO rule_webhook_secrets (webhook_id, secret_name, secret_value) VALUES (1, ''a'', ''b'')',
+    'UPDATE rule_nats_config SET nats_url = ''nats://x''', 'SELECT * FROM rule_nats_publish_history', 'SELECT rule_webhook_call_unified(1, ''{}'')', 'DELETE FROM rule_nats_dead_letters',
+    'SELECT rule_webhook_link_table(1, ''plain'')', 'INSERT INTO rule_webhook_events (webhook_id, payload) VALUES (1, ''1'')', 'SELECT * FROM rule_cdc_status',
+    'INSERT INTO rule_cdc_backfill_rows (chunk) VALUES (''1'')', 'UPDATE rule_nats_checkpoints SET epoch = 0']) s;
 RESET ROLE;
 
 -- The streamer keeps its books and reads the configuration.
@@ -72,7 +112,9 @@ SELECT rule_webhook_events_cleanup(), rule_nats_cleanup_expired();
 SELECT count(*) FROM rule_webhook_links_check();
 SELECT throws_like(s, 'permission denied for %') FROM unnest(ARRAY[
     'SELECT * FROM rule_webhook_secrets', 'UPDATE rule_webhooks SET enabled = false', 'DELETE FROM rule_webhook_links', 'SELECT * FROM plain', 'UPDATE rule_nats_config SET nats_url = ''''',
-    'SELECT rule_webhook_call_unified(1, ''{}'')', 'SELECT rule_webhook_secret_get(1, ''k'')', 'DELETE FROM rule_nats_dead_letters']) s;
+    'SELECT rule_webhook_call_unified(1, ''{}'')', 'SELECT rule_webhook_secret_get(1, ''k'')', 'DELETE FROM rule_nats_dead_letters',
+    'INSERT INTO rule_webhook_events (webhook_id, payload) VALUES (1, ''1'')', 'UPDATE rule_webhook_links SET enabled = false', 'DELETE FROM rule_nats_checkpoints',
+    'DELETE FROM rule_cdc_anchor_settings', 'SELECT * FROM rule_webhook_calls', 'INSERT INTO rule_cdc_migrations (version, description) VALUES (''999'', ''x'')']) s;
 RESET ROLE;
 SELECT is((SELECT (rolcanlogin, rolreplication, rolsuper, rolcreatedb, rolcreaterole, rolbypassrls)::text FROM pg_roles WHERE rolname = 'walhook_streamer'), '(t,t,f,f,f,f)');
 SELECT * FROM finish();

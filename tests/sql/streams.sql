@@ -17,7 +17,7 @@ SELECT is(taken('events.a'), '');
 SELECT is(rule_nats_stream_for(NULL, 'webhooks.x'), '{WEBHOOKS}', 'no configuration is the default one');
 SELECT throws_hint($$SELECT rule_nats_stream_create('A_NAME', ARRAY['webhooks.orders.delete'])$$,
     'stream ''A_NAME'': its subject ''webhooks.orders.delete'' overlaps ''webhooks.>'' of stream ''WEBHOOKS'', which NATS config ''default'' has without a row',
-    '%SELECT rule_nats_stream_create(''WEBHOOKS'', ARRAY[…], ''default'')%');
+    '%SELECT rule_nats_stream_create(''WEBHOOKS'', ARRAY[''webhooks.>''], ''default'')%');
 SELECT throws_like($$SELECT rule_nats_stream_create('A_NAME', ARRAY['webhooks.*'])$$, '%overlaps ''webhooks.>'' of stream ''WEBHOOKS''%');
 SELECT is(streams(), 'WEBHOOKS webhooks.> (no row)', 'nothing was displaced');
 

@@ -9,6 +9,7 @@ use crate::{
     commands::{
         identity::{self, Identity},
         run::{position_of, rules},
+        schema,
     },
     config::Config,
     error::{Error, Result},
@@ -69,6 +70,7 @@ impl Feed {
     /// PostgreSQL cannot be asked.
     pub async fn read(config: &Config) -> Result<(Feed, tokio_postgres::Client)> {
         let client = sql::connect(&config.postgres).await?;
+        schema::check(&client, &config.postgres.target()).await?;
         let identity = identity::read(&client).await?;
         let mut tables = rules::newest(&client).await?.tables;
         tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());

@@ -31,6 +31,7 @@ use super::{
 use crate::{
     commands::{
         identity::{self, Runs},
+        schema,
         setup_check::{self, Reported},
     },
     config::Config,
@@ -86,6 +87,7 @@ pub async fn session(
     reported: &Reported,
 ) -> Result<()> {
     let mut client = Watched::connect(&config.postgres).await?;
+    client.answer(schema::check(&*client, &config.postgres.target())).await?;
     let publications = [format!("{}_inserts", config.publication), format!("{}_changes", config.publication)];
     let database = client.answer(identity::read(&client)).await?;
     setup_check::refuse(config, &client.answer(setup_check::read(&client, config)).await?)?;

@@ -1,0 +1,32 @@
+-- Ordinary mistakes are told in words, with what to do; and what differs from the upstream's functions only where it has to.
+SELECT * FROM no_plan();
+SELECT is(rule_webhook_register('hook', 'https://example.com', 'post'), 1, 'as upstream, in upper case');
+SELECT is((SELECT method FROM rule_webhooks), 'POST');
+SELECT ok(rule_webhook_update(1, p_method => 'put'), 'changed');
+SELECT is((SELECT method FROM rule_webhooks), 'PUT');
+SELECT throws_like($$SELECT rule_webhook_register('a', 'https://example.com', 'FETCH')$$, 'cannot register webhook ''a'': its method is ''FETCH''; it can be GET,%');
+SELECT throws_like($$SELECT rule_webhook_register('a', 'https://example.com', 'GET', '["a"]')$$, '%its headers are a JSON array; write them as an object%');
+SELECT throws_like($$SELECT rule_webhook_register('a', 'https://example.com', 'GET', '{"a": ["b"]}')$$, '%the value of one of its headers is no text%');
+SELECT throws_like($$SELECT rule_webhook_register('a', 'https://example.com', p_timeout_ms => 0)$$, '%its timeout_ms is 0; it can be from 1 to 60000');
+SELECT throws_like($$SELECT rule_webhook_register('a', 'https://example.com', p_max_retries => 11)$$, '%its max_retries is 11; it can be from 0 to 10');
+SELECT throws_like($$SELECT rule_webhook_register('hook', 'https://example.com')$$, '%there is one of that name already');
+SELECT throws_like($$SELECT rule_webhook_update(1, p_headers => '"a"')$$, '%its headers are a JSON string%');
+SELECT throws_like($$SELECT rule_webhook_secret_set(9, 'a', 'b')$$, 'Webhook 9 not found');
+SELECT throws_like($$SELECT rule_webhook_secret_set(1, 'signing', 'whsec_hunter2!')$$, '%the secret ''signing'' cannot sign%');
+SELECT throws_like($$SELECT rule_webhook_secret_set(1, 'signing_2', ' ')$$, '%cannot sign%');
+SELECT ok(rule_webhook_secret_set(1, 'signing', 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw') AND rule_webhook_secret_set(1, 'signing', 'any text')
+          AND rule_webhook_secret_set(1, 'signing', 'whsec_QQ==') AND rule_webhook_secret_set(1, 'other', 'whsec_hunter2!'), 'taken');
+SELECT throws_like('SELECT rule_webhook_retry(999)', 'Call 999 not found');
+SELECT rule_webhook_enqueue(1, '{}');
+UPDATE rule_webhook_calls SET retry_count = 3;
+SELECT ok(NOT rule_webhook_retry(1), 'exhausted');
+SELECT is((SELECT (status, error_message)::text FROM rule_webhook_calls), '(failed,"Max retries exceeded: 3 of 3")');
+SELECT is(rule_nats_test_connection() #>> '{config,nats_url}', 'nats://localhost:4222');
+SELECT is(rule_nats_test_connection('none') ->> 'config', 'none');
+UPDATE rule_nats_config SET enabled = false;
+SELECT throws_like('SELECT rule_nats_init()', 'NATS config default is disabled');
+SELECT is(rule_nats_health_check() ->> 'success', 'false', 'health answers');
+SELECT throws_like($$SELECT rule_nats_configure('p', 'nats://h', p_subject_prefix => '_INBOX')$$, '%cannot use the subject prefix%');
+SELECT throws_like($$SELECT rule_webhook_enable_nats(1, U&'a\00a0b')$$, '%white space%');
+SELECT throws_like($$SELECT rule_webhook_enable_nats(1, '_INBOX.a')$$, '%for replies');
+SELECT * FROM finish();
