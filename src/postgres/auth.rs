@@ -33,12 +33,6 @@ pub(super) async fn log_in(dialled: Dialled, settings: &Settings, startup: Start
     start_up(&mut wire, settings, startup)?;
     authenticate(&mut wire, settings, password.as_ref()).await?;
     let attributes = settle(&mut wire).await?;
-    if attributes.sql_ascii {
-        // Asked for UTF-8 the server ends the stream at the first value that is not, and again at every attempt.
-        frontend::query("SET client_encoding = 'SQL_ASCII'", &mut wire.outbox)
-            .map_err(|e| Error::config("start the session").caused_by(e))?;
-        settle(&mut wire).await?;
-    }
     Ok(LoggedIn { session: wire, attributes })
 }
 
@@ -197,13 +191,12 @@ async fn settle(wire: &mut Wire) -> Result<Attributes> {
                 let (name, value) = (fields.text()?, fields.text()?);
                 match name.as_str() {
                     "in_hot_standby" => attributes.in_hot_standby = value == "on",
-                    "server_encoding" => attributes.sql_ascii = value == "SQL_ASCII",
                     "default_transaction_read_only" => attributes.read_only = value == "on",
                     _ => {}
                 }
             }
             // BackendKeyData serves to cancel queries, which a walsender has none of; notices change nothing.
-            b'K' | b'N' | b'v' | b'C' => {}
+            b'K' | b'N' | b'v' => {}
             tag => return Err(unexpected(format!("a frame with tag {tag:#04x} at the start of the session"))),
         }
     }

@@ -45,6 +45,11 @@ pub struct Connection {
     wire: Wire,
 }
 
+/// A database in `SQL_ASCII` has text of any bytes. Asked for UTF-8 the server ends the stream at the first value that is none, and
+/// again at every attempt.
+const RAW_BYTES: &str = "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false) \
+    WHERE pg_catalog.getdatabaseencoding() OPERATOR(pg_catalog.=) 'SQL_ASCII'";
+
 impl Connection {
     /// Connects with `replication=database` and logs in.
     ///
@@ -68,7 +73,7 @@ impl Connection {
             outcome => outcome.map_err(not_let_in)?,
         };
         let mut connection = Connection { wire };
-        let statements = session::replication_statement() + &session::statements();
+        let statements = session::replication_statement() + &session::statements() + "; " + RAW_BYTES;
         connection.run(&statements, "prepare the session").await?;
         Ok(connection)
     }

@@ -155,11 +155,8 @@ async fn log_in(dialled: Dialled, settings: &Settings, options: Options) -> Resu
     let config = config(settings, dialled.password.as_ref(), options);
     let (client, connection) = config.connect_raw(dialled.socket, Protected).await.map_err(not_let_in)?;
     let is_on = |parameter| connection.parameter(parameter) == Some("on");
-    let attributes = Attributes {
-        in_hot_standby: is_on("in_hot_standby"),
-        read_only: is_on("default_transaction_read_only"),
-        sql_ascii: false,
-    };
+    let attributes =
+        Attributes { in_hot_standby: is_on("in_hot_standby"), read_only: is_on("default_transaction_read_only") };
     tokio::spawn(async move {
         // Whoever uses the client gets the error; this tells why, to those who look closely.
         if let Err(e) = connection.await {

@@ -109,8 +109,6 @@ pub(super) struct LoggedIn<T> {
 pub(super) struct Attributes {
     pub(super) in_hot_standby: bool,
     pub(super) read_only: bool,
-    /// The database's encoding is `SQL_ASCII`: text in it is any bytes.
-    pub(super) sql_ascii: bool,
 }
 
 impl Attributes {
