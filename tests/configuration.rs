@@ -340,7 +340,6 @@ async fn a_stream_row_that_came_and_went_while_walhook_was_away_still_gets_its_e
     assert_eq!(walhook.terminate(), 0);
 }
 
-#[ignore = "until rules are compiled once, when the next row needs them"]
 #[tokio::test]
 async fn ten_thousand_rules_changed_in_one_transaction_hold_up_neither_rows_nor_the_connection() {
     const RULES: u32 = 10_000;
