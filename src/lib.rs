@@ -19,7 +19,8 @@
 //! 3. An event's id is a function of source, commit LSN and time, ordinal of the change, and webhook; of nothing else.
 //! 4. An unchanged TOAST value is its own variant, never null.
 //! 5. Nothing is skipped in silence: what can never be published stops the stream or goes to a named place, by setting.
-//! 6. Configuration takes effect at its own commit, for its rows come down the same slot.
+//! 6. An event is made by the rules in force at its own commit, in every session: their rows come down the same slot, and their
+//!    versions are durable before anything behind that commit is confirmed.
 //!
 //! # The one remedy
 //!

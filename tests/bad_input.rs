@@ -210,7 +210,7 @@ async fn a_wal_level_that_is_not_logical_ends_it_with_the_remedy() {
 async fn a_database_without_setup_ends_it_with_the_remedy() {
     let pg = Postgres::start().await;
     let run = Walhook::run().env("DATABASE_URL", pg.conninfo());
-    refuses(run, 2, &["rule_cdc_check", "walhook setup"]);
+    refuses(run, 2, &["schema", "is missing", "walhook setup"]);
     let finished = Walhook::command("status").env("DATABASE_URL", pg.conninfo()).finish();
     says(&finished, 2, &["walhook setup"]);
 }

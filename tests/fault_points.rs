@@ -112,6 +112,13 @@ struct Lane<'s> {
     cases: u64,
 }
 
+/// A copy of the template with an identity of its own.
+fn copy(pg: &Postgres, name: &str) {
+    pg.psql(&format!("CREATE DATABASE {name} TEMPLATE lanes"));
+    let adopted = Walhook::command("adopt").arg("--yes").env("DATABASE_URL", conninfo(pg, "postgres", name)).finish();
+    assert_eq!(adopted.code, Some(0), "{}", adopted.stderr);
+}
+
 /// A database with walhook's tables and some of its user's, to be copied.
 fn template(pg: &Postgres, nats: &Nats) {
     pg.psql("CREATE DATABASE lanes");
@@ -398,9 +405,7 @@ async fn a_fault_at_any_point_loses_doubles_and_reorders_nothing() {
     let (pg, nats) = (Postgres::start().await, Nats::start().await);
     template(&pg, &nats);
     let names: Vec<String> = (0..LANES).map(|lane| format!("lane{lane}")).collect();
-    for name in &names {
-        pg.psql(&format!("CREATE DATABASE {name} TEMPLATE lanes"));
-    }
+    names.iter().for_each(|name| copy(&pg, name));
     let (began, faults) = (Instant::now(), faults());
     let (count, next) = (faults.len(), Mutex::new(faults.into_iter()));
     let events: usize = std::thread::scope(|scope| {
@@ -428,7 +433,7 @@ async fn a_fault_at_any_point_loses_doubles_and_reorders_nothing() {
 async fn a_confirmation_on_receipt_is_caught() {
     let (pg, nats) = (Postgres::start().await, Nats::start().await);
     template(&pg, &nats);
-    pg.psql("CREATE DATABASE lane0 TEMPLATE lanes");
+    copy(&pg, "lane0");
     let mut lane = Lane::new(&pg, &nats, "lane0").await;
     let mut walhook = lane.start(Some(Fault { point: Point::Acked, action: "abort", hit: 3 }));
     lane.workload().await;

@@ -98,7 +98,10 @@ async fn what_cannot_be_published_is_told_as_a_failure_with_its_reason() {
     let large = feed.pg.psql("SELECT rule_webhook_publish_nats(1, to_jsonb(repeat('x', 2000000))) ->> 'event_id'");
     let told = outcome(&feed, &large);
     assert!(told["error"].as_str().unwrap().contains("max_payload"), "{told}");
-    let rows = "SELECT success, length(payload::text) > 1000000, rule_execution_id, sequence_number IS NULL, latency_ms IS NULL, stream_name
+    // One of more than 1 MiB is kept once, in the dead letter.
+    let kept = "SELECT length(payload) > 2000000 FROM rule_nats_dead_letters ORDER BY dead_letter_id DESC LIMIT 1";
+    assert_eq!(feed.pg.psql(kept), "t");
+    let rows = "SELECT success, payload ? 'sha256' AND (payload ->> 'bytes')::int > 2000000, rule_execution_id, sequence_number IS NULL, latency_ms IS NULL, stream_name
                 FROM rule_nats_publish_history ORDER BY publish_id";
     assert_eq!(feed.pg.psql(rows), "f|f|7|t|t|\nt|f||f|f|WEBHOOKS\nf|t||t|t|WEBHOOKS");
     assert_eq!(feed.pg.psql("SELECT failed, success_rate_pct FROM nats_publish_summary"), "2|33.33");

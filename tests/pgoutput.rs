@@ -646,7 +646,10 @@ fn account_for(data: &[u8], dialect: Dialect) -> Result<Spoken, DecodeError> {
     })?;
     assert!(!format!("{message:?}").is_empty());
     let spoken = hear(&message);
-    assert_eq!(spoken.encode(dialect), data, "{message:?}");
+    // A name in other bytes than UTF-8 is written out as text (wal/name.rs), from which they cannot be told.
+    if !format!("{message:?}").contains('\u{FFFD}') {
+        assert_eq!(spoken.encode(dialect), data, "{message:?}");
+    }
     Ok(spoken)
 }
 

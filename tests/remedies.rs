@@ -132,7 +132,27 @@ const REMEDIES: &[(&str, Run)] = &[
     ),
     ("UPDATE rule_nats_config SET history = 'off'", Run::Sql(&["UPDATE rule_nats_config SET history = 'off'"])),
     ("SELECT * FROM rule_nats_streams, and `walhook status`", Run::Sql(&["SELECT * FROM rule_nats_streams"])),
-    ("SELECT * FROM rule_nats_streams, and `walhook status`", Run::Walhook(&["status"])),
+    ("start `walhook run`, or see its log", Run::Test("commands::status_tells_slot_streams_webhooks_and_dead_letters")),
+    ("run `walhook setup`, or: {remedy}", Run::Walhook(&["setup"])),
+    ("run `walhook setup`, which gives the database an identity", Run::Walhook(&["setup"])),
+    (
+        "say which: --database-id",
+        Run::Test("identity::two_databases_with_all_defaults_but_their_streams_work_side_by_side"),
+    ),
+    (
+        "SELECT pg_terminate_backend(pid) FROM pg_locks",
+        Run::Sql(&["SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid::bigint = \
+             hashtextextended('walhook: run walhook', 0) & 4294967295"]),
+    ),
+    ("--yes agrees without being asked", Run::Test("identity::a_database_made_from_a_template_is_known_as_a_copy")),
+    (
+        "stop `walhook run` of this database first",
+        Run::Test("identity::a_database_made_from_a_template_is_known_as_a_copy"),
+    ),
+    (
+        "--yes goes on without asking; --print shows the SQL",
+        Run::Test("setup::uninstall_leaves_a_database_as_it_was_before_setup"),
+    ),
     (
         "stop its workers first, or --force",
         Run::Test("replay::a_durable_consumer_is_set_to_a_point_with_all_its_settings"),

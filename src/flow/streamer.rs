@@ -306,9 +306,16 @@ impl Streamer {
         }
     }
 
-    /// Compiles the rules again where rows have changed, and makes queues for new streams. A change that needs the rules does
-    /// so by itself; the edge calls this when it has read all there is, so that it follows changes without events too.
-    pub fn refresh(&mut self) {
+    /// Follows changes of rules that no row has needed yet. To be called when all there is was read: within a transaction that
+    /// changes many rules it does nothing.
+    pub fn follow_rules(&mut self) {
+        if self.assembler.transaction().is_none() {
+            self.refresh();
+        }
+    }
+
+    /// Compiles the rules again where rows have changed, and makes queues for new streams.
+    fn refresh(&mut self) {
         if !self.router.is_stale {
             return;
         }

@@ -828,13 +828,16 @@ mod tests {
     }
 
     #[test]
-    fn names_end_with_a_zero_byte_and_are_utf8() {
+    fn names_end_with_a_zero_byte_and_bytes_that_are_no_utf8_are_written_out() {
         check(
             b"Y\0\0\0\x07public\0m\xc3\xb6od\0",
             Ok(r#"Type { xid: None, id: 7, namespace: "public", name: "möod" }"#),
         );
         check(b"Y\0\0\0\x07public", Err("Type: namespace at byte 5: a string without its final zero byte"));
-        check(b"Y\0\0\0\x07public\0m\xf6od\0", Err("Type: name at byte 12: not UTF-8"));
+        check(
+            b"Y\0\0\0\x07public\0m\xf6od\0",
+            Ok("Type { xid: None, id: 7, namespace: \"public\", name: \"m\u{FFFD}F6od\" }"),
+        );
     }
 
     #[test]

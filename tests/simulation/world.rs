@@ -128,6 +128,11 @@ impl World {
             swarm.crash_nats = swarm.crash_nats.max(10);
             swarm.forget = 500;
         }
+        if bug == Bug::ReuseTornConnection {
+            // Rare otherwise, and what this is about.
+            swarm.write_max = 7;
+            swarm.refuse = swarm.refuse.max(100);
+        }
         let postgres = Postgres::new(&mut rng, &swarm);
         let shared = postgres.configuration.streams.values().filter(|row| row.shared).map(|row| row.name.clone());
         let batched = postgres.configuration.streams.values().filter(|row| !row.batches.is_empty());
@@ -464,7 +469,7 @@ impl World {
             }
         }
         if let Some(run) = &mut self.run {
-            run.streamer.refresh();
+            run.streamer.follow_rules();
         }
         self.follow();
         Ok(())

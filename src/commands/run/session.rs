@@ -361,7 +361,7 @@ impl Session<'_> {
             }
             self.is_paused = !self.streamer.has_room();
         }
-        self.streamer.refresh();
+        self.streamer.follow_rules();
         self.bulletin.follow(&self.streamer, &self.lanes)?;
         if let Some((beat, lsn)) = self.beat
             && self.streamer.received() >= lsn
@@ -580,7 +580,7 @@ impl Session<'_> {
             Done::RulesWritten(number) => self.streamer.rules_written(number),
             Done::Newest(read) => {
                 self.streamer.set_newest_rules(*read, false);
-                self.streamer.refresh();
+                self.streamer.follow_rules();
             }
             // One that waits to be shown comes first.
             Done::Reported(beat, lsn) => self.beat = self.beat.or(Some((beat, lsn))),
