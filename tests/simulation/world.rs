@@ -130,8 +130,10 @@ impl World {
         }
         if bug == Bug::ReuseTornConnection {
             // Rare otherwise, and what this is about.
-            swarm.write_max = 7;
-            swarm.refuse = swarm.refuse.max(100);
+            swarm.write_max = 200;
+            swarm.steps = 600;
+            swarm.window_events = swarm.window_events.max(20);
+            swarm.refuse = 1000;
         }
         let postgres = Postgres::new(&mut rng, &swarm);
         let shared = postgres.configuration.streams.values().filter(|row| row.shared).map(|row| row.name.clone());
