@@ -153,8 +153,12 @@ COMMENT ON TABLE public.rule_nats_publish_history IS
     'granted to nobody but the roles of 009. Never published, never linkable';
 COMMENT ON COLUMN public.rule_nats_publish_history.message_id IS 'The caller''s, or the event''s id, <source>-<lsn>-<time>-<ordinal>-<webhook>';
 COMMENT ON COLUMN public.rule_nats_publish_history.sequence_number IS
-    'Sequence in the stream. NULL in core NATS, and where it was looked for in vain after a restart: the stream has dropped '
-    'the message, or had one with the same message_id from before';
+    'Sequence in the stream of the message that carries this event''s id. NULL in core NATS, for what failed, and where the message '
+    'was not found after a restart: see success';
+COMMENT ON COLUMN public.rule_nats_publish_history.success IS
+    'true: stored. With sequence_number NULL, from a stream: looked up after a restart and removed since (purged, expired, deleted, '
+    'acknowledged away), or not stored again because the stream had the same message_id of the caller''s. '
+    'false with error_message: it never will be. false without: not known, the stream did not have it after a restart';
 COMMENT ON COLUMN public.rule_nats_publish_history.latency_ms IS 'From publish to ack, ms';
 COMMENT ON COLUMN public.rule_nats_publish_history.triggered_by IS 'The database user who made the event';
 COMMENT ON COLUMN public.rule_nats_publish_history.expires_at IS 'When rule_nats_cleanup_expired may delete it';

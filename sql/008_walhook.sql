@@ -1457,7 +1457,7 @@ DECLARE
     v_row RECORD;
     v_first BIGINT;
 BEGIN
-    SELECT h.success, h.subject, h.message_id, h.stream_name, h.sequence_number, h.latency_ms, h.published_at, h.error_message,
+    SELECT h.webhook_id, h.success, h.subject, h.message_id, h.stream_name, h.sequence_number, h.latency_ms, h.published_at, h.error_message,
            h.publish_id, h.event_id
     INTO v_row
     FROM public.rule_nats_publish_history h
@@ -1469,8 +1469,8 @@ BEGIN
         SELECT o.webhook_event_id INTO v_first
         FROM public.rule_nats_publish_history o
         WHERE o.message_id = v_row.message_id AND o.message_id IS DISTINCT FROM o.event_id
-          AND o.stream_name = v_row.stream_name AND o.sequence_number = v_row.sequence_number
-          AND o.success AND o.event_id <> v_row.event_id AND o.publish_id < v_row.publish_id
+          AND o.stream_name = v_row.stream_name AND o.sequence_number = coalesce(v_row.sequence_number, o.sequence_number)
+          AND o.webhook_id = v_row.webhook_id AND o.success AND o.event_id <> v_row.event_id AND o.publish_id < v_row.publish_id
         ORDER BY o.publish_id
         LIMIT 1;
         IF FOUND THEN
@@ -1484,6 +1484,11 @@ BEGIN
             'event_id', p_event_id, 'status', 'published', 'success', true, 'subject', v_row.subject,
             'message_id', v_row.message_id, 'stream', v_row.stream_name, 'sequence', v_row.sequence_number,
             'latency_ms', v_row.latency_ms, 'published_at', v_row.published_at);
+    ELSIF FOUND AND v_row.error_message IS NULL THEN
+        RETURN jsonb_build_object(
+            'event_id', p_event_id, 'status', 'unknown', 'subject', v_row.subject, 'message_id', v_row.message_id,
+            'stream', v_row.stream_name,
+            'message', 'after a restart the stream did not have it, and nothing says that it had it before: it is no dead letter either');
     ELSIF FOUND THEN
         RETURN jsonb_build_object(
             'event_id', p_event_id, 'status', 'failed', 'success', false, 'subject', v_row.subject,
@@ -1560,7 +1565,7 @@ BEGIN
     -- can be told apart from what can.
     CREATE TEMPORARY TABLE IF NOT EXISTS walhook_history (
         published_at TIMESTAMPTZ NOT NULL, -- 2000-01-01 where the ack was not seen
-        sequence_number BIGINT,            -- 0: not found in the stream
+        sequence_number BIGINT,            -- looked up after a restart: -1: removed from the stream since; 0: not found
         latency_ms NUMERIC(10, 2),
         success BOOLEAN NOT NULL,
         webhook_id INTEGER NOT NULL,
@@ -1602,19 +1607,32 @@ BEGIN
            CASE WHEN p_careful THEN public.rule_nats_history_json(substr(n.payload, 2)) ELSE substr(n.payload, 2)::jsonb END,
            CASE WHEN p_careful THEN public.rule_nats_history_json(substr(n.headers, 2)) ELSE substr(n.headers, 2)::jsonb END,
            CASE WHEN n.published_at = '2000-01-01 00:00:00+00' THEN now() ELSE n.published_at END,
-           n.message_id, nullif(n.sequence_number, 0), n.success AND d.event_id IS NULL, coalesce(n.error_message, d.reason),
+           n.message_id, CASE WHEN n.sequence_number > 0 THEN n.sequence_number END,
+           n.success AND d.event_id IS NULL AND CASE WHEN n.sequence_number = 0 THEN
+               -- Not stored, because the stream has an event with the same message_id of the caller's: as for one that was acknowledged.
+               n.message_id <> n.event_id AND (
+                   EXISTS (SELECT FROM public.rule_nats_publish_history o
+                           WHERE o.message_id = n.message_id AND o.webhook_id = n.webhook_id AND o.stream_name = n.stream_name
+                             AND o.success AND o.event_id <> n.event_id)
+                   OR EXISTS (SELECT FROM pg_temp.walhook_history o
+                              WHERE o.message_id = n.message_id AND o.webhook_id = n.webhook_id
+                                AND o.stream_name = n.stream_name AND o.success AND o.sequence_number <> 0))
+               ELSE true END,
+           coalesce(n.error_message, d.reason),
            n.latency_ms, n.triggered_by, n.rule_execution_id, n.event_id, n.webhook_event_id, n.stream_name
     FROM pg_temp.walhook_history n
-    -- What comes again after a restart and is not in its stream, although the stream has what came after it: either it
-    -- has expired there, or it was a dead letter.
-    LEFT JOIN public.rule_nats_dead_letters d ON n.success AND n.sequence_number = 0 AND d.event_id = n.event_id
+    -- What comes again after a restart and is not in its stream, although the stream has what came after it: it was a dead letter,
+    -- it has been removed there (expired, purged, acknowledged away), or nobody knows.
+    LEFT JOIN public.rule_nats_dead_letters d ON n.success AND n.sequence_number <= 0 AND d.event_id = n.event_id
     WHERE n.ctid >= p_first AND n.ctid <= p_last
       AND EXISTS (SELECT FROM public.rule_webhooks w WHERE w.webhook_id = n.webhook_id)
-    -- One that failed can succeed later: when the streamer was killed in between and the cause mended.
+    -- One that failed can succeed later, when the streamer was killed in between and the cause was removed; what was not known can
+    -- become known.
     ON CONFLICT (event_id) WHERE event_id IS NOT NULL DO UPDATE SET
-        success = true, error_message = NULL, sequence_number = excluded.sequence_number,
+        success = excluded.success, error_message = excluded.error_message, sequence_number = excluded.sequence_number,
         latency_ms = excluded.latency_ms, published_at = excluded.published_at, stream_name = excluded.stream_name
-    WHERE NOT h.success AND excluded.success AND excluded.sequence_number IS NOT NULL;
+    WHERE NOT h.success AND (excluded.success AND excluded.sequence_number IS NOT NULL
+                             OR h.error_message IS NULL AND (excluded.success OR excluded.error_message IS NOT NULL));
 END
 $$;
 COMMENT ON FUNCTION public.rule_nats_history_insert IS

@@ -189,11 +189,140 @@ async fn what_was_stored_and_not_told_is_told_after_a_restart_with_its_sequence(
                        count(*) FILTER (WHERE sequence_number = (payload ->> 'id')::int + 1),
                        count(*) FILTER (WHERE sequence_number = (payload ->> 'id')::int + 2)
                 FROM rule_nats_publish_history";
-    assert_eq!(feed.pg.psql(rows), "800|800|t|1|699|100", "where 300 was, its neighbours tell");
-    assert_eq!(
-        feed.pg.psql("SELECT payload -> 'id' FROM rule_nats_publish_history WHERE sequence_number IS NULL"),
-        "0"
-    );
+    assert_eq!(feed.pg.psql(rows), "800|800|t|2|698|100");
+    let removed = "SELECT payload -> 'id' FROM rule_nats_publish_history WHERE sequence_number IS NULL ORDER BY 1";
+    assert_eq!(feed.pg.psql(removed), "0\n299", "stored, and removed since");
+    ended_well(&mut walhook);
+}
+
+/// Whoever holds a lock on the history, so that events are stored and not told.
+async fn lock(feed: &Feed) -> tokio_postgres::Client {
+    let holder = feed.pg.client().await;
+    holder.batch_execute("BEGIN; LOCK TABLE rule_nats_publish_history IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    holder
+}
+
+/// How many requests JetStream has answered.
+async fn requests(feed: &Feed) -> u64 {
+    let answer = feed.nats.client().await.request("$JS.API.INFO", "".into()).await.unwrap();
+    let info: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap();
+    info["api"]["total"].as_u64().unwrap()
+}
+
+#[tokio::test]
+async fn a_letter_between_stored_events_is_told_as_a_failure_and_each_event_with_its_own_sequence() {
+    let feed = linked().await;
+    let holder = lock(&feed).await;
+    let mut walhook = feed.run();
+    insert(&feed, 0, 100);
+    feed.stored(100).await;
+    // As many messages as events: counting places would give the letters a sequence.
+    let jetstream = feed.nats.jetstream().await;
+    for _ in 0..2 {
+        jetstream.publish("webhooks.stranger", "{}".into()).await.unwrap().await.unwrap();
+    }
+    let large = || feed.pg.psql("SELECT rule_webhook_publish_nats(1, to_jsonb(repeat('x', 2000000))) ->> 'event_id'");
+    let (dead, lost) = (large(), large());
+    let letters = "SELECT count(*) FROM rule_nats_dead_letters";
+    eventually("the dead letters", async || (feed.pg.psql(letters) == "2").then_some(())).await;
+    // Alone, so that nothing behind it is stored in its place.
+    insert(&feed, 100, 101);
+    feed.stored(103).await;
+    insert(&feed, 101, 200);
+    feed.stored(202).await;
+    walhook.kill9();
+    // Nobody knows of the second one any more.
+    feed.pg.psql("DELETE FROM rule_nats_dead_letters WHERE dead_letter_id = (SELECT max(dead_letter_id) FROM rule_nats_dead_letters)");
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    let mut walhook = feed.run();
+    feed.confirmed().await;
+    let rows = "SELECT count(*), count(*) FILTER (WHERE success), count(*) FILTER (WHERE success AND sequence_number =
+                       (payload ->> 'id')::int + CASE WHEN (payload ->> 'id')::int < 100 THEN 1 ELSE 3 END),
+                       count(sequence_number)
+                FROM rule_nats_publish_history";
+    assert_eq!(feed.pg.psql(rows), "202|200|200|200");
+    let (dead, lost) = (outcome(&feed, &dead), outcome(&feed, &lost));
+    assert_eq!((dead["status"].as_str(), lost["status"].as_str()), (Some("failed"), Some("unknown")), "{dead} {lost}");
+    assert!(dead["error"].as_str().unwrap().contains("max_payload"), "{dead}");
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn sequences_of_a_backlog_are_looked_up_with_about_one_request_for_each_event() {
+    const EVENTS: u64 = 4000;
+    let feed = linked().await;
+    let holder = lock(&feed).await;
+    let mut walhook = feed.run();
+    insert(&feed, 0, EVENTS.cast_signed());
+    feed.stored(EVENTS).await;
+    walhook.kill9();
+    let stream = feed.nats.jetstream().await.get_stream("WEBHOOKS").await.unwrap();
+    for sequence in (5..EVENTS).step_by(10) {
+        stream.delete_message(sequence).await.unwrap();
+    }
+    feed.pg.psql("UPDATE rule_webhooks SET enabled = false");
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    let before = requests(&feed).await;
+    let mut walhook = feed.run();
+    feed.confirmed().await;
+    let asked = requests(&feed).await - before;
+    assert!(asked <= EVENTS * 5 / 4, "{asked} requests for {EVENTS} events");
+    let rows =
+        "SELECT count(*), bool_and(success), count(*) FILTER (WHERE sequence_number = (payload ->> 'id')::int + 1),
+                       count(*) FILTER (WHERE sequence_number IS NULL AND (payload ->> 'id')::int % 10 = 4)
+                FROM rule_nats_publish_history";
+    assert_eq!(feed.pg.psql(rows), "4000|t|3600|400");
+    assert!(!walhook.log().contains("reading them again"), "{}", walhook.log());
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn what_was_purged_before_it_was_told_has_no_sequence_and_no_wrong_one() {
+    let feed = linked().await;
+    let holder = lock(&feed).await;
+    let mut walhook = feed.run();
+    insert(&feed, 0, 1000);
+    feed.stored(1000).await;
+    walhook.kill9();
+    let stream = feed.nats.jetstream().await.get_stream("WEBHOOKS").await.unwrap();
+    stream.purge().keep(600).await.unwrap();
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    let mut walhook = feed.run();
+    feed.confirmed().await;
+    let rows = "SELECT count(*), bool_and(success), count(sequence_number),
+                       count(*) FILTER (WHERE sequence_number = (payload ->> 'id')::int + 1)
+                FROM rule_nats_publish_history";
+    assert_eq!(feed.pg.psql(rows), "1000|t|600|600");
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn thousands_of_messages_of_others_hide_no_sequence() {
+    let feed = linked().await;
+    feed.pg.psql("UPDATE rule_nats_streams SET ordering = 'shared'");
+    let holder = lock(&feed).await;
+    let mut walhook = feed.run();
+    let strangers = async || {
+        let client = feed.nats.client().await;
+        for _ in 0..6000 {
+            client.publish("webhooks.stranger", "{}".into()).await.unwrap();
+        }
+        client.flush().await.unwrap();
+    };
+    insert(&feed, 0, 100);
+    feed.stored(100).await;
+    strangers().await;
+    feed.stored(6100).await;
+    insert(&feed, 100, 200);
+    feed.stored(6200).await;
+    walhook.kill9();
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    let mut walhook = feed.run();
+    feed.confirmed().await;
+    let rows = "SELECT count(*), bool_and(success), count(*) FILTER (WHERE sequence_number =
+                       (payload ->> 'id')::int + CASE WHEN (payload ->> 'id')::int < 100 THEN 1 ELSE 6001 END)
+                FROM rule_nats_publish_history";
+    assert_eq!(feed.pg.psql(rows), "200|t|200");
     ended_well(&mut walhook);
 }
 

@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use walhook::{
     flow::{
         event_id::EventPosition,
-        history::{History, Note, Outcome},
+        history::{History, Note, Outcome, Place},
     },
     route::rules::KeepPayload,
     wal::lsn::Lsn,
@@ -44,7 +44,7 @@ fuzz_target!(|input: &[u8]| {
     }
     let mut batch = history.take().expect("three rows");
     assert_eq!((batch.len(), batch.unlocated().len()), (3, 1));
-    batch.locate(&[Some(number)]);
+    batch.locate(&[Place::At(number)]);
     let mut rest = batch.bytes();
     for _ in 0..3 {
         let (count, after) = rest.split_first_chunk::<2>().expect("a count");

@@ -40,6 +40,8 @@ pub const COLUMNS: [&str; COLUMN_COUNT as usize] = [
 const COLUMN_COUNT: i16 = 15;
 /// Where the sequence's eight bytes are: behind the count of columns, a time with its length, and its own length.
 const SEQUENCE_AT: usize = 2 + 12 + 4;
+/// Which column the subject is.
+const SUBJECT: usize = 6;
 /// A length of -1 stands for NULL.
 const NULL: [u8; 4] = (-1i32).to_be_bytes();
 /// What stands before the text of a jsonb in binary form (`jsonb_recv` in PostgreSQL's jsonb.c).
@@ -145,6 +147,29 @@ pub enum Outcome<'a> {
     },
 }
 
+/// Where a stored event's message is, as looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// At this sequence.
+    At(u64),
+    /// Not in the stream any more: where it would be, messages have been removed.
+    Removed,
+    /// Not found: nothing says that it was stored.
+    Unknown,
+}
+
+impl Place {
+    /// As the streamer's temporary table has it (`walhook_history` in sql/008).
+    fn written(self) -> i64 {
+        match self {
+            // No server counts beyond an i64.
+            Place::At(sequence) => i64::try_from(sequence).unwrap_or(0),
+            Place::Removed => -1,
+            Place::Unknown => 0,
+        }
+    }
+}
+
 /// Rows that are complete.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -181,17 +206,30 @@ impl Batch {
         self.unusual == 0
     }
 
-    /// The events that are stored at a sequence not known yet, in the order of their positions.
-    pub fn unlocated(&self) -> impl ExactSizeIterator<Item = &EventPosition> {
-        self.unlocated.iter().map(|(_, position)| position)
+    /// The events that are stored at a sequence not known yet with the subject of each, in the order of their positions.
+    pub fn unlocated(&self) -> impl ExactSizeIterator<Item = (&EventPosition, &str)> {
+        self.unlocated.iter().map(|(row, position)| (position, self.subject(*row)))
     }
 
-    /// Fills in the sequences of [`Batch::unlocated`], one for each; what the stream does not have any more stays without.
-    pub fn locate(&mut self, sequences: &[Option<u64>]) {
-        assert_eq!(sequences.len(), self.unlocated.len(), "an answer for each question");
-        for ((row, _), sequence) in self.unlocated.drain(..).zip(sequences) {
+    /// The subject in the row that begins there.
+    fn subject(&self, row: usize) -> &str {
+        let mut at = row + 2;
+        let mut value = &self.bytes[at..at];
+        for _ in 0..=SUBJECT {
+            let (length, rest) = self.bytes[at..].split_first_chunk().expect("a row has its columns");
+            // NULL has no bytes.
+            let length = usize::try_from(i32::from_be_bytes(*length)).unwrap_or(0);
+            value = &rest[..length];
+            at += 4 + length;
+        }
+        std::str::from_utf8(value).unwrap_or_default()
+    }
+
+    /// Fills in where the first of [`Batch::unlocated`] are.
+    pub fn locate(&mut self, places: &[Place]) {
+        for ((row, _), place) in self.unlocated.drain(..places.len()).zip(places) {
             let at = row + SEQUENCE_AT;
-            self.bytes[at..at + 8].copy_from_slice(&sequence.unwrap_or(0).to_be_bytes());
+            self.bytes[at..at + 8].copy_from_slice(&place.written().to_be_bytes());
         }
     }
 
@@ -517,13 +555,20 @@ mod tests {
         history.push(2, &position(1), &note(), b"1", KeepPayload::Full, unknown);
         let mut batch = history.take().unwrap();
         assert_eq!(
-            batch.unlocated().copied().collect::<Vec<_>>(),
-            [position(1), position(2)],
+            batch.unlocated().collect::<Vec<_>>(),
+            [(&position(1), "s"), (&position(2), "s")],
             "as they lie in the stream"
         );
-        batch.locate(&[Some(44), None]);
-        let sequences: Vec<_> = rows(&batch).iter().map(|row| row[1].clone().unwrap()[7]).collect();
-        assert_eq!((sequences, batch.unlocated().len()), (vec![9, 0, 44], 0));
+        batch.locate(&[Place::At(44)]);
+        assert_eq!(
+            batch.unlocated().collect::<Vec<_>>(),
+            [(&position(2), "s")],
+            "what is located is not asked for again"
+        );
+        batch.locate(&[Place::Removed]);
+        let sequence = |row: &Vec<Option<Vec<u8>>>| i64::from_be_bytes(row[1].clone().unwrap().try_into().unwrap());
+        let sequences: Vec<_> = rows(&batch).iter().map(sequence).collect();
+        assert_eq!((sequences, batch.unlocated().len()), (vec![9, -1, 44], 0));
     }
 
     #[test]

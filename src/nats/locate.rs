@@ -1,8 +1,11 @@
-//! Where given messages lie in a stream, found by bisection: keys of our messages rise with the sequence.
+//! Where given messages lie in a stream: keys of our messages rise with the sequence.
 //!
-//! In: keys that rise, and how to read a message's key. Out: a sequence for each that is still there. Some twenty requests
-//! for the first of millions; its neighbours are found by counting on, and the count is checked at its end. Messages of
-//! others are stepped over. What a key means is not known here.
+//! In: keys that rise, and how to read a message's key. Out: for each key the sequence of the message that carries it, never
+//! another's. The first is found by bisection; from there on the stream is read message by message, so that keys that lie side by
+//! side cost a request each. A wide gap is bisected again; among very many messages of others the server looks by subject. What a
+//! key means is not known here.
+
+use futures_util::future::try_join_all;
 
 use super::{
     control::Control,
@@ -11,58 +14,203 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// Messages of others that one search steps over, before it gives up.
+/// Messages of others that one search for a single place steps over, before it gives up.
 const FOREIGN_MAX: u32 = 4096;
+/// The same while many keys are looked for: then the server looks by subject.
+const FOREIGN_FEW: u32 = 256;
+/// Requests in flight.
+const IN_FLIGHT: u64 = 16;
+/// So many messages in a row that nobody asked for are a gap, which is bisected.
+const GAP: u64 = 48;
+/// In a shared stream a message that was refused once lies behind later ones: so far is it looked for.
+const DISORDER: u64 = 1024;
 
-/// The sequences of the messages with these `keys`, which rise; `None` for what is not there (any more).
+/// What is known of where a message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sought {
+    /// The message at this sequence carries the key.
+    At(u64),
+    /// It is not there, and where it would be messages have been removed.
+    Removed,
+    /// It was not found.
+    Unknown,
+}
+
+/// What is looked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'w, K> {
+    /// The message's key.
+    pub key: K,
+    /// Its subject.
+    pub subject: &'w str,
+}
+
+/// The stream to look in.
+#[derive(Debug, Clone, Copy)]
+pub struct Within<'w> {
+    /// Its name.
+    pub stream: &'w str,
+    /// Nothing that is looked for lies before this sequence: where an earlier search has ended.
+    pub from: Option<u64>,
+    /// Its messages may lie out of order.
+    pub is_shared: bool,
+}
+
+/// Where the messages `wanted` are, whose keys rise; and the sequence from which on later keys have to be looked for.
 ///
 /// # Errors
 /// The stream cannot be asked.
-pub async fn locate<K: Ord>(
+pub async fn locate<K: Ord + Copy>(
     control: &Control,
-    stream: &str,
-    keys: &[K],
+    within: Within<'_>,
+    wanted: &[Wanted<'_, K>],
     key_of: impl Fn(&Stored) -> Option<K>,
-) -> Result<Vec<Option<u64>>> {
-    let mut sequences = vec![None; keys.len()];
-    if keys.is_empty() {
-        return Ok(sequences);
-    }
+) -> Result<(Vec<Sought>, Option<u64>)> {
+    let Some(oldest) = wanted.first() else { return Ok((Vec::new(), within.from)) };
+    let stream = within.stream;
     let state = streams::state(control, stream).await?;
-    let search = Search { control, stream, key_of };
-    // Ranges of keys, and between which sequences they lie, both ends included.
-    let mut ranges = vec![(0, keys.len() - 1, state.first_sequence.max(1), state.last_sequence)];
-    while let Some((first, last, low, high)) = ranges.pop() {
-        sequences[first] = search.find(&keys[first], low, high).await?;
-        if first == last {
-            continue;
-        }
-        if let Some(at) = sequences[first]
-            && let guess = at + (last - first) as u64
-            && guess <= high
-            && tail::message(control, stream, guess).await?.and_then(|message| (search.key_of)(&message)).as_ref()
-                == Some(&keys[last])
-        {
-            // As many places as keys, so each key has the place that its number says.
-            for (index, sequence) in (first..=last).zip(at..) {
-                sequences[index] = Some(sequence);
+    let (first, last) = (state.first_sequence.max(1), state.last_sequence);
+    let search = Search { control, stream, subject: ">", foreign_max: FOREIGN_FEW, key_of: &key_of };
+    let mut walk =
+        Walk { wanted, places: vec![Sought::Unknown; wanted.len()], settled: 0, behind: within.from, has_hole: false };
+    let mut next = match within.from.filter(|from| (first..=last + 1).contains(from)) {
+        Some(from) => from,
+        None => {
+            let (low, place) = search.first(first, last, |key| *key < oldest.key).await?;
+            // What is gone from the stream's beginning may have been any of them.
+            walk.has_hole = low == first && first > 1;
+            if matches!(place, Place::Strange) {
+                return by_subject(&search, walk, first, last).await;
             }
+            low
+        }
+    };
+    let (mut barren, mut disorder) = (0, if within.is_shared { DISORDER } else { 0 });
+    while next <= last && (walk.settled < wanted.len() || (disorder > 0 && walk.lacks_some())) {
+        let stride = (wanted.len() - walk.settled).max(1) as u64;
+        let until = (next + stride.min(IN_FLIGHT) - 1).min(last);
+        let there = try_join_all((next..=until).map(|sequence| tail::message(control, stream, sequence))).await?;
+        let (is_hole, mut is_barren) = (there.iter().all(Option::is_none), true);
+        for stored in there {
+            match stored {
+                None => walk.has_hole = true,
+                Some(stored) => is_barren &= !walk.take(stored.sequence, key_of(&stored)),
+            }
+        }
+        let read = until + 1 - next;
+        next = until + 1;
+        if is_hole {
+            next = tail::next_message(control, stream, next).await?.map_or(last + 1, |stored| stored.sequence);
+        }
+        if walk.settled == wanted.len() {
+            disorder = disorder.saturating_sub(read);
             continue;
         }
-        let low = sequences[first].map_or(low, |at| at + 1);
-        let middle = first + (last - first) / 2;
-        ranges.push((middle + 1, last, low, high));
-        if middle > first {
-            ranges.push((first + 1, middle, low, high));
+        barren = if is_barren { barren + read } else { 0 };
+        if barren < GAP || next > last {
+            continue;
+        }
+        barren = 0;
+        let key = wanted[walk.settled].key;
+        let (low, place) = search.first(next, last, |its| *its < key).await?;
+        // Right before `low` is one of ours.
+        walk.has_hole &= low == next;
+        let upto = match place {
+            Place::Strange => return by_subject(&search, walk, next, last).await,
+            Place::At(sequence, _) => sequence,
+            Place::Nowhere => last + 1,
+        };
+        next = low;
+        if upto - low > GAP {
+            walk.has_hole |= tail::next_message(control, stream, low).await?.is_none_or(|stored| stored.sequence > low);
+            next = upto;
         }
     }
-    Ok(sequences)
+    walk.pass(wanted.len());
+    Ok((walk.places, walk.behind))
+}
+
+/// Looks for the rest one by one, each by its subject, from sequence `next` on.
+async fn by_subject<K: Ord + Copy, F: Fn(&Stored) -> Option<K>>(
+    search: &Search<'_, F>,
+    mut walk: Walk<'_, K>,
+    mut next: u64,
+    last: u64,
+) -> Result<(Vec<Sought>, Option<u64>)> {
+    for (index, Wanted { key, subject }) in walk.wanted.iter().enumerate().skip(walk.settled) {
+        let nearest = tail::next_message_of(search.control, search.stream, next, subject).await?;
+        let mut found = nearest.and_then(|stored| Some((stored.sequence, (search.key_of)(&stored)?)));
+        if found.is_none_or(|(_, its)| its != *key) {
+            let search = Search { subject, ..*search };
+            found = match search.first(next, last, |its| its < key).await?.1 {
+                Place::At(sequence, its) => Some((sequence, its)),
+                Place::Nowhere => None,
+                // So many messages of others, on our own subject: the rest stays unknown.
+                Place::Strange => break,
+            };
+        }
+        if let Some((sequence, _)) = found.filter(|(_, its)| its == key) {
+            walk.places[index] = Sought::At(sequence);
+            next = sequence + 1;
+            walk.behind = Some(next);
+        }
+    }
+    Ok((walk.places, walk.behind))
+}
+
+/// How far the stream has been read.
+struct Walk<'w, K> {
+    wanted: &'w [Wanted<'w, K>],
+    places: Vec<Sought>,
+    /// So many of `wanted` have been met or passed.
+    settled: usize,
+    /// Right behind the last message of ours that is not later than all that is wanted.
+    behind: Option<u64>,
+    /// Messages are missing between our last message and here.
+    has_hole: bool,
+}
+
+impl<K: Ord + Copy> Walk<'_, K> {
+    /// The next message, if it is ours with its key. Returns whether it was wanted.
+    fn take(&mut self, sequence: u64, key: Option<K>) -> bool {
+        let Some(key) = key else { return false };
+        let index = self.wanted.partition_point(|wanted| wanted.key < key);
+        let is_wanted = self.wanted.get(index).is_some_and(|wanted| wanted.key == key);
+        let is_in_order = index >= self.settled;
+        if is_in_order {
+            self.pass(index);
+            self.has_hole = false;
+            if index < self.wanted.len() {
+                self.behind = Some(sequence + 1);
+            }
+        }
+        if is_wanted {
+            self.places[index] = Sought::At(sequence);
+            self.settled = self.settled.max(index + 1);
+        }
+        is_wanted
+    }
+
+    /// What comes before the key `index` is not there.
+    fn pass(&mut self, index: usize) {
+        if self.has_hole {
+            self.places[self.settled..index].fill(Sought::Removed);
+        }
+        self.settled = index;
+    }
+
+    fn lacks_some(&self) -> bool {
+        self.places.iter().any(|place| !matches!(place, Sought::At(_)))
+    }
 }
 
 struct Search<'s, F> {
     control: &'s Control,
     stream: &'s str,
-    key_of: F,
+    /// Only messages on these subjects are looked at.
+    subject: &'s str,
+    foreign_max: u32,
+    key_of: &'s F,
 }
 
 /// Where a search has ended.
@@ -85,8 +233,8 @@ pub async fn first_from<K>(
     is_before: impl Fn(&K) -> bool,
 ) -> Result<Option<(u64, K)>> {
     let state = streams::state(control, stream).await?;
-    let search = Search { control, stream, key_of };
-    match search.first(state.first_sequence.max(1), state.last_sequence, is_before).await? {
+    let search = Search { control, stream, subject: ">", foreign_max: FOREIGN_MAX, key_of: &key_of };
+    match search.first(state.first_sequence.max(1), state.last_sequence, is_before).await?.1 {
         Place::At(sequence, key) => Ok(Some((sequence, key))),
         Place::Nowhere => Ok(None),
         Place::Strange => Err(Error::untrusted(format!(
@@ -96,19 +244,9 @@ pub async fn first_from<K>(
 }
 
 impl<F> Search<'_, F> {
-    /// The sequence of the message with this key, from `low` to `high`.
-    async fn find<K: Ord>(&self, key: &K, low: u64, high: u64) -> Result<Option<u64>>
-    where
-        F: Fn(&Stored) -> Option<K>,
-    {
-        Ok(match self.first(low, high, |its| its < key).await? {
-            Place::At(sequence, its) if its == *key => Some(sequence),
-            _ => None,
-        })
-    }
-
-    /// The first message from `low` to `high` whose key is not before the place looked for.
-    async fn first<K>(&self, low: u64, high: u64, is_before: impl Fn(&K) -> bool) -> Result<Place<K>>
+    /// The first message from `low` to `high` whose key is not before the place looked for; and the sequence behind the
+    /// last message whose key is, `low` where there is none.
+    async fn first<K>(&self, low: u64, high: u64, is_before: impl Fn(&K) -> bool) -> Result<(u64, Place<K>)>
     where
         F: Fn(&Stored) -> Option<K>,
     {
@@ -120,11 +258,14 @@ impl<F> Search<'_, F> {
             let mut from = middle;
             // The next message of ours tells on which side to go on.
             let ours = loop {
-                match tail::next_message(self.control, self.stream, from).await?.filter(|next| next.sequence < end) {
+                match tail::next_message_of(self.control, self.stream, from, self.subject)
+                    .await?
+                    .filter(|next| next.sequence < end)
+                {
                     None => break None,
                     Some(next) => match (self.key_of)(&next) {
                         Some(its) => break Some((its, next.sequence)),
-                        None if foreign == FOREIGN_MAX => return Ok(Place::Strange),
+                        None if foreign == self.foreign_max => return Ok((low, Place::Strange)),
                         None => {
                             foreign += 1;
                             from = next.sequence + 1;
@@ -141,6 +282,6 @@ impl<F> Search<'_, F> {
                 None => end = middle,
             }
         }
-        Ok(found)
+        Ok((low, found))
     }
 }

@@ -65,7 +65,12 @@ pub async fn message(control: &Control, stream: &str, sequence: u64) -> Result<O
 
 /// The first message from `sequence` on that is there; `None` where there is none.
 pub async fn next_message(control: &Control, stream: &str, sequence: u64) -> Result<Option<Stored>> {
-    get(control, stream, sequence, &json!({ "seq": sequence, "next_by_subj": ">" })).await
+    next_message_of(control, stream, sequence, ">").await
+}
+
+/// The same of the messages on `subject`, which may be a pattern.
+pub async fn next_message_of(control: &Control, stream: &str, sequence: u64, subject: &str) -> Result<Option<Stored>> {
+    get(control, stream, sequence, &json!({ "seq": sequence, "next_by_subj": subject })).await
 }
 
 async fn get(control: &Control, stream: &str, sequence: u64, request: &Value) -> Result<Option<Stored>> {

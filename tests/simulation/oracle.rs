@@ -48,6 +48,7 @@ struct Recorded {
     stream: String,
     sequence: u64,
     success: bool,
+    is_unknown: bool,
 }
 
 pub type Position = (u64, u64, i32);
@@ -226,12 +227,18 @@ impl Oracle {
                 success: fields[3].unwrap()[0] != 0,
                 message_id: text(8).unwrap(),
                 stream: text(12).unwrap_or_default(),
+                is_unknown: false,
             };
-            // As rule_nats_history_insert does.
+            // As rule_nats_history_insert does. Another event with the same id of the caller's is found by `reads_history`.
             let id = text(5).unwrap();
-            row.success &= row.sequence != 0 || !self.dead_letters.contains(&id);
+            if row.success && row.sequence == 0 {
+                row.is_unknown = row.message_id == id && !self.dead_letters.contains(&id);
+                row.success = row.message_id != id && !self.dead_letters.contains(&id);
+            }
             match self.history.entry(id) {
-                Entry::Occupied(mut old) if !old.get().success && row.success && row.sequence != 0 => {
+                Entry::Occupied(mut old)
+                    if !old.get().success && (row.success && row.sequence != 0 || old.get().is_unknown) =>
+                {
                     old.insert(row);
                 }
                 Entry::Occupied(_) => {}
@@ -243,7 +250,9 @@ impl Oracle {
     /// Whether the history tells the truth, at the end.
     pub fn reads_history(&self, jetstream: &JetStream) -> Result<(), String> {
         for (id, row) in &self.history {
-            let is_true = if !row.success {
+            let is_true = if row.is_unknown {
+                jetstream.has_forgotten
+            } else if !row.success {
                 self.dead_letters.contains(id)
             } else {
                 let stream = jetstream.stream(&row.stream);

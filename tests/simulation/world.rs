@@ -12,7 +12,7 @@ use walhook::{
     flow::{
         delay::{Due, sequence_of},
         event_id::EventPosition,
-        history::{Batch, Book},
+        history::{Batch, Book, Place},
         lane::{BATCH_MAX, Batches, Moment, Refusal, Tail, parcel::Claim},
         streamer::{DeadLetter, Halted, Limits, Received, RuleChange, RuleCommit, Streamer},
     },
@@ -917,9 +917,11 @@ impl World {
         for (book, batch) in &mut rows {
             if let Book::Lane(index) = book {
                 let stream = self.jetstream.stream(run.streamer.lane(*index).stream());
-                let sequence_of = |position: &EventPosition| stream.events.get(&position.id(SOURCE)).copied();
-                let sequences: Vec<_> = batch.unlocated().map(sequence_of).collect();
-                batch.locate(&sequences);
+                let place_of = |position: &EventPosition| {
+                    stream.events.get(&position.id(SOURCE)).map_or(Place::Unknown, |at| Place::At(*at))
+                };
+                let places: Vec<_> = batch.unlocated().map(|(position, _)| place_of(position)).collect();
+                batch.locate(&places);
             }
             if self.bug == Bug::RecordOnSend {
                 run.sent_off.push((batch.bytes().to_vec(), batch.len()));

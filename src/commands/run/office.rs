@@ -6,7 +6,13 @@
 //! lock on it), delivery goes on and only the confirmation waits; rows that had to be left out meanwhile the next session
 //! makes again from the slot ([`Streamer::left_out`]). Nothing that goes wrong here ends a session.
 
-use std::{collections::HashSet, future::Future, pin::Pin, rc::Rc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    time::Duration,
+};
 
 use tokio::time::{Instant, sleep};
 
@@ -22,15 +28,21 @@ use crate::{
     error::{Error, Kind, Result},
     flow::{
         event_id::EventPosition,
-        history::{Batch, Book},
+        history::{Batch, Book, Place},
+        lane::Ordering,
         streamer::Streamer,
     },
-    nats::{control::Control, locate::locate},
+    nats::{
+        control::Control,
+        locate::{self, Sought, Wanted, Within},
+    },
     postgres::sql::{self, Watched},
 };
 
 /// Rows that are under way for so long mean that the history is stuck: no statement takes that long by itself.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// So many sequences are looked up in one piece of work: what it found is kept whatever becomes of the next.
+const LOOKED_UP_MAX: usize = 256;
 /// After few rows …
 const FEW_ROWS: usize = 500;
 /// … the next gather for so long: a transaction for every event costs PostgreSQL, and us, many times what its row does.
@@ -54,8 +66,11 @@ pub struct Office {
     backoff: Backoff,
     /// No work before this.
     rests_until: Option<Instant>,
-    /// Since when rows have been under way.
+    /// Since when rows have been on their way into the table, or look-ups have failed: looking up by itself is no reason to do
+    /// without.
     busy_since: Option<Instant>,
+    /// How far each lane's stream was read by look-ups.
+    reached: HashMap<usize, Reached>,
     /// Rows gather.
     gathers: bool,
     /// `None`: it is time.
@@ -68,6 +83,23 @@ pub struct Office {
     told: Told,
     /// What went wrong with the consumers and has been told.
     told_of_consumers: HashSet<String>,
+}
+
+/// Where look-ups have got to: later events lie from that sequence on.
+#[derive(Clone, Copy)]
+struct Reached {
+    last: EventPosition,
+    next: u64,
+}
+
+/// The stream of a lane, to look up sequences in.
+struct Asked {
+    lane: usize,
+    /// `None`: the lane is not open.
+    control: Option<Control>,
+    stream: String,
+    is_shared: bool,
+    reached: Option<Reached>,
 }
 
 /// One book's rows, and where their events are stored.
@@ -86,6 +118,8 @@ pub struct Done {
 enum Outcome {
     /// Rows have had the time to.
     Gathered,
+    /// Some of the sequences were looked up, and how far that got in a lane's stream.
+    LookedUp(Vec<Batches>, Result<(usize, Option<Reached>)>),
     History(Vec<Batches>, Result<Written>),
     Tidied(Result<u64>),
     /// With what went wrong on the way.
@@ -104,6 +138,7 @@ impl Office {
             backoff: Backoff::default(),
             rests_until: None,
             busy_since: None,
+            reached: HashMap::new(),
             gathers: false,
             last_tidy: None,
             last_survey: None,
@@ -136,11 +171,7 @@ impl Office {
         if self.kept.is_empty() {
             let batches = streamer.take_history(|lane| lanes.control(lane).is_some());
             self.kept.extend(batches.into_iter().map(|(book, batch)| Batches { book, batch }));
-            if self.kept.is_empty() {
-                self.busy_since = None;
-            } else {
-                self.busy_since = Some(Instant::now());
-            }
+            self.busy_since = None;
         }
         self.work = self.next(streamer, lanes);
     }
@@ -150,16 +181,30 @@ impl Office {
         let (config, epoch) = (Rc::clone(&self.config), self.epoch);
         if !self.kept.is_empty() {
             let batches = std::mem::take(&mut self.kept);
-            let streams = batches.iter().map(|Batches { book, batch }| match book {
-                Book::Lane(lane) if batch.unlocated().len() > 0 => {
-                    Some((lanes.control(*lane)?.clone(), streamer.lane(*lane).stream().to_owned()))
-                }
+            let writer = self.writer.take();
+            let unlocated = batches.iter().enumerate().find_map(|(index, Batches { book, batch })| match book {
+                Book::Lane(lane) if batch.unlocated().len() > 0 => Some((index, *lane)),
                 _ => None,
             });
-            let (streams, writer) = (streams.collect(), self.writer.take());
+            if let Some((index, lane)) = unlocated {
+                let asked = Asked {
+                    lane,
+                    control: lanes.control(lane).cloned(),
+                    stream: streamer.lane(lane).stream().to_owned(),
+                    is_shared: streamer.lane(lane).ordering() == Ordering::Shared,
+                    reached: self.reached.get(&lane).copied(),
+                };
+                return Some(Box::pin(async move {
+                    sleep(wait).await;
+                    let mut batches = batches;
+                    let looked_up = look_up(&config, &mut batches[index].batch, &asked).await;
+                    Done { writer, outcome: Outcome::LookedUp(batches, looked_up) }
+                }));
+            }
+            self.busy_since.get_or_insert_with(Instant::now);
             return Some(Box::pin(async move {
                 sleep(wait).await;
-                record(&config, epoch, writer, batches, streams).await
+                record(&config, epoch, writer, batches).await
             }));
         }
         if self.last_tidy.is_none_or(|last| last.elapsed() >= TIDY) {
@@ -196,6 +241,18 @@ impl Office {
         self.writer = writer;
         let failure = match outcome {
             Outcome::Gathered => return,
+            Outcome::LookedUp(batches, Ok((lane, reached))) => {
+                self.kept = batches;
+                self.busy_since = None;
+                self.reached.extend(reached.map(|reached| (lane, reached)));
+                None
+            }
+            Outcome::LookedUp(batches, Err(error)) => {
+                self.kept = batches;
+                self.busy_since.get_or_insert_with(Instant::now);
+                self.rests_until = Some(Instant::now() + self.backoff.next());
+                Some(error)
+            }
             Outcome::History(batches, Ok(Written { lost, problem })) => {
                 self.gathers = batches.iter().map(|batches| batches.batch.len()).sum::<usize>() < FEW_ROWS;
                 self.given_back(batches, streamer);
@@ -259,19 +316,8 @@ impl Office {
     }
 }
 
-/// Looks up the sequences that are not known, and writes the rows.
-async fn record(
-    config: &Config,
-    epoch: u64,
-    writer: Option<Writer>,
-    mut batches: Vec<Batches>,
-    streams: Vec<Option<(Control, String)>>,
-) -> Done {
-    for (Batches { batch, .. }, stream) in batches.iter_mut().zip(&streams) {
-        if let Err(error) = look_up(config, batch, stream.as_ref()).await {
-            return Done { writer, outcome: Outcome::History(batches, Err(error)) };
-        }
-    }
+/// Writes the rows.
+async fn record(config: &Config, epoch: u64, writer: Option<Writer>, batches: Vec<Batches>) -> Done {
     match reach(config, epoch, writer).await {
         Err(error) => Done { writer: None, outcome: Outcome::History(batches, Err(error)) },
         Ok(mut writer) => {
@@ -281,25 +327,35 @@ async fn record(
     }
 }
 
-async fn look_up(config: &Config, batch: &mut Batch, stream: Option<&(Control, String)>) -> Result<()> {
-    let keys: Vec<_> = batch.unlocated().map(EventPosition::rank).collect();
-    if keys.is_empty() {
-        return Ok(());
-    }
-    let Some((control, stream)) = stream else {
+/// Looks up where the next of the batch's events are whose sequence is not known. Only a message with the event's own id counts.
+async fn look_up(config: &Config, batch: &mut Batch, asked: &Asked) -> Result<(usize, Option<Reached>)> {
+    let Asked { lane, control, stream, is_shared, reached } = asked;
+    let Some(control) = control else {
         return Err(Error::unavailable("look up sequences for the history: the stream's lane is not open"));
     };
-    let key_of = |stored: &_| position_of(stored, &config.source).map(|position| position.rank());
-    let sequences = match locate(control, stream, &keys, key_of).await {
-        Ok(sequences) => sequences,
+    let key = |position: &EventPosition| (position.rank(), position.commit_time);
+    let unlocated = batch.unlocated().take(LOOKED_UP_MAX);
+    let wanted: Vec<_> = unlocated.map(|(position, subject)| Wanted { key: key(position), subject }).collect();
+    let last = batch.unlocated().take(LOOKED_UP_MAX).last().map(|(position, _)| *position);
+    let from = reached.filter(|reached| wanted.first().is_some_and(|first| key(&reached.last) < first.key));
+    let within = Within { stream, from: from.map(|reached| reached.next), is_shared: *is_shared };
+    let key_of = |stored: &_| position_of(stored, &config.source).map(|position| key(&position));
+    let (places, next) = match locate::locate(control, within, &wanted, key_of).await {
+        Ok(located) => located,
         Err(error) if error.kind() == Kind::Unavailable => return Err(error),
         Err(error) => {
-            tracing::warn!("the history goes without {} sequence numbers: {error}", keys.len());
-            vec![None; keys.len()]
+            tracing::warn!("the history goes without {} sequence numbers: {error}", wanted.len());
+            (vec![Sought::Unknown; wanted.len()], None)
         }
     };
-    batch.locate(&sequences);
-    Ok(())
+    let place = |sought: &Sought| match sought {
+        Sought::At(sequence) => Place::At(*sequence),
+        Sought::Removed => Place::Removed,
+        Sought::Unknown => Place::Unknown,
+    };
+    let places: Vec<_> = places.iter().map(place).collect();
+    batch.locate(&places);
+    Ok((*lane, last.zip(next).map(|(last, next)| Reached { last, next })))
 }
 
 async fn tidy(config: &Config, epoch: u64, writer: Option<Writer>) -> Done {
