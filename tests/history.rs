@@ -4,6 +4,7 @@
 
 mod support;
 
+use futures_util::StreamExt;
 use support::{Walhook, eventually, feed::Feed};
 
 /// A linked table `items` and its webhook 1.
@@ -202,11 +203,25 @@ async fn lock(feed: &Feed) -> tokio_postgres::Client {
     holder
 }
 
-/// How many requests JetStream has answered.
-async fn requests(feed: &Feed) -> u64 {
-    let answer = feed.nats.client().await.request("$JS.API.INFO", "".into()).await.unwrap();
-    let info: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap();
-    info["api"]["total"].as_u64().unwrap()
+/// On which messages of the stream are asked for.
+const LOOK_UP: &str = "$JS.API.STREAM.MSG.GET.WEBHOOKS";
+
+/// Counts the look-ups from here on.
+async fn watch(feed: &Feed) -> (async_nats::Client, async_nats::Subscriber) {
+    let client = feed.nats.client().await;
+    let subscriber = client.subscribe(LOOK_UP).await.unwrap();
+    client.flush().await.unwrap();
+    (client, subscriber)
+}
+
+/// How many came until now.
+async fn counted((client, mut subscriber): (async_nats::Client, async_nats::Subscriber)) -> usize {
+    client.publish(LOOK_UP, "end".into()).await.unwrap();
+    let mut count = 0;
+    while subscriber.next().await.unwrap().payload != "end" {
+        count += 1;
+    }
+    count
 }
 
 #[tokio::test]
@@ -249,23 +264,23 @@ async fn a_letter_between_stored_events_is_told_as_a_failure_and_each_event_with
 
 #[tokio::test]
 async fn sequences_of_a_backlog_are_looked_up_with_about_one_request_for_each_event() {
-    const EVENTS: u64 = 4000;
+    const EVENTS: usize = 4000;
     let feed = linked().await;
     let holder = lock(&feed).await;
     let mut walhook = feed.run();
-    insert(&feed, 0, EVENTS.cast_signed());
-    feed.stored(EVENTS).await;
+    insert(&feed, 0, 4000);
+    feed.stored(4000).await;
     walhook.kill9();
     let stream = feed.nats.jetstream().await.get_stream("WEBHOOKS").await.unwrap();
-    for sequence in (5..EVENTS).step_by(10) {
+    for sequence in (5..4000).step_by(10) {
         stream.delete_message(sequence).await.unwrap();
     }
     feed.pg.psql("UPDATE rule_webhooks SET enabled = false");
     holder.batch_execute("ROLLBACK").await.unwrap();
-    let before = requests(&feed).await;
+    let watch = watch(&feed).await;
     let mut walhook = feed.run();
     feed.confirmed().await;
-    let asked = requests(&feed).await - before;
+    let asked = counted(watch).await;
     assert!(asked <= EVENTS * 5 / 4, "{asked} requests for {EVENTS} events");
     let rows =
         "SELECT count(*), bool_and(success), count(*) FILTER (WHERE sequence_number = (payload ->> 'id')::int + 1),
@@ -287,8 +302,11 @@ async fn what_was_purged_before_it_was_told_has_no_sequence_and_no_wrong_one() {
     let stream = feed.nats.jetstream().await.get_stream("WEBHOOKS").await.unwrap();
     stream.purge().keep(600).await.unwrap();
     holder.batch_execute("ROLLBACK").await.unwrap();
+    let watch = watch(&feed).await;
     let mut walhook = feed.run();
     feed.confirmed().await;
+    let asked = counted(watch).await;
+    assert!(asked <= 1250, "{asked} requests for 1000 events");
     let rows = "SELECT count(*), bool_and(success), count(sequence_number),
                        count(*) FILTER (WHERE sequence_number = (payload ->> 'id')::int + 1)
                 FROM rule_nats_publish_history";
