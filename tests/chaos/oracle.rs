@@ -293,14 +293,13 @@ fn tuple(text: &str) -> (Tuple, &str) {
 
 /// Where the closing quote is; doubled ones are text.
 fn quoted_end(quoted: &str) -> usize {
-    let bytes = quoted.as_bytes();
     let mut at = 0;
     loop {
-        match (bytes[at], bytes.get(at + 1)) {
-            (b'\'', Some(b'\'')) => at += 2,
-            (b'\'', _) => return at,
-            _ => at += 1,
+        at += quoted[at..].find('\'').unwrap();
+        if !quoted[at + 1..].starts_with('\'') {
+            return at;
         }
+        at += 2;
     }
 }
 

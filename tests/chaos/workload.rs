@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fastrand::Rng;
@@ -86,7 +86,7 @@ impl Workload {
             .map(|number| {
                 let (stop, conninfo, nats_urls) = (Arc::clone(&stop), pg.conninfo(), nats_urls.clone());
                 let rng = Rng::with_seed(seed.wrapping_mul(1000) + number);
-                let worker = Worker { rng, number, next: 0, columns: 0, nats_urls, shares, is_full: false };
+                let worker = Worker { rng, number, next: 0, columns: 0, nats_urls, shares, full_until: None };
                 std::thread::spawn(move || support::runtime().block_on(worker.run(&conninfo, &stop)))
             })
             .collect();
@@ -120,17 +120,17 @@ struct Worker {
     columns: u32,
     nats_urls: [String; 2],
     shares: bool,
-    /// Some stream may have no room.
-    is_full: bool,
+    /// Until when some stream may have no room.
+    full_until: Option<Instant>,
 }
 
 impl Worker {
     async fn run(mut self, conninfo: &str, stop: &AtomicBool) {
-        while !stop.load(Ordering::Relaxed) || self.is_full {
+        while !stop.load(Ordering::Relaxed) || self.full_until.is_some() {
             if let Ok((client, connection)) = tokio_postgres::connect(conninfo, NoTls).await {
                 tokio::spawn(connection);
                 let _ = client.batch_execute("SET lock_timeout = '2s'").await;
-                while (!stop.load(Ordering::Relaxed) || self.is_full) && !client.is_closed() {
+                while (!stop.load(Ordering::Relaxed) || self.full_until.is_some()) && !client.is_closed() {
                     let _ = match self.number {
                         RULES => self.rules(&client).await,
                         _ => self.transaction(&client).await,
@@ -288,10 +288,9 @@ impl Worker {
 
     /// Changes rules, in a transaction of their own or amid rows, which may be rolled back.
     async fn rules(&mut self, client: &Client) -> Result<(), Error> {
-        if std::mem::take(&mut self.is_full) {
-            self.is_full = true;
+        if self.full_until.is_some_and(|until| until < Instant::now()) {
             client.batch_execute("UPDATE rule_nats_streams SET max_messages = 1000000").await?;
-            self.is_full = false;
+            self.full_until = None;
         }
         let mut sql = String::new();
         for _ in 0..self.rng.u32(1..3) {
@@ -329,7 +328,7 @@ impl Worker {
         let mut one_of = |values: &[&'static str]| values[self.rng.usize(0..values.len())];
         match one_of(&[
             "move", "move", "move", "config", "config", "enabled", "enabled", "link", "link", "format", "mode", "mode",
-            "full", "server",
+            "full", "server", "address",
         ]) {
             "move" => {
                 let (stream, end) = (one_of(&["a", "b"]), one_of(&["x", "y", "z"]));
@@ -342,7 +341,10 @@ impl Worker {
                      (SELECT config_id FROM rule_nats_config WHERE config_name = '{config}') WHERE webhook_id = {any}"
                 )
             }
-            "enabled" => format!("UPDATE rule_webhooks SET enabled = NOT enabled WHERE webhook_id = {moving}"),
+            "enabled" => {
+                let enabled = one_of(&["true", "true", "false"]);
+                format!("UPDATE rule_webhooks SET enabled = {enabled} WHERE webhook_id = {moving}")
+            }
             "format" => {
                 let format = one_of(&["webhook", "data", "cloudevents", "cloudevents_binary"]);
                 format!("UPDATE rule_webhooks SET payload_format = '{format}' WHERE webhook_id = {moving}")
@@ -361,13 +363,21 @@ impl Worker {
                 "template" => {
                     format!("subject_template = {}", one_of(&["NULL", "'chaos.b.{table}.{op}'", "'chaos.a.{op}'"]))
                 }
-                _ => "enabled = NOT enabled".to_owned(),
+                _ => format!("enabled = {}", one_of(&["true", "true", "false"])),
             }),
             "mode" => of_stream(match one_of(&["transactions", "durability", "ordering"]) {
                 "transactions" => one_of(&["transactions = 'atomic'", "transactions = 'streamed'"]),
                 "ordering" if self.shares => one_of(&["ordering = 'strict'", "ordering = 'shared'"]),
                 _ => one_of(&["durability = 'fsync'", "durability = 'default'"]),
             }),
+            // The same server by another name.
+            "address" => {
+                let hosts = one_of(&["127.0.0.1 localhost", "localhost 127.0.0.1"]).split_once(' ').unwrap();
+                format!(
+                    "UPDATE rule_nats_config SET nats_url = replace(nats_url, '{}', '{}') WHERE config_name = '{config}'",
+                    hosts.0, hosts.1
+                )
+            }
             "server" => format!(
                 "UPDATE rule_nats_config SET reconnect_delay_ms = {} WHERE config_name = '{config}'",
                 one_of(&["200", "500", "1000"])
@@ -377,8 +387,8 @@ impl Worker {
                 let Some(holds) = messages_of(&self.nats_urls[server], name).await else {
                     return "SELECT 1".to_owned();
                 };
-                self.is_full = true;
-                of_stream(&format!("max_messages = {}", holds + self.rng.u64(1..300)))
+                self.full_until = Some(Instant::now() + Duration::from_millis(self.rng.u64(200..2000)));
+                of_stream(&format!("max_messages = {}", holds + self.rng.u64(1..30)))
             }
         }
     }
