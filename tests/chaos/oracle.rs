@@ -369,7 +369,7 @@ impl Findings {
     /// What else does not hold.
     pub fn add(&mut self, words: impl Into<String>) {
         if self.examples.len() < 20 {
-            self.examples.push(words.into());
+            self.examples.push(words.into().chars().take(600).collect());
         }
     }
 }

@@ -94,7 +94,9 @@ pub async fn run(seed: u64) -> Outcome {
         }
     }
     workload.stop();
-    if let Err(problem) = world.recovered().await {
+    if !world.findings.is_clean() {
+        world.findings.add("not waited for in the end");
+    } else if let Err(problem) = world.recovered().await {
         world.findings.add(format!("in the end: {problem}"));
     }
     rss_kib = rss_kib.max(peak_rss_kib(world.walhook.pid()));
@@ -108,7 +110,13 @@ pub async fn run(seed: u64) -> Outcome {
     let (events, rule_changes) = world.judge(&samples).await;
     let mut findings = std::mem::take(&mut world.findings);
     if !findings.is_clean() {
-        findings.examples.push(format!("the last of walhook's log:\n{}", support::process::tail(&world.walhook.log())));
+        let log = world.walhook.log();
+        let file = std::env::temp_dir().join(format!("walhook-chaos-{seed}-{}.log", std::process::id()));
+        std::fs::write(&file, &log).unwrap();
+        let panics = log.lines().skip_while(|line| !line.contains("panicked at")).take(3);
+        findings.examples.extend(panics.map(str::to_owned));
+        findings.examples.push(format!("all of walhook's log: {}", file.display()));
+        findings.examples.push(format!("the last of walhook's log:\n{}", support::process::tail(&log)));
     }
     world.wake();
     Outcome { seed, findings, events, rule_changes, faults, recoveries, rss_kib, samples: samples.len() }
