@@ -32,6 +32,9 @@ pub const WAL_SENDER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long recovery may take on a busy machine. Nothing is waited for that long where all is well.
 const RECOVERED: Duration = Duration::from_secs(120);
 
+/// When the workload begins to do less until that is so.
+const CALM: Duration = Duration::from_secs(4);
+
 /// In KiB; the window, and what a process of this kind takes.
 const RSS_MAX: u64 = 100 * 1024;
 
@@ -85,7 +88,7 @@ pub async fn run(seed: u64) -> Outcome {
         eprintln!("seed {seed}, after {:.1} s: {name}", began.elapsed().as_secs_f32());
         fault.happen(&mut world, &mut rng).await;
         rss_kib = rss_kib.max(peak_rss_kib(world.walhook.pid()));
-        match world.recovered().await {
+        match world.recovered(&workload.calm).await {
             Ok(took) => recoveries.push(took),
             Err(problem) => {
                 world.findings.add(format!("after {name}: {problem}"));
@@ -96,7 +99,7 @@ pub async fn run(seed: u64) -> Outcome {
     workload.stop();
     if !world.findings.is_clean() {
         world.findings.add("not waited for in the end");
-    } else if let Err(problem) = world.recovered().await {
+    } else if let Err(problem) = world.recovered(&workload.calm).await {
         world.findings.add(format!("in the end: {problem}"));
     }
     rss_kib = rss_kib.max(peak_rss_kib(world.walhook.pid()));
@@ -156,18 +159,21 @@ impl World {
     }
 
     /// Waits until all that is committed by now is confirmed, and tells how long that took.
-    async fn recovered(&mut self) -> Result<Duration, String> {
+    async fn recovered(&mut self, calm: &AtomicBool) -> Result<Duration, String> {
         let since = Instant::now();
+        calm.store(false, Ordering::Relaxed);
         let upto = self.feed.pg.psql("SELECT pg_current_wal_lsn()");
         let asked =
             format!("SELECT confirmed_flush_lsn >= '{upto}' FROM pg_replication_slots WHERE slot_name = 'walhook'");
         loop {
             if self.feed.pg.psql(&asked) == "t" {
+                calm.store(false, Ordering::Relaxed);
                 return Ok(since.elapsed());
             }
             if let Some(status) = self.walhook.exited() {
                 return Err(format!("walhook ended by itself: {status}"));
             }
+            calm.store(since.elapsed() > CALM, Ordering::Relaxed);
             if since.elapsed() > RECOVERED {
                 let at = self
                     .feed

@@ -73,6 +73,8 @@ pub fn prepare(pg: &Postgres, nats_urls: [&str; 2], window_s: u32) {
 /// The running workload; dropping it stops it.
 pub struct Workload {
     stop: Arc<AtomicBool>,
+    /// Everybody does little, so that a busy machine keeps up.
+    pub calm: Arc<AtomicBool>,
     workers: Vec<JoinHandle<()>>,
 }
 
@@ -80,17 +82,18 @@ impl Workload {
     /// `workers` connections at once; the first also does what needs a table to itself, and one more changes rules. `shares`:
     /// whether a stream may be shared for a while, which is safe only as long as it remembers all ids.
     pub fn start(pg: &Postgres, nats_urls: [String; 2], seed: u64, workers: u64, shares: bool) -> Workload {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, calm) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let workers = (0..workers)
             .chain([RULES])
             .map(|number| {
-                let (stop, conninfo, nats_urls) = (Arc::clone(&stop), pg.conninfo(), nats_urls.clone());
+                let (calm, stop, conninfo, nats_urls) =
+                    (Arc::clone(&calm), Arc::clone(&stop), pg.conninfo(), nats_urls.clone());
                 let rng = Rng::with_seed(seed.wrapping_mul(1000) + number);
                 let worker = Worker { rng, number, next: 0, columns: 0, nats_urls, shares, full_until: None };
-                std::thread::spawn(move || support::runtime().block_on(worker.run(&conninfo, &stop)))
+                std::thread::spawn(move || support::runtime().block_on(worker.run(&conninfo, &stop, &calm)))
             })
             .collect();
-        Workload { stop, workers }
+        Workload { stop, calm, workers }
     }
 
     /// Waits until everybody has ended what they are at.
@@ -125,7 +128,7 @@ struct Worker {
 }
 
 impl Worker {
-    async fn run(mut self, conninfo: &str, stop: &AtomicBool) {
+    async fn run(mut self, conninfo: &str, stop: &AtomicBool, calm: &AtomicBool) {
         while !stop.load(Ordering::Relaxed) || self.full_until.is_some() {
             if let Ok((client, connection)) = tokio_postgres::connect(conninfo, NoTls).await {
                 tokio::spawn(connection);
@@ -136,7 +139,8 @@ impl Worker {
                         _ => self.transaction(&client).await,
                     };
                     let _ = client.batch_execute("ROLLBACK").await; // a warning where nothing is open
-                    tokio::time::sleep(Duration::from_millis(self.rng.u64(0..100))).await;
+                    let most = if calm.load(Ordering::Relaxed) { 3000 } else { 100 };
+                    tokio::time::sleep(Duration::from_millis(self.rng.u64(0..most))).await;
                 }
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
