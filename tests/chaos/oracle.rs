@@ -31,7 +31,7 @@ pub struct Fact {
 
 impl Fact {
     /// Leaves out what the format does not tell.
-    fn as_told(mut self) -> Fact {
+    fn within_format(mut self) -> Fact {
         if self.format != "webhook" {
             self.xid = 0;
             self.unchanged.clear();
@@ -121,7 +121,7 @@ impl Rules {
             _ => 1,
         };
         let (format, webhook) = (text(&row["payload_format"]).to_owned(), webhook.unsigned_abs());
-        Some(Fact { stream, subject, webhook, format, ..change }.as_told())
+        Some(Fact { stream, subject, webhook, format, ..change }.within_format())
     }
 
     /// What all webhooks send for the change of a row, in the order of the webhooks.
@@ -328,7 +328,7 @@ fn told(stream: usize, message: &Message) -> Fact {
     let unchanged = unchanged.map(|column| column.as_str().unwrap_or_default().to_owned()).collect();
     let webhook = position(id(message)).map_or(0, |(_, _, webhook)| webhook);
     let (subject, xid) = (message.subject.clone(), event["xid"].as_u64().unwrap_or_default());
-    Fact { stream, subject, webhook, format: format.to_owned(), xid, table, op, row, unchanged }.as_told()
+    Fact { stream, subject, webhook, format: format.to_owned(), xid, table, op, row, unchanged }.within_format()
 }
 
 /// The place in the WAL that an id names: commit LSN, number in the transaction, webhook.
