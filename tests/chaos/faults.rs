@@ -11,7 +11,7 @@ use super::{
 };
 
 /// Every kind, by the name that the report has.
-pub const KINDS: [(&str, Fault); 25] = [
+pub const KINDS: [(&str, Fault); 26] = [
     ("walhook killed", Fault::WalhookKilled),
     ("walhook killed again and again", Fault::WalhookKilledOften),
     ("walhook terminated", Fault::WalhookTerminated),
@@ -23,6 +23,7 @@ pub const KINDS: [(&str, Fault); 25] = [
     ("PostgreSQL frozen", Fault::PostgresFrozen),
     ("walhook's backends terminated", Fault::BackendsTerminated),
     ("NATS killed", Fault::NatsKilled),
+    ("the second NATS killed", Fault::SecondNatsKilled),
     ("NATS restarted", Fault::NatsRestarted),
     ("NATS frozen", Fault::NatsFrozen),
     ("everything killed", Fault::AllKilled),
@@ -61,6 +62,7 @@ pub enum Fault {
     PostgresFrozen,
     BackendsTerminated,
     NatsKilled,
+    SecondNatsKilled,
     NatsRestarted,
     NatsFrozen,
     AllKilled,
@@ -139,6 +141,11 @@ impl Fault {
                 world.feed.nats.kill9();
                 pause.await;
                 world.feed.nats.restart().await;
+            }
+            Fault::SecondNatsKilled => {
+                world.second.kill9();
+                pause.await;
+                world.second.restart().await;
             }
             Fault::NatsRestarted => world.feed.nats.restart().await,
             Fault::NatsFrozen => {

@@ -20,7 +20,7 @@ use super::{
     faults::{Fault, KINDS},
     oracle::{self, Findings, Sample},
     support::{
-        self, Nats, Postgres, Proxy, Walhook,
+        self, Nats, Postgres, Proxy, Walhook, eventually,
         feed::{Feed, Message},
     },
     workload::{self, STREAMS, TABLES, Workload},
@@ -32,6 +32,9 @@ pub const WAL_SENDER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long recovery may take on a busy machine. Nothing is waited for that long where all is well.
 const RECOVERED: Duration = Duration::from_secs(120);
 
+/// When the workload begins to do less until that is so.
+const CALM: Duration = Duration::from_secs(4);
+
 /// In KiB; the window, and what a process of this kind takes.
 const RSS_MAX: u64 = 100 * 1024;
 
@@ -40,6 +43,8 @@ pub struct World {
     pub walhook: Walhook,
     pub postgres_proxy: Proxy,
     pub nats_proxy: Proxy,
+    /// The server of the second configuration.
+    pub second: Nats,
     settings: tempfile::TempDir,
     findings: Findings,
 }
@@ -50,6 +55,8 @@ pub struct Outcome {
     pub findings: Findings,
     /// Events, in all streams.
     pub events: usize,
+    /// Changes of configuration rows.
+    pub rule_changes: usize,
     pub faults: Vec<&'static str>,
     /// From the mending of a fault until all that was committed by then is confirmed.
     pub recoveries: Vec<Duration>,
@@ -63,10 +70,12 @@ pub async fn run(seed: u64) -> Outcome {
     let (mut rng, began) = (Rng::with_seed(seed), Instant::now());
     let conf = format!("wal_sender_timeout = {}", WAL_SENDER_TIMEOUT.as_millis());
     let pg = Postgres::builder().conf(&conf).start().await;
-    let nats = Nats::start().await;
-    let mut world = World::begin(pg, nats, if rng.bool() { 1 } else { 120 });
-    let sampler = Sampler::start(&world.feed);
-    let mut workload = Workload::start(&world.feed.pg.conninfo(), seed, rng.u64(2..5));
+    let (nats, second) = (Nats::start().await, Nats::start().await);
+    let remembers = rng.bool();
+    let mut world = World::begin(pg, nats, second, if remembers { 120 } else { 1 }).await;
+    let sampler = Sampler::start(&world);
+    let shares = remembers && rng.bool();
+    let mut workload = Workload::start(&world.feed.pg, world.nats_urls(), seed, rng.u64(2..5), shares);
     // Each seed has some kinds of fault and not the others: what is rare is found where much else is quiet.
     let mut kinds: Vec<(&'static str, Fault)> = KINDS.to_vec();
     rng.shuffle(&mut kinds);
@@ -79,7 +88,7 @@ pub async fn run(seed: u64) -> Outcome {
         eprintln!("seed {seed}, after {:.1} s: {name}", began.elapsed().as_secs_f32());
         fault.happen(&mut world, &mut rng).await;
         rss_kib = rss_kib.max(peak_rss_kib(world.walhook.pid()));
-        match world.recovered().await {
+        match world.recovered(&workload.calm).await {
             Ok(took) => recoveries.push(took),
             Err(problem) => {
                 world.findings.add(format!("after {name}: {problem}"));
@@ -88,7 +97,9 @@ pub async fn run(seed: u64) -> Outcome {
         }
     }
     workload.stop();
-    if let Err(problem) = world.recovered().await {
+    if !world.findings.is_clean() {
+        world.findings.add("not waited for in the end");
+    } else if let Err(problem) = world.recovered(&workload.calm).await {
         world.findings.add(format!("in the end: {problem}"));
     }
     rss_kib = rss_kib.max(peak_rss_kib(world.walhook.pid()));
@@ -99,25 +110,41 @@ pub async fn run(seed: u64) -> Outcome {
     }
     let samples = sampler.stop();
     eprintln!("seed {seed}, after {:.1} s: judgement", began.elapsed().as_secs_f32());
-    let events = world.judge(&samples).await;
+    let (events, rule_changes) = world.judge(&samples).await;
     let mut findings = std::mem::take(&mut world.findings);
     if !findings.is_clean() {
-        findings.examples.push(format!("the last of walhook's log:\n{}", support::process::tail(&world.walhook.log())));
+        let log = world.walhook.log();
+        let file = std::env::temp_dir().join(format!("walhook-chaos-{seed}-{}.log", std::process::id()));
+        std::fs::write(&file, &log).unwrap();
+        let panics = log.lines().skip_while(|line| !line.contains("panicked at")).take(3);
+        findings.examples.extend(panics.map(str::to_owned));
+        findings.examples.push(format!("all of walhook's log: {}", file.display()));
+        findings.examples.push(format!("the last of walhook's log:\n{}", support::process::tail(&log)));
     }
     world.wake();
-    Outcome { seed, findings, events, faults, recoveries, rss_kib, samples: samples.len() }
+    Outcome { seed, findings, events, rule_changes, faults, recoveries, rss_kib, samples: samples.len() }
 }
 
 impl World {
     /// Everything started and linked, walhook too.
-    fn begin(pg: Postgres, nats: Nats, window_s: u32) -> World {
+    async fn begin(pg: Postgres, nats: Nats, second: Nats, window_s: u32) -> World {
         let (postgres_proxy, nats_proxy) = (Proxy::before(pg.port()), Proxy::before(nats.port()));
         let feed = Arc::new(Feed::on(pg, nats));
-        workload::prepare(&feed.pg, &format!("nats://127.0.0.1:{}", nats_proxy.port()), window_s);
+        let proxied = format!("nats://127.0.0.1:{}", nats_proxy.port());
+        workload::prepare(&feed.pg, [&proxied, &second.url()], window_s);
         let settings = tempfile::tempdir().unwrap();
         std::fs::write(settings.path().join("walhook.toml"), "ack_timeout_ms = 2000\n").unwrap();
         let walhook = start(&feed, &postgres_proxy, &settings);
-        World { feed, walhook, postgres_proxy, nats_proxy, settings, findings: Findings::default() }
+        // Before that the rules are those that it reads at its first start.
+        eventually("the first version of the rules", async || {
+            (feed.pg.psql("SELECT count(*) FROM rule_cdc_rule_sources") == "1").then_some(())
+        })
+        .await;
+        World { feed, walhook, postgres_proxy, nats_proxy, second, settings, findings: Findings::default() }
+    }
+
+    fn nats_urls(&self) -> [String; 2] {
+        [self.feed.nats.url(), self.second.url()]
     }
 
     /// One more walhook.
@@ -132,18 +159,21 @@ impl World {
     }
 
     /// Waits until all that is committed by now is confirmed, and tells how long that took.
-    async fn recovered(&mut self) -> Result<Duration, String> {
+    async fn recovered(&mut self, calm: &AtomicBool) -> Result<Duration, String> {
         let since = Instant::now();
+        calm.store(false, Ordering::Relaxed);
         let upto = self.feed.pg.psql("SELECT pg_current_wal_lsn()");
         let asked =
             format!("SELECT confirmed_flush_lsn >= '{upto}' FROM pg_replication_slots WHERE slot_name = 'walhook'");
         loop {
             if self.feed.pg.psql(&asked) == "t" {
+                calm.store(false, Ordering::Relaxed);
                 return Ok(since.elapsed());
             }
             if let Some(status) = self.walhook.exited() {
                 return Err(format!("walhook ended by itself: {status}"));
             }
+            calm.store(since.elapsed() > CALM, Ordering::Relaxed);
             if since.elapsed() > RECOVERED {
                 let at = self
                     .feed
@@ -155,8 +185,8 @@ impl World {
         }
     }
 
-    /// Everything that must hold of what is stored; returns how many events there are.
-    async fn judge(&mut self, samples: &[Sample]) -> usize {
+    /// Everything that must hold of what is stored; returns how many events and changes of rules there are.
+    async fn judge(&mut self, samples: &[Sample]) -> (usize, usize) {
         let client = self.feed.pg.client().await;
         let lines = client
             .simple_query(
@@ -171,37 +201,40 @@ impl World {
                 _ => None,
             })
             .collect();
-        let (mut events, mut ids) = (0, Vec::new());
-        for (index, (stream, tables)) in STREAMS.iter().enumerate() {
-            let stored = stored(&self.feed.nats, stream).await;
-            let committed = oracle::committed(lines.iter().copied(), |table| tables.contains(&table));
-            events += committed.len();
-            let found = oracle::judge(&committed, &stored);
-            self.findings.lost += found.lost;
-            self.findings.duplicated += found.duplicated;
-            self.findings.reordered += found.reordered;
-            self.findings.phantoms += found.phantoms;
-            for example in found.examples {
-                self.findings.add(format!("{stream}: {example}"));
-            }
-            for message in &stored {
+        let committed = oracle::committed(lines.iter().copied());
+        let mut streams = Vec::new();
+        for (server, stream) in STREAMS {
+            streams.push(stored([&self.feed.nats, &self.second][server], stream).await);
+        }
+        let found = oracle::judge(&committed, &streams);
+        self.findings.lost += found.lost;
+        self.findings.duplicated += found.duplicated;
+        self.findings.misrouted += found.misrouted;
+        self.findings.reordered += found.reordered;
+        self.findings.phantoms += found.phantoms;
+        for example in found.examples {
+            self.findings.add(example);
+        }
+        for (stream, messages) in streams.iter().enumerate() {
+            for message in messages {
                 if message.payload.to_string().contains(workload::ROLLED_BACK) {
                     self.findings.add(format!("message {} of {stream} was rolled back", message.sequence));
                 }
-                ids.push(oracle::id(message).to_owned());
             }
-            oracle::confirmed_too_early(samples, index, &stored, &mut self.findings);
-            for table in TABLES.iter().filter(|table| tables.contains(&format!("public.{table}").as_str())) {
-                self.compare_fold(table, &stored);
+            if !committed.shared.contains(&stream) {
+                oracle::confirmed_too_early(samples, stream, messages, &mut self.findings);
             }
         }
-        self.compare_history(ids);
-        events
+        for (table, webhook) in TABLES.iter().zip(1..) {
+            self.compare_fold(table, &oracle::of_webhook(&streams, webhook));
+        }
+        self.compare_history(&streams);
+        (committed.facts.len(), committed.rule_changes)
     }
 
     /// Who follows the stream has the table.
-    fn compare_fold(&mut self, table: &str, stored: &[Message]) {
-        let folded = oracle::fold(stored, &format!("public.{table}"));
+    fn compare_fold(&mut self, table: &str, stored: &[&Message]) {
+        let folded = oracle::fold(stored.iter().copied(), &format!("public.{table}"));
         let rows = self.feed.pg.psql(&format!(
             "SELECT jsonb_build_object('id', id, 'n', n, 'note', note, 'big', md5(big)) FROM {table} ORDER BY id"
         ));
@@ -241,16 +274,34 @@ impl World {
         sums
     }
 
-    /// Each event is told once.
-    fn compare_history(&mut self, mut ids: Vec<String>) {
-        let told = self.feed.pg.psql("SELECT event_id FROM rule_nats_publish_history WHERE success");
+    /// Each event is told once, with the stream and the sequence that it has.
+    fn compare_history(&mut self, streams: &[Vec<Message>]) {
+        let told = self.feed.pg.psql(
+            "SELECT event_id || ' ' || coalesce(stream_name, '-') || ' ' || coalesce(sequence_number::text, '-') \
+             FROM rule_nats_publish_history WHERE success",
+        );
         let mut told: Vec<&str> = told.lines().collect();
+        let of_stream = |((_, stream), stored): ((usize, &str), &Vec<Message>)| -> Vec<String> {
+            stored.iter().map(|message| format!("{} {stream} {}", oracle::id(message), message.sequence)).collect()
+        };
+        let mut held: Vec<String> = STREAMS.into_iter().zip(streams).flat_map(of_stream).collect();
         told.sort_unstable();
-        ids.sort_unstable();
-        let counts = (told.len(), ids.len());
-        self.expect(told == ids, || {
-            format!("the history has {} events, the streams {}, or others", counts.0, counts.1)
-        });
+        held.sort_unstable();
+        if told != held {
+            let differ: Vec<&str> =
+                told.iter().copied().filter(|row| held.binary_search(&(*row).to_owned()).is_err()).collect();
+            let missing: Vec<&String> = held.iter().filter(|row| told.binary_search(&row.as_str()).is_err()).collect();
+            self.findings.add(format!(
+                "the history has {} events, the streams {}; only in the history {:?}, only in the streams {:?}",
+                told.len(),
+                held.len(),
+                differ.iter().take(5).collect::<Vec<_>>(),
+                missing.iter().take(5).collect::<Vec<_>>()
+            ));
+        }
+        let failures =
+            self.feed.pg.psql("SELECT count(*), min(error_message) FROM rule_nats_publish_history WHERE NOT success");
+        self.expect(failures.starts_with("0|"), || format!("failures in the history: {failures}"));
         let letters = self.feed.pg.psql("SELECT count(*), min(reason) FROM rule_nats_dead_letters");
         self.expect(letters.starts_with("0|"), || format!("dead letters: {letters}"));
     }
@@ -266,7 +317,7 @@ fn start(feed: &Feed, proxy: &Proxy, settings: &tempfile::TempDir) -> Walhook {
 /// All that a stream holds, in its order, by a consumer: as fast as a reader can.
 pub async fn stored(nats: &Nats, stream: &str) -> Vec<Message> {
     let jetstream = jetstream::new(nats.client().await);
-    let mut stream = jetstream.get_stream(stream).await.unwrap();
+    let Ok(mut stream) = jetstream.get_stream(stream).await else { return Vec::new() };
     let count = usize::try_from(stream.info().await.unwrap().state.messages).unwrap();
     let consumer = stream.create_consumer(pull::OrderedConfig::default()).await.unwrap();
     let mut messages = consumer.messages().await.unwrap().take(count);
@@ -299,8 +350,8 @@ struct Sampler {
 }
 
 impl Sampler {
-    fn start(feed: &Feed) -> Sampler {
-        let (conninfo, url) = (feed.pg.conninfo(), feed.nats.url());
+    fn start(world: &World) -> Sampler {
+        let (conninfo, urls) = (world.feed.pg.conninfo(), world.nats_urls());
         let (stop, samples) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
         let thread = std::thread::spawn({
             let (stop, samples) = (Arc::clone(&stop), Arc::clone(&samples));
@@ -309,7 +360,7 @@ impl Sampler {
                     while !stop.load(Ordering::Relaxed) {
                         // None while a server is away, or where there are no streams yet.
                         if let Ok(Some(sample)) =
-                            tokio::time::timeout(Duration::from_secs(2), sample(&conninfo, &url)).await
+                            tokio::time::timeout(Duration::from_secs(2), sample(&conninfo, &urls)).await
                         {
                             samples.lock().unwrap().push(sample);
                         }
@@ -330,7 +381,7 @@ impl Sampler {
     }
 }
 
-async fn sample(conninfo: &str, url: &str) -> Option<Sample> {
+async fn sample(conninfo: &str, urls: &[String; 2]) -> Option<Sample> {
     let (client, connection) = tokio_postgres::connect(conninfo, NoTls).await.ok()?;
     let connection = tokio::spawn(connection);
     let row = client
@@ -341,10 +392,10 @@ async fn sample(conninfo: &str, url: &str) -> Option<Sample> {
         .await;
     connection.abort();
     let confirmed = u64::try_from(row.ok()?.get::<_, i64>(0)).ok()?;
-    let jetstream = jetstream::new(async_nats::connect(url).await.ok()?);
-    let mut tails = [0; 2];
-    for (tail, (stream, _)) in tails.iter_mut().zip(STREAMS) {
-        *tail = jetstream.get_stream(stream).await.ok()?.cached_info().state.last_sequence;
+    let mut tails = Vec::new();
+    for (server, stream) in STREAMS {
+        let jetstream = jetstream::new(async_nats::connect(&urls[server]).await.ok()?);
+        tails.push(jetstream.get_stream(stream).await.ok()?.cached_info().state.last_sequence);
     }
     Some(Sample { confirmed, tails })
 }

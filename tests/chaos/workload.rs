@@ -1,5 +1,5 @@
 //! What applications do, at random and by several connections at once: rows of all kinds and sizes, rollbacks, DDL and
-//! configuration between them.
+//! configuration between them, and somebody who changes rules all the time.
 //!
 //! In: a database set up by [`prepare`], a seed. Out: nothing but what is committed; who asks for that asks the WAL. A
 //! connection that breaks is made again, a statement that fails is forgotten.
@@ -11,32 +11,42 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fastrand::Rng;
 use futures_util::SinkExt;
 use tokio_postgres::{Client, Error, NoTls};
 
-use super::support::{self, Postgres};
+use super::{
+    oracle,
+    support::{self, Postgres},
+};
 
-/// The streams, and the tables that are published into each; calls go to the first.
-pub const STREAMS: [(&str, &[&str]); 2] =
-    [("CHAOS_A", &["public.plain", "public.whole", "public.rule_webhook_events"]), ("CHAOS_B", &["public.wide"])];
+/// The streams: which server, and the name.
+pub const STREAMS: [(usize, &str); 3] = [(0, "CHAOS_A"), (0, "CHAOS_B"), (1, "CHAOS_A")];
 
-/// The tables, with columns that stay.
+/// The tables, with columns that stay. Webhooks 1 to 3 are theirs: these move, and get everything. Webhooks 4 to 6 are theirs
+/// too, and anything in them and their links changes.
 pub const TABLES: [&str; 3] = ["plain", "whole", "wide"];
 
 /// What a row says that must never be seen.
 pub const ROLLED_BACK: &str = "rolled back";
 
-/// The tables, their webhooks and streams, and the slot of the oracle; `window_s` is the duplicate window.
-pub fn prepare(pg: &Postgres, nats_url: &str, window_s: u32) {
-    pg.psql(&format!("SELECT rule_nats_configure('default', '{nats_url}')"));
-    for (stream, subject) in [("CHAOS_A", "chaos.a"), ("CHAOS_B", "chaos.b")] {
-        pg.psql(&format!("SELECT rule_nats_stream_create('{stream}', ARRAY['{subject}.>'])"));
+/// The slot of the oracle, the tables, their webhooks and streams; `window_s` is the duplicate window.
+pub fn prepare(pg: &Postgres, nats_urls: [&str; 2], window_s: u32) {
+    // First, so that it has all rows of the configuration.
+    pg.psql("SELECT pg_create_logical_replication_slot('oracle', 'test_decoding')");
+    for (config, url) in ["default", oracle::SECOND].iter().zip(nats_urls) {
+        pg.psql(&format!("SELECT rule_nats_configure('{config}', '{url}')"));
     }
-    pg.psql(&format!("UPDATE rule_nats_streams SET duplicate_window_seconds = {window_s}"));
+    pg.psql(&format!(
+        "SELECT rule_nats_stream_create('CHAOS_A', ARRAY['chaos.a.>']);
+         SELECT rule_nats_stream_create('CHAOS_B', ARRAY['chaos.b.>']);
+         SELECT rule_nats_stream_create('CHAOS_A', ARRAY['chaos.>'], '{}');
+         UPDATE rule_nats_streams SET discard_policy = 'new', duplicate_window_seconds = {window_s}",
+        oracle::SECOND
+    ));
     pg.psql(
         "CREATE TABLE plain (id bigint PRIMARY KEY, n bigint, note text, big text);
          CREATE TABLE whole (LIKE plain INCLUDING ALL);
@@ -46,39 +56,44 @@ pub fn prepare(pg: &Postgres, nats_url: &str, window_s: u32) {
          ALTER TABLE whole ALTER big SET STORAGE EXTERNAL;
          ALTER TABLE wide ALTER big SET STORAGE EXTERNAL",
     );
-    for (webhook, (table, subject)) in TABLES.iter().zip(["chaos.a.plain", "chaos.a.whole", "chaos.b.wide"]).enumerate()
-    {
+    let subjects = ["chaos.a.plain", "chaos.a.whole", "chaos.b.wide", "chaos.a.four", "chaos.b.five", "chaos.a.six"];
+    for (webhook, (table, subject)) in TABLES.iter().cycle().zip(subjects).enumerate() {
         let id = webhook + 1;
+        let config = if id == 6 { oracle::SECOND } else { "default" };
         pg.psql(&format!(
-            "SELECT rule_webhook_register('{table}', 'https://example.com/{table}');
-             SELECT rule_webhook_enable_nats({id}, '{subject}', 'nats')"
+            "SELECT rule_webhook_register('{table}{id}', 'https://example.com/{table}');
+             SELECT rule_webhook_enable_nats({id}, '{subject}', 'nats', '{config}')"
         ));
         pg.psql(&format!(
             "SELECT rule_webhook_link_table({id}, '{table}', '{{insert,update,delete,truncate}}', p_include_old => true)"
         ));
     }
-    pg.psql("SELECT pg_create_logical_replication_slot('oracle', 'test_decoding')");
 }
 
 /// The running workload; dropping it stops it.
 pub struct Workload {
     stop: Arc<AtomicBool>,
+    /// Everybody does little, so that a busy machine keeps up.
+    pub calm: Arc<AtomicBool>,
     workers: Vec<JoinHandle<()>>,
 }
 
 impl Workload {
-    /// `workers` connections at once; the first also does what needs a table to itself.
-    pub fn start(conninfo: &str, seed: u64, workers: u64) -> Workload {
-        let stop = Arc::new(AtomicBool::new(false));
+    /// `workers` connections at once; the first also does what needs a table to itself, and one more changes rules. `shares`:
+    /// whether a stream may be shared for a while, which is safe only as long as it remembers all ids.
+    pub fn start(pg: &Postgres, nats_urls: [String; 2], seed: u64, workers: u64, shares: bool) -> Workload {
+        let (stop, calm) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let workers = (0..workers)
+            .chain([RULES])
             .map(|number| {
-                let (stop, conninfo) = (Arc::clone(&stop), conninfo.to_owned());
+                let (calm, stop, conninfo, nats_urls) =
+                    (Arc::clone(&calm), Arc::clone(&stop), pg.conninfo(), nats_urls.clone());
                 let rng = Rng::with_seed(seed.wrapping_mul(1000) + number);
-                let worker = Worker { rng, number, next: 0, columns: 0 };
-                std::thread::spawn(move || support::runtime().block_on(worker.run(&conninfo, &stop)))
+                let worker = Worker { rng, number, next: 0, columns: 0, nats_urls, shares, full_until: None };
+                std::thread::spawn(move || support::runtime().block_on(worker.run(&conninfo, &stop, &calm)))
             })
             .collect();
-        Workload { stop, workers }
+        Workload { stop, calm, workers }
     }
 
     /// Waits until everybody has ended what they are at.
@@ -96,6 +111,9 @@ impl Drop for Workload {
     }
 }
 
+/// Who changes rules.
+const RULES: u64 = 9;
+
 struct Worker {
     rng: Rng,
     number: u64,
@@ -103,18 +121,26 @@ struct Worker {
     next: u64,
     /// How many columns `plain` has been given.
     columns: u32,
+    nats_urls: [String; 2],
+    shares: bool,
+    /// Until when some stream may have no room.
+    full_until: Option<Instant>,
 }
 
 impl Worker {
-    async fn run(mut self, conninfo: &str, stop: &AtomicBool) {
-        while !stop.load(Ordering::Relaxed) {
+    async fn run(mut self, conninfo: &str, stop: &AtomicBool, calm: &AtomicBool) {
+        while !stop.load(Ordering::Relaxed) || self.full_until.is_some() {
             if let Ok((client, connection)) = tokio_postgres::connect(conninfo, NoTls).await {
                 tokio::spawn(connection);
                 let _ = client.batch_execute("SET lock_timeout = '2s'").await;
-                while !stop.load(Ordering::Relaxed) && !client.is_closed() {
-                    let _ = self.transaction(&client).await;
+                while (!stop.load(Ordering::Relaxed) || self.full_until.is_some()) && !client.is_closed() {
+                    let _ = match self.number {
+                        RULES => self.rules(&client).await,
+                        _ => self.transaction(&client).await,
+                    };
                     let _ = client.batch_execute("ROLLBACK").await; // a warning where nothing is open
-                    tokio::time::sleep(Duration::from_millis(self.rng.u64(0..100))).await;
+                    let most = if calm.load(Ordering::Relaxed) { 3000 } else { 100 };
+                    tokio::time::sleep(Duration::from_millis(self.rng.u64(0..most))).await;
                 }
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -235,9 +261,9 @@ impl Worker {
             3 => "TRUNCATE plain, wide".to_owned(),
             4 => "TRUNCATE whole".to_owned(),
             5 => {
-                let subject = self.rng.u32(0..4);
+                let (stream, subject) = (self.stream(), self.rng.u32(0..4));
                 format!(
-                    "BEGIN; {rows}; UPDATE rule_webhooks SET nats_subject = 'chaos.a.plain.{subject}' WHERE webhook_id = 1; {more}; COMMIT"
+                    "BEGIN; {rows}; UPDATE rule_webhooks SET nats_subject = 'chaos.{stream}.plain.{subject}' WHERE webhook_id = 1; {more}; COMMIT"
                 )
             }
             6 => format!(
@@ -258,4 +284,127 @@ impl Worker {
         };
         client.batch_execute(&sql).await
     }
+
+    /// Which part of the subjects.
+    fn stream(&mut self) -> char {
+        if self.rng.bool() { 'a' } else { 'b' }
+    }
+
+    /// Changes rules, in a transaction of their own or amid rows, which may be rolled back.
+    async fn rules(&mut self, client: &Client) -> Result<(), Error> {
+        if self.full_until.is_some_and(|until| until < Instant::now()) {
+            client.batch_execute("UPDATE rule_nats_streams SET max_messages = 1000000").await?;
+            self.full_until = None;
+        }
+        let mut sql = String::new();
+        for _ in 0..self.rng.u32(1..3) {
+            sql += &self.rule().await;
+            sql += ";";
+        }
+        let mut rows = || {
+            let count = self.rng.u64(1..4);
+            let (first, last) = self.keys(count);
+            let table = TABLES[self.rng.usize(0..TABLES.len())];
+            format!("INSERT INTO {table} (id, n, note) SELECT i, i, 'touched' FROM generate_series({first}, {last}) i;")
+        };
+        let (before, after) = (rows(), rows());
+        let sql = match self.rng.u32(0..6) {
+            0..3 => format!("BEGIN; {sql} COMMIT"),
+            3 => format!("BEGIN; {before} {sql} {after} COMMIT"),
+            4 => format!("BEGIN; {before} SAVEPOINT a; {sql} ROLLBACK TO a; {after} COMMIT"),
+            _ => format!("{sql} BEGIN; {before} {after} COMMIT"),
+        };
+        client.batch_execute(&sql).await
+    }
+
+    /// One change of one row.
+    async fn rule(&mut self) -> String {
+        let (moving, any, stream_row) = (self.rng.u32(4..7), self.rng.u32(1..7), self.rng.usize(0..STREAMS.len()));
+        let (server, name) = STREAMS[stream_row];
+        let config = ["default", oracle::SECOND][server];
+        let of_stream = |set: &str| {
+            format!(
+                "UPDATE rule_nats_streams s SET {set} FROM rule_nats_config c \
+                 WHERE c.config_id = s.config_id AND c.config_name = '{config}' AND s.stream_name = '{name}'"
+            )
+        };
+        let of_link = |set: String| format!("UPDATE rule_webhook_links SET {set} WHERE webhook_id = {moving}");
+        // Not by default as long as walhook stands still where a server's name changes and changes back: seed 7104.
+        let addresses = std::env::var_os("WALHOOK_CHAOS_ADDRESSES").is_some();
+        let mut one_of = |values: &[&'static str]| values[self.rng.usize(0..values.len())];
+        match one_of(&[
+            "move", "move", "move", "config", "config", "enabled", "enabled", "link", "link", "format", "mode", "mode",
+            "full", "server", "address",
+        ]) {
+            "move" => {
+                let (stream, end) = (one_of(&["a", "b"]), one_of(&["x", "y", "z"]));
+                format!("UPDATE rule_webhooks SET nats_subject = 'chaos.{stream}.{end}' WHERE webhook_id = {any}")
+            }
+            "config" => {
+                let (config, stream) = (one_of(&["default", oracle::SECOND]), one_of(&["a", "b"]));
+                format!(
+                    "UPDATE rule_webhooks SET nats_subject = 'chaos.{stream}.moved', nats_config_id = \
+                     (SELECT config_id FROM rule_nats_config WHERE config_name = '{config}') WHERE webhook_id = {any}"
+                )
+            }
+            "enabled" => {
+                let enabled = one_of(&["true", "true", "false"]);
+                format!("UPDATE rule_webhooks SET enabled = {enabled} WHERE webhook_id = {moving}")
+            }
+            "format" => {
+                let format = one_of(&["webhook", "data", "cloudevents", "cloudevents_binary"]);
+                format!("UPDATE rule_webhooks SET payload_format = '{format}' WHERE webhook_id = {moving}")
+            }
+            "link" => of_link(match one_of(&["operations", "columns", "filter", "template", "enabled"]) {
+                // Of a row that was deleted the WAL has the key alone, and a filter would have nothing to look at.
+                "operations" => {
+                    let operations = one_of(&["insert", "update,delete", "insert,update,delete,truncate", "truncate"]);
+                    format!("operations = '{{{operations}}}', filter = NULL")
+                }
+                "filter" => {
+                    let note = one_of(&["touched", "copied"]);
+                    format!("operations = '{{insert,update}}', filter = '{{\"note\": \"{note}\"}}'")
+                }
+                "columns" => format!("columns = {}", one_of(&["NULL", "'{id,n}'", "'{id,note,big}'"])),
+                "template" => {
+                    format!("subject_template = {}", one_of(&["NULL", "'chaos.b.{table}.{op}'", "'chaos.a.{op}'"]))
+                }
+                _ => format!("enabled = {}", one_of(&["true", "true", "false"])),
+            }),
+            "mode" => of_stream(match one_of(&["transactions", "durability", "ordering"]) {
+                "transactions" => one_of(&["transactions = 'atomic'", "transactions = 'streamed'"]),
+                "ordering" if self.shares => one_of(&["ordering = 'strict'", "ordering = 'shared'"]),
+                _ => one_of(&["durability = 'fsync'", "durability = 'default'"]),
+            }),
+            // The same server by another name.
+            "address" if addresses => {
+                let hosts = one_of(&["127.0.0.1 localhost", "localhost 127.0.0.1"]).split_once(' ').unwrap();
+                format!(
+                    "UPDATE rule_nats_config SET nats_url = replace(nats_url, '{}', '{}') WHERE config_name = '{config}'",
+                    hosts.0, hosts.1
+                )
+            }
+            "server" | "address" => format!(
+                "UPDATE rule_nats_config SET reconnect_delay_ms = {} WHERE config_name = '{config}'",
+                one_of(&["200", "500", "1000"])
+            ),
+            _ => {
+                // A little more than it holds: what comes next fills it, until somebody gives it room.
+                let Some(holds) = messages_of(&self.nats_urls[server], name).await else {
+                    return "SELECT 1".to_owned();
+                };
+                self.full_until = Some(Instant::now() + Duration::from_millis(self.rng.u64(200..2000)));
+                of_stream(&format!("max_messages = {}", holds + self.rng.u64(1..30)))
+            }
+        }
+    }
+}
+
+/// None while the server is away.
+async fn messages_of(url: &str, stream: &str) -> Option<u64> {
+    let asked = async {
+        let jetstream = async_nats::jetstream::new(async_nats::connect(url).await.ok()?);
+        Some(jetstream.get_stream(stream).await.ok()?.cached_info().state.messages)
+    };
+    tokio::time::timeout(Duration::from_secs(1), asked).await.ok()?
 }

@@ -86,7 +86,8 @@ pub struct Link {
 
 struct Connected {
     control: Option<Control>,
-    publishers: Vec<(usize, Publisher, usize)>,
+    /// Which link, and what its connection is subscribed to.
+    publishers: Vec<(usize, Publisher, Vec<Inbox>)>,
     warnings: Vec<String>,
 }
 
@@ -213,9 +214,9 @@ impl Group {
         }
         for (at, mut publisher, subscribed) in connected.publishers {
             let link = &mut self.links[at];
-            for &lane in &link.lanes[subscribed..] {
-                publisher.subscribe(&inbox(lane, streamer));
-            }
+            // Lanes have come and gone since the attempt began.
+            let inboxes = link.lanes.iter().map(|&lane| inbox(lane, streamer));
+            inboxes.filter(|inbox| !subscribed.contains(inbox)).for_each(|inbox| publisher.subscribe(&inbox));
             let (lanes, careful) = (std::mem::take(&mut link.lanes), link.careful);
             let (since, heard) = (Some(Instant::now()), None);
             *link = Link { lanes, publisher: Some(publisher), since, heard, careful, ..Link::default() };
@@ -489,7 +490,7 @@ async fn connect(
     let control = if wants_control { Some(control::connect(&settings).await?) } else { None };
     let mut publishers = Vec::new();
     for (at, inboxes) in missing {
-        publishers.push((at, Publisher::open(&settings, &inboxes).await?, inboxes.len()));
+        publishers.push((at, Publisher::open(&settings, &inboxes).await?, inboxes));
     }
     Ok(Connected { control, publishers, warnings: settings.warnings })
 }
