@@ -117,6 +117,8 @@ fn copy(pg: &Postgres, name: &str) {
     pg.psql(&format!("CREATE DATABASE {name} TEMPLATE lanes"));
     let adopted = Walhook::command("adopt").arg("--yes").env("DATABASE_URL", conninfo(pg, "postgres", name)).finish();
     assert_eq!(adopted.code, Some(0), "{}", adopted.stderr);
+    // The stream that a configuration has by default takes one database.
+    pg.psql_in(name, "UPDATE rule_nats_config SET stream_name = 'DEFAULT_' || current_database(), subject_prefix = 'default_' || current_database()");
 }
 
 /// A database with walhook's tables and some of its user's, to be copied.

@@ -22,13 +22,6 @@ enum Run {
 const REMEDIES: &[(&str, Run)] = &[
     ("SELECT * FROM rule_webhook_links lists", Run::Sql(&["SELECT * FROM rule_webhook_links"])),
     ("run `walhook setup`, which applies the migrations", Run::Walhook(&["setup"])),
-    (
-        "run `walhook setup` with the same --publication and --slot",
-        Run::Walhook(&["setup", "--publication", "p", "--slot", "s"]),
-    ),
-    ("run `walhook setup` for a first start", Run::Walhook(&["setup"])),
-    ("run `walhook setup --slot NAME` and `walhook run --slot NAME`", Run::Walhook(&["setup", "--slot", "other_name"])),
-    ("run `walhook setup`\"", Run::Walhook(&["setup"])),
     ("walhook dead-letters list --status all", Run::Walhook(&["dead-letters", "list", "--status", "all"])),
     ("`walhook help` shows every command and flag", Run::Walhook(&["help"])),
     (
@@ -97,19 +90,6 @@ const REMEDIES: &[(&str, Run)] = &[
         "DELETE FROM rule_nats_checkpoints WHERE source = '{source}'",
         Run::Sql(&["DELETE FROM rule_nats_checkpoints WHERE source = 'walhook'"]),
     ),
-    ("ALTER SYSTEM SET wal_level = 'logical'", Run::Sql(&["ALTER SYSTEM SET wal_level = 'logical'"])),
-    (
-        "ALTER PUBLICATION {} DROP TABLE {table}",
-        Run::Sql(&[
-            "ALTER PUBLICATION \"walhook_changes\" ADD TABLE public.rule_webhook_secrets",
-            "ALTER PUBLICATION \"walhook_changes\" DROP TABLE public.rule_webhook_secrets",
-        ]),
-    ),
-    ("DROP PUBLICATION {}; then run `walhook setup`", Run::Sql(&["DROP PUBLICATION \"walhook_changes\""])),
-    ("then run `walhook setup`, which makes one with the linked tables only", Run::Walhook(&["setup"])),
-    ("connect to that database, or name another slot with --slot", Run::Walhook(&["setup", "--slot", "another_name"])),
-    ("then drop the slot and run `walhook setup`", Run::Sql(&["SELECT rule_cdc_slot_drop()"])),
-    ("then drop the slot and run `walhook setup`", Run::Walhook(&["setup"])),
     ("ALTER ROLE … REPLICATION", Run::Sql(&["ALTER ROLE walhook_streamer REPLICATION"])),
     (
         "SELECT rule_cdc_rules_amend('{event_id}')",

@@ -89,8 +89,8 @@ pub async fn session(
     let mut client = Watched::connect(&config.postgres).await?;
     client.answer(schema::check(&*client, &config.postgres.target())).await?;
     let publications = [format!("{}_inserts", config.publication), format!("{}_changes", config.publication)];
-    let database = client.answer(identity::read(&client)).await?;
     setup_check::refuse(config, &client.answer(setup_check::read(&client, config)).await?)?;
+    let database = client.answer(identity::read(&client)).await?;
     let taken = match take_slot(config, &publications, shutdown).await {
         Err(error) => return Err(setup_check::explain(config, error).await),
         Ok(taken) => taken,
