@@ -7,10 +7,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
-mod chaos {
+mod fault_points {
     pub(crate) use super::support;
 
-    #[allow(dead_code)] // it judges more in chaos.rs
+    #[allow(dead_code)] // some of it judges other workloads
     pub mod oracle;
 }
 
@@ -22,7 +22,7 @@ use std::{
 };
 
 use async_nats::jetstream;
-use chaos::oracle::{self, Fact, Findings, Sample};
+use fault_points::oracle::{self, Fact, Findings, Sample};
 use rustix::process::Signal;
 use support::{DEADLINE, Nats, Postgres, Walhook, eventually, feed::Message, process::tail, rows::whole};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
