@@ -68,10 +68,12 @@ async fn again(feed: &Feed, how: &str, walhook: &mut Walhook) {
         "kill" => {
             walhook.kill9();
             *walhook = feed.run();
+            walhook.logged("slot taken").await;
         }
         "terminate" => {
             walhook.terminate();
             *walhook = feed.run();
+            walhook.logged("slot taken").await;
         }
         "walsender" => {
             feed.pg.psql("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active");
@@ -241,6 +243,11 @@ async fn a_configuration_that_names_another_server_leaves_waiting_events_to_the_
     let mut walhook = feed.run();
     feed.pg.psql("INSERT INTO t VALUES (1)");
     holds(&feed, "A", &[1]).await;
+    // The client below writes the stream's configuration without its metadata; a checkpoint tells that the stream is ours.
+    eventually("a checkpoint of the stream", async || {
+        (feed.pg.psql("SELECT count(*) FROM rule_nats_checkpoints WHERE stream_name = 'A'") == "1").then_some(())
+    })
+    .await;
     feed.pg.psql("INSERT INTO t VALUES (2)");
     walhook.logged("refused a message").await;
     feed.pg.psql(&format!("UPDATE rule_nats_config SET nats_url = '{}' WHERE config_name = 'default'", second.url()));

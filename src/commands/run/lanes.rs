@@ -258,12 +258,11 @@ impl Lanes {
         sources.collect()
     }
 
-    /// Whether a stream takes nothing of what waits for it.
+    /// Whether events wait for a stream that takes none of them.
     pub fn has_trouble(&self, streamer: &Streamer) -> bool {
-        let waits = |(index, driver): (usize, &Driver)| {
-            driver.backoff.failures > 0 || !driver.is_on_line() && !streamer.lane(index).is_empty()
-        };
-        self.drivers.iter().enumerate().any(waits)
+        let is_stuck = |driver: &Driver| driver.backoff.failures > 0 || !driver.is_on_line();
+        let mut drivers = self.drivers.iter().enumerate();
+        drivers.any(|(index, driver)| is_stuck(driver) && !streamer.lane(index).is_empty())
     }
 
     /// Lanes that hold something and are not open, by their streams' names.
@@ -560,13 +559,17 @@ impl Lanes {
     /// rules see to it; by another name of the server or as another user only the stream itself tells.
     fn other_lane_into(&self, index: usize, created_ns: i64, streamer: &Streamer) -> Option<usize> {
         let stream = streamer.lane(index).stream();
+        let config_id = streamer.lane_key(index).config_id;
         let is_its = |other: &usize| {
             let driver = &self.drivers[*other];
-            let known_ns = driver.known.as_ref().map_or(driver.created_ns, |known| known.created_ns);
-            let is_same =
-                driver.created_ns == created_ns || known_ns.abs_diff(created_ns) <= tail::CREATED_TOLERANCE_NS;
+            // One that was not opened in this session is known by its checkpoint, to the microsecond, under other servers of this
+            // configuration.
+            let known = driver.known.as_ref().filter(|_| driver.created_ns == 0);
+            let is_known_as =
+                known.is_some_and(|known| known.created_ns.abs_diff(created_ns) <= tail::CREATED_TOLERANCE_NS);
             *other != index
-                && is_same
+                && (driver.created_ns == created_ns
+                    || (is_known_as && streamer.lane_key(*other).config_id == config_id))
                 && streamer.lane(*other).stream() == stream
                 && !matches!(driver.phase, Phase::Absent)
         };
