@@ -549,7 +549,7 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
             'rule_nats_publish_history', 'rule_nats_consumer_stats', 'rule_nats_checkpoints', 'rule_nats_dead_letters',
             'rule_cdc_status', 'rule_cdc_replays', 'rule_cdc_backfill_jobs', 'rule_cdc_backfill_ranges',
             'rule_cdc_backfill_rows', 'rule_cdc_anchor_settings', 'rule_cdc_anchor_places', 'rule_cdc_rule_sources',
-            'rule_cdc_rule_versions', 'rule_cdc_rule_amendments',
+            'rule_cdc_rule_versions', 'rule_cdc_rule_amendments', 'rule_cdc_server_aliases',
             'rule_cdc_identity', 'rule_cdc_runs', 'rule_cdc_claims', 'rule_cdc_put_aside')
     )
     SELECT CASE
@@ -558,7 +558,7 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         WHEN EXISTS (SELECT FROM ours WHERE oid IN (SELECT a.oid FROM above a))
             THEN 'it is a child or partition of one of walhook''s own: linking it would publish secrets, or feed publishing '
                  'with itself'
-        WHEN EXISTS (SELECT FROM ours WHERE oid IN (SELECT t.relid FROM public.rule_cdc_partitions(p_table) t))
+        WHEN c.relkind = 'p' AND EXISTS (SELECT FROM ours WHERE oid IN (SELECT t.relid FROM public.rule_cdc_partitions(p_table) t))
             THEN 'one of walhook''s own is a partition of it: linking it would publish secrets, or feed publishing with itself'
         WHEN n.nspname IN ('pg_catalog', 'information_schema') OR n.nspname LIKE 'pg\_toast%' OR c.oid < 16384
             THEN 'it is a system table'
@@ -677,6 +677,8 @@ DECLARE
     v_identity TEXT[];
     v_generated RECORD;
     v_full BOOLEAN;
+    -- The tables that hold its rows.
+    v_leaves REGCLASS[] := ARRAY[p_table];
 BEGIN
     is_error := true;
     problem := public.rule_cdc_table_problem(p_table);
@@ -688,21 +690,28 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
-    FOR v_part IN
-        SELECT t.relid, t.parent, c.relkind FROM public.rule_cdc_partitions(p_table) t JOIN pg_class c ON c.oid = t.relid
-        WHERE t.relid <> p_table AND t.is_leaf AND (c.relkind = 'f' OR c.relpersistence = 'u') ORDER BY t.relid::text
-    LOOP
-        IF v_part.relkind = 'f' THEN
-            name := 'partition_foreign';
-            problem := format('its partition %s is a foreign table: changes of it are not in this server''s WAL', v_part.relid);
-            remedy := format('ALTER TABLE %s DETACH PARTITION %s;', v_part.parent, v_part.relid);
-        ELSE
-            name := 'partition_unlogged';
-            problem := format('its partition %s is unlogged: changes of it are not in the WAL', v_part.relid);
-            remedy := format('ALTER TABLE %s SET LOGGED;', v_part.relid);
+    IF (SELECT relkind = 'p' FROM pg_class WHERE oid = p_table) THEN
+        v_leaves := ARRAY(SELECT t.relid FROM public.rule_cdc_partitions(p_table) t JOIN pg_class c ON c.oid = t.relid
+                          WHERE t.is_leaf AND c.relkind <> 'f' ORDER BY t.relid);
+        IF v_leaves = '{}' AND NOT EXISTS (SELECT FROM public.rule_cdc_partitions(p_table) t WHERE t.is_leaf) THEN
+            v_leaves := ARRAY[p_table];
         END IF;
-        RETURN NEXT;
-    END LOOP;
+        FOR v_part IN
+            SELECT t.relid, t.parent, c.relkind FROM public.rule_cdc_partitions(p_table) t JOIN pg_class c ON c.oid = t.relid
+            WHERE t.relid <> p_table AND t.is_leaf AND (c.relkind = 'f' OR c.relpersistence = 'u') ORDER BY t.relid::text
+        LOOP
+            IF v_part.relkind = 'f' THEN
+                name := 'partition_foreign';
+                problem := format('its partition %s is a foreign table: changes of it are not in this server''s WAL', v_part.relid);
+                remedy := format('ALTER TABLE %s DETACH PARTITION %s;', v_part.parent, v_part.relid);
+            ELSE
+                name := 'partition_unlogged';
+                problem := format('its partition %s is unlogged: changes of it are not in the WAL', v_part.relid);
+                remedy := format('ALTER TABLE %s SET LOGGED;', v_part.relid);
+            END IF;
+            RETURN NEXT;
+        END LOOP;
+    END IF;
 
     IF coalesce(cardinality(p_operations), 0) = 0
        OR NOT p_operations <@ '{insert,update,delete,truncate}' OR array_position(p_operations, NULL) IS NOT NULL
@@ -772,12 +781,7 @@ BEGIN
         RETURN;
     END IF;
     -- A row of a partitioned table is logged with the identity of its leaf.
-    FOR v_leaf IN
-        SELECT t.relid FROM public.rule_cdc_partitions(p_table) t JOIN pg_class c ON c.oid = t.relid
-        WHERE t.is_leaf AND c.relkind <> 'f'
-        UNION SELECT p_table WHERE NOT EXISTS (SELECT FROM public.rule_cdc_partitions(p_table) t WHERE t.is_leaf)
-        ORDER BY relid
-    LOOP
+    FOREACH v_leaf IN ARRAY v_leaves LOOP
         v_identity := public.rule_cdc_replica_identity(v_leaf);
         v_full := (SELECT relreplident = 'f' FROM pg_class WHERE oid = v_leaf);
         is_error := true;
@@ -847,19 +851,23 @@ CREATE OR REPLACE FUNCTION public.rule_cdc_link_subjects(
     p_operations TEXT[],
     p_subject_template TEXT
 ) RETURNS TEXT[] LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT array_agg(DISTINCT regexp_replace(
-        replace(replace(replace(
-            coalesce(p_subject_template, w.nats_subject,
-                     coalesce(c.subject_prefix, 'webhooks') || '.' || public.rule_nats_subject_token(w.webhook_name)),
-            '{schema}', public.rule_nats_subject_token(p_table_schema)),
-            '{table}', public.rule_nats_subject_token(p_table_name)),
-            '{op}', op),
-        '[^.]*\{[^{}]*\}[^.]*', '*', 'g'))
-    FROM public.rule_webhooks w
-    LEFT JOIN public.rule_nats_config c ON c.config_id = coalesce(
-        w.nats_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
+    WITH template (subject) AS MATERIALIZED (
+        SELECT coalesce(p_subject_template, w.nats_subject,
+                        coalesce(c.subject_prefix, 'webhooks') || '.' || public.rule_nats_subject_token(w.webhook_name))
+        FROM public.rule_webhooks w
+        LEFT JOIN public.rule_nats_config c ON c.config_id = coalesce(
+            w.nats_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
+        WHERE w.webhook_id = p_webhook_id
+    ), table_named (subject) AS MATERIALIZED (
+        SELECT CASE WHEN t.subject LIKE '%{%'
+                    THEN replace(replace(t.subject, '{schema}', public.rule_nats_subject_token(p_table_schema)),
+                                 '{table}', public.rule_nats_subject_token(p_table_name))
+                    ELSE t.subject END
+        FROM template t
+    )
+    SELECT array_agg(DISTINCT regexp_replace(replace(t.subject, '{op}', op), '[^.]*\{[^{}]*\}[^.]*', '*', 'g'))
+    FROM table_named t
     CROSS JOIN unnest(p_operations) op
-    WHERE w.webhook_id = p_webhook_id
 $$;
 COMMENT ON FUNCTION public.rule_cdc_link_subjects IS
     'walhook: the subjects that a link publishes to, with * for what comes from a column';

@@ -1,7 +1,7 @@
 -- 013: the rules by LSN. Every version of a configuration row, with the position from which it holds, so that an event is routed,
 -- named, filtered, stored and recorded by the rules in force at its own commit, in whichever session it is published.
 --
--- Comes in: 005, 007, 008, 011, and the roles of 009. Goes out: the tables in which `walhook run` keeps versions, and the functions
+-- Comes in: 005, 007, 008, 011, and the roles of 009. Goes out: the tables in which `walhook run` keeps versions, and the functions (which also prune the table of 015)
 -- by which an operator puts corrected rules in force at an event.
 -- Always holds: a version is written before PostgreSQL is told that anything behind its commit is done, and deleted only when no
 -- position to which the slot can go back needs it. These tables are never published. Running this file twice changes nothing; no
@@ -158,6 +158,7 @@ RETURNS BOOLEAN LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, 
 BEGIN
     DELETE FROM public.rule_cdc_rule_versions WHERE source = p_source;
     DELETE FROM public.rule_cdc_rule_amendments WHERE source = p_source;
+    DELETE FROM public.rule_cdc_server_aliases WHERE source = p_source;
     DELETE FROM public.rule_cdc_rule_sources WHERE source = p_source;
     RETURN FOUND;
 END
@@ -226,6 +227,8 @@ BEGIN
                         AND o.since_lsn < v.since_lsn);
     DELETE FROM public.rule_cdc_rule_amendments a
     WHERE a.source = p_source AND a.made_at_lsn < v_horizon AND a.made_at < v_before;
+    DELETE FROM public.rule_cdc_server_aliases a
+    WHERE a.source = p_source AND a.until_lsn < v_horizon AND a.found_at < v_before;
     UPDATE public.rule_cdc_rule_sources s SET complete_from = v_upto + 1::numeric
     WHERE s.source = p_source AND v_upto >= s.complete_from;
     RETURN v_rows;

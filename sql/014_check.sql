@@ -214,23 +214,51 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     l RECORD;
     v_problem RECORD;
-    v_table REGCLASS;
     v_written TEXT;
     v_wanted TEXT;
-    v_in TEXT[];
     v_subject TEXT;
     v_taken TEXT[];
     v_other RECORD;
+    -- The streams of each configuration: a list of names and patterns, in their order.
+    v_streams CONSTANT JSONB := coalesce((
+        SELECT jsonb_object_agg(c.config_id, (
+            SELECT coalesce(jsonb_agg(jsonb_build_object('name', s.stream_name, 'pattern', p) ORDER BY s.place), '[]')
+            FROM public.rule_nats_streams_of(c.config_id) WITH ORDINALITY s (stream_name, subjects, has_row, place), unnest(s.subjects) p))
+        FROM public.rule_nats_config c), '{}');
+    v_default CONSTANT INTEGER := (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default');
 BEGIN
     FOR l IN
-        SELECT k.*, w.webhook_name, w.enabled AS webhook_enabled, w.nats_enabled, w.nats_config_id, w.publish_mode,
-               c.config_name, c.enabled AS config_enabled, c.jetstream_enabled
-        FROM public.rule_webhook_links k
-        JOIN public.rule_webhooks w ON w.webhook_id = k.webhook_id
-        LEFT JOIN public.rule_nats_config c ON c.config_id = coalesce(
-            w.nats_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
-        WHERE p_link_id IS NULL OR k.link_id = p_link_id
-        ORDER BY k.link_id
+        -- Thousands of links may name the same table in the same way: that is looked at once.
+        WITH linked AS MATERIALIZED (
+            SELECT k.*, t.oid AS table_oid,
+                   md5(ROW(t.oid, k.operations, k.subject_template, k.columns, k.filter, k.when_changed, k.include_old)::text) AS kind
+            FROM public.rule_webhook_links k
+            LEFT JOIN (SELECT c.oid, c.relname, n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace) t
+                ON t.nspname = k.table_schema AND t.relname = k.table_name
+            WHERE p_link_id IS NULL OR k.link_id = p_link_id
+        ), kinds AS MATERIALIZED (
+            SELECT DISTINCT ON (i.kind) i.* FROM linked i WHERE i.table_oid IS NOT NULL
+        ), found AS MATERIALIZED (
+            SELECT i.kind, jsonb_agg(to_jsonb(p) ORDER BY p.place) AS problems
+            FROM kinds i
+            CROSS JOIN LATERAL public.rule_cdc_link_problems(i.table_oid::regclass, i.operations, i.subject_template, i.columns,
+                                                             i.filter, i.when_changed, i.include_old, p_publication)
+                WITH ORDINALITY p (name, is_error, problem, remedy, place)
+            GROUP BY i.kind
+        ), published AS MATERIALIZED (
+            SELECT r.prrelid, array_agg(p.pubname::text) AS publications
+            FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+            WHERE p.pubname IN (p_publication || '_inserts', p_publication || '_changes')
+            GROUP BY r.prrelid
+        )
+        SELECT i.*, f.problems, coalesce(b.publications, '{}') AS publications, w.webhook_name, w.enabled AS webhook_enabled,
+               w.nats_enabled, w.publish_mode, c.config_id, c.config_name, c.enabled AS config_enabled, c.jetstream_enabled
+        FROM linked i
+        JOIN public.rule_webhooks w ON w.webhook_id = i.webhook_id
+        LEFT JOIN public.rule_nats_config c ON c.config_id = coalesce(w.nats_config_id, v_default)
+        LEFT JOIN published b ON b.prrelid = i.table_oid
+        LEFT JOIN found f ON f.kind = i.kind
+        ORDER BY i.link_id
     LOOP
         link_id := l.link_id;
         v_written := format('%I.%I', l.table_schema, l.table_name);
@@ -268,7 +296,10 @@ BEGIN
             FOREACH v_subject IN ARRAY coalesce(public.rule_cdc_link_subjects(l.webhook_id, l.table_schema, l.table_name,
                                                                               l.operations, l.subject_template), '{}')
             LOOP
-                v_taken := public.rule_nats_stream_for(l.nats_config_id, v_subject);
+                v_taken := ARRAY(
+                    SELECT s.stream ->> 'name' FROM jsonb_array_elements(v_streams -> l.config_id::text) WITH ORDINALITY s (stream, place)
+                    WHERE public.rule_nats_subjects_overlap(s.stream ->> 'pattern', v_subject)
+                    GROUP BY 1 ORDER BY min(s.place));
                 IF v_taken = '{}' THEN
                     severity := 'error';
                     name := 'stream_missing';
@@ -283,8 +314,8 @@ BEGIN
                                       v_subject, array_to_string(v_taken, ', '));
                     remedy := NULL;
                     RETURN NEXT;
-                ELSIF NOT EXISTS (SELECT FROM public.rule_nats_streams_of(l.nats_config_id) s, unnest(s.subjects) pattern
-                                  WHERE public.rule_nats_subject_covers(pattern, v_subject)) THEN
+                ELSIF NOT EXISTS (SELECT FROM jsonb_array_elements(v_streams -> l.config_id::text) s
+                                  WHERE public.rule_nats_subject_covers(s ->> 'pattern', v_subject)) THEN
                     severity := 'note';
                     name := 'stream_partial';
                     problem := format('%s takes only some of %s', array_to_string(v_taken, ', '), v_subject);
@@ -295,9 +326,7 @@ BEGIN
         END IF;
 
         severity := 'error';
-        SELECT c.oid::regclass INTO v_table FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE n.nspname = l.table_schema AND c.relname = l.table_name;
-        IF NOT FOUND THEN
+        IF l.table_oid IS NULL THEN
             name := 'table_missing';
             problem := format('there is no table %s (any more)', v_written);
             remedy := format('DELETE FROM public.rule_webhook_links WHERE link_id = %s;', l.link_id);
@@ -319,8 +348,9 @@ BEGIN
             CONTINUE;
         END IF;
         FOR v_problem IN
-            SELECT p.* FROM public.rule_cdc_link_problems(v_table, l.operations, l.subject_template, l.columns, l.filter,
-                                                          l.when_changed, l.include_old, p_publication) p
+            SELECT p.* FROM jsonb_array_elements(coalesce(l.problems, '[]')) WITH ORDINALITY e (problem, place)
+            CROSS JOIN LATERAL jsonb_to_record(e.problem) AS p (name TEXT, is_error BOOLEAN, problem TEXT, remedy TEXT)
+            ORDER BY e.place
         LOOP
             name := v_problem.name;
             problem := v_problem.problem;
@@ -339,22 +369,20 @@ BEGIN
             RETURN NEXT;
         END LOOP;
         severity := 'error';
-        v_in := ARRAY(SELECT p.pubname::text FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
-                      WHERE r.prrelid = v_table AND p.pubname IN (p_publication || '_inserts', p_publication || '_changes'));
         v_wanted := p_publication || CASE WHEN l.operations = '{insert}' THEN '_inserts' ELSE '_changes' END;
-        IF NOT v_wanted = ANY (v_in) AND NOT p_publication || '_changes' = ANY (v_in)
+        IF NOT v_wanted = ANY (l.publications) AND NOT p_publication || '_changes' = ANY (l.publications)
            AND EXISTS (SELECT FROM pg_publication p WHERE p.pubname = v_wanted)
-           AND public.rule_cdc_table_problem(v_table) IS NULL
+           AND public.rule_cdc_table_problem(l.table_oid::regclass) IS NULL
         THEN
             name := 'table_not_published';
             problem := format('the table is not in publication %I', v_wanted);
-            remedy := format('ALTER PUBLICATION %I ADD TABLE ONLY %s;', v_wanted, v_table);
+            remedy := format('ALTER PUBLICATION %I ADD TABLE ONLY %s;', v_wanted, l.table_oid::regclass);
             RETURN NEXT;
-        ELSIF cardinality(v_in) > 1 THEN
+        ELSIF cardinality(l.publications) > 1 THEN
             severity := 'warning';
             name := 'table_published_twice';
             problem := 'the table is in both publications';
-            remedy := format('SELECT public.rule_cdc_publication_place(%L, %L, true);', v_table, p_publication);
+            remedy := format('SELECT public.rule_cdc_publication_place(%L, %L, true);', l.table_oid::regclass, p_publication);
             RETURN NEXT;
         END IF;
     END LOOP;
@@ -433,8 +461,11 @@ $$;
 COMMENT ON FUNCTION public.rule_cdc_check_sessions IS
     'walhook: the part of rule_cdc_check about who streams: row-level security, and whether commits wait for it';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_check(p_slot TEXT DEFAULT 'walhook', p_publication TEXT DEFAULT 'walhook')
-RETURNS TABLE (name TEXT, severity TEXT, object TEXT, problem TEXT, remedy TEXT)
+-- It had two parameters; with a third beside it a call with two would fit both.
+DROP FUNCTION IF EXISTS public.rule_cdc_check(TEXT, TEXT);
+CREATE OR REPLACE FUNCTION public.rule_cdc_check(
+    p_slot TEXT DEFAULT 'walhook', p_publication TEXT DEFAULT 'walhook', p_links BOOLEAN DEFAULT true
+) RETURNS TABLE (name TEXT, severity TEXT, object TEXT, problem TEXT, remedy TEXT)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN QUERY SELECT f.* FROM public.rule_cdc_check_slot(p_slot) f;
@@ -444,12 +475,14 @@ BEGIN
         RETURN;
     END IF;
     RETURN QUERY SELECT f.* FROM public.rule_cdc_check_publications(p_publication) f;
-    RETURN QUERY SELECT l.name, l.severity, l.object, l.problem, l.remedy FROM public.rule_cdc_check_links(p_publication) l;
+    IF p_links THEN
+        RETURN QUERY SELECT l.name, l.severity, l.object, l.problem, l.remedy FROM public.rule_cdc_check_links(p_publication) l;
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_check IS
     'walhook: what is wrong with the set-up, each with SQL that sets it right. severity: fatal (walhook run does not start), error '
-    '(something is not published), warning, note';
+    '(something is not published), warning, note. p_links: also look at each link, none of which keeps walhook run from starting';
 
 DO $grants$
 DECLARE

@@ -18,7 +18,7 @@ use crate::{
     postgres::{self, sql},
 };
 
-const CHECK: &str = "SELECT name, severity, object, problem, remedy FROM public.rule_cdc_check($1, $2)";
+const CHECK: &str = "SELECT name, severity, object, problem, remedy FROM public.rule_cdc_check($1, $2, $3)";
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -82,8 +82,21 @@ impl Finding {
 /// # Errors
 /// PostgreSQL cannot be asked, or has no `rule_cdc_check` (yet).
 pub async fn read(client: &Client, config: &Config) -> Result<Vec<Finding>> {
+    read_parts(client, config, true).await
+}
+
+/// The findings that [`refuse`] looks at: those about links are left out, for there may be thousands of links, and none of them
+/// keeps `walhook run` from starting.
+///
+/// # Errors
+/// As [`read`].
+pub async fn read_for_start(client: &Client, config: &Config) -> Result<Vec<Finding>> {
+    read_parts(client, config, false).await
+}
+
+async fn read_parts(client: &Client, config: &Config, links: bool) -> Result<Vec<Finding>> {
     let attempted = format!("check what walhook needs in PostgreSQL at {}", config.postgres.target());
-    let rows = client.query(CHECK, &[&config.slot, &config.publication]).await;
+    let rows = client.query(CHECK, &[&config.slot, &config.publication, &links]).await;
     let rows = rows.map_err(|error| {
         let error = sql::error(attempted, error);
         match postgres::sqlstate(&error) {
@@ -134,7 +147,7 @@ pub async fn explain(config: &Config, error: Error) -> Error {
     }
     let asked = async {
         let client = sql::connect(&config.postgres).await?;
-        refuse(config, &read(&client, config).await?)
+        refuse(config, &read_for_start(&client, config).await?)
     };
     match asked.await {
         Err(found) if found.kind() != Kind::Unavailable => found.caused_by(error.to_string()),

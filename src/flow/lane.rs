@@ -193,6 +193,8 @@ pub struct Lane {
     bytes: usize,
     max_payload: usize,
     limit: Option<u64>,
+    /// The first event that may have to wait for an earlier one in another lane.
+    turn_limit: Option<u64>,
     /// What a closed lane still owes the socket: the end of the message that it was in the midst of.
     rest: Vec<u8>,
     /// Strict and just opened: one message goes alone, and its ack shows that the tail was the tail. Something may have been
@@ -323,6 +325,7 @@ impl Lane {
             bytes: 0,
             max_payload: MAX_PAYLOAD_MAX,
             limit: None,
+            turn_limit: None,
             rest: Vec::new(),
             pinged: None,
             is_probing: false,
@@ -664,6 +667,11 @@ impl Lane {
         self.limit = limit;
     }
 
+    /// Messages numbered from `limit` on are held back: another lane has an earlier event, and may lead into the same stream.
+    pub fn set_turn_limit(&mut self, limit: Option<u64>) {
+        self.turn_limit = limit;
+    }
+
     /// The next bytes for the socket.
     pub fn unsent(&mut self) -> &[u8] {
         if !self.rest.is_empty() {
@@ -675,7 +683,7 @@ impl Lane {
         let parcel = self.parcels.front().map(|parcel| self.first_with(parcel));
         let repeat = self.first_behind_repeat();
         let other = self.first_in_other_mode();
-        let limit = self.limit.into_iter().chain(parcel).chain(repeat).chain(other).min();
+        let limit = self.limit.into_iter().chain(self.turn_limit).chain(parcel).chain(repeat).chain(other).min();
         let held = limit.map_or(self.slots.len(), |limit| self.slots.partition_point(|slot| slot.number < limit));
         let held = if self.batching.is_wanted() { self.cut(held).min(held) } else { held };
         let alone = self.slots.front().map_or(1, |first| usize::from(first.part.1));

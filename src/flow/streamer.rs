@@ -31,7 +31,7 @@ use crate::{
         chunk::{Chunk, Part},
         plan::Plan,
         rules::{KeepPayload, LaneKey},
-        tables::{Table, Tables},
+        tables::{ServerAlias, Table, Tables},
         types::TypeCatalog,
     },
     wal::{
@@ -231,6 +231,7 @@ impl Streamer {
                 self.idle_upto = None;
                 self.chunk = None;
                 let begun = self.assembler.transaction().expect("it has just begun");
+                self.router.begin(begun.commit_lsn);
                 self.out.transaction.render(&self.out.source, begun.commit_lsn, begun.commit_time, begun.xid);
             }
             Step::Relation(index) => {
@@ -416,12 +417,14 @@ impl Streamer {
         &self.router.lane_keys[index]
     }
 
-    /// A lane's own servers never were there, or are known under another address now: it is reached at the servers that the
-    /// newest row of its configuration names. Returns whether these are others.
-    pub fn readdress(&mut self, index: usize) -> bool {
-        let is_readdressed = self.router.readdress(index);
-        self.refresh();
-        is_readdressed
+    /// The servers that the newest row of a configuration names, if there is one.
+    pub fn newest_servers(&self, config_id: i32) -> Option<String> {
+        self.router.newest_servers(config_id)
+    }
+
+    /// The alias by which events of a configuration that have come down the slot, and named `servers`, go to `alias_of`.
+    pub fn alias(&self, config_id: i32, servers: &str, alias_of: &str) -> ServerAlias {
+        self.router.alias(config_id, servers, alias_of, self.known_wal())
     }
 
     /// Whether the rows as they are now lead to this lane.

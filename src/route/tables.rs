@@ -7,7 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    wal::lsn::Lsn,
+};
 
 /// One of the tables that configure walhook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -238,6 +241,27 @@ trait Row: Default + Clone {
     fn set(&mut self, column: &str, value: Option<&str>) -> Result<()>;
 }
 
+/// Servers of a configuration that events go to in place of others: both addresses lead to the same server, or the first one
+/// never led to any. It holds for transactions that commit before `until_lsn`, so that a later change of the row is free to name
+/// the first address again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerAlias {
+    /// The `rule_nats_config` row.
+    pub config_id: i32,
+    /// What that row names ([`ConfigRow::servers`]).
+    pub servers: String,
+    /// Where its events go.
+    pub alias_of: String,
+    /// The transactions that commit before this position.
+    pub until_lsn: Lsn,
+}
+
+/// Where events of a configuration go that names `servers`: the aliases count one after the other, in their order.
+pub fn resolve(aliases: &[ServerAlias], config_id: i32, servers: String) -> String {
+    let of_config = aliases.iter().filter(|alias| alias.config_id == config_id);
+    of_config.fold(servers, |servers, alias| if alias.servers == servers { alias.alias_of.clone() } else { servers })
+}
+
 /// All the configuration rows, by key.
 #[derive(Debug, Clone, Default)]
 pub struct Tables {
@@ -251,6 +275,8 @@ pub struct Tables {
     pub streams: BTreeMap<i32, StreamRow>,
     /// The configuration whose server or user the process's own settings say, whatever its row says.
     pub overridden: Option<String>,
+    /// Servers that events go to in place of those that the rows name, in the order in which walhook found them out.
+    pub aliases: Vec<ServerAlias>,
     /// The rows are for a replay, which publishes elsewhere: events go into lanes of core NATS, in whose messages nothing names
     /// a place in a stream; there is no history; and nothing stops at an event that cannot be published.
     pub is_for_replay: bool,
@@ -259,7 +285,10 @@ pub struct Tables {
 impl Tables {
     /// The servers of a configuration, as far as its row decides that.
     pub fn servers_of(&self, row: &ConfigRow) -> String {
-        if self.overridden.as_ref() == Some(&row.config_name) { String::new() } else { row.servers() }
+        if self.overridden.as_ref() == Some(&row.config_name) {
+            return String::new();
+        }
+        resolve(&self.aliases, row.config_id, row.servers())
     }
 
     /// Inserts or replaces a row that was kept as text.

@@ -329,8 +329,6 @@ impl Worker {
             )
         };
         let of_link = |set: String| format!("UPDATE rule_webhook_links SET {set} WHERE webhook_id = {moving}");
-        // Not by default as long as walhook stands still where a server's name changes and changes back: seed 7104.
-        let addresses = std::env::var_os("WALHOOK_CHAOS_ADDRESSES").is_some();
         let mut one_of = |values: &[&'static str]| values[self.rng.usize(0..values.len())];
         match one_of(&[
             "move", "move", "move", "config", "config", "enabled", "enabled", "link", "link", "format", "mode", "mode",
@@ -377,7 +375,7 @@ impl Worker {
                 _ => one_of(&["durability = 'fsync'", "durability = 'default'"]),
             }),
             // The same server by another name.
-            "address" if addresses => {
+            "address" => {
                 let hosts = one_of(&["127.0.0.1 localhost", "localhost 127.0.0.1"]).split_once(' ').unwrap();
                 format!(
                     "UPDATE rule_nats_config SET nats_url = replace(nats_url, '{}', '{}') WHERE config_name = '{config}'",

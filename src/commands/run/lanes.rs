@@ -40,7 +40,10 @@ use crate::{
     },
     nats::{control::Control, handshake, settings::Overrides, streams, tail},
     postgres,
-    route::{payload::write_timestamp, tables::ConfigRow},
+    route::{
+        payload::write_timestamp,
+        tables::{ConfigRow, ServerAlias, resolve},
+    },
     wal::lsn::Lsn,
 };
 use connection::Group;
@@ -73,6 +76,10 @@ pub struct Lanes {
     is_notable: bool,
     /// The steady clock's zero.
     began: Instant,
+    /// See [`Lanes::find_siblings`].
+    siblings: Vec<(usize, Vec<usize>)>,
+    /// See [`Lanes::alias`].
+    alias: Option<(ServerAlias, String)>,
 }
 
 /// What tells a message of ours, and of this run.
@@ -110,6 +117,8 @@ impl Lanes {
             generation: 0,
             is_notable: false,
             began: Instant::now(),
+            siblings: Vec::new(),
+            alias: None,
         }
     }
 
@@ -129,6 +138,7 @@ impl Lanes {
             let lane = streamer.lane_mut(index);
             lane.set_away(driver.stands_still(lane) >= patience);
         }
+        self.give_turns(streamer);
         for group in &mut self.groups {
             group.in_line = group.lanes.iter().map(|&index| self.drivers[index].in_line).sum();
         }
@@ -287,8 +297,12 @@ impl Lanes {
                         known.config_name == config.config_name && known.stream == stream.stream_name
                     };
                     let of_name = || self.checkpoints.iter().filter(is_its);
+                    let aliases = &streamer.tables().aliases;
+                    let leads_here =
+                        |known: &&Checkpoint| resolve(aliases, config.config_id, known.servers.clone()) == *servers;
                     of_name()
-                        .find(|known| known.servers == *servers)
+                        .filter(leads_here)
+                        .max_by_key(|known| known.sequence)
                         .or_else(|| of_name().find(|known| known.servers.is_empty()))
                 });
                 let known = known.cloned();
@@ -299,11 +313,10 @@ impl Lanes {
             let Some(settings) = settings else { continue };
             let is_at_rest = matches!(driver.phase, Phase::Absent) && streamer.lane(index).is_empty();
             let is_known = driver.settings.is_some() && !matches!(driver.phase, Phase::Absent);
-            let is_as_known = driver.settings.as_ref().is_some_and(|known| {
-                known.is_readdressed == settings.is_readdressed
-                    && known.config.says_the_same(&settings.config)
-                    && known.stream == settings.stream
-            });
+            let is_as_known = driver
+                .settings
+                .as_ref()
+                .is_some_and(|known| known.config.says_the_same(&settings.config) && known.stream == settings.stream);
             if !driver.is_wanted && ((is_known && is_as_known) || is_at_rest) {
                 // Rows that are gone leave the lane to drain as it is, by the newest way into its server. They may have come
                 // and gone in one moment, though, and left something in it.
@@ -327,15 +340,16 @@ impl Lanes {
                 }
             }
         }
+        self.find_siblings(streamer);
         Ok(())
     }
 
     /// The group of a lane, which follows the row `config` from here on.
     fn group_of(&mut self, index: usize, config: &ConfigRow, streamer: &mut Streamer) -> usize {
         let is_core = streamer.lane(index).ordering() == Ordering::Core;
-        let servers = config.servers();
+        let servers = &streamer.lane_key(index).servers;
         let is_its = |group: &Group| {
-            group.row.config_id == config.config_id && group.is_core == is_core && group.row.servers() == servers
+            group.row.config_id == config.config_id && group.is_core == is_core && group.servers == *servers
         };
         let at = self.groups.iter().position(is_its).unwrap_or_else(|| {
             let overrides = if config.config_name == self.overridden {
@@ -343,7 +357,7 @@ impl Lanes {
             } else {
                 self.overrides.for_others()
             };
-            self.groups.push(Group::new(config.clone(), is_core, overrides));
+            self.groups.push(Group::new(config.clone(), servers.clone(), is_core, overrides));
             self.groups.len() - 1
         });
         let group = &mut self.groups[at];
@@ -365,19 +379,6 @@ impl Lanes {
                 group.revive();
             }
         }
-        if let Some(before) = self.drivers[index].group.filter(|before| *before != at) {
-            self.groups[before].remove(index);
-            self.drivers[index].group = None;
-            streamer.lane_mut(index).close();
-            if !matches!(self.drivers[index].phase, Phase::Absent) {
-                self.drivers[index].wait(Duration::ZERO);
-                self.groups[at].in_use = true;
-            }
-            if self.groups[before].lanes.iter().all(|&index| matches!(self.drivers[index].phase, Phase::Absent)) {
-                self.groups[before].in_use = false;
-                self.groups[before].disconnect();
-            }
-        }
         if self.drivers[index].group.is_none() {
             self.groups[at].add(index, streamer);
             self.drivers[index].group = Some(at);
@@ -390,9 +391,9 @@ impl Lanes {
         let mut moved = match self.groups[at].poll_connect(cx, streamer) {
             Ok(connected) => connected,
             Err(error) => {
-                let error = error.context(self.groups[at].name(streamer));
+                let error = self.explain_old_servers(at, streamer, error).context(self.groups[at].name(streamer));
                 self.endure(error, |lanes, error| lanes.groups[at].failed(error))?;
-                self.readdress(at, streamer);
+                self.doubt_servers(at, streamer);
                 true
             }
         };
@@ -434,10 +435,7 @@ impl Lanes {
     fn poll_opening(&mut self, cx: &mut Context<'_>, at: usize, index: usize, streamer: &mut Streamer) -> Result<bool> {
         if matches!(self.drivers[index].phase, Phase::Waiting(_)) {
             let mut others = self.other_half(at).into_iter().flat_map(|other| &other.lanes);
-            if !self.has_its_turn(at, streamer)
-                || others.any(|&index| self.drivers[index].is_on_line())
-                || self.waits_for_earlier_servers(index, streamer)
-            {
+            if !self.has_its_turn(at, streamer) || others.any(|&index| self.drivers[index].is_on_line()) {
                 return Ok(false);
             }
         }
@@ -485,10 +483,7 @@ impl Lanes {
             }
             Phase::Opening(opening) => match opening.as_mut().poll(cx).map(|opened| {
                 let opened = opened?;
-                match self.other_lane_into(index, opened.created_ns, streamer) {
-                    None => Ok(opened),
-                    Some(other) => Err(self.refuse_other_lane(index, other, streamer)),
-                }
+                self.refuse_other_lane(index, opened.created_ns, streamer).map(|()| opened)
             }) {
                 Poll::Pending => Ok(false),
                 Poll::Ready(Ok(opened)) => self.opened(at, index, streamer, opened).map(|()| true),
@@ -517,9 +512,7 @@ impl Lanes {
     fn other_half(&self, at: usize) -> Option<&Group> {
         let here = &self.groups[at];
         self.groups.iter().find(|there| {
-            there.is_core != here.is_core
-                && there.row.config_id == here.row.config_id
-                && there.row.servers() == here.row.servers()
+            there.is_core != here.is_core && there.row.config_id == here.row.config_id && there.servers == here.servers
         })
     }
 
@@ -550,76 +543,116 @@ impl Lanes {
             unsettled = lane.len(),
             "core NATS opened"
         );
+        self.drivers[index].reached_core = true;
         self.drivers[index].phase = Phase::Running;
         self.is_notable = true;
         streamer.condemn()
     }
 
-    /// Another lane that leads into this very stream. Two would take each other's messages for their own. Where rows tell, the
-    /// rules see to it; by another name of the server or as another user only the stream itself tells.
-    fn other_lane_into(&self, index: usize, created_ns: i64, streamer: &Streamer) -> Option<usize> {
-        let stream = streamer.lane(index).stream();
-        let config_id = streamer.lane_key(index).config_id;
-        let is_its = |other: &usize| {
-            let driver = &self.drivers[*other];
-            // One that was not opened in this session is known by its checkpoint, to the microsecond, under other servers of this
-            // configuration.
-            let known = driver.known.as_ref().filter(|_| driver.created_ns == 0);
-            let is_known_as =
-                known.is_some_and(|known| known.created_ns.abs_diff(created_ns) <= tail::CREATED_TOLERANCE_NS);
-            *other != index
-                && (driver.created_ns == created_ns
-                    || (is_known_as && streamer.lane_key(*other).config_id == config_id))
-                && streamer.lane(*other).stream() == stream
-                && !matches!(driver.phase, Phase::Absent)
-        };
-        (0..self.drivers.len()).find(is_its)
+    /// Holds back in each lane what is behind an event of another lane of the same configuration and stream, which names other
+    /// servers, as long as both may turn out to be one server.
+    fn give_turns(&self, streamer: &mut Streamer) {
+        for (index, others) in &self.siblings {
+            let driver = &self.drivers[*index];
+            let may_be_one = others.iter().filter(|&&other| !driver.leads_elsewhere(&self.drivers[other]));
+            let limit = may_be_one.filter_map(|&other| streamer.lane(other).front()).min();
+            streamer.lane_mut(*index).set_turn_limit(limit);
+        }
     }
 
-    /// Two lanes into one stream: what of the other has to be done first, or why both cannot be.
-    fn refuse_other_lane(&mut self, index: usize, other: usize, streamer: &mut Streamer) -> Error {
-        let is_of_one = streamer.lane_key(index).config_id == streamer.lane_key(other).config_id;
+    /// Lanes with others of the same configuration and stream, and these: there are some while the servers of a configuration
+    /// change.
+    fn find_siblings(&mut self, streamer: &Streamer) {
+        let count = self.drivers.len();
+        let is_sibling = |index: usize, other: usize| {
+            let (here, there) = (streamer.lane_key(index), streamer.lane_key(other));
+            here.config_id == there.config_id && here.stream == there.stream && here.servers != there.servers
+        };
+        let of = |index| (0..count).filter(|&other| is_sibling(index, other)).collect::<Vec<_>>();
+        self.siblings = (0..count).map(|index| (index, of(index))).filter(|(_, others)| !others.is_empty()).collect();
+    }
+
+    /// Refuses to open a second lane into the same stream of the same server: two would take each other's messages for their own.
+    /// Within a configuration that is one server by two addresses, and from the next session on there is one lane.
+    fn refuse_other_lane(&mut self, index: usize, created_ns: i64, streamer: &Streamer) -> Result<()> {
+        let is_its = |other: &usize| {
+            *other != index
+                && self.drivers[*other].created_ns == created_ns
+                && streamer.lane(*other).stream() == streamer.lane(index).stream()
+                && !matches!(self.drivers[*other].phase, Phase::Absent)
+        };
+        let Some(other) = (0..self.drivers.len()).find(is_its) else { return Ok(()) };
+        let (here, there) = (streamer.lane_key(index), streamer.lane_key(other));
         let name = self.drivers[other].settings.as_ref().map_or("?", |settings| settings.config.config_name.as_str());
-        if is_of_one {
-            let error = Error::unavailable(format!(
-                "open it: events from before NATS configuration {name:?} named other servers go into the same stream first"
-            ));
-            // The server is known by another address now.
-            streamer.readdress(other);
+        if here.config_id != there.config_id {
+            return Err(Error::config(format!(
+                "open it: NATS configuration {name:?} publishes to the same stream of the same server"
+            ))
+            .hint("give one of the two another stream_name and subject_prefix, or use one configuration for both"));
+        }
+        let is_newest = streamer.newest_servers(here.config_id).as_ref() == Some(&here.servers);
+        let (servers, alias_of) =
+            if is_newest { (&there.servers, &here.servers) } else { (&here.servers, &there.servers) };
+        let found = format!("NATS configuration {name:?}: {servers} and {alias_of} are one server");
+        self.alias = Some((streamer.alias(here.config_id, servers, alias_of), found.clone()));
+        Err(Error::unavailable(found))
+    }
+
+    /// The servers of a group cannot be reached. Events go to others if these are known to be the same by another address, or if
+    /// walhook has never reached these and the newest row names others.
+    fn doubt_servers(&mut self, at: usize, streamer: &Streamer) {
+        let Group { row, servers, lanes, .. } = &self.groups[at];
+        let events: usize = lanes.iter().map(|&index| streamer.lane(index).len()).sum();
+        if events == 0 {
+            return;
+        }
+        // One of them is known by its checkpoint alone: it could not be asked.
+        let is_same = |here: &usize, there: &&usize| {
+            let (here, there) = (&self.drivers[*here], &self.drivers[**there]);
+            here.was_reached() && there.was_open() && !here.leads_elsewhere(there)
+        };
+        let of_lane = |here: &usize| {
+            let (_, others) = self.siblings.iter().find(|(index, _)| index == here)?;
+            others.iter().find(|there| is_same(here, there))
+        };
+        let name = &row.config_name;
+        let (alias_of, found) = if let Some(&other) = lanes.iter().find_map(of_lane) {
+            let alias_of = streamer.lane_key(other).servers.clone();
+            let found = format!("NATS configuration {name:?}: {servers} and {alias_of} are one server");
+            (alias_of, found)
+        } else if let Some(newest) = streamer.newest_servers(row.config_id).filter(|newest| newest != servers)
+            && !lanes.iter().any(|&index| self.drivers[index].was_reached())
+        {
+            let found = format!(
+                "NATS configuration {name:?}: walhook has never reached {servers}, for which {events} events wait, and sends them \
+                 to {newest}, which the configuration names now"
+            );
+            (newest, found)
+        } else {
+            return;
+        };
+        self.alias = Some((streamer.alias(row.config_id, servers, &alias_of), found));
+    }
+
+    /// Servers cannot be reached that the newest row of their configuration does not name: what to do if they never come back.
+    fn explain_old_servers(&self, at: usize, streamer: &Streamer, error: Error) -> Error {
+        let Group { row, servers, lanes, .. } = &self.groups[at];
+        let is_newest = streamer.newest_servers(row.config_id).is_none_or(|newest| newest == *servers);
+        let events: usize = lanes.iter().map(|&index| streamer.lane(index).len()).sum();
+        if is_newest || events == 0 {
             return error;
         }
-        Error::config(format!("open it: NATS configuration {name:?} publishes to the same stream of the same server"))
-            .hint("give one of the two another stream_name and subject_prefix, or use one configuration for both")
+        let hint = error.remedy().map_or_else(String::new, |hint| format!("{hint}; "));
+        error.hint(format!(
+            "{hint}{events} events from before NATS configuration {:?} named other servers wait for {servers}: start these again, or \
+             another server at their address",
+            row.config_name
+        ))
     }
 
-    /// Whether events from before a change of the servers may have to go first: they never reached the old ones, as far as is
-    /// known, so they may have to go to the new ones.
-    fn waits_for_earlier_servers(&self, index: usize, streamer: &Streamer) -> bool {
-        let key = streamer.lane_key(index);
-        (0..self.drivers.len()).any(|other| {
-            let driver = &self.drivers[other];
-            let there = streamer.lane_key(other);
-            let is_readdressed = driver.settings.as_ref().is_some_and(|settings| settings.is_readdressed);
-            there.config_id == key.config_id
-                && there.stream == key.stream
-                && there.servers != key.servers
-                && !matches!(driver.phase, Phase::Absent)
-                && (is_readdressed || (!driver.was_reached() && other < index && !streamer.lane(other).is_empty()))
-        })
-    }
-
-    /// The servers of a group cannot be reached: what never reached them goes to those that the newest row names.
-    fn readdress(&mut self, at: usize, streamer: &mut Streamer) {
-        for index in self.groups[at].lanes.clone() {
-            let waits = !self.drivers[index].was_reached() && !streamer.lane(index).is_empty();
-            if waits && streamer.readdress(index) {
-                tracing::warn!(
-                    stream = streamer.lane(index).stream(),
-                    events = streamer.lane(index).len(),
-                    "events from before the configuration named other servers never reached the old ones, and go to the new ones"
-                );
-            }
-        }
+    /// What was found out about the addresses of a configuration: to be written, and to be in force from the next session on.
+    pub fn alias(&self) -> Option<&(ServerAlias, String)> {
+        self.alias.as_ref()
     }
 
     fn opened(&mut self, at: usize, index: usize, streamer: &mut Streamer, mut opened: Opened) -> Result<()> {

@@ -20,7 +20,7 @@ use crate::{
     flow::streamer::{Amendment, RuleCommit, RulesRead},
     postgres::sql,
     route::{
-        tables::{RowText, Table, Tables},
+        tables::{RowText, ServerAlias, Table, Tables},
         types::TypeCatalog,
     },
     wal::lsn::Lsn,
@@ -133,10 +133,11 @@ async fn load(client: &mut Client, at: At<'_>) -> Result<(Begin, Versions)> {
         _ => Versions::None,
     };
     let amendments = amendments(&transaction, at).await?;
-    let tables = match versions {
+    let mut tables = match versions {
         Versions::Known => as_of(&transaction, at).await?,
         Versions::None | Versions::From(_) => newest.tables.clone(),
     };
+    tables.aliases = aliases(&transaction, at).await?;
     transaction.commit().await.map_err(|error| sql::error(attempted, error))?;
     let is_first = matches!(versions, Versions::None);
     Ok((Begin { tables, newest, amendments, types, is_first }, versions))
@@ -251,6 +252,45 @@ async fn first(client: &mut Client, at: At<'_>, newest: &RulesRead) -> Result<()
     let rows = newest.rows.iter().map(|(&(table, id), row)| Version { table, id, row: Some(row), is_partial: false });
     insert(&transaction, at.source, Lsn::ZERO, rows).await.map_err(failed)?;
     transaction.commit().await.map_err(failed)
+}
+
+async fn aliases(client: &Transaction<'_>, at: At<'_>) -> Result<Vec<ServerAlias>> {
+    let attempted = "read the aliases of servers";
+    let found = client
+        .query(
+            "SELECT config_id, servers, alias_of, until_lsn::text FROM public.rule_cdc_server_aliases \
+             WHERE source = $1 AND system_identifier = $2 AND until_lsn > $3::text::pg_lsn ORDER BY alias_id",
+            &[&at.source, &at.system_identifier, &at.confirmed.to_string()],
+        )
+        .await
+        .map_err(|error| missing_table(sql::error(attempted, error)))?;
+    let alias = |row: &tokio_postgres::Row| {
+        Ok(ServerAlias {
+            config_id: row.get(0),
+            servers: row.get(1),
+            alias_of: row.get(2),
+            until_lsn: lsn(attempted, row.get(3))?,
+        })
+    };
+    found.iter().map(alias).collect()
+}
+
+/// Notes that events go to other servers than their rules name. Sessions from here on follow it.
+///
+/// # Errors
+/// It is not durable.
+pub async fn write_alias(client: &Client, source: &str, system_identifier: &str, alias: &ServerAlias) -> Result<()> {
+    let ServerAlias { config_id, servers, alias_of, until_lsn } = alias;
+    client
+        .execute(
+            "INSERT INTO public.rule_cdc_server_aliases \
+             (source, system_identifier, config_id, servers, alias_of, until_lsn) \
+             VALUES ($1, $2, $3, $4, $5, $6::text::pg_lsn)",
+            &[&source, &system_identifier, config_id, servers, alias_of, &until_lsn.to_string()],
+        )
+        .await
+        .map(drop)
+        .map_err(|error| missing_table(sql::error(format!("note that {servers} is an alias of {alias_of}"), error)))
 }
 
 struct Version<'a> {

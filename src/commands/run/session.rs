@@ -96,7 +96,7 @@ pub async fn session(
         Ok(_) => true,
     };
     if is_checked {
-        setup_check::refuse(config, &client.answer(setup_check::read(&client, config)).await?)?;
+        setup_check::refuse(config, &client.answer(setup_check::read_for_start(&client, config)).await?)?;
     }
     let database = database?;
     let taken = match take_slot(config, &publications, shutdown).await {
@@ -440,7 +440,14 @@ impl Session<'_> {
 
     fn next_job(&mut self) -> Option<Job> {
         let client = Rc::clone(&self.client);
-        if self.streamer.awaits_types() {
+        if let Some((alias, found)) = self.lanes.alias().cloned() {
+            let (source, system) = (self.config.source.clone(), self.system.system_id.clone());
+            let from = self.streamer.confirmed();
+            Some(Box::pin(async move {
+                rules::write_alias(&client, &source, &system, &alias).await?;
+                Err(Error::unavailable(format!("{found}; reading the events again from {from}")))
+            }))
+        } else if self.streamer.awaits_types() {
             let shown = self.streamer.open_transaction();
             Some(Box::pin(async move { ledger::types(&client, shown).await.map(Done::Types) }))
         } else if self.streamer.dead_letters().len() > 0 {

@@ -8,7 +8,7 @@
 //! Beside these rows the router keeps the newest ones known. They never decide where an event goes; they say how to reach the
 //! place: credentials, and the limits of a stream.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::rule_log::RuleLog;
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
         plan::Plan,
         rules::{LaneKey, Rules},
         streams::streams_of_all,
-        tables::{Cell, ConfigRow, RowText, StreamRow, Table, Tables},
+        tables::{Cell, ConfigRow, RowText, ServerAlias, StreamRow, Table, Tables},
         types::TypeCatalog,
     },
     wal::{
@@ -62,9 +62,6 @@ pub struct LaneSettings {
     pub stream: StreamRow,
     /// Whether there is such a newest row. Otherwise an existing stream is left as it is.
     pub is_current: bool,
-    /// The lane's own servers are not there, and those of the newest row are in their place: it goes before the lane that the
-    /// newest row leads to.
-    pub is_readdressed: bool,
 }
 
 /// The configuration and what was compiled of it.
@@ -94,8 +91,8 @@ pub struct Router {
     amended: Option<Snapshot>,
     /// Amendments to come, in the order of their events.
     amendments: VecDeque<Amendment>,
-    /// Lanes that are reached at the servers of the newest row in place of their own.
-    readdressed: HashSet<LaneKey>,
+    /// The position before which the newest rows were read.
+    newest_upto: Lsn,
 }
 
 impl Router {
@@ -118,18 +115,29 @@ impl Router {
             to_compare: None,
             amended: None,
             amendments: VecDeque::new(),
-            readdressed: HashSet::new(),
+            newest_upto: Lsn::ZERO,
         }
     }
 
-    /// The lane's own servers are not there any more, or never were: it is reached at those of its configuration's newest row.
-    /// Returns whether these are others.
-    pub fn readdress(&mut self, lane: usize) -> bool {
-        let key = &self.lane_keys[lane];
-        let newest = self.newest.configs.get(&key.config_id).map(|row| self.newest.servers_of(row));
-        let has_others = newest.is_some_and(|servers| servers != key.servers) && self.readdressed.insert(key.clone());
-        self.is_stale |= has_others;
-        has_others
+    /// The servers that the newest row of a configuration names, if there is one.
+    pub fn newest_servers(&self, config_id: i32) -> Option<String> {
+        self.newest.configs.get(&config_id).map(|row| self.newest.servers_of(row))
+    }
+
+    /// The alias by which events of a configuration go to `alias_of` in place of `servers`. `upto`: the WAL was read up to there.
+    pub fn alias(&self, config_id: i32, servers: &str, alias_of: &str, upto: Lsn) -> ServerAlias {
+        // A change of the row behind both positions is not known yet, and what comes behind it goes where it says.
+        let until_lsn = self.newest_upto.max(Lsn(upto.0 + 1));
+        ServerAlias { config_id, servers: servers.to_owned(), alias_of: alias_of.to_owned(), until_lsn }
+    }
+
+    /// A transaction begins that commits at `commit_lsn`: aliases that end before it do not count any more.
+    pub fn begin(&mut self, commit_lsn: Lsn) {
+        let aliases = &mut self.tables.aliases;
+        if aliases.iter().any(|alias| alias.until_lsn <= commit_lsn) {
+            aliases.retain(|alias| commit_lsn < alias.until_lsn);
+            self.is_stale = true;
+        }
     }
 
     /// The newest rows, as a statement read them. `compares`: once the WAL has been read up to there, it must have led to the
@@ -143,6 +151,7 @@ impl Router {
         }
         self.newest.overridden.clone_from(&self.tables.overridden);
         self.newest_snapshot = Some(read.snapshot.clone());
+        self.newest_upto = read.upto;
         if compares || self.to_compare.is_some() {
             self.to_compare = Some(read);
         }
@@ -187,8 +196,8 @@ impl Router {
         for ((table, id), row) in read.rows {
             self.log.put(table, id, row, false);
         }
-        let Tables { overridden, is_for_replay, .. } = std::mem::take(&mut self.tables);
-        self.tables = Tables { overridden, ..read.tables };
+        let Tables { overridden, aliases, is_for_replay, .. } = std::mem::take(&mut self.tables);
+        self.tables = Tables { overridden, aliases, ..read.tables };
         if is_for_replay {
             self.tables.adapt_to_replay();
         }
@@ -222,8 +231,7 @@ impl Router {
             let rows = rows.or_else(|| settings.as_ref().map(|known| (known.config.clone(), known.stream.clone())));
             let Some((config, stream)) = rows else { continue };
             let newest = self.newest.configs.get(&key.config_id);
-            let is_readdressed = self.readdressed.contains(key);
-            let newest = newest.filter(|newest| is_readdressed || self.newest.servers_of(newest) == key.servers);
+            let newest = newest.filter(|newest| self.newest.servers_of(newest) == key.servers);
             let newest_stream = newest.and_then(|_| {
                 let (rows, _) = newest_streams.get(&key.config_id)?;
                 rows.iter().find(|row| Some(&row.stream_name) == key.stream.as_ref())
@@ -238,7 +246,6 @@ impl Router {
             *settings = Some(LaneSettings {
                 config: newest.map_or_else(|| config.clone(), |newest| config.with_access_of(newest)),
                 is_current: stream_now.is_some(),
-                is_readdressed,
                 stream: stream_now.unwrap_or(stream),
             });
         }

@@ -43,6 +43,8 @@ const RECONNECT_DELAY: (Duration, Duration) = (Duration::from_millis(2000), Dura
 /// See the module.
 pub struct Group {
     pub row: ConfigRow,
+    /// The servers that the rules of its lanes' events name.
+    pub servers: String,
     /// Core NATS: no stream, and so no API.
     pub is_core: bool,
     /// Its lanes by their numbers.
@@ -92,10 +94,11 @@ struct Connected {
 }
 
 impl Group {
-    pub fn new(row: ConfigRow, is_core: bool, overrides: Overrides) -> Group {
+    pub fn new(row: ConfigRow, servers: String, is_core: bool, overrides: Overrides) -> Group {
         Group {
             backoff: Backoff::from(delay(&row)),
             row,
+            servers,
             is_core,
             lanes: Vec::new(),
             links: Vec::new(),
@@ -150,15 +153,6 @@ impl Group {
             publisher.subscribe(&inbox(lane, streamer));
         }
         at
-    }
-
-    /// A lane goes to another group.
-    pub fn remove(&mut self, lane: usize) {
-        self.lanes.retain(|&other| other != lane);
-        for link in &mut self.links {
-            link.lanes.retain(|&other| other != lane);
-            link.turn = 0;
-        }
     }
 
     /// Which link a lane is on.

@@ -15,6 +15,7 @@ use crate::{
         lane::{BATCH_MAX, Lane},
         streamer::LaneSettings,
     },
+    nats::tail::CREATED_TOLERANCE_NS,
 };
 
 /// See the module.
@@ -36,6 +37,8 @@ pub struct Driver {
     /// Where the stream was last seen to stand, by this run or an earlier one.
     pub known: Option<Checkpoint>,
     pub created_ns: i64,
+    /// Of core NATS: its servers were reached in this session.
+    pub reached_core: bool,
     /// How many messages the server takes as one batch, as far as it has told.
     pub batch_max: usize,
     /// What of its row's `transactions` and `durability` its stream cannot do.
@@ -78,6 +81,7 @@ impl Driver {
             in_line: 0,
             known,
             created_ns: 0,
+            reached_core: false,
             batch_max: BATCH_MAX,
             falls_back: None,
             answered: false,
@@ -121,7 +125,7 @@ impl Driver {
         Some(Checkpoint {
             config_name: settings.config.config_name.clone(),
             stream: lane.stream().to_owned(),
-            servers: if settings.is_readdressed { settings.config.servers() } else { self.servers.clone() },
+            servers: self.servers.clone(),
             created_ns: self.created_ns,
             position,
             sequence,
@@ -131,7 +135,26 @@ impl Driver {
 
     /// Whether its stream was seen, by this run or an earlier one.
     pub fn was_reached(&self) -> bool {
-        self.known.is_some() || self.created_ns != 0
+        self.known.is_some() || self.was_open()
+    }
+
+    /// Whether its stream was seen, or core NATS was reached, in this session.
+    pub fn was_open(&self) -> bool {
+        self.created_ns != 0 || self.reached_core
+    }
+
+    /// Whether it leads elsewhere than `other` for certain: otherwise their events may have to go in one order.
+    pub fn leads_elsewhere(&self, other: &Driver) -> bool {
+        if self.reached_core && other.reached_core {
+            return true;
+        }
+        let seen = |driver: &Driver| {
+            let known = driver.known.as_ref().map(|known| known.created_ns);
+            Some(driver.created_ns).filter(|&created| created != 0).or(known)
+        };
+        // Two streams may be made at the same moment on two servers; a checkpoint has that moment to the microsecond.
+        let tolerance = if self.created_ns != 0 && other.created_ns != 0 { 0 } else { CREATED_TOLERANCE_NS };
+        matches!((seen(self), seen(other)), (Some(here), Some(there)) if here.abs_diff(there) > tolerance)
     }
 
     /// Notes what its stream cannot do, and logs it when that is news.
