@@ -377,3 +377,53 @@ async fn a_server_whose_old_name_is_gone_gets_what_waits_before_what_is_new() {
     history_is_true(&feed).await;
     ended_well(&mut walhook);
 }
+
+/// Events for servers that never come back go by the rules of now, once the operator says so. The new stream keeps its order: what
+/// has no place in it any more becomes a dead letter, and is not taken for stored.
+#[tokio::test]
+async fn events_for_servers_that_never_come_back_become_dead_letters_by_an_amendment() {
+    let feed = feed().await;
+    let second = Nats::start().await;
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t VALUES (1)");
+    holds(&feed, "A", &[1]).await;
+    eventually("a checkpoint of the stream", async || {
+        (feed.pg.psql("SELECT count(*) FROM rule_nats_checkpoints WHERE stream_name = 'A'") == "1").then_some(())
+    })
+    .await;
+    feed.pg.psql("INSERT INTO t VALUES (2)");
+    walhook.logged("refused a message").await;
+    feed.pg.psql(&format!("UPDATE rule_nats_config SET nats_url = '{}' WHERE config_name = 'default'", second.url()));
+    feed.pg.psql("INSERT INTO t VALUES (3)");
+    let there = Feed { pg: Postgres::start().await, nats: second };
+    holds(&there, "A", &[3]).await;
+    feed.nats.kill9();
+    walhook.logged("rule_cdc_rules_amend(").await;
+    let log = walhook.log();
+    let statement = log.lines().rev().find_map(|line| {
+        let from = line.find("SELECT rule_cdc_rules_amend('")?;
+        Some(line[from..].split_inclusive(')').next()?.to_owned())
+    });
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+    feed.pg.psql(&statement.unwrap());
+    room(&feed);
+    for start in 0..2 {
+        walhook = feed.run();
+        eventually("a dead letter", async || {
+            (feed.pg.psql("SELECT count(*) FROM rule_nats_dead_letters") == "1").then_some(())
+        })
+        .await;
+        feed.pg.psql(&format!("INSERT INTO t VALUES ({})", 4 + start));
+        holds(&there, "A", &(3..=4 + start).collect::<Vec<_>>()).await;
+        walhook.kill9();
+    }
+    walhook = feed.run();
+    feed.confirmed().await;
+    let letter = feed.pg.psql("SELECT reason FROM rule_nats_dead_letters");
+    assert!(letter.contains("rule_cdc_rules_amend"), "{letter}");
+    feed.pg.psql("SELECT rule_nats_dead_letter_retry(dead_letter_id) FROM rule_nats_dead_letters");
+    holds(&there, "A", &[3, 4, 5, 2]).await;
+    feed.pg.psql("INSERT INTO t VALUES (6)");
+    holds(&there, "A", &[3, 4, 5, 2, 6]).await;
+    ended_well(&mut walhook);
+}

@@ -31,6 +31,7 @@ use crate::{
         rules::{Keep, KeepPayload},
         tables::StreamRow,
     },
+    wal::lsn::Lsn,
 };
 
 use batch::Batching;
@@ -94,7 +95,7 @@ pub struct Tail {
     pub last_sequence: u64,
     /// The last event of ours in it, and its sequence.
     pub ours: Option<(EventPosition, u64)>,
-    /// The events of ours behind the sequence that [`Lane::lists_behind`] names, in any order.
+    /// The events of ours that [`Lane::listing`] asks for, in any order.
     pub listed: Vec<EventPosition>,
     /// The subjects that the stream takes.
     pub subjects: Vec<String>,
@@ -102,6 +103,31 @@ pub struct Tail {
     pub max_payload: usize,
     /// How many messages it takes as one atomic batch; 1 where it takes none.
     pub batch_max: usize,
+}
+
+/// Which events of ours a tail has to list, where the last one does not tell enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listing {
+    /// Those behind this sequence of the stream.
+    Behind(u64),
+    /// Those whose transactions committed at or behind this position.
+    Since(Lsn),
+}
+
+/// Events that may have been published by other rules before: an operator amended the rules, or had them forgotten. The last event
+/// in a stream says nothing of those before it then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Doubt {
+    /// The first of them: its commit and its ordinal.
+    pub from: (Lsn, u64),
+    /// The last commit of them.
+    pub upto: Lsn,
+}
+
+impl Doubt {
+    fn covers(&self, position: &EventPosition) -> bool {
+        self.from <= (position.commit_lsn, position.ordinal) && position.commit_lsn <= self.upto
+    }
 }
 
 /// Why the server did not store a message.
@@ -188,6 +214,12 @@ pub struct Lane {
     kept_upto: Option<u64>,
     /// In shared ordering: events in the stream that have not come down the slot yet, in their order.
     known: VecDeque<EventPosition>,
+    /// See [`Doubt`].
+    doubts: Vec<Doubt>,
+    /// Where the slot is confirmed: what was committed before does not come again.
+    doubted_since: Lsn,
+    /// In strict ordering with doubts: the events in the stream when it was last opened, in their order.
+    listed: Vec<EventPosition>,
     /// The last event that came down the slot.
     last_seen: Option<EventPosition>,
     bytes: usize,
@@ -321,6 +353,9 @@ impl Lane {
             last_settled: None,
             kept_upto: None,
             known: VecDeque::new(),
+            doubts: Vec::new(),
+            doubted_since: Lsn::ZERO,
+            listed: Vec::new(),
             last_seen: None,
             bytes: 0,
             max_payload: MAX_PAYLOAD_MAX,
@@ -425,6 +460,13 @@ impl Lane {
         self.bytes
     }
 
+    /// The position of the oldest event in line.
+    pub fn front_position(&self) -> Option<EventPosition> {
+        let parcel = self.parcels.front().map(|parcel| (parcel.number, parcel.position));
+        let slot = self.slots.front().map(|slot| (slot.number, slot.position));
+        slot.into_iter().chain(parcel).min_by_key(|(number, _)| *number).map(|(_, position)| position)
+    }
+
     /// The number of the oldest event in line.
     pub fn front(&self) -> Option<u64> {
         let parcel = self.parcels.front().map(|parcel| parcel.number);
@@ -474,18 +516,53 @@ impl Lane {
         std::mem::take(&mut self.condemned)
     }
 
-    /// Behind which sequence the next tail has to list all events of ours, where its last one does not tell enough.
+    /// Which events of ours the next tail has to list, where its last one does not tell enough.
     ///
     /// In strict ordering that is when a message was refused for its place: an older copy of it may have come in late,
     /// or another writer's message may have taken the place. In shared ordering holes are possible at any time.
-    pub fn lists_behind(&self) -> Option<u64> {
+    pub fn listing(&self) -> Option<Listing> {
         match self.mode_to_open().ordering {
-            Ordering::Shared => Some(self.listed_upto),
+            Ordering::Shared => Some(Listing::Behind(self.listed_upto)),
+            Ordering::Strict if !self.doubts.is_empty() => Some(Listing::Since(self.doubted_since)),
             Ordering::Strict => {
-                self.slots.iter().any(|slot| slot.state == State::OutOfOrder).then_some(self.opened_behind)
+                let is_out_of_order = self.slots.iter().any(|slot| slot.state == State::OutOfOrder);
+                is_out_of_order.then_some(Listing::Behind(self.opened_behind))
             }
             Ordering::Core => None,
         }
+    }
+
+    /// Events that may have been published by other rules before, all of them committed at or behind `since`.
+    pub fn set_doubts(&mut self, doubts: &[Doubt], since: Lsn) {
+        if self.doubts != doubts {
+            self.doubts = doubts.to_vec();
+        }
+        if doubts.is_empty() {
+            self.listed = Vec::new();
+        }
+        self.doubted_since = since;
+    }
+
+    /// Why an event cannot be stored any more: its stream has later ones and not this one, for other rules led those there.
+    pub fn displaces(&self, position: &EventPosition) -> Option<String> {
+        let is_behind = self.floor.is_some_and(|(floor, _)| position.is_at_or_before(&floor));
+        let is_displaced = self.next_mode.ordering == Ordering::Strict
+            && is_behind
+            && self.is_doubtful(position)
+            && self.listed.binary_search_by_key(&position.rank(), EventPosition::rank).is_err();
+        is_displaced.then(|| self.displaced())
+    }
+
+    fn is_doubtful(&self, position: &EventPosition) -> bool {
+        self.doubts.iter().any(|doubt| doubt.covers(position))
+    }
+
+    fn displaced(&self) -> String {
+        format!(
+            "stream {} has later events and not this one, and keeps their order: the rules of this event were changed by \
+             rule_cdc_rules_amend or rule_cdc_rules_forget after it was committed",
+            self.stream
+        )
     }
 
     /// The last event of ours known to be stored, with its stream sequence.

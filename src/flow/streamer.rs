@@ -23,7 +23,7 @@ use super::{
     delay::{Delay, Due, sequence_of},
     event_id::EventPosition,
     history::{Batch, Book, Outcome},
-    lane::{Batches, Lane, Mode, Moment, Noted, Ordering},
+    lane::{Batches, Doubt, Lane, Mode, Moment, Noted, Ordering},
 };
 use crate::{
     error::{Error, Result},
@@ -131,6 +131,8 @@ pub struct Streamer {
     delay: Delay,
     now: Moment,
     awaits_types: bool,
+    /// See [`Streamer::doubt`].
+    doubts: Vec<Doubt>,
 }
 
 impl Streamer {
@@ -155,6 +157,7 @@ impl Streamer {
             delay: Delay::new(Duration::ZERO, confirmed),
             now: Moment::default(),
             awaits_types: false,
+            doubts: Vec::new(),
         };
         streamer.refresh();
         streamer
@@ -182,7 +185,27 @@ impl Streamer {
     /// Rules that operators put in force at events, in the order of these.
     pub fn set_amendments(&mut self, amendments: Vec<Amendment>) {
         let confirmed = self.confirmed();
+        for amendment in &amendments {
+            self.doubt((amendment.commit_lsn, amendment.ordinal), amendment.rules.upto);
+        }
         self.router.set_amendments(amendments, confirmed);
+    }
+
+    /// Events from `from` on, a commit and an ordinal, up to those that commit at `upto` may have been published by other rules in an
+    /// earlier session.
+    pub fn doubt(&mut self, from: (Lsn, u64), upto: Lsn) {
+        if upto >= self.confirmed() {
+            self.doubts.push(Doubt { from, upto });
+            self.set_doubts();
+        }
+    }
+
+    fn set_doubts(&mut self) {
+        let confirmed = self.confirmed();
+        self.doubts.retain(|doubt| doubt.upto >= confirmed);
+        for lane in &mut self.out.lanes {
+            lane.set_doubts(&self.doubts, confirmed);
+        }
     }
 
     /// Transactions that changed rules and whose versions are not durable yet, the oldest first. Nothing behind them is
@@ -329,7 +352,9 @@ impl Streamer {
             if index == self.out.lanes.len() {
                 let inbox = format!("{}.{index}", self.out.inbox);
                 let lane = Lane::new(key.stream.as_deref().unwrap_or("(core NATS)"), mode.ordering, &inbox);
-                self.out.lanes.push(lane.with_history_room(self.out.limits.history_bytes));
+                let mut lane = lane.with_history_room(self.out.limits.history_bytes);
+                lane.set_doubts(&self.doubts, self.out.window.confirmed());
+                self.out.lanes.push(lane);
             }
             self.out.lanes[index].set_mode(mode, self.out.limits.window_bytes);
         }
@@ -536,6 +561,9 @@ impl Streamer {
         {
             self.out.window.idle(upto);
             self.idle_upto = None;
+        }
+        if !self.doubts.is_empty() {
+            self.set_doubts();
         }
         if self.delay.is_off() {
             return;

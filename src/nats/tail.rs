@@ -4,6 +4,8 @@
 //! only, which the stream's leader answers; Direct Get may be answered by a replica that lags behind. It refuses to know
 //! what our ids mean.
 
+use std::ops::RangeInclusive;
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::future::try_join_all;
 use serde_json::{Value, json};
@@ -132,6 +134,29 @@ pub async fn ours_behind(
         let from = (behind + 1).max((known + 1).saturating_sub(STEPS_MAX));
         let upto = known.saturating_add(STEPS_MAX).min(lowest - 1);
         ours.extend(listed(control, stream, from, upto, &is_ours).await?);
+    }
+    Ok(ours)
+}
+
+/// Our messages in `range`, the newest first, down to the first of them for which `is_before` holds.
+pub async fn ours_until(
+    control: &Control,
+    stream: &str,
+    range: RangeInclusive<u64>,
+    is_ours: impl Fn(&Stored) -> bool,
+    is_before: impl Fn(&Stored) -> bool,
+) -> Result<Vec<Stored>> {
+    let mut ours = Vec::new();
+    let (lowest, mut next) = ((*range.start()).max(1), *range.end());
+    while next >= lowest {
+        let until = next.saturating_sub(IN_FLIGHT_MAX - 1).max(lowest);
+        for stored in listed(control, stream, until, next, &is_ours).await? {
+            if is_before(&stored) {
+                return Ok(ours);
+            }
+            ours.push(stored);
+        }
+        next = until - 1;
     }
     Ok(ours)
 }

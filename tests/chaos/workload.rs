@@ -382,7 +382,7 @@ impl Worker {
                     hosts.0, hosts.1
                 )
             }
-            "server" | "address" => format!(
+            "server" => format!(
                 "UPDATE rule_nats_config SET reconnect_delay_ms = {} WHERE config_name = '{config}'",
                 one_of(&["200", "500", "1000"])
             ),

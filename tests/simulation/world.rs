@@ -13,7 +13,7 @@ use walhook::{
         delay::{Due, sequence_of},
         event_id::EventPosition,
         history::{Batch, Book, Place},
-        lane::{BATCH_MAX, Batches, Moment, Refusal, Tail, parcel::Claim},
+        lane::{BATCH_MAX, Batches, Listing, Moment, Refusal, Tail, parcel::Claim},
         streamer::{DeadLetter, Halted, Limits, Received, RuleChange, RuleCommit, Streamer},
     },
     route::{
@@ -584,12 +584,17 @@ impl World {
         let mut tail = Tail {
             last_sequence: stream.last_sequence,
             ours,
-            listed: match run.streamer.lane(index).lists_behind() {
-                None => Vec::new(),
-                Some(behind) => {
-                    let behind = stream.messages.iter().filter(|message| message.sequence > behind);
-                    behind.filter_map(|message| EventPosition::parse(message.event.as_ref()?, SOURCE)).collect()
-                }
+            listed: {
+                let listing = run.streamer.lane(index).listing();
+                let listed = stream.messages.iter().filter_map(|message| {
+                    let position = EventPosition::parse(message.event.as_ref()?, SOURCE)?;
+                    let is_wanted = match listing? {
+                        Listing::Behind(behind) => message.sequence > behind,
+                        Listing::Since(since) => position.commit_lsn >= since,
+                    };
+                    is_wanted.then_some(position)
+                });
+                listed.collect()
             },
             subjects: vec![format!("{name}.>")],
             max_payload: self.jetstream.max_payload.min(self.jetstream.max_msg_size),

@@ -464,7 +464,7 @@ impl Lanes {
                             config_name: settings.config.config_name.clone(),
                             created_ns: driver.known.as_ref().map(|known| known.created_ns),
                             server_wal: streamer.known_wal().max(self.server_wal),
-                            lists_behind: lane.lists_behind(),
+                            listing: lane.listing(),
                             place: driver.known.as_ref().map(|known| (known.sequence, known.created_ns)),
                             max_payload,
                             version,
@@ -638,15 +638,15 @@ impl Lanes {
     fn explain_old_servers(&self, at: usize, streamer: &Streamer, error: Error) -> Error {
         let Group { row, servers, lanes, .. } = &self.groups[at];
         let is_newest = streamer.newest_servers(row.config_id).is_none_or(|newest| newest == *servers);
-        let events: usize = lanes.iter().map(|&index| streamer.lane(index).len()).sum();
-        if is_newest || events == 0 {
-            return error;
-        }
+        let waiting = lanes.iter().filter_map(|&index| streamer.lane(index).front_position());
+        let Some(first) = waiting.min_by_key(EventPosition::rank).filter(|_| !is_newest) else { return error };
         let hint = error.remedy().map_or_else(String::new, |hint| format!("{hint}; "));
         error.hint(format!(
-            "{hint}{events} events from before NATS configuration {:?} named other servers wait for {servers}: start these again, or \
-             another server at their address",
-            row.config_name
+            "{hint}events from before NATS configuration {:?} named other servers wait for {servers}: start these again. To give \
+             them up, run SELECT rule_cdc_rules_amend('{}') and start walhook again: the events go by the rules of now, and those \
+             whose place in a stream is taken by later ones become dead letters",
+            row.config_name,
+            first.id(&self.identity.source),
         ))
     }
 

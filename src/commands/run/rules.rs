@@ -45,6 +45,8 @@ pub struct Begin {
     pub types: TypeCatalog,
     /// There were no versions yet: those of now are the first.
     pub is_first: bool,
+    /// Events up to there may have been published by other rules: there were no versions when they were read.
+    pub doubted_upto: Option<Lsn>,
 }
 
 /// Whose versions, and of when.
@@ -63,10 +65,13 @@ pub struct At<'a> {
 /// # Errors
 /// A table is missing or may not be read; versions from so long ago are gone.
 pub async fn begin(client: &mut Client, at: At<'_>) -> Result<Begin> {
-    let (begin, versions) = load(client, at).await?;
+    let (mut begin, versions) = load(client, at).await?;
     match versions {
         Versions::Known => {}
-        Versions::None => first(client, at, &begin.newest).await?,
+        Versions::None => {
+            first(client, at, &begin.newest).await?;
+            begin.doubted_upto = Some(begin.newest.upto);
+        }
         Versions::From(complete_from) => {
             return Err(Error::untrusted(format!(
                 "{}, and the slot has gone back further",
@@ -119,7 +124,8 @@ async fn load(client: &mut Client, at: At<'_>) -> Result<(Begin, Versions)> {
     let types = super::ledger::read_types(&transaction).await?;
     let known = transaction
         .query_opt(
-            "SELECT system_identifier, complete_from::text FROM public.rule_cdc_rule_sources WHERE source = $1",
+            "SELECT system_identifier, complete_from::text, doubted_upto::text FROM public.rule_cdc_rule_sources \
+             WHERE source = $1",
             &[&at.source],
         )
         .await
@@ -140,7 +146,9 @@ async fn load(client: &mut Client, at: At<'_>) -> Result<(Begin, Versions)> {
     tables.aliases = aliases(&transaction, at).await?;
     transaction.commit().await.map_err(|error| sql::error(attempted, error))?;
     let is_first = matches!(versions, Versions::None);
-    Ok((Begin { tables, newest, amendments, types, is_first }, versions))
+    let doubted = known.filter(|_| matches!(versions, Versions::Known)).and_then(|row| row.get::<_, Option<String>>(2));
+    let doubted_upto = doubted.map(|upto| lsn(attempted, &upto)).transpose()?;
+    Ok((Begin { tables, newest, amendments, types, is_first, doubted_upto }, versions))
 }
 
 /// The configuration rows as they are now.
@@ -243,9 +251,9 @@ async fn first(client: &mut Client, at: At<'_>, newest: &RulesRead) -> Result<()
     }
     transaction
         .execute(
-            "INSERT INTO public.rule_cdc_rule_sources (source, system_identifier, complete_from) \
-             VALUES ($1, $2, $3::text::pg_lsn)",
-            &[&at.source, &at.system_identifier, &at.confirmed.to_string()],
+            "INSERT INTO public.rule_cdc_rule_sources (source, system_identifier, complete_from, doubted_upto) \
+             VALUES ($1, $2, $3::text::pg_lsn, $4::text::pg_lsn)",
+            &[&at.source, &at.system_identifier, &at.confirmed.to_string(), &newest.upto.to_string()],
         )
         .await
         .map_err(failed)?;

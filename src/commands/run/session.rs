@@ -117,7 +117,7 @@ pub async fn session(
     let checkpoints = client.answer(ledger::checkpoints(&client, &config.source, &system.system_id)).await?;
     let (reader, watch) = client.parts();
     let at = rules::At { source: &config.source, system_identifier: &system.system_id, confirmed };
-    let rules::Begin { mut tables, newest, amendments, types, is_first } =
+    let rules::Begin { mut tables, newest, amendments, types, is_first, doubted_upto } =
         watch.answer(rules::begin(reader, at)).await?;
     tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
     if is_first {
@@ -131,6 +131,9 @@ pub async fn session(
     streamer.set_database(&system.dbname);
     streamer.set_newest_rules(newest, true);
     streamer.set_amendments(amendments);
+    if let Some(upto) = doubted_upto {
+        streamer.doubt((confirmed, 0), upto);
+    }
     let poster = Poster {
         source: config.source.clone(),
         identity: database.clone(),

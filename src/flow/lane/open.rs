@@ -23,6 +23,8 @@ pub(super) enum Fate {
     Condemned(String),
     /// It can, with a claim check for its payload.
     TooLarge(String),
+    /// The stream has later events, and no place for it any more: see [`Lane::displaces`].
+    Displaced,
 }
 
 impl Lane {
@@ -59,7 +61,9 @@ impl Lane {
             self.floor = Some((*stored, *sequence));
         }
         self.last_settled = later(self.last_settled, tail.ours);
-        if self.mode.ordering == Ordering::Shared {
+        if self.mode.ordering == Ordering::Strict && !self.doubts.is_empty() {
+            self.listed = listed;
+        } else if self.mode.ordering == Ordering::Shared {
             self.listed_upto = tail.last_sequence;
             self.known.extend(listed);
             self.known.make_contiguous().sort_unstable_by_key(EventPosition::rank);
@@ -96,6 +100,9 @@ impl Lane {
         match slot.mode.ordering {
             Ordering::Strict => {
                 if tail.ours.is_some_and(|(stored, _)| slot.position.is_at_or_before(&stored)) {
+                    if self.is_doubtful(&slot.position) && !is_listed() {
+                        return Some(Fate::Displaced);
+                    }
                     // Nothing is stored behind a hole, unless another writer fills it.
                     return Some(if slot.state != State::OutOfOrder || is_listed() {
                         Fate::Stored
@@ -163,16 +170,21 @@ impl Lane {
                 Fate::TooLarge(reason) => {
                     set_aside.push(Parcel::of(&slot, message, self.note_at(slot.note), reason));
                 }
-                Fate::Condemned(reason) => self.condemned.push(Condemned {
-                    number: slot.number,
-                    position: slot.position,
-                    subject: text(&message[slot.layout.subject.clone()]),
-                    headers: headers::to_json(&message[slot.layout.header_at..slot.layout.body_at]),
-                    payload: message[slot.layout.body_at..message.len() - CRLF.len()].to_vec(),
-                    reason,
-                    noted: noted(&self.notes, slot.note, slot.keep, &slot.layout),
-                    halts: slot.halts,
-                }),
+                fate @ (Fate::Condemned(_) | Fate::Displaced) => {
+                    // The operator has decided already what is to become of this one.
+                    let halts = slot.halts && fate != Fate::Displaced;
+                    let reason = if let Fate::Condemned(reason) = fate { reason } else { self.displaced() };
+                    self.condemned.push(Condemned {
+                        number: slot.number,
+                        position: slot.position,
+                        subject: text(&message[slot.layout.subject.clone()]),
+                        headers: headers::to_json(&message[slot.layout.header_at..slot.layout.body_at]),
+                        payload: message[slot.layout.body_at..message.len() - CRLF.len()].to_vec(),
+                        reason,
+                        noted: noted(&self.notes, slot.note, slot.keep, &slot.layout),
+                        halts,
+                    });
+                }
             }
         }
         self.spool = spool;

@@ -192,10 +192,10 @@ fn an_older_copy_that_came_in_late_is_told_from_another_writers_message() {
         let mut lane = lane_of(Ordering::Strict, 3);
         open(&mut lane, &tail(10, None));
         let first = tokens(&mut lane).remove(0);
-        assert_eq!(lane.lists_behind(), None);
+        assert_eq!(lane.listing(), None);
         assert!(lane.refused(first.as_bytes(), &Refusal::WrongSequence));
         lane.close();
-        assert_eq!(lane.lists_behind(), Some(10));
+        assert_eq!(lane.listing(), Some(Listing::Behind(10)));
         open(&mut lane, &Tail { listed, ..tail(12, Some((2, 12))) });
         let condemned = lane.take_condemned();
         assert_eq!(condemned.iter().map(|condemned| condemned.number).collect::<Vec<_>>(), dead);
@@ -211,11 +211,34 @@ fn a_hole_in_a_shared_stream_is_filled_and_nothing_else_sent_again() {
     assert!(lane.refused(sent[0].as_bytes(), &Refusal::NotNow("429".to_owned())));
     lane.acked(sent[1].as_bytes(), 1, false).unwrap();
     lane.close();
-    assert_eq!(lane.lists_behind(), Some(0));
+    assert_eq!(lane.listing(), Some(Listing::Behind(0)));
     // The ack of the third was lost.
     open(&mut lane, &Tail { listed: vec![at(3), at(2)], ..tail(2, Some((3, 2))) });
     assert!(send(&mut lane).split("HPUB").skip(1).map(|message| message.contains("0000001-9")).eq([true, false]));
     assert_eq!((lane.len(), lane.oldest()), (2, Some(1)));
+}
+
+/// Rules that an operator changed after the commit lead an event into a stream that has later ones: the last event of ours there says
+/// nothing of it.
+#[test]
+fn an_event_in_doubt_is_stored_only_if_the_stream_lists_it() {
+    let doubts = [Doubt { from: (Lsn(1), 0), upto: Lsn(3) }];
+    let mut lane = lane_of(Ordering::Strict, 4);
+    lane.set_doubts(&doubts, Lsn(1));
+    assert_eq!(lane.listing(), Some(Listing::Since(Lsn(1))));
+    open(&mut lane, &Tail { listed: vec![at(5), at(2)], ..tail(9, Some((5, 9))) });
+    let condemned = lane.take_condemned();
+    assert_eq!(condemned.iter().map(|condemned| condemned.position).collect::<Vec<_>>(), [at(1), at(3)]);
+    assert!(condemned.iter().all(|condemned| !condemned.halts && condemned.reason.contains("rule_cdc_rules_amend")));
+    assert_eq!(lane.len(), 0, "the second is listed, and the fourth is in no doubt");
+
+    let mut lane = lane_of(Ordering::Strict, 0);
+    lane.set_doubts(&doubts, Lsn(1));
+    open(&mut lane, &Tail { listed: vec![at(5), at(2)], ..tail(9, Some((5, 9))) });
+    let displaced = (1..=6).filter(|&commit| lane.displaces(&at(commit)).is_some()).collect::<Vec<_>>();
+    assert_eq!(displaced, [1, 3]);
+    lane.set_doubts(&[], Lsn(4));
+    assert_eq!((lane.listing(), lane.displaces(&at(1))), (None, None));
 }
 
 #[test]

@@ -216,6 +216,12 @@ impl Outlet {
                 return self.condemn(rules, condemned);
             }
         };
+        if let Some(reason) = self.lanes[lane].displaces(&position) {
+            let mut condemned = self.impossible(webhook, body, change, message_id, reason);
+            // The operator has decided already what is to become of this one.
+            condemned.halts = false;
+            return self.condemn(rules, condemned);
+        }
         let is_stored = self.lanes[lane].has(&position)?;
         if is_stored {
             self.counts.skipped += 1;

@@ -18,7 +18,7 @@ use crate::{
     error::{Error, Kind, Result},
     flow::{
         event_id::EventPosition,
-        lane::{BATCH_MAX, Tail},
+        lane::{BATCH_MAX, Listing, Tail},
         streamer::LaneSettings,
     },
     nats::{
@@ -55,8 +55,8 @@ pub struct Known {
     pub created_ns: Option<i64>,
     /// No tail of ours is beyond it.
     pub server_wal: Lsn,
-    /// See [`crate::flow::lane::Lane::lists_behind`].
-    pub lists_behind: Option<u64>,
+    /// See [`crate::flow::lane::Lane::listing`].
+    pub listing: Option<Listing>,
     /// Where our last message was last seen, and when its stream was created.
     pub place: Option<(u64, i64)>,
     /// Of the publishing connection, in bytes.
@@ -114,16 +114,22 @@ pub async fn open(control: Control, settings: LaneSettings, identity: Identity, 
     let end = end(&control, &stream, &identity, &known).await?;
     let ours = judge_end(&end, &stream, &identity, &known)?;
     let max_payload = known.max_payload.min(state.max_msg_size.unwrap_or(usize::MAX));
-    let listed = match known.lists_behind {
+    let position = |stored: &tail::Stored| position_of(stored, &identity.source);
+    let is_ours = |stored: &tail::Stored| position(stored).is_some();
+    let stored = match known.listing {
         None => Vec::new(),
-        Some(behind) => {
-            let is_ours = |stored: &tail::Stored| position_of(stored, &identity.source).is_some();
+        Some(Listing::Behind(behind)) => {
             let place = known.place.map(|(sequence, _)| sequence);
-            let last = end.last_sequence;
-            let stored = tail::ours_behind(&control, &stream.stream_name, behind, last, place, is_ours).await?;
-            stored.iter().filter_map(|stored| position_of(stored, &identity.source)).collect()
+            tail::ours_behind(&control, &stream.stream_name, behind, end.last_sequence, place, is_ours).await?
+        }
+        Some(Listing::Since(since)) => {
+            let is_before =
+                |stored: &tail::Stored| position(stored).is_some_and(|position| position.commit_lsn < since);
+            let range = end.first_sequence..=end.last_sequence;
+            tail::ours_until(&control, &stream.stream_name, range, is_ours, is_before).await?
         }
     };
+    let listed = stored.iter().filter_map(position).collect();
     let is_in_memory = state.storage == "memory";
     let takes_batches = state.allow_atomic && row.wants_batches();
     let batch_max = if takes_batches { known.batch_max } else { 1 };

@@ -158,7 +158,7 @@ fn a_refused_batch_is_sent_again_whole_under_another_id() {
     transaction(&mut lane, 2, 2);
     let first = read(&mut lane);
     assert!(lane.refused(b"0100000002", &Refusal::WrongSequence));
-    assert_eq!(lane.lists_behind(), Some(0));
+    assert_eq!(lane.listing(), Some(Listing::Behind(0)));
     lane.close();
     // The first one is there: an older copy of it had come in late.
     let stored = EventPosition { ordinal: 2, ..at(1) };
@@ -383,10 +383,10 @@ fn an_event_that_is_stored_is_found_whatever_the_order_it_was_published_in() {
     transaction(&mut lane, 2, 2);
     let stored = |commit, ordinal| EventPosition { commit_lsn: Lsn(commit), commit_time: 9, ordinal, webhook_id: 1 };
     let end = Tail { ours: Some((stored(2, 1), 2)), ..tail(2, None) };
-    assert_eq!(lane.lists_behind(), None);
+    assert_eq!(lane.listing(), None);
     open_for(&mut lane, 1, &end);
     assert!(!lane.is_open(), "what the tail of a strict stream tells is not enough for what is left");
-    assert_eq!((lane.len(), lane.lists_behind()), (2, Some(0)));
+    assert_eq!((lane.len(), lane.listing()), (2, Some(Listing::Behind(0))));
     open_for(&mut lane, 1, &Tail { listed: vec![stored(2, 1)], ..end });
     assert_eq!((shape(&read(&mut lane)).as_str(), lane.len()), ("2", 1));
 }
