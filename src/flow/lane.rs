@@ -6,10 +6,11 @@
 //!
 //! What a message looks like is in [`message`], what goes together into one atomic batch in `batch`, core NATS in `core`, what is
 //! too large for a message in [`parcel`], what a tail says of the line in `open`, what a stream has to keep in `kept`, what
-//! a caller's repeated message id costs in `repeats`, which message a connection is closed over in `verdict`.
+//! of a tail has to be listed in `doubt`, what a caller's repeated message id costs in `repeats`, which message a connection is closed over in `verdict`.
 
 mod batch;
 mod core;
+mod doubt;
 mod kept;
 mod message;
 mod open;
@@ -36,6 +37,7 @@ use crate::{
 
 use batch::Batching;
 pub use batch::{BATCH_MAX, Batches};
+pub use doubt::{Doubt, Listing};
 use kept::later;
 pub use message::Head;
 use message::{ATTEMPT_DIGITS, CRLF, Front, INDEX_DIGITS, Layout};
@@ -103,31 +105,6 @@ pub struct Tail {
     pub max_payload: usize,
     /// How many messages it takes as one atomic batch; 1 where it takes none.
     pub batch_max: usize,
-}
-
-/// Which events of ours a tail has to list, where the last one does not tell enough.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Listing {
-    /// Those behind this sequence of the stream.
-    Behind(u64),
-    /// Those whose transactions committed at or behind this position.
-    Since(Lsn),
-}
-
-/// Events that may have been published by other rules before: an operator amended the rules, or had them forgotten. The last event
-/// in a stream says nothing of those before it then.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Doubt {
-    /// The first of them: its commit and its ordinal.
-    pub from: (Lsn, u64),
-    /// The last commit of them.
-    pub upto: Lsn,
-}
-
-impl Doubt {
-    fn covers(&self, position: &EventPosition) -> bool {
-        self.from <= (position.commit_lsn, position.ordinal) && position.commit_lsn <= self.upto
-    }
 }
 
 /// Why the server did not store a message.
@@ -514,55 +491,6 @@ impl Lane {
     /// sent, and they count as not settled: they cannot get lost between the lane and its owner.
     pub fn take_condemned(&mut self) -> Vec<Condemned> {
         std::mem::take(&mut self.condemned)
-    }
-
-    /// Which events of ours the next tail has to list, where its last one does not tell enough.
-    ///
-    /// In strict ordering that is when a message was refused for its place: an older copy of it may have come in late,
-    /// or another writer's message may have taken the place. In shared ordering holes are possible at any time.
-    pub fn listing(&self) -> Option<Listing> {
-        match self.mode_to_open().ordering {
-            Ordering::Shared => Some(Listing::Behind(self.listed_upto)),
-            Ordering::Strict if !self.doubts.is_empty() => Some(Listing::Since(self.doubted_since)),
-            Ordering::Strict => {
-                let is_out_of_order = self.slots.iter().any(|slot| slot.state == State::OutOfOrder);
-                is_out_of_order.then_some(Listing::Behind(self.opened_behind))
-            }
-            Ordering::Core => None,
-        }
-    }
-
-    /// Events that may have been published by other rules before, all of them committed at or behind `since`.
-    pub fn set_doubts(&mut self, doubts: &[Doubt], since: Lsn) {
-        if self.doubts != doubts {
-            self.doubts = doubts.to_vec();
-        }
-        if doubts.is_empty() {
-            self.listed = Vec::new();
-        }
-        self.doubted_since = since;
-    }
-
-    /// Why an event cannot be stored any more: its stream has later ones and not this one, for other rules led those there.
-    pub fn displaces(&self, position: &EventPosition) -> Option<String> {
-        let is_behind = self.floor.is_some_and(|(floor, _)| position.is_at_or_before(&floor));
-        let is_displaced = self.next_mode.ordering == Ordering::Strict
-            && is_behind
-            && self.is_doubtful(position)
-            && self.listed.binary_search_by_key(&position.rank(), EventPosition::rank).is_err();
-        is_displaced.then(|| self.displaced())
-    }
-
-    fn is_doubtful(&self, position: &EventPosition) -> bool {
-        self.doubts.iter().any(|doubt| doubt.covers(position))
-    }
-
-    fn displaced(&self) -> String {
-        format!(
-            "stream {} has later events and not this one, and keeps their order: the rules of this event were changed by \
-             rule_cdc_rules_amend or rule_cdc_rules_forget after it was committed",
-            self.stream
-        )
     }
 
     /// The last event of ours known to be stored, with its stream sequence.

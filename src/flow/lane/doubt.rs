@@ -1,0 +1,84 @@
+//! Where the last event of ours in a stream does not tell enough: which events of it have to be listed, and what follows for an event
+//! that is not among them.
+//!
+//! In: ranges of events that an operator's change of rules may have led elsewhere. Out: what the next tail has to list, and which
+//! events have no place in the stream any more.
+
+use super::{Lane, Ordering, State};
+use crate::{flow::event_id::EventPosition, wal::lsn::Lsn};
+
+/// Which events of ours a tail has to list, where the last one does not tell enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listing {
+    /// Those behind this sequence of the stream.
+    Behind(u64),
+    /// Those whose transactions committed at or behind this position.
+    Since(Lsn),
+}
+
+/// Events that may have been published by other rules before: an operator amended the rules, or had them forgotten. The last event
+/// in a stream says nothing of those before it then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Doubt {
+    /// The first of them: its commit and its ordinal.
+    pub from: (Lsn, u64),
+    /// The last commit of them.
+    pub upto: Lsn,
+}
+
+impl Doubt {
+    fn covers(&self, position: &EventPosition) -> bool {
+        self.from <= (position.commit_lsn, position.ordinal) && position.commit_lsn <= self.upto
+    }
+}
+
+impl Lane {
+    /// Which events of ours the next tail has to list, where its last one does not tell enough.
+    ///
+    /// In strict ordering that is when a message was refused for its place: an older copy of it may have come in late,
+    /// or another writer's message may have taken the place. In shared ordering holes are possible at any time.
+    pub fn listing(&self) -> Option<Listing> {
+        match self.mode_to_open().ordering {
+            Ordering::Shared => Some(Listing::Behind(self.listed_upto)),
+            Ordering::Strict if !self.doubts.is_empty() => Some(Listing::Since(self.doubted_since)),
+            Ordering::Strict => {
+                let is_out_of_order = self.slots.iter().any(|slot| slot.state == State::OutOfOrder);
+                is_out_of_order.then_some(Listing::Behind(self.opened_behind))
+            }
+            Ordering::Core => None,
+        }
+    }
+
+    /// Events that may have been published by other rules before, all of them committed at or behind `since`.
+    pub fn set_doubts(&mut self, doubts: &[Doubt], since: Lsn) {
+        if self.doubts != doubts {
+            self.doubts = doubts.to_vec();
+        }
+        if doubts.is_empty() {
+            self.listed = Vec::new();
+        }
+        self.doubted_since = since;
+    }
+
+    /// Why an event cannot be stored any more: its stream has later ones and not this one, for other rules led those there.
+    pub fn displaces(&self, position: &EventPosition) -> Option<String> {
+        let is_behind = self.floor.is_some_and(|(floor, _)| position.is_at_or_before(&floor));
+        let is_displaced = self.next_mode.ordering == Ordering::Strict
+            && is_behind
+            && self.is_doubtful(position)
+            && self.listed.binary_search_by_key(&position.rank(), EventPosition::rank).is_err();
+        is_displaced.then(|| self.displaced())
+    }
+
+    pub(super) fn is_doubtful(&self, position: &EventPosition) -> bool {
+        self.doubts.iter().any(|doubt| doubt.covers(position))
+    }
+
+    pub(super) fn displaced(&self) -> String {
+        format!(
+            "stream {} has later events and not this one, and keeps their order: the rules of this event were changed by \
+             rule_cdc_rules_amend or rule_cdc_rules_forget after it was committed",
+            self.stream
+        )
+    }
+}
