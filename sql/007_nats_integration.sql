@@ -574,6 +574,10 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
                IS NOT DISTINCT FROM
                (me.auth_type, me.auth_token, me.auth_credentials_file, me.auth_nkey_seed,
                 substring(me.nats_url FROM '//(.*)@'))
+           -- Another JetStream domain or API prefix leads to other streams. The columns come with 015.
+           AND (nullif(to_jsonb(c) ->> 'jetstream_domain', ''), nullif(to_jsonb(c) ->> 'api_prefix', ''))
+               IS NOT DISTINCT FROM
+               (nullif(to_jsonb(me) ->> 'jetstream_domain', ''), nullif(to_jsonb(me) ->> 'api_prefix', ''))
     CROSS JOIN LATERAL public.rule_nats_streams_of(c.config_id) s
     CROSS JOIN unnest(s.subjects) pattern
     CROSS JOIN unnest(p_subjects) subject
@@ -967,6 +971,8 @@ BEGIN
         'jetstream_enabled', jetstream_enabled,
         'stream_name', stream_name,
         'subject_prefix', subject_prefix,
+        'jetstream_domain', jetstream_domain,
+        'api_prefix', api_prefix,
         'max_connections', max_connections,
         'connection_timeout_ms', connection_timeout_ms,
         'tls_enabled', tls_enabled,

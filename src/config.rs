@@ -279,6 +279,14 @@ fn nats(
     overrides.ca = path("NATS_CA").or(overrides.ca);
     overrides.cert = path("NATS_CERT").or(overrides.cert);
     overrides.key = path("NATS_KEY").or(overrides.key);
+    // Whoever names one of the two in the environment means that one, whatever the file says of the other.
+    if let Some(domain) = env("NATS_JETSTREAM_DOMAIN") {
+        (overrides.jetstream_domain, overrides.api_prefix) = (Some(domain), None);
+    }
+    if let Some(prefix) = env("NATS_API_PREFIX") {
+        overrides.jetstream_domain = env("NATS_JETSTREAM_DOMAIN");
+        overrides.api_prefix = Some(prefix);
+    }
     Ok(overrides)
 }
 

@@ -184,6 +184,58 @@ async fn a_log_into_a_closed_pipe_ends_nothing() {
     publishes_without_a_log(writer.into()).await;
 }
 
+/// A pipe that is full and that nobody reads, with the end that has to stay open.
+fn stalled() -> (std::io::PipeReader, Stdio) {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(&[b'.'; 65_536]).unwrap();
+    (reader, writer.into())
+}
+
+#[tokio::test]
+async fn a_worker_calls_its_webhooks_though_nobody_takes_its_log() {
+    let mile = support::last_mile::LastMile::start().await;
+    let http = support::http::Http::ok();
+    let id = mile.webhook("w", &http.url("/"));
+    let (_reader, pipe) = stalled();
+    for (round, stderr) in [full(), pipe].into_iter().enumerate() {
+        let mut worker = mile.worker().args(["--log", "trace"]).start_onto(Some(stderr));
+        mile.publish_many(id, 20);
+        http.received(20 * (round + 1)).await;
+        mile.eventually("SELECT count(*) % 20 FROM rule_webhook_calls WHERE status = 'success'", "0").await;
+        assert_eq!(worker.terminate(), 0);
+    }
+}
+
+#[tokio::test]
+async fn no_short_command_waits_for_a_log_that_nobody_takes_or_ends_otherwise() {
+    let feed = Feed::start().await;
+    let webhook = feed.webhook("orders");
+    feed.pg.psql("CREATE TABLE orders (id int PRIMARY KEY)");
+    feed.pg.psql(&format!("SELECT rule_webhook_link_table({webhook}, 'orders')"));
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO orders SELECT generate_series(1, 10)");
+    feed.confirmed().await;
+    let commands: [(&[&str], i32); 9] = [
+        (&["setup"], 0),
+        (&["status"], 0),
+        (&["backfill", "--table", "orders"], 0),
+        (&["replay", "--from", "0/0", "--create-stream", "REPLAY"], 0),
+        (&["seek", "--stream", "WEBHOOKS", "--consumer", "w", "--from", "0/0"], 0),
+        (&["dead-letters", "list"], 0),
+        (&["dead-letters", "show", "7"], 2),
+        (&["seek", "--stream", "NONE", "--consumer", "w", "--from", "0/0"], 2),
+        (&["replay", "--from", "nonsense"], 2),
+    ];
+    for (words, code) in commands {
+        let (_reader, pipe) = stalled();
+        for stderr in [full(), pipe] {
+            let command = feed.command(words[0]).args(&words[1..]).args(["--log", "trace"]);
+            assert_eq!(command.start_onto(Some(stderr)).wait(support::DEADLINE), code, "{words:?}");
+        }
+    }
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+}
+
 #[tokio::test]
 async fn a_stalled_reader_of_the_log_holds_nothing_up_and_learns_how_many_lines_it_missed() {
     let feed = Feed::start().await;

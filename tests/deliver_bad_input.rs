@@ -19,6 +19,8 @@ use support::{
 /// One attempt, and not long.
 const ONCE: &str = "UPDATE rule_webhooks SET retry_enabled = false, timeout_ms = 1500";
 
+const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+
 fn redirect() -> Reply {
     Reply::with(302, "Location", "http://169.254.169.254/latest/meta-data/")
 }
@@ -38,6 +40,16 @@ async fn whatever_a_receiver_does_is_recorded_and_the_others_flow() {
         ("redirects", misbehaving(redirect), "302", "redirects are not followed"),
         ("closes", misbehaving(|| Reply::Close), "", "connection closed before message completed"),
         ("babbles", misbehaving(|| Reply::Nonsense), "", "invalid HTTP version parsed"),
+        ("heads", misbehaving(|| Reply::Endless("HTTP/1.1 200 OK\r\n", "X-A: b\r\n")), "", "message head is too large"),
+        ("line", misbehaving(|| Reply::Endless("HTTP/1.1 200 OK\r\nX-A: ", "b")), "", "message head is too large"),
+        (
+            "hints",
+            misbehaving(|| Reply::Endless("", "HTTP/1.1 103 Early Hints\r\n\r\n")),
+            "",
+            "no answer within 1500 ms",
+        ),
+        ("trailers", misbehaving(|| Reply::Endless(CHUNKED, "0\r\nX-A: b\r\n")), "200", ""),
+        ("extensions", misbehaving(|| Reply::Endless(CHUNKED, "1;a=b")), "200", ""),
         ("teapot", misbehaving(|| Reply::status(418)), "418", "HTTP status 418"),
         ("forger", Http::start_tls(&authority.server(), |_, _| Reply::status(200)), "", "UnknownIssuer"),
     ];

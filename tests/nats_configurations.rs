@@ -11,13 +11,18 @@ use std::{
     time::Duration,
 };
 
+use async_nats::jetstream;
 use futures_util::StreamExt;
 use nkeys::KeyPair;
 use serde_json::{Value, json};
 use support::{
     Nats, Postgres, Walhook, eventually,
     feed::Feed,
+    http::Http,
+    last_mile::LastMile,
     login::{Operator, tls_server},
+    port::Port,
+    rows::{ended_well, insert, linked_on},
     tls::Authority,
 };
 use tokio::net::TcpListener;
@@ -659,4 +664,289 @@ async fn three_streams_share_one_publishing_connection_and_one_that_refuses_hold
     }
     assert_eq!(connections(walhook.pid(), feed.nats.port()), 2);
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+}
+
+/// A server of the domain `hub`, and one of the domain `leaf` that is connected to it as a leaf node.
+async fn hub_and_leaf() -> (Nats, Nats, Port) {
+    let port = Port::take();
+    let listen = format!("leafnodes {{ listen: \"127.0.0.1:{}\" }}", port.number());
+    let remote = format!("leafnodes {{ remotes: [ {{ url: \"nats://127.0.0.1:{}\" }} ] }}", port.number());
+    let hub = Nats::builder().jetstream("domain: hub").config(&listen).start().await;
+    let leaf = Nats::builder().jetstream("domain: leaf").config(&remote).start().await;
+    let seen = jetstream::with_domain(leaf.client().await, "hub");
+    eventually("the leaf to see the hub", async || seen.query_account().await.ok()).await;
+    (hub, leaf, port)
+}
+
+async fn stream_names(nats: &Nats) -> Vec<String> {
+    let jetstream = nats.jetstream().await;
+    let mut names: Vec<String> = jetstream.stream_names().map(Result::unwrap).collect().await;
+    names.sort();
+    names
+}
+
+/// The rows of `t` in a stream, in its order.
+async fn rows_of(nats: &Nats, stream: &str) -> Vec<i64> {
+    let Ok(mut stream) = nats.jetstream().await.get_stream(stream).await else { return Vec::new() };
+    let state = stream.info().await.unwrap().state.clone();
+    let mut rows = Vec::new();
+    for sequence in state.first_sequence.max(1)..=state.last_sequence {
+        let payload = stream.get_raw_message(sequence).await.unwrap().payload;
+        rows.push(serde_json::from_slice::<Value>(&payload).unwrap()["data"]["id"].as_i64().unwrap_or(-1));
+    }
+    rows
+}
+
+async fn holds(nats: &Nats, stream: &str, rows: std::ops::Range<i64>) {
+    let rows: Vec<i64> = rows.collect();
+    eventually(&format!("rows {rows:?} in {stream}"), async || (rows_of(nats, stream).await == rows).then_some(()))
+        .await;
+}
+
+fn verb(feed: &Feed, words: &[&str]) -> String {
+    let done = feed.command(words[0]).args(&words[1..]).finish();
+    assert_eq!(done.code, Some(0), "{words:?}: {}", done.stderr);
+    done.stdout
+}
+
+#[tokio::test]
+async fn a_domain_behind_a_leaf_node_is_asked_by_every_verb_and_the_servers_own_jetstream_by_none() {
+    let (hub, leaf, _port) = hub_and_leaf().await;
+    let feed = linked_on(Postgres::start().await, leaf);
+    feed.pg.psql("UPDATE rule_nats_config SET jetstream_domain = 'hub'");
+    feed.pg.psql("UPDATE rule_webhooks SET on_error = 'object_store'");
+    let mut mile = LastMile::on(feed);
+    let (http, bare_http) = (Http::ok(), Http::ok());
+    mile.sql(&format!("UPDATE rule_webhooks SET url = '{}'", http.url("/")));
+    let mut worker = mile.worker().start();
+    insert(&mile.feed.pg, 0, 40);
+    http.received(40).await;
+    holds(&hub, "WEBHOOKS", 0..40).await;
+    // A claim check: its payload goes into the object store of that domain, and the worker gets it from there.
+    mile.sql("INSERT INTO t SELECT 40, string_agg(md5(i::text), '') FROM generate_series(1, 60000) i");
+    http.received(41).await;
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    // A worker without a database goes by the bucket of that domain.
+    mile.sql(&format!("UPDATE rule_webhooks SET url = '{}'", bare_http.url("/")));
+    let mut bare = mile.without_database().env("NATS_JETSTREAM_DOMAIN", "hub").args(["--group", "bare"]).start();
+    bare_http.received(41).await;
+    assert_eq!(bare.terminate(), 0, "{}", bare.log());
+
+    verb(&mile.feed, &["replay", "--from", "0/0", "--via", "stream", "--create-stream", "REPLAY"]);
+    eventually("the replay", async || (rows_of(&hub, "REPLAY").await.len() == 41).then_some(())).await;
+    verb(&mile.feed, &["seek", "--stream", "WEBHOOKS", "--consumer", "sought", "--from", "0/0"]);
+    hub.jetstream().await.get_stream("WEBHOOKS").await.unwrap().consumer_info("sought").await.unwrap();
+    verb(&mile.feed, &["backfill", "--table", "t"]);
+    eventually("the backfill", async || (rows_of(&hub, "WEBHOOKS").await.len() == 82).then_some(())).await;
+    mile.sql("INSERT INTO rule_webhook_events (webhook_id, payload, message_id) VALUES (1, '{}', E'\\t')");
+    mile.eventually("SELECT count(*) FROM rule_nats_dead_letters", "1").await;
+    verb(&mile.feed, &["dead-letters", "retry", "--all"]);
+    assert!(verb(&mile.feed, &["status"]).contains("WEBHOOKS"));
+    ended_well(&mut mile.streamer);
+    let expected = ["KV_walhook_walhook", "OBJ_walhook_objects", "REPLAY", "WEBHOOKS"];
+    assert_eq!(stream_names(&hub).await, expected, "{}", mile.streamer.log());
+    assert_eq!(stream_names(&mile.feed.nats).await, [""; 0], "nothing in the domain of the server itself");
+}
+
+#[tokio::test]
+async fn a_domain_that_changes_is_another_jetstream_and_one_that_was_wrong_is_corrected() {
+    let (hub, leaf, _port) = hub_and_leaf().await;
+    let feed = linked_on(Postgres::start().await, leaf);
+    feed.pg.psql("UPDATE rule_nats_config SET jetstream_domain = 'hbu'");
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 20);
+    walhook.logged("jetstream_domain and api_prefix").await;
+    feed.pg.psql("UPDATE rule_nats_config SET jetstream_domain = 'hub'");
+    insert(&feed.pg, 20, 30);
+    holds(&hub, "WEBHOOKS", 0..30).await;
+    // Events from before a change stay where they are; those after it go to the other JetStream, by the same connection.
+    feed.pg.psql("UPDATE rule_nats_config SET jetstream_domain = NULL, subject_prefix = 'mine', stream_name = 'MINE'");
+    insert(&feed.pg, 30, 40);
+    holds(&feed.nats, "MINE", 30..40).await;
+    feed.confirmed().await;
+    holds(&hub, "WEBHOOKS", 0..30).await;
+    ended_well(&mut walhook);
+    // And a restart finds its place in each.
+    feed.pg.psql(
+        "UPDATE rule_nats_config SET jetstream_domain = 'hub', subject_prefix = 'webhooks', stream_name = 'WEBHOOKS'",
+    );
+    insert(&feed.pg, 40, 50);
+    let mut walhook = feed.run();
+    eventually("the rest", async || (rows_of(&hub, "WEBHOOKS").await.len() == 40).then_some(())).await;
+    feed.confirmed().await;
+    ended_well(&mut walhook);
+    assert_eq!(rows_of(&feed.nats, "MINE").await, (30..40).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn acks_of_a_stream_in_another_domain_that_takes_the_same_subjects_count_for_nothing() {
+    let (hub, leaf, _port) = hub_and_leaf().await;
+    let feed = linked_on(Postgres::start().await, leaf);
+    let decoy = jetstream::stream::Config {
+        name: "WEBHOOKS".to_owned(),
+        subjects: vec!["webhooks.>".to_owned()],
+        ..Default::default()
+    };
+    feed.nats.jetstream().await.create_stream(decoy).await.unwrap();
+    feed.pg.psql("UPDATE rule_nats_config SET jetstream_domain = 'hub'");
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 30);
+    holds(&hub, "WEBHOOKS", 0..30).await;
+    feed.confirmed().await;
+    walhook.logged("a stream of another JetStream domain stores the same subjects").await;
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn the_jetstream_of_another_account_is_asked_under_the_prefix_of_its_import() {
+    let services = ["$JS.ACK.>", "$KV.>", "$O.>", "webhooks.>"];
+    let exports: String = services.iter().map(|subject| format!("{{ service: \"{subject}\" }} ")).collect();
+    let imports: String = services
+        .iter()
+        .map(|subject| format!("{{ service: {{ account: STREAMS, subject: \"{subject}\" }} }} "))
+        .collect();
+    let accounts = format!(
+        "accounts {{ STREAMS {{ jetstream: enabled, users: [ {{ user: s, password: s }} ], \
+             exports: [ {{ service: \"$JS.API.>\", response_type: stream }} {exports} ] }}, \
+           APP {{ users: [ {{ user: app, password: app }} ], \
+             imports: [ {{ service: {{ account: STREAMS, subject: \"$JS.API.>\" }}, to: \"js.streams.>\" }} {imports} ] }} }}"
+    );
+    let nats = Nats::builder().config(&accounts).start().await;
+    let feed = linked_on(Postgres::start().await, nats);
+    let url = format!("nats://app:app@127.0.0.1:{}", feed.nats.port());
+    feed.pg.psql(&format!("UPDATE rule_nats_config SET nats_url = '{url}', api_prefix = 'js.streams'"));
+    let mut mile = LastMile::on(feed);
+    let http = Http::ok();
+    mile.sql(&format!("UPDATE rule_webhooks SET url = '{}'", http.url("/")));
+    let mut worker = mile.worker().start();
+    insert(&mile.feed.pg, 0, 20);
+    http.received(20).await;
+    mile.eventually("SELECT count(*) FROM rule_webhook_calls WHERE status = 'success'", "20").await;
+    mile.feed.confirmed().await;
+    let of_account = async_nats::connect(format!("nats://s:s@127.0.0.1:{}", mile.feed.nats.port())).await.unwrap();
+    let mut stream = jetstream::new(of_account).get_stream("WEBHOOKS").await.unwrap();
+    assert_eq!(stream.info().await.unwrap().state.messages, 20);
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    ended_well(&mut mile.streamer);
+}
+
+#[tokio::test]
+async fn a_domain_and_a_prefix_that_cannot_be_are_refused_by_the_database() {
+    let feed = Feed::start().await;
+    for wrong in [
+        "jetstream_domain = 'a.b'",
+        "jetstream_domain = 'a b'",
+        "jetstream_domain = 'a*'",
+        "jetstream_domain = '>'",
+        "api_prefix = 'a.'",
+        "api_prefix = 'a..b'",
+        "api_prefix = 'a.>'",
+        "api_prefix = E'a\\u00a0b'",
+        "jetstream_domain = 'hub', api_prefix = 'a'",
+    ] {
+        let refused = feed.pg.try_psql(&format!("UPDATE rule_nats_config SET {wrong}"));
+        assert!(refused.is_err(), "{wrong}");
+    }
+    for right in
+        ["jetstream_domain = 'hub-1_x'", "jetstream_domain = NULL, api_prefix = '$JS.hub.API'", "api_prefix = ''"]
+    {
+        feed.pg.psql(&format!("UPDATE rule_nats_config SET {right}"));
+    }
+    let info: Value = serde_json::from_str(&feed.pg.psql("SELECT rule_nats_config_info('default')")).unwrap();
+    assert_eq!((&info["jetstream_domain"], &info["api_prefix"]), (&Value::Null, &json!("")));
+}
+
+/// The configuration that stands in a page, with a user who may do everything.
+fn configuration_of(page: &str) -> String {
+    let text = std::fs::read_to_string(format!("{}/{page}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let block = text.split("```text\n").nth(1).unwrap().split("```").next().unwrap();
+    block.replacen("users: [", "users: [ { user: all, password: p }", 1)
+}
+
+#[tokio::test]
+async fn the_permissions_of_the_page_are_enough_for_each_command() {
+    let nats = Nats::builder().config(&configuration_of("docs/nats-permissions.md")).start().await;
+    let port = nats.port();
+    let of = |user: &str| format!("nats://{user}:p@127.0.0.1:{port}");
+    let feed = linked_on(Postgres::start().await, nats);
+    feed.pg.psql(&format!("UPDATE rule_nats_config SET nats_url = '{}'", of("run-all")));
+    feed.pg.psql("UPDATE rule_webhooks SET on_error = 'object_store'");
+    let mut mile = LastMile::on(feed);
+    let http = Http::ok();
+    mile.sql(&format!("UPDATE rule_webhooks SET url = '{}'", http.url("/")));
+    let warnings = |process: &Walhook| {
+        let log = process.log();
+        log.lines()
+            .filter(|line| line.contains("WARN") && !line.contains("plain text"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let mut worker = mile.worker().args(["--nats-url", &of("deliver")]).start();
+    insert(&mile.feed.pg, 0, 20);
+    mile.sql("INSERT INTO t SELECT 20, string_agg(md5(i::text), '') FROM generate_series(1, 60000) i");
+    http.received(21).await;
+    mile.feed.confirmed().await;
+    let bare = ["--no-database", "--allow-network", "127.0.0.1", "--group", "bare", "--nats-url", &of("deliver")];
+    let mut bare = Walhook::command("deliver").args(bare).start();
+    http.received(42).await;
+    for process in [&mut worker, &mut bare, &mut mile.streamer] {
+        ended_well(process);
+        assert_eq!(warnings(process), [""; 0], "{}", process.log());
+    }
+    // What is there already is enough for one that may make nothing.
+    let mut low = mile.feed.streamer().args(["--nats-url", &of("run")]).start();
+    insert(&mile.feed.pg, 21, 30);
+    mile.feed.confirmed().await;
+    ended_well(&mut low);
+
+    let replay = ["--nats-url", &of("replay"), "--from", "0/0", "--create-stream", "REPLAY"];
+    for words in [
+        [&["replay", "--via", "stream"], &replay[..]].concat(),
+        [&["seek", "--nats-url", &of("seek")], &["--stream", "WEBHOOKS", "--consumer", "w", "--from", "0/0"][..]]
+            .concat(),
+        // Over one that is there.
+        [&["seek", "--nats-url", &of("seek")], &["--stream", "WEBHOOKS", "--consumer", "w", "--from", "0/0"][..]]
+            .concat(),
+    ] {
+        let done = mile.feed.command(words[0]).args(&words[1..]).finish();
+        assert_eq!(done.code, Some(0), "{words:?}: {}", done.stderr);
+        let warned = done.stderr.lines().filter(|line| line.contains("WARN") && !line.contains("plain text")).count();
+        assert_eq!(warned, 0, "{words:?}: {}", done.stderr);
+    }
+}
+
+/// Both write the bucket of their one account; neither takes the other's webhooks for deleted ones.
+#[tokio::test]
+async fn two_configurations_of_one_account_share_the_bucket_of_webhooks() {
+    let feed = Feed::start().await;
+    let first = feed.webhook("first");
+    let second = configure(&feed, "second", &feed.nats.url(), &[]);
+    let mut walhook = feed.run();
+    let jetstream = feed.nats.jetstream().await;
+    let bucket = eventually("the bucket", async || jetstream.get_key_value("walhook_walhook").await.ok()).await;
+    let entry = async |id: i32| bucket.entry(format!("webhook.{id}")).await.unwrap();
+    let url_of = async |id: i32| {
+        let entry = entry(id).await.filter(|entry| entry.operation == jetstream::kv::Operation::Put)?;
+        Some(serde_json::from_slice::<Value>(&entry.value).unwrap()["url"].as_str().unwrap().to_owned())
+    };
+    for id in [first, second] {
+        eventually("both webhooks in the bucket", async || url_of(id).await).await;
+    }
+    let before = entry(second).await.unwrap().revision;
+    feed.pg.psql(&format!("UPDATE rule_webhooks SET url = 'https://example.com/new' WHERE webhook_id = {first}"));
+    let is_new = async || (url_of(first).await.as_deref() == Some("https://example.com/new")).then_some(());
+    eventually("the new URL in the bucket", is_new).await;
+    ended_well(&mut walhook);
+    let run = bucket.entry("run").await.unwrap().unwrap().revision;
+    let mut walhook = feed.run();
+    eventually("the mark of another run", async || {
+        bucket.entry("run").await.unwrap().filter(|mark| mark.revision > run)
+    })
+    .await;
+    call(&feed, first, "a");
+    call(&feed, second, "b");
+    feed.confirmed().await;
+    ended_well(&mut walhook);
+    assert_eq!(entry(second).await.unwrap().revision, before, "nobody has touched the other's entry");
+    assert!(url_of(first).await.is_some());
 }

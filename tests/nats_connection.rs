@@ -335,6 +335,7 @@ async fn who_is_no_nats_server_is_told_so() {
             "maximum connections",
         ),
         (b"INFO {\"headers\":true}\r\n", Kind::Unavailable, "no greeting within 200 ms"),
+        (b"INFO {\"headers\":true}\r\nPONG\r\n", Kind::Protocol, "how large a message may be"),
         // What it would have us hold before it has proved who it is.
         (b"INFO {\"headers\":true}\r\nMSG a 1 60000000\r\n", Kind::Protocol, "larger than there can be here"),
         (

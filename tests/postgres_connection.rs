@@ -432,6 +432,39 @@ async fn what_is_not_postgresql_is_named_as_such() {
     }
 }
 
+/// Before the login nobody knows whose server it is: neither connection holds what it sends without an end.
+#[tokio::test]
+async fn a_server_that_sends_without_an_end_before_the_login_is_over_is_refused_by_both_connections() {
+    let endless = |first: &'static [u8]| async move {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let _ = socket.read(&mut [0; 1000]).await;
+                    let mut sent = socket.write_all(first).await;
+                    while sent.is_ok() {
+                        sent = socket.write_all(&[b'x'; 65_536]).await;
+                    }
+                });
+            }
+        });
+        port
+    };
+    // One message of 2 GB, and parameters without number.
+    let parameter: &[u8] = &[&b"S\0\0\xff\xffn\0"[..], &[b'x'; 65_528], b"\0"].concat();
+    let parameters: &'static [u8] = parameter.repeat(32).leak();
+    for first in [&b"R\x7f\xff\xff\xff"[..], b"E\x7f\xff\xff\xff", parameters] {
+        let port = endless(first).await;
+        let settings = settings(&format!("host=127.0.0.1 port={port} user=u sslmode=disable connect_timeout=5"));
+        let walsender = Connection::connect(&settings).await.unwrap_err();
+        let sql = sql::connect(&settings).await.err().unwrap();
+        assert_eq!(sql.kind(), Kind::Protocol, "{sql}");
+        // It passes over parameters one by one, until the time is over.
+        assert!([Kind::Protocol, Kind::Unavailable].contains(&walsender.kind()), "{walsender}");
+    }
+}
+
 #[tokio::test]
 async fn hosts_are_tried_in_order_until_one_is_of_the_wanted_kind() {
     let (pg, read_only) = (Postgres::start().await, Postgres::start().await);

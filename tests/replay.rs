@@ -290,3 +290,49 @@ async fn a_durable_consumer_is_set_to_a_point_with_all_its_settings() {
     }
     assert_eq!(json!(feed.last_sequence("WEBHOOKS").await), json!(7));
 }
+
+/// So many messages of somebody else.
+async fn of_others(feed: &Feed, count: u64) {
+    let client = feed.nats.client().await;
+    let before = feed.last_sequence("WEBHOOKS").await;
+    for sent in 1..=count {
+        client.publish("webhooks.others", "{\"data\": {}}".into()).await.unwrap();
+        // The server drops what it cannot queue.
+        if sent % 1000 == 0 || sent == count {
+            eventually("messages of others", async || {
+                (feed.last_sequence("WEBHOOKS").await >= before + sent).then_some(())
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_point_among_thousands_of_messages_of_others_is_found_however_many_there_are() {
+    let feed = Feed::start().await;
+    feed.webhook("w");
+    feed.pg.psql("CREATE TABLE t (id int PRIMARY KEY, note text)");
+    feed.pg.psql("SELECT rule_webhook_link_table(1, 't'), rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");
+    feed.pg.psql("UPDATE rule_nats_streams SET ordering = 'shared'");
+    let _streamer = feed.run();
+    let mut lsns = Vec::new();
+    for id in 1..=4 {
+        feed.pg.psql(&format!("INSERT INTO t VALUES ({id})"));
+        feed.confirmed().await;
+        lsns.push(feed.pg.psql("SELECT pg_current_wal_lsn()"));
+        of_others(&feed, if id == 4 { 300 } else { 5500 }).await;
+    }
+    // A hole among them as well.
+    let stream = feed.nats.jetstream().await.get_stream("WEBHOOKS").await.unwrap();
+    for sequence in 6000..6100 {
+        stream.delete_message(sequence).await.unwrap();
+    }
+    for (point, expected) in [("0/0", vec![1, 2, 3, 4]), (&lsns[0], vec![2, 3, 4]), (&lsns[2], vec![4])] {
+        let name = format!("REPLAY_{}", expected.len());
+        let arguments = ["--from", point, "--create-stream", &name, "--via", "stream"];
+        walhook(&feed, "replay", &arguments, 0);
+        assert_eq!(ids(&feed, &name).await, expected);
+    }
+    let told = walhook(&feed, "seek", &["--stream", "WEBHOOKS", "--consumer", "w", "--from", &lsns[1]], 0).stdout;
+    assert!(told.contains("to message 11003"), "{told}");
+}

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_nats::jetstream::stream;
 use futures_util::StreamExt;
 use support::{
-    Nats, Postgres, Walhook,
+    Nats, Postgres, Proxy, Walhook, Weather,
     disk::Disk,
     eventually,
     feed::Feed,
@@ -409,5 +409,65 @@ async fn a_workqueue_whose_last_thousands_were_acknowledged_away_is_gone_on_with
     let mut walhook = feed.run();
     feed.confirmed().await;
     assert_eq!(feed.last_sequence("WEBHOOKS").await, 6100, "{}", walhook.log());
+    ended_well(&mut walhook);
+}
+
+/// All messages are removed from the stream by hand, as `nats stream purge` does.
+async fn purge(feed: &Feed) {
+    feed.nats.jetstream().await.get_stream("WEBHOOKS").await.unwrap().purge().await.unwrap();
+}
+
+async fn ids(feed: &Feed) -> Vec<i64> {
+    feed.messages().await.iter().map(|message| message.data()["id"].as_i64().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_strict_stream_that_is_purged_under_a_running_walhook_or_between_two_goes_on_where_it_was() {
+    let feed = linked().await;
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 100);
+    feed.confirmed().await;
+    purge(&feed).await;
+    insert(&feed.pg, 100, 200);
+    feed.confirmed().await;
+    assert_eq!(ids(&feed).await, (100..200).collect::<Vec<_>>(), "{}", walhook.log());
+    ended_well(&mut walhook);
+    // While nobody runs, with a checkpoint and without one.
+    for (from, forgets) in [(200, false), (300, true)] {
+        purge(&feed).await;
+        if forgets {
+            feed.pg.psql("DELETE FROM rule_nats_checkpoints");
+        }
+        insert(&feed.pg, from, from + 100);
+        let mut walhook = feed.run();
+        feed.confirmed().await;
+        assert_eq!(ids(&feed).await, (from..from + 100).collect::<Vec<_>>(), "{}", walhook.log());
+        ended_well(&mut walhook);
+    }
+}
+
+/// Stored, the acks lost, and purged before walhook is back: the stream remembers their ids and has none of them. Each costs a
+/// round trip at the most, and what is committed later is stored in its order.
+#[tokio::test]
+async fn what_is_purged_before_its_ack_has_come_holds_nothing_up() {
+    let feed = linked().await;
+    let proxy = Proxy::before(feed.nats.port());
+    feed.pg.psql(&format!("UPDATE rule_nats_config SET nats_url = 'nats://127.0.0.1:{}'", proxy.port()));
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 100);
+    feed.confirmed().await;
+    proxy.set(Weather::Mute);
+    insert(&feed.pg, 100, 1100);
+    taken(&feed, 1100).await;
+    purge(&feed).await;
+    proxy.set(Weather::Fair);
+    insert(&feed.pg, 1100, 1200);
+    feed.confirmed().await;
+    let there = ids(&feed).await;
+    assert!(there.ends_with(&(1100..1200).collect::<Vec<_>>()) && there.is_sorted(), "{there:?} {}", walhook.log());
+    let openings = openings(&walhook);
+    assert!(openings <= 4, "{openings} openings: {}", walhook.log());
+    assert!(walhook.log().contains("messages were removed from the stream"), "{}", walhook.log());
+    assert_eq!(published(&feed), "1200");
     ended_well(&mut walhook);
 }

@@ -428,6 +428,41 @@ async fn the_rfcs_worker_in_go_works_as_printed_but_for_one_import() {
     .await;
 }
 
+/// As the guide has it for the upstream's Go worker, which takes no pull consumer: its queue group gets each event once, beside the
+/// workers that pull.
+#[tokio::test]
+async fn a_push_consumer_for_a_queue_group_gets_each_event_once() {
+    let mile = LastMile::start().await;
+    let id = mile.webhook("orders", "https://example.com/hooks");
+    mile.publish_many(id, EVENTS);
+    mile.feed.stored(EVENTS as u64).await;
+    let client = mile.feed.nats.client().await;
+    let mut group = Vec::new();
+    for _ in 0..3 {
+        group.push(client.queue_subscribe("webhook-push", "webhook-workers".to_owned()).await.unwrap());
+    }
+    client.flush().await.unwrap();
+    let settings = async_nats::jetstream::consumer::push::Config {
+        durable_name: Some("webhook-push-1".to_owned()),
+        deliver_subject: "webhook-push".to_owned(),
+        deliver_group: Some("webhook-workers".to_owned()),
+        ..Default::default()
+    };
+    let stream = webhooks(&mile.feed).await;
+    stream.create_consumer(settings).await.unwrap();
+    let mut numbers = Vec::new();
+    let mut messages = futures_util::stream::select_all(group);
+    while numbers.len() < EVENTS {
+        let message = tokio::time::timeout(support::DEADLINE, messages.next()).await.unwrap().unwrap();
+        let payload: serde_json::Value = serde_json::from_slice(&message.payload).unwrap();
+        numbers.push(payload["data"]["n"].as_u64().unwrap());
+        client.publish(message.reply.unwrap(), "+ACK".into()).await.unwrap();
+    }
+    eventually("the consumer to be settled", async || is_settled(&stream, "webhook-push-1").await.then_some(())).await;
+    numbers.sort_unstable();
+    assert_eq!(numbers, (1..=EVENTS as u64).collect::<Vec<_>>());
+}
+
 /// How many connections PostgreSQL has, the asking one among them.
 async fn connections(sql: &tokio_postgres::Client) -> i64 {
     let asked = "SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('client backend', 'walsender')";

@@ -4,7 +4,7 @@
 //! `walhook_<source>`, another one with the same source has `walhook_<source>_<database id>`. Whose a bucket is stands in its
 //! metadata; where walhook may not write there, in the mark of its last run ([`Mark`]). Changes nothing.
 
-use async_nats::jetstream::{self, kv::Operation};
+use async_nats::jetstream::kv::Operation;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::StreamExt;
 use serde_json::{Map, Value, json};
@@ -158,7 +158,7 @@ async fn read(control: &Control, bucket: &str) -> Result<Option<(Value, Option<M
 /// The mark, by a consumer.
 async fn followed(control: &Control, bucket: &str) -> Result<Option<Vec<u8>>> {
     let attempted = || format!("read the mark in the bucket {bucket:?}");
-    let store = jetstream::new(control.client().clone()).get_key_value(bucket).await;
+    let store = control.jetstream().get_key_value(bucket).await;
     let store = store.map_err(|error| Error::unavailable(attempted()).caused_by(error))?;
     let entries = store.watch_with_history(MARK).await;
     let mut entries = entries.map_err(|error| Error::unavailable(attempted()).caused_by(error))?;

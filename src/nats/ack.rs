@@ -7,6 +7,9 @@ use serde::Deserialize;
 
 use super::foreign::foreign;
 
+/// No stream reaches it; behind it sums would overflow, and the database could not keep it.
+pub const SEQUENCE_MAX: u64 = u64::MAX / 4;
+
 /// Whether a message is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ack {
@@ -66,10 +69,22 @@ impl Ack {
             Some(Refusal { err_code, description }) => {
                 Ack::Refused { code: err_code, description: foreign(&description) }
             }
-            None if answer.seq == 0 => Ack::Refused { code: 0, description: "an answer without a sequence".to_owned() },
+            None if answer.seq == 0 || answer.seq > SEQUENCE_MAX => {
+                Ack::Refused { code: 0, description: "an answer without a possible sequence".to_owned() }
+            }
             None => Ack::Stored { sequence: answer.seq, duplicate: answer.duplicate },
         })
     }
+}
+
+/// Whether the answer names a JetStream domain, and another one than `domain`: streams of two domains take the same subject.
+pub fn is_from_another_domain(domain: &str, payload: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct From {
+        domain: Option<String>,
+    }
+    let from = serde_json::from_slice::<From>(payload).ok().and_then(|from| from.domain);
+    from.is_some_and(|from| from != domain)
 }
 
 /// The sequence of an answer of the usual form, `{"stream":"NAME", "seq":123}`, which is nearly all of them.
@@ -77,7 +92,13 @@ fn plain(payload: &[u8]) -> Option<u64> {
     let rest = payload.strip_prefix(b"{\"stream\":\"")?;
     let name_end = memchr::memchr2(b'"', b'\\', rest)?;
     let rest = rest[name_end..].strip_prefix(b"\",")?;
-    let rest = rest.strip_prefix(b" ").unwrap_or(rest).strip_prefix(b"\"seq\":")?;
+    let mut rest = rest.strip_prefix(b" ").unwrap_or(rest);
+    if let Some(domain) = rest.strip_prefix(b"\"domain\":\"") {
+        let domain_end = memchr::memchr2(b'"', b'\\', domain)?;
+        rest = domain[domain_end..].strip_prefix(b"\",")?;
+        rest = rest.strip_prefix(b" ").unwrap_or(rest);
+    }
+    let rest = rest.strip_prefix(b"\"seq\":")?;
     let rest = rest.strip_prefix(b" ").unwrap_or(rest).strip_suffix(b"}")?;
     // 18 digits cannot overflow.
     if rest.is_empty() || rest.len() > 18 || !rest.iter().all(u8::is_ascii_digit) || rest == b"0" {
@@ -98,9 +119,13 @@ mod tests {
         };
         let stored = |sequence, duplicate| Ack::Stored { sequence, duplicate };
         check(r#"{"stream":"WEBHOOKS", "seq":1}"#, stored(1, false));
-        check(r#"{"stream":"WEBHOOKS","seq":18446744073709551615}"#, stored(u64::MAX, false));
+        let impossible = |seq| Ack::parse(None, format!(r#"{{"stream":"WEBHOOKS","seq":{seq}}}"#).as_bytes()).unwrap();
+        assert!(matches!(impossible(u64::MAX), Ack::Refused { code: 0, .. }));
+        assert!(matches!(impossible(0), Ack::Refused { code: 0, .. }));
         check(r#"{"stream":"A", "seq":12,"duplicate": true}"#, stored(12, true));
         check(r#"{"stream":"A","domain":"hub", "seq":7}"#, stored(7, false));
+        check(r#"{"stream":"A", "domain":"hub", "seq":7}"#, stored(7, false));
+        check(r#"{"stream":"A", "domain":"a\"b", "seq":7}"#, stored(7, false));
         check(r#"{"stream":"A", "seq":7,"batch":"b","count":3}"#, stored(7, false));
         check(
             r#"{"type":"x","error":{"code":400,"err_code":10071,"description":"wrong last sequence: 5"}}"#,
@@ -108,6 +133,10 @@ mod tests {
         );
         assert!(matches!(Ack::parse(None, b"{}").unwrap(), Ack::Refused { .. }));
         assert_eq!(Ack::parse(Some(503), b"").unwrap(), Ack::NoResponders);
+        let is_anothers = |payload: &str| is_from_another_domain("hub", payload.as_bytes());
+        assert!(is_anothers(r#"{"stream":"A", "domain":"leaf", "seq":7}"#));
+        assert!(!is_anothers(r#"{"stream":"A", "domain":"hub", "seq":7}"#));
+        assert!(!is_anothers(r#"{"stream":"A", "seq":7}"#) && !is_anothers(""));
         for bad in ["", "[", "+OK", "{\"seq\":\"x\"}"] {
             assert!(Ack::parse(None, bad.as_bytes()).is_err(), "{bad}");
         }

@@ -66,7 +66,8 @@ const fn row(code: u64, publish: Publish, asked: Kind, hint: &'static str) -> Ro
 const LOG: &str = "See the server's log";
 const ROW: &str = "Correct the row in rule_nats_streams";
 const ROOM: &str = "Lower max_bytes, or give JetStream or the account more room";
-const ENABLE: &str = "Enable JetStream for this account on the server; where it runs in another domain, connect to a server of that domain";
+const ENABLE: &str = "Enable JetStream for this account on the server; if it runs in another domain, set jetstream_domain of the row in \
+                      rule_nats_config";
 
 /// Every code that a publish or a request of ours can meet.
 pub const CODES: &[Row] = &[
@@ -88,8 +89,8 @@ pub const CODES: &[Row] = &[
     row(CONSUMER_NOT_FOUND, Publish::Wait, Kind::Config, "Create the consumer: it was there a moment ago, or never"),
     row(10023, Publish::Wait, Kind::Config, ROOM),
     row(10025, Publish::Wait, Kind::Config, ROW),
-    row(10026, Publish::Wait, Kind::Config, "The account or the stream allows no more consumers: raise max_consumers"),
-    row(10027, Publish::Wait, Kind::Config, "The account allows no more streams: raise its limit, or remove one"),
+    row(10026, Publish::Wait, Kind::Config, "Raise max_consumers of the account or the stream, or remove a consumer"),
+    row(10027, Publish::Wait, Kind::Config, "Raise the account's limit of streams, or remove a stream"),
     row(10028, Publish::Wait, Kind::Config, ROOM),
     row(10035, Publish::Wait, Kind::Config, ENABLE),
     row(NO_MESSAGE_FOUND, Publish::Wait, Kind::Config, "The message was there a moment ago, or never"),
@@ -125,23 +126,33 @@ pub const CODES: &[Row] = &[
     row(WRONG_LAST_SEQUENCE, Publish::Place, Kind::Unavailable, LOG),
     row(REPLICAS_NOT_SUPPORTED, Publish::Wait, Kind::Config, "Set replicas to 1, or connect to a cluster"),
     row(NOT_ENABLED, Publish::Wait, Kind::Config, ENABLE),
-    row(10077, Publish::Wait, Kind::Unavailable, "The stream is full (discard new), or its disk is"),
+    row(
+        10077,
+        Publish::Wait,
+        Kind::Unavailable,
+        "Raise max_messages or max_bytes of its row in rule_nats_streams, or free space on the server's disk",
+    ),
     row(HEADER_EXCEEDS_MAXIMUM, Publish::Event, Kind::Config, "Shorten the headers"),
     row(STREAM_SEALED, Publish::Wait, Kind::Config, "A sealed stream takes no messages: use one of another name"),
     row(10110, Publish::Wait, Kind::Unavailable, LOG),
-    row(10113, Publish::Wait, Kind::Config, "The account wants max_bytes in the row of every stream"),
-    row(10118, Publish::Wait, Kind::Unavailable, "The stream is offline: its servers are too old for it, or away"),
+    row(10113, Publish::Wait, Kind::Config, "Set max_bytes in the row of every stream: the account requires it"),
+    row(10118, Publish::Wait, Kind::Unavailable, "Start the stream's servers, or upgrade them: it is offline"),
     row(10120, Publish::Wait, Kind::Config, ENABLE),
     row(10122, Publish::Wait, Kind::Config, "Lower max_bytes to what the account allows a stream"),
     row(10123, Publish::Wait, Kind::Unavailable, LOG),
-    row(10124, Publish::Wait, Kind::Unavailable, "The stream is being moved"),
+    row(10124, Publish::Wait, Kind::Unavailable, "Wait until the stream is moved"),
     row(10133, Publish::Wait, Kind::Config, ROW),
     row(10157, Publish::Wait, Kind::Config, ROW),
     row(10158, Publish::Wait, Kind::Unavailable, LOG), // an earlier copy of it is being stored
     row(10163, Publish::Wait, Kind::Unavailable, LOG),
     row(WRONG_LAST_SEQUENCE_CONSTANT, Publish::Place, Kind::Unavailable, LOG),
     row(10167, Publish::Wait, Kind::Unavailable, LOG),
-    row(10174, Publish::Wait, Kind::Config, "Allow atomic batches: nats stream edit --allow-batch"),
+    row(
+        10174,
+        Publish::Wait,
+        Kind::Config,
+        "Set allow_atomic of the stream, or transactions = 'streamed' and durability = 'default' in its row",
+    ),
     row(10175, Publish::Wait, Kind::Unavailable, LOG),
     row(10176, Publish::Wait, Kind::Unavailable, LOG),
     row(10177, Publish::Wait, Kind::Unavailable, LOG),
@@ -190,9 +201,13 @@ const WIRE: &[(&str, Wire, &str)] = &[
     (
         "authentication timeout",
         Wire::Other(Kind::Unavailable),
-        "The server waited in vain for our greeting: it or the network is overloaded",
+        "The server received no greeting in time: it or the network is overloaded",
     ),
-    ("authorization timeout", Wire::Other(Kind::Unavailable), "The server waited in vain for our greeting"),
+    (
+        "authorization timeout",
+        Wire::Other(Kind::Unavailable),
+        "The server received no greeting in time: it or the network is overloaded",
+    ),
     ("authorization violation", Wire::Login, LOGIN),
     ("user authentication", Wire::Login, LOGIN),
     ("account authentication", Wire::Login, LOGIN),

@@ -19,17 +19,17 @@ use std::{
 
 use async_nats::{
     AuthError, Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, Request, RequestErrorKind,
-    ServerError, connection::State as ConnectionState,
+    ServerError, connection::State as ConnectionState, jetstream,
 };
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::broadcast;
 
 use super::{
-    ack::Ack,
+    ack::{self, Ack},
     foreign::foreign,
     handshake,
-    settings::{ServerAddr, Settings},
+    settings::{Api, ServerAddr, Settings},
     tls,
 };
 use crate::error::{Error, Result};
@@ -46,6 +46,7 @@ pub struct Control {
     client: Client,
     /// Every `-ERR` of the server: a forbidden subject gets no answer but this.
     refusals: broadcast::Sender<String>,
+    api: Arc<Api>,
 }
 
 /// JetStream's answer where it is not what was asked for (manual, "JetStream API errors").
@@ -66,6 +67,18 @@ impl std::fmt::Display for ApiError {
 }
 
 impl StdError for ApiError {}
+
+/// The cause of an error where a request reached nobody: no JetStream, or none for now, or none of that domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoJetStream;
+
+impl std::fmt::Display for NoJetStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("no JetStream answers")
+    }
+}
+
+impl StdError for NoJetStream {}
 
 /// Connects; bounded: each server is tried once.
 pub async fn connect(settings: &Settings) -> Result<Control> {
@@ -94,7 +107,7 @@ pub async fn connect_once(settings: &Settings) -> Result<Control> {
 async fn open(settings: &Settings, options: ConnectOptions, refusals: broadcast::Sender<String>) -> Result<Control> {
     let servers = settings.servers.iter().map(address).collect::<Result<Vec<_>>>()?;
     let error = match Box::pin(options.connect(servers)).await {
-        Ok(client) => return Ok(Control { client, refusals }),
+        Ok(client) => return Ok(Control { client, refusals, api: Arc::new(settings.api.clone()) }),
         Err(error) => error,
     };
     if error.kind() == ConnectErrorKind::TimedOut {
@@ -214,10 +227,30 @@ impl Control {
         self.client.connection_state() == ConnectionState::Connected
     }
 
+    /// JetStream by the functions of async-nats, under the same API prefix.
+    pub fn jetstream(&self) -> jetstream::Context {
+        jetstream::with_prefix(self.client.clone(), &self.api.prefix())
+    }
+
+    /// The subject of a request of JetStream's API: `$JS.API.<request>`, or under the prefix of the configuration.
+    pub fn api_subject(&self, request: &str) -> String {
+        format!("{}.{request}", self.api.prefix())
+    }
+
+    /// The subject on which an entry is put into a bucket of keys and values.
+    pub fn entry_subject(&self, bucket: &str, key: &str) -> String {
+        format!("{}$KV.{bucket}.{key}", self.api.entry_prefix())
+    }
+
+    /// Whether a JetStream of another domain has answered than that of the configuration.
+    pub(super) fn is_from_another_domain(&self, answer: &[u8]) -> bool {
+        self.api.domain().is_some_and(|domain| ack::is_from_another_domain(domain, answer))
+    }
+
     /// Asks `$JS.API.<request>` with `body`. The outer error: nobody answered, or we may not ask. The inner one: JetStream
     /// answered and says no.
     pub async fn api(&self, request: &str, body: &Value) -> Result<Result<Value, ApiError>> {
-        let subject = format!("$JS.API.{request}");
+        let subject = self.api_subject(request);
         let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
         let message = self.ask(&subject, Request::new().payload(body.into())).await?;
         let mut value: Value = serde_json::from_slice(&message.payload)
@@ -239,6 +272,10 @@ impl Control {
     /// Publishes one message into a stream, and returns its answer. Errors as in [`Control::api`].
     pub async fn publish(&self, subject: &str, headers: HeaderMap, payload: Bytes) -> Result<Ack> {
         let message = self.ask(subject, Request::new().headers(headers).payload(payload)).await?;
+        if self.is_from_another_domain(&message.payload) {
+            return Err(Error::config(format!("ask {subject}: a stream of another JetStream domain has answered"))
+                .hint(format!("Two domains have a stream that takes {subject}: rename one, or narrow its subjects")));
+        }
         Ack::parse(message.status.map(|status| status.as_u16()), &message.payload)
             .map_err(|error| Error::protocol(format!("ask {subject}: the answer is unreadable")).caused_by(error))
     }
@@ -285,16 +322,22 @@ impl Control {
 
     /// 503: no JetStream, or none for now.
     fn nobody(&self, attempted: String) -> Error {
-        let text = format!("{attempted}: no JetStream answers");
+        if !self.api.is_default() {
+            return Error::unavailable(attempted).caused_by(NoJetStream).hint(format!(
+                "Check that JetStream and the leaf node connection to it run, and {} (jetstream_domain and api_prefix of the row \
+                 in rule_nats_config, or of [nats] in the configuration file)",
+                self.api
+            ));
+        }
         match self.client.server_info().jetstream {
-            true => {
-                Error::unavailable(text).hint("The server may still be starting; else check its JetStream settings")
-            }
-            false => Error::config(text)
-                .hint(
-                    "Enable JetStream on the server (jetstream { store_dir: … }), or connect to one. Where it runs in another domain \
-                     (behind a leaf node) or under another API prefix, connect walhook to a server of that domain",
-                ),
+            true => Error::unavailable(attempted)
+                .caused_by(NoJetStream)
+                .hint("The server may still be starting; else check its JetStream settings"),
+            false => Error::config(attempted).caused_by(NoJetStream).hint(
+                "Enable JetStream on the server (jetstream { store_dir: … }), or connect to one that has it. If it runs in another \
+                 domain (behind a leaf node) or under another API prefix, set jetstream_domain or api_prefix of the row in \
+                 rule_nats_config",
+            ),
         }
     }
 

@@ -270,6 +270,11 @@ async fn greet(settings: &Settings, server: &ServerAddr) -> Result<Opened> {
         };
         buffer.advance(length);
         match step {
+            // With such a limit every event would be too large, and a dead letter.
+            Step::Taken if info.max_payload == 0 => {
+                return Err(Error::protocol(format!("{server} does not say how large a message may be (max_payload)"))
+                    .hint("Is this a NATS client port?"));
+            }
             Step::Taken => return Ok(Opened { io, info, server: server.clone(), leftover: buffer }),
             Step::Info(newer) => info = *newer,
             Step::Ping => write(&mut io, b"PONG\r\n").await.map_err(lost)?,

@@ -5,6 +5,8 @@
 //! side cost a request each. A wide gap is bisected again; among very many messages of others the server looks by subject. What a
 //! key means is not known here.
 
+use std::time::{Duration, Instant};
+
 use futures_util::future::try_join_all;
 
 use super::{
@@ -12,12 +14,12 @@ use super::{
     streams,
     tail::{self, Stored},
 };
-use crate::error::{Error, Result};
+use crate::error::Result;
 
-/// Messages of others that one search for a single place steps over, before it gives up.
-const FOREIGN_MAX: u32 = 4096;
-/// The same while many keys are looked for: then the server looks by subject.
-const FOREIGN_FEW: u32 = 256;
+/// Messages of others that a search steps over while many keys are looked for: then the server looks by subject.
+const FOREIGN_FEW: u64 = 256;
+/// How often a search among very many messages of others logs how far it is.
+const PROGRESS: Duration = Duration::from_secs(5);
 /// Requests in flight.
 const IN_FLIGHT: u64 = 16;
 /// So many messages in a row that nobody asked for are a gap, which is bisected.
@@ -70,7 +72,7 @@ pub async fn locate<K: Ord + Copy>(
     let stream = within.stream;
     let state = streams::state(control, stream).await?;
     let (first, last) = (state.first_sequence.max(1), state.last_sequence);
-    let search = Search { control, stream, subject: ">", foreign_max: FOREIGN_FEW, key_of: &key_of };
+    let search = Search { control, stream, subject: ">", foreign_max: Some(FOREIGN_FEW), key_of: &key_of };
     let mut walk =
         Walk { wanted, places: vec![Sought::Unknown; wanted.len()], settled: 0, behind: within.from, has_hole: false };
     let mut next = match within.from.filter(|from| (first..=last + 1).contains(from)) {
@@ -209,7 +211,8 @@ struct Search<'s, F> {
     stream: &'s str,
     /// Only messages on these subjects are looked at.
     subject: &'s str,
-    foreign_max: u32,
+    /// So many messages of others are stepped over; `None`: any number. None of them is read twice.
+    foreign_max: Option<u64>,
     key_of: &'s F,
 }
 
@@ -222,10 +225,10 @@ enum Place<K> {
 }
 
 /// The first message of ours for which `is_before` does not hold, with its key; `None` where there is none. For all that come
-/// before it, it holds.
+/// before it, it holds. However many messages of others are in between: each is read once at most.
 ///
 /// # Errors
-/// The stream cannot be asked, or holds too many messages of others in a row.
+/// The stream cannot be asked.
 pub async fn first_from<K>(
     control: &Control,
     stream: &str,
@@ -233,55 +236,99 @@ pub async fn first_from<K>(
     is_before: impl Fn(&K) -> bool,
 ) -> Result<Option<(u64, K)>> {
     let state = streams::state(control, stream).await?;
-    let search = Search { control, stream, subject: ">", foreign_max: FOREIGN_MAX, key_of: &key_of };
+    let search = Search { control, stream, subject: ">", foreign_max: None, key_of: &key_of };
     match search.first(state.first_sequence.max(1), state.last_sequence, is_before).await?.1 {
         Place::At(sequence, key) => Ok(Some((sequence, key))),
-        Place::Nowhere => Ok(None),
-        Place::Strange => Err(Error::untrusted(format!(
-            "look something up in stream {stream:?}: more than {FOREIGN_MAX} of its messages are not ours"
-        ))),
+        Place::Nowhere | Place::Strange => Ok(None),
     }
+}
+
+/// What lies next.
+enum Next<K> {
+    Ours(u64, K),
+    Nothing,
+    TooManyOthers,
+}
+
+/// How many messages of others a search has read.
+struct Others {
+    read: u64,
+    logged: Instant,
 }
 
 impl<F> Search<'_, F> {
     /// The first message from `low` to `high` whose key is not before the place looked for; and the sequence behind the
     /// last message whose key is, `low` where there is none.
+    ///
+    /// A step of the bisection reads the upper half of what is left, up to the first message of ours, and the next step does
+    /// not read it again: all steps together read no more messages than there are.
     async fn first<K>(&self, low: u64, high: u64, is_before: impl Fn(&K) -> bool) -> Result<(u64, Place<K>)>
     where
         F: Fn(&Stored) -> Option<K>,
     {
         let (mut low, mut end) = (low, high + 1);
         let mut found = Place::Nowhere;
-        let mut foreign = 0;
+        let mut others = Others { read: 0, logged: Instant::now() };
         while low < end {
             let middle = low + (end - low) / 2;
-            let mut from = middle;
-            // The next message of ours tells on which side to go on.
-            let ours = loop {
-                match tail::next_message_of(self.control, self.stream, from, self.subject)
-                    .await?
-                    .filter(|next| next.sequence < end)
-                {
-                    None => break None,
-                    Some(next) => match (self.key_of)(&next) {
-                        Some(its) => break Some((its, next.sequence)),
-                        None if foreign == self.foreign_max => return Ok((low, Place::Strange)),
-                        None => {
-                            foreign += 1;
-                            from = next.sequence + 1;
-                        }
-                    },
-                }
-            };
-            match ours {
-                Some((its, sequence)) if is_before(&its) => low = sequence + 1,
-                Some((its, sequence)) => {
+            match self.next_of_ours(middle, end, &mut others).await? {
+                Next::Ours(sequence, its) if is_before(&its) => low = sequence + 1,
+                Next::Ours(sequence, its) => {
                     found = Place::At(sequence, its);
                     end = middle;
                 }
-                None => end = middle,
+                Next::Nothing => end = middle,
+                Next::TooManyOthers => return Ok((low, Place::Strange)),
             }
         }
         Ok((low, found))
+    }
+
+    /// The first message of ours from `from` on, before `end`.
+    async fn next_of_ours<K>(&self, mut from: u64, end: u64, others: &mut Others) -> Result<Next<K>>
+    where
+        F: Fn(&Stored) -> Option<K>,
+    {
+        // The next one is ours nearly always: one request first, then ever more at a time.
+        let mut stride = 1;
+        while from < end {
+            let until = (from + stride - 1).min(end - 1);
+            let batch = if stride == 1 || self.subject != ">" {
+                let next = tail::next_message_of(self.control, self.stream, from, self.subject).await?;
+                vec![next.filter(|next| next.sequence < end)]
+            } else {
+                try_join_all((from..=until).map(|sequence| tail::message(self.control, self.stream, sequence))).await?
+            };
+            let mut there = batch.into_iter().flatten().peekable();
+            if there.peek().is_none() {
+                if stride == 1 || self.subject != ">" {
+                    return Ok(Next::Nothing);
+                }
+                // A hole, of whatever size.
+                (from, stride) = (until + 1, 1);
+                continue;
+            }
+            for stored in there {
+                if let Some(key) = (self.key_of)(&stored) {
+                    return Ok(Next::Ours(stored.sequence, key));
+                }
+                if self.foreign_max.is_some_and(|most| others.read >= most) {
+                    return Ok(Next::TooManyOthers);
+                }
+                others.read += 1;
+                from = from.max(stored.sequence + 1);
+            }
+            if others.logged.elapsed() >= PROGRESS {
+                others.logged = Instant::now();
+                tracing::info!(
+                    stream = self.stream,
+                    sequence = from,
+                    read = others.read,
+                    "searching among messages that are not of this source"
+                );
+            }
+            stride = (stride * 2).min(IN_FLIGHT);
+        }
+        Ok(Next::Nothing)
     }
 }

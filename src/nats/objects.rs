@@ -82,7 +82,10 @@ async fn upload(control: &Control, bucket: &Bucket, name: &str, payload: &Bytes,
     let limit = |key: &str| info["config"][key].as_u64().filter(|limit| *limit > 0);
     if let Some(max_bytes) = limit("max_bytes").filter(|max| *max < payload.len() as u64) {
         return Err(Error::config(format!("the bucket takes {max_bytes} bytes in all (max_bytes)"))
-            .hint(format!("nats stream edit OBJ_{} --max-bytes=…", bucket.name)));
+            .hint(format!(
+                "Raise max_bytes of the stream OBJ_{}, or choose another bucket: UPDATE rule_nats_config SET object_bucket = …",
+                bucket.name
+            )));
     }
     let subject = format!("$O.{}.M.{key}", bucket.name);
     // An attempt that was cut off has left chunks, or all of it.
@@ -232,9 +235,10 @@ async fn ensure(control: &Control, bucket: &Bucket, filter: &str) -> Result<Valu
         "allow_rollup_hdrs": true,
         "allow_direct": true,
     });
-    let made = control.api(&format!("STREAM.CREATE.{stream}"), &config).await.map_err(|error| {
-        error.context(format!("the bucket does not exist; make it (or by hand: nats object add {})", bucket.name))
-    })?;
+    let made = control
+        .api(&format!("STREAM.CREATE.{stream}"), &config)
+        .await
+        .map_err(|error| error.context(format!("the bucket {:?} does not exist; make it", bucket.name)))?;
     match made {
         Ok(info) => {
             tracing::info!(bucket = bucket.name, "object store made");
@@ -246,7 +250,7 @@ async fn ensure(control: &Control, bucket: &Bucket, filter: &str) -> Result<Valu
         }
         Err(error @ ApiError { code: 503, .. }) => Err(Error::unavailable("make the bucket").caused_by(error)),
         Err(error) => Err(Error::config("make the bucket").caused_by(error).hint(format!(
-            "Give JetStream or the account more room, or make it yourself: nats object add {}",
+            "Give JetStream or the account more room, or make the object store {:?} yourself",
             bucket.name
         ))),
     }
@@ -290,6 +294,9 @@ async fn send(control: &Control, subject: &str, payload: &Bytes, chunk_bytes: us
                 return Err(lost(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs())));
             }
         };
+        if control.is_from_another_domain(&message.payload) {
+            continue;
+        }
         let index = message.subject.rsplit('.').next().and_then(|token| token.parse::<usize>().ok());
         let ack = Ack::parse(message.status.map(|status| status.as_u16()), &message.payload)
             .map_err(|error| Error::protocol("read JetStream's answer to a chunk").caused_by(error))?;

@@ -93,7 +93,7 @@ pub fn stream_hint(usage: Use, metadata: &BTreeMap<String, String>, owner: &Owne
     if usage == Use::Shared && metadata.contains_key(&owner.key()) {
         return format!(
             "Several databases can share a stream only by different sources: start this one with another --source, or give it a \
-             stream of its own. If {} is this database before its tables were lost: nats stream edit --metadata {}={}",
+             stream of its own. If {} is this database before its tables were lost, set {} to {} in the stream's metadata",
             metadata[&owner.key()],
             owner.key(),
             owner.database_id

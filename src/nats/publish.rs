@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    ack::Ack,
+    ack::{self, Ack},
     codes::{self, Wire},
     foreign::foreign,
     handshake::{self, Io, ServerInfo},
@@ -61,6 +61,10 @@ pub struct Publisher {
     /// What the server closes the connection over: a message was larger than it takes.
     violation: Option<Violation>,
     inbox_prefix: String,
+    /// The JetStream domain whose answers count; `None`: all do.
+    domain: Option<String>,
+    /// An answer of another one has come.
+    has_stranger: bool,
 }
 
 /// A message that the server does not bear; it does not say which.
@@ -114,6 +118,8 @@ impl Publisher {
             limit_changed: false,
             violation: None,
             inbox_prefix: settings.inbox_prefix.clone(),
+            domain: settings.api.domain().map(str::to_owned),
+            has_stranger: false,
         };
         match timeout(SUBSCRIBE_TIMEOUT, publisher.subscribe_first(inboxes)).await {
             Ok(subscribed) => subscribed.map(|()| publisher),
@@ -149,7 +155,11 @@ impl Publisher {
                     }
                     // Limits of the account come behind the greeting.
                     Op::Info(json) => {
+                        let max_payload = self.info.max_payload;
                         self.info = ServerInfo::parse(json)?;
+                        if self.info.max_payload == 0 {
+                            self.info.max_payload = max_payload;
+                        }
                         false
                     }
                     Op::Ping => {
@@ -341,7 +351,10 @@ impl Publisher {
                     break Err(error);
                 }
                 Op::Info(json) => match ServerInfo::parse(json) {
-                    Ok(info) => {
+                    Ok(mut info) => {
+                        if info.max_payload == 0 {
+                            info.max_payload = self.info.max_payload;
+                        }
                         self.limit_changed |= info.max_payload != self.info.max_payload;
                         self.info = info;
                         continue;
@@ -350,6 +363,17 @@ impl Publisher {
                 },
                 Op::Ok => continue,
             };
+            if let Some(domain) = self.domain.as_deref().filter(|domain| ack::is_from_another_domain(domain, payload)) {
+                if !std::mem::replace(&mut self.has_stranger, true) {
+                    tracing::warn!(
+                        server = self.target,
+                        domain,
+                        "a stream of another JetStream domain stores the same subjects as well; its acks are ignored. Narrow the \
+                         subjects of one of the two streams"
+                    );
+                }
+                continue;
+            }
             let token = &subject[memchr::memrchr(b'.', subject).map_or(0, |dot| dot + 1)..];
             let taken = Ack::parse(headers.and_then(ops::status), payload)
                 .map_err(|error| Error::protocol("read JetStream's answer to a publish").caused_by(error))

@@ -57,6 +57,10 @@ pub struct Overrides {
     pub tls_first: bool,
     /// First tokens of the subjects on which replies come, for accounts that may subscribe to nothing else.
     pub inbox_prefix: Option<String>,
+    /// NATS_JETSTREAM_DOMAIN: the JetStream domain, in place of what the row says of domain and API prefix; empty: none.
+    pub jetstream_domain: Option<String>,
+    /// NATS_API_PREFIX: before the requests of JetStream's API, in place of what the row says of both; empty: `$JS.API`.
+    pub api_prefix: Option<String>,
     /// The hosts a row may name: `nats.example.org`, `*.example.org`, `10.0.0.7:4222`. Empty: any.
     pub allowed_hosts: Vec<String>,
     /// The folders in which a row may name files. Empty: any.
@@ -77,9 +81,15 @@ impl Overrides {
         format!("{prefix}.walhook.{:016x}", fastrand::u64(..))
     }
 
-    /// Whether it is another server or another user than a row says.
+    /// Whether it is another server, user or JetStream than a row says.
     pub fn reaches_another(&self) -> bool {
-        self.url.is_some() || self.user.is_some() || self.token.is_some() || self.creds.is_some() || self.nkey.is_some()
+        self.url.is_some()
+            || self.user.is_some()
+            || self.token.is_some()
+            || self.creds.is_some()
+            || self.nkey.is_some()
+            || self.jetstream_domain.is_some()
+            || self.api_prefix.is_some()
     }
 }
 
@@ -121,6 +131,8 @@ pub struct Settings {
     pub name: String,
     /// First tokens of the subjects on which replies come.
     pub inbox_prefix: String,
+    /// Which JetStream is asked.
+    pub api: Api,
     /// Where the addresses come from, for who has to correct them.
     pub address_source: &'static str,
     /// What is allowed but unwise, for the log.
@@ -144,6 +156,89 @@ impl fmt::Display for ServerAddr {
         match self.host.contains(':') {
             true => write!(f, "{scheme}://[{}]:{}", self.host, self.port),
             false => write!(f, "{scheme}://{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// Which JetStream is asked: that of the server, of a domain behind a leaf node, or of another account.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Api {
+    /// `$JS.API`
+    #[default]
+    Own,
+    /// `$JS.<domain>.API`
+    Domain(String),
+    /// Any other prefix: what an account imports from another one.
+    Prefix(String),
+}
+
+/// What requests of JetStream's API begin with.
+const API_PREFIX: &str = "$JS.API";
+
+impl Api {
+    /// What requests begin with, without the last dot.
+    pub fn prefix(&self) -> String {
+        match self {
+            Api::Own => API_PREFIX.to_owned(),
+            Api::Domain(domain) => format!("$JS.{domain}.API"),
+            Api::Prefix(prefix) => prefix.clone(),
+        }
+    }
+
+    /// The domain, where one is named.
+    pub fn domain(&self) -> Option<&str> {
+        match self {
+            Api::Domain(domain) => Some(domain),
+            Api::Own | Api::Prefix(_) => None,
+        }
+    }
+
+    /// Before the subject of a key: a leaf node lets `$KV.>` of another domain pass by this way only.
+    pub fn entry_prefix(&self) -> String {
+        match self {
+            Api::Domain(_) => format!("{}.", self.prefix()),
+            Api::Own | Api::Prefix(_) => String::new(),
+        }
+    }
+
+    /// Whether it is the server's own.
+    pub fn is_default(&self) -> bool {
+        *self == Api::Own
+    }
+
+    /// `Ok` if both columns, or both settings, can be so.
+    fn parse(domain: Option<&str>, prefix: Option<&str>) -> Result<Api> {
+        let given = |text: Option<&str>| text.filter(|text| !text.is_empty()).map(str::to_owned);
+        let is_token = |text: &str| {
+            !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'*' | b'>' | b'.'))
+        };
+        match (given(domain), given(prefix)) {
+            (None, None) => Ok(Api::Own),
+            (Some(_), Some(_)) => Err(Error::config("both jetstream_domain and api_prefix are set")
+                .hint("Set one: the domain D is the prefix $JS.D.API")),
+            (Some(domain), None) if is_token(&domain) && domain.len() <= 64 => Ok(Api::Domain(domain)),
+            (Some(_), None) => Err(Error::config("jetstream_domain cannot be the name of a JetStream domain")
+                .hint("It has 1 to 64 characters, without spaces, dots, * and >, as in: hub")),
+            (None, Some(prefix)) if prefix == API_PREFIX => Ok(Api::Own),
+            (None, Some(prefix)) if prefix.len() <= 200 && prefix.split('.').all(is_token) => {
+                let mut tokens = prefix.split('.');
+                Ok(match (tokens.next(), tokens.next(), tokens.next(), tokens.next()) {
+                    (Some("$JS"), Some(domain), Some("API"), None) => Api::Domain(domain.to_owned()),
+                    _ => Api::Prefix(prefix),
+                })
+            }
+            (None, Some(_)) => Err(Error::config("api_prefix cannot be the beginning of a subject")
+                .hint("It is tokens with a dot between them and none at its end, as in: js.from.acme")),
+        }
+    }
+}
+
+impl fmt::Display for Api {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Api::Own => write!(f, "the API prefix {API_PREFIX}"),
+            Api::Domain(domain) => write!(f, "the JetStream domain {domain:?}"),
+            Api::Prefix(prefix) => write!(f, "the API prefix {prefix:?}"),
         }
     }
 }
@@ -209,6 +304,10 @@ fn build(row: &ConfigRow, overrides: &Overrides) -> Result<Settings> {
         },
         name: CLIENT_NAME.to_owned(),
         inbox_prefix: inbox_prefix(overrides)?,
+        api: match (overrides.jetstream_domain.as_deref(), overrides.api_prefix.as_deref()) {
+            (None, None) => Api::parse(row.jetstream_domain.as_deref(), row.api_prefix.as_deref())?,
+            (domain, prefix) => Api::parse(domain, prefix)?,
+        },
         address_source: match from_row {
             true => "the address: nats_url and nats_cluster_urls of its row in rule_nats_config",
             false => "the address, which is not the row's: --nats-url, NATS_URL, or nats.url in the configuration file",
@@ -270,7 +369,10 @@ fn parse_url(url: &str) -> Result<(ServerAddr, Auth)> {
         "nats" => false,
         "tls" => true,
         "ws" | "wss" => {
-            return Err(Error::config("a NATS URL over WebSocket is not supported").hint("Use nats:// or tls://"));
+            return Err(Error::config("a NATS URL over WebSocket (ws://, wss://) is not supported").hint(
+                "Name the server's port for clients instead (4222 by default): nats:// or tls://. Where only a WebSocket port can be \
+                 reached, run a nats-server beside walhook that connects to it as a leaf node, and set jetstream_domain",
+            ));
         }
         _ => return Err(Error::config("a NATS URL has an unknown scheme").hint("Use nats:// or tls://")),
     };
@@ -469,6 +571,38 @@ fn row_file(column: &str, file: &str, folders: &[PathBuf]) -> Result<PathBuf> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn jetstream_is_the_servers_own_or_of_one_domain_or_under_one_prefix() {
+        let api = |domain: Option<&str>, prefix: Option<&str>| Api::parse(domain, prefix);
+        let prefix = |domain, prefix| api(domain, prefix).unwrap().prefix();
+        assert_eq!(api(None, None).unwrap(), Api::Own);
+        assert_eq!(api(Some(""), Some("$JS.API")).unwrap(), Api::Own);
+        assert_eq!(prefix(Some("hub"), None), "$JS.hub.API");
+        assert_eq!(api(None, Some("$JS.hub.API")).unwrap(), Api::Domain("hub".into()));
+        assert_eq!(prefix(None, Some("js.from.acme")), "js.from.acme");
+        for (domain, prefix) in
+            [("a.b", ""), ("a b", ""), ("*", ""), ("hub", "x"), ("", "x."), ("", "a..b"), ("", "a.>")]
+        {
+            assert_eq!(
+                api(Some(domain), Some(prefix)).unwrap_err().kind(),
+                crate::error::Kind::Config,
+                "{domain} {prefix}"
+            );
+        }
+        // One of the two in the process's own settings stands for both columns.
+        let row = ConfigRow { jetstream_domain: Some("row".into()), ..row("a") };
+        let own = |domain: Option<&str>, prefix: Option<&str>| Overrides {
+            jetstream_domain: domain.map(str::to_owned),
+            api_prefix: prefix.map(str::to_owned),
+            ..Overrides::default()
+        };
+        let resolved = |own: &Overrides| Settings::resolve(&row, own).unwrap().api.prefix();
+        assert_eq!(resolved(&own(None, None)), "$JS.row.API");
+        assert_eq!(resolved(&own(Some(""), None)), "$JS.API");
+        assert_eq!(resolved(&own(None, Some("js"))), "js");
+        assert!(own(Some(""), None).reaches_another());
+    }
+
     fn row(url: &str) -> ConfigRow {
         ConfigRow { config_name: "default".into(), nats_url: Some(url.into()), ..ConfigRow::default() }
     }
@@ -558,6 +692,7 @@ mod tests {
         refuses(&ConfigRow { reconnect_delay_ms: Some(-1), ..row("a") }, &none, "reconnect_delay_ms is -1");
         refuses(&ConfigRow { max_connections: Some(0), ..row("a") }, &none, "max_connections is 0");
         refuses(&ConfigRow { nats_url: None, ..row("a") }, &none, "no NATS URL");
+        refuses(&row("wss://a"), &none, "over WebSocket");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
+    ack::SEQUENCE_MAX,
     codes::{
         self,
         named::{STREAM_NAME_EXIST, STREAM_NOT_FOUND, STREAM_SUBJECT_OVERLAP},
@@ -146,7 +147,7 @@ pub async fn state(control: &Control, stream: &str) -> Result<StreamState> {
     match info(control, stream).await? {
         Some(info) => parse_state(&info),
         None => Err(Error::config(format!("stream {stream:?} does not exist")).hint(
-            "Enable its row in rule_nats_streams (rule_nats_stream_create), or create it with the nats command line",
+            "SELECT rule_nats_stream_create(…) makes its row, and walhook run the stream; or set enabled of its row to true",
         )),
     }
 }
@@ -457,8 +458,8 @@ fn plan(wanted: &Wanted, info: &Value) -> Result<Plan> {
         if would_delete && now != limit {
             plan.warnings.push(format!(
                 "stream {:?}: {column} stays as it is ({key} {now}; the row's is {limit}), for messages stored already would be \
-                 deleted at once; if they may go, lower it yourself with the nats command line: nats stream edit {}",
-                wanted.name, wanted.name
+                 deleted at once; if they may go, lower {key} of the stream yourself",
+                wanted.name
             ));
         } else {
             set(&mut config, &mut plan, (column, key), Some(json!(limit)));
@@ -592,7 +593,12 @@ impl Info {
 }
 
 fn parse_info(info: &Value) -> Result<Info> {
-    Info::deserialize(info).map_err(|error| Error::protocol("JetStream's answer about a stream").caused_by(error))
+    let info = Info::deserialize(info)
+        .map_err(|error| Error::protocol("JetStream's answer about a stream").caused_by(error))?;
+    if info.state.first_seq.max(info.state.last_seq) > SEQUENCE_MAX {
+        return Err(unreadable("sequence"));
+    }
+    Ok(info)
 }
 
 fn unreadable(what: &str) -> Error {

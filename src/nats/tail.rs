@@ -11,6 +11,7 @@ use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 
 use super::{
+    ack::SEQUENCE_MAX,
     codes::named::NO_MESSAGE_FOUND,
     control::Control,
     streams::{self, StreamState},
@@ -250,7 +251,10 @@ fn stored(answer: &Value) -> Result<Stored> {
         }
     };
     Ok(Stored {
-        sequence: answer["message"]["seq"].as_u64().ok_or_else(|| wrong("sequence"))?,
+        sequence: answer["message"]["seq"]
+            .as_u64()
+            .filter(|sequence| *sequence <= SEQUENCE_MAX)
+            .ok_or_else(|| wrong("sequence"))?,
         subject: text("subject").ok_or_else(|| wrong("subject"))?.to_owned(),
         time_ns: streams::unix_ns(text("time").ok_or_else(|| wrong("time"))?)?,
         headers,
@@ -289,6 +293,8 @@ mod tests {
             part["message"].as_object_mut().unwrap().remove(key);
             assert!(stored(&part).is_err(), "{key}");
         }
-        assert!(stored(&json!(null)).is_err());
+        let mut beyond = whole.clone();
+        beyond["message"]["seq"] = u64::MAX.into();
+        assert!(stored(&beyond).is_err() && stored(&json!(null)).is_err());
     }
 }

@@ -6,6 +6,7 @@
 //! of the server's means. What comes through here is bytes and rows; what they mean is not known here.
 
 mod auth;
+mod bounded;
 mod passfile;
 pub mod replication;
 mod session;

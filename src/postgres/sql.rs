@@ -23,7 +23,9 @@ use tokio_postgres::{
 };
 
 use super::{
-    PROTOCOL_VIOLATION, ServerError, auth, server_error, session,
+    PROTOCOL_VIOLATION, ServerError, auth,
+    bounded::{Bounded, Endless},
+    server_error, session,
     settings::{ChannelBinding, Secret, Settings},
     tls,
     wire::{self, Attributes, Dialled, LoggedIn, Socket},
@@ -153,7 +155,7 @@ enum Options {
 
 async fn log_in(dialled: Dialled, settings: &Settings, options: Options) -> Result<LoggedIn<Client>> {
     let config = config(settings, dialled.password.as_ref(), options);
-    let (client, connection) = config.connect_raw(dialled.socket, Protected).await.map_err(not_let_in)?;
+    let (client, connection) = config.connect_raw(Bounded::new(dialled.socket), Protected).await.map_err(not_let_in)?;
     let is_on = |parameter| connection.parameter(parameter) == Some("on");
     let attributes =
         Attributes { in_hot_standby: is_on("in_hot_standby"), read_only: is_on("default_transaction_read_only") };
@@ -194,24 +196,30 @@ fn config(settings: &Settings, password: Option<&Secret>, options: Options) -> C
 /// The TLS step of a socket on which TLS, or the decision against it, is done.
 struct Protected;
 
-impl TlsConnect<Socket> for Protected {
-    type Stream = Socket;
+impl TlsConnect<Bounded<Socket>> for Protected {
+    type Stream = Bounded<Socket>;
     type Error = Infallible;
-    type Future = Ready<Result<Socket, Infallible>>;
+    type Future = Ready<Result<Bounded<Socket>, Infallible>>;
 
-    fn connect(self, socket: Socket) -> Self::Future {
+    fn connect(self, socket: Bounded<Socket>) -> Self::Future {
         ready(Ok(socket))
     }
 }
 
-impl TlsStream for Socket {
+impl TlsStream for Bounded<Socket> {
     fn channel_binding(&self) -> Binding {
-        self.end_point_hash().map_or_else(Binding::none, Binding::tls_server_end_point)
+        self.socket.end_point_hash().map_or_else(Binding::none, Binding::tls_server_end_point)
     }
 }
 
 /// Why a login failed. Two of tokio-postgres's own refusals are ours as well, and get the same words.
 fn not_let_in(e: tokio_postgres::Error) -> Error {
+    let io = e.source().and_then(|source| source.downcast_ref::<io::Error>());
+    if io.and_then(io::Error::get_ref).is_some_and(|cause| cause.is::<Endless>()) {
+        return Error::protocol("authenticate")
+            .caused_by(Endless)
+            .hint("is it a PostgreSQL server? Check host and port");
+    }
     match e.source().map(ToString::to_string).as_deref() {
         Some("password missing") => auth::no_password(),
         Some("server did not use channel binding") => auth::unbound(),

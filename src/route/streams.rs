@@ -55,7 +55,12 @@ fn is_same_account(a: &ConfigRow, b: &ConfigRow, overridden: Option<&str>) -> bo
         (by, row.auth_token.clone(), row.auth_credentials_file.clone(), row.auth_nkey_seed.clone())
     };
     let is_as_said = |row: &ConfigRow| overridden != Some(row.config_name.as_str());
-    is_as_said(a) && is_as_said(b) && user(a) == user(b) && !servers(a).is_disjoint(&servers(b))
+    // Another JetStream has other streams.
+    let api = |row: &ConfigRow| {
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        (given(&row.jetstream_domain), given(&row.api_prefix))
+    };
+    is_as_said(a) && is_as_said(b) && user(a) == user(b) && api(a) == api(b) && !servers(a).is_disjoint(&servers(b))
 }
 
 /// The streams of a configuration and what was wrong with its rows. They are its rows in `rule_nats_streams`, before

@@ -136,6 +136,9 @@ pub struct ConfigRow {
     pub history_payload: Option<String>,
     /// Where payloads go that are too large.
     pub object_bucket: Option<String>,
+    /// Whose JetStream is asked, where it is not that of the server.
+    pub jetstream_domain: Option<String>,
+    pub api_prefix: Option<String>,
     /// Counts how often the row was written, also where nothing in it changed: who gave it up tries again.
     pub revision: u64,
 }
@@ -146,7 +149,8 @@ impl ConfigRow {
         *other == ConfigRow { revision: other.revision, ..self.clone() }
     }
 
-    /// The addresses of the servers that the row names, without logins, in one text that is the same whatever their order.
+    /// The addresses of the servers that the row names, without logins, in one text that is the same whatever their order; and behind
+    /// them the JetStream domain or API prefix, for with another one the same servers lead to other streams.
     pub fn servers(&self) -> String {
         let address = |url: &String| {
             let address = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
@@ -156,7 +160,9 @@ impl ConfigRow {
             if has_port { host } else { format!("{host}:4222") }
         };
         let addresses: BTreeSet<_> = self.nats_url.iter().chain(&self.nats_cluster_urls).map(address).collect();
-        addresses.into_iter().collect::<Vec<_>>().join(" ")
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        let domain = given(&self.jetstream_domain).map(|domain| format!("$JS.{domain}.API"));
+        addresses.into_iter().chain(domain.or_else(|| given(&self.api_prefix))).collect::<Vec<_>>().join(" ")
     }
 
     /// This row with the columns of `newer` that only say how to get into a server: addresses, which name the same servers or
@@ -480,6 +486,8 @@ impl Row for ConfigRow {
             "history" => self.history = optional(value),
             "history_payload" => self.history_payload = optional(value),
             "object_bucket" => self.object_bucket = optional(value),
+            "jetstream_domain" => self.jetstream_domain = optional(value),
+            "api_prefix" => self.api_prefix = optional(value),
             "enabled" => self.enabled = switch(column, value)?,
             _ => {}
         }

@@ -73,6 +73,8 @@ pub enum Reply {
     Close,
     /// Says something that is not HTTP.
     Nonsense,
+    /// Sends the first, then the second again and again.
+    Endless(&'static str, &'static str),
 }
 
 impl Reply {
@@ -289,6 +291,13 @@ async fn answer(stream: &mut (impl AsyncWrite + Unpin), reply: Reply) -> Option<
             loop {
                 stream.write_all(b"x").await.ok()?;
                 sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Reply::Endless(first, rest) => {
+            stream.write_all(first.as_bytes()).await.ok()?;
+            let rest = rest.repeat(1000);
+            loop {
+                stream.write_all(rest.as_bytes()).await.ok()?;
             }
         }
         Reply::Lie => {

@@ -23,6 +23,7 @@ pub struct Nats {
     process: Mutex<Option<Process>>, // before the folder: fields go in this order
     binary: PathBuf,
     port: Port,
+    jetstream: String,
     config: String,
     disk: Option<Disk>,
     folder: Folder,
@@ -31,6 +32,7 @@ pub struct Nats {
 /// What the server shall be like.
 pub struct Builder {
     version: String,
+    jetstream: String,
     config: String,
     disk: Option<Disk>,
 }
@@ -50,6 +52,13 @@ impl Builder {
         self
     }
 
+    /// More of the section `jetstream` (domain, limits …).
+    #[must_use]
+    pub fn jetstream(mut self, text: &str) -> Self {
+        let _ = write!(self.jetstream, ", {text}");
+        self
+    }
+
     /// Where JetStream keeps its files; it believes that there is room enough.
     #[must_use]
     pub fn disk(mut self, disk: Disk) -> Self {
@@ -61,8 +70,9 @@ impl Builder {
     pub async fn start(self) -> Nats {
         let binary = services::nats(&self.version);
         let folder = Folder::new("nats", User::Ourselves);
-        let Builder { config, disk, .. } = self;
-        let mut server = Nats { process: Mutex::new(None), binary, port: Port::take(), config, disk, folder };
+        let Builder { jetstream, config, disk, .. } = self;
+        let mut server =
+            Nats { process: Mutex::new(None), binary, port: Port::take(), jetstream, config, disk, folder };
         for _ in 0..5 {
             match server.launch().await {
                 Ok(()) => return server,
@@ -83,7 +93,7 @@ impl Nats {
 
     /// One with wishes.
     pub fn builder() -> Builder {
-        Builder { version: services::nats_version(), config: String::new(), disk: None }
+        Builder { version: services::nats_version(), jetstream: String::new(), config: String::new(), disk: None }
     }
 
     /// Where it listens, by plain TCP.
@@ -177,9 +187,10 @@ impl Nats {
         let config = self.folder.path().join("nats.conf");
         let (port, store) = (self.port(), self.store_dir());
         let text = format!(
-            "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\"{} }}\n{}",
+            "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\"{}{} }}\n{}",
             store.display(),
             self.disk.as_ref().map_or("", |_| ", max_file_store: 10GB"),
+            self.jetstream,
             self.config
         );
         fs::write(&config, text).unwrap();

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use async_nats::jetstream::{self, kv};
+use async_nats::jetstream::kv;
 use futures_util::StreamExt;
 use tokio::{
     sync::{mpsc, watch},
@@ -111,7 +111,7 @@ async fn watch_bucket(control: Control, whose: Whose, changed: mpsc::Sender<Chan
     let mut told = Told::default();
     while !changed.is_closed() {
         let why = match whose.bucket(&control).await {
-            Ok(Some(bucket)) => match read_bucket(control.client(), &bucket, &changed).await {
+            Ok(Some(bucket)) => match read_bucket(&control, &bucket, &changed).await {
                 Ok(()) => None,
                 Err(error) => Some(format!("the bucket {bucket:?} cannot be followed yet: {error}")),
             },
@@ -131,11 +131,11 @@ async fn watch_bucket(control: Control, whose: Whose, changed: mpsc::Sender<Chan
 
 /// Ends when the bucket cannot be followed any more.
 async fn read_bucket(
-    client: &async_nats::Client,
+    control: &Control,
     bucket: &str,
     changed: &mpsc::Sender<Change>,
 ) -> std::result::Result<(), async_nats::Error> {
-    let store = jetstream::new(client.clone()).get_key_value(bucket).await?;
+    let store = control.jetstream().get_key_value(bucket).await?;
     let mut entries = store.watch_with_history(format!("{}*", bucket::KEY_PREFIX)).await?;
     while let Some(entry) = entries.next().await {
         let entry = entry?;

@@ -62,7 +62,8 @@ pub async fn all_streams(control: &Control) -> Result<Vec<String>> {
     names(control, "STREAM.NAMES", json!({}), "streams", || "list the streams".to_owned()).await
 }
 
-/// Whether the stream is ours to take events from. Who may not read its metadata has to go by its name.
+/// Whether the stream is ours to take events from. One whose metadata this user may not read passes here: its subscription asks for
+/// the same, calls nothing from it, and says in the log which right is missing.
 ///
 /// # Errors
 /// It is another database's; JetStream cannot be asked.
@@ -225,7 +226,7 @@ async fn not_unique(worker: &Worker, stream: &str, webhook: &Webhook) -> Error {
         None => (
             format!("consumer {other:?} takes {subject}; events on it wait"),
             format!(
-                "give it a subject of its own: {statement}; or if nobody needs that consumer: nats consumer rm {stream} {other}"
+                "give it a subject of its own: {statement}; or delete consumer {other:?} of stream {stream:?} if nobody needs it"
             ),
         ),
     };
@@ -331,5 +332,5 @@ pub async fn retire(lane: &Lane) -> Result<bool> {
 fn refused(attempted: String, error: ApiError) -> Error {
     let is_away = matches!(error.code, 503 | 500 | 408);
     let error = (if is_away { Error::unavailable(attempted) } else { Error::config(attempted) }).caused_by(error);
-    if is_away { error } else { error.hint("See the stream's and the consumer's configuration: nats consumer info") }
+    if is_away { error } else { error.hint("Compare the configuration of the consumer with that of its stream") }
 }

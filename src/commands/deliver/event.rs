@@ -397,7 +397,7 @@ async fn publish(lane: &Lane, message: &Message, event_id: &str, reason: &str) -
     // The id of the event itself may be remembered by a stream that is fed by ours.
     headers.insert("Nats-Msg-Id", format!("{DEAD_SUBJECT}{event_id}"));
     headers.insert("Walhook-Reason", reason.replace(['\r', '\n'], " "));
-    let jetstream = async_nats::jetstream::new(lane.worker.client.clone());
+    let jetstream = lane.worker.control.jetstream();
     let stored = async { jetstream.publish_with_headers(subject, headers, message.payload.clone()).await?.await };
     match stored.await {
         Ok(_) => true,

@@ -402,7 +402,7 @@ async fn session(
 }
 
 async fn ask(lane: &Lane, inbox: &str, count: usize) -> Result<Pull> {
-    let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", lane.stream, lane.consumer);
+    let subject = lane.worker.control.api_subject(&format!("CONSUMER.MSG.NEXT.{}.{}", lane.stream, lane.consumer));
     let body = json!({ "batch": count, "expires": PULL.as_nanos() }).to_string();
     lane.worker
         .client

@@ -53,7 +53,7 @@ pub struct Destination {
 impl Destination {
     /// Stream `name` on the server of `control`.
     pub fn new(control: &Control, name: String) -> Destination {
-        let mut context = jetstream::new(control.client().clone());
+        let mut context = control.jetstream();
         context.set_timeout(REQUEST_TIMEOUT);
         Destination { name, context }
     }

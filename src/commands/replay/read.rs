@@ -65,7 +65,7 @@ pub fn id_of(headers: Option<&HeaderMap>) -> Option<&str> {
 /// The stream's messages in its order from a sequence on.
 async fn read(source: &Source, first: u64) -> Result<jetstream::consumer::pull::Ordered> {
     let attempted = || format!("read stream {:?} from message {first} on", source.stream());
-    let context = jetstream::new(source.control.client().clone());
+    let context = source.control.jetstream();
     let stream =
         context.get_stream(source.stream()).await.map_err(|error| Error::unavailable(attempted()).caused_by(error))?;
     let wanted = OrderedConfig {

@@ -15,10 +15,7 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{
-    HeaderMap,
-    jetstream::{self, kv::Operation},
-};
+use async_nats::{HeaderMap, jetstream::kv::Operation};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use serde_json::{Value, json};
@@ -388,7 +385,7 @@ async fn bucket_of(control: &Control, poster: &Poster, streams: &[String], repli
 async fn keep_bucket(target: &Target<'_>, poster: &Poster, beat: Option<i64>, tables: &Tables) -> Result<u64> {
     let Target { control, place, rows } = target;
     let failed = |error: async_nats::Error| Error::unavailable("read it").caused_by(error);
-    let store = jetstream::new(control.client().clone()).get_key_value(&place.name).await;
+    let store = control.jetstream().get_key_value(&place.name).await;
     let store = store.map_err(|error| failed(error.into()))?;
     let state = &store.stream.cached_info().state;
     let mut kept = Kept { control: control.clone(), bucket: place.name.clone(), sequence: state.last_sequence };
@@ -439,7 +436,7 @@ impl Kept {
         if value.is_none() {
             headers.insert("KV-Operation", "DEL");
         }
-        let subject = format!("$KV.{}.{key}", self.bucket);
+        let subject = self.control.entry_subject(&self.bucket, key);
         match self.control.publish(&subject, headers, value.unwrap_or_default()).await? {
             Ack::Stored { sequence, .. } => {
                 self.sequence = sequence;

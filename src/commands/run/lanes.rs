@@ -39,7 +39,12 @@ use crate::{
         lane::{Lane, Moment, Ordering, Tail},
         streamer::{LaneSettings, Streamer},
     },
-    nats::{control::Control, handshake, settings::Overrides, streams, tail},
+    nats::{
+        control::{Control, NoJetStream},
+        handshake,
+        settings::Overrides,
+        streams, tail,
+    },
     postgres,
     route::{
         payload::write_timestamp,
@@ -492,6 +497,7 @@ impl Lanes {
                     streamer.lane_mut(index).close();
                     streamer.condemn()?;
                     let error = error.context(format!("stream {:?}", streamer.lane(index).stream()));
+                    let is_elsewhere = error.cause_as::<NoJetStream>().is_some();
                     self.endure(error, |lanes, error| {
                         let driver = &mut lanes.drivers[index];
                         driver.tell(error);
@@ -502,6 +508,10 @@ impl Lanes {
                             lanes.groups[at].control = None;
                         }
                     })?;
+                    if is_elsewhere {
+                        // A JetStream domain that was wrong is as an address that was.
+                        self.readdress(at, streamer);
+                    }
                     Ok(true)
                 }
             },

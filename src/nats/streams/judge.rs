@@ -17,12 +17,15 @@ pub(super) fn judge(config: &Map<String, Value>, state: &StreamState, ordering: 
     let name = &state.name;
     let useless = |what: &str, hint: &str| Err(Error::config(format!("stream {name:?} {what}")).hint(hint.to_owned()));
     if flag(config, "sealed") {
-        return useless("is sealed and takes no messages", "Use a stream of another name; a seal cannot be broken");
+        return useless(
+            "is sealed and takes no messages",
+            "Use a stream of another name: a sealed stream stays sealed",
+        );
     }
     if flag(config, "no_ack") {
         return useless(
             "acknowledges nothing (no_ack)",
-            "Turn it off: nats stream edit --ack; walhook goes on by acks only",
+            "Set no_ack of the stream to false, or use a stream of another name: walhook needs acknowledgements",
         );
     }
     if config.get("mirror").is_some_and(|mirror| !mirror.is_null()) {
@@ -94,8 +97,8 @@ pub(super) fn limits(config: &Map<String, Value>, state: &StreamState) -> Vec<St
     }
     if let Some(size) = state.max_msg_size {
         notes.push(format!(
-            "it takes messages of at most {size} bytes with their headers (max_msg_size); what becomes of larger ones is \
-             their webhook's on_error"
+            "it takes messages of at most {size} bytes with their headers (max_msg_size); on_error of the webhook \
+             says what becomes of larger ones"
         ));
     }
     notes

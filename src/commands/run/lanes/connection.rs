@@ -423,6 +423,14 @@ fn take(token: &[u8], ack: Ack, index: usize, streamer: &mut Streamer, driver: &
         Ack::Stored { sequence, duplicate } => match lane.acked(token, sequence, duplicate) {
             Ok(()) => {
                 driver.answered = true;
+                if duplicate && lane.removed() == 1 {
+                    tracing::warn!(
+                        stream = lane.stream(),
+                        sequence,
+                        "messages were removed from the stream (purged or deleted) before their acks arrived; events that it \
+                         stored and does not have any more are not published again"
+                    );
+                }
                 return true;
             }
             Err(refusal) => refusal,

@@ -235,7 +235,7 @@ async fn claim(
                 identity.source, owner.database_id
             ))
             .hint(format!(
-                "{}; if it is this database's all the same: nats stream edit {name} --metadata {}={}",
+                "{}; if it is this database's all the same, set {} to {} in the stream's metadata",
                 owner::stream_hint(Use::Alone, &BTreeMap::new(), &owner),
                 owner.key(),
                 owner.database_id
@@ -257,8 +257,7 @@ async fn claim(
     identity::note_stream(&client, &identity.source, &noted).await?;
     warnings.push(format!(
         "its metadata does not say that it belongs to database {}, and walhook may not change it: another database with the same \
-         source is noticed by its events only; allow $JS.API.STREAM.UPDATE.{name} once, or: nats stream edit {name} --metadata \
-         {}={}",
+         source is noticed by its events only; allow $JS.API.STREAM.UPDATE.{name} once, or set {} to {} in its metadata yourself",
         owner.database_id,
         owner.key(),
         owner.database_id
