@@ -574,7 +574,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
                IS NOT DISTINCT FROM
                (me.auth_type, me.auth_token, me.auth_credentials_file, me.auth_nkey_seed,
                 substring(me.nats_url FROM '//(.*)@'))
-           -- Another JetStream domain or API prefix leads to other streams. The columns come with 015.
+           -- Another JetStream domain or API prefix leads to other streams. The columns come with 017.
            AND (nullif(to_jsonb(c) ->> 'jetstream_domain', ''), nullif(to_jsonb(c) ->> 'api_prefix', ''))
                IS NOT DISTINCT FROM
                (nullif(to_jsonb(me) ->> 'jetstream_domain', ''), nullif(to_jsonb(me) ->> 'api_prefix', ''))

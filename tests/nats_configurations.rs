@@ -760,7 +760,10 @@ async fn a_domain_that_changes_is_another_jetstream_and_one_that_was_wrong_is_co
     insert(&feed.pg, 20, 30);
     holds(&hub, "WEBHOOKS", 0..30).await;
     // Events from before a change stay where they are; those after it go to the other JetStream, by the same connection.
-    feed.pg.psql("UPDATE rule_nats_config SET jetstream_domain = NULL, subject_prefix = 'mine', stream_name = 'MINE'");
+    feed.pg.psql(
+        "UPDATE rule_nats_config SET jetstream_domain = NULL, subject_prefix = 'mine', stream_name = 'MINE'; \
+         UPDATE rule_webhooks SET nats_subject = 'mine.w'",
+    );
     insert(&feed.pg, 30, 40);
     holds(&feed.nats, "MINE", 30..40).await;
     feed.confirmed().await;
@@ -768,7 +771,8 @@ async fn a_domain_that_changes_is_another_jetstream_and_one_that_was_wrong_is_co
     ended_well(&mut walhook);
     // And a restart finds its place in each.
     feed.pg.psql(
-        "UPDATE rule_nats_config SET jetstream_domain = 'hub', subject_prefix = 'webhooks', stream_name = 'WEBHOOKS'",
+        "UPDATE rule_nats_config SET jetstream_domain = 'hub', subject_prefix = 'webhooks', stream_name = 'WEBHOOKS'; \
+         UPDATE rule_webhooks SET nats_subject = 'webhooks.w'",
     );
     insert(&feed.pg, 40, 50);
     let mut walhook = feed.run();
@@ -800,10 +804,10 @@ async fn acks_of_a_stream_in_another_domain_that_takes_the_same_subjects_count_f
 #[tokio::test]
 async fn the_jetstream_of_another_account_is_asked_under_the_prefix_of_its_import() {
     let services = ["$JS.ACK.>", "$KV.>", "$O.>", "webhooks.>"];
-    let exports: String = services.iter().map(|subject| format!("{{ service: \"{subject}\" }} ")).collect();
+    let exports: String = services.iter().map(|subject| format!(", {{ service: \"{subject}\" }}")).collect();
     let imports: String = services
         .iter()
-        .map(|subject| format!("{{ service: {{ account: STREAMS, subject: \"{subject}\" }} }} "))
+        .map(|subject| format!(", {{ service: {{ account: STREAMS, subject: \"{subject}\" }} }}"))
         .collect();
     let accounts = format!(
         "accounts {{ STREAMS {{ jetstream: enabled, users: [ {{ user: s, password: s }} ], \
@@ -881,8 +885,9 @@ async fn the_permissions_of_the_page_are_enough_for_each_command() {
             .map(str::to_owned)
             .collect::<Vec<_>>()
     };
-    let mut worker = mile.worker().args(["--nats-url", &of("deliver")]).start();
     insert(&mile.feed.pg, 0, 20);
+    mile.feed.confirmed().await;
+    let mut worker = mile.worker().args(["--nats-url", &of("deliver")]).start();
     mile.sql("INSERT INTO t SELECT 20, string_agg(md5(i::text), '') FROM generate_series(1, 60000) i");
     http.received(21).await;
     mile.feed.confirmed().await;

@@ -17,6 +17,7 @@ use walhook::{
     error::{Error, Kind},
     nats::{
         control::{self, Control},
+        locate,
         settings::{Overrides, Settings},
         streams::{self, StreamState},
         tail::{self, Reach, Stored, Tail},
@@ -524,5 +525,38 @@ async fn a_cluster_keeps_as_many_copies_as_the_row_says() {
         let five =
             StreamRow { stream_name: "FIVE".into(), subjects: vec!["five.>".into()], replicas: Some(5), ..row() };
         refused(&control, &five, &["Lower replicas"]).await;
+    }
+}
+
+/// A JetStream that lies: somebody who answers under an API prefix.
+#[tokio::test]
+async fn answers_that_cannot_be_are_refused_and_no_search_goes_on_for_ever() {
+    let nats = Nats::start().await;
+    let client = nats.client().await;
+    let mut asked = client.subscribe("liar.>").await.unwrap();
+    client.flush().await.unwrap();
+    tokio::spawn(async move {
+        while let Some(message) = asked.next().await {
+            let info = |last: u64| {
+                json!({ "config": { "name": "S", "subjects": ["s.>"] }, "created": "2026-11-23T00:00:00Z",
+                    "state": { "messages": 9, "bytes": 9, "first_seq": 1, "last_seq": last } })
+            };
+            let answer = match message.subject.as_str() {
+                "liar.STREAM.INFO.HUGE" => info(u64::MAX),
+                "liar.STREAM.INFO.BACK" => info(9),
+                // Whichever was asked for.
+                _ => json!({ "message": { "seq": 1, "subject": "s.x", "time": "2026-11-23T00:00:00Z" } }),
+            };
+            client.publish(message.reply.unwrap(), answer.to_string().into()).await.unwrap();
+        }
+    });
+    let config = ConfigRow { nats_url: Some(nats.url()), api_prefix: Some("liar".into()), ..ConfigRow::default() };
+    let control = control::connect(&Settings::resolve(&config, &Overrides::default()).unwrap()).await.unwrap();
+    for error in [
+        streams::state(&control, "HUGE").await.map(drop).unwrap_err(),
+        tail::last_of_ours(&control, "BACK", ANYWHERE, |_| false).await.map(drop).unwrap_err(),
+        locate::first_from(&control, "BACK", |_| None::<u64>, |_| true).await.map(drop).unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), Kind::Protocol, "{error}");
     }
 }

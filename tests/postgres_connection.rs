@@ -451,9 +451,9 @@ async fn a_server_that_sends_without_an_end_before_the_login_is_over_is_refused_
         });
         port
     };
-    // One message of 2 GB, and parameters without number.
+    // One message of 2 GB, and behind the authentication parameters without number.
     let parameter: &[u8] = &[&b"S\0\0\xff\xffn\0"[..], &[b'x'; 65_528], b"\0"].concat();
-    let parameters: &'static [u8] = parameter.repeat(32).leak();
+    let parameters: &'static [u8] = [b"R\0\0\0\x08\0\0\0\0", &parameter.repeat(32)[..]].concat().leak();
     for first in [&b"R\x7f\xff\xff\xff"[..], b"E\x7f\xff\xff\xff", parameters] {
         let port = endless(first).await;
         let settings = settings(&format!("host=127.0.0.1 port={port} user=u sslmode=disable connect_timeout=5"));

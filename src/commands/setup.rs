@@ -28,7 +28,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("013_rules.sql", include_str!("../../sql/013_rules.sql")),
     ("014_check.sql", include_str!("../../sql/014_check.sql")),
     ("015_server_aliases.sql", include_str!("../../sql/015_server_aliases.sql")),
-    ("015_jetstream.sql", include_str!("../../sql/015_jetstream.sql")),
+    ("017_jetstream.sql", include_str!("../../sql/017_jetstream.sql")),
 ];
 
 /// Waiting for another setup may take any time; for what we resolve names by see sql/004_preconditions.sql.

@@ -79,7 +79,14 @@ pub async fn next_message_of(control: &Control, stream: &str, sequence: u64, sub
 async fn get(control: &Control, stream: &str, sequence: u64, request: &Value) -> Result<Option<Stored>> {
     let attempted = || format!("read message {sequence} of stream {stream:?}");
     match control.api(&format!("STREAM.MSG.GET.{stream}"), request).await? {
-        Ok(answer) => stored(&answer).map(Some).map_err(|error| error.context(attempted())),
+        Ok(answer) => match stored(&answer) {
+            // A search that believed it would go back, and never end.
+            Ok(stored) if stored.sequence < sequence => {
+                Err(Error::protocol(format!("{}: JetStream answers with message {}", attempted(), stored.sequence)))
+            }
+            Ok(stored) => Ok(Some(stored)),
+            Err(error) => Err(error.context(attempted())),
+        },
         Err(error) if error.err_code == NO_MESSAGE_FOUND => Ok(None),
         Err(error) => Err(streams::api_error(attempted(), stream, error)),
     }

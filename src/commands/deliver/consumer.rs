@@ -31,6 +31,8 @@ const NOT_UNIQUE: [u64; 2] = [10099, 10100];
 /// From 1970 to 2000, in µs.
 const MICROS_BEFORE_2000: i64 = 946_684_800_000_000;
 const NO_STREAM: u64 = 10059;
+/// JetStream lists some hundreds of names on a page; past so many pages a list has no end.
+const PAGES_MAX: usize = 10_000;
 /// What to do where a stream is another database's.
 const ANOTHERS: &str = "Let this database publish into a stream of its own, by a subject prefix of its own; a worker without a database \
                         chooses by --database-id";
@@ -109,7 +111,7 @@ async fn names(
     attempted: impl Fn() -> String,
 ) -> Result<Vec<String>> {
     let mut all: Vec<String> = Vec::new();
-    loop {
+    for _ in 0..PAGES_MAX {
         body["offset"] = all.len().into();
         let answer = control.api(request, &body).await?;
         let answer = answer.map_err(|error| refused(attempted(), error))?;
@@ -121,6 +123,7 @@ async fn names(
             return Ok(all);
         }
     }
+    Err(Error::protocol(format!("{}: the list does not end after {} names", attempted(), all.len())))
 }
 
 /// Makes the consumer, or makes it what it has to be.

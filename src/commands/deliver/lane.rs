@@ -46,6 +46,8 @@ const PULL_MAX: usize = 256;
 pub const CLOSED_WAIT: Duration = Duration::from_secs(PULL.as_secs() + PULL_GRACE.as_secs() + 1);
 /// Events of which it is remembered that they were delivered and not called.
 const TALLIES_MAX: usize = 100_000;
+/// Notes about a webhook and stream of which each is logged once.
+const NOTED_MAX: usize = 100;
 
 /// What the calls of a lane share.
 pub struct Lane {
@@ -196,7 +198,12 @@ impl Lane {
 
     /// Logs what concerns the lane as a whole, once.
     pub fn note_once(&self, text: String) {
-        if lock(&self.noted).insert(text.clone()) {
+        let mut noted = lock(&self.noted);
+        // A server's words may be others each time.
+        if noted.len() >= NOTED_MAX {
+            noted.clear();
+        }
+        if noted.insert(text.clone()) {
             tracing::warn!(webhook = self.now().webhook.name, stream = self.stream, "{text}");
         }
     }

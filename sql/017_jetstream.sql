@@ -1,4 +1,4 @@
--- 015: which JetStream a NATS configuration asks: that of its server, of a domain behind a leaf node, or of another account.
+-- 017: which JetStream a NATS configuration asks: that of its server, of a domain behind a leaf node, or of another account.
 --
 -- Comes in: 007 and 009. Goes out: two columns of rule_nats_config.
 -- Always holds: what these columns say can stand in a subject. Running this file twice changes nothing; no BEGIN, COMMIT or psql
@@ -13,7 +13,7 @@ SET standard_conforming_strings = on;
 -- Once, as in 007.
 DO $schema$
 BEGIN
-IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '015') THEN
+IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '017') THEN
     RETURN;
 END IF;
 
@@ -47,7 +47,7 @@ END
 $grants$;
 
 INSERT INTO public.rule_cdc_migrations (version, description)
-VALUES ('015', 'walhook: JetStream domains and API prefixes')
+VALUES ('017', 'walhook: JetStream domains and API prefixes')
 ON CONFLICT (version) DO NOTHING;
 
 RESET standard_conforming_strings;
