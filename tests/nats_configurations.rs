@@ -827,7 +827,8 @@ async fn the_jetstream_of_another_account_is_asked_under_the_prefix_of_its_impor
     http.received(20).await;
     mile.eventually("SELECT count(*) FROM rule_webhook_calls WHERE status = 'success'", "20").await;
     mile.feed.confirmed().await;
-    let of_account = async_nats::connect(format!("nats://s:s@127.0.0.1:{}", mile.feed.nats.port())).await.unwrap();
+    let own = async_nats::ConnectOptions::with_user_and_password("s".to_owned(), "s".to_owned());
+    let of_account = own.connect(mile.feed.nats.url()).await.unwrap();
     let mut stream = jetstream::new(of_account).get_stream("WEBHOOKS").await.unwrap();
     assert_eq!(stream.info().await.unwrap().state.messages, 20);
     assert_eq!(worker.terminate(), 0, "{}", worker.log());
@@ -904,6 +905,11 @@ async fn the_permissions_of_the_page_are_enough_for_each_command() {
     mile.feed.confirmed().await;
     ended_well(&mut low);
 
+    // A right that is missing is named at once: "seek" may make no ephemeral consumer.
+    let refused = ["--nats-url", &of("seek"), "--from", "0/0", "--via", "stream", "--dry-run"];
+    let done = mile.feed.command("replay").args(refused).finish();
+    assert_eq!(done.code, Some(4), "{}", done.stderr);
+    assert!(done.stderr.contains("Publish to \"$JS.API.CONSUMER.CREATE.WEBHOOKS"), "{}", done.stderr);
     let replay = ["--nats-url", &of("replay"), "--from", "0/0", "--create-stream", "REPLAY"];
     for words in [
         [&["replay", "--via", "stream"], &replay[..]].concat(),

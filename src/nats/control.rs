@@ -280,6 +280,22 @@ impl Control {
             .map_err(|error| Error::protocol(format!("ask {subject}: the answer is unreadable")).caused_by(error))
     }
 
+    /// Requests that async-nats makes by itself: where the server forbids one, the error says which, in place of a time-out.
+    ///
+    /// # Errors
+    /// The server forbids one.
+    pub async fn permitted<T>(&self, attempted: impl Fn() -> String, work: impl Future<Output = T>) -> Result<T> {
+        let mut refusals = self.refusals();
+        let begins = format!("Publish to \"{}.", self.api.prefix());
+        tokio::select! {
+            done = work => Ok(done),
+            text = refused_with(&mut refusals, |text| text.contains(&begins)) => {
+                Err(Error::permission(format!("{}: the NATS server says: {text}", attempted()))
+                    .hint("Allow this user to publish to that subject; docs/nats-permissions.md lists what each command needs"))
+            }
+        }
+    }
+
     /// Every refusal of the server from now on, for [`forbidden`].
     pub(super) fn refusals(&self) -> broadcast::Receiver<String> {
         self.refusals.subscribe()

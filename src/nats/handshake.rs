@@ -219,7 +219,7 @@ pub(super) async fn begins_with_tls(settings: &Settings, server: &ServerAddr) ->
 
 /// What there is to say of such a server.
 pub(super) fn waits_for_tls(server: &ServerAddr) -> Error {
-    Error::config(format!("connect to {server}: it greets nobody before TLS (handshake_first)"))
+    Error::config(format!("connect to {server}: it expects TLS from the first byte (handshake_first)"))
         .hint("Set tls_first = true under [nats] in the configuration file")
 }
 
@@ -237,7 +237,7 @@ async fn greet(settings: &Settings, server: &ServerAddr) -> Result<Opened> {
     if let Io::Tcp(tcp) = io {
         if tls_required && !info.tls_required && !info.tls_available {
             return Err(Error::config(format!("{server} offers no TLS, and TLS is required"))
-                .hint("Enable TLS on the server, or take tls_enabled and tls:// back"));
+                .hint("Enable TLS on the server, or set tls_enabled to false and use a nats:// URL"));
         }
         if !buffer.is_empty() && (tls_required || info.tls_required) {
             return Err(Error::protocol(format!("{server} sent plain text where TLS should begin")));

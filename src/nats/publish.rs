@@ -339,7 +339,7 @@ impl Publisher {
                                 foreign(text)
                             );
                             break Err(
-                                Error::unavailable(text).hint("Its credentials are read anew and shown to it again")
+                                Error::unavailable(text).hint("walhook reads the credentials again and logs in anew")
                             );
                         }
                         Wire::Payload | Wire::ControlLine => {

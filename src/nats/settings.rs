@@ -277,7 +277,7 @@ fn build(row: &ConfigRow, overrides: &Overrides) -> Result<Settings> {
     let own_auth = own_auth(overrides)?;
     if own_auth.is_some() && from_row && overrides.allowed_hosts.is_empty() {
         warnings.push(
-            "the environment's NATS secret goes to whatever server rule_nats_config names; set nats.allowed_hosts or NATS_URL"
+            "the environment's NATS secret is sent to every server that rule_nats_config names; set nats.allowed_hosts or NATS_URL"
                 .to_owned(),
         );
     }
@@ -440,7 +440,7 @@ fn own_auth(overrides: &Overrides) -> Result<Option<Auth>> {
     .flatten();
     match (given.next(), given.next()) {
         (_, Some(_)) => Err(Error::config("more than one of NATS_CREDS, NATS_NKEY, NATS_TOKEN and NATS_USER is set")
-            .hint("Keep the one that the server asks for")),
+            .hint("Set only the one that the server requires")),
         (only, None) => Ok(only),
     }
 }

@@ -284,7 +284,7 @@ impl Wanted {
 fn parse_row(row: &StreamRow) -> Result<Wanted> {
     check_name(&row.stream_name)?;
     if row.subjects.is_empty() {
-        return Err(Error::config("subjects is empty").hint("Name what the stream takes, as in {webhooks.>}"));
+        return Err(Error::config("subjects is empty").hint("Name the subjects of the stream, as in {webhooks.>}"));
     }
     for subject in &row.subjects {
         check_subject(subject)?;
@@ -292,7 +292,7 @@ fn parse_row(row: &StreamRow) -> Result<Wanted> {
     for (index, subject) in row.subjects.iter().enumerate() {
         if let Some(other) = row.subjects[..index].iter().find(|other| overlap(other, subject)) {
             return Err(Error::config(format!("the subjects {other:?} and {subject:?} overlap"))
-                .hint("Keep the wider of the two"));
+                .hint("Keep the one that covers the other"));
         }
     }
     let one_of = |column: &str, value: &Option<String>, allowed: &[&str]| match value.as_deref() {

@@ -90,13 +90,13 @@ pub async fn run(worker: Arc<Worker>, mut all: watch::Receiver<Option<All>>, mut
         // A lane that has ended by itself was a deleted webhook's.
         lanes.retain(|_, running| running.known.receiver_count() > 0);
     }
-    tracing::info!(lanes = tasks.len(), "stopping: no more is asked for, what is under way is waited for");
+    tracing::info!(lanes = tasks.len(), "stopping: requesting no more events, waiting for the calls in flight");
     while tasks.join_next().await.is_some() {}
     drop(lanes);
     told.counts(&worker);
     // What was said last has to leave before the process does.
     if let Err(error) = worker.client.flush().await {
-        tracing::warn!(%error, "the last acknowledgements may not have left; their events come again");
+        tracing::warn!(%error, "the last acknowledgements may not have been sent; their events will be delivered again");
     }
 }
 
@@ -174,9 +174,7 @@ async fn find(worker: &Worker) -> Vec<(i32, String)> {
             Err(error) => {
                 let text = error.to_string();
                 if told.is_news(&text) {
-                    tracing::warn!(
-                        "what webhooks have left in streams that they publish to no more is not looked for: {text}"
-                    );
+                    tracing::warn!("cannot look for events that webhooks left in their earlier streams: {text}");
                 }
             }
         }

@@ -65,18 +65,15 @@ pub fn id_of(headers: Option<&HeaderMap>) -> Option<&str> {
 /// The stream's messages in its order from a sequence on.
 async fn read(source: &Source, first: u64) -> Result<jetstream::consumer::pull::Ordered> {
     let attempted = || format!("read stream {:?} from message {first} on", source.stream());
-    let context = source.control.jetstream();
-    let stream =
-        context.get_stream(source.stream()).await.map_err(|error| Error::unavailable(attempted()).caused_by(error))?;
+    let control = &source.control;
+    let stream = control.jetstream().get_stream(source.stream()).await;
+    let stream = stream.map_err(|error| Error::unavailable(attempted()).caused_by(error))?;
     let wanted = OrderedConfig {
         deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: first },
         ..OrderedConfig::default()
     };
-    let consumer = stream.create_consumer(wanted).await.map_err(|error| {
-        Error::unavailable(attempted())
-            .caused_by(error)
-            .hint("this user must be allowed to create consumers: $JS.API.CONSUMER.CREATE and .MSG.NEXT")
-    })?;
+    let consumer = control.permitted(attempted, stream.create_consumer(wanted)).await?;
+    let consumer = consumer.map_err(|error| Error::unavailable(attempted()).caused_by(error))?;
     consumer.messages().await.map_err(|error| Error::unavailable(attempted()).caused_by(error))
 }
 
@@ -87,7 +84,8 @@ async fn next(
     last: u64,
 ) -> Result<Option<(u64, jetstream::Message)>> {
     let attempted = || format!("read stream {:?}", source.stream());
-    let message = timeout(PATIENCE, messages.next()).await.map_err(|_| silent(source))?;
+    let message = source.control.permitted(attempted, timeout(PATIENCE, messages.next())).await?;
+    let message = message.map_err(|_| silent(source))?;
     let Some(message) = message else { return Ok(None) };
     let message = message.map_err(|error| Error::unavailable(attempted()).caused_by(error))?;
     let sequence = message.info().map_err(|error| Error::protocol(attempted()).caused_by(error))?.stream_sequence;

@@ -498,6 +498,7 @@ impl Lanes {
                     streamer.condemn()?;
                     let error = error.context(format!("stream {:?}", streamer.lane(index).stream()));
                     let is_elsewhere = error.cause_as::<NoJetStream>().is_some();
+                    let error = if is_elsewhere { self.explain_old_servers(at, streamer, error) } else { error };
                     self.endure(error, |lanes, error| {
                         let driver = &mut lanes.drivers[index];
                         driver.tell(error);
@@ -510,7 +511,7 @@ impl Lanes {
                     })?;
                     if is_elsewhere {
                         // A JetStream domain that was wrong is as an address that was.
-                        self.readdress(at, streamer);
+                        self.doubt_servers(at, streamer);
                     }
                     Ok(true)
                 }
