@@ -265,8 +265,9 @@ async fn the_rights_in_nats_that_the_documentation_lists_are_enough() {
     let http = Http::ok();
     let id = mile.webhook("w", &http.url("/"));
     let own = format!("nats://worker:w@127.0.0.1:{}", mile.feed.nats.port());
-    let mut worker = mile.worker().args(["--nats-url", &own]).start();
     mile.publish(id, "{}");
+    mile.feed.confirmed().await;
+    let mut worker = mile.worker().args(["--nats-url", &own]).start();
     http.received(1).await;
     // By the bucket, which is faster than the next reading of the rows.
     let mut bare = support::Walhook::command("deliver")

@@ -242,6 +242,11 @@ impl Control {
         format!("{}$KV.{bucket}.{key}", self.api.entry_prefix())
     }
 
+    /// The JetStream domain of the configuration, where it names one.
+    pub fn domain(&self) -> Option<&str> {
+        self.api.domain()
+    }
+
     /// Whether a JetStream of another domain has answered than that of the configuration.
     pub(super) fn is_from_another_domain(&self, answer: &[u8]) -> bool {
         self.api.domain().is_some_and(|domain| ack::is_from_another_domain(domain, answer))

@@ -372,7 +372,7 @@ impl Connector {
         // Small messages, each waited for.
         let _ = stream.set_nodelay(true);
         if !is_https {
-            return Ok(Socket::Plain(TokioIo::new(stream)));
+            return Ok(Socket::over(Stream::Plain(TokioIo::new(stream))));
         }
         let name = ServerName::try_from(host.to_owned())
             .map_err(|_| NotDialled::Failed(format!("{host:?} is no name that a certificate could carry")))?;
@@ -380,7 +380,7 @@ impl Connector {
             .connect(name, stream)
             .await
             .map_err(|error| NotDialled::Failed(format!("TLS with {host}: {error}")))?;
-        Ok(Socket::Tls(Box::new(TokioIo::new(stream))))
+        Ok(Socket::over(Stream::Tls(Box::new(TokioIo::new(stream)))))
     }
 
     async fn dial(&self, host: &str, port: u16) -> Result<TcpStream, NotDialled> {
@@ -413,10 +413,26 @@ impl Connector {
     }
 }
 
-/// A connection as hyper wants it.
-enum Socket {
+/// A connection as hyper wants it. A receiver that sends without an end, however fast, has its turn and no more: all calls share one
+/// thread, and hyper reads on as long as there is something.
+struct Socket {
+    stream: Stream,
+    /// Reads in a row that found something.
+    reads: u8,
+}
+
+/// Reads in a row before others have their turn.
+const READS_AT_A_TIME: u8 = 2;
+
+enum Stream {
     Plain(TokioIo<TcpStream>),
     Tls(Box<TokioIo<TlsStream<TcpStream>>>),
+}
+
+impl Socket {
+    fn over(stream: Stream) -> Socket {
+        Socket { stream, reads: 0 }
+    }
 }
 
 impl Connection for Socket {
@@ -427,32 +443,40 @@ impl Connection for Socket {
 
 impl Read for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Socket::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Socket::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        let this = self.get_mut();
+        if this.reads >= READS_AT_A_TIME {
+            this.reads = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
+        let polled = match &mut this.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
+        this.reads = if polled.is_ready() { this.reads + 1 } else { 0 };
+        polled
     }
 }
 
 impl Write for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Socket::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Socket::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        match &mut self.get_mut().stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Socket::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Socket::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        match &mut self.get_mut().stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Socket::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Socket::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        match &mut self.get_mut().stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

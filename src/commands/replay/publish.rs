@@ -48,6 +48,8 @@ pub struct Destination {
     /// The stream's name.
     pub name: String,
     context: jetstream::Context,
+    /// The JetStream domain it is in, where the configuration names one.
+    domain: Option<String>,
 }
 
 impl Destination {
@@ -55,7 +57,7 @@ impl Destination {
     pub fn new(control: &Control, name: String) -> Destination {
         let mut context = control.jetstream();
         context.set_timeout(REQUEST_TIMEOUT);
-        Destination { name, context }
+        Destination { name, context, domain: control.domain().map(str::to_owned) }
     }
 
     /// How large a message may be.
@@ -141,7 +143,7 @@ struct Part {
     began: Instant,
 }
 
-type Answer = (u64, Lsn, String, String, std::result::Result<(), jetstream::context::PublishError>);
+type Answer = (u64, Lsn, Result<()>);
 
 /// The stream that takes these subjects.
 ///
@@ -236,8 +238,15 @@ impl<'c> Copy<'c> {
         let headers = self.headers(headers, id, to);
         let sending = to.context.publish_with_headers(subject.clone(), headers, payload);
         let ack = sending.await.map_err(|error| refused(&subject, &to.name, error))?;
-        let (lsn, name) = (position.commit_lsn, to.name.clone());
-        self.acks.push_back(async move { (upto, lsn, subject, name, ack.await.map(drop)) }.boxed());
+        let (lsn, name, domain) = (position.commit_lsn, to.name.clone(), to.domain.clone());
+        let stored = async move {
+            let ack = ack.await.map_err(|error| refused(&subject, &name, error))?;
+            match domain {
+                Some(domain) if !ack.domain.is_empty() && ack.domain != domain => Err(another_domain(&subject, &name)),
+                _ => Ok(()),
+            }
+        };
+        self.acks.push_back(async move { (upto, lsn, stored.await) }.boxed());
         self.sent_now += 1;
         Ok(())
     }
@@ -307,8 +316,8 @@ impl<'c> Copy<'c> {
         }
     }
 
-    fn take(&mut self, (upto, lsn, subject, stream, ack): Answer) -> Result<()> {
-        ack.map_err(|error| refused(&subject, &stream, error))?;
+    fn take(&mut self, (upto, lsn, stored): Answer) -> Result<()> {
+        stored?;
         self.sent += 1;
         self.settled = self.settled.max(upto);
         self.span = (self.span.0.or(Some(lsn)), Some(lsn));
@@ -342,6 +351,11 @@ impl<'c> Copy<'c> {
             progress::show(&format!("{name} {}  {} events sent{left}", progress::bar(done, all), self.sent), is_end);
         }
     }
+}
+
+fn another_domain(subject: &str, stream: &str) -> Error {
+    Error::config(format!("publish {subject} to stream {stream:?}: a stream of another JetStream domain has answered"))
+        .hint("two domains have a stream that takes this subject: choose another --subject-prefix")
 }
 
 fn refused(subject: &str, stream: &str, error: jetstream::context::PublishError) -> Error {
