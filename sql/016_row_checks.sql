@@ -268,6 +268,30 @@ COMMENT ON FUNCTION public.rule_cdc_row_problems IS
     'walhook: what is wrong with a row of a configuration table, whatever else there is: the columns, what to write instead, and where there '
     'is one the statement that sets it right';
 
+CREATE OR REPLACE FUNCTION public.rule_cdc_row_suspect(p_table TEXT)
+RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    -- Ten thousand rows may be written at once, and are looked at every few seconds: nearly all show at a glance that they are good.
+    SELECT format('(%s) IS NOT TRUE', CASE p_table
+        WHEN 'rule_webhooks' THEN $when$
+            (NEW.nats_subject IS NULL OR octet_length(NEW.nats_subject) <= 1024
+                AND NEW.nats_subject ~ '^[A-Za-z0-9%-][A-Za-z0-9_%-]*(\.[A-Za-z0-9_%-]+)*$')
+            AND NEW.url ~ '^https?://[!-~]+$'
+            AND (NEW.method IS NULL OR NEW.method IN ('GET', 'POST', 'PUT', 'PATCH', 'DELETE'))
+            AND (NEW.headers IS NULL OR NEW.headers = '{}')
+            AND (NEW.timeout_ms IS NULL OR NEW.timeout_ms BETWEEN 1 AND 60000)
+            AND (NEW.max_retries IS NULL OR NEW.max_retries BETWEEN 0 AND 10)
+            AND (NEW.retry_backoff_multiplier IS NULL OR NEW.retry_backoff_multiplier BETWEEN 1 AND 1000000)$when$
+        WHEN 'rule_webhook_links' THEN $when$
+            (NEW.subject_template IS NULL OR octet_length(NEW.subject_template) <= 1024
+                AND NEW.subject_template ~ '^(?!_)([A-Za-z0-9_-]|\{[A-Za-z0-9_]+\})+(\.([A-Za-z0-9_-]|\{[A-Za-z0-9_]+\})+)*$')
+            AND (NEW.filter IS NULL OR jsonb_typeof(NEW.filter) = 'object')
+            AND (NEW.columns IS NULL OR cardinality(NEW.columns) > 0 AND array_position(NEW.columns, NULL) IS NULL)
+            AND (NEW.when_changed IS NULL OR cardinality(NEW.when_changed) > 0 AND array_position(NEW.when_changed, NULL) IS NULL)$when$
+        ELSE 'false' END)
+$$;
+COMMENT ON FUNCTION public.rule_cdc_row_suspect IS
+    'walhook: the condition, as a trigger has it, that a row has to be looked at by rule_cdc_row_problems';
+
 CREATE OR REPLACE FUNCTION public.rule_cdc_row_named(p_table TEXT, p_row JSONB)
 RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE p_table
@@ -313,7 +337,8 @@ BEGIN
         RETURN QUERY EXECUTE format(
             'SELECT ''row_invalid'', CASE WHEN r.enabled IS FALSE THEN ''note'' ELSE ''error'' END, public.rule_cdc_row_named(%1$L, to_jsonb(r)),
                     p.problem || coalesce(''. '' || rtrim(p.advice, ''.''), ''''), p.remedy
-             FROM public.%1$I r, public.rule_cdc_row_problems(%1$L, to_jsonb(r)) p ORDER BY 3', v_table);
+             FROM public.%1$I r, public.rule_cdc_row_problems(%1$L, to_jsonb(r)) p WHERE %2$s ORDER BY 3',
+            v_table, replace(public.rule_cdc_row_suspect(v_table), 'NEW.', 'r.'));
     END LOOP;
 END
 $$;
@@ -367,7 +392,8 @@ BEGIN
         THEN
             EXECUTE format('DROP TRIGGER IF EXISTS walhook_row_check ON public.%I', v_table);
             EXECUTE format('CREATE TRIGGER walhook_row_check BEFORE INSERT OR UPDATE OF %s ON public.%I FOR EACH ROW '
-                           'EXECUTE FUNCTION public.rule_cdc_row_check()', v_columns, v_table);
+                           'WHEN (%s) EXECUTE FUNCTION public.rule_cdc_row_check()', v_columns, v_table,
+                           public.rule_cdc_row_suspect(v_table));
             EXECUTE format('COMMENT ON TRIGGER walhook_row_check ON public.%I IS ''walhook: refuses rows that walhook cannot use''', v_table);
         END IF;
     END LOOP;
@@ -380,7 +406,7 @@ DECLARE
 BEGIN
     FOR v_role IN SELECT rolname FROM pg_roles WHERE rolname IN ('walhook_streamer', 'walhook_operator') LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION public.rule_cdc_check_rows(), public.rule_cdc_check_functions(), public.rule_cdc_row_problems(TEXT, JSONB), '
-                       'public.rule_cdc_row_named(TEXT, JSONB) TO %I', v_role);
+                       'public.rule_cdc_row_named(TEXT, JSONB), public.rule_cdc_row_suspect(TEXT) TO %I', v_role);
     END LOOP;
 END
 $grants$;
