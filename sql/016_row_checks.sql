@@ -268,6 +268,13 @@ COMMENT ON FUNCTION public.rule_cdc_row_problems IS
     'walhook: what is wrong with a row of a configuration table, whatever else there is: the columns, what to write instead, and where there '
     'is one the statement that sets it right';
 
+CREATE OR REPLACE FUNCTION public.rule_cdc_sayable(p_text TEXT)
+RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    -- A message with bytes that the client's encoding has not would be an error of its own.
+    SELECT CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN regexp_replace(p_text, '[^\x01-\x7f]', '?', 'g') ELSE p_text END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_sayable IS 'walhook: the text as every client can be sent it, whatever bytes a database in SQL_ASCII has';
+
 CREATE OR REPLACE FUNCTION public.rule_cdc_row_suspect(p_table TEXT)
 RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     -- Ten thousand rows may be written at once, and are looked at every few seconds: nearly all show at a glance that they are good.
@@ -317,7 +324,8 @@ BEGIN
     FOR p IN SELECT * FROM public.rule_cdc_row_problems(TG_TABLE_NAME, v_new) LOOP
         -- What was wrong before hinders no change of another column.
         CONTINUE WHEN TG_OP = 'UPDATE' AND NOT EXISTS (SELECT FROM unnest(p.columns) c WHERE v_new -> c IS DISTINCT FROM v_old -> c);
-        RAISE EXCEPTION '%: %', public.rule_cdc_row_named(TG_TABLE_NAME, v_new), p.problem
+        RAISE EXCEPTION '%: %', public.rule_cdc_sayable(public.rule_cdc_row_named(TG_TABLE_NAME, v_new)),
+            public.rule_cdc_sayable(p.problem)
             USING ERRCODE = 'check_violation', HINT = p.advice, SCHEMA = 'public', TABLE = TG_TABLE_NAME, COLUMN = p.columns[1],
                   CONSTRAINT = TG_NAME;
     END LOOP;
@@ -402,11 +410,18 @@ $triggers$;
 
 DO $grants$
 DECLARE
-    v_role TEXT;
+    f RECORD;
 BEGIN
-    FOR v_role IN SELECT rolname FROM pg_roles WHERE rolname IN ('walhook_streamer', 'walhook_operator') LOOP
-        EXECUTE format('GRANT EXECUTE ON FUNCTION public.rule_cdc_check_rows(), public.rule_cdc_check_functions(), public.rule_cdc_row_problems(TEXT, JSONB), '
-                       'public.rule_cdc_row_named(TEXT, JSONB), public.rule_cdc_row_suspect(TEXT) TO %I', v_role);
+    FOR f IN
+        SELECT p.oid, r.rolname FROM pg_proc p
+        CROSS JOIN pg_roles r
+        WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
+          AND p.proname IN ('rule_cdc_check_rows', 'rule_cdc_check_functions', 'rule_cdc_row_problems', 'rule_cdc_row_named',
+                            'rule_cdc_row_suspect', 'rule_cdc_row_check', 'rule_cdc_sayable', 'rule_cdc_template_problem',
+                            'rule_nats_url_problem')
+          AND (r.rolname = 'walhook_operator' OR r.rolname = 'walhook_streamer' AND p.proname ~ '^rule_cdc_(check|row_[nps])')
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, f.rolname);
     END LOOP;
 END
 $grants$;
@@ -417,7 +432,8 @@ DECLARE
     f RECORD;
 BEGIN
     FOR f IN SELECT * FROM public.rule_cdc_check_rows() c LIMIT 20 LOOP
-        RAISE WARNING '%: %', f.object, f.problem USING HINT = coalesce(f.remedy, 'SELECT * FROM rule_cdc_check(); lists all such rows.');
+        RAISE WARNING '%: %', public.rule_cdc_sayable(f.object), public.rule_cdc_sayable(f.problem)
+            USING HINT = coalesce(f.remedy, 'SELECT * FROM rule_cdc_check(); lists all such rows.');
     END LOOP;
 END
 $before$;

@@ -748,7 +748,8 @@ async fn a_run_that_was_frozen_in_an_upload_does_not_replace_the_object() {
 /// The names of an account's streams.
 async fn streams(nats: &Nats) -> BTreeSet<String> {
     let answer = ask(nats, "STREAM.NAMES", Value::Null).await;
-    answer["streams"].as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect()
+    let names = answer["streams"].as_array().into_iter().flatten();
+    names.map(|name| name.as_str().unwrap().to_owned()).collect()
 }
 
 #[tokio::test]

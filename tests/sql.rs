@@ -511,7 +511,7 @@ async fn hints_as(conninfo: &str, sql: &str) -> Vec<String> {
 
 /// The statements in a hint: from their first word to the semicolon.
 fn statements(hint: &str) -> Vec<String> {
-    let starts = ["SELECT ", "UPDATE ", "ALTER ", "CREATE ", "GRANT ", "DROP ", "CALL "];
+    let starts = ["SELECT ", "UPDATE ", "ALTER ", "CREATE ", "GRANT ", "DROP ", "DELETE FROM ", "CALL "];
     let mut found = Vec::new();
     let mut rest = hint;
     while let Some(at) = starts.iter().filter_map(|word| rest.find(word)).min() {

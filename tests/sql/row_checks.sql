@@ -97,3 +97,4 @@ SELECT is(array_agg(object || coalesce(' ' || remedy, '') ORDER BY object),
                 'function public.' || 'rule_webhook_publish_nats'::regproc::oid::regprocedure])
 FROM rule_cdc_check() WHERE name = 'function_replaced' AND severity = 'error';
 DROP ROUTINE public.rule_nats_stats(text);
+SELECT * FROM finish();
