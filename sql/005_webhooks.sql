@@ -327,12 +327,14 @@ CREATE FUNCTION walhook_staging.rule_webhook_update(
 ) RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_problem CONSTANT TEXT := public.rule_webhook_problem(p_method, p_headers, p_timeout_ms, NULL);
+    v_named CONSTANT TEXT := p_webhook_id || coalesce(
+        (SELECT format(' (%s)', left(w.webhook_name, 200)) FROM public.rule_webhooks w WHERE w.webhook_id = p_webhook_id), '');
 BEGIN
     IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'cannot update webhook %: %', p_webhook_id, v_problem USING ERRCODE = 'invalid_parameter_value';
+        RAISE EXCEPTION 'cannot update webhook %: %', v_named, v_problem USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF p_url !~* '^https?://.' THEN
-        RAISE EXCEPTION 'cannot update webhook %: its url would be %, not http:// or https://', p_webhook_id,
+        RAISE EXCEPTION 'cannot update webhook %: its url would be %, not http:// or https://', v_named,
             quote_literal(public.rule_webhook_shown_url(p_url)) USING ERRCODE = 'invalid_parameter_value';
     END IF;
     UPDATE public.rule_webhooks
@@ -392,18 +394,20 @@ COMMENT ON FUNCTION walhook_staging.rule_webhook_get IS
 
 CREATE FUNCTION walhook_staging.rule_webhook_secret_set(p_webhook_id INTEGER, p_secret_name TEXT, p_secret_value TEXT)
 RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_name CONSTANT TEXT := (SELECT left(w.webhook_name, 200) FROM public.rule_webhooks w WHERE w.webhook_id = p_webhook_id);
 BEGIN
-    IF NOT EXISTS (SELECT FROM public.rule_webhooks w WHERE w.webhook_id = p_webhook_id) THEN
+    IF v_name IS NULL THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
             USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
     ELSIF p_secret_name IS NULL OR p_secret_name = '' OR p_secret_value IS NULL THEN
-        RAISE EXCEPTION 'webhook %: a secret needs a name and a value', p_webhook_id USING ERRCODE = 'null_value_not_allowed';
+        RAISE EXCEPTION 'webhook % (%): a secret needs a name and a value', p_webhook_id, v_name USING ERRCODE = 'null_value_not_allowed';
     ELSIF p_secret_name ~ '^signing([_.-]|$)'
           AND (btrim(p_secret_value, E' \t\r\n') IN ('', 'whsec_')
                -- Whole groups of four, padded at the end.
                OR btrim(p_secret_value, E' \t\r\n') ~ '^whsec_'
                   AND btrim(p_secret_value, E' \t\r\n') !~ '^whsec_([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$') THEN
-        RAISE EXCEPTION 'webhook %: the secret % cannot sign: it is empty, or what follows whsec_ is not base64', p_webhook_id,
+        RAISE EXCEPTION 'webhook % (%): the secret % cannot sign: it is empty, or what follows whsec_ is not base64', p_webhook_id, v_name,
             quote_literal(p_secret_name)
             USING ERRCODE = 'invalid_parameter_value',
             HINT = 'Give whsec_ and base64 with its padding (openssl rand -base64 32 makes some), or any text without whsec_.';
@@ -442,15 +446,16 @@ CREATE FUNCTION walhook_staging.rule_webhook_enqueue(
 ) RETURNS INTEGER LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_enabled BOOLEAN;
+    v_name TEXT;
     v_call_id INTEGER;
 BEGIN
-    SELECT enabled INTO v_enabled FROM public.rule_webhooks WHERE webhook_id = p_webhook_id;
+    SELECT enabled, left(webhook_name, 200) INTO v_enabled, v_name FROM public.rule_webhooks WHERE webhook_id = p_webhook_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
             USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
     END IF;
     IF NOT coalesce(v_enabled, false) THEN
-        RAISE EXCEPTION 'Webhook % is disabled', p_webhook_id USING ERRCODE = 'object_not_in_prerequisite_state',
+        RAISE EXCEPTION 'Webhook % (%) is disabled', p_webhook_id, v_name USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = format('SELECT rule_webhook_update(%s, p_enabled => true); enables it.', p_webhook_id);
     END IF;
     INSERT INTO public.rule_webhook_calls (webhook_id, payload, rule_name, scheduled_at)

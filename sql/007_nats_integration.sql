@@ -791,8 +791,10 @@ BEGIN
     END LOOP;
 
     INSERT INTO public.rule_nats_streams
-        (config_id, stream_name, subjects, retention_policy, max_age_seconds, description)
-    VALUES (v_config.config_id, p_stream_name, p_subjects, p_retention_policy, p_max_age_seconds, p_description)
+        (config_id, stream_name, subjects, retention_policy, max_age_seconds, description, duplicate_window_seconds)
+    VALUES (v_config.config_id, p_stream_name, p_subjects, p_retention_policy, p_max_age_seconds, p_description,
+            -- JetStream remembers no message id for longer than it keeps the message.
+            least(120, CASE WHEN p_max_age_seconds > 0 THEN p_max_age_seconds END))
     RETURNING stream_id INTO v_stream_id;
 
     FOR v_other IN
@@ -983,7 +985,8 @@ BEGIN
     FROM public.rule_nats_config
     WHERE config_name = p_config_name;
     IF v_info IS NULL THEN
-        RAISE EXCEPTION 'NATS config % not found', coalesce(p_config_name, 'NULL') USING ERRCODE = 'no_data_found';
+        RAISE EXCEPTION 'NATS config % not found', coalesce(p_config_name, 'NULL')
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT config_name FROM rule_nats_config; lists them.';
     END IF;
     RETURN v_info;
 END

@@ -379,7 +379,7 @@ BEGIN
     IF v_problem IS NOT NULL THEN
         RAISE EXCEPTION 'cannot use publication %: %', quote_ident(p_name), v_problem
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('DROP PUBLICATION %I, %I; and call this again, or choose another name: SELECT rule_cdc_publication_create(''other'');',
+            HINT = format('DROP PUBLICATION IF EXISTS %I, %I; and call this again, or choose another name: SELECT rule_cdc_publication_create(''other'');',
                           p_name || '_inserts', p_name || '_changes');
     END IF;
     RETURN v_done;
@@ -1240,7 +1240,7 @@ BEGIN
     END IF;
     v_mode := coalesce(p_mode, v_webhook.publish_mode, 'queue');
     IF v_mode NOT IN ('queue', 'nats', 'both') THEN
-        RAISE EXCEPTION 'Webhook %: Invalid publish_mode %', p_webhook_id, quote_literal(v_mode)
+        RAISE EXCEPTION 'Webhook % (%): Invalid publish_mode %', p_webhook_id, left(v_webhook.webhook_name, 200), quote_literal(v_mode)
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = format('It is queue, nats or both: SELECT rule_webhook_enable_nats(%s, NULL, ''nats'');', p_webhook_id);
     END IF;
@@ -1281,8 +1281,8 @@ BEGIN
             v_problem := public.rule_nats_subject_check(v_subject);
         END IF;
         IF v_problem IS NOT NULL THEN
-            RAISE EXCEPTION 'Webhook %: cannot publish to the subject %: %', p_webhook_id, quote_literal(left(v_subject, 200)),
-                v_problem
+            RAISE EXCEPTION 'Webhook % (%): cannot publish to the subject %: %', p_webhook_id, left(v_webhook.webhook_name, 200),
+                quote_literal(left(v_subject, 200)), v_problem
                 USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = format('SELECT rule_webhook_enable_nats(%s, ''a.subject''); sets another.', p_webhook_id);
         END IF;

@@ -901,6 +901,8 @@ END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_replay_point IS 'walhook: an LSN, or a time or an age as a time; what lies ahead is refused';
 
+-- An earlier version had no p_rules; beside it calls would be ambiguous.
+DROP FUNCTION IF EXISTS public.rule_cdc_replay(TEXT, TEXT, TEXT, TEXT, TEXT, TEXT, TEXT, INTEGER, TEXT);
 CREATE OR REPLACE FUNCTION public.rule_cdc_replay(
     p_from TEXT,
     p_to TEXT DEFAULT NULL,
@@ -910,7 +912,8 @@ CREATE OR REPLACE FUNCTION public.rule_cdc_replay(
     p_subject_prefix TEXT DEFAULT NULL,
     p_create_stream TEXT DEFAULT NULL,
     p_rate INTEGER DEFAULT NULL,
-    p_source TEXT DEFAULT NULL
+    p_source TEXT DEFAULT NULL,
+    p_rules TEXT DEFAULT 'commit'
 ) RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_from TEXT;
@@ -934,6 +937,11 @@ BEGIN
     IF p_via NOT IN ('stream', 'wal', 'table') THEN
         RAISE EXCEPTION 'cannot replay via %', quote_literal(p_via)
             USING ERRCODE = 'invalid_parameter_value', HINT = 'stream, wal, table; NULL: the first of them that still has it.';
+    END IF;
+    IF p_rules IS NULL OR p_rules NOT IN ('commit', 'now') THEN
+        RAISE EXCEPTION 'cannot replay by the rules of %', coalesce(quote_literal(p_rules), 'NULL')
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'p_rules is commit, the rules in force at each commit, or now, those of now.';
     END IF;
     IF p_rate <= 0 THEN
         RAISE EXCEPTION 'cannot replay % events a second', p_rate USING ERRCODE = 'invalid_parameter_value';
@@ -967,16 +975,16 @@ BEGIN
         RAISE NOTICE 'no walhook of source % is running: the replay waits for one', quote_literal(v_source);
     END IF;
     INSERT INTO public.rule_cdc_replays
-        (source, via, from_point, to_point, webhooks, tables, subject_prefix, create_stream, rate, status, is_requested)
+        (source, via, from_point, to_point, webhooks, tables, subject_prefix, create_stream, rate, status, is_requested, rules)
     VALUES (v_source, p_via, v_from, v_to, CASE WHEN v_webhook IS NOT NULL THEN ARRAY[v_webhook] END,
-            CASE WHEN p_table IS NOT NULL THEN ARRAY[p_table] END, p_subject_prefix, p_create_stream, p_rate, 'requested', true)
+            CASE WHEN p_table IS NOT NULL THEN ARRAY[p_table] END, p_subject_prefix, p_create_stream, p_rate, 'requested', true, p_rules)
     RETURNING replay_id INTO v_id;
     RETURN v_id;
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_replay IS
     'walhook: asks the running walhook to publish again what happened since p_from, up to p_to: LSNs, times or ages (2h). p_via: stream, '
-    'wal, table; NULL: the first that still has it. Returns the number of its row in rule_cdc_replays; one is carried out after the other';
+    'wal, table; NULL: the first that still has it. p_rules: commit, or now; of a replay from the WAL. Returns the number of its row in rule_cdc_replays; one is carried out after the other';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_replay_cancel(p_replay_id BIGINT)
 RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

@@ -477,6 +477,8 @@ BEGIN
     RETURN QUERY SELECT f.* FROM public.rule_cdc_check_publications(p_publication) f;
     IF p_links THEN
         RETURN QUERY SELECT l.name, l.severity, l.object, l.problem, l.remedy FROM public.rule_cdc_check_links(p_publication) l;
+        RETURN QUERY SELECT f.* FROM public.rule_cdc_check_rows() f; -- made by 016
+        RETURN QUERY SELECT f.* FROM public.rule_cdc_check_functions() f;
     END IF;
 END
 $$;

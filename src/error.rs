@@ -86,10 +86,13 @@ impl Error {
         self
     }
 
-    /// The same, with what the caller was about put before it.
+    /// The same, with what the caller was about put before it, unless the text names that already.
     #[must_use]
     pub fn context(mut self, doing: impl fmt::Display) -> Self {
-        self.0.attempted = format!("{doing}: {}", self.0.attempted);
+        let doing = doing.to_string();
+        if !names(&self.0.attempted, &doing) {
+            self.0.attempted = format!("{doing}: {}", self.0.attempted);
+        }
         self
     }
 
@@ -108,7 +111,7 @@ impl Error {
         while let Some(this) = cause {
             let said = this.to_string();
             // Some errors tell their own cause, and name it as their source as well.
-            if !text.ends_with(&said) {
+            if !text.ends_with(&said) && !text.contains(&format!(": {said}: ")) {
                 text.push_str(": ");
                 text.push_str(&text::one_line_of(&said, CAUSE));
             }
@@ -159,6 +162,16 @@ impl Error {
     }
 }
 
+/// Whether `phrase` stands in the text, as words of their own.
+fn names(text: &str, phrase: &str) -> bool {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '-';
+    !phrase.is_empty()
+        && text.match_indices(phrase).any(|(at, _)| {
+            let (before, after) = (&text[..at], &text[at + phrase.len()..]);
+            !before.chars().next_back().is_some_and(is_word) && !after.chars().next().is_some_and(is_word)
+        })
+}
+
 /// One line: what was attempted, its causes, what to try.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -200,6 +213,18 @@ mod tests {
         fn source(&self) -> Option<&(dyn StdError + 'static)> {
             self.0.as_deref().map(|cause| cause as &dyn StdError)
         }
+    }
+
+    #[test]
+    fn what_a_text_names_already_is_not_put_before_it_again() {
+        let refused = || Error::untrusted("stream \"S\" belongs to database a");
+        assert_eq!(refused().context("stream \"S\"").to_string(), "stream \"S\" belongs to database a");
+        let other = refused().context("stream \"S2\"").context("NATS configuration \"default\"");
+        assert_eq!(
+            other.context("NATS configuration \"default\"").to_string(),
+            "NATS configuration \"default\": stream \"S2\": stream \"S\" belongs to database a"
+        );
+        assert_eq!(Error::config("replay 12: no").context("replay 1").to_string(), "replay 1: replay 12: no");
     }
 
     #[test]

@@ -38,7 +38,7 @@ enum Command {
         #[arg(long)]
         print: bool,
     },
-    /// Remove what walhook made in the database, and its slots; tables that were there before stay
+    /// Remove what walhook made in the database, and its slots, and with --nats in NATS; tables that were there before stay
     Uninstall(commands::uninstall::Arguments),
     /// Stream until told to stop
     Run,
@@ -175,9 +175,6 @@ async fn execute(arguments: Arguments) -> Result<()> {
     if let Command::Setup { print: true } = command {
         // Nothing is connected to, so nothing but the names is needed.
         return commands::say(&commands::setup::script(&options)?);
-    }
-    if let Command::Uninstall(commands::uninstall::Arguments { print: true, .. }) = command {
-        return commands::say(&commands::uninstall::script(&options)?);
     }
     // Without a database, nobody has to be known there.
     let needs_user = !matches!(&command, Command::Deliver { options } if options.no_database);

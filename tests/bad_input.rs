@@ -6,7 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use support::{Nats, Postgres, Walhook, feed::Feed, walhook::Finished};
+use support::{Nats, Postgres, UNCHECKED, Walhook, feed::Feed, walhook::Finished};
 
 /// A feed whose table `t` is linked to webhook 1, `webhooks.w`.
 async fn linked() -> Feed {
@@ -241,6 +241,15 @@ async fn a_slot_that_has_lost_its_wal_ends_it_with_the_code_for_distrust() {
     feed.pg.psql("CHECKPOINT");
     assert_eq!(feed.pg.psql("SELECT wal_status FROM pg_replication_slots"), "lost");
     refuses(feed.command("run"), 3, &["slot \"walhook\" is lost", "max_slot_wal_keep_size"]);
+    // To go on with a gap.
+    let done = feed.command("setup").finish();
+    says(&done, 2, &["To go on with a gap: SELECT rule_cdc_slot_drop('walhook'); then create it again."]);
+    feed.pg.psql("SELECT rule_cdc_slot_drop('walhook')");
+    assert_eq!(feed.command("setup").finish().code, Some(0));
+    feed.pg.psql("INSERT INTO t VALUES (1)");
+    let mut walhook = feed.run();
+    assert_eq!(ids(&feed).await, [1]);
+    ended_well(&mut walhook);
 }
 
 #[tokio::test]
@@ -449,7 +458,9 @@ async fn subjects_and_templates_that_cannot_be_are_refused_by_the_database_and_s
         ("webhooks.\n", "control"),
     ] {
         id += 1;
-        feed.pg.psql(&format!("UPDATE rule_webhooks SET nats_subject = '{bad}'; INSERT INTO t VALUES ({id})"));
+        feed.pg.psql(&format!(
+            "{UNCHECKED}; UPDATE rule_webhooks SET nats_subject = '{bad}'; INSERT INTO t VALUES ({id})"
+        ));
         expected.push((id, why));
     }
     feed.pg.psql("UPDATE rule_webhooks SET nats_subject = 'webhooks.w'");
@@ -462,7 +473,9 @@ async fn subjects_and_templates_that_cannot_be_are_refused_by_the_database_and_s
         ("webhooks.{note}", "note"),
     ] {
         id += 1;
-        feed.pg.psql(&format!("UPDATE rule_webhook_links SET subject_template = '{bad}'; INSERT INTO t VALUES ({id})"));
+        feed.pg.psql(&format!(
+            "{UNCHECKED}; UPDATE rule_webhook_links SET subject_template = '{bad}'; INSERT INTO t VALUES ({id})"
+        ));
         expected.push((id, why));
     }
     feed.pg.psql("UPDATE rule_webhook_links SET subject_template = NULL; INSERT INTO t VALUES (100)");

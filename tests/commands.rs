@@ -418,3 +418,60 @@ async fn a_reader_who_has_seen_enough_is_no_error() {
     let ended = setup.wait_with_output().unwrap();
     assert_eq!((ended.status.code(), String::from_utf8_lossy(&ended.stderr).as_ref()), (Some(0), ""));
 }
+
+#[tokio::test]
+async fn verbs_read_names_and_reasons_in_databases_of_any_encoding() {
+    let pg = Postgres::start().await;
+    for (encoding, shown) in [("SQL_ASCII", "caf\u{FFFD}E9"), ("LATIN1", "caf\u{e9}")] {
+        let database = encoding.to_lowercase();
+        pg.psql(&format!("CREATE DATABASE {database} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"));
+        let command = |words: &[&str]| {
+            let conninfo = format!("host=127.0.0.1 port={} user=postgres dbname={database}", pg.port());
+            let command = Walhook::command(words[0]).args(words[1..].iter().copied()).env("DATABASE_URL", conninfo);
+            command.args(["--slot", &database]).finish()
+        };
+        let done = command(&["setup"]);
+        assert_eq!(done.code, Some(0), "{encoding}: {}", done.stderr);
+        pg.psql_in(
+            &database,
+            r#"SELECT rule_webhook_register(E'caf\xe9', 'https://example.com'), rule_webhook_enable_nats(1, 'webhooks.cafe', 'nats');
+               DO $$ BEGIN EXECUTE format('CREATE TABLE %I (id int PRIMARY KEY)', E't\xe9');
+                           PERFORM rule_webhook_link_table(1, format('%I', E't\xe9')::regclass); END $$;
+               UPDATE rule_webhook_links SET enabled = false;
+               INSERT INTO rule_nats_dead_letters (event_id, webhook_id, webhook_name, subject, headers, payload, reason)
+               VALUES ('e', 1, E'caf\xe9', 'webhooks.cafe', '{}', '\xe9', E'for caf\xe9');
+               SET session_replication_role = replica; UPDATE rule_webhooks SET url = E'caf\xe9'"#,
+        );
+        // What is wrong with the set-up names the webhook; nobody streams.
+        for words in [&["status"][..], &["status", "--json"]] {
+            let done = command(words);
+            assert_eq!(done.code, Some(1), "{encoding}, {words:?}: {}", done.stderr);
+            assert!(done.stdout.contains(&format!("for {shown}")), "{encoding}, {words:?}: {}", done.stdout);
+            assert!(done.stdout.contains("webhook_id 1"), "{encoding}, {words:?}: {}", done.stdout);
+        }
+        for words in [
+            &["dead-letters", "list"][..],
+            &["dead-letters", "list", "--json"],
+            &["dead-letters", "show", "1"],
+            &["dead-letters", "show", "1", "--json"],
+            &["dead-letters", "show", "1", "--payload"],
+            &["dead-letters", "retry", "1"],
+            &["uninstall", "--print"],
+        ] {
+            let done = command(words);
+            assert_eq!(done.code, Some(0), "{encoding}, {words:?}: {}", done.stderr);
+            let names_it = !["--payload", "retry", "--print"].iter().any(|word| words.contains(word));
+            assert!(!names_it || done.stdout.contains(shown), "{encoding}, {words:?}: {}", done.stdout);
+        }
+        // A repeated setup says which row cannot be used.
+        let done = command(&["setup"]);
+        assert_eq!(done.code, Some(0), "{encoding}: {}", done.stderr);
+        assert!(
+            done.stderr.contains("a row cannot be used") && done.stderr.contains(shown),
+            "{encoding}: {}",
+            done.stderr
+        );
+        let done = command(&["uninstall", "--yes"]);
+        assert_eq!(done.code, Some(0), "{encoding}: {}", done.stderr);
+    }
+}

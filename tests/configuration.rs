@@ -5,7 +5,7 @@
 
 mod support;
 
-use support::{Nats, Postgres, eventually, feed::Feed, feed::Message};
+use support::{Nats, Postgres, UNCHECKED, eventually, feed::Feed, feed::Message};
 
 /// A feed whose table `t` is linked to webhook `first` (id 1, subject `webhooks.first`), and walhook running on it.
 async fn running() -> (Feed, support::Walhook) {
@@ -271,7 +271,10 @@ async fn a_bad_webhook_is_set_aside_alone_and_flows_again_once_it_is_mended() {
     let (feed, mut walhook) = running().await;
     let bad = feed.webhook("second");
     feed.pg.psql(&format!("SELECT rule_webhook_link_table({bad}, 't')"));
-    around(&feed, 0, &format!("UPDATE rule_webhooks SET nats_subject = 'webhooks.*' WHERE webhook_id = {bad}"));
+    let unusable = format!("UPDATE rule_webhooks SET nats_subject = 'webhooks.*' WHERE webhook_id = {bad}");
+    let refused = feed.pg.try_psql(&unusable).unwrap_err().to_string();
+    assert!(refused.contains("db error"), "{refused}");
+    around(&feed, 0, &format!("{UNCHECKED}; {unusable}"));
     around(&feed, 10, &format!("UPDATE rule_webhooks SET nats_subject = 'webhooks.good' WHERE webhook_id = {bad}"));
     let messages = settled(&feed).await;
     let of = |webhook: i32| {

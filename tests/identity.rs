@@ -194,6 +194,7 @@ async fn the_second_is_refused(nats: &Nats, a: &Site, b: &Site, stream: &str) {
     for word in [refusal, b.id(), "Hint".to_owned()] {
         assert!(last.contains(&word), "no {word:?} in {last}");
     }
+    assert!(!second.log().contains(&format!("stream {stream:?}: stream {stream:?}")), "{}", second.log());
     let mut refused = b.deliver();
     refused.logged("belongs to database").await;
     assert!(refused.log().contains(&b.id()), "{}", refused.log());
@@ -742,4 +743,174 @@ async fn a_run_that_was_frozen_in_an_upload_does_not_replace_the_object() {
     let other = Writer { database_id: "e".to_owned(), epoch: 9 };
     let refused = objects::put(&second, &bucket, "event", &payload(b'c'), &other).await.unwrap_err();
     assert!(refused.to_string().contains("database d") && refused.to_string().contains("database e"), "{refused}");
+}
+
+/// The names of an account's streams.
+async fn streams(nats: &Nats) -> BTreeSet<String> {
+    let answer = ask(nats, "STREAM.NAMES", Value::Null).await;
+    let names = answer["streams"].as_array().into_iter().flatten();
+    names.map(|name| name.as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn uninstall_with_nats_removes_what_this_database_made_there_and_nothing_of_others() {
+    let nats = Nats::start().await;
+    let (a, b) = (Site::start(&nats, None).await, Site::start(&nats, None).await);
+    b.publish_into("OTHER");
+    // A stream that somebody else made, which A publishes into as well.
+    ask(&nats, "STREAM.CREATE.HAND", json!({ "name": "HAND", "subjects": ["hand.>"], "metadata": { "team": "x" } }))
+        .await;
+    a.sql("INSERT INTO rule_nats_streams (config_id, stream_name, subjects) VALUES (1, 'HAND', '{hand.>}')");
+    let url = a.receiver.url("/");
+    a.sql(&format!("SELECT rule_webhook_register('by_hand', '{url}'), rule_webhook_enable_nats(2, 'hand.x', 'nats')"));
+    let mut run_a = a.run();
+    eventually("A's bucket", async || streams(&nats).await.contains("KV_walhook_walhook").then_some(())).await;
+    let mut run_b = b.run();
+    let (mut deliver_a, mut deliver_b) = (a.deliver(), b.deliver());
+    for site in [&a, &b] {
+        site.sql("UPDATE rule_webhooks SET on_error = 'object_store'");
+        site.sql("SELECT rule_webhook_publish_nats(1, jsonb_build_object('id', 100, 'large', repeat('x', 2000000)))");
+        site.insert(1, 3);
+    }
+    a.sql("SELECT rule_webhook_publish_nats(2, '{\"id\": 7}')");
+    for (site, count) in [(&a, 5), (&b, 4)] {
+        site.confirmed().await;
+        eventually("all calls", async || (site.called().len() >= count).then_some(())).await;
+    }
+    // Slots: one of an earlier source, and one that walhook does not know.
+    a.sql("SELECT pg_create_logical_replication_slot('earlier', 'pgoutput'), pg_create_logical_replication_slot('stranger', 'pgoutput')");
+    a.sql("INSERT INTO rule_cdc_status (source, slot_name) VALUES ('earlier', 'earlier')");
+    let before = streams(&nats).await;
+    assert_eq!(before.len(), 6, "{before:?}");
+
+    let at_work = a.finish("uninstall", &["--nats", "--yes"]);
+    assert_eq!(at_work.code, Some(2), "{}", at_work.stderr);
+    assert!(at_work.stderr.contains("streams from slot \"walhook\""), "{}", at_work.stderr);
+    assert_eq!(run_a.terminate(), 0, "{}", run_a.log());
+    let at_work = a.finish("uninstall", &["--nats", "--yes"]);
+    assert_eq!(at_work.code, Some(2), "{}", at_work.stderr);
+    assert!(at_work.stderr.contains("stop `walhook deliver` of this database first"), "{}", at_work.stderr);
+    assert_eq!(deliver_a.terminate(), 0, "{}", deliver_a.log());
+
+    // What would be done, by name; and nothing is done.
+    let printed = eventually("the pulls to end", async || {
+        let printed = a.finish("uninstall", &["--nats", "--print"]);
+        (printed.code == Some(0)).then_some(printed.stdout)
+    })
+    .await;
+    for part in [
+        "stream WEBHOOKS, messages: 4",
+        "consumer walhook-deliver-2 of stream HAND",
+        "the metadata walhook.source.walhook of stream HAND, which stays",
+        "1 objects in the object store walhook_objects: walhook-",
+        "stream KV_walhook_walhook, the bucket",
+        "roles walhook_application, walhook_operator, walhook_streamer, walhook_worker",
+        "publications walhook_changes, walhook_inserts",
+        "slots earlier, walhook",
+        "slot stranger stays",
+        "SELECT pg_drop_replication_slot('earlier');",
+    ] {
+        assert!(printed.contains(part), "no {part:?} in {}", printed.split("\\set").next().unwrap());
+    }
+    let asked = a.finish("uninstall", &["--nats"]);
+    assert_eq!(asked.code, Some(2), "{}", asked.stderr);
+    assert!(asked.stderr.contains("--yes goes on without asking"), "{}", asked.stderr);
+    assert_eq!(streams(&nats).await, before);
+    assert_eq!(a.sql("SELECT count(*) FROM rule_webhooks"), "2");
+
+    let done = a.finish("uninstall", &["--nats", "--yes"]);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert!(done.stdout.contains("removed in NATS default: stream WEBHOOKS"), "{}", done.stdout);
+    let left: BTreeSet<String> = ["HAND", "OTHER", "OBJ_walhook_objects"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain([format!("KV_walhook_walhook_{}", b.id())])
+        .collect();
+    assert_eq!(streams(&nats).await, left);
+    assert_eq!(metadata(&nats, "HAND").await["team"], "x");
+    assert!(metadata(&nats, "HAND").await["walhook.source.walhook"].is_null());
+    assert_eq!(rows(&nats, "HAND").await.len(), 1, "its messages stay");
+    assert_eq!(ask(&nats, "CONSUMER.NAMES.HAND", Value::Null).await["total"], 0);
+    let objects =
+        ask(&nats, "STREAM.INFO.OBJ_walhook_objects", json!({ "subjects_filter": "$O.walhook_objects.M.>" })).await;
+    assert_eq!(objects["state"]["subjects"].as_object().unwrap().len(), 1, "B's");
+    assert_eq!(a.sql("SELECT string_agg(slot_name, ',') FROM pg_replication_slots"), "stranger");
+    assert_eq!(a.sql("SELECT to_regclass('rule_webhooks') IS NULL"), "t");
+    // B has not noticed.
+    b.insert(4, 5);
+    b.confirmed().await;
+    eventually("B's calls", async || (b.called().len() >= 6).then_some(())).await;
+    assert_eq!((run_b.terminate(), deliver_b.terminate()), (0, 0), "{}", run_b.log());
+
+    // The last one takes the object store with it.
+    let done = eventually("the pulls to end", async || {
+        let done = b.finish("uninstall", &["--nats", "--yes"]);
+        (done.code == Some(0)).then_some(done)
+    })
+    .await;
+    assert!(done.stdout.contains("stream OBJ_walhook_objects"), "{}", done.stdout);
+    assert_eq!(streams(&nats).await, BTreeSet::from(["HAND".to_owned()]));
+}
+
+#[tokio::test]
+async fn a_copy_of_a_database_uninstalls_itself_and_touches_nothing_in_nats() {
+    let nats = Nats::start().await;
+    let original = Site::start(&nats, None).await;
+    let mut run = original.run();
+    original.insert(1, 3);
+    original.confirmed().await;
+    assert_eq!(run.terminate(), 0, "{}", run.log());
+    let before = streams(&nats).await;
+    original.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'postgres' AND pid <> pg_backend_pid()",
+    );
+    original.pg.psql_in("template1", "CREATE DATABASE staging TEMPLATE postgres");
+    let staging = |arguments: &[&str]| {
+        let conninfo = format!("host=127.0.0.1 port={} dbname=staging user=postgres", original.pg.port());
+        Walhook::command("uninstall").args(arguments.iter().copied()).env("DATABASE_URL", conninfo).finish()
+    };
+    let refused = staging(&["--nats", "--yes"]);
+    assert_eq!(refused.code, Some(3), "{}", refused.stderr);
+    assert!(refused.stderr.contains("walhook adopt"), "{}", refused.stderr);
+    assert_eq!(original.pg.psql_in("staging", "SELECT count(*) FROM rule_webhooks"), "1", "nothing is done by halves");
+    let done = staging(&["--yes"]);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert_eq!(streams(&nats).await, before);
+    // A server that is gone for good is left out by its row; the original's slot was not touched.
+    original.sql("INSERT INTO rule_nats_config (config_name, nats_url) VALUES ('gone', 'nats://127.0.0.1:1')");
+    let unreachable = original.finish("uninstall", &["--nats", "--yes"]);
+    assert_eq!(unreachable.code, Some(1), "{}", unreachable.stderr);
+    let remedy = unreachable.stderr.split("UPDATE rule_nats_config").nth(1).unwrap().split(';').next().unwrap();
+    original.sql(&format!("UPDATE rule_nats_config{remedy}"));
+    let done = original.finish("uninstall", &["--nats", "--yes"]);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert_eq!(streams(&nats).await, BTreeSet::new());
+}
+
+#[tokio::test]
+async fn checkpoints_of_another_postgresql_are_put_aside_by_the_command_that_is_printed() {
+    let nats = Nats::start().await;
+    let site = Site::start(&nats, None).await;
+    let mut run = site.run();
+    site.insert(1, 3);
+    site.confirmed().await;
+    assert_eq!(run.terminate(), 0, "{}", run.log());
+    let epoch = || -> i64 {
+        site.sql("SELECT epoch FROM rule_nats_checkpoints WHERE config_name = '' AND stream_name = ''").parse().unwrap()
+    };
+    let before = epoch();
+    site.sql("UPDATE rule_nats_checkpoints SET system_identifier = '1' WHERE stream_name <> ''");
+    let mut run = site.run();
+    assert_eq!(run.wait(ENDS), 3, "{}", run.log());
+    assert!(run.log().contains("its checkpoints are of another PostgreSQL"), "{}", run.log());
+    assert!(run.log().contains("`walhook adopt --same`"), "{}", run.log());
+    let done = site.finish("adopt", &["--same", "--yes"]);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert_eq!(site.sql("SELECT count(*) FROM rule_nats_checkpoints WHERE stream_name <> ''"), "0");
+    let mut run = site.run();
+    site.insert(4, 5);
+    site.confirmed().await;
+    assert_eq!(numbers(&rows(&nats, "WEBHOOKS").await), [1, 2, 3, 4, 5]);
+    assert!(epoch() > before, "a frozen run of before would not be fenced");
+    assert_eq!(run.terminate(), 0, "{}", run.log());
 }

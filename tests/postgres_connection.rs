@@ -529,6 +529,43 @@ const HOSTILE: [(&str, &str, &str); 17] = [
     ("quote_all_identifiers", "on", "off"),
 ];
 
+/// What is deliberately left as role and database have it, for the reasons in src/postgres/session.rs.
+const LEFT: [(&str, &str); 2] = [("default_transaction_read_only", "on"), ("session_replication_role", "replica")];
+
+/// What changes how a session reads and answers SQL, or ends it: each is pinned, or left for a reason.
+const SETTINGS: [&str; 19] = [
+    "search_path",
+    "row_security",
+    "synchronous_commit",
+    "lock_timeout",
+    "statement_timeout",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "client_encoding",
+    "datestyle",
+    "intervalstyle",
+    "timezone",
+    "bytea_output",
+    "extra_float_digits",
+    "default_transaction_isolation",
+    "default_transaction_read_only",
+    "quote_all_identifiers",
+    "session_replication_role",
+    "standard_conforming_strings",
+    "array_nulls",
+];
+
+#[test]
+fn every_setting_that_matters_is_tried_with_a_hostile_value() {
+    for name in SETTINGS {
+        let is_tried = HOSTILE.iter().any(|(tried, ..)| *tried == name) || LEFT.iter().any(|(left, _)| *left == name);
+        assert!(is_tried, "{name}");
+    }
+    for (name, hostile, wanted) in HOSTILE {
+        assert_ne!(hostile, wanted, "{name}: what is hostile differs from what is pinned");
+    }
+}
+
 #[tokio::test]
 async fn both_sessions_are_what_walhook_relies_on_whatever_role_database_and_options_say() {
     for version in ["14", "18"] {
@@ -540,6 +577,9 @@ async fn both_sessions_are_what_walhook_relies_on_whatever_role_database_and_opt
             let value = if name == "search_path" { value.to_owned() } else { format!("'{value}'") };
             pg.psql(&format!("ALTER ROLE walhook SET {name} = {value}; ALTER DATABASE app SET {name} = {value}"));
             options.push_str(&format!(" -c {name}={}", value.replace('\'', "").replace(' ', "\\\\ ")));
+        }
+        for (name, value) in LEFT {
+            pg.psql(&format!("ALTER ROLE walhook SET {name} = {value}; ALTER DATABASE app SET {name} = {value}"));
         }
         if version == "18" {
             pg.psql(
@@ -553,6 +593,7 @@ async fn both_sessions_are_what_walhook_relies_on_whatever_role_database_and_opt
         let mut wanted = HOSTILE.map(|(name, _, wanted)| (name, wanted)).to_vec();
         // What is the user's remains the user's.
         wanted.extend([("work_mem", "12MB"), ("application_name", "our name")]);
+        wanted.extend(LEFT);
         if version == "18" {
             wanted.push(("transaction_timeout", "0"));
         }

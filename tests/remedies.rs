@@ -91,8 +91,8 @@ const REMEDIES: &[(&str, Run)] = &[
         ),
     ),
     (
-        "DELETE FROM rule_nats_checkpoints WHERE source = '{source}'",
-        Run::Sql(&["DELETE FROM rule_nats_checkpoints WHERE source = 'walhook'"]),
+        "which puts those checkpoints aside and keeps the count of runs",
+        Run::Test("identity::checkpoints_of_another_postgresql_are_put_aside_by_the_command_that_is_printed"),
     ),
     ("ALTER ROLE … REPLICATION", Run::Sql(&["ALTER ROLE walhook_streamer REPLICATION"])),
     (
@@ -100,7 +100,19 @@ const REMEDIES: &[(&str, Run)] = &[
         Run::Test("bad_input::a_webhook_that_halts_stops_walhook_at_its_event_and_goes_on_there_when_mended"),
     ),
     ("SELECT rule_cdc_rules_forget('{}')", Run::Sql(&["SELECT rule_cdc_rules_forget('walhook')"])),
-    ("--rules now replays", Run::Walhook(&["replay", "--help"])),
+    ("--rules now (in SQL p_rules => 'now') replays", Run::Walhook(&["replay", "--help"])),
+    (
+        "UPDATE rule_nats_config SET enabled = false WHERE config_name = {}",
+        Run::Test("identity::a_copy_of_a_database_uninstalls_itself_and_touches_nothing_in_nats"),
+    ),
+    (
+        "stop `walhook deliver` of this database first",
+        Run::Test("identity::uninstall_with_nats_removes_what_this_database_made_there_and_nothing_of_others"),
+    ),
+    (
+        "SET ordering = 'shared' WHERE stream_name = '{}'",
+        Run::Sql(&["UPDATE rule_nats_streams SET ordering = 'shared' WHERE stream_name = 'WEBHOOKS'"]),
+    ),
     ("`walhook dead-letters list` tells why", Run::Walhook(&["dead-letters", "list"])),
     (
         "RESET default_transaction_read_only",
@@ -134,7 +146,7 @@ const REMEDIES: &[(&str, Run)] = &[
         Run::Test("identity::a_database_made_from_a_template_is_known_as_a_copy"),
     ),
     (
-        "--yes goes on without asking; --print shows the SQL",
+        "--yes goes on without asking; --print shows what would be done",
         Run::Test("setup::uninstall_leaves_a_database_as_it_was_before_setup"),
     ),
     (

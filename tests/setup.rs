@@ -136,13 +136,27 @@ async fn a_database_of_walhook_0_1_keeps_every_row_and_its_record_moves() {
 async fn a_schema_that_is_older_or_newer_than_the_binary_is_refused_with_what_to_do() {
     let pg = Postgres::start().await;
     setup(&pg, "postgres").await;
-    let verbs: [(&str, &[&str]); 5] = [
+    let verbs: [(&str, &[&str]); 10] = [
         ("run", &[]),
         ("deliver", &[]),
         ("replay", &["--from", "1h", "--dry-run"]),
         ("backfill", &["--table", "t"]),
+        ("seek", &["--stream", "WEBHOOKS", "--consumer", "c", "--from", "1h"]),
+        ("status", &[]),
+        ("dead-letters", &["list"]),
+        ("adopt", &["--yes"]),
+        ("uninstall", &["--yes"]),
         ("setup", &[]),
     ];
+    // A verb that is new has its place above.
+    let help = Walhook::command("help").finish().stdout;
+    let listed = help.split("Commands:").nth(1).unwrap().split("\n\n").next().unwrap();
+    for name in listed
+        .lines()
+        .filter_map(|line| line.strip_prefix("  ").filter(|rest| !rest.starts_with(' '))?.split_whitespace().next())
+    {
+        assert!(["help", "version"].contains(&name) || verbs.iter().any(|(verb, _)| *verb == name), "{name}");
+    }
     pg.psql("INSERT INTO rule_cdc_migrations (version, description) VALUES ('999', 'of the future')");
     for (name, arguments) in verbs {
         let done = verb(name, pg.conninfo(), arguments).await;
@@ -154,7 +168,7 @@ async fn a_schema_that_is_older_or_newer_than_the_binary_is_refused_with_what_to
         );
     }
     pg.psql("DELETE FROM rule_cdc_migrations WHERE version IN ('999', '011')");
-    for (name, arguments) in verbs.into_iter().filter(|(name, _)| *name != "setup") {
+    for (name, arguments) in verbs.into_iter().filter(|(name, _)| !["setup", "uninstall"].contains(name)) {
         let done = verb(name, pg.conninfo(), arguments).await;
         assert_eq!(done.code, Some(2), "{name}: {}", done.stderr);
         assert!(
@@ -164,6 +178,14 @@ async fn a_schema_that_is_older_or_newer_than_the_binary_is_refused_with_what_to
         );
     }
     setup(&pg, "postgres").await;
+    // Whoever wants to be rid of an older one need not set up the newer one first, unless it is to look into NATS.
+    pg.psql("DELETE FROM rule_cdc_migrations WHERE version = '011'");
+    let done = verb("uninstall", pg.conninfo(), &["--nats", "--yes"]).await;
+    assert_eq!(done.code, Some(2), "{}", done.stderr);
+    assert!(done.stderr.contains("the database is the older one"), "{}", done.stderr);
+    let done = verb("uninstall", pg.conninfo(), &["--yes", "--slot", "postgres"]).await;
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert_eq!(pg.psql("SELECT to_regclass('rule_webhooks') IS NULL"), "t");
 }
 
 #[tokio::test]
@@ -645,7 +667,7 @@ async fn uninstall_leaves_a_database_as_it_was_before_setup() {
         // And it can be set up again, and printed.
         let done = verb("setup", pg.conninfo(), &[]).await;
         assert_eq!(done.code, Some(0), "{}", done.stderr);
-        let printed = Walhook::command("uninstall").arg("--print").finish().stdout;
+        let printed = verb("uninstall", pg.conninfo(), &["--print"]).await.stdout;
         pg.psql(printed.split("\\set ON_ERROR_STOP on\n").nth(1).unwrap().split("-- slots").next().unwrap());
         pg.psql("SELECT pg_drop_replication_slot('walhook')");
         assert_eq!(pg.psql(CATALOGUE), before, "PostgreSQL {version}, printed");

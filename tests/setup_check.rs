@@ -219,9 +219,10 @@ const PLANTED: &str = "CREATE SCHEMA evil; \
     CREATE TABLE evil.rule_webhooks (nothing int)";
 
 /// What a role's or database's owner may have set, for reasons that are not walhook's.
-const HOSTILE: [(&str, &str); 17] = [
+const HOSTILE: [(&str, &str); 18] = [
     ("search_path", "evil, pg_catalog, public"),
     ("row_security", "on"),
+    ("synchronous_commit", "remote_apply"),
     ("standard_conforming_strings", "off"),
     ("lock_timeout", "1"),
     ("statement_timeout", "20"),
@@ -307,4 +308,23 @@ async fn settings_of_role_and_database_change_nothing_of_what_setup_run_deliver_
     for code in ["57P05", "25P03", "57014", "55P03", "40001"] {
         assert!(!walhook.log().contains(code), "{}", walhook.log());
     }
+}
+
+#[tokio::test]
+async fn a_server_without_logical_wal_is_told_the_statement_that_helps() {
+    let pg = Postgres::builder().conf("wal_level = replica").start().await;
+    let setup = || Walhook::command("setup").env("DATABASE_URL", pg.conninfo()).finish();
+    let refused = setup();
+    assert_ne!(refused.code, Some(0));
+    let statement = "ALTER SYSTEM SET wal_level = logical;";
+    assert!(refused.stderr.contains(statement), "{}", refused.stderr);
+    assert_eq!(
+        pg.psql("SELECT name FROM rule_cdc_check() WHERE remedy LIKE 'ALTER SYSTEM SET wal_level%'"),
+        "wal_level"
+    );
+    pg.psql(statement);
+    pg.restart().await;
+    let done = setup();
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert_eq!(pg.psql("SELECT name FROM rule_cdc_check()"), "");
 }

@@ -119,7 +119,7 @@ async fn the_migrations_load_on_every_version_and_a_second_time_change_nothing()
         assert_eq!(fingerprint(&client).await, before, "PostgreSQL {version}");
         let recorded = pg
             .psql("SELECT string_agg(version, ' ' ORDER BY version) FROM rule_cdc_migrations WHERE version <> 'found'");
-        assert_eq!(recorded, "005 007 008 009 010 011 012 013 014 015 017", "PostgreSQL {version}");
+        assert_eq!(recorded, "005 007 008 009 010 011 012 013 014 015 016 017", "PostgreSQL {version}");
     }
 }
 
@@ -359,7 +359,7 @@ async fn a_row_with_an_unknown_publish_mode_from_before_stays_and_is_refused_whe
     assert_eq!(pg.psql("SELECT publish_mode FROM rule_webhooks"), "carrier pigeon");
     let error = pg.try_psql("SELECT rule_webhook_call_unified(1, '{}')").unwrap_err();
     let error = error.as_db_error().unwrap();
-    assert_eq!(error.message(), "Webhook 1: Invalid publish_mode 'carrier pigeon'");
+    assert_eq!(error.message(), "Webhook 1 (odd): Invalid publish_mode 'carrier pigeon'");
     assert!(error.hint().unwrap().contains("queue, nats or both"));
     assert_eq!(pg.psql("SELECT rule_webhook_enable_nats(1, NULL, 'nats')"), "t");
 }
@@ -488,7 +488,11 @@ async fn the_grammar_of_subjects_is_that_of_the_table_in_every_encoding() {
 
 /// What a statement says when it fails or warns: messages and hints.
 async fn hints(pg: &Postgres, sql: &str) -> Vec<String> {
-    let (client, mut connection) = tokio_postgres::connect(&pg.conninfo(), NoTls).await.unwrap();
+    hints_as(&pg.conninfo(), sql).await
+}
+
+async fn hints_as(conninfo: &str, sql: &str) -> Vec<String> {
+    let (client, mut connection) = tokio_postgres::connect(conninfo, NoTls).await.unwrap();
     let messages = poll_fn(move |cx| connection.poll_message(cx));
     let notices = tokio::spawn(
         messages
@@ -507,7 +511,7 @@ async fn hints(pg: &Postgres, sql: &str) -> Vec<String> {
 
 /// The statements in a hint: from their first word to the semicolon.
 fn statements(hint: &str) -> Vec<String> {
-    let starts = ["SELECT ", "UPDATE ", "ALTER ", "CREATE ", "GRANT ", "DROP ", "CALL "];
+    let starts = ["SELECT ", "UPDATE ", "ALTER ", "CREATE ", "GRANT ", "DROP ", "DELETE FROM ", "CALL "];
     let mut found = Vec::new();
     let mut rest = hint;
     while let Some(at) = starts.iter().filter_map(|word| rest.find(word)).min() {
@@ -516,6 +520,145 @@ fn statements(hint: &str) -> Vec<String> {
         rest = &rest[at + end..];
     }
     found
+}
+
+/// The texts of sql/ that name a statement or a command to the user, hints and remedies alike: the file, and what stands between the
+/// places that are filled in.
+fn templates() -> Vec<(String, Vec<String>)> {
+    let mut found = Vec::new();
+    for path in sql_files("sql").into_iter().chain(sql_files("sql/uninstall")) {
+        let (file, text) = (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read_to_string(&path).unwrap());
+        for mark in ["HINT =", "remedy :=", "advice :=", "v_again :=", "v_again CONSTANT TEXT :="] {
+            for (at, _) in text.match_indices(mark) {
+                for literal in literals(&text[at + mark.len()..]) {
+                    let is_to_be_run = [
+                        "SELECT ",
+                        "ALTER ",
+                        "UPDATE ",
+                        "DELETE FROM",
+                        "DROP ",
+                        "GRANT ",
+                        "CREATE ",
+                        "REASSIGN ",
+                        "`walhook ",
+                        "walhook setup",
+                        "walhook uninstall",
+                    ];
+                    if is_to_be_run.iter().any(|word| literal.contains(word)) {
+                        found.push((file.clone(), fragments(&literal)));
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
+/// A part of such a text (… for what is filled in), and the test that has the failure and runs what is named.
+const ELSEWHERE: &[(&str, &str)] = &[
+    ("take it over: ", "setup::objects_with_our_names_that_another_role_made_are_refused_before_anything_is_changed"),
+    ("DROP TABLE public.schema_migrations", "sql::what_setup_and_uninstall_leave_to_a_superuser_is_named_and_works"),
+    ("Let a superuser run: CREATE ROLE", "sql::what_setup_and_uninstall_leave_to_a_superuser_is_named_and_works"),
+    ("REASSIGN OWNED BY", "sql::what_setup_and_uninstall_leave_to_a_superuser_is_named_and_works"),
+    ("walhook uninstall there removes it", "sql::what_setup_and_uninstall_leave_to_a_superuser_is_named_and_works"),
+    ("Let a superuser run: DROP OWNED", "sql::what_setup_and_uninstall_leave_to_a_superuser_is_named_and_works"),
+    // Needs another wal_level, and a restart.
+    (
+        "ALTER SYSTEM SET wal_level = logical",
+        "setup_check::a_server_without_logical_wal_is_told_the_statement_that_helps",
+    ),
+    ("To go on with a gap", "bad_input::a_slot_that_has_lost_its_wal_ends_it_with_the_code_for_distrust"),
+    ("GRANT SELECT ON … TO …; or let its owner", "sql::the_sql_surface_does_what_its_test_files_say_on_every_version"),
+    ("GRANT SELECT, UPDATE ON", "backfill::a_backfill_that_cannot_be_is_refused_with_what_it_wants"),
+    ("ALTER ROLE … BYPASSRLS; or start", "backfill::a_table_whose_policy_hides_rows_is_sent_whole_or_refused"),
+    (
+        "keeps the WAL from then on",
+        "replay_wal::an_anchor_that_postgresql_has_left_behind_says_so_and_so_does_one_that_is_gone",
+    ),
+    ("The id is in the error", "bad_input::an_amendment_wants_the_id_of_an_event_of_this_database"),
+    // Findings: setup_check.sql runs the remedy of each, and looks that it is gone.
+    ("SELECT public.", "sql::the_sql_surface_does_what_its_test_files_say_on_every_version"),
+    ("ALTER PUBLICATION", "sql::the_sql_surface_does_what_its_test_files_say_on_every_version"),
+    ("UPDATE public.", "sql::the_sql_surface_does_what_its_test_files_say_on_every_version"),
+    ("DELETE FROM public.", "sql::the_sql_surface_does_what_its_test_files_say_on_every_version"),
+    ("DROP PUBLICATION …; SELECT public.", "sql::the_sql_surface_does_what_its_test_files_say_on_every_version"),
+    ("REPLICA IDENTITY", "sql::the_sql_surface_does_what_its_test_files_say_on_every_version"),
+    ("DETACH PARTITION", "sql::the_sql_surface_does_what_its_test_files_say_on_every_version"),
+    ("DISABLE ROW LEVEL SECURITY", "sql::the_sql_surface_does_what_its_test_files_say_on_every_version"),
+    ("SELECT * FROM rule_cdc_check(); lists", "sql::the_sql_surface_does_what_its_test_files_say_on_every_version"),
+    (
+        "pg_copy_logical_replication_slot",
+        "setup_check::a_slot_for_two_phases_is_refused_at_the_start_and_by_setup_and_its_remedy_loses_nothing",
+    ),
+    ("synchronous_standby_names", "setup_check::a_walhook_that_commits_wait_for_says_so_and_stops_no_commit"),
+];
+
+/// The string literals of an SQL expression; those that follow each other are one, as SQL has it.
+fn literals(expression: &str) -> Vec<String> {
+    let (mut found, mut current, mut depth) = (Vec::new(), None::<String>, 0);
+    let mut rest = expression.chars().peekable();
+    let mut follows = false; // the last literal has nothing but white space behind it
+    while let Some(c) = rest.next() {
+        if let Some(text) = &mut current {
+            match c {
+                '\'' if rest.next_if_eq(&'\'').is_some() => text.push('\''),
+                '\'' => {
+                    found.push(current.take().unwrap());
+                    follows = true;
+                }
+                c => text.push(c),
+            }
+            continue;
+        }
+        match c {
+            '\'' => current = Some(if follows { found.pop().unwrap() } else { String::new() }),
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            ';' | ',' if depth <= 0 => break,
+            _ => {}
+        }
+        follows &= c.is_whitespace() || c == '\'';
+    }
+    found
+}
+
+/// What stands between the directives of `format`.
+fn fragments(template: &str) -> Vec<String> {
+    let mut found = vec![String::new()];
+    let mut rest = template.chars().peekable();
+    while let Some(c) = rest.next() {
+        match c {
+            '%' if rest.next_if_eq(&'%').is_some() => found.last_mut().unwrap().push('%'),
+            '%' => {
+                while rest.next_if(|c| c.is_ascii_digit() || *c == '$').is_some() {}
+                rest.next();
+                found.push(String::new());
+            }
+            c => found.last_mut().unwrap().push(c),
+        }
+    }
+    found
+}
+
+/// Whether the text is the template filled in, perhaps with more around it.
+fn is_made_of(text: &str, fragments: &[String]) -> bool {
+    let mut rest = text;
+    fragments.iter().all(|fragment| match rest.find(fragment.as_str()) {
+        Some(at) => {
+            rest = &rest[at + fragment.len()..];
+            true
+        }
+        None => false,
+    })
+}
+
+#[test]
+fn templates_are_found_and_matched() {
+    let sql = "format('a %1$L; ' 'b''s %%', p || 'c,d'), 'not it'; 'nor this'";
+    assert_eq!(literals(sql), ["a %1$L; b's %", "c,d"].map(|text| text.replace("s %", "s %%")));
+    assert!(is_made_of("x a 'y'; b's % z", &fragments("a %1$L; b's %%")));
+    assert!(!is_made_of("a 'y' b", &fragments("a %L; b")));
+    assert!(templates().len() > 80);
 }
 
 #[tokio::test]
@@ -544,6 +687,7 @@ async fn every_statement_that_a_hint_names_can_be_run_as_it_stands() {
         ("SELECT rule_webhook_enable_nats(99)", 1),
         ("SELECT rule_webhook_disable_nats(99)", 1),
         ("SELECT rule_webhook_enable_nats(1, NULL, 'nats', 'other')", 1),
+        ("SELECT rule_nats_config_info('third')", 1),
         ("SELECT rule_nats_init('third')", 1),
         ("SELECT rule_nats_stream_create('S', ARRAY['s.>'], 'fourth')", 1),
         ("UPDATE rule_nats_config SET enabled = false WHERE config_name = 'third'", 0),
@@ -583,9 +727,72 @@ async fn every_statement_that_a_hint_names_can_be_run_as_it_stands() {
         ("SELECT rule_nats_dead_letter_drop(4)", 1),
         ("SELECT rule_cdc_backfill_chunk(99)", 1),
         ("SELECT rule_cdc_backfill_start('bare')", 1),
+        // Slots and anchors; the slot of a backfill.
+        ("SELECT rule_cdc_slot_create('walhook')", 0),
+        ("SELECT pg_create_logical_replication_slot('walhook_anchor', 'pgoutput')", 0),
+        ("SELECT rule_cdc_anchor_create()", 1),
+        ("SELECT rule_cdc_anchor_create()", 0),
+        ("SELECT rule_cdc_slot_drop()", 1),
+        (
+            "INSERT INTO rule_cdc_anchor_settings (slot_name, anchor_name, keep, keep_bytes) VALUES ('walhook', 'walhook_anchor', '1 s', 1)",
+            0,
+        ),
+        ("SELECT pg_create_logical_replication_slot('walhook_anchor', 'test_decoding')", 0),
+        ("SELECT rule_cdc_anchor_move()", 1),
+        ("SELECT pg_drop_replication_slot('walhook_anchor')", 0),
+        (
+            "DO $$ DECLARE p text; BEGIN FOR p IN SELECT pubname FROM pg_publication_tables WHERE tablename = 'rule_cdc_backfill_rows' LOOP EXECUTE format('ALTER PUBLICATION %I DROP TABLE rule_cdc_backfill_rows', p); END LOOP; END $$",
+            0,
+        ),
+        ("SELECT rule_webhook_enable_nats(1, 'webhooks.t', 'nats')", 0),
+        ("SELECT rule_webhook_link_table(1, 't')", 0),
+        // First its stream is missing, for each of two webhooks; then the table that its rows travel through.
+        ("SELECT rule_cdc_backfill_start('t')", 1),
+        ("SELECT rule_cdc_backfill_start('t')", 0),
+        ("SELECT rule_cdc_backfill_start('t')", 0),
+        ("CREATE PUBLICATION bad_inserts FOR ALL TABLES", 0),
+        ("SELECT rule_cdc_publication_create('bad')", 2),
+        ("SELECT rule_nats_configure('alone', 'nats://127.0.0.9:4222', 'none', true, 'ALONE', 'alone')", 0),
+        ("SELECT rule_nats_stream_create('PART', ARRAY['alone.x'], 'alone')", 1),
+        // Configurations that share a server.
+        ("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])", 0),
+        ("SELECT rule_nats_configure('twin', 'nats://127.0.0.1:4222', 'none', true, 'TWIN', 'twin')", 0),
+        (
+            "UPDATE rule_nats_config SET nats_url = 'nats://127.0.0.1:4222', stream_name = 'WEBHOOKS' WHERE config_name = 'default'",
+            0,
+        ),
+        ("SELECT rule_webhook_enable_nats(1, 'webhooks.q', 'nats', 'twin')", 1),
+        // Rows from before columns were checked, and columns that were emptied.
+        (
+            "SET session_replication_role = replica; UPDATE rule_webhooks SET nats_subject = 'a b' WHERE webhook_id = 1",
+            0,
+        ),
+        ("SELECT rule_webhook_publish_nats(1, '{}')", 1),
+        (
+            "ALTER TABLE rule_webhooks DROP CONSTRAINT valid_publish_mode; UPDATE rule_webhooks SET publish_mode = 'pigeon' WHERE webhook_id = 1",
+            0,
+        ),
+        ("SELECT rule_webhook_call_unified(1, '{}')", 1),
+        (
+            "UPDATE rule_webhooks SET nats_config_id = NULL, nats_subject = 'webhooks.x' WHERE webhook_id = 1; UPDATE rule_nats_config SET config_name = 'renamed' WHERE config_name = 'default'",
+            0,
+        ),
+        ("SELECT rule_webhook_publish_nats(1, '{}')", 1),
+        // Tables that cannot be linked as they are.
+        ("CREATE UNLOGGED TABLE unlogged (id int PRIMARY KEY)", 0),
+        ("SELECT rule_webhook_link_table(1, 'unlogged')", 1),
+        (
+            "CREATE TABLE parted (id int PRIMARY KEY) PARTITION BY LIST (id); CREATE UNLOGGED TABLE part PARTITION OF parted DEFAULT",
+            0,
+        ),
+        ("SELECT rule_webhook_link_table(1, 'parted')", 1),
+        ("CREATE TABLE nothing (id int PRIMARY KEY); ALTER TABLE nothing REPLICA IDENTITY NOTHING", 0),
+        ("SELECT rule_webhook_link_table(1, 'nothing')", 1),
     ];
+    let mut seen = Vec::new();
     for (statement, expected) in cases {
         let hints = hints(&pg, statement).await;
+        seen.extend(hints.iter().cloned());
         let named: Vec<String> = hints.iter().flat_map(|hint| statements(hint)).collect();
         assert!(named.len() >= expected, "{statement}: {hints:?}");
         for remedy in named {
@@ -594,5 +801,94 @@ async fn every_statement_that_a_hint_names_can_be_run_as_it_stands() {
                 panic!("{statement}: {hints:?}: {remedy}: {:?}", error.as_db_error());
             }
         }
+    }
+    // And no text of sql/ names a statement that neither this test nor another one runs.
+    let mut missing = Vec::new();
+    for (file, fragments) in templates() {
+        let is_elsewhere = ELSEWHERE.iter().any(|(part, _)| fragments.join("…").contains(part));
+        if !is_elsewhere && !seen.iter().any(|hint| is_made_of(hint, &fragments)) {
+            missing.push(format!("{file}: {}", fragments.join("…")));
+        }
+    }
+    assert!(missing.is_empty(), "remedies that no test runs: {missing:#?}");
+    for (part, test) in ELSEWHERE {
+        assert!(
+            templates().iter().any(|(_, fragments)| fragments.join("…").contains(part)),
+            "no SQL names {part:?} any more"
+        );
+        let (file, name) = test.split_once("::").unwrap();
+        let text = fs::read_to_string(root().join(format!("tests/{file}.rs"))).unwrap();
+        assert!(text.contains(&format!("fn {name}()")), "{part}: there is no test {test}");
+    }
+}
+
+#[tokio::test]
+async fn what_setup_and_uninstall_leave_to_a_superuser_is_named_and_works() {
+    for version in ["14", "18"] {
+        let pg = Postgres::builder().version(version).start().await;
+        pg.psql("CREATE ROLE plain LOGIN; CREATE ROLE other LOGIN");
+        pg.psql("CREATE DATABASE mine OWNER plain");
+        let plain = format!("host=127.0.0.1 port={} user=plain dbname=mine", pg.port());
+        let all = |folder: &str| -> Vec<String> {
+            sql_files(folder).iter().map(|path| fs::read_to_string(path).unwrap()).collect()
+        };
+        // Who may make no roles says which are missing; once a superuser has made them, the files give them their rights.
+        let mut named = Vec::new();
+        for text in all("sql") {
+            for hint in hints_as(&plain, &text).await.into_iter().filter(|hint| hint.contains("CREATE ROLE")) {
+                named.extend(statements(&hint));
+            }
+        }
+        assert_eq!(named.len(), 4, "{version}: {named:?}");
+        named.iter().for_each(|statement| drop(pg.psql(statement)));
+        for text in all("sql") {
+            let hints = hints_as(&plain, &text).await;
+            assert!(!hints.iter().any(|hint| hint.contains("CREATE ROLE")), "{version}: {hints:?}");
+        }
+        let granted = "SELECT has_table_privilege('walhook_streamer', 'rule_webhooks', 'SELECT')";
+        assert_eq!(pg.psql_in("mine", granted), "t");
+
+        // Nor may he drop them.
+        let comments = "SELECT format('COMMENT ON ROLE %I IS %L;', r, 'walhook: ' || r) FROM unnest('{walhook_streamer,walhook_application,walhook_operator,walhook_worker}'::text[]) r";
+        pg.psql(&pg.psql(comments));
+        let uninstall = all("sql/uninstall").remove(0);
+        let hints = hints_as(&plain, &uninstall).await;
+        let dropping: Vec<&String> = hints.iter().filter(|hint| hint.contains("DROP OWNED BY")).collect();
+        assert_eq!(dropping.len(), 4, "{version}: {hints:?}");
+        assert_eq!(pg.psql_in("mine", "SELECT to_regclass('rule_webhooks') IS NULL"), "t");
+        // One is used by another database, and another owns something in a third.
+        pg.psql("CREATE DATABASE second");
+        pg.psql("CREATE DATABASE third");
+        for text in all("sql") {
+            pg.psql_in("second", &text);
+        }
+        pg.psql_in("third", "CREATE TABLE theirs (id int); ALTER TABLE theirs OWNER TO walhook_worker");
+        pg.psql_in("third", "GRANT SELECT ON theirs TO walhook_operator");
+        let second = format!("host=127.0.0.1 port={} user=postgres dbname=second", pg.port());
+        let hints = hints_as(&second, &uninstall).await;
+        assert!(
+            hints.iter().any(|hint| hint.starts_with("walhook uninstall there removes it")),
+            "{version}: {hints:?}"
+        );
+        let reassign = hints.iter().find(|hint| hint.starts_with("REASSIGN OWNED BY")).unwrap();
+        for statement in ["REASSIGN OWNED BY walhook_worker TO postgres;", "DROP ROLE walhook_worker;"] {
+            assert!(reassign.contains(statement), "{version}: {reassign}");
+        }
+        pg.psql_in("third", "REASSIGN OWNED BY walhook_worker TO postgres; DROP OWNED BY walhook_operator");
+        for statement in dropping.iter().flat_map(|hint| statements(hint)) {
+            // What was granted in a database goes there.
+            ["mine", "second"].iter().for_each(|database| drop(pg.try_psql_in(database, &statement)));
+        }
+        pg.psql("DROP ROLE IF EXISTS walhook_worker");
+        assert_eq!(pg.psql("SELECT count(*) FROM pg_roles WHERE rolname LIKE 'walhook%'"), "0", "PostgreSQL {version}");
+
+        // The record of walhook 0.1, on which something of the user's depends.
+        pg.psql("CREATE DATABASE old");
+        pg.psql_in("old", &fs::read_to_string(root().join("tests/sql/fixtures/walhook_0_1.sql")).unwrap());
+        pg.psql_in("old", "CREATE VIEW mine AS SELECT version FROM schema_migrations");
+        let old = format!("host=127.0.0.1 port={} user=postgres dbname=old", pg.port());
+        let hints = hints_as(&old, &fs::read_to_string(root().join("sql/005_webhooks.sql")).unwrap()).await;
+        let remedy = hints.iter().find(|hint| hint.starts_with("DROP TABLE")).unwrap();
+        pg.psql_in("old", &format!("DROP VIEW mine; {remedy}"));
     }
 }

@@ -24,9 +24,13 @@ BEGIN
     FOR o IN SELECT p.pubname FROM pg_publication p WHERE obj_description(p.oid, 'pg_publication') LIKE 'walhook:%' LOOP
         EXECUTE format('DROP PUBLICATION %I', o.pubname);
     END LOOP;
-    IF to_regclass('public.rule_webhook_secrets') IS NOT NULL THEN
-        DROP TRIGGER IF EXISTS walhook_secret_changed ON public.rule_webhook_secrets;
-    END IF;
+    -- Also on tables that stay.
+    FOR o IN
+        SELECT t.tgname, t.tgrelid::regclass AS relation FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+        WHERE NOT t.tgisinternal AND p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', o.tgname, o.relation);
+    END LOOP;
 
     SELECT string_agg(format('public.%I', c.relname), ', ') INTO v_tables FROM pg_class c
     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'v' AND NOT v_found ? c.relname

@@ -53,7 +53,7 @@ const CONFIGURATIONS: &str =
 /// # Errors
 /// Nobody has agreed; walhook runs here; PostgreSQL refuses.
 pub async fn adopt(config: &Config, arguments: &Arguments) -> Result<()> {
-    let mut client = sql::connect(&config.postgres).await?;
+    let mut client = super::connect(config).await?;
     let compared = identity::compare(&client).await?;
     refuse_running(&client, config).await?;
     super::say(&explain(&compared, config, arguments))?;

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_postgres::Client;
 
-use super::{Tell, progress, schema};
+use super::{Tell, progress};
 use crate::{
     config::Config,
     error::{Error, Kind, Result},
@@ -158,8 +158,7 @@ async fn delivered(config: &Config, id: i64) -> Result<()> {
 /// # Errors
 /// As [`backfill`].
 pub async fn send(config: &Config, arguments: &Arguments, shutdown: watch::Receiver<bool>, tell: Tell) -> Result<Done> {
-    let client = sql::connect(&config.postgres).await?;
-    schema::check(&client, &config.postgres.target()).await?;
+    let client = super::connect(config).await?;
     super::identity::read(&client).await?;
     let (table, webhook) = match (arguments.link, &arguments.table) {
         (Some(link), _) => of_link(&client, link).await?,

@@ -5,7 +5,7 @@
 
 use clap::{Args, Subcommand};
 use serde_json::Value;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
 use super::plain;
 use crate::{
@@ -88,18 +88,18 @@ pub struct Which {
     all: bool,
 }
 
-const LIST: &str = "SELECT row_to_json(l)::text FROM ( \
+const LIST: &str = "SELECT {letter} FROM ( \
         SELECT dead_letter_id, created_at, status, webhook_id, webhook_name, subject, event_id, commit_lsn, \
-               octet_length(payload) AS payload_bytes, reason, retried_as \
+               octet_length(payload) AS payload_bytes, origin, reason, retried_as \
         FROM public.rule_nats_dead_letters \
         WHERE ($1::text IS NULL OR webhook_name = $1) AND ($2 = 'all' OR status = $2) \
           AND ($3::text IS NULL OR created_at >= $3::text::timestamptz) \
           AND ($4::text IS NULL OR created_at >= now() - $4::text::interval) \
         ORDER BY dead_letter_id DESC LIMIT $5) l ORDER BY dead_letter_id";
-const SHOW: &str = "SELECT row_to_json(l)::text, (SELECT payload FROM public.rule_nats_dead_letters \
+const SHOW: &str = "SELECT {letter}, (SELECT payload FROM public.rule_nats_dead_letters \
                                                   WHERE dead_letter_id = $1) FROM ( \
         SELECT dead_letter_id, created_at, status, retried_as, webhook_id, webhook_name, subject, event_id, commit_lsn, \
-               reason, headers FROM public.rule_nats_dead_letters WHERE dead_letter_id = $1) l";
+               origin, reason, headers FROM public.rule_nats_dead_letters WHERE dead_letter_id = $1) l";
 const CHOOSE: &str = "SELECT dead_letter_id FROM public.rule_nats_dead_letters \
     WHERE status = 'dead' AND ($1::text IS NULL OR webhook_name = $1) ORDER BY dead_letter_id";
 const RETRY: &str = "SELECT public.rule_nats_dead_letter_retry($1, $2)";
@@ -110,7 +110,7 @@ const DROP: &str = "SELECT public.rule_nats_dead_letter_drop($1)";
 /// # Errors
 /// PostgreSQL cannot be asked, or refuses; of several letters, after all were tried.
 pub async fn dead_letters(config: &Config, action: &Action) -> Result<()> {
-    let client = sql::connect(&config.postgres).await?;
+    let client = super::connect(config).await?;
     match action {
         Action::List { filter, limit, json } => list(&client, filter, *limit, *json).await,
         Action::Show { id, json, payload } => show(&client, *id, *json, *payload).await,
@@ -142,10 +142,10 @@ async fn list(client: &Client, filter: &Filter, limit: i64, as_json: bool) -> Re
     };
     let attempted = "list the dead letters";
     let rows = client
-        .query(LIST, &[&filter.webhook, &filter.status, &since, &age, &limit.saturating_add(1)])
+        .query(&with_letter(LIST), &[&filter.webhook, &filter.status, &since, &age, &limit.saturating_add(1)])
         .await
         .map_err(|error| failed(attempted, error))?;
-    let mut letters = rows.iter().map(|row| parse(attempted, row.get(0))).collect::<Result<Vec<_>>>()?;
+    let mut letters = rows.iter().map(|row| parse(attempted, row)).collect::<Result<Vec<_>>>()?;
     // One more was asked for than is shown; it is the oldest.
     let is_cut = i64::try_from(letters.len()).is_ok_and(|count| count > limit);
     if is_cut {
@@ -162,15 +162,18 @@ async fn list(client: &Client, filter: &Filter, limit: i64, as_json: bool) -> Re
     if letters.is_empty() {
         return super::say("no such dead letters\n");
     }
-    let mut table =
-        format!("{:>8}  {:<20}  {:<8}  {:<20}  {:>9}  REASON\n", "ID", "CREATED", "STATUS", "WEBHOOK", "BYTES");
+    let mut table = format!(
+        "{:>8}  {:<20}  {:<8}  {:<20}  {:<8}  {:>9}  REASON\n",
+        "ID", "CREATED", "STATUS", "WEBHOOK", "ORIGIN", "BYTES"
+    );
     for letter in &letters {
         let created: String = plain(&letter["created_at"]).chars().take(19).collect();
         table.push_str(&format!(
-            "{:>8}  {created:<20}  {:<8}  {:<20}  {:>9}  {}\n",
+            "{:>8}  {created:<20}  {:<8}  {:<20}  {:<8}  {:>9}  {}\n",
             plain(&letter["dead_letter_id"]),
             plain(&letter["status"]),
             plain(&letter["webhook_name"]),
+            plain(&letter["origin"]),
             plain(&letter["payload_bytes"]),
             plain(&letter["reason"]),
         ));
@@ -183,7 +186,7 @@ async fn list(client: &Client, filter: &Filter, limit: i64, as_json: bool) -> Re
 
 async fn show(client: &Client, id: i64, as_json: bool, only_payload: bool) -> Result<()> {
     let attempted = format!("show dead letter {id}");
-    let row = client.query_opt(SHOW, &[&id]).await.map_err(|error| failed(&attempted, error))?;
+    let row = client.query_opt(&with_letter(SHOW), &[&id]).await.map_err(|error| failed(&attempted, error))?;
     let Some(row) = row else {
         return Err(
             Error::config(format!("there is no dead letter {id}")).hint("walhook dead-letters list --status all")
@@ -193,7 +196,7 @@ async fn show(client: &Client, id: i64, as_json: bool, only_payload: bool) -> Re
     if only_payload {
         return super::say_bytes(payload.unwrap_or_default());
     }
-    let mut letter = parse(&attempted, row.get(0))?;
+    let mut letter = parse(&attempted, &row)?;
     let text = payload.map(std::str::from_utf8);
     if as_json {
         letter["payload"] = match (payload, text) {
@@ -215,6 +218,7 @@ async fn show(client: &Client, id: i64, as_json: bool, only_payload: bool) -> Re
         "subject",
         "event_id",
         "commit_lsn",
+        "origin",
         "reason",
     ] {
         lines.push_str(&format!("{key:<16}{}\n", plain(&letter[key])));
@@ -300,6 +304,13 @@ fn failed(attempted: &str, error: tokio_postgres::Error) -> Error {
     }
 }
 
-fn parse(attempted: &str, text: &str) -> Result<Value> {
-    serde_json::from_str(text).map_err(|error| Error::protocol(attempted).caused_by(error))
+/// A statement with the letter in its place, as bytes of any encoding.
+fn with_letter(statement: &str) -> String {
+    statement.replace("{letter}", &super::bytes_of("row_to_json(l)::text"))
+}
+
+/// The letter, which is the first column.
+fn parse(attempted: &str, row: &Row) -> Result<Value> {
+    serde_json::from_str(&super::text_of(row, 0).unwrap_or_default())
+        .map_err(|error| Error::protocol(attempted).caused_by(error))
 }

@@ -7,7 +7,7 @@
 mod books;
 mod call;
 mod configuration;
-mod consumer;
+pub(super) mod consumer;
 mod event;
 mod lane;
 mod parcel;
@@ -24,7 +24,7 @@ use tokio::{
 use super::{
     backoff::Backoff,
     identity::{self, Identity},
-    rows, schema,
+    rows,
 };
 use crate::{
     config::Config,
@@ -33,7 +33,6 @@ use crate::{
         control::{self, Control},
         settings::Settings as Nats,
     },
-    postgres::sql,
     route::tables::ConfigRow,
     text,
 };
@@ -116,8 +115,7 @@ pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Re
 /// The NATS of the configuration that is named in the settings, and the database, which is the one that publishes there.
 async fn connect(config: &Config, settings: &Settings) -> Result<(Control, Option<Identity>)> {
     let database = if settings.has_database {
-        let client = sql::connect(&config.postgres).await?;
-        schema::check(&client, &config.postgres.target()).await?;
+        let client = super::connect(config).await?;
         let identity = identity::read(&client).await?;
         let tables = rows::read(&client).await?;
         let row = tables.configs.into_values().find(|row| row.config_name == config.nats_config);

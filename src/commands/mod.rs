@@ -21,10 +21,39 @@ pub mod uninstall;
 
 use std::io::{self, Write};
 
+use tokio_postgres::{Client, Row};
+
 use crate::{
+    config::Config,
     error::{Error, Result},
+    postgres::sql,
     text,
+    wal::name::readable,
 };
+
+/// Connects to the database for a verb, and compares the version of its schema with this binary's. `setup` and `uninstall` accept an
+/// older schema and `run` keeps a watched connection; all other verbs begin here.
+///
+/// # Errors
+/// PostgreSQL cannot be reached; the schema is older or newer than this binary.
+pub(crate) async fn connect(config: &Config) -> Result<Client> {
+    let client = sql::connect(&config.postgres).await?;
+    schema::check(&client, &config.postgres.target()).await?;
+    Ok(client)
+}
+
+/// An SQL expression of type text as bytes in UTF-8; in a database in `SQL_ASCII`, which converts nothing, as the bytes that are there.
+pub(crate) fn bytes_of(expression: &str) -> String {
+    format!(
+        "pg_catalog.convert_to({expression}, \
+             CASE pg_catalog.getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)"
+    )
+}
+
+/// A column that [`bytes_of`] has made, as text: bytes that are no UTF-8 are shown by their digits.
+pub(crate) fn text_of(row: &Row, column: usize) -> Option<String> {
+    row.get::<_, Option<&[u8]>>(column).map(|bytes| readable(bytes).into_owned())
+}
 
 /// Writes an answer to standard output, with what would act on a terminal escaped. A reader who has seen enough (`| head`)
 /// is no error.

@@ -30,8 +30,9 @@ use crate::{
 pub use book::requested;
 use filter::Filter;
 pub use point::{Bounds, Point};
+pub use publish::REPLAY_STREAM;
 use publish::{Copy, Destination, Order, Places};
-pub use streams::{Feed, Source};
+pub use streams::{Feed, Source, control};
 use way::{Via, Way};
 
 /// What to replay, and where to.
@@ -251,7 +252,7 @@ impl Work<'_> {
         if without_server > 0 {
             tracing::warn!(
                 "{without_server} events were left out: by the rules of their commit they go to a NATS configuration that is not \
-                 there any more; --rules now replays them by the rules as they are now"
+                 there any more; --rules now (in SQL p_rules => 'now') replays them by the rules as they are now"
             );
         }
         if unknown > 0 {

@@ -16,6 +16,8 @@ mod pace;
 pub(super) mod rules;
 mod session;
 
+pub use bulletin::WORKERS_CONSUMER;
+
 use tokio::sync::watch;
 
 use super::{backoff::Backoff, setup_check::Reported};

@@ -28,6 +28,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("013_rules.sql", include_str!("../../sql/013_rules.sql")),
     ("014_check.sql", include_str!("../../sql/014_check.sql")),
     ("015_server_aliases.sql", include_str!("../../sql/015_server_aliases.sql")),
+    ("016_row_checks.sql", include_str!("../../sql/016_row_checks.sql")),
     ("017_jetstream.sql", include_str!("../../sql/017_jetstream.sql")),
 ];
 
@@ -70,6 +71,16 @@ pub async fn setup(config: &Config) -> Result<()> {
             _ => None,
         });
         tracing::info!(result, "{what} ready");
+    }
+    let [object, problem, remedy] = ["object", "problem", "remedy"].map(super::bytes_of);
+    let rows = format!("SELECT {object}, {problem}, {remedy} FROM public.rule_cdc_check_rows()");
+    for row in client
+        .query(&rows, &[])
+        .await
+        .map_err(|error| sql::error(format!("check the configuration rows at {database}"), error))?
+    {
+        let [object, problem, remedy] = [0, 1, 2].map(|column| super::text_of(&row, column).unwrap_or_default());
+        tracing::warn!(object, remedy, "a row cannot be used, and its events are set aside: {problem}");
     }
     tracing::info!("setup is complete; start with: walhook run");
     Ok(())

@@ -18,8 +18,6 @@ use crate::{
     postgres::{self, sql},
 };
 
-const CHECK: &str = "SELECT name, severity, object, problem, remedy FROM public.rule_cdc_check($1, $2, $3)";
-
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -96,7 +94,9 @@ pub async fn read_for_start(client: &Client, config: &Config) -> Result<Vec<Find
 
 async fn read_parts(client: &Client, config: &Config, links: bool) -> Result<Vec<Finding>> {
     let attempted = format!("check what walhook needs in PostgreSQL at {}", config.postgres.target());
-    let rows = client.query(CHECK, &[&config.slot, &config.publication, &links]).await;
+    let [object, problem, remedy] = ["object", "problem", "remedy"].map(super::bytes_of);
+    let check = format!("SELECT name, severity, {object}, {problem}, {remedy} FROM public.rule_cdc_check($1, $2, $3)");
+    let rows = client.query(&check, &[&config.slot, &config.publication, &links]).await;
     let rows = rows.map_err(|error| {
         let error = sql::error(attempted, error);
         match postgres::sqlstate(&error) {
@@ -115,9 +115,9 @@ async fn read_parts(client: &Client, config: &Config, links: bool) -> Result<Vec
             "warning" => Severity::Warning,
             _ => Severity::Note,
         },
-        object: row.get(2),
-        problem: row.get(3),
-        remedy: row.get(4),
+        object: super::text_of(row, 2).unwrap_or_default(),
+        problem: super::text_of(row, 3).unwrap_or_default(),
+        remedy: super::text_of(row, 4),
     };
     Ok(rows.iter().map(finding).collect())
 }

@@ -47,7 +47,7 @@ const HEARTBEAT: &str = "SELECT to_json(heartbeat_at > clock_timestamp() - make_
 /// PostgreSQL cannot be asked; what `walhook run` would not start with, by its code; nobody streams (1); something that should
 /// be published is not (2).
 pub async fn status(config: &Config, as_json: bool) -> Result<()> {
-    let client = sql::connect(&config.postgres).await?;
+    let client = super::connect(config).await?;
     let slot = ask(&client, SLOT, Some(&config.slot)).await?;
     let findings = setup_check::read(&client, config).await?;
     let heartbeat = ask(&client, HEARTBEAT, Some(&config.source)).await?;
@@ -99,14 +99,14 @@ async fn identity(client: &Client) -> Result<Value> {
 /// `Null` where there is no row.
 async fn ask(client: &Client, statement: &str, name: Option<&String>) -> Result<Value> {
     let attempted = "read the status";
+    let statement = format!("SELECT {} FROM ({statement}) status (answer)", super::bytes_of("status.answer"));
     let row = match name {
-        Some(name) => client.query_opt(statement, &[name]).await,
-        None => client.query_opt(statement, &[]).await,
+        Some(name) => client.query_opt(&statement, &[name]).await,
+        None => client.query_opt(&statement, &[]).await,
     };
     let row = row.map_err(|error| sql::error(attempted, error))?;
-    let Some(row) = row else { return Ok(Value::Null) };
-    let text: &str = row.get(0);
-    serde_json::from_str(text).map_err(|error| Error::protocol(attempted).caused_by(error))
+    let Some(text) = row.and_then(|row| super::text_of(&row, 0)) else { return Ok(Value::Null) };
+    serde_json::from_str(&text).map_err(|error| Error::protocol(attempted).caused_by(error))
 }
 
 fn render(config: &Config, status: &Value, findings: &[Finding]) -> String {

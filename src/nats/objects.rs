@@ -29,6 +29,9 @@ use crate::error::{Error, Kind, Result};
 const DATABASE: &str = "walhook.database";
 const EPOCH: &str = "walhook.epoch";
 
+/// What the stream of a bucket says of itself that walhook made.
+pub const DESCRIPTION: &str = "walhook: payloads too large for a message (on_error = 'object_store')";
+
 /// As other clients have it.
 const CHUNK_BYTES: usize = 128 * 1024;
 /// Chunks that are not acknowledged yet.
@@ -221,7 +224,7 @@ async fn ensure(control: &Control, bucket: &Bucket, filter: &str) -> Result<Valu
     }
     let config = json!({
         "name": stream,
-        "description": "walhook: payloads too large for a message (on_error = 'object_store')",
+        "description": DESCRIPTION,
         "subjects": [format!("$O.{}.C.>", bucket.name), format!("$O.{}.M.>", bucket.name)],
         "retention": "limits",
         "storage": "file",
@@ -384,6 +387,60 @@ async fn download(control: &Control, bucket: &str, name: &str, most: usize) -> R
         return Err(Error::unavailable("it is not whole: chunks are missing, or it is being replaced"));
     }
     Ok(Some(payload.into()))
+}
+
+/// The objects of a database in a bucket.
+pub struct Owned {
+    /// Their names.
+    pub names: Vec<String>,
+    /// There are no others.
+    pub are_all: bool,
+}
+
+/// Which objects a database has in a bucket that is there. An entry that is deleted belongs to nobody.
+///
+/// # Errors
+/// It cannot be read.
+pub async fn owned(control: &Control, bucket: &str, database_id: &str) -> Result<Owned> {
+    let attempted = || format!("list the object store {bucket:?}");
+    let mut owned = Owned { names: Vec::new(), are_all: true };
+    let mut offset = 0;
+    loop {
+        let request = json!({ "subjects_filter": format!("$O.{bucket}.M.>"), "offset": offset });
+        let info = control.api(&format!("STREAM.INFO.OBJ_{bucket}"), &request).await?;
+        let info = info.map_err(|error| refused(error.err_code, error.to_string()).context(attempted()))?;
+        let subjects: Vec<&String> =
+            info["state"]["subjects"].as_object().into_iter().flat_map(|all| all.keys()).collect();
+        for subject in &subjects {
+            let found = message(control, bucket, &json!({ "last_by_subj": subject })).await;
+            let Some((_, entry)) = found.map_err(|error| error.context(attempted()))? else { continue };
+            let entry: Value = serde_json::from_slice(&entry).unwrap_or_default();
+            if entry["deleted"].as_bool() == Some(true) {
+                continue;
+            }
+            match entry["name"].as_str().filter(|_| entry["metadata"][DATABASE].as_str() == Some(database_id)) {
+                Some(name) => owned.names.push(name.to_owned()),
+                None => owned.are_all = false,
+            }
+        }
+        offset += subjects.len();
+        if subjects.is_empty() || info["total"].as_u64().is_none_or(|total| to_usize(total) <= offset) {
+            return Ok(owned);
+        }
+    }
+}
+
+/// Removes an object: its entry, then its chunks.
+///
+/// # Errors
+/// JetStream refuses.
+pub async fn remove(control: &Control, bucket: &str, name: &str) -> Result<()> {
+    let key = URL_SAFE.encode(name);
+    for filter in [format!("$O.{bucket}.M.{key}"), format!("$O.{bucket}.C.{key}.*")] {
+        let answer = control.api(&format!("STREAM.PURGE.OBJ_{bucket}"), &json!({ "filter": filter })).await?;
+        answer.map_err(|error| refused(error.err_code, error.to_string()))?;
+    }
+    Ok(())
 }
 
 /// A message of the bucket's stream and its sequence. From the stream's leader, for a replica may not have it yet.

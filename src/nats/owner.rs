@@ -83,6 +83,32 @@ pub fn metadata(config: &Value) -> BTreeMap<String, String> {
     pairs.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
 }
 
+/// The keys by which metadata names databases.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Notes {
+    /// Those that name the database that asks.
+    pub ours: Vec<String>,
+    /// Those that name another one.
+    pub others: Vec<String>,
+}
+
+impl Notes {
+    /// The database that asks is named, and no other.
+    pub fn are_ours_alone(&self) -> bool {
+        !self.ours.is_empty() && self.others.is_empty()
+    }
+}
+
+/// What the metadata notes, as `database_id` sees it.
+pub fn notes(metadata: &BTreeMap<String, String>, database_id: &str) -> Notes {
+    let mut notes = Notes::default();
+    for (key, database) in metadata.iter().filter(|(key, _)| key.starts_with(KEY)) {
+        let side = if database == database_id { &mut notes.ours } else { &mut notes.others };
+        side.push(key.clone());
+    }
+    notes
+}
+
 /// The databases whose feed `source` is noted there.
 pub fn database_of<'m>(metadata: &'m BTreeMap<String, String>, source: &str) -> Option<&'m str> {
     metadata.get(&format!("{KEY}{source}")).map(String::as_str)
@@ -133,6 +159,10 @@ mod tests {
         assert_eq!(check(&other, &config, Use::Shared).unwrap(), Claim::Unclaimed);
         assert!(check(&other, &config, Use::Alone).is_err());
         assert_eq!(check(&owner("other", "a"), &config, Use::Alone).unwrap(), Claim::Unclaimed);
+        assert!(notes(&metadata(&config), "a").are_ours_alone() && !notes(&metadata(&config), "b").are_ours_alone());
+        other.sign(config.as_object_mut().unwrap());
+        let shared = Notes { ours: vec![a.key()], others: vec![other.key()] };
+        assert_eq!(notes(&metadata(&config), "a"), shared);
         let mut bare = json!({});
         b.sign(bare.as_object_mut().unwrap());
         assert_eq!(database_of(&metadata(&bare), "walhook"), Some("b"));

@@ -164,7 +164,11 @@ async fn info(control: &Control, stream: &str) -> Result<Option<Value>> {
 /// JetStream's refusal, sorted by who must act.
 pub(super) fn api_error(attempted: String, stream: &str, error: ApiError) -> Error {
     let (kind, hint) = codes::asked(error.err_code, error.code);
-    let attempted = if error.err_code == STREAM_NOT_FOUND { format!("{attempted} ({stream:?})") } else { attempted };
+    let is_named = attempted.contains(&format!("{stream:?}"));
+    let attempted = match error.err_code {
+        STREAM_NOT_FOUND if !is_named => format!("{attempted} ({stream:?})"),
+        _ => attempted,
+    };
     Error::new(kind, attempted).caused_by(error).hint(hint)
 }
 
@@ -217,7 +221,8 @@ struct Wanted {
 /// In the metadata of streams that walhook has made. Its row says what they are; of others only what it says besides its defaults.
 const MADE: &str = "walhook.made";
 
-fn is_made_by_us(info: &Value) -> bool {
+/// Whether walhook made the stream.
+pub fn is_made_by_us(info: &Value) -> bool {
     info["config"]["metadata"][MADE].as_str() == Some("true")
 }
 

@@ -175,6 +175,7 @@ impl Target {
         }
         let table = format!("{}.{}", relation.schema, relation.name);
         let mut problems: Vec<String> = rules.webhooks[webhook].problem.iter().cloned().collect();
+        let named = format!("link {id} of webhook {:?} to {table}", rules.webhooks[webhook].name);
         let mut operations = [false; 4];
         for operation in &link.operations {
             match operation.as_str() {
@@ -183,14 +184,14 @@ impl Target {
                 "delete" => operations[Op::Delete as usize] = true,
                 "truncate" => operations[Op::Truncate as usize] = true,
                 other => {
-                    problems.push(format!("link {id}: {other:?} is none of insert, update, delete, truncate"));
+                    problems.push(format!("{named}: {other:?} is none of insert, update, delete, truncate"));
                 }
             }
         }
         let index = |name: &String| relation.columns.iter().position(|column| column.name == *name);
         let selected = link.columns.as_ref().map(|names| {
             for name in names.iter().filter(|name| index(name).is_none()) {
-                warnings.push(format!("link {id}: column {name:?} is not in {table}; its events go on without it"));
+                warnings.push(format!("{named}: column {name:?} is not in {table}; its events go on without it"));
             }
             relation.columns.iter().map(|column| names.contains(&column.name)).collect()
         });
@@ -198,19 +199,19 @@ impl Target {
         for name in link.when_changed.iter().flatten() {
             match index(name) {
                 Some(index) => when_changed.push(index),
-                None => problems.push(format!("link {id}: when_changed: {name:?} is not a column of {table}")),
+                None => problems.push(format!("{named}: when_changed: {name:?} is not a column of {table}")),
             }
         }
         let filter = match link.filter.as_deref().map(|filter| Filter::parse(filter, relation)).transpose() {
             Ok(filter) => filter,
             Err(problem) => {
-                problems.push(format!("link {id}: {problem}"));
+                problems.push(format!("{named}: {problem}"));
                 None
             }
         };
         let subject = match link.subject_template.as_deref() {
             Some(template) => Template::parse(template, relation).unwrap_or_else(|problem| {
-                problems.push(format!("link {id}: {problem}"));
+                problems.push(format!("{named}: {problem}"));
                 Template::literal("")
             }),
             None => Template::literal(&rules.webhooks[webhook].subject),

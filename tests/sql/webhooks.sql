@@ -43,7 +43,7 @@ SELECT is(rule_webhook_cleanup_old_calls('30 days', false), '1');
 
 SELECT rule_webhook_update(1, p_enabled => false);
 SELECT is((SELECT count(*) FROM rule_webhook_list(true)), '0');
-SELECT throws_hint('SELECT rule_webhook_enqueue(1, ''{}'')', 'Webhook 1 is disabled', '%p_enabled => true%');
-SELECT throws_like('SELECT rule_webhook_call_unified(1, ''{}'')', 'Webhook 1 is disabled');
+SELECT throws_hint('SELECT rule_webhook_enqueue(1, ''{}'')', 'Webhook 1 (a) is disabled', '%p_enabled => true%');
+SELECT throws_like('SELECT rule_webhook_call_unified(1, ''{}'')', 'Webhook 1 (a) is disabled');
 SELECT ok(rule_webhook_delete(1) AND NOT rule_webhook_delete(1), 'deleted once');
 SELECT * FROM finish();

@@ -259,8 +259,8 @@ const ATTEMPTS: &str =
     "SELECT retry_count + 1 FROM public.rule_webhook_calls WHERE event_id = $1 AND started_at IS NOT NULL";
 
 const DEAD_LETTERS: &str = "INSERT INTO public.rule_nats_dead_letters \
-        (event_id, webhook_id, webhook_name, subject, headers, payload, reason, commit_lsn) \
-    SELECT event_id, webhook_id, webhook_name, subject, headers::jsonb, payload, reason, commit_lsn::pg_lsn \
+        (event_id, webhook_id, webhook_name, subject, headers, payload, reason, commit_lsn, origin) \
+    SELECT event_id, webhook_id, webhook_name, subject, headers::jsonb, payload, reason, commit_lsn::pg_lsn, 'deliver' \
     FROM unnest($1::text[], $2::int[], $3::text[], $4::text[], $5::text[], $6::bytea[], $7::text[], $8::text[]) \
         AS g (event_id, webhook_id, webhook_name, subject, headers, payload, reason, commit_lsn) \
     ON CONFLICT (event_id) DO UPDATE SET reason = excluded.reason, status = 'dead', created_at = now()";

@@ -64,6 +64,27 @@ pub async fn all_streams(control: &Control) -> Result<Vec<String>> {
     names(control, "STREAM.NAMES", json!({}), "streams", || "list the streams".to_owned()).await
 }
 
+/// All consumers of a stream, as JetStream has them.
+pub async fn listed(control: &Control, stream: &str) -> Result<Vec<Value>> {
+    let attempted = || format!("list the consumers of stream {stream:?}");
+    let mut all = Vec::new();
+    loop {
+        let answer = control.api(&format!("CONSUMER.LIST.{stream}"), &json!({ "offset": all.len() })).await?;
+        let mut answer = match answer {
+            Ok(answer) => answer,
+            Err(error) if error.err_code == NO_STREAM => return Ok(all),
+            Err(error) => return Err(refused(attempted(), error)),
+        };
+        let total = answer["total"].as_u64().unwrap_or(0);
+        let page = answer["consumers"].as_array_mut().map(std::mem::take).unwrap_or_default();
+        let is_last = page.is_empty();
+        all.extend(page);
+        if is_last || all.len() as u64 >= total {
+            return Ok(all);
+        }
+    }
+}
+
 /// Whether the stream is ours to take events from. One whose metadata this user may not read passes here: its subscription asks for
 /// the same, calls nothing from it, and says in the log which right is missing.
 ///

@@ -157,6 +157,9 @@ pub async fn taker(control: &Control, subjects: &str) -> Result<Option<String>> 
     }
 }
 
+/// What a stream says of itself that was made for replays.
+pub const REPLAY_STREAM: &str = "events that walhook has published again";
+
 /// Makes a stream for replays.
 ///
 /// # Errors
@@ -165,7 +168,7 @@ pub async fn create(control: &Control, name: &str, subjects: &str, owner: &Owner
     let mut config = json!({
         "name": name, "subjects": [subjects], "retention": "limits", "storage": "file", "max_age": KEPT_NS,
         "duplicate_window": 120_000_000_000_u64, "num_replicas": 1, "discard": "old",
-        "description": "events that walhook has published again"
+        "description": REPLAY_STREAM
     });
     if let Some(config) = config.as_object_mut() {
         owner.sign(config);

@@ -7,9 +7,9 @@ use std::collections::HashMap;
 
 use crate::{
     commands::{
+        self,
         identity::{self, Identity},
         run::{position_of, rules},
-        schema,
     },
     config::Config,
     error::{Error, Result},
@@ -21,7 +21,6 @@ use crate::{
         settings,
         streams::{self, StreamState},
     },
-    postgres::sql,
     route::{
         rules::{LaneKey, Rules},
         tables::{ConfigRow, StreamRow, Tables},
@@ -69,8 +68,7 @@ impl Feed {
     /// # Errors
     /// PostgreSQL cannot be asked.
     pub async fn read(config: &Config) -> Result<(Feed, tokio_postgres::Client)> {
-        let client = sql::connect(&config.postgres).await?;
-        schema::check(&client, &config.postgres.target()).await?;
+        let client = commands::connect(config).await?;
         let identity = identity::read(&client).await?;
         let mut tables = rules::newest(&client).await?.tables;
         tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());

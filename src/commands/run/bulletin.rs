@@ -52,6 +52,8 @@ use crate::{
 
 /// The consumer that the RFC's workers expect on the stream of their configuration.
 const RFC_CONSUMER: &str = "webhook-worker-1";
+/// What a consumer says of itself that is made for workers.
+pub const WORKERS_CONSUMER: &str = "walhook: for workers, as rule_nats_streams.consumers says";
 /// How long one round may take before it counts as failed.
 const ROUND: Duration = Duration::from_secs(60);
 /// After so many failures in a row it is tried again only every so often.
@@ -506,7 +508,7 @@ async fn keep_consumer(control: &Control, stream: &str, consumer: &str) -> Resul
         "ack_policy": "explicit",
         "deliver_policy": "all",
         "replay_policy": "instant",
-        "description": "walhook: for workers, as rule_nats_streams.consumers says",
+        "description": WORKERS_CONSUMER,
         // A worker that says nothing gets the message again later and later; one that refuses it at once, as the RFC's does, not
         // for ever.
         "backoff": BACKOFF.map(|wait| wait.as_nanos()),

@@ -255,10 +255,10 @@ pub async fn checkpoints(client: &Client, source: &str, system_identifier: &str)
                  {system_identifier}",
                 other.unwrap_or_default()
             ))
-            .hint(format!(
-                "after a move by dump or pg_upgrade, once all of the old one is published: start with another source \
-                 name, or DELETE FROM rule_nats_checkpoints WHERE source = '{source}'"
-            )));
+            .hint(
+                "if this is the same database, moved by pg_upgrade or a dump, and the original runs no more: `walhook adopt --same`, \
+                 which puts those checkpoints aside and keeps the count of runs; if it is a copy: `walhook adopt`",
+            ));
         }
         let commit_lsn = row.get::<_, &str>(3);
         Ok(Checkpoint {

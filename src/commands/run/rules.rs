@@ -99,7 +99,7 @@ pub async fn begin_replay(client: &mut Client, at: At<'_>) -> Result<Begin> {
         }
         Versions::From(complete_from) => too_early(at, complete_from),
     };
-    Err(Error::config(problem).hint("--rules now replays by the rules as they are now"))
+    Err(Error::config(problem).hint("--rules now (in SQL p_rules => 'now') replays by the rules as they are now"))
 }
 
 fn too_early(at: At<'_>, complete_from: Lsn) -> String {
