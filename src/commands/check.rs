@@ -269,7 +269,12 @@ async fn set_up(
     let identity = match identity::read(client).await {
         Ok(identity) => Some(identity),
         Err(error) => {
-            findings.push(Finding::of_error("identity", "the identity of the database", &error));
+            findings.push(match error.kind() {
+                Kind::Permission => not_allowed("identity", &error),
+                Kind::Config => Finding::of_error("identity", "the identity of the database", &error)
+                    .remedy(How::Shell, "walhook setup"),
+                _ => Finding::of_error("identity", "the identity of the database", &error),
+            });
             None
         }
     };
@@ -286,9 +291,16 @@ async fn set_up(
                 false => finding,
             }
         })),
-        Err(error) => findings.push(Finding::of_error("privileges", "rule_cdc_check", &error)),
+        Err(error) if error.kind() == Kind::Permission => findings.push(not_allowed("setup", &error)),
+        Err(error) => add(findings, &["setup"], Err(error)),
     }
     identity
+}
+
+/// What a role may not read ends `run` as well; `privileges` says which rights are lacking.
+fn not_allowed(code: &'static str, error: &Error) -> Finding {
+    let finding = Finding::not_checked(&[code], error).exits(error.exit_code());
+    Finding { severity: Severity::Fatal, ..finding }
 }
 
 async fn of_nats(

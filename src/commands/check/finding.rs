@@ -207,21 +207,20 @@ fn group_of_one_severity(findings: Vec<Finding>, listing: &impl Fn(&str) -> Opti
             continue;
         }
         let count = same.len();
-        let remedy = if count <= STATEMENTS_MAX {
-            all_remedies(&same)
-        } else {
-            listing(code).or_else(|| all_remedies(&same[..1]))
-        };
+        let listed: Option<String> = if count <= STATEMENTS_MAX { None } else { listing(code) };
+        let is_listed = listed.is_some();
+        let remedy = listed.or_else(|| all_remedies(&same[..count.min(STATEMENTS_MAX)]));
         let exit_code = same.iter().find_map(|finding| finding.exit_code);
         let mut first = same.swap_remove(0);
         first.text = format!("{} The same holds for {} more.", first.text, count - 1);
         first.subject = format!("{} and {} more", first.subject, count - 1);
         first.exit_code = exit_code;
         first.count = count;
-        first.remedy = remedy;
-        if first.remedy.is_none() {
-            first.how = None;
+        if is_listed {
+            first.how = Some(How::Sql);
         }
+        first.how = first.how.filter(|_| remedy.is_some());
+        first.remedy = remedy;
         grouped.push(first);
     }
     grouped

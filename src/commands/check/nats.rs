@@ -257,8 +257,12 @@ impl Check<'_> {
         let (publish, subscribe) = allowed.lacking(&rights);
         let mut findings = Vec::new();
         for need in [Need::Must, Need::Should] {
-            let lacking: Vec<_> =
-                publish.iter().filter(|right| right.need == need && right.subject != rights::USER_INFO).collect();
+            let lacking: Vec<_> = publish
+                .iter()
+                .filter(|right| {
+                    right.need == need && ![rights::USER_INFO, rights::ACCOUNT_INFO].contains(&right.subject.as_str())
+                })
+                .collect();
             let mut purposes: Vec<&str> = lacking.iter().map(|right| right.purpose).collect();
             purposes.dedup();
             let mut subjects: Vec<String> =

@@ -138,6 +138,7 @@ pub fn of_run(config: &Config, tables: &Tables, places: &Places<'_>) -> Rights {
         }
     }
     rights.add(Should, "let walhook check see its own rights", USER_INFO);
+    rights.add(Should, "let walhook check see the account's storage", ACCOUNT_INFO);
     rights
 }
 
@@ -175,6 +176,9 @@ pub fn of_deliver(tables: &Tables, places: &Places<'_>) -> Rights {
 
 /// By which the server tells a user what it may do.
 pub const USER_INFO: &str = "$SYS.REQ.USER.INFO";
+
+/// By which JetStream tells what the account has stored.
+pub const ACCOUNT_INFO: &str = "$JS.API.INFO";
 
 /// What the server says that the user may do. `None`: everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
