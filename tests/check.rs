@@ -394,11 +394,25 @@ async fn the_printed_rights_are_enough_for_run_and_for_check_and_what_is_lacking
     feed.pg.psql("INSERT INTO t VALUES (0, 'not yet')");
     assert_eq!(walhook.wait(support::DEADLINE), 4, "{}", walhook.log());
 
+    // Without the right to ask: not checked, and said so.
+    feed.nats.set_config(&users("permissions: { publish: { deny: [\"$SYS.>\"] } }"));
+    feed.nats.restart().await;
+    let checked = Checked::of(&feed);
+    assert!(checked.all("not_checked").iter().any(|found| found["subject"] == "nats_permissions"), "{checked:#?}");
+    assert_eq!(checked.code(), 0, "{checked:#?}");
+
     let printed = feed.command("check").arg("--permissions").finish();
     assert_eq!(printed.code, Some(0), "{printed:?}");
     assert!(!printed.stdout.contains("w:p@"), "{printed:?}");
     let block = printed.stdout.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
-    feed.nats.set_config(&users(&format!("\n{block}\n")));
+    let deliver = feed.command("check").args(["--permissions", "--deliver"]).finish();
+    assert_eq!(deliver.code, Some(0), "{deliver:?}");
+    let worker = deliver.stdout.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
+    let both = format!(
+        "authorization {{ users: [ {{ user: admin, password: p }}, {{ user: w, password: p,\n{block}\n}}, \
+         {{ user: d, password: p,\n{worker}\n}} ] }}"
+    );
+    feed.nats.set_config(&both);
     feed.nats.restart().await;
     let said = feed.nats.log().len();
     let checked = Checked::of(&feed);
@@ -411,6 +425,16 @@ async fn the_printed_rights_are_enough_for_run_and_for_check_and_what_is_lacking
     feed.confirmed().await;
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
     assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_dead_letters"), "0", "{}", walhook.log());
+    let http = Http::ok();
+    feed.pg.psql(&format!("UPDATE rule_webhooks SET url = '{}'", http.url("/")));
+    let mut delivering = feed
+        .command("deliver")
+        .env("NATS_USER", "d")
+        .env("NATS_PASSWORD", "p")
+        .args(["--allow-network", "127.0.0.1"])
+        .start();
+    eventually("both events to arrive", async || (http.count() >= 2).then_some(())).await;
+    assert_eq!(delivering.terminate(), 0, "{}", delivering.log());
     let violations: Vec<String> =
         feed.nats.log().split_off(said).lines().filter(|line| line.contains("iolation")).map(str::to_owned).collect();
     assert!(violations.is_empty(), "{violations:#?}");
@@ -519,6 +543,7 @@ async fn the_last_mile_is_checked_without_a_call_and_with_ping_by_one_signed_req
     webhook("broken", &broken.url("/hook?token=hunter2"));
     webhook("closed", &format!("http://u:hunter2@127.0.0.1:{closed}/"));
     webhook("nowhere", "https://walhook.invalid/");
+    webhook("strange", "gopher://127.0.0.1/");
     feed.pg.psql("SELECT rule_webhook_secret_set(webhook_id, 'signing', 'whsec_aHVudGVyMg==') FROM rule_webhooks WHERE webhook_name = 'tls'");
     feed.pg.psql("UPDATE rule_webhooks SET signed = true WHERE webhook_name IN ('tls', 'broken')");
     let folder = tempfile::tempdir().unwrap();
@@ -539,6 +564,7 @@ async fn the_last_mile_is_checked_without_a_call_and_with_ping_by_one_signed_req
         "{inside:#?}"
     );
     assert_eq!(of("webhook_dns", &inside), "webhook \"nowhere\"");
+    assert_eq!(of("webhook_url", &inside), "webhook \"strange\"");
     let allowed = || feed.command("check").args(["--deliver", "--allow-network", "127.0.0.1"]);
     let checked = Checked::by(allowed());
     assert_eq!(of("webhook_tls", &checked), "webhook \"tls\"", "an authority that nobody trusts: {checked:#?}");
@@ -611,6 +637,112 @@ async fn a_narrow_terminal_and_a_broken_locale_get_a_table_that_can_be_read_and_
     for said in [&narrow, &wide, &Checked::of(&feed).finished] {
         assert!(!format!("{said:?}").contains("hunter2"), "{said:?}");
     }
+}
+
+#[tokio::test]
+async fn how_long_the_slot_may_lag_is_told_before_its_wal_is_gone() {
+    let feed = sound("default").await;
+    let writer = feed.pg.client().await;
+    let writing = tokio::spawn(async move {
+        loop {
+            writer.batch_execute("SELECT pg_logical_emit_message(false, 'x', repeat('y', 1000000))").await.unwrap();
+        }
+    });
+    // Whoever writes more than 12 kB a second fills this within a day.
+    let checked = eventually("a rate of WAL", async || {
+        let checked = tokio::task::spawn_blocking({
+            let builder = feed.command("check").args(["--wal-disk-free", "1GB"]);
+            move || Checked::by(builder)
+        })
+        .await
+        .unwrap();
+        Some(checked).filter(|checked| checked.one("slot_headroom")["severity"] != "note")
+    })
+    .await;
+    assert!(checked.text("slot_headroom").contains("the slot may lag"), "{checked:#?}");
+    // Beyond the limit, and not removed yet.
+    eventually("100 MB of WAL", async || {
+        let kept = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) > 100000000 FROM pg_replication_slots";
+        (feed.pg.psql(kept) == "t").then_some(())
+    })
+    .await;
+    writing.abort();
+    feed.pg.psql("ALTER SYSTEM SET max_slot_wal_keep_size = '64MB'");
+    feed.pg.psql("SELECT pg_reload_conf()");
+    let checked = eventually("the slot to be beyond its limit", async || {
+        Some(Checked::of(&feed)).filter(|checked| checked.has("slot_wal_status"))
+    })
+    .await;
+    assert_eq!(checked.one("slot_wal_status")["severity"], "error", "{checked:#?}");
+    run_remedy(&feed, checked.one("slot_wal_status")).await;
+    eventually("the slot to be safe", async || (!Checked::of(&feed).has("slot_wal_status")).then_some(())).await;
+    assert_eq!(Checked::of(&feed).code(), 0);
+}
+
+#[tokio::test]
+async fn a_standby_is_named_as_one() {
+    let feed = sound("default").await;
+    feed.pg.stop();
+    let pg = Postgres::builder()
+        .copy_of(&feed.pg.data_dir())
+        .conf("primary_conninfo = 'host=127.0.0.1 port=1'")
+        .standby()
+        .start()
+        .await;
+    let checked = Checked::by(feed.command("check").env("DATABASE_URL", pg.conninfo()));
+    assert!(checked.remedy("standby").contains("target_session_attrs=primary"), "{checked:#?}");
+    assert_ne!(checked.code(), 0, "{checked:#?}");
+}
+
+#[tokio::test]
+async fn a_copy_of_the_database_is_found_by_what_another_run_left_in_nats() {
+    let feed = sound("default").await;
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t VALUES (1)");
+    feed.stored(1).await;
+    feed.confirmed().await;
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+    assert_eq!(Checked::of(&feed).code(), 0);
+    feed.pg.psql("DELETE FROM rule_cdc_runs");
+    let checked = Checked::of(&feed);
+    assert_eq!(checked.code(), 3, "{checked:#?}");
+    assert!(checked.remedy("database_copy").contains("walhook adopt --same"), "{checked:#?}");
+    let adopted = feed.command("adopt").args(["--same", "--yes"]).finish();
+    assert_eq!(adopted.code, Some(0), "{adopted:?}");
+    assert_eq!(Checked::of(&feed).code(), 0);
+}
+
+#[tokio::test]
+async fn an_account_without_jetstream_and_one_that_is_nearly_full_are_found() {
+    let mut feed = sound("default").await;
+    let account =
+        |jetstream: &str| format!("accounts {{ A: {{ users: [ {{ user: w, password: p }} ]\n{jetstream}\n}} }}");
+    feed.pg.psql(&format!("SELECT rule_nats_configure('default', 'nats://w:p@127.0.0.1:{}')", feed.nats.port()));
+    feed.nats.set_config(&account(""));
+    feed.nats.restart().await;
+    let checked = Checked::of(&feed);
+    assert!(checked.has("nats_jetstream") && checked.code() == 1, "{checked:#?}");
+    feed.nats.set_config(&account("jetstream: { max_file: 5000000 }"));
+    feed.nats.restart().await;
+    assert!(!Checked::of(&feed).has("nats_storage"));
+    let options = async_nats::ConnectOptions::with_user_and_password("w".to_owned(), "p".to_owned());
+    let client = options.connect(feed.nats.url()).await.unwrap();
+    let admin = async_nats::jetstream::new(client);
+    let config = async_nats::jetstream::stream::Config {
+        name: "FULL".to_owned(),
+        subjects: vec!["full".to_owned()],
+        ..Default::default()
+    };
+    admin.create_stream(config).await.unwrap();
+    for _ in 0..9 {
+        admin.publish("full", vec![b'x'; 500_000].into()).await.unwrap().await.unwrap();
+    }
+    let checked = Checked::of(&feed);
+    assert_eq!(checked.one("nats_storage")["how"], "nats_server", "{checked:#?}");
+    feed.nats.set_config(&account(checked.remedy("nats_storage")));
+    feed.nats.restart().await;
+    let checked = Checked::of(&feed);
+    assert!(!checked.has("nats_storage") && checked.code() == 0, "{checked:#?}");
 }
 
 #[test]

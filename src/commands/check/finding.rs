@@ -172,7 +172,7 @@ fn sentence(text: &str) -> String {
 /// Many findings of one code as one, the worst first. `listing`: a query that lists the remedies of a finding of the set-up.
 pub fn group(mut findings: Vec<Finding>, listing: impl Fn(&str) -> Option<String>) -> Vec<Finding> {
     // Stable: within a severity they stay in the order of the checks.
-    findings.sort_by(|a, b| b.severity.cmp(&a.severity));
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     let mut grouped: Vec<Finding> = Vec::new();
     let mut rest = findings.into_iter().peekable();
     let mut pending: Vec<Finding> = Vec::new();

@@ -186,7 +186,7 @@ impl Check<'_> {
         let (used, limit) = storage.filter(|(used, limit)| used / limit >= NEARLY_FULL)?;
         let text = format!("the account has stored {} of {} that it may store", bytes(used), bytes(limit));
         let finding = Finding::new("nats_storage", Severity::Warning, self.subject.as_str(), text);
-        Some(finding.remedy(How::NatsServer, format!("jetstream {{ max_file_store: {} }}", (limit * 2.0) as u64)))
+        Some(finding.remedy(How::NatsServer, format!("jetstream: {{ max_file: {:.0} }}", limit * 2.0)))
     }
 
     fn not_connected(&self, error: &Error) -> Finding {

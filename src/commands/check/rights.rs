@@ -169,7 +169,9 @@ pub fn of_deliver(tables: &Tables, places: &Places<'_>) -> Rights {
     }
     if tables.webhooks.values().any(|webhook| webhook.on_error.as_deref() == Some("object_store")) {
         let bucket = places.row.object_bucket.as_deref().filter(|bucket| !bucket.is_empty()).unwrap_or(OBJECT_BUCKET);
-        rights.add(Should, "fetch large events", format!("$JS.API.STREAM.MSG.GET.OBJ_{bucket}"));
+        for what in ["INFO", "MSG.GET"] {
+            rights.add(Should, "fetch large events", format!("$JS.API.STREAM.{what}.OBJ_{bucket}"));
+        }
     }
     rights
 }
