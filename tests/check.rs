@@ -269,7 +269,10 @@ async fn before_setup_the_server_is_checked_all_the_same() {
     let checked = Checked::of(&feed);
     assert!(!checked.has("wal_level"), "{checked:#?}");
     run_remedy(&feed, checked.one("schema_version")).await;
-    feed.pg.psql(&format!("SELECT rule_nats_configure('default', '{}')", feed.nats.url()));
+    feed.pg.psql("DELETE FROM rule_nats_config");
+    let checked = Checked::of(&feed);
+    let remedy = checked.remedy("nats_settings").split(" -- ").next().unwrap();
+    feed.pg.psql(&remedy.replace("nats://127.0.0.1:4222", &feed.nats.url()));
     let checked = Checked::of(&feed);
     assert!(checked.troubles().is_empty(), "{:#?}", checked.findings);
 }

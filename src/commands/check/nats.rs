@@ -61,11 +61,10 @@ pub fn configurations(config: &Config, tables: &Tables) -> (Vec<Reached>, Vec<Fi
     for (id, row) in tables.configs.iter().filter(|(_, row)| row.enabled != Some(false)) {
         let subject = format!("NATS configuration {:?}", row.config_name);
         let (streams, problems) = streams.remove(id).unwrap_or_default();
-        findings.extend(
-            problems
-                .into_iter()
-                .map(|problem| Finding::new("stream_rows", Severity::Warning, subject.as_str(), problem)),
-        );
+        findings.extend(problems.into_iter().map(|problem| {
+            Finding::new("stream_rows", Severity::Warning, subject.as_str(), problem)
+                .remedy(How::Advice, "Correct the row in rule_nats_streams, as the text says.")
+        }));
         let overrides =
             if row.config_name == config.nats_config { config.nats.clone() } else { config.nats.for_others() };
         match Settings::resolve(row, &overrides) {
@@ -82,6 +81,13 @@ pub fn configurations(config: &Config, tables: &Tables) -> (Vec<Reached>, Vec<Fi
             // `run` goes on with the other configurations, and waits for the row to change.
             Err(error) => findings.push(Finding::told("nats_settings", Severity::Error, subject, &error)),
         }
+    }
+    if !tables.configs.values().any(|row| row.enabled != Some(false)) {
+        let text = "there is no NATS configuration that is enabled, so nothing is published";
+        findings.push(Finding::new("nats_settings", Severity::Warning, "rule_nats_config", text).remedy(
+            How::Sql,
+            "SELECT public.rule_nats_configure('default', 'nats://127.0.0.1:4222'); -- with your server's address",
+        ));
     }
     (reached, findings)
 }
