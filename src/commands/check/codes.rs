@@ -138,7 +138,7 @@ pub const CODES: &[Code] = &[
         "owners",
         Postgres,
         "walhook's objects belong to several roles",
-        "The next `walhook setup` cannot replace what belongs to another role.",
+        "The next walhook setup cannot replace what belongs to another role.",
     ),
     code(
         "functions_replaced",
@@ -355,8 +355,8 @@ pub const CODES: &[Code] = &[
         "a row of `rule_nats_streams` is set aside or does not take effect",
         "Events of its subjects go elsewhere or nowhere.",
     ),
-    code("stream_new", Nats, "a stream does not exist yet", "`walhook run` creates it."),
-    code("stream_changes", Nats, "a stream differs from its row", "`walhook run` changes the stream."),
+    code("stream_new", Nats, "a stream does not exist yet", "Until then its events wait."),
+    code("stream_changes", Nats, "a stream differs from its row", "The stream and its row differ until then."),
     code("stream_row_impossible", Nats, "a row wants what JetStream cannot change", "The stream stays as it is."),
     code(
         "stream_unusable",
@@ -400,13 +400,13 @@ pub const CODES: &[Code] = &[
         "nats_max_payload",
         Nats,
         "rows are larger than a message may be",
-        "Such events become dead letters or stop the stream, as `on_error` says.",
+        "Such events become dead letters or stop the stream, as on_error says.",
     ),
     code(
         "nats_fsync",
         Nats,
         "the server acknowledges before it writes to disk",
-        "A power cut of the server can lose the last two minutes of acknowledged events (`sync_interval`).",
+        "A power cut of the server can lose the last two minutes of acknowledged events (sync_interval).",
     ),
     code(
         "nats_storage",
@@ -415,12 +415,12 @@ pub const CODES: &[Code] = &[
         "A full account refuses every event, and the slot keeps WAL meanwhile.",
     ),
     // The last mile.
-    code("webhook_url", Deliver, "a webhook's URL cannot be called", "`walhook deliver` calls http and https only."),
+    code("webhook_url", Deliver, "a webhook's URL cannot be called", "walhook deliver calls http and https only."),
     code(
         "webhook_network",
         Deliver,
         "a webhook's address is in a network that is not allowed",
-        "`walhook deliver` refuses to call it.",
+        "walhook deliver refuses to call it.",
     ),
     code("webhook_dns", Deliver, "a webhook's host has no address", "Every call fails until it has one."),
     code("webhook_connect", Deliver, "a webhook's server cannot be reached", "Every call fails and is tried again."),
@@ -431,7 +431,7 @@ pub const CODES: &[Code] = &[
         "Every call fails and is tried again.",
     ),
     code("webhook_certificate", Deliver, "a webhook's certificate expires soon", "Calls fail from then on."),
-    code("webhook_signing", Deliver, "a signed webhook has no usable secret", "`walhook deliver` does not call it."),
+    code("webhook_signing", Deliver, "a signed webhook has no usable secret", "walhook deliver does not call it."),
     code(
         "webhook_ping",
         Deliver,
