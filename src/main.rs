@@ -53,6 +53,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Find what could go wrong in PostgreSQL, NATS and the set-up, each with its remedy; the exit code says whether `run` would start
+    Check(commands::check::Arguments),
     /// List, show, retry or drop what could not be published
     DeadLetters {
         #[command(subcommand)]
@@ -188,6 +190,7 @@ async fn execute(arguments: Arguments) -> Result<()> {
         Command::Setup { .. } => commands::setup::setup(&config).await,
         Command::Uninstall(arguments) => commands::uninstall::uninstall(&config, &arguments).await,
         Command::Status { json } => commands::status::status(&config, json).await,
+        Command::Check(arguments) => commands::check::check(&config, &arguments).await,
         Command::DeadLetters { action } => commands::dead_letters::dead_letters(&config, &action).await,
         Command::Replay(arguments) => commands::replay::replay(&config, &arguments, shutdown()?).await,
         Command::Backfill(arguments) => commands::backfill::backfill(&config, &arguments, shutdown()?).await,

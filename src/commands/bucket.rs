@@ -46,6 +46,13 @@ pub(super) fn name(source: &str) -> String {
     format!("walhook_{}", source.replace('.', "_"))
 }
 
+/// The names that the bucket of this database may have: as the first database on an account, and as another one.
+pub fn names(source: &str, identity: &Identity) -> (String, String) {
+    let first = name(source);
+    let own = format!("{first}_{}", identity.database_id);
+    (first, own)
+}
+
 /// The stream behind a bucket.
 pub fn stream(bucket: &str) -> String {
     format!("KV_{bucket}")

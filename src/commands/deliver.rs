@@ -5,8 +5,8 @@
 //! means is decided in [`crate::deliver`].
 
 mod books;
-mod call;
-mod configuration;
+pub(super) mod call;
+pub(super) mod configuration;
 pub(super) mod consumer;
 mod event;
 mod lane;

@@ -4,6 +4,7 @@ pub mod adopt;
 pub mod backfill;
 mod backoff;
 mod bucket;
+pub mod check;
 pub mod dead_letters;
 pub mod deliver;
 mod identity;

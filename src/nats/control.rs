@@ -274,6 +274,17 @@ impl Control {
         }
     }
 
+    /// What the server says of this user: its account, and what it may do.
+    ///
+    /// # Errors
+    /// We may not ask, or the server does not answer.
+    pub async fn user_info(&self) -> Result<Value> {
+        let subject = "$SYS.REQ.USER.INFO";
+        let message = self.ask(subject, Request::new().payload(Bytes::new())).await?;
+        serde_json::from_slice(&message.payload)
+            .map_err(|error| Error::protocol(format!("ask {subject}: the answer is not JSON")).caused_by(error))
+    }
+
     /// Publishes one message into a stream, and returns its answer. Errors as in [`Control::api`].
     pub async fn publish(&self, subject: &str, headers: HeaderMap, payload: Bytes) -> Result<Ack> {
         let message = self.ask(subject, Request::new().headers(headers).payload(payload)).await?;

@@ -4,6 +4,7 @@
 //! stream then is. What always holds: a change keeps all that the row does not speak of; subjects are added and never
 //! taken away, for others may publish there; and no limit is lowered so far that stored messages would go at once.
 
+pub mod foresee;
 mod judge;
 mod owned;
 

@@ -101,6 +101,22 @@ impl Answer {
 /// Makes calls; holds the connections that servers keep open.
 pub struct Caller {
     client: Client<Connector, Full<Bytes>>,
+    connector: Connector,
+}
+
+/// How far a connection comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The URL is read.
+    Url,
+    /// Its host has an address that may be called.
+    Network,
+    /// Its host is resolved.
+    Resolve,
+    /// TCP.
+    Connect,
+    /// TLS.
+    Tls,
 }
 
 impl Caller {
@@ -114,8 +130,29 @@ impl Caller {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .http1_max_buf_size(HEAD_MAX)
-            .build(connector);
-        Ok(Caller { client })
+            .build(connector.clone());
+        Ok(Caller { client, connector })
+    }
+
+    /// Connects as a call to this URL does, TLS included, and sends nothing. The server's own certificate (DER), where there is one.
+    ///
+    /// # Errors
+    /// The step at which it ends, and why.
+    pub async fn reach(&self, url: &str, within: Duration) -> Result<Option<Vec<u8>>, (Step, String)> {
+        let (uri, _) = target(url).map_err(|why| (Step::Url, why))?;
+        let socket = match timeout(within, self.connector.clone().connect(uri)).await {
+            Err(_) => return Err((Step::Connect, format!("no connection within {} ms", within.as_millis()))),
+            Ok(Err(NotDialled::Refused(why))) => return Err((Step::Network, why)),
+            Ok(Err(NotDialled::Failed(step, why))) => return Err((step, why)),
+            Ok(Ok(socket)) => socket,
+        };
+        Ok(match &socket {
+            Socket::Plain(_) => None,
+            Socket::Tls(stream) => {
+                let (_, session) = stream.inner().get_ref();
+                session.peer_certificates().and_then(|chain| chain.first()).map(|certificate| certificate.to_vec())
+            }
+        })
     }
 
     /// Calls, and answers within the webhook's timeout.
@@ -251,7 +288,7 @@ fn failure(error: &hyper_util::client::legacy::Error) -> Outcome {
     while let Some(this) = next {
         match this.downcast_ref::<NotDialled>() {
             Some(NotDialled::Refused(why)) => return Outcome::NotSent(why.clone()),
-            Some(NotDialled::Failed(why)) => return Outcome::Unanswered(why.clone()),
+            Some(NotDialled::Failed(_, why)) => return Outcome::Unanswered(why.clone()),
             None => causes.push(this.to_string()),
         }
         next = this.source();
@@ -335,13 +372,13 @@ struct Connector {
 enum NotDialled {
     /// It may not be dialled.
     Refused(String),
-    /// It could not.
-    Failed(String),
+    /// It could not, at this step.
+    Failed(Step, String),
 }
 
 impl fmt::Display for NotDialled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (NotDialled::Refused(why) | NotDialled::Failed(why)) = self;
+        let (NotDialled::Refused(why) | NotDialled::Failed(_, why)) = self;
         f.write_str(why)
     }
 }
@@ -374,12 +411,13 @@ impl Connector {
         if !is_https {
             return Ok(Socket::over(Stream::Plain(TokioIo::new(stream))));
         }
-        let name = ServerName::try_from(host.to_owned())
-            .map_err(|_| NotDialled::Failed(format!("{host:?} is no name that a certificate could carry")))?;
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| {
+            NotDialled::Failed(Step::Tls, format!("{host:?} is no name that a certificate could carry"))
+        })?;
         let stream = TlsConnector::from(self.tls)
             .connect(name, stream)
             .await
-            .map_err(|error| NotDialled::Failed(format!("TLS with {host}: {error}")))?;
+            .map_err(|error| NotDialled::Failed(Step::Tls, format!("TLS with {host}: {error}")))?;
         Ok(Socket::over(Stream::Tls(Box::new(TokioIo::new(stream)))))
     }
 
@@ -388,7 +426,7 @@ impl Connector {
             Ok(address) => vec![address],
             Err(_) => lookup_host((host, port))
                 .await
-                .map_err(|error| NotDialled::Failed(format!("resolve {host}: {error}")))?
+                .map_err(|error| NotDialled::Failed(Step::Resolve, format!("resolve {host}: {error}")))?
                 .map(|address| address.ip())
                 .collect(),
         };
@@ -406,9 +444,9 @@ impl Connector {
             }
         }
         Err(match (failed, refused) {
-            (Some(why), _) => NotDialled::Failed(why),
+            (Some(why), _) => NotDialled::Failed(Step::Connect, why),
             (None, Some(why)) => NotDialled::Refused(format!("{host} is not called: {why}")),
-            (None, None) => NotDialled::Failed(format!("resolve {host}: it has no address")),
+            (None, None) => NotDialled::Failed(Step::Resolve, format!("resolve {host}: it has no address")),
         })
     }
 }

@@ -225,7 +225,10 @@ async fn follow_rows(
 }
 
 /// The webhooks to be called, and the ids of all that there are.
-async fn read_rows(
+///
+/// # Errors
+/// The rows cannot be read.
+pub async fn read_rows(
     postgres: &Postgres,
     client: &mut Option<tokio_postgres::Client>,
     config_name: &str,
