@@ -86,6 +86,8 @@ pub struct Target {
     pub selected: Option<Vec<bool>>,
     /// Whether the row before goes into the payload.
     pub include_old: bool,
+    /// The column whose `traceparent` goes into the headers.
+    pub trace: Option<usize>,
     /// The subject.
     pub subject: Template,
     /// The lane, where the subject is the same for every row.
@@ -194,6 +196,15 @@ impl Target {
             }
             relation.columns.iter().map(|column| names.contains(&column.name)).collect()
         });
+        let trace = link.trace_column.as_ref().and_then(|name| {
+            let found = index(name);
+            if found.is_none() {
+                warnings.push(format!(
+                    "link {id}: trace column {name:?} is not in {table}; its events go on without a trace"
+                ));
+            }
+            found
+        });
         let mut when_changed = Vec::new();
         for name in link.when_changed.iter().flatten() {
             match index(name) {
@@ -221,6 +232,7 @@ impl Target {
             webhook,
             selected,
             include_old: link.include_old,
+            trace,
             subject,
             lane,
             problem: (!problems.is_empty()).then(|| problems.join("; ")),

@@ -142,7 +142,9 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
         }
         Reading::Call(call) => call,
     };
-    call.describe(headers_of(message));
+    if let Some(wrong) = call.describe(headers_of(message)) {
+        lane.note_untraced(&wrong);
+    }
     let commit_lsn = call.position.map(|position| position.commit_lsn.to_string());
     if known.is_gone {
         let why = "the webhook was deleted before its event was called".to_owned();
@@ -174,7 +176,7 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
             match parcel::fetch(&lane.worker, object, sha256, &message.payload).await {
                 Ok(fetched) => match message::read(&known.webhook, &lane.worker.source, ids, &fetched.payload) {
                     Reading::Call(mut whole) => {
-                        whole.describe(headers_of(message));
+                        let _ = whole.describe(headers_of(message)); // reported above
                         caller.call(&known.webhook, &whole, keys).await
                     }
                     Reading::Unreadable(_, why) => Answer::not_sent(why),

@@ -4,7 +4,7 @@
 //! event is counted in the window once and settled, in a lane, among the dead letters, or left out with all after it that
 //! the same lane would take; what comes after a dead letter is held back until the letter is durable.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use super::{Counts, DeadLetter, Halted, Limits};
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
         payload::{self, Body, TransactionText},
         plan::{EventColumns, Linked},
         rules::{Keep, OnError, Rules, Webhook},
-        subject,
+        subject, trace,
     },
     wal::{
         change::{Change, Op, Position},
@@ -46,6 +46,10 @@ pub struct Outlet {
     pub history: History,
     pub transaction: TransactionText,
     pub counts: Counts,
+    /// What the log should tell.
+    pub notices: Vec<String>,
+    /// Webhooks of which it was told that a trace context cannot be passed on.
+    untraced: HashSet<i32>,
     // Working space, kept from event to event.
     pub id: Vec<u8>,
     pub subject: Vec<u8>,
@@ -67,6 +71,8 @@ impl Outlet {
             history: History::new(limits.history_bytes),
             transaction: TransactionText::default(),
             counts: Counts::default(),
+            notices: Vec::new(),
+            untraced: HashSet::new(),
             id: Vec::new(),
             subject: Vec::new(),
             scratch: Vec::new(),
@@ -82,6 +88,11 @@ impl Outlet {
             }
             if !target.wants(change, &table.columns, &mut self.scratch) {
                 continue;
+            }
+            if let Some(Err(wrong)) = trace::of_row(target, change) {
+                let webhook = &rules.webhooks[target.webhook];
+                let what = format!("a row of {}", table.unescaped);
+                self.note_untraced(webhook, &what, &String::from_utf8_lossy(wrong));
             }
             let body = Body::Row { table, target, change };
             self.subject.clear();
@@ -116,7 +127,12 @@ impl Outlet {
         let is_again = columns.body.and_then(cell).is_some();
         let message_id = columns.message_id.and_then(cell).filter(|id| !id.is_empty() && !is_again);
         let own_text = columns.headers.and_then(cell);
-        let own = own_text.and_then(|own| serde_json::from_slice::<serde_json::Map<_, _>>(own).ok());
+        let mut own = own_text.and_then(|own| serde_json::from_slice::<serde_json::Map<_, _>>(own).ok());
+        if let Some(wrong) = own.as_mut().and_then(trace::clean)
+            && let Some(index) = webhook
+        {
+            self.note_untraced(&rules.webhooks[index], "a call", &wrong);
+        }
         let own = own.as_ref();
         let body = Body::Call { columns, row, own };
         let first_op = own.filter(|_| is_again).and_then(|own| Op::parse(own.get("Walhook-Op")?.as_str()?));
@@ -182,6 +198,19 @@ impl Outlet {
                 };
                 self.condemn(rules, condemned)
             }
+        }
+    }
+
+    /// A trace context that is none is dropped, and its event is not. The first one of a webhook is reported.
+    fn note_untraced(&mut self, webhook: &Webhook, what: &str, wrong: &str) {
+        if self.untraced.insert(webhook.id) {
+            self.notices.push(format!(
+                "webhook {} {:?}: {what} has {:?} for its traceparent, which is none by W3C's grammar: the event goes without a \
+                 trace, and so do others whose traceparent is none",
+                webhook.id,
+                webhook.name,
+                wrong.chars().take(80).collect::<String>()
+            ));
         }
     }
 
