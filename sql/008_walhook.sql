@@ -267,9 +267,17 @@ CREATE UNIQUE INDEX IF NOT EXISTS idx_nats_publish_event_id ON public.rule_nats_
 END
 $schema$;
 
--- In a database that was set up before as well; who finds the column waits for no lock.
-DO $trace$
+-- In a database that was set up before as well; who finds the columns waits for no lock.
+DO $added$
 BEGIN
+IF NOT EXISTS (SELECT FROM pg_attribute
+               WHERE attrelid = 'public.rule_cdc_status'::regclass AND attname = 'last_exit_code' AND NOT attisdropped) THEN
+    ALTER TABLE public.rule_cdc_status
+        ADD COLUMN last_exit_code INTEGER, ADD COLUMN last_exit_reason TEXT, ADD COLUMN last_exit_at TIMESTAMPTZ;
+    COMMENT ON COLUMN public.rule_cdc_status.last_exit_code IS
+        'With what the last `walhook run` that ended has ended; 0: it was told to stop';
+    COMMENT ON COLUMN public.rule_cdc_status.last_exit_reason IS 'Its last error, which its log has too; NULL where it was told to stop';
+END IF;
 IF NOT EXISTS (SELECT FROM pg_attribute
                WHERE attrelid = 'public.rule_webhook_links'::regclass AND attname = 'trace_column' AND NOT attisdropped) THEN
     ALTER TABLE public.rule_webhook_links ADD COLUMN trace_column TEXT;
@@ -277,7 +285,7 @@ IF NOT EXISTS (SELECT FROM pg_attribute
         'The column whose traceparent (W3C) goes into the headers of the message, and into those of the webhook''s request';
 END IF;
 END
-$trace$;
+$added$;
 
 -- ----------------------------------------------------------------------------------------------- functions of ours come in
 
@@ -962,7 +970,10 @@ BEGIN
     FOREACH v_function IN ARRAY ARRAY[
         to_regprocedure('public.rule_webhook_link_table(integer, regclass, text[], text, text[], jsonb, text[], boolean, text)'),
         to_regprocedure('public.rule_webhook_link_table(text, regclass, text[], text, text[], jsonb, text[], boolean, text)')] LOOP
-        IF v_function IS NOT NULL THEN
+        IF obj_description(v_function, 'pg_proc') LIKE 'walhook:%' THEN
+            INSERT INTO pg_temp.walhook_grants
+            SELECT p.proname, pg_get_userbyid(a.grantee)
+            FROM pg_proc p, aclexplode(p.proacl) a WHERE p.oid = v_function AND a.grantee NOT IN (0, p.proowner);
             EXECUTE format('DROP FUNCTION %s', v_function);
         END IF;
     END LOOP;

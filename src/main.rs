@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{
-    Parser, Subcommand,
+    CommandFactory, Parser, Subcommand,
     error::{ContextKind, ContextValue, ErrorKind},
 };
 use tokio::{
@@ -11,10 +11,10 @@ use tokio::{
     sync::watch,
 };
 use walhook::{
-    commands,
+    commands::{self, paint::Color},
     config::{Config, Options},
     error::{Error, Result},
-    log,
+    log, text,
 };
 
 /// A sidecar for PostgreSQL: committed changes become JetStream messages, in order, exactly once.
@@ -22,10 +22,21 @@ use walhook::{
 /// Exit codes: 0 done, 2 configuration, 3 slot or stream cannot be trusted, 4 permission, 5 a newer run has taken over,
 /// 70 a bug of walhook, 1 anything else.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version = commands::VERSION.as_str(), about)]
 struct Arguments {
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Settings of every command")]
     options: Options,
+    /// Colours: on a terminal unless NO_COLOR is set, always or never
+    #[arg(
+        long,
+        value_name = "WHEN",
+        value_enum,
+        default_value_t,
+        global = true,
+        hide_possible_values = true,
+        help_heading = "Settings of every command"
+    )]
+    color: Color,
     #[command(subcommand)]
     command: Command,
 }
@@ -48,11 +59,11 @@ enum Command {
         options: Box<commands::deliver::settings::Options>,
     },
     /// Show slot, streams, webhooks and dead letters
-    Status {
-        /// As JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Status(commands::status::Arguments),
+    /// Show events as they pass
+    Tail(commands::tail::Arguments),
+    /// Show what each operation on a table would publish, and where
+    Explain(commands::explain::Arguments),
     /// List, show, retry or drop what could not be published
     DeadLetters {
         #[command(subcommand)]
@@ -66,6 +77,18 @@ enum Command {
     Seek(commands::seek::Arguments),
     /// Make a copy of a database one of its own, or say that a moved one is still the same
     Adopt(commands::adopt::Arguments),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write one for each command into a folder
+    Man {
+        /// The folder
+        #[arg(long, value_name = "FOLDER")]
+        folder: Option<std::path::PathBuf>,
+    },
     /// Show the version
     Version,
 }
@@ -167,10 +190,16 @@ fn misspelt(error: &clap::Error, arguments: impl Iterator<Item = String>) -> Err
 }
 
 async fn execute(arguments: Arguments) -> Result<()> {
-    let Arguments { options, command } = arguments;
+    let Arguments { options, color, command } = arguments;
+    commands::paint::choose(color);
     commands::run::faults::arm()?;
     if let Command::Version = command {
         return commands::say(&format!("{}\n", commands::version()));
+    }
+    match &command {
+        Command::Completions { shell } => return completions(*shell),
+        Command::Man { folder } => return manual(folder.as_deref()),
+        _ => {}
     }
     if let Command::Setup { print: true } = command {
         // Nothing is connected to, so nothing but the names is needed.
@@ -190,14 +219,41 @@ async fn execute(arguments: Arguments) -> Result<()> {
         Command::Deliver { options } => commands::deliver::deliver(&config, &options, shutdown()?).await,
         Command::Setup { .. } => commands::setup::setup(&config).await,
         Command::Uninstall(arguments) => commands::uninstall::uninstall(&config, &arguments).await,
-        Command::Status { json } => commands::status::status(&config, json).await,
+        Command::Status(arguments) => match commands::status::status(&config, &arguments, shutdown()?).await? {
+            0 => Ok(()),
+            // What --check has found, and printed.
+            code => log::exit(code.into()),
+        },
+        Command::Tail(arguments) => commands::tail::tail(&config, &arguments, shutdown()?).await,
+        Command::Explain(arguments) => commands::explain::explain(&config, &arguments).await,
         Command::DeadLetters { action } => commands::dead_letters::dead_letters(&config, &action).await,
         Command::Replay(arguments) => commands::replay::replay(&config, &arguments, shutdown()?).await,
         Command::Backfill(arguments) => commands::backfill::backfill(&config, &arguments, shutdown()?).await,
         Command::Seek(arguments) => commands::seek::seek(&config, &arguments).await,
         Command::Adopt(arguments) => commands::adopt::adopt(&config, &arguments).await,
-        Command::Version => unreachable!("answered above"),
+        Command::Version | Command::Completions { .. } | Command::Man { .. } => unreachable!("answered above"),
     }
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "walhook", &mut script);
+    commands::say_bytes(&script)
+}
+
+fn manual(folder: Option<&std::path::Path>) -> Result<()> {
+    if let Some(folder) = folder {
+        return clap_mangen::generate_to(Arguments::command(), folder).map_err(|error| {
+            Error::config(format!("write the manual pages into {}", text::one_line(&folder.to_string_lossy())))
+                .caused_by(error)
+                .hint("the folder has to be there")
+        });
+    }
+    let mut page = Vec::new();
+    clap_mangen::Man::new(Arguments::command())
+        .render(&mut page)
+        .map_err(|error| Error::unavailable("make the manual page").caused_by(error))?;
+    commands::say_bytes(&page)
 }
 
 /// Turns true at the first SIGTERM or SIGINT; the second one ends the process at once.

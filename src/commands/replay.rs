@@ -28,10 +28,10 @@ use crate::{
     postgres::sql,
 };
 pub use book::requested;
-use filter::Filter;
+pub(super) use filter::{Filter, Verdict, table_of};
 pub use point::{Bounds, Point};
 use publish::{Copy, Destination, Order, Places};
-pub use streams::{Feed, Source};
+pub use streams::{Feed, Source, control_that_returns};
 use way::{Via, Way};
 
 /// What to replay, and where to.

@@ -7,7 +7,7 @@ use super::{
     chunk::RowColumns,
     filter::{Filter, Seen},
     rules::Rules,
-    subject::Template,
+    subject::{self, Template},
     tables::{LinkRow, Table},
     types::{Class, TypeCatalog},
     value::write_json_str,
@@ -245,15 +245,50 @@ impl Target {
     /// Whether this link wants the change: its operation, its filter, its changed columns. A backfill was asked for, whichever
     /// operations it has.
     pub fn wants(&self, change: &Change<'_>, columns: &[ColumnPlan], scratch: &mut Vec<u8>) -> bool {
-        (change.op == Op::Snapshot || self.operations[change.op as usize])
-            && self.filter.as_ref().is_none_or(|filter| {
-                change.op == Op::Truncate
-                    || filter.passes(|index| seen(change, columns, index), |index| columns[index].class, scratch)
-            })
+        self.takes(change.op)
+            && self.passes(change, columns, scratch)
             && (self.when_changed.is_empty()
                 || change.op != Op::Update
                 || self.when_changed.iter().any(|&index| has_changed(change, columns, index)))
     }
+
+    /// Whether this link has the operation.
+    pub fn takes(&self, op: Op) -> bool {
+        op == Op::Snapshot || self.operations[op as usize]
+    }
+
+    /// Whether the change passes this link's filter.
+    pub fn passes(&self, change: &Change<'_>, columns: &[ColumnPlan], scratch: &mut Vec<u8>) -> bool {
+        self.filter.as_ref().is_none_or(|filter| {
+            change.op == Op::Truncate
+                || filter.passes(|index| seen(change, columns, index), |index| columns[index].class, scratch)
+        })
+    }
+
+    /// Where the event of a change goes: appends its subject, and returns the lane that takes it, and why it cannot be published.
+    pub fn address(
+        &self,
+        rules: &Rules,
+        change: &Change<'_>,
+        subject: &mut Vec<u8>,
+    ) -> (Option<usize>, Option<String>) {
+        let missing = self.subject.write(change.op, change.new.or(change.old.map(|old| old.tuple())), subject);
+        let problem = match (&self.problem, missing) {
+            (Some(problem), _) => Some(problem.clone()),
+            (None, Err(column)) => {
+                Some(format!("its subject needs column {column:?}, which is null, empty or not in the WAL"))
+            }
+            (None, Ok(())) if self.lane.is_some() => None,
+            (None, Ok(())) => subject::invalid(subject).map(|why| format!("its subject is invalid: {why}")),
+        };
+        (self.lane.or_else(|| rules.lane(self.webhook, subject)), problem)
+    }
+}
+
+/// Why an event has no lane.
+pub fn no_stream(subject: &[u8]) -> String {
+    let subject = String::from_utf8_lossy(subject);
+    format!("no stream of its NATS configuration takes the subject {subject:?}")
 }
 
 /// What a change shows of a column: the row after; for a delete the row before.

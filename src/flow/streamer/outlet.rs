@@ -18,7 +18,7 @@ use crate::{
     route::{
         headers,
         payload::{self, Body, TransactionText},
-        plan::{EventColumns, Linked},
+        plan::{EventColumns, Linked, no_stream},
         rules::{Keep, OnError, Rules, Webhook},
         subject, trace,
     },
@@ -96,17 +96,7 @@ impl Outlet {
             }
             let body = Body::Row { table, target, change };
             self.subject.clear();
-            let missing =
-                target.subject.write(change.op, change.new.or(change.old.map(|old| old.tuple())), &mut self.subject);
-            let problem = match (&target.problem, missing) {
-                (Some(problem), _) => Some(problem.clone()),
-                (None, Err(column)) => {
-                    Some(format!("its subject needs column {column:?}, which is null, empty or not in the WAL"))
-                }
-                (None, Ok(())) if target.lane.is_some() => None,
-                (None, Ok(())) => subject::invalid(&self.subject).map(|why| format!("its subject is invalid: {why}")),
-            };
-            let lane = target.lane.or_else(|| rules.lane(target.webhook, &self.subject));
+            let (lane, problem) = target.address(rules, change, &mut self.subject);
             self.event(rules, target.webhook, body, change, lane, None, problem)?;
         }
         Ok(())
@@ -237,10 +227,7 @@ impl Outlet {
         let lane = match (problem, lane) {
             (None, Some(lane)) => lane,
             (problem, _) => {
-                let reason = problem.unwrap_or_else(|| {
-                    let subject = String::from_utf8_lossy(&self.subject);
-                    format!("no stream of its NATS configuration takes the subject {subject:?}")
-                });
+                let reason = problem.unwrap_or_else(|| no_stream(&self.subject));
                 let condemned = self.impossible(webhook, body, change, message_id, reason);
                 return self.condemn(rules, condemned);
             }
