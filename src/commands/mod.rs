@@ -1,6 +1,7 @@
 //! One file per verb of the command line.
 
 pub mod adopt;
+mod away;
 pub mod backfill;
 mod backoff;
 mod bucket;

@@ -11,6 +11,7 @@ pub mod faults;
 mod history;
 mod lanes;
 pub(super) mod ledger;
+mod minutes;
 mod office;
 mod pace;
 pub(super) mod rules;

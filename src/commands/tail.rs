@@ -501,7 +501,9 @@ fn pretty(message: &Read, event: &Event<'_>, rows: &Tables, is_whole: bool) -> S
 /// Ends when nobody reads standard output any more, if that is a pipe or a socket; also while there is nothing to write.
 pub async fn reader_gone() {
     let Ok(descriptor) = io::stdout().as_fd().try_clone_to_owned() else { return pending().await };
-    // A file cannot be watched, and needs not be.
+    // A file cannot be watched, and needs not be. What replaces this is unsafe for descriptors that others may close; nobody else
+    // has this one.
+    #[allow(deprecated, reason = "its replacement is an unsafe function, and this crate has no unsafe code")]
     let Ok(watched) = AsyncFd::with_interest(descriptor, Interest::ERROR) else { return pending().await };
     if watched.ready(Interest::ERROR).await.is_err() {
         pending().await

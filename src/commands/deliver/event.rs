@@ -24,9 +24,12 @@ use super::{
     parcel,
     settings::Record,
 };
-use crate::deliver::{
-    message::{self, Call, Ids, Reading, Shape},
-    schedule::{self, Fate, Outcome, Strain, Verdict, WAIT_MAX},
+use crate::{
+    deliver::{
+        message::{self, Call, Ids, Reading, Shape},
+        schedule::{self, Fate, Outcome, Strain, Verdict, WAIT_MAX},
+    },
+    postgres,
 };
 
 /// Where a dead letter's stream would take it.
@@ -47,6 +50,10 @@ pub struct Counts {
     pub dead: AtomicU64,
     /// Calls whose record is lost.
     pub unrecorded: AtomicU64,
+    /// Bytes of bodies sent.
+    pub bytes: AtomicU64,
+    /// How long after its commit the last event was delivered.
+    pub lag_ms: AtomicU64,
 }
 
 fn count(counter: &AtomicU64) {
@@ -186,6 +193,11 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
             }
         }
     };
+    lane.worker.counts.bytes.fetch_add(call.body.len() as u64, Ordering::Relaxed);
+    if let Some(position) = call.position {
+        let lag = postgres::now().saturating_sub(position.commit_time) / 1000;
+        lane.worker.counts.lag_ms.store(u64::try_from(lag).unwrap_or(0), Ordering::Relaxed);
+    }
     let verdict = schedule::judge(&known.webhook, attempt, &answer.outcome, fastrand::f64());
     lane.learn(webhook_id, verdict.strain);
     if let Strain::Pause(wait) = verdict.strain

@@ -32,6 +32,15 @@ pub async fn confirmed(client: &Client, slot: &str) -> Result<Lsn> {
     text.parse().map_err(|error| Error::protocol(format!("read where slot {slot:?} stands")).caused_by(error))
 }
 
+/// How far the slot is behind what the server has written, in bytes; `None` where it is gone.
+pub async fn lag(client: &Client, slot: &str) -> Result<Option<i64>> {
+    let row = client
+        .query_opt("SELECT lag_bytes::bigint FROM public.rule_cdc_slots WHERE slot_name::text = $1", &[&slot])
+        .await
+        .map_err(|error| sql::error(format!("read how far slot {slot:?} is behind"), error))?;
+    Ok(row.and_then(|row| row.get(0)))
+}
+
 /// How far epochs jump where PostgreSQL has changed its timeline: further than anybody raises them on the one that was left.
 const LEAP: i64 = 1_000_000;
 

@@ -24,6 +24,7 @@ use super::{
     gone,
     lanes::{Identity, Lanes},
     ledger::{self, Epoch},
+    minutes::Minutes,
     office::Office,
     pace::Pace,
     rules,
@@ -153,7 +154,9 @@ pub async fn session(
     let lanes = Lanes::new(identity, config, system.flushed, checkpoints);
     let timeout = client.answer(wal_sender_timeout(&client)).await?;
     let interval = status_interval(config, timeout);
+    let minutes = Minutes::new(config.log_summary, &streamer);
     let mut session = Session {
+        minutes,
         config,
         client: Rc::new(client),
         system,
@@ -252,6 +255,8 @@ fn status_interval(config: &Config, timeout: Option<Duration>) -> Duration {
 }
 
 struct Session<'c> {
+    /// What is told once a minute.
+    minutes: Minutes,
     config: &'c Config,
     client: Rc<Watched>,
     system: SystemIdentity,
@@ -301,6 +306,8 @@ enum Done {
     Types(TypeCatalog),
     Checkpointed(Due),
     Reported(i64, Lsn),
+    /// How far the slot is behind.
+    Lag(Option<i64>),
     Written,
 }
 
@@ -415,6 +422,7 @@ impl Session<'_> {
     /// Tells PostgreSQL what is confirmed.
     fn report(&mut self) {
         self.streamer.settle();
+        self.minutes.look(&self.streamer, &self.lanes);
         let ask = self.last_heard.elapsed() >= IDLE_ASK && self.last_asked.elapsed() >= IDLE_ASK;
         if ask {
             self.last_asked = Instant::now();
@@ -500,6 +508,9 @@ impl Session<'_> {
             self.last_checkpoint = Instant::now();
             let due = self.streamer.due();
             self.checkpoint(due)
+        } else if self.minutes.is_due() {
+            let slot = self.config.slot.clone();
+            Some(Box::pin(async move { ledger::lag(&client, &slot).await.map(Done::Lag) }))
         } else {
             None
         }
@@ -602,6 +613,7 @@ impl Session<'_> {
             }
             // One that waits to be shown comes first.
             Done::Reported(beat, lsn) => self.beat = self.beat.or(Some((beat, lsn))),
+            Done::Lag(lag) => self.minutes.tell(lag, &self.streamer, &self.lanes),
             Done::Written | Done::RulesPruned => {}
         }
     }
