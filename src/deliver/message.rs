@@ -387,4 +387,32 @@ mod tests {
         assert_eq!(again(ID), (ID.to_owned(), "the_first".to_owned()));
         assert_eq!(again("foreign"), ("S:7".to_owned(), "S:7".to_owned()), "only the feed names first events");
     }
+
+    #[test]
+    fn a_trace_is_passed_on_where_it_is_one_whoever_wrote_the_message() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let describe = |own: &str, headers: &[(&'static str, &'static str)]| {
+            let payload = format!(r#"{{"webhook_id":1,"headers":{own},"data":{{}}}}"#);
+            let Reading::Call(call) = read(&webhook(), "shop", ids(ID), payload.as_bytes()) else { panic!() };
+            let mut call = Call {
+                headers: call.headers,
+                body: b"",
+                event_id: "e".into(),
+                webhook_id: "e".into(),
+                kind: None,
+                ..call
+            };
+            let wrong = call.describe(headers.iter().copied());
+            (wrong, call.headers.into_iter().collect::<Vec<_>>())
+        };
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let state = ("tracestate", "a=b");
+        assert_eq!(
+            describe(r#"{"TraceParent":"x"}"#, &[("Traceparent", good), state]),
+            (None, vec![pair("traceparent", good), pair("tracestate", "a=b")])
+        );
+        let dropped = (Some("forged".to_owned()), vec![pair("X", "1")]);
+        assert_eq!(describe(r#"{"X":"1"}"#, &[("traceparent", "forged"), state]), dropped);
+        assert_eq!(describe(r#"{"X":"1","Traceparent":"forged","TraceState":"a"}"#, &[]), dropped);
+    }
 }

@@ -15,9 +15,13 @@ use crate::{
     wal::lsn::Lsn,
 };
 
+/// How often it is looked at most, however often PostgreSQL gets a report.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// See the module.
 pub struct Minutes {
     away: Away,
+    looked: Option<Instant>,
     news: Vec<News>,
     /// How often what was done is told; zero: never.
     every: Duration,
@@ -32,6 +36,7 @@ impl Minutes {
     pub fn new(every: Duration, streamer: &Streamer) -> Minutes {
         Minutes {
             away: Away::new(every),
+            looked: None,
             news: Vec::new(),
             every,
             last: Instant::now(),
@@ -43,6 +48,10 @@ impl Minutes {
 
     /// Looks at what is away.
     pub fn look(&mut self, streamer: &Streamer, lanes: &Lanes) {
+        if self.looked.is_some_and(|looked| looked.elapsed() < LOOK) {
+            return;
+        }
+        self.looked = Some(Instant::now());
         let report = lanes.report(streamer);
         let is_away = |connection: &Value| connection["connected"] != true || connection["holds_slot"] == true;
         let away = report.as_object().into_iter().flatten().filter(|(_, connection)| is_away(connection));
