@@ -239,16 +239,17 @@ async fn tail_shows_what_passes_and_nobody_else_notices() {
     let config = pull::Config { durable_name: Some("work".to_owned()), ..Default::default() };
     let mut consumer: jetstream::consumer::Consumer<pull::Config> = stream.create_consumer(config).await.unwrap();
     let before = consumer.info().await.unwrap().clone();
+    let ephemeral = async || {
+        let mut stream = feed.nats.jetstream().await.get_stream("WEBHOOKS").await.unwrap();
+        stream.info().await.unwrap().state.consumer_count
+    };
+    let durable = ephemeral().await;
     let from_now = |more: &[&str]| Lines::of(command(&feed, &[&["tail", "--json"], more].concat()));
     let mut all = from_now(&[]);
     let mut others = from_now(&["--table", "Other Ones"]);
     let mut by_webhook = from_now(&["--webhook", "bare", "-n", "1"]);
     let mut by_subject = from_now(&["--subject", "webhooks.*.delete"]);
-    let ephemeral = async || {
-        let mut stream = feed.nats.jetstream().await.get_stream("WEBHOOKS").await.unwrap();
-        stream.info().await.unwrap().state.consumer_count
-    };
-    eventually("all of them to read", async || (ephemeral().await == 5).then_some(())).await;
+    eventually("all of them to read", async || (ephemeral().await == durable + 4).then_some(())).await;
     feed.pg.psql(
         "INSERT INTO orders VALUES (2, 'now'); INSERT INTO \"Other Ones\" VALUES (3); DELETE FROM orders WHERE id = 2",
     );
@@ -319,11 +320,12 @@ async fn tail_shows_what_passes_and_nobody_else_notices() {
 #[tokio::test]
 async fn tail_takes_nothing_from_a_workqueue_and_shows_large_events_as_such() {
     let (feed, webhook) = orders().await;
-    feed.pg.psql("UPDATE rule_nats_streams SET retention_policy = 'workqueue'");
+    feed.pg.psql("SELECT rule_nats_stream_create('Q', ARRAY['q.>'], 'default', 'workqueue')");
     feed.pg.psql(&format!("UPDATE rule_webhooks SET on_error = 'object_store' WHERE webhook_id = {webhook}"));
+    feed.pg.psql(&format!("SELECT rule_webhook_link_table({webhook}, 'orders', p_subject_template => 'q.{{op}}')"));
     let _walhook = feed.run();
     feed.pg.psql("INSERT INTO orders VALUES (1, 'small'), (2, repeat('x', 2000000))");
-    feed.stored(2).await;
+    feed.confirmed().await;
     let shown = command(&feed, &["tail", "--since", "1h", "-n", "2"]).output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
     assert!(
@@ -334,7 +336,7 @@ async fn tail_takes_nothing_from_a_workqueue_and_shows_large_events_as_such() {
     // A consumer of all that comes now still gets it all: there is room for one on such a stream.
     let mut live = Lines::of(command(&feed, &["tail", "--json", "--since", "1h"]));
     live.next();
-    let mut stream = feed.nats.jetstream().await.get_stream("WEBHOOKS").await.unwrap();
+    let mut stream = feed.nats.jetstream().await.get_stream("Q").await.unwrap();
     let state = stream.info().await.unwrap().state.clone();
     assert_eq!((state.consumer_count, state.messages), (0, 2));
     let config = pull::Config { durable_name: Some("work".to_owned()), ..Default::default() };

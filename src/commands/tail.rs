@@ -261,6 +261,7 @@ impl Reader {
         let context = jetstream::new(self.control.client().clone());
         let stream = context.get_stream(&self.stream).await.map_err(|error| failed(error.into()))?;
         let settings = OrderedConfig {
+            description: Some("walhook tail".to_owned()),
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.next.max(1) },
             ..OrderedConfig::default()
         };
