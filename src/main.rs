@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{
-    CommandFactory, Parser, Subcommand,
+    ColorChoice, CommandFactory, FromArgMatches as _, Parser, Subcommand,
     error::{ContextKind, ContextValue, ErrorKind},
 };
 use tokio::{
@@ -111,7 +111,8 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let arguments = match Arguments::try_parse() {
+    let parsed = Arguments::command().color(colour_of_help(words())).try_get_matches();
+    let arguments = match parsed.and_then(|matches| Arguments::from_arg_matches(&matches)) {
         Ok(arguments) => arguments,
         // --help and --version: the answer that was asked for.
         Err(error) if !error.use_stderr() => {
@@ -122,7 +123,7 @@ fn run() -> Result<()> {
             if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
                 log::push(format!("{}\n", error.render()), true);
             }
-            return Err(misspelt(&error, std::env::args_os().map(|word| word.to_string_lossy().into_owned())));
+            return Err(misspelt(&error, words()));
         }
     };
     // The protocol's order is one task's order; more threads would only take cores from the servers beside us.
@@ -134,6 +135,29 @@ fn run() -> Result<()> {
     // A thread may still wait for a name server or for a file on a disk that is away.
     runtime.shutdown_background();
     outcome
+}
+
+/// The command line, as far as it is UTF-8.
+fn words() -> impl Iterator<Item = String> {
+    std::env::args_os().map(|word| word.to_string_lossy().into_owned())
+}
+
+/// Whether help is coloured, which is printed before the command line is understood.
+fn colour_of_help(mut arguments: impl Iterator<Item = String>) -> ColorChoice {
+    let mut choice = ColorChoice::Auto;
+    while let Some(argument) = arguments.next() {
+        let value = match argument.strip_prefix("--color") {
+            Some("") => arguments.next(),
+            Some(value) => value.strip_prefix('=').map(str::to_owned),
+            None => None,
+        };
+        choice = match value.as_deref() {
+            Some("always") => ColorChoice::Always,
+            Some("never") => ColorChoice::Never,
+            _ => choice,
+        };
+    }
+    choice
 }
 
 /// What is wrong with the command line. Nothing of it is quoted but the names of flags: a password with a space or a quote in

@@ -141,7 +141,13 @@ pub async fn explain(config: &Config, arguments: &Arguments) -> Result<()> {
     let mut links = Vec::new();
     match &plan {
         Plan::Linked(linked) => {
-            let rows = if arguments.no_row { Vec::new() } else { table.rows(&client).await? };
+            let rows = if arguments.no_row {
+                Vec::new()
+            } else {
+                // Rows can be large: more than one is read only where a filter may refuse the first.
+                let has_filter = rules.links(schema_name, name).iter().any(|(_, link)| link.filter.is_some());
+                table.rows(&client, if has_filter { ROWS_MAX } else { 1 }).await?
+            };
             if rows.is_empty() && !arguments.no_row {
                 notes.push("the table has no row: what is shown has none either".to_owned());
             }
@@ -219,15 +225,11 @@ impl Table {
     }
 
     /// Some rows of it.
-    async fn rows(&self, client: &Client) -> Result<Vec<Row>> {
+    async fn rows(&self, client: &Client, most: u32) -> Result<Vec<Row>> {
         let Relation { schema, name, columns, .. } = &self.relation;
         let list: Vec<_> = columns.iter().map(|column| text::sql_name(&column.name)).collect();
-        let statement = format!(
-            "SELECT {} FROM {}.{} LIMIT {ROWS_MAX}",
-            list.join(", "),
-            text::sql_name(schema),
-            text::sql_name(name)
-        );
+        let statement =
+            format!("SELECT {} FROM {}.{} LIMIT {most}", list.join(", "), text::sql_name(schema), text::sql_name(name));
         // By the simple protocol every value comes as text, as it does in the WAL.
         let answer = client.simple_query(&statement).await.map_err(|error| {
             let error = sql::error(format!("read a row of {schema}.{name}"), error);

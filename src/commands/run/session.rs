@@ -32,7 +32,7 @@ use super::{
 use crate::{
     commands::{
         identity::{self, Runs},
-        schema,
+        progress, schema,
         setup_check::{self, Reported},
     },
     config::Config,
@@ -157,6 +157,7 @@ pub async fn session(
     let minutes = Minutes::new(config.log_summary, &streamer);
     let mut session = Session {
         minutes,
+        drained_from: None,
         config,
         client: Rc::new(client),
         system,
@@ -257,6 +258,8 @@ fn status_interval(config: &Config, timeout: Option<Duration>) -> Duration {
 struct Session<'c> {
     /// What is told once a minute.
     minutes: Minutes,
+    /// How many events were in flight when a shutdown was first shown.
+    drained_from: Option<u64>,
     config: &'c Config,
     client: Rc<Watched>,
     system: SystemIdentity,
@@ -346,6 +349,9 @@ impl Session<'_> {
                 _ = tick.tick() => {
                     faults::reach(Point::Report)?;
                     self.report();
+                    if drain_until.is_some() {
+                        self.show_drain(false);
+                    }
                     faults::reported();
                 }
                 done = run_job(job) => self.finish_job(done?),
@@ -618,8 +624,21 @@ impl Session<'_> {
         }
     }
 
+    /// How many events a shutdown waits for, on a terminal.
+    fn show_drain(&mut self, is_end: bool) {
+        if !progress::is_watched() {
+            return;
+        }
+        let left: u64 = (0..self.streamer.lane_count()).map(|index| self.streamer.lane(index).len() as u64).sum();
+        let all = *self.drained_from.get_or_insert(left.max(1));
+        progress::show(&format!("{} {left} events in flight", progress::bar(all.saturating_sub(left), all)), is_end);
+    }
+
     /// The last words of a shutdown: the final status and the checkpoints.
     async fn farewell(&mut self, until: Instant) -> Result<()> {
+        if self.drained_from.is_some() {
+            self.show_drain(true);
+        }
         faults::reach(Point::Drained)?;
         if self.streamer.has_nothing_in_flight() {
             tracing::info!(confirmed = %self.streamer.confirmed(), "all acknowledged");
