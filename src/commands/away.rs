@@ -26,6 +26,14 @@ pub enum News {
     Back(String, Duration),
 }
 
+impl News {
+    /// Of whom.
+    pub fn name(&self) -> &str {
+        let (News::Still(name, _) | News::Back(name, _)) = self;
+        name
+    }
+}
+
 impl Away {
     /// Nothing is away; `every`: how often to tell, zero as by default.
     pub fn new(every: Duration) -> Away {

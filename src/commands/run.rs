@@ -27,7 +27,7 @@ use tokio::{
 use super::{backoff::Backoff, setup_check::Reported};
 use crate::{
     config::Config,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
 };
 pub(super) use lanes::open::position_of;
 
@@ -40,6 +40,10 @@ const LAST_WORD: Duration = Duration::from_secs(2);
 /// What trying again cannot mend; the error's exit code says who must act.
 pub async fn run(config: &Config, shutdown: watch::Receiver<bool>) -> Result<()> {
     let outcome = stream(config, shutdown).await;
+    // Somebody streams then, and it is not for this run to say otherwise.
+    if outcome.as_ref().is_err_and(|error| error.kind() == Kind::Fenced) {
+        return outcome;
+    }
     // For who asks later why nobody streams. A database that is away, or has no such column yet, is not waited for.
     let noted = timeout(LAST_WORD, ledger::ended(&config.postgres, &config.source, outcome.as_ref().err())).await;
     if let Ok(Err(error)) = noted {

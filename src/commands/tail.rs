@@ -5,7 +5,7 @@
 //! nothing; one whose messages go with their acknowledgement (workqueue, interest) is read message by message without any
 //! consumer, for there even a reader would take part.
 
-use std::{future::pending, io, os::fd::AsFd as _, time::Duration};
+use std::{collections::HashMap, future::pending, io, os::fd::AsFd as _, time::Duration};
 
 use async_nats::{
     HeaderMap,
@@ -97,6 +97,15 @@ struct Read {
 /// # Errors
 /// What is asked for is not there; a server cannot be asked, or refuses; a stream is another database's.
 pub async fn tail(config: &Config, arguments: &Arguments, mut shutdown: watch::Receiver<bool>) -> Result<()> {
+    let mut stop = shutdown.clone();
+    tokio::select! {
+        outcome = show(config, arguments, &mut stop) => outcome,
+        // At whatever it is, connecting too.
+        _ = shutdown.wait_for(|stop| *stop) => Ok(()),
+    }
+}
+
+async fn show(config: &Config, arguments: &Arguments, shutdown: &mut watch::Receiver<bool>) -> Result<()> {
     for pattern in &arguments.subject {
         if let Some(why) = subject::invalid_pattern(pattern) {
             return Err(Error::config(format!("--subject {pattern:?}: {why}")));
@@ -111,13 +120,21 @@ pub async fn tail(config: &Config, arguments: &Arguments, mut shutdown: watch::R
     };
     let (sender, mut messages) = mpsc::channel(WAITING_MAX);
     let sources = sources(&feed, &client, config, arguments).await?;
+    let mut controls: HashMap<&str, Control> = HashMap::new();
     for source in sources {
         let from = begin(&source, config, since).await?;
-        let row =
-            feed.tables.configs.values().find(|row| source.name == format!("{}/{}", row.config_name, source.stream()));
-        let control = match row {
-            Some(row) => control_that_returns(config, row).await?,
-            None => source.control.clone(),
+        let config_name = source.name.rsplit_once('/').map_or("", |(name, _)| name);
+        let row = feed.tables.configs.values().find(|row| row.config_name == config_name);
+        let control = match row.and_then(|row| controls.get(row.config_name.as_str())) {
+            Some(control) => control.clone(),
+            None => match row {
+                Some(row) => {
+                    let control = control_that_returns(config, row).await?;
+                    controls.insert(&row.config_name, control.clone());
+                    control
+                }
+                None => source.control.clone(),
+            },
         };
         let is_taken_by_acks = source.state().await?.retention != "limits";
         let reader = Reader { control, stream: source.stream().to_owned(), next: from, sender: sender.clone() };

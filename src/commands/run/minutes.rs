@@ -56,8 +56,8 @@ impl Minutes {
         let is_away = |connection: &Value| connection["connected"] != true || connection["holds_slot"] == true;
         let away = report.as_object().into_iter().flatten().filter(|(_, connection)| is_away(connection));
         let news = self.away.look(away.map(|(name, _)| name.as_str()), Instant::now());
-        // What waits to be told still is replaced by what is so by now.
-        self.news.retain(|old| matches!(old, News::Back(..)));
+        // Of each the newest is told.
+        self.news.retain(|old| !news.iter().any(|new| new.name() == old.name()));
         self.news.extend(news);
     }
 
