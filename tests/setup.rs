@@ -7,7 +7,7 @@ mod support;
 
 use std::fs;
 
-use support::{Postgres, Walhook, walhook::Finished};
+use support::{Postgres, Walhook, feed::Feed, walhook::Finished};
 use tokio_postgres::{Client, NoTls};
 
 fn file(path: &str) -> String {
