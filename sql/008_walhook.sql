@@ -267,6 +267,26 @@ CREATE UNIQUE INDEX IF NOT EXISTS idx_nats_publish_event_id ON public.rule_nats_
 END
 $schema$;
 
+-- In a database that was set up before as well; who finds the columns waits for no lock.
+DO $added$
+BEGIN
+IF NOT EXISTS (SELECT FROM pg_attribute
+               WHERE attrelid = 'public.rule_cdc_status'::regclass AND attname = 'last_exit_code' AND NOT attisdropped) THEN
+    ALTER TABLE public.rule_cdc_status
+        ADD COLUMN last_exit_code INTEGER, ADD COLUMN last_exit_reason TEXT, ADD COLUMN last_exit_at TIMESTAMPTZ;
+    COMMENT ON COLUMN public.rule_cdc_status.last_exit_code IS
+        'With what the last `walhook run` that ended has ended; 0: it was told to stop';
+    COMMENT ON COLUMN public.rule_cdc_status.last_exit_reason IS 'Its last error, which its log has too; NULL where it was told to stop';
+END IF;
+IF NOT EXISTS (SELECT FROM pg_attribute
+               WHERE attrelid = 'public.rule_webhook_links'::regclass AND attname = 'trace_column' AND NOT attisdropped) THEN
+    ALTER TABLE public.rule_webhook_links ADD COLUMN trace_column TEXT;
+    COMMENT ON COLUMN public.rule_webhook_links.trace_column IS
+        'The column whose traceparent (W3C) goes into the headers of the message, and into those of the webhook''s request';
+END IF;
+END
+$added$;
+
 -- ----------------------------------------------------------------------------------------------- functions of ours come in
 
 CALL public.rule_cdc_functions_open(ARRAY[
@@ -942,6 +962,24 @@ $$;
 COMMENT ON FUNCTION public.rule_cdc_publication_tidy IS
     'walhook: takes tables that no link names out of the publication (their webhook was deleted), and returns how many';
 
+-- Those of an earlier version have no p_trace_column: beside these no call could be told which one it means.
+DO $drop$
+DECLARE
+    v_function REGPROCEDURE;
+BEGIN
+    FOREACH v_function IN ARRAY ARRAY[
+        to_regprocedure('public.rule_webhook_link_table(integer, regclass, text[], text, text[], jsonb, text[], boolean, text)'),
+        to_regprocedure('public.rule_webhook_link_table(text, regclass, text[], text, text[], jsonb, text[], boolean, text)')] LOOP
+        IF obj_description(v_function, 'pg_proc') LIKE 'walhook:%' THEN
+            INSERT INTO pg_temp.walhook_grants
+            SELECT p.proname, pg_get_userbyid(a.grantee)
+            FROM pg_proc p, aclexplode(p.proacl) a WHERE p.oid = v_function AND a.grantee NOT IN (0, p.proowner);
+            EXECUTE format('DROP FUNCTION %s', v_function);
+        END IF;
+    END LOOP;
+END
+$drop$;
+
 CREATE OR REPLACE FUNCTION public.rule_webhook_link_table(
     p_webhook INTEGER,
     p_table REGCLASS,
@@ -951,7 +989,8 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_link_table(
     p_filter JSONB DEFAULT NULL,
     p_when_changed TEXT[] DEFAULT NULL,
     p_include_old BOOLEAN DEFAULT false,
-    p_publication TEXT DEFAULT 'walhook'
+    p_publication TEXT DEFAULT 'walhook',
+    p_trace_column TEXT DEFAULT NULL
 ) RETURNS INTEGER LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_webhook RECORD;
@@ -993,6 +1032,16 @@ BEGIN
         RAISE WARNING 'link of % to webhook %: %', p_table, quote_literal(v_webhook.webhook_name), v_problem.problem
             USING HINT = v_problem.remedy;
     END LOOP;
+    IF p_trace_column IS NOT NULL AND NOT EXISTS (
+        SELECT FROM pg_attribute a
+        WHERE a.attrelid = p_table AND a.attname = p_trace_column AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '')
+    THEN
+        RAISE EXCEPTION 'cannot link % to webhook %: p_trace_column: it has no column % that is published', p_table,
+            quote_literal(v_webhook.webhook_name), quote_literal(left(p_trace_column, 100))
+            USING ERRCODE = 'invalid_parameter_value',
+            HINT = format('ALTER TABLE %s ADD COLUMN %I text DEFAULT current_setting(''walhook.traceparent'', true); makes one that '
+                          'takes the trace of the session.', p_table, left(p_trace_column, 63));
+    END IF;
     IF NOT has_table_privilege(p_table, 'SELECT') THEN
         RAISE EXCEPTION 'cannot link %: % may not read it', p_table, current_user
             USING ERRCODE = 'insufficient_privilege',
@@ -1024,9 +1073,10 @@ BEGIN
     END IF;
 
     INSERT INTO public.rule_webhook_links AS l
-        (webhook_id, table_schema, table_name, operations, subject_template, columns, filter, when_changed, include_old)
+        (webhook_id, table_schema, table_name, operations, subject_template, columns, filter, when_changed, include_old,
+         trace_column)
     VALUES (v_webhook.webhook_id, v_schema, v_table, v_operations, p_subject_template, p_columns, p_filter, p_when_changed,
-            coalesce(p_include_old, false))
+            coalesce(p_include_old, false), p_trace_column)
     ON CONFLICT (webhook_id, table_schema, table_name) DO UPDATE SET
         operations = excluded.operations,
         subject_template = excluded.subject_template,
@@ -1034,6 +1084,7 @@ BEGIN
         filter = excluded.filter,
         when_changed = excluded.when_changed,
         include_old = excluded.include_old,
+        trace_column = excluded.trace_column,
         enabled = true
     RETURNING l.link_id INTO v_link_id;
     PERFORM public.rule_cdc_publication_place(p_table, p_publication, true);
@@ -1056,7 +1107,7 @@ BEGIN
     RETURN v_link_id;
 END
 $$;
-COMMENT ON FUNCTION public.rule_webhook_link_table(INTEGER, REGCLASS, TEXT[], TEXT, TEXT[], JSONB, TEXT[], BOOLEAN, TEXT) IS
+COMMENT ON FUNCTION public.rule_webhook_link_table(INTEGER, REGCLASS, TEXT[], TEXT, TEXT[], JSONB, TEXT[], BOOLEAN, TEXT, TEXT) IS
     'walhook: publishes the changes of a table for a webhook, from this commit on, and returns the link''s id; again: changes the link';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_webhook_id(p_webhook TEXT)
@@ -1083,12 +1134,13 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_link_table(
     p_filter JSONB DEFAULT NULL,
     p_when_changed TEXT[] DEFAULT NULL,
     p_include_old BOOLEAN DEFAULT false,
-    p_publication TEXT DEFAULT 'walhook'
+    p_publication TEXT DEFAULT 'walhook',
+    p_trace_column TEXT DEFAULT NULL
 ) RETURNS INTEGER LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT public.rule_webhook_link_table(public.rule_cdc_webhook_id(p_webhook), p_table, p_operations, p_subject_template,
-                                          p_columns, p_filter, p_when_changed, p_include_old, p_publication)
+                                          p_columns, p_filter, p_when_changed, p_include_old, p_publication, p_trace_column)
 $$;
-COMMENT ON FUNCTION public.rule_webhook_link_table(TEXT, REGCLASS, TEXT[], TEXT, TEXT[], JSONB, TEXT[], BOOLEAN, TEXT) IS
+COMMENT ON FUNCTION public.rule_webhook_link_table(TEXT, REGCLASS, TEXT[], TEXT, TEXT[], JSONB, TEXT[], BOOLEAN, TEXT, TEXT) IS
     'walhook: the same, by the webhook''s name';
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_unlink_table(
@@ -1207,6 +1259,15 @@ $$;
 COMMENT ON FUNCTION public.rule_nats_headers_problem IS
     'walhook: why these cannot be the headers of a message, or NULL where they can';
 
+CREATE OR REPLACE FUNCTION public.rule_cdc_is_traceparent(p_value TEXT)
+RETURNS BOOLEAN LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT octet_length(p_value) <= 256
+       AND (p_value ~ '^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$'
+            OR p_value ~ '^(?!00|ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}-[!-~]*$')
+$$;
+COMMENT ON FUNCTION public.rule_cdc_is_traceparent IS
+    'walhook: whether this is a traceparent by the grammar of https://www.w3.org/TR/trace-context/; NULL for NULL';
+
 -- One look at the webhook decides all of a call, so that a change of it in the meantime is seen whole or not at all.
 CREATE OR REPLACE FUNCTION public.rule_webhook_put(
     p_webhook_id INTEGER,
@@ -1222,6 +1283,7 @@ DECLARE
     v_mode TEXT;
     v_subject TEXT;
     v_problem TEXT;
+    v_trace TEXT;
     v_call_id INTEGER;
     v_event_id BIGINT;
     v_queue JSONB;
@@ -1291,6 +1353,25 @@ BEGIN
                 quote_literal(left(p_message_id, 100))
                 USING ERRCODE = 'invalid_parameter_value',
                 HINT = 'It has 1 to 512 bytes, no control characters, and no space at its ends.';
+        END IF;
+        -- The trace of the call, or else that of the session: passed on where it is one, and never a reason to refuse a call.
+        IF p_headers IS NULL OR jsonb_typeof(p_headers) = 'object' THEN
+            SELECT coalesce(h.value #>> '{}', '') INTO v_trace
+            FROM jsonb_each(p_headers) h WHERE lower(h.key) = 'traceparent' ORDER BY 1 LIMIT 1;
+            IF NOT FOUND THEN
+                v_trace := nullif(current_setting('walhook.traceparent', true), '');
+                IF public.rule_cdc_is_traceparent(v_trace) THEN
+                    p_headers := coalesce(p_headers, '{}') || jsonb_build_object('traceparent', v_trace);
+                END IF;
+            ELSIF NOT public.rule_cdc_is_traceparent(v_trace) THEN
+                SELECT nullif(coalesce(jsonb_object_agg(h.key, h.value), '{}'), '{}') INTO p_headers
+                FROM jsonb_each(p_headers) h WHERE lower(h.key) NOT IN ('traceparent', 'tracestate');
+            END IF;
+            IF NOT public.rule_cdc_is_traceparent(v_trace) THEN
+                RAISE NOTICE 'Webhook % (%): % is no traceparent: the event goes without a trace', p_webhook_id,
+                    left(v_webhook.webhook_name, 200), quote_literal(left(v_trace, 100))
+                    USING HINT = 'It is 00-<32 hex digits>-<16 hex digits>-<2 hex digits>, in lower case.';
+            END IF;
         END IF;
         IF p_headers IS NOT NULL THEN
             v_problem := public.rule_nats_headers_problem(p_headers, v_webhook.payload_format);

@@ -68,6 +68,9 @@ pub struct Options {
     /// Log as text or json [default: text]
     #[arg(long, value_name = "FORMAT", env = "WALHOOK_LOG_FORMAT", global = true, hide_env_values = true)]
     pub log_format: Option<LogFormat>,
+    /// Log a line of what was done every so many seconds, and as often what is away; 0: no such line [default: 0]
+    #[arg(long, value_name = "SECONDS", env = "WALHOOK_LOG_SUMMARY", global = true, hide_env_values = true)]
+    pub log_summary: Option<u64>,
     /// Log level: off, error, warn, info, debug, trace; a crate's own level as in info,async_nats=debug [default: info]
     #[arg(long, value_name = "LEVEL", env = "WALHOOK_LOG", global = true, hide_env_values = true)]
     pub log: Option<String>,
@@ -114,6 +117,7 @@ impl std::fmt::Debug for PostgresFile {
 struct LogFile {
     format: Option<LogFormat>,
     level: Option<String>,
+    summary_seconds: Option<u64>,
 }
 
 /// All settings, checked.
@@ -149,6 +153,8 @@ pub struct Config {
     pub deliver: deliver::settings::File,
     /// How the log is written.
     pub log_format: LogFormat,
+    /// How often the log tells what was done; zero: never.
+    pub log_summary: Duration,
     /// Which events are logged, as [`crate::log::targets`] reads it.
     pub log: String,
 }
@@ -215,6 +221,12 @@ impl Config {
             nats_config: file.nats_config.unwrap_or_else(|| "default".to_owned()),
             deliver: file.deliver,
             log_format: options.log_format.or(file.log.format).unwrap_or_default(),
+            log_summary: Duration::from_secs(in_range(
+                "log.summary_seconds",
+                options.log_summary.or(file.log.summary_seconds).unwrap_or(0),
+                0,
+                86_400,
+            )?),
             log: options.log.clone().or(file.log.level).unwrap_or_else(|| "info".to_owned()),
         })
     }

@@ -38,6 +38,7 @@ use tracing_subscriber::{
 };
 
 use crate::{
+    commands::paint,
     config::LogFormat,
     error::{Error, Result},
     text,
@@ -114,11 +115,7 @@ pub fn start() -> Result<()> {
 /// A filter that cannot be.
 pub fn init(filter: &str, format: LogFormat) -> Result<()> {
     let targets = targets(filter)?;
-    let colour_is_unwanted = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    let in_colour = format == LogFormat::Text
-        && io::stderr().is_terminal()
-        && !colour_is_unwanted("NO_COLOR")
-        && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+    let in_colour = format == LogFormat::Text && paint::is_coloured(io::stderr().is_terminal());
     *LOOK.lock().unwrap_or_else(PoisonError::into_inner) = Look { format, in_colour };
     tracing_subscriber::registry().with(targets).with(filter_fn(holds_no_payload)).with(Lines).init();
     Ok(())

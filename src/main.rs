@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{
-    Parser, Subcommand,
+    ColorChoice, CommandFactory, FromArgMatches as _, Parser, Subcommand,
     error::{ContextKind, ContextValue, ErrorKind},
 };
 use tokio::{
@@ -11,10 +11,10 @@ use tokio::{
     sync::watch,
 };
 use walhook::{
-    commands,
+    commands::{self, paint::Color},
     config::{Config, Options},
     error::{Error, Result},
-    log,
+    log, text,
 };
 
 /// A sidecar for PostgreSQL: committed changes become JetStream messages, in order, exactly once.
@@ -22,10 +22,21 @@ use walhook::{
 /// Exit codes: 0 done, 2 configuration, 3 slot or stream cannot be trusted, 4 permission, 5 a newer run has taken over,
 /// 70 a bug of walhook, 1 anything else.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version = commands::VERSION.as_str(), about)]
 struct Arguments {
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Settings of every command")]
     options: Options,
+    /// Colours: on a terminal unless NO_COLOR is set, always or never
+    #[arg(
+        long,
+        value_name = "WHEN",
+        value_enum,
+        default_value_t,
+        global = true,
+        hide_possible_values = true,
+        help_heading = "Settings of every command"
+    )]
+    color: Color,
     #[command(subcommand)]
     command: Command,
 }
@@ -48,13 +59,13 @@ enum Command {
         options: Box<commands::deliver::settings::Options>,
     },
     /// Show slot, streams, webhooks and dead letters
-    Status {
-        /// As JSON
-        #[arg(long)]
-        json: bool,
-    },
     /// Find what could go wrong in PostgreSQL, NATS and the set-up, each with its remedy; the exit code says whether `run` would start
     Check(commands::check::Arguments),
+    Status(commands::status::Arguments),
+    /// Show events as they pass
+    Tail(commands::tail::Arguments),
+    /// Show what each operation on a table would publish, and where
+    Explain(commands::explain::Arguments),
     /// List, show, retry or drop what could not be published
     DeadLetters {
         #[command(subcommand)]
@@ -68,6 +79,18 @@ enum Command {
     Seek(commands::seek::Arguments),
     /// Make a copy of a database one of its own, or say that a moved one is still the same
     Adopt(commands::adopt::Arguments),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write one for each command into a folder
+    Man {
+        /// The folder
+        #[arg(long, value_name = "FOLDER")]
+        folder: Option<std::path::PathBuf>,
+    },
     /// Show the version
     Version,
 }
@@ -90,7 +113,8 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let arguments = match Arguments::try_parse() {
+    let parsed = Arguments::command().color(colour_of_help(words())).try_get_matches();
+    let arguments = match parsed.and_then(|matches| Arguments::from_arg_matches(&matches)) {
         Ok(arguments) => arguments,
         // --help and --version: the answer that was asked for.
         Err(error) if !error.use_stderr() => {
@@ -101,7 +125,7 @@ fn run() -> Result<()> {
             if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
                 log::push(format!("{}\n", error.render()), true);
             }
-            return Err(misspelt(&error, std::env::args_os().map(|word| word.to_string_lossy().into_owned())));
+            return Err(misspelt(&error, words()));
         }
     };
     // The protocol's order is one task's order; more threads would only take cores from the servers beside us.
@@ -113,6 +137,29 @@ fn run() -> Result<()> {
     // A thread may still wait for a name server or for a file on a disk that is away.
     runtime.shutdown_background();
     outcome
+}
+
+/// The command line, as far as it is UTF-8.
+fn words() -> impl Iterator<Item = String> {
+    std::env::args_os().map(|word| word.to_string_lossy().into_owned())
+}
+
+/// Whether help is coloured, which is printed before the command line is understood.
+fn colour_of_help(mut arguments: impl Iterator<Item = String>) -> ColorChoice {
+    let mut choice = ColorChoice::Auto;
+    while let Some(argument) = arguments.next() {
+        let value = match argument.strip_prefix("--color") {
+            Some("") => arguments.next(),
+            Some(value) => value.strip_prefix('=').map(str::to_owned),
+            None => None,
+        };
+        choice = match value.as_deref() {
+            Some("always") => ColorChoice::Always,
+            Some("never") => ColorChoice::Never,
+            _ => choice,
+        };
+    }
+    choice
 }
 
 /// What is wrong with the command line. Nothing of it is quoted but the names of flags: a password with a space or a quote in
@@ -169,10 +216,16 @@ fn misspelt(error: &clap::Error, arguments: impl Iterator<Item = String>) -> Err
 }
 
 async fn execute(arguments: Arguments) -> Result<()> {
-    let Arguments { options, command } = arguments;
+    let Arguments { options, color, command } = arguments;
+    commands::paint::choose(color);
     commands::run::faults::arm()?;
     if let Command::Version = command {
         return commands::say(&format!("{}\n", commands::version()));
+    }
+    match &command {
+        Command::Completions { shell } => return completions(*shell),
+        Command::Man { folder } => return manual(folder.as_deref()),
+        _ => {}
     }
     if let Command::Setup { print: true } = command {
         // Nothing is connected to, so nothing but the names is needed.
@@ -189,15 +242,43 @@ async fn execute(arguments: Arguments) -> Result<()> {
         Command::Deliver { options } => commands::deliver::deliver(&config, &options, shutdown()?).await,
         Command::Setup { .. } => commands::setup::setup(&config).await,
         Command::Uninstall(arguments) => commands::uninstall::uninstall(&config, &arguments).await,
-        Command::Status { json } => commands::status::status(&config, json).await,
-        Command::Check(arguments) => commands::check::check(&config, &arguments).await,
+    /// Find what could go wrong in PostgreSQL, NATS and the set-up, each with its remedy; the exit code says whether `run` would start
+    Check(commands::check::Arguments),
+        Command::Status(arguments) => match commands::status::status(&config, &arguments, shutdown()?).await? {
+            0 => Ok(()),
+            // What --check has found, and printed.
+            code => log::exit(code.into()),
+        },
+        Command::Tail(arguments) => commands::tail::tail(&config, &arguments, shutdown()?).await,
+        Command::Explain(arguments) => commands::explain::explain(&config, &arguments).await,
         Command::DeadLetters { action } => commands::dead_letters::dead_letters(&config, &action).await,
         Command::Replay(arguments) => commands::replay::replay(&config, &arguments, shutdown()?).await,
         Command::Backfill(arguments) => commands::backfill::backfill(&config, &arguments, shutdown()?).await,
         Command::Seek(arguments) => commands::seek::seek(&config, &arguments).await,
         Command::Adopt(arguments) => commands::adopt::adopt(&config, &arguments).await,
-        Command::Version => unreachable!("answered above"),
+        Command::Version | Command::Completions { .. } | Command::Man { .. } => unreachable!("answered above"),
     }
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "walhook", &mut script);
+    commands::say_bytes(&script)
+}
+
+fn manual(folder: Option<&std::path::Path>) -> Result<()> {
+    if let Some(folder) = folder {
+        return clap_mangen::generate_to(Arguments::command(), folder).map_err(|error| {
+            Error::config(format!("write the manual pages into {}", text::one_line(&folder.to_string_lossy())))
+                .caused_by(error)
+                .hint("the folder has to be there")
+        });
+    }
+    let mut page = Vec::new();
+    clap_mangen::Man::new(Arguments::command())
+        .render(&mut page)
+        .map_err(|error| Error::unavailable("make the manual page").caused_by(error))?;
+    commands::say_bytes(&page)
 }
 
 /// Turns true at the first SIGTERM or SIGINT; the second one ends the process at once.

@@ -923,3 +923,78 @@ async fn the_consumer_that_the_rfcs_workers_expect_is_there_and_gets_their_subje
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_trace_goes_from_a_row_a_call_or_the_session_into_the_message_and_the_request() {
+    let mut mile = LastMile::start().await;
+    let http = Http::ok();
+    let rows = mile.webhook("rows", &http.url("/rows"));
+    let bare = mile.webhook("bare", &http.url("/bare"));
+    mile.sql(&format!("UPDATE rule_webhooks SET payload_format = 'data' WHERE webhook_id = {bare}"));
+    mile.sql(
+        "CREATE TABLE orders (id int PRIMARY KEY, trace text DEFAULT current_setting('walhook.traceparent', true)); \
+         CREATE TABLE plain (id int PRIMARY KEY)",
+    );
+    for id in [rows, bare] {
+        mile.sql(&format!("SELECT rule_webhook_link_table({id}, 'orders', p_trace_column => 'trace')"));
+    }
+    let trace = |n: u8| format!("00-4bf92f3577b34da6a3ce929d0e0e47{n:02x}-00f067aa0ba902b7-01");
+    let set = |value: &str| format!("SET walhook.traceparent = '{value}'");
+    let call = |n: u8, headers: &str| {
+        format!("SELECT rule_webhook_publish_nats({rows}, '{{\"id\": {n}}}', headers => {headers})")
+    };
+    mile.sql(&format!("INSERT INTO orders VALUES (1, '{}')", trace(1)));
+    mile.sql(&format!("{}; INSERT INTO orders VALUES (2)", set(&trace(2))));
+    mile.sql(&call(3, &format!("'{{\"Traceparent\": \"{}\", \"tracestate\": \"a=b\"}}'", trace(3))));
+    mile.sql(&format!("{}; {}", set(&trace(4)), call(4, "'{\"X-A\": \"b\"}'")));
+    // The call's own wins over the session's.
+    mile.sql(&format!("{}; {}", set(&trace(9)), call(5, &format!("'{{\"traceparent\": \"{}\"}}'", trace(5)))));
+    // What is none fails nothing, and goes nowhere.
+    mile.sql("INSERT INTO orders VALUES (6, 'forged'), (7, ''), (8, NULL)");
+    mile.sql(&call(9, r#"'{"traceparent": "a\\nb", "tracestate": "a=b", "X-A": "b"}'"#));
+    mile.sql(&format!("{}; {}", set("00-none"), call(10, "NULL")));
+    mile.sql(&format!(
+        "INSERT INTO rule_webhook_events (webhook_id, payload, subject, headers) \
+         SELECT {rows}, '{{\"id\": 11}}', nats_subject, '{{\"traceparent\": \"forged\", \"X-A\": \"b\"}}' FROM rule_webhooks WHERE webhook_id = {rows}"
+    ));
+    let mut worker = mile.worker().start();
+    let requests = http.received(16).await;
+    let expected = |n: i64| if n <= 5 { trace(u8::try_from(n).unwrap()) } else { String::new() };
+    let mut seen = BTreeSet::new();
+    for request in &requests {
+        let n = request.json()["id"].as_i64().unwrap();
+        assert_eq!(request.header("traceparent"), expected(n), "{n} {}", request.path);
+        assert_eq!(request.header("tracestate"), if n == 3 { "a=b" } else { "" }, "{n}");
+        seen.insert((request.path.clone(), n));
+    }
+    assert_eq!(seen.len(), 16, "{seen:?}");
+    for message in mile.feed.messages().await {
+        let n = message.data()["id"].as_i64().or_else(|| message.payload["id"].as_i64()).unwrap();
+        let header = [message.header("traceparent"), message.header("Traceparent")].concat();
+        assert_eq!(header, expected(n), "{n}");
+    }
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    assert_eq!(mile.sql("SELECT count(*) FROM rule_nats_dead_letters"), "0");
+    // Once for each webhook, however many there are.
+    assert_eq!(mile.streamer.log().matches("which is none by W3C's grammar").count(), 2, "{}", mile.streamer.log());
+    // A link names a column that there is, and loses it at its own commit.
+    let refused =
+        mile.feed.pg.try_psql(&format!("SELECT rule_webhook_link_table({rows}, 'plain', p_trace_column => 'trace')"));
+    let refused = refused.unwrap_err();
+    let hint = refused.as_db_error().unwrap().hint().unwrap().to_owned();
+    let (remedy, _) = hint.split_once(';').unwrap();
+    mile.sql(remedy);
+    mile.sql(&format!("SELECT rule_webhook_link_table({rows}, 'plain', p_trace_column => 'trace')"));
+    mile.sql(&format!("{}; INSERT INTO plain VALUES (12)", set(&trace(12))));
+    mile.sql(&format!(
+        "SELECT rule_webhook_link_table({rows}, 'plain'); {}; INSERT INTO plain VALUES (13)",
+        set(&trace(13))
+    ));
+    assert_eq!(mile.streamer.terminate(), 0, "{}", mile.streamer.log());
+    mile.streamer = mile.feed.run();
+    mile.feed.confirmed().await;
+    let messages = mile.feed.messages().await;
+    let last: Vec<_> =
+        messages[messages.len() - 2..].iter().map(|message| message.header("traceparent").to_owned()).collect();
+    assert_eq!(last, [trace(12), String::new()]);
+}

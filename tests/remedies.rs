@@ -153,6 +153,13 @@ const REMEDIES: &[(&str, Run)] = &[
         "stop its workers first, or --force",
         Run::Test("replay::a_durable_consumer_is_set_to_a_point_with_all_its_settings"),
     ),
+    ("`walhook status` names them", Run::Test("terminal::tail_shows_what_passes_and_nobody_else_notices")),
+    (
+        "SELECT DISTINCT table_schema, table_name FROM rule_webhook_links; names",
+        Run::Sql(&["SELECT DISTINCT table_schema, table_name FROM rule_webhook_links"]),
+    ),
+    ("SELECT webhook_name FROM rule_webhooks; names", Run::Sql(&["SELECT webhook_name FROM rule_webhooks"])),
+    ("or --no-row, which shows no payload", Run::Test("terminal::explain_says_why_nothing_would_come")),
     (
         "A strict stream must have no other writer",
         Run::Test(

@@ -7,7 +7,7 @@ mod support;
 
 use std::fs;
 
-use support::{Postgres, Walhook, walhook::Finished};
+use support::{Postgres, Walhook, feed::Feed, walhook::Finished};
 use tokio_postgres::{Client, NoTls};
 
 fn file(path: &str) -> String {
@@ -698,4 +698,34 @@ async fn uninstall_leaves_the_upstreams_tables_their_rows_and_what_they_were() {
     assert_eq!(pg.psql(tables), before);
     assert_eq!(pg.psql("SELECT count(*) FROM pg_proc WHERE obj_description(oid, 'pg_proc') LIKE 'walhook:%'"), "0");
     assert_eq!(pg.psql("SELECT rule_webhook_enqueue(1, '{}')"), "2", "their functions of RFC-0005 are there");
+}
+
+#[tokio::test]
+async fn a_function_that_gets_a_parameter_replaces_the_one_without_it_and_keeps_who_may_call_it() {
+    let feed = Feed::start().await;
+    let before = "p_webhook int, p_table regclass, p_operations text[] DEFAULT '{insert,update,delete}', \
+                  p_subject_template text DEFAULT NULL, p_columns text[] DEFAULT NULL, p_filter jsonb DEFAULT NULL, \
+                  p_when_changed text[] DEFAULT NULL, p_include_old boolean DEFAULT false, p_publication text DEFAULT 'walhook'";
+    let types = "int, regclass, text[], text, text[], jsonb, text[], boolean, text";
+    feed.pg.psql(&format!(
+        "CREATE ROLE linker; \
+         DROP FUNCTION rule_webhook_link_table(int, regclass, text[], text, text[], jsonb, text[], boolean, text, text); \
+         CREATE FUNCTION rule_webhook_link_table({before}) RETURNS int LANGUAGE sql AS 'SELECT 1'; \
+         COMMENT ON FUNCTION rule_webhook_link_table({types}) IS 'walhook: of an earlier version'; \
+         GRANT EXECUTE ON FUNCTION rule_webhook_link_table({types}) TO linker; \
+         ALTER TABLE rule_webhook_links DROP COLUMN trace_column; \
+         ALTER TABLE rule_cdc_status DROP COLUMN last_exit_code, DROP COLUMN last_exit_reason, DROP COLUMN last_exit_at"
+    ));
+    for _ in 0..2 {
+        let done = feed.command("setup").finish();
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        let functions = "SELECT count(*), bool_and(pronargs = 10), bool_and(has_function_privilege('linker', oid, 'EXECUTE')) \
+                         FROM pg_proc WHERE proname = 'rule_webhook_link_table'";
+        assert_eq!(feed.pg.psql(functions), "2|t|t");
+    }
+    let webhook = feed.webhook("orders");
+    feed.pg.psql("CREATE TABLE orders (id int PRIMARY KEY, trace text)");
+    feed.pg.psql(&format!("SELECT rule_webhook_link_table({webhook}, 'orders')"));
+    feed.pg.psql("SELECT rule_webhook_link_table('orders', 'orders', p_trace_column => 'trace')");
+    assert_eq!(feed.pg.psql("SELECT trace_column FROM rule_webhook_links"), "trace");
 }

@@ -56,7 +56,7 @@ pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Re
         database = if settings.has_database { config.postgres.target() } else { "none".to_owned() },
         "walhook delivers"
     );
-    let mut backoff = Backoff::default();
+    let (mut backoff, began) = (Backoff::default(), Instant::now());
     let (control, identity) = loop {
         let error = match connect(config, &settings).await {
             Ok(connected) => break connected,
@@ -64,7 +64,7 @@ pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Re
             Err(error) => error,
         };
         let wait = backoff.next();
-        tracing::warn!(retry_in_ms = wait.as_millis(), "{error}");
+        tracing::warn!(retry_in_ms = wait.as_millis(), away_s = began.elapsed().as_secs(), "{error}");
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
@@ -105,6 +105,7 @@ pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Re
         holds: Mutex::default(),
         began: Instant::now(),
         counts: event::Counts::default(),
+        log_summary: config.log_summary,
     });
     worker::run(worker, all, shutdown).await;
     following.abort();

@@ -1,13 +1,17 @@
 //! One file per verb of the command line.
 
 pub mod adopt;
+mod away;
 pub mod backfill;
 mod backoff;
 mod bucket;
 pub mod check;
 pub mod dead_letters;
 pub mod deliver;
+pub mod explain;
 mod identity;
+mod names;
+pub mod paint;
 mod progress;
 pub mod replay;
 mod rows;
@@ -17,10 +21,14 @@ pub mod seek;
 pub mod setup;
 mod setup_check;
 pub mod status;
+pub mod tail;
 mod told;
 pub mod uninstall;
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    sync::LazyLock,
+};
 
 use tokio_postgres::{Client, Row};
 
@@ -88,12 +96,19 @@ fn plain(value: &serde_json::Value) -> String {
 /// # Errors
 /// As [`say`].
 pub fn say_bytes(bytes: &[u8]) -> Result<()> {
+    offer(bytes).map(drop)
+}
+
+/// The same for who goes on as long as somebody reads: `false` where nobody does any more.
+///
+/// # Errors
+/// As [`say`].
+pub fn offer(bytes: &[u8]) -> Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::unavailable("write to standard output").caused_by(error))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Error::unavailable("write to standard output").caused_by(error)),
     }
 }
 
@@ -111,5 +126,14 @@ pub fn log(text: &str) -> Result<()> {
 
 /// `walhook version`: one line.
 pub fn version() -> String {
-    format!("walhook {}", env!("CARGO_PKG_VERSION"))
+    format!("walhook {}", *VERSION)
 }
+
+/// The version, and commit and date of the build where whoever built it has given them (`WALHOOK_BUILD_COMMIT`,
+/// `WALHOOK_BUILD_DATE`): nothing is asked of git or the clock, so that a build can be repeated.
+pub static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let given = [option_env!("WALHOOK_BUILD_COMMIT"), option_env!("WALHOOK_BUILD_DATE")];
+    let given: Vec<_> = given.into_iter().flatten().filter(|text| !text.is_empty()).collect();
+    let version = env!("CARGO_PKG_VERSION");
+    if given.is_empty() { version.to_owned() } else { format!("{version} ({})", given.join(", ")) }
+});

@@ -18,7 +18,12 @@ pub fn is_watched() -> bool {
 /// Writes a line over the last one; behind the end the next one begins.
 pub fn show(line: &str, is_end: bool) {
     let end = if is_end { "\n" } else { "" };
-    log::push(format!("\r\x1b[K{}{end}", text::one_line(line)), false);
+    let line = text::one_line(line);
+    // A line that goes on in the next row could not be written over.
+    let width =
+        terminal_size::terminal_size_of(std::io::stderr()).map_or(usize::MAX, |(width, _)| usize::from(width.0));
+    let shown: String = line.chars().take(width.saturating_sub(1).max(10)).collect();
+    log::push(format!("\r\x1b[K{shown}{end}"), false);
 }
 
 /// `[###############...............]  50 %`

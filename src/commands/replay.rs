@@ -28,11 +28,11 @@ use crate::{
     postgres::sql,
 };
 pub use book::requested;
-use filter::Filter;
+pub(super) use filter::{Filter, Verdict, table_of};
 pub use point::{Bounds, Point};
 pub use publish::REPLAY_STREAM;
 use publish::{Copy, Destination, Order, Places};
-pub use streams::{Feed, Source, control};
+pub use streams::{Feed, Source, control, control_that_returns};
 use way::{Via, Way};
 
 /// What to replay, and where to.

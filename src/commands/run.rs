@@ -11,6 +11,7 @@ pub mod faults;
 mod history;
 mod lanes;
 pub(super) mod ledger;
+mod minutes;
 mod office;
 mod pace;
 pub(super) mod rules;
@@ -18,20 +19,42 @@ mod session;
 
 pub use bulletin::WORKERS_CONSUMER;
 
-use tokio::sync::watch;
+use std::time::Duration;
+
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 
 use super::{backoff::Backoff, setup_check::Reported};
 use crate::{
     config::Config,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
 };
 pub(super) use lanes::open::position_of;
+
+/// How long the end of the process waits for its reason to be noted.
+const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// Streams until `shutdown` turns true.
 ///
 /// # Errors
 /// What trying again cannot mend; the error's exit code says who must act.
-pub async fn run(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result<()> {
+pub async fn run(config: &Config, shutdown: watch::Receiver<bool>) -> Result<()> {
+    let outcome = stream(config, shutdown).await;
+    // Somebody streams then, and it is not for this run to say otherwise.
+    if outcome.as_ref().is_err_and(|error| error.kind() == Kind::Fenced) {
+        return outcome;
+    }
+    // For who asks later why nobody streams. A database that is away, or has no such column yet, is not waited for.
+    let noted = timeout(LAST_WORD, ledger::ended(&config.postgres, &config.source, outcome.as_ref().err())).await;
+    if let Ok(Err(error)) = noted {
+        tracing::debug!("{error}");
+    }
+    outcome
+}
+
+async fn stream(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result<()> {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         source = config.source,
@@ -42,6 +65,7 @@ pub async fn run(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result
     let mut backoff = Backoff::default();
     let mut last_error: Option<String> = None;
     let reported = Reported::default();
+    let mut away_since: Option<Instant> = None;
     loop {
         let mut streamed = false;
         match session::session(config, &mut shutdown, &mut streamed, last_error.as_deref(), &reported).await {
@@ -50,9 +74,11 @@ pub async fn run(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result
             Err(error) => {
                 if streamed {
                     backoff = Backoff::default();
+                    away_since = None;
                 }
                 let wait = backoff.next();
-                tracing::warn!(retry_in_ms = wait.as_millis(), "{error}");
+                let away_s = away_since.get_or_insert_with(Instant::now).elapsed().as_secs();
+                tracing::warn!(retry_in_ms = wait.as_millis(), not_streaming_for_s = away_s, "{error}");
                 last_error = Some(error.to_string());
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}

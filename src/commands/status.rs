@@ -1,9 +1,18 @@
-//! `walhook status`: what the database knows of slot, streams, webhooks and dead letters, for a person or as JSON.
+//! `walhook status`: what the database knows of slot, streams, webhooks and dead letters, for a person, as JSON, again and again
+//! (`--watch`), or as one line and an exit code for monitoring (`--check`).
 
+use std::{
+    io::{self, IsTerminal as _},
+    time::Duration,
+};
+
+use clap::Args;
 use serde_json::{Value, json};
+use tokio::{sync::watch, time::sleep};
 use tokio_postgres::Client;
 
 use super::{
+    paint::{Paint, paint, width, wrap},
     plain,
     setup_check::{self, Finding, Severity},
 };
@@ -13,6 +22,28 @@ use crate::{
     postgres::sql,
     text,
 };
+
+/// How it is shown, and what monitoring minds.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    /// Again every so many seconds, until Ctrl-C
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", conflicts_with = "check",
+          value_parser = clap::value_parser!(u32).range(1..=3600))]
+    watch: Option<u32>,
+    /// One line and an exit code for monitoring: 0 well, 10 nobody streams, 11 NATS is away, 12 not all is published that should be,
+    /// 13 the slot lags, 14 dead letters; 1 to 4 as of any command
+    #[arg(long)]
+    check: bool,
+    /// With --check: the slot may have so much to confirm, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1024, requires = "check")]
+    max_lag: u32,
+    /// With --check: so many dead letters are not minded
+    #[arg(long, value_name = "COUNT", default_value_t = 0, requires = "check")]
+    max_dead_letters: u32,
+}
 
 /// One statement each, whose answer is one JSON value.
 const SLOT: &str = "SELECT row_to_json(s)::text FROM public.rule_cdc_slots s WHERE s.slot_name::text = $1";
@@ -41,47 +72,202 @@ const DEAD_LETTERS: &str = "SELECT json_build_object('dead', count(*), 'newest',
 const HEARTBEAT: &str = "SELECT to_json(heartbeat_at > clock_timestamp() - make_interval(secs => 3 * heartbeat_seconds))::text \
     FROM public.rule_cdc_status WHERE source = $1";
 
-/// Prints the status, and ends with an error where not all is well: so a monitor needs the exit code alone.
+/// What the running walhook, or the last one, has noted of itself.
+const RUN: &str = "SELECT (j.row || pg_catalog.jsonb_build_object('has_ended', \
+        coalesce((j.row ->> 'last_exit_at')::timestamptz >= coalesce(s.connected_since, '-infinity'), false)))::text \
+    FROM public.rule_cdc_status s, pg_catalog.to_jsonb(s) AS whole, LATERAL (SELECT whole - 'nats' AS row) AS j \
+    WHERE s.source = $1";
+
+/// What monitoring learns: the worst first.
+struct Problem {
+    code: u8,
+    name: &'static str,
+    text: String,
+}
+
+/// All that is known.
+struct Seen {
+    status: Value,
+    findings: Vec<Finding>,
+}
+
+/// Prints the status, and ends with an error where not all is well: so a monitor needs the exit code alone. With `--check` the code
+/// is the outcome.
 ///
 /// # Errors
 /// PostgreSQL cannot be asked; what `walhook run` would not start with, by its code; nobody streams (1); something that should
 /// be published is not (2).
-pub async fn status(config: &Config, as_json: bool) -> Result<()> {
-    let client = super::connect(config).await?;
-    let slot = ask(&client, SLOT, Some(&config.slot)).await?;
-    let findings = setup_check::read(&client, config).await?;
-    let heartbeat = ask(&client, HEARTBEAT, Some(&config.source)).await?;
-    let holder = slot["active_pid"].is_number();
-    let status = json!({
-        "source": config.source,
-        "identity": identity(&client).await?,
-        "slot": slot,
-        "streaming": holder && heartbeat == true,
-        "findings": findings,
-        "anchor": ask(&client, ANCHOR, Some(&config.slot)).await?,
-        "streams": ask(&client, STREAMS, Some(&config.source)).await?,
-        "nats": ask(&client, NATS, Some(&config.source)).await?,
-        "log": ask(&client, LOG, Some(&config.source)).await?,
-        "webhooks": ask(&client, WEBHOOKS, None).await?,
-        "dead_letters": ask(&client, DEAD_LETTERS, None).await?,
-    });
-    if as_json {
-        super::say_json([&status])?;
-    } else {
-        super::say(&render(config, &status, &findings))?;
+pub async fn status(config: &Config, arguments: &Arguments, shutdown: watch::Receiver<bool>) -> Result<u8> {
+    if let Some(seconds) = arguments.watch {
+        return again(config, arguments.json, Duration::from_secs(seconds.into()), shutdown).await.map(|()| 0);
     }
-    setup_check::refuse(config, &findings)?;
+    let client = super::connect(config).await?;
+    let seen = Seen::read(&client, config).await?;
+    if arguments.check {
+        return check(config, arguments, &seen);
+    }
+    let Seen { status, findings } = &seen;
+    if arguments.json {
+        super::say_json([status])?;
+    } else {
+        super::say_bytes(shown(&render(config, &seen), width()).as_bytes())?;
+    }
+    setup_check::refuse(config, findings)?;
     if status["streaming"] != true {
-        let slot = &config.slot;
-        return Err(Error::unavailable(match holder {
-            true => format!("slot {slot:?} is held, and walhook has said nothing for a while in rule_cdc_status"),
-            false => format!("nobody streams from slot {slot:?}"),
-        })
-        .hint("start `walhook run`, or see its log"));
+        return Err(Error::unavailable(not_streaming(config, status)).hint("start `walhook run`, or see its log"));
     }
     match findings.iter().filter(|finding| finding.severity == Severity::Error).count() {
-        0 => Ok(()),
+        0 => Ok(0),
         count => Err(Error::config(format!("{count} things are wrong with the set-up: see above"))),
+    }
+}
+
+/// Shows it again and again. What cannot be asked for a while is shown as such.
+async fn again(config: &Config, as_json: bool, every: Duration, mut shutdown: watch::Receiver<bool>) -> Result<()> {
+    let mut client: Option<Client> = None;
+    let is_terminal = io::stdout().is_terminal();
+    loop {
+        let asked = async {
+            let open = match client.take().filter(|client| !client.is_closed()) {
+                Some(open) => open,
+                None => super::connect(config).await?,
+            };
+            Seen::read(&open, config).await.map(|seen| (open, seen))
+        };
+        let seen = tokio::select! {
+            seen = asked => seen,
+            _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+        };
+        let answer = match seen {
+            Ok((open, seen)) => {
+                client = Some(open);
+                if as_json { format!("{}\n", seen.status) } else { shown(&render(config, &seen), width()) }
+            }
+            Err(error) if !error.is_retryable() => return Err(error),
+            Err(error) if as_json => format!("{}\n", json!({ "error": error.to_string() })),
+            Err(error) => shown(&[(Paint::Bad, format!("{:<14}{error}", "no answer"))], width()),
+        };
+        let answer = match (as_json, is_terminal) {
+            (true, _) => text::json(&answer).into_owned(),
+            // Written over what was there, without a blank screen in between.
+            (false, true) => format!("\x1b[H{}\x1b[J", answer.replace('\n', "\x1b[K\n")),
+            (false, false) => format!("{answer}\n"),
+        };
+        if !super::offer(answer.as_bytes())? {
+            return Ok(());
+        }
+        tokio::select! {
+            () = sleep(every) => {}
+            () = super::tail::reader_gone() => return Ok(()),
+            _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+        }
+    }
+}
+
+/// One line, and the code of what is worst.
+fn check(config: &Config, arguments: &Arguments, seen: &Seen) -> Result<u8> {
+    let problems = problems(config, arguments, seen);
+    let code = problems.first().map_or(0, |problem| problem.code);
+    let Seen { status, .. } = seen;
+    let number = |value: &Value| value.as_i64().unwrap_or(0);
+    let (lag, dead) = (number(&status["slot"]["lag_bytes"]), number(&status["dead_letters"]["dead"]));
+    if arguments.json {
+        let problems: Vec<_> = problems
+            .iter()
+            .map(|problem| json!({ "code": problem.code, "name": problem.name, "problem": problem.text }))
+            .collect();
+        super::say_json([&json!({
+            "code": code, "ok": code == 0, "problems": problems, "lag_bytes": lag, "dead_letters": dead,
+            "run": status["run"],
+        })])?;
+        return Ok(code);
+    }
+    let what = match code {
+        0 => format!("streaming, {} behind, {dead} dead letters", human(lag)),
+        _ => problems.iter().map(|problem| problem.text.as_str()).collect::<Vec<_>>().join("; "),
+    };
+    let word = match code {
+        0 => paint("OK", Paint::Good),
+        _ => paint("WRONG", Paint::Bad),
+    };
+    let line = format!("walhook {word}: {} | lag_bytes={lag}B dead_letters={dead}\n", text::one_line(&what));
+    super::say_bytes(line.as_bytes())?;
+    Ok(code)
+}
+
+fn problems(config: &Config, arguments: &Arguments, seen: &Seen) -> Vec<Problem> {
+    let Seen { status, findings } = seen;
+    let mut problems = Vec::new();
+    if let Err(error) = setup_check::refuse(config, findings) {
+        problems.push(Problem { code: error.exit_code(), name: "set_up", text: error.to_string() });
+    }
+    if status["streaming"] != true {
+        let text = match last_exit(status) {
+            Some(exit) => format!("{}; {exit}", not_streaming(config, status)),
+            None => not_streaming(config, status),
+        };
+        problems.push(Problem { code: 10, name: "not_streaming", text });
+    }
+    for (name, connection) in status["nats"].as_object().into_iter().flatten() {
+        if connection["connected"] != true || connection["holds_slot"] == true {
+            problems.push(Problem { code: 11, name: "nats_away", text: format!("NATS {name}: {}", nats(connection)) });
+        }
+    }
+    for finding in findings.iter().filter(|finding| finding.severity == Severity::Error) {
+        problems.push(Problem { code: 12, name: "not_published", text: finding.to_string() });
+    }
+    let lag = status["slot"]["lag_bytes"].as_i64().unwrap_or(0);
+    if lag > i64::from(arguments.max_lag) << 20 {
+        let text = format!("the slot is {} behind, more than {} MiB", human(lag), arguments.max_lag);
+        problems.push(Problem { code: 13, name: "lag", text });
+    }
+    let dead = status["dead_letters"]["dead"].as_i64().unwrap_or(0);
+    if dead > i64::from(arguments.max_dead_letters) {
+        problems.push(Problem { code: 14, name: "dead_letters", text: format!("{dead} dead letters") });
+    }
+    problems
+}
+
+fn not_streaming(config: &Config, status: &Value) -> String {
+    let slot = &config.slot;
+    match status["slot"]["active_pid"].is_number() {
+        true => format!("slot {slot:?} is held, and walhook has said nothing for a while in rule_cdc_status"),
+        false => format!("nobody streams from slot {slot:?}"),
+    }
+}
+
+/// How the last run ended, if one has, and none has begun since.
+fn last_exit(status: &Value) -> Option<String> {
+    let run = Some(&status["run"]).filter(|run| run["has_ended"] == true)?;
+    let code = run["last_exit_code"].as_i64()?;
+    let at = plain(&run["last_exit_at"]);
+    Some(match run["last_exit_reason"].as_str() {
+        Some(reason) => format!("the last run ended with exit code {code} at {at}: {}", text::one_line(reason)),
+        None => format!("the last run ended with exit code {code} at {at}"),
+    })
+}
+
+impl Seen {
+    async fn read(client: &Client, config: &Config) -> Result<Seen> {
+        let slot = ask(client, SLOT, Some(&config.slot)).await?;
+        let findings = setup_check::read(client, config).await?;
+        let heartbeat = ask(client, HEARTBEAT, Some(&config.source)).await?;
+        let holder = slot["active_pid"].is_number();
+        let status = json!({
+            "source": config.source,
+            "identity": identity(client).await?,
+            "slot": slot,
+            "streaming": holder && heartbeat == true,
+            "findings": findings,
+            "anchor": ask(client, ANCHOR, Some(&config.slot)).await?,
+            "streams": ask(client, STREAMS, Some(&config.source)).await?,
+            "nats": ask(client, NATS, Some(&config.source)).await?,
+            "log": ask(client, LOG, Some(&config.source)).await?,
+            "run": ask(client, RUN, Some(&config.source)).await?,
+            "webhooks": ask(client, WEBHOOKS, None).await?,
+            "dead_letters": ask(client, DEAD_LETTERS, None).await?,
+        });
+        Ok(Seen { status, findings })
     }
 }
 
@@ -109,15 +295,18 @@ async fn ask(client: &Client, statement: &str, name: Option<&String>) -> Result<
     serde_json::from_str(&text).map_err(|error| Error::protocol(attempted).caused_by(error))
 }
 
-fn render(config: &Config, status: &Value, findings: &[Finding]) -> String {
+/// What a person reads, a line each, with the colour of its first word.
+fn render(config: &Config, Seen { status, findings }: &Seen) -> Vec<(Paint, String)> {
     let slot = &status["slot"];
-    let mut lines = vec![format!("source        {}", config.source)];
+    let mut lines = Lines(Vec::new());
+    lines.push(headline(config, status));
+    lines.push(format!("source        {}", config.source));
     lines.push(format!("database      {}", plain(&status["identity"]["database_id"])));
     if let Some(problem) = status["identity"]["problem"].as_str() {
-        lines.push(format!("              {problem}"));
+        lines.push((Paint::Bad, format!("identity      {problem}")));
     }
     if slot.is_null() {
-        lines.push(format!("slot          {} does not exist", config.slot));
+        lines.push((Paint::Bad, format!("slot          {} does not exist", config.slot)));
     } else {
         let held = match slot["active_pid"].as_i64() {
             Some(pid) => format!("held by walsender {pid}"),
@@ -144,7 +333,9 @@ fn render(config: &Config, status: &Value, findings: &[Finding]) -> String {
         ));
     }
     for (name, connection) in status["nats"].as_object().into_iter().flatten() {
-        lines.push(format!("nats          {}: {}", text::one_line(name), nats(connection)));
+        let is_well = connection["connected"] == true && connection["holds_slot"] != true;
+        let colour = if is_well { Paint::Strong } else { Paint::Bad };
+        lines.push((colour, format!("nats          {}: {}", text::one_line(name), nats(connection))));
     }
     for stream in status["streams"].as_array().into_iter().flatten() {
         lines.push(format!(
@@ -178,17 +369,78 @@ fn render(config: &Config, status: &Value, findings: &[Finding]) -> String {
             "log           {lost} lines lost: standard error of the running walhook is a full disk, or a closed or stalled pipe"
         ));
     }
-    lines.push(format!("dead letters  {}{newest}", plain(&dead["dead"])));
+    let colour = if dead["dead"].as_i64().unwrap_or(0) > 0 { Paint::Bad } else { Paint::Strong };
+    lines.push((colour, format!("dead letters  {}{newest}", plain(&dead["dead"]))));
     for finding in findings {
-        let severity = match finding.severity {
-            Severity::Fatal | Severity::Error => "wrong",
-            Severity::Warning => "warning",
-            Severity::Note => "note",
+        let (colour, severity) = match finding.severity {
+            Severity::Fatal | Severity::Error => (Paint::Bad, "wrong"),
+            Severity::Warning => (Paint::Doubtful, "warning"),
+            Severity::Note => (Paint::Strong, "note"),
         };
-        lines.push(format!("{severity:<13} {}", text::one_line(&finding.to_string())));
+        lines.push((colour, format!("{severity:<13} {}", text::one_line(&finding.to_string()))));
     }
-    lines.push(String::new());
-    lines.join("\n")
+    lines.0
+}
+
+/// Lines in the making.
+struct Lines(Vec<(Paint, String)>);
+
+impl Lines {
+    fn push(&mut self, line: impl Into<Line>) {
+        let Line(colour, line) = line.into();
+        self.0.push((colour, line));
+    }
+}
+
+struct Line(Paint, String);
+
+impl From<String> for Line {
+    fn from(line: String) -> Line {
+        Line(Paint::Strong, line)
+    }
+}
+
+impl From<(Paint, String)> for Line {
+    fn from((colour, line): (Paint, String)) -> Line {
+        Line(colour, line)
+    }
+}
+
+/// The answer to the first question: does it stream?
+fn headline(config: &Config, status: &Value) -> (Paint, String) {
+    if status["streaming"] != true {
+        let exit = last_exit(status).map(|exit| format!("; {exit}")).unwrap_or_default();
+        return (Paint::Bad, format!("walhook       {}{exit}", not_streaming(config, status)));
+    }
+    let run = &status["run"];
+    let behind = status["slot"]["lag_bytes"].as_i64().map_or_else(|| "?".to_owned(), human);
+    let waits = status["nats"].as_object().into_iter().flatten().any(|(_, nats)| nats["connected"] != true);
+    let colour = if waits { Paint::Doubtful } else { Paint::Good };
+    (
+        colour,
+        format!(
+            "walhook       streams, {behind} behind; {} events published since {}, version {}",
+            plain(&run["events_published"]),
+            plain(&run["connected_since"]),
+            plain(&run["version"])
+        ),
+    )
+}
+
+/// Columns of the first word and the space behind it.
+const LABEL: usize = 14;
+
+/// The lines as they are written: what acts on a terminal is escaped, what is too wide is broken, the first word is coloured.
+fn shown(lines: &[(Paint, String)], width: Option<usize>) -> String {
+    let mut all = String::new();
+    for (colour, line) in lines {
+        let line = wrap(&text::one_line_of(line, 4 * text::SHOWN), LABEL, width);
+        match line.split_at_checked(LABEL) {
+            Some((label, rest)) => all.push_str(&format!("{}{rest}\n", paint(label, *colour))),
+            None => all.push_str(&format!("{line}\n")),
+        }
+    }
+    all
 }
 
 /// One NATS configuration, as the running streamer last reported it.

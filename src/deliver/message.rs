@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::webhook::{RequestBody, Webhook};
-use crate::flow::event_id::EventPosition;
+use crate::{flow::event_id::EventPosition, route::trace};
 
 /// What identifies a message.
 #[derive(Debug, Clone, Copy)]
@@ -187,10 +187,16 @@ pub fn read<'a>(webhook: &Webhook, source: &str, ids: Ids<'a>, payload: &'a [u8]
 }
 
 impl<'a> Call<'a> {
-    /// Adds what the message's headers, given by name and value, tell of its body.
-    pub fn describe(&mut self, headers: impl Iterator<Item = (&'a str, &'a str)>) {
+    /// Adds what the message's headers, given by name and value, tell of its body, and of the trace that it belongs to. Returns a
+    /// `traceparent` that is none, which is not passed on.
+    pub fn describe(&mut self, headers: impl Iterator<Item = (&'a str, &'a str)>) -> Option<String> {
         for (name, value) in headers {
             match name {
+                _ if [trace::TRACEPARENT, trace::TRACESTATE].iter().any(|ours| name.eq_ignore_ascii_case(ours)) => {
+                    // What the payload says of it is the same, under whatever spelling.
+                    self.headers.retain(|other, _| !other.eq_ignore_ascii_case(name));
+                    self.headers.insert(name.to_ascii_lowercase(), value.to_owned());
+                }
                 "Walhook-Op" => self.op = Some(value),
                 "Walhook-Old-Key" => self.old_key = Some(value),
                 "Walhook-Type" if self.kind.is_none() => self.kind = Some(value.into()),
@@ -204,6 +210,12 @@ impl<'a> Call<'a> {
                 _ => {}
             }
         }
+        // Whoever may publish into the stream may write anything there.
+        let is_trace = |name: &str, which: &str| name.eq_ignore_ascii_case(which);
+        let parent = self.headers.iter().find(|(name, _)| is_trace(name, trace::TRACEPARENT));
+        let wrong = parent.filter(|(_, value)| !trace::is_traceparent(value.as_bytes()))?.1.clone();
+        self.headers.retain(|name, _| !is_trace(name, trace::TRACEPARENT) && !is_trace(name, trace::TRACESTATE));
+        Some(wrong)
     }
 }
 
@@ -374,5 +386,33 @@ mod tests {
         };
         assert_eq!(again(ID), (ID.to_owned(), "the_first".to_owned()));
         assert_eq!(again("foreign"), ("S:7".to_owned(), "S:7".to_owned()), "only the feed names first events");
+    }
+
+    #[test]
+    fn a_trace_is_passed_on_where_it_is_one_whoever_wrote_the_message() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let describe = |own: &str, headers: &[(&'static str, &'static str)]| {
+            let payload = format!(r#"{{"webhook_id":1,"headers":{own},"data":{{}}}}"#);
+            let Reading::Call(call) = read(&webhook(), "shop", ids(ID), payload.as_bytes()) else { panic!() };
+            let mut call = Call {
+                headers: call.headers,
+                body: b"",
+                event_id: "e".into(),
+                webhook_id: "e".into(),
+                kind: None,
+                ..call
+            };
+            let wrong = call.describe(headers.iter().copied());
+            (wrong, call.headers.into_iter().collect::<Vec<_>>())
+        };
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let state = ("tracestate", "a=b");
+        assert_eq!(
+            describe(r#"{"TraceParent":"x"}"#, &[("Traceparent", good), state]),
+            (None, vec![pair("traceparent", good), pair("tracestate", "a=b")])
+        );
+        let dropped = (Some("forged".to_owned()), vec![pair("X", "1")]);
+        assert_eq!(describe(r#"{"X":"1"}"#, &[("traceparent", "forged"), state]), dropped);
+        assert_eq!(describe(r#"{"X":"1","Traceparent":"forged","TraceState":"a"}"#, &[]), dropped);
     }
 }

@@ -631,7 +631,9 @@ impl Streamer {
 
     /// What the log should tell, once.
     pub fn take_notices(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.router.notices)
+        let mut notices = std::mem::take(&mut self.router.notices);
+        notices.append(&mut self.out.notices);
+        notices
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! In the order of use: [`tables`] holds the configuration rows, [`streams`] and [`rules`] judge and compile them,
 //! [`plan`] lays them over one table, [`filter`] and [`subject`] decide about one change, [`types`] and [`value`] write its
-//! columns (`json` knows the grammar, [`digits`] numbers of fixed width), [`payload`] the whole, with [`headers`] beside it. [`chunk`] lets rows of a backfill go the same way.
+//! columns (`json` knows the grammar, [`digits`] numbers of fixed width), [`payload`] the whole, with [`headers`] beside it. [`chunk`] lets rows of a backfill go the same way,
+//! [`trace`] passes on the trace that a row or a call belongs to.
 
 pub mod chunk;
 pub mod digits;
@@ -16,5 +17,6 @@ pub mod shown_url;
 pub mod streams;
 pub mod subject;
 pub mod tables;
+pub mod trace;
 pub mod types;
 pub mod value;

@@ -12,6 +12,7 @@ use super::{
     headers,
     plan::{ColumnPlan, EventColumns, Linked, Target},
     rules::{Format, Webhook},
+    trace,
     value::{write_bytes, write_json, write_json_string},
 };
 use crate::wal::{
@@ -143,6 +144,13 @@ pub fn write_headers(
             headers::write_again(stored, out);
         }
         return;
+    }
+    if let Body::Row { target, change, .. } = body
+        && let Some(Ok(parent)) = trace::of_row(target, change)
+    {
+        // Before the webhook's own, of which one may have the same name: the first one counts.
+        out.extend_from_slice(b"\r\ntraceparent: ");
+        out.extend_from_slice(parent);
     }
     webhook.message_headers.write(own, webhook.expose_credentials, out);
     match webhook.format {

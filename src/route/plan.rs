@@ -7,7 +7,7 @@ use super::{
     chunk::RowColumns,
     filter::{Filter, Seen},
     rules::Rules,
-    subject::Template,
+    subject::{self, Template},
     tables::{LinkRow, Table},
     types::{Class, TypeCatalog},
     value::write_json_str,
@@ -86,6 +86,8 @@ pub struct Target {
     pub selected: Option<Vec<bool>>,
     /// Whether the row before goes into the payload.
     pub include_old: bool,
+    /// The column whose `traceparent` goes into the headers.
+    pub trace: Option<usize>,
     /// The subject.
     pub subject: Template,
     /// The lane, where the subject is the same for every row.
@@ -195,6 +197,15 @@ impl Target {
             }
             relation.columns.iter().map(|column| names.contains(&column.name)).collect()
         });
+        let trace = link.trace_column.as_ref().and_then(|name| {
+            let found = index(name);
+            if found.is_none() {
+                warnings.push(format!(
+                    "link {id}: trace column {name:?} is not in {table}; its events go on without a trace"
+                ));
+            }
+            found
+        });
         let mut when_changed = Vec::new();
         for name in link.when_changed.iter().flatten() {
             match index(name) {
@@ -222,6 +233,7 @@ impl Target {
             webhook,
             selected,
             include_old: link.include_old,
+            trace,
             subject,
             lane,
             problem: (!problems.is_empty()).then(|| problems.join("; ")),
@@ -234,15 +246,50 @@ impl Target {
     /// Whether this link wants the change: its operation, its filter, its changed columns. A backfill was asked for, whichever
     /// operations it has.
     pub fn wants(&self, change: &Change<'_>, columns: &[ColumnPlan], scratch: &mut Vec<u8>) -> bool {
-        (change.op == Op::Snapshot || self.operations[change.op as usize])
-            && self.filter.as_ref().is_none_or(|filter| {
-                change.op == Op::Truncate
-                    || filter.passes(|index| seen(change, columns, index), |index| columns[index].class, scratch)
-            })
+        self.takes(change.op)
+            && self.passes(change, columns, scratch)
             && (self.when_changed.is_empty()
                 || change.op != Op::Update
                 || self.when_changed.iter().any(|&index| has_changed(change, columns, index)))
     }
+
+    /// Whether this link has the operation.
+    pub fn takes(&self, op: Op) -> bool {
+        op == Op::Snapshot || self.operations[op as usize]
+    }
+
+    /// Whether the change passes this link's filter.
+    pub fn passes(&self, change: &Change<'_>, columns: &[ColumnPlan], scratch: &mut Vec<u8>) -> bool {
+        self.filter.as_ref().is_none_or(|filter| {
+            change.op == Op::Truncate
+                || filter.passes(|index| seen(change, columns, index), |index| columns[index].class, scratch)
+        })
+    }
+
+    /// Where the event of a change goes: appends its subject, and returns the lane that takes it, and why it cannot be published.
+    pub fn address(
+        &self,
+        rules: &Rules,
+        change: &Change<'_>,
+        subject: &mut Vec<u8>,
+    ) -> (Option<usize>, Option<String>) {
+        let missing = self.subject.write(change.op, change.new.or(change.old.map(|old| old.tuple())), subject);
+        let problem = match (&self.problem, missing) {
+            (Some(problem), _) => Some(problem.clone()),
+            (None, Err(column)) => {
+                Some(format!("its subject needs column {column:?}, which is null, empty or not in the WAL"))
+            }
+            (None, Ok(())) if self.lane.is_some() => None,
+            (None, Ok(())) => subject::invalid(subject).map(|why| format!("its subject is invalid: {why}")),
+        };
+        (self.lane.or_else(|| rules.lane(self.webhook, subject)), problem)
+    }
+}
+
+/// Why an event has no lane.
+pub fn no_stream(subject: &[u8]) -> String {
+    let subject = String::from_utf8_lossy(subject);
+    format!("no stream of its NATS configuration takes the subject {subject:?}")
 }
 
 /// What a change shows of a column: the row after; for a delete the row before.

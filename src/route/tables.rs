@@ -103,6 +103,7 @@ pub struct LinkRow {
     pub filter: Option<String>,
     pub when_changed: Option<Vec<String>>,
     pub include_old: bool,
+    pub trace_column: Option<String>,
     pub enabled: bool,
 }
 
@@ -454,6 +455,7 @@ impl Row for LinkRow {
             "filter" => self.filter = optional(value),
             "when_changed" => self.when_changed = array(column, value)?,
             "include_old" => self.include_old = boolean(column, value)?,
+            "trace_column" => self.trace_column = optional(value),
             "enabled" => self.enabled = boolean(column, value)?,
             _ => {}
         }

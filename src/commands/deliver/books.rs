@@ -18,7 +18,10 @@ use tokio::{
 use tokio_postgres::{Client, Statement, types::Type};
 
 use crate::{
-    commands::told::Told,
+    commands::{
+        away::{Away, News},
+        told::Told,
+    },
     error::Result,
     postgres::{self, Settings, sql},
 };
@@ -152,6 +155,7 @@ impl Connection {
 async fn write(settings: Settings, mut receiver: mpsc::Receiver<Waiting>) {
     let mut connection: Option<Connection> = None;
     let mut told = Told::default();
+    let mut away = Away::new(Duration::ZERO);
     let mut queue: Vec<Waiting> = Vec::new();
     let mut is_open = true;
     while is_open || !queue.is_empty() {
@@ -173,6 +177,7 @@ async fn write(settings: Settings, mut receiver: mpsc::Receiver<Waiting>) {
                 if told.forget() {
                     tracing::info!("calls are recorded again");
                 }
+                away.look(std::iter::empty(), Instant::now());
                 answer(batch, Kept::Yes);
             }
             Err(error) if error.is_retryable() || connection.as_ref().is_none_or(|open| open.client.is_closed()) => {
@@ -180,6 +185,14 @@ async fn write(settings: Settings, mut receiver: mpsc::Receiver<Waiting>) {
                 let text = error.to_string();
                 if told.is_news(&text) {
                     tracing::warn!("calls cannot be recorded for now: {text}");
+                }
+                if let [News::Still(_, lasts)] = &away.look(std::iter::once("PostgreSQL"), Instant::now())[..] {
+                    let waiting = batch.len() + queue.len() + receiver.len();
+                    tracing::warn!(
+                        away_s = lasts.as_secs(),
+                        waiting_records = waiting,
+                        "calls cannot be recorded still: {text}"
+                    );
                 }
                 let (late, patient): (Vec<_>, Vec<_>) =
                     batch.into_iter().partition(|waiting| waiting.since.elapsed() >= PATIENCE);

@@ -24,9 +24,12 @@ use super::{
     parcel,
     settings::Record,
 };
-use crate::deliver::{
-    message::{self, Call, Ids, Reading, Shape},
-    schedule::{self, Fate, Outcome, Strain, Verdict, WAIT_MAX},
+use crate::{
+    deliver::{
+        message::{self, Call, Ids, Reading, Shape},
+        schedule::{self, Fate, Outcome, Strain, Verdict, WAIT_MAX},
+    },
+    postgres,
 };
 
 /// Where a dead letter's stream would take it.
@@ -47,6 +50,10 @@ pub struct Counts {
     pub dead: AtomicU64,
     /// Calls whose record is lost.
     pub unrecorded: AtomicU64,
+    /// Bytes of bodies sent.
+    pub bytes: AtomicU64,
+    /// How long after its commit the last event was delivered.
+    pub lag_ms: AtomicU64,
 }
 
 fn count(counter: &AtomicU64) {
@@ -142,7 +149,9 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
         }
         Reading::Call(call) => call,
     };
-    call.describe(headers_of(message));
+    if let Some(wrong) = call.describe(headers_of(message)) {
+        lane.note_untraced(&wrong);
+    }
     let commit_lsn = call.position.map(|position| position.commit_lsn.to_string());
     if known.is_gone {
         let why = "the webhook was deleted before its event was called".to_owned();
@@ -174,7 +183,7 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
             match parcel::fetch(&lane.worker, object, sha256, &message.payload).await {
                 Ok(fetched) => match message::read(&known.webhook, &lane.worker.source, ids, &fetched.payload) {
                     Reading::Call(mut whole) => {
-                        whole.describe(headers_of(message));
+                        let _ = whole.describe(headers_of(message)); // reported above
                         caller.call(&known.webhook, &whole, keys).await
                     }
                     Reading::Unreadable(_, why) => Answer::not_sent(why),
@@ -184,6 +193,11 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
             }
         }
     };
+    lane.worker.counts.bytes.fetch_add(call.body.len() as u64, Ordering::Relaxed);
+    if let Some(position) = call.position {
+        let lag = postgres::now().saturating_sub(position.commit_time) / 1000;
+        lane.worker.counts.lag_ms.store(u64::try_from(lag).unwrap_or(0), Ordering::Relaxed);
+    }
     let verdict = schedule::judge(&known.webhook, attempt, &answer.outcome, fastrand::f64());
     lane.learn(webhook_id, verdict.strain);
     if let Strain::Pause(wait) = verdict.strain

@@ -196,6 +196,19 @@ impl Lane {
         is_logged
     }
 
+    /// Reports, once, that a message's trace context cannot be passed on.
+    pub fn note_untraced(&self, wrong: &str) {
+        if lock(&self.noted).insert("traceparent".to_owned()) {
+            let wrong: String = wrong.chars().take(80).collect();
+            tracing::warn!(
+                webhook = self.now().webhook.name,
+                stream = self.stream,
+                "a message has {wrong:?} for its traceparent, which is none by W3C's grammar: its call goes without a trace, and so \
+                 do others whose traceparent is none"
+            );
+        }
+    }
+
     /// Logs what concerns the lane as a whole, once.
     pub fn note_once(&self, text: String) {
         let mut noted = lock(&self.noted);

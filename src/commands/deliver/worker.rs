@@ -23,7 +23,10 @@ use super::{
     settings::Settings,
 };
 use crate::{
-    commands::told,
+    commands::{
+        away::{Away, News},
+        told,
+    },
     nats::{control::Control, owner::Owner},
 };
 
@@ -60,6 +63,8 @@ pub struct Worker {
     pub began: Instant,
     /// What has happened.
     pub counts: Counts,
+    /// How often the log tells what was done; zero: never.
+    pub log_summary: Duration,
 }
 
 struct Running {
@@ -75,12 +80,19 @@ pub async fn run(worker: Arc<Worker>, mut all: watch::Receiver<Option<All>>, mut
     let mut told = Told::default();
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut minutes = Minutes::new(&worker);
+    let mut minute = interval(minutes.look);
+    minute.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
             _ = shutdown.wait_for(|stop| *stop) => break,
             changed = all.changed() => if changed.is_err() { break },
             found = &mut finding, if left.is_none() => left = Some(found),
+            _ = minute.tick() => {
+                minutes.tell(&worker);
+                continue;
+            }
             _ = look.tick() => {}
         }
         let Some(now) = all.borrow_and_update().clone() else { continue };
@@ -189,6 +201,57 @@ async fn has_consumer(worker: &Worker, (id, stream): &(i32, String)) -> bool {
     matches!(info, Ok(Ok(_)))
 }
 
+/// What the log is told once a minute: that NATS is away, and, where the user asks for it, what was done.
+struct Minutes {
+    look: Duration,
+    away: Away,
+    every: Duration,
+    last: Instant,
+    counts: [u64; 4],
+}
+
+impl Minutes {
+    fn new(worker: &Worker) -> Minutes {
+        let every = worker.log_summary;
+        let look = if every.is_zero() { LOOK } else { LOOK.min(every) };
+        Minutes { look, away: Away::new(every), every, last: Instant::now(), counts: [0; 4] }
+    }
+
+    fn tell(&mut self, worker: &Worker) {
+        let under_way = worker.settings.max_in_flight.saturating_sub(worker.room.available_permits());
+        let is_away = !worker.control.is_connected();
+        for news in self.away.look(is_away.then_some("NATS").into_iter(), Instant::now()) {
+            match news {
+                News::Still(_, lasts) => tracing::warn!(
+                    away_s = lasts.as_secs(),
+                    calls_under_way = under_way,
+                    "NATS is away: no events come, and those whose calls end now may come again"
+                ),
+                News::Back(_, lasted) => tracing::info!(away_s = lasted.as_secs(), "NATS is back"),
+            }
+        }
+        if self.every.is_zero() || self.last.elapsed() < self.every {
+            return;
+        }
+        let Counts { delivered, failed, dead, bytes, lag_ms, .. } = &worker.counts;
+        let now = [delivered, failed, dead, bytes].map(|counter| counter.load(Ordering::Relaxed));
+        let since = std::mem::replace(&mut self.counts, now);
+        let [delivered, failed, dead, bytes] = [0, 1, 2, 3].map(|at: usize| now[at] - since[at]);
+        tracing::info!(
+            seconds = self.last.elapsed().as_secs(),
+            calls = delivered + failed + dead,
+            delivered,
+            failed_attempts = failed,
+            dead_letters = dead,
+            bytes,
+            calls_under_way = under_way,
+            last_lag_ms = lag_ms.load(Ordering::Relaxed),
+            "summary"
+        );
+        self.last = Instant::now();
+    }
+}
+
 /// What the log has been told.
 #[derive(Default)]
 struct Told {
@@ -204,7 +267,7 @@ impl Told {
     }
 
     fn counts(&mut self, worker: &Worker) {
-        let Counts { delivered, failed, dead, unrecorded } = &worker.counts;
+        let Counts { delivered, failed, dead, unrecorded, .. } = &worker.counts;
         let now = [delivered, failed, dead, unrecorded].map(|counter| counter.load(Ordering::Relaxed));
         if now != self.counts {
             let [delivered, failed_attempts, dead_letters, unrecorded] = now;

@@ -9,6 +9,7 @@ use async_nats::HeaderMap;
 use serde_json::Value;
 
 use crate::{
+    commands::names,
     error::{Error, Result},
     flow::event_id::EventPosition,
     route::tables::Tables,
@@ -41,8 +42,9 @@ impl Filter {
             // A deleted one's events are there still, and only its number is known.
             let known = rows.webhooks.iter().find(|(_, row)| row.name == *name).map(|(&id, _)| id);
             let Some(id) = known.or_else(|| name.parse().ok()) else {
+                let near = names::nearest(name, rows.webhooks.values().map(|row| row.name.as_str()));
                 return Err(Error::config(format!("--webhook {name:?}: there is no webhook of that name"))
-                    .hint("of one that was deleted, give its number"));
+                    .hint(format!("{near}of one that was deleted, give its number")));
             };
             ids.insert(id);
         }
@@ -70,7 +72,7 @@ impl Filter {
 }
 
 /// The table that a message tells, in whichever format; `None` in `data`, which is the bare row.
-fn table_of(headers: Option<&HeaderMap>, payload: &[u8]) -> Option<String> {
+pub fn table_of(headers: Option<&HeaderMap>, payload: &[u8]) -> Option<String> {
     if let Some(subject) = headers.and_then(|headers| headers.get("ce-subject")) {
         return Some(subject.as_str().to_owned());
     }

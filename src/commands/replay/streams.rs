@@ -144,6 +144,16 @@ pub async fn control(config: &Config, row: &ConfigRow) -> Result<Control> {
     control::connect_once(&settings::Settings::resolve(row, overrides)?).await
 }
 
+/// The same by a connection that dials again once it is lost, for who reads on and notes where.
+///
+/// # Errors
+/// As [`control`].
+pub async fn control_that_returns(config: &Config, row: &ConfigRow) -> Result<Control> {
+    let own = config.nats.for_others();
+    let overrides = if row.config_name == config.nats_config { &config.nats } else { &own };
+    control::connect(&settings::Settings::resolve(row, overrides)?).await
+}
+
 impl Source {
     /// The stream's name.
     pub fn stream(&self) -> &str {

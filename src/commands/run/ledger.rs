@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     flow::{event_id::EventPosition, streamer::DeadLetter},
     log,
-    postgres::sql,
+    postgres::{settings::Settings, sql},
     route::types::{TypeCatalog, TypeKind},
     wal::{lsn::Lsn, snapshot::Snapshot},
 };
@@ -30,6 +30,15 @@ pub async fn confirmed(client: &Client, slot: &str) -> Result<Lsn> {
         .map_err(|error| sql::error(format!("read where slot {slot:?} stands"), error))?;
     let text: &str = row.get(0);
     text.parse().map_err(|error| Error::protocol(format!("read where slot {slot:?} stands")).caused_by(error))
+}
+
+/// How far the slot is behind what the server has written, in bytes; `None` where it is gone.
+pub async fn lag(client: &Client, slot: &str) -> Result<Option<i64>> {
+    let row = client
+        .query_opt("SELECT lag_bytes::bigint FROM public.rule_cdc_slots WHERE slot_name::text = $1", &[&slot])
+        .await
+        .map_err(|error| sql::error(format!("read how far slot {slot:?} is behind"), error))?;
+    Ok(row.and_then(|row| row.get(0)))
 }
 
 /// How far epochs jump where PostgreSQL has changed its timeline: further than anybody raises them on the one that was left.
@@ -430,4 +439,23 @@ pub async fn trim_events(client: &Client, retention: Duration, most: i64) -> Res
         .await
         .map_err(|error| sql::error("trim rule_webhook_events", error))?;
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+}
+/// Notes with what a run has ended, and why.
+///
+/// # Errors
+/// The database is away, or was set up by an earlier version.
+pub async fn ended(settings: &Settings, source: &str, error: Option<&Error>) -> Result<()> {
+    let client = sql::connect(settings).await?;
+    let code = error.map_or(0, |error| i32::from(error.exit_code()));
+    client
+        .execute(
+            "INSERT INTO public.rule_cdc_status AS s (source, last_exit_code, last_exit_reason, last_exit_at, heartbeat_at) \
+             VALUES ($1, $2, $3, now(), 'epoch') \
+             ON CONFLICT (source) DO UPDATE SET last_exit_code = excluded.last_exit_code, \
+                 last_exit_reason = excluded.last_exit_reason, last_exit_at = excluded.last_exit_at",
+            &[&source, &code, &error.map(ToString::to_string)],
+        )
+        .await
+        .map(drop)
+        .map_err(|error| sql::error("note with what this run has ended", error))
 }

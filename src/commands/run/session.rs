@@ -24,6 +24,7 @@ use super::{
     gone,
     lanes::{Identity, Lanes},
     ledger::{self, Epoch},
+    minutes::Minutes,
     office::Office,
     pace::Pace,
     rules,
@@ -31,7 +32,7 @@ use super::{
 use crate::{
     commands::{
         identity::{self, Runs},
-        schema,
+        progress, schema,
         setup_check::{self, Reported},
     },
     config::Config,
@@ -153,7 +154,10 @@ pub async fn session(
     let lanes = Lanes::new(identity, config, system.flushed, checkpoints);
     let timeout = client.answer(wal_sender_timeout(&client)).await?;
     let interval = status_interval(config, timeout);
+    let minutes = Minutes::new(config.log_summary, &streamer);
     let mut session = Session {
+        minutes,
+        drained_from: None,
         config,
         client: Rc::new(client),
         system,
@@ -252,6 +256,10 @@ fn status_interval(config: &Config, timeout: Option<Duration>) -> Duration {
 }
 
 struct Session<'c> {
+    /// What is told once a minute.
+    minutes: Minutes,
+    /// How many events were in flight when a shutdown was first shown.
+    drained_from: Option<u64>,
     config: &'c Config,
     client: Rc<Watched>,
     system: SystemIdentity,
@@ -301,6 +309,8 @@ enum Done {
     Types(TypeCatalog),
     Checkpointed(Due),
     Reported(i64, Lsn),
+    /// How far the slot is behind.
+    Lag(Option<i64>),
     Written,
 }
 
@@ -339,6 +349,9 @@ impl Session<'_> {
                 _ = tick.tick() => {
                     faults::reach(Point::Report)?;
                     self.report();
+                    if drain_until.is_some() {
+                        self.show_drain(false);
+                    }
                     faults::reported();
                 }
                 done = run_job(job) => self.finish_job(done?),
@@ -415,6 +428,7 @@ impl Session<'_> {
     /// Tells PostgreSQL what is confirmed.
     fn report(&mut self) {
         self.streamer.settle();
+        self.minutes.look(&self.streamer, &self.lanes);
         let ask = self.last_heard.elapsed() >= IDLE_ASK && self.last_asked.elapsed() >= IDLE_ASK;
         if ask {
             self.last_asked = Instant::now();
@@ -500,6 +514,9 @@ impl Session<'_> {
             self.last_checkpoint = Instant::now();
             let due = self.streamer.due();
             self.checkpoint(due)
+        } else if self.minutes.is_due() {
+            let slot = self.config.slot.clone();
+            Some(Box::pin(async move { ledger::lag(&client, &slot).await.map(Done::Lag) }))
         } else {
             None
         }
@@ -602,12 +619,26 @@ impl Session<'_> {
             }
             // One that waits to be shown comes first.
             Done::Reported(beat, lsn) => self.beat = self.beat.or(Some((beat, lsn))),
+            Done::Lag(lag) => self.minutes.tell(lag, &self.streamer, &self.lanes),
             Done::Written | Done::RulesPruned => {}
         }
     }
 
+    /// How many events a shutdown waits for, on a terminal.
+    fn show_drain(&mut self, is_end: bool) {
+        if !progress::is_watched() {
+            return;
+        }
+        let left: u64 = (0..self.streamer.lane_count()).map(|index| self.streamer.lane(index).len() as u64).sum();
+        let all = *self.drained_from.get_or_insert(left.max(1));
+        progress::show(&format!("{} {left} events in flight", progress::bar(all.saturating_sub(left), all)), is_end);
+    }
+
     /// The last words of a shutdown: the final status and the checkpoints.
     async fn farewell(&mut self, until: Instant) -> Result<()> {
+        if self.drained_from.is_some() {
+            self.show_drain(true);
+        }
         faults::reach(Point::Drained)?;
         if self.streamer.has_nothing_in_flight() {
             tracing::info!(confirmed = %self.streamer.confirmed(), "all acknowledged");

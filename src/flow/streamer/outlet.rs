@@ -4,7 +4,7 @@
 //! event is counted in the window once and settled, in a lane, among the dead letters, or left out with all after it that
 //! the same lane would take; what comes after a dead letter is held back until the letter is durable.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use super::{Counts, DeadLetter, Halted, Limits};
 use crate::{
@@ -18,9 +18,9 @@ use crate::{
     route::{
         headers,
         payload::{self, Body, TransactionText},
-        plan::{EventColumns, Linked},
+        plan::{EventColumns, Linked, no_stream},
         rules::{Keep, OnError, Rules, Webhook},
-        subject,
+        subject, trace,
     },
     wal::{
         change::{Change, Op, Position},
@@ -46,6 +46,10 @@ pub struct Outlet {
     pub history: History,
     pub transaction: TransactionText,
     pub counts: Counts,
+    /// What the log should tell.
+    pub notices: Vec<String>,
+    /// Webhooks of which it was told that a trace context cannot be passed on.
+    untraced: HashSet<i32>,
     // Working space, kept from event to event.
     pub id: Vec<u8>,
     pub subject: Vec<u8>,
@@ -67,6 +71,8 @@ impl Outlet {
             history: History::new(limits.history_bytes),
             transaction: TransactionText::default(),
             counts: Counts::default(),
+            notices: Vec::new(),
+            untraced: HashSet::new(),
             id: Vec::new(),
             subject: Vec::new(),
             scratch: Vec::new(),
@@ -83,19 +89,14 @@ impl Outlet {
             if !target.wants(change, &table.columns, &mut self.scratch) {
                 continue;
             }
+            if let Some(Err(wrong)) = trace::of_row(target, change) {
+                let webhook = &rules.webhooks[target.webhook];
+                let what = format!("a row of {}", table.unescaped);
+                self.note_untraced(webhook, &what, &String::from_utf8_lossy(wrong));
+            }
             let body = Body::Row { table, target, change };
             self.subject.clear();
-            let missing =
-                target.subject.write(change.op, change.new.or(change.old.map(|old| old.tuple())), &mut self.subject);
-            let problem = match (&target.problem, missing) {
-                (Some(problem), _) => Some(problem.clone()),
-                (None, Err(column)) => {
-                    Some(format!("its subject needs column {column:?}, which is null, empty or not in the WAL"))
-                }
-                (None, Ok(())) if target.lane.is_some() => None,
-                (None, Ok(())) => subject::invalid(&self.subject).map(|why| format!("its subject is invalid: {why}")),
-            };
-            let lane = target.lane.or_else(|| rules.lane(target.webhook, &self.subject));
+            let (lane, problem) = target.address(rules, change, &mut self.subject);
             self.event(rules, target.webhook, body, change, lane, None, problem)?;
         }
         Ok(())
@@ -116,7 +117,12 @@ impl Outlet {
         let is_again = columns.body.and_then(cell).is_some();
         let message_id = columns.message_id.and_then(cell).filter(|id| !id.is_empty() && !is_again);
         let own_text = columns.headers.and_then(cell);
-        let own = own_text.and_then(|own| serde_json::from_slice::<serde_json::Map<_, _>>(own).ok());
+        let mut own = own_text.and_then(|own| serde_json::from_slice::<serde_json::Map<_, _>>(own).ok());
+        if let Some(wrong) = own.as_mut().and_then(trace::clean)
+            && let Some(index) = webhook
+        {
+            self.note_untraced(&rules.webhooks[index], "a call", &wrong);
+        }
         let own = own.as_ref();
         let body = Body::Call { columns, row, own };
         let first_op = own.filter(|_| is_again).and_then(|own| Op::parse(own.get("Walhook-Op")?.as_str()?));
@@ -185,6 +191,19 @@ impl Outlet {
         }
     }
 
+    /// A trace context that is none is dropped, and its event is not. The first one of a webhook is reported.
+    fn note_untraced(&mut self, webhook: &Webhook, what: &str, wrong: &str) {
+        if self.untraced.insert(webhook.id) {
+            self.notices.push(format!(
+                "webhook {} {:?}: {what} has {:?} for its traceparent, which is none by W3C's grammar: the event goes without a \
+                 trace, and so do others whose traceparent is none",
+                webhook.id,
+                webhook.name,
+                wrong.chars().take(80).collect::<String>()
+            ));
+        }
+    }
+
     /// One change for one webhook: into its lane, or among the dead letters.
     #[allow(clippy::too_many_arguments, reason = "what an event is made of; a struct would only name them twice")]
     fn event(
@@ -208,10 +227,7 @@ impl Outlet {
         let lane = match (problem, lane) {
             (None, Some(lane)) => lane,
             (problem, _) => {
-                let reason = problem.unwrap_or_else(|| {
-                    let subject = String::from_utf8_lossy(&self.subject);
-                    format!("no stream of its NATS configuration takes the subject {subject:?}")
-                });
+                let reason = problem.unwrap_or_else(|| no_stream(&self.subject));
                 let condemned = self.impossible(webhook, body, change, message_id, reason);
                 return self.condemn(rules, condemned);
             }
