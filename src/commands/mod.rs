@@ -6,6 +6,7 @@ mod backoff;
 mod bucket;
 pub mod dead_letters;
 pub mod deliver;
+mod http;
 mod identity;
 mod progress;
 pub mod replay;

@@ -15,15 +15,17 @@ mod office;
 mod pace;
 pub(super) mod rules;
 mod session;
+mod shown;
 
 use tokio::sync::watch;
 
-use super::{backoff::Backoff, setup_check::Reported};
+use super::{backoff::Backoff, http::Http, setup_check::Reported};
 use crate::{
     config::Config,
     error::{Error, Result},
 };
 pub(super) use lanes::open::position_of;
+use shown::Shown;
 
 /// Streams until `shutdown` turns true.
 ///
@@ -37,12 +39,15 @@ pub async fn run(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result
         postgres = config.postgres.target(),
         "walhook starts"
     );
+    let http = Http::start(config, "run", &shutdown)?;
+    let mut shown = http.as_ref().map(|http| Shown::new(http.shared().clone(), config));
     let mut backoff = Backoff::default();
     let mut last_error: Option<String> = None;
     let reported = Reported::default();
     loop {
         let mut streamed = false;
-        match session::session(config, &mut shutdown, &mut streamed, last_error.as_deref(), &reported).await {
+        match session::session(config, &mut shutdown, &mut streamed, last_error.as_deref(), &reported, &mut shown).await
+        {
             Ok(()) => return Ok(()),
             Err(error) if !error.is_retryable() => return Err(error),
             Err(error) => {
@@ -52,6 +57,9 @@ pub async fn run(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result
                 let wait = backoff.next();
                 tracing::warn!(retry_in_ms = wait.as_millis(), "{error}");
                 last_error = Some(error.to_string());
+                if let Some(shown) = &mut shown {
+                    shown.disconnected(&error.to_string());
+                }
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
                     _ = shutdown.wait_for(|stop| *stop) => return Ok(()),

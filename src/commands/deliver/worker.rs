@@ -21,6 +21,7 @@ use super::{
     event::Counts,
     lane,
     settings::Settings,
+    shown,
 };
 use crate::{
     commands::told,
@@ -60,6 +61,10 @@ pub struct Worker {
     pub began: Instant,
     /// What has happened.
     pub counts: Counts,
+    /// What has happened to each webhook.
+    pub counters: shown::All,
+    /// The NATS configuration, by its name.
+    pub nats_config: String,
 }
 
 struct Running {

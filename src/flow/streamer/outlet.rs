@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Counts, DeadLetter, Halted, Limits};
+use super::{Counts, DeadLetter, Halted, Limits, Obstacle};
 use crate::{
     error::{Error, Result},
     flow::{
@@ -180,7 +180,7 @@ impl Outlet {
                     noted: None,
                     halts: false,
                 };
-                self.condemn(rules, condemned)
+                self.condemn(rules, condemned, Obstacle::Invalid)
             }
         }
     }
@@ -213,14 +213,14 @@ impl Outlet {
                     format!("no stream of its NATS configuration takes the subject {subject:?}")
                 });
                 let condemned = self.impossible(webhook, body, change, message_id, reason);
-                return self.condemn(rules, condemned);
+                return self.condemn(rules, condemned, Obstacle::Invalid);
             }
         };
         if let Some(reason) = self.lanes[lane].displaces(&position) {
             let mut condemned = self.impossible(webhook, body, change, message_id, reason);
             // The operator has decided already what is to become of this one.
             condemned.halts = false;
-            return self.condemn(rules, condemned);
+            return self.condemn(rules, condemned, Obstacle::Refused);
         }
         let is_stored = self.lanes[lane].has(&position)?;
         if is_stored {
@@ -258,7 +258,7 @@ impl Outlet {
         }
         match lane.commit(draft, number, position) {
             Ok(()) => Ok(()),
-            Err(condemned) => self.condemn(rules, *condemned),
+            Err(condemned) => self.condemn(rules, *condemned, Obstacle::TooLarge),
         }
     }
 
@@ -300,7 +300,7 @@ impl Outlet {
         }
     }
 
-    pub fn condemn(&mut self, rules: &Rules, condemned: Condemned) -> Result<()> {
+    pub fn condemn(&mut self, rules: &Rules, condemned: Condemned, obstacle: Obstacle) -> Result<()> {
         let Condemned { number, position, subject, headers, payload, reason, noted, halts } = condemned;
         let webhook = rules.webhook(position.webhook_id).map(|index| &rules.webhooks[index]);
         let event_id = position.id(&self.source);
@@ -317,7 +317,7 @@ impl Outlet {
                  walhook again"
             )));
         }
-        self.counts.dead_letters += 1;
+        self.counts.dead_letters[obstacle as usize] += 1;
         let letter = DeadLetter {
             event_id,
             webhook_id: position.webhook_id,
