@@ -118,7 +118,7 @@ impl Demo {
         feed.pg
             .psql("SELECT rule_webhook_link_table('orders', 'orders', p_subject_template => 'webhooks.{table}.{op}')");
         screen.step("two webhooks: 'orders', linked to the table orders, and 'notify', called through SQL");
-        let mut walhook = feed.run();
+        let mut walhook = feed.streamer().args(["--http", "127.0.0.1:0"]).start();
         let jetstream = feed.nats.jetstream().await;
         let deadline = Instant::now() + DRAINED;
         while jetstream.get_stream("WEBHOOKS").await.is_err() {
@@ -133,6 +133,15 @@ impl Demo {
         Some(Demo { walhook, feed, sql, notify, round: 0 })
     }
 
+    /// Where walhook serves its status page, as its log says.
+    fn page(&self) -> Option<String> {
+        let log =
+            support::eventually_blocking(DRAINED, || Some(self.walhook.log()).filter(|log| log.contains("HTTP: ")))?;
+        let line = log.lines().find(|line| line.contains("HTTP: "))?;
+        let address = line.split("address=").nth(1)?.split_whitespace().next()?;
+        Some(address.trim_matches('"').to_owned())
+    }
+
     /// Where to look with other tools.
     fn introduce(&self, screen: &mut Screen, limit: Option<Duration>) {
         let psql = match self.feed.pg.bin_dir().join("psql") {
@@ -140,6 +149,10 @@ impl Demo {
             _ => "psql".to_owned(),
         };
         screen.line("");
+        if let Some(address) = self.page() {
+            screen.line(screen.bold(&format!("See it live: http://{address}/")));
+            screen.line("");
+        }
         screen.line(screen.bold("Look around, in another terminal:"));
         screen.line(format!("  {psql} postgres://postgres@127.0.0.1:{}/postgres", self.feed.pg.port()));
         screen.line("     UPDATE orders SET status = 'lost' WHERE customer = 'Ada';");

@@ -16,7 +16,7 @@ use crate::{
     error::{Error, Result},
     files,
     flow::streamer::Limits,
-    nats,
+    http, nats,
     postgres::Settings,
 };
 
@@ -65,6 +65,9 @@ pub struct Options {
     /// NATS servers, in place of those in rule_nats_config [env: NATS_URL]
     #[arg(long, value_name = "URL[,URL]", env = "WALHOOK_NATS_URL", global = true, hide_env_values = true)]
     pub nats_url: Option<String>,
+    /// Serve probes, metrics and the status page by HTTP: a port on 127.0.0.1, or IP:PORT (run and deliver) [default: off]
+    #[arg(long, value_name = "ADDR", env = "WALHOOK_HTTP", global = true, hide_env_values = true)]
+    pub http: Option<String>,
     /// Log as text or json [default: text]
     #[arg(long, value_name = "FORMAT", env = "WALHOOK_LOG_FORMAT", global = true, hide_env_values = true)]
     pub log_format: Option<LogFormat>,
@@ -95,6 +98,7 @@ struct File {
     postgres: PostgresFile,
     nats: nats::settings::Overrides,
     deliver: deliver::settings::File,
+    http: http::settings::File,
     log: LogFile,
 }
 
@@ -151,6 +155,8 @@ pub struct Config {
     pub nats_config: String,
     /// What the file says of `walhook deliver`.
     pub deliver: deliver::settings::File,
+    /// Where and to whom `run` and `deliver` serve HTTP; the files that it names are read when they begin.
+    pub http: http::settings::File,
     /// How the log is written.
     pub log_format: LogFormat,
     /// How often the log tells what was done; zero: never.
@@ -220,6 +226,7 @@ impl Config {
             )?,
             nats_config: file.nats_config.unwrap_or_else(|| "default".to_owned()),
             deliver: file.deliver,
+            http: file.http.or_listen(options.http.as_ref()),
             log_format: options.log_format.or(file.log.format).unwrap_or_default(),
             log_summary: Duration::from_secs(in_range(
                 "log.summary_seconds",

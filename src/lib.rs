@@ -34,6 +34,7 @@ pub mod deliver;
 pub mod error;
 pub mod files;
 pub mod flow;
+pub mod http;
 pub mod log;
 pub mod nats;
 pub mod postgres;

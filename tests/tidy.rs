@@ -14,13 +14,14 @@ const LINES_MAX: usize = 900;
 const LONGER: [(&str, &str); 0] = [];
 
 /// A folder or file below `src/`, and which of its siblings it may use besides itself and `error`.
-const MAY_USE: [(&str, &[&str]); 9] = [
+const MAY_USE: [(&str, &[&str]); 10] = [
     ("wal", &[]),
     ("route", &["wal"]),
     ("flow", &["route", "wal"]),
     ("deliver", &["flow", "route", "wal"]),
     ("postgres", &["files", "wal"]),
     ("nats", &["files", "route"]), // the rows of the configuration tables, nothing else
+    ("http", &["files", "flow"]),
     ("error", &["text"]),
     ("text", &[]),
     ("files", &["text"]),

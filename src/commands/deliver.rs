@@ -12,17 +12,20 @@ mod event;
 mod lane;
 mod parcel;
 pub mod settings;
+mod shown;
 mod worker;
 
 use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::{
     sync::{Semaphore, watch},
+    task::JoinHandle,
     time::Instant,
 };
 
 use super::{
     backoff::Backoff,
+    http::Http,
     identity::{self, Identity},
     rows,
 };
@@ -56,6 +59,7 @@ pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Re
         database = if settings.has_database { config.postgres.target() } else { "none".to_owned() },
         "walhook delivers"
     );
+    let http = Http::start(config, "deliver", &shutdown)?;
     let (mut backoff, began) = (Backoff::default(), Instant::now());
     let (control, identity) = loop {
         let error = match connect(config, &settings).await {
@@ -65,12 +69,21 @@ pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Re
         };
         let wait = backoff.next();
         tracing::warn!(retry_in_ms = wait.as_millis(), away_s = began.elapsed().as_secs(), "{error}");
+        if let Some(http) = &http {
+            http.shared().update(|snapshot| snapshot.start_error = Some(error.to_string()));
+        }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
         }
     };
     let postgres = settings.has_database.then(|| config.postgres.clone());
+    if let Some(http) = &http {
+        http.shared().update(|snapshot| {
+            snapshot.start_error = None;
+            snapshot.postgres_connected = true;
+        });
+    }
     let client = control.client().clone();
     let (sender, all) = watch::channel(None);
     let owner = Arc::new(OnceLock::new());
@@ -101,14 +114,22 @@ pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Re
         control,
         client,
         caller,
-        books: postgres.map(Books::open),
+        books: postgres.clone().map(Books::open),
+        nats_config: config.nats_config.clone(),
+        counters: shown::All::default(),
         holds: Mutex::default(),
         began: Instant::now(),
         counts: event::Counts::default(),
         log_summary: config.log_summary,
     });
+    let mut showing = Vec::new();
+    if let Some(http) = &http {
+        showing.push(tokio::spawn(shown::show(Arc::clone(&worker), http.shared().clone())));
+        showing.extend(postgres.map(|postgres| tokio::spawn(shown::ask(postgres, http.shared().clone()))));
+    }
     worker::run(worker, all, shutdown).await;
     following.abort();
+    showing.iter().for_each(JoinHandle::abort);
     tracing::info!("all calls finished");
     Ok(())
 }

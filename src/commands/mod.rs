@@ -9,6 +9,7 @@ pub mod check;
 pub mod dead_letters;
 pub mod deliver;
 pub mod explain;
+mod http;
 mod identity;
 mod names;
 pub mod paint;

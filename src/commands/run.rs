@@ -16,6 +16,7 @@ mod office;
 mod pace;
 pub(super) mod rules;
 mod session;
+mod shown;
 
 pub use bulletin::WORKERS_CONSUMER;
 
@@ -26,12 +27,13 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{backoff::Backoff, setup_check::Reported};
+use super::{backoff::Backoff, http::Http, setup_check::Reported};
 use crate::{
     config::Config,
     error::{Error, Kind, Result},
 };
 pub(super) use lanes::open::position_of;
+use shown::Shown;
 
 /// How long the end of the process waits for its reason to be noted.
 const LAST_WORD: Duration = Duration::from_secs(2);
@@ -62,13 +64,16 @@ async fn stream(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result<
         postgres = config.postgres.target(),
         "walhook starts"
     );
+    let http = Http::start(config, "run", &shutdown)?;
+    let mut shown = http.as_ref().map(|http| Shown::new(http.shared().clone(), config));
     let mut backoff = Backoff::default();
     let mut last_error: Option<String> = None;
     let reported = Reported::default();
     let mut away_since: Option<Instant> = None;
     loop {
         let mut streamed = false;
-        match session::session(config, &mut shutdown, &mut streamed, last_error.as_deref(), &reported).await {
+        match session::session(config, &mut shutdown, &mut streamed, last_error.as_deref(), &reported, &mut shown).await
+        {
             Ok(()) => return Ok(()),
             Err(error) if !error.is_retryable() => return Err(error),
             Err(error) => {
@@ -80,6 +85,9 @@ async fn stream(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result<
                 let away_s = away_since.get_or_insert_with(Instant::now).elapsed().as_secs();
                 tracing::warn!(retry_in_ms = wait.as_millis(), not_streaming_for_s = away_s, "{error}");
                 last_error = Some(error.to_string());
+                if let Some(shown) = &mut shown {
+                    shown.disconnected(&error.to_string());
+                }
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
                     _ = shutdown.wait_for(|stop| *stop) => return Ok(()),

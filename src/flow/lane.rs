@@ -6,7 +6,8 @@
 //!
 //! What a message looks like is in [`message`], what goes together into one atomic batch in `batch`, core NATS in `core`, what is
 //! too large for a message in [`parcel`], what a tail says of the line in `open`, what a stream has to keep in `kept`, what
-//! of a tail has to be listed in `doubt`, what a caller's repeated message id costs in `repeats`, which message a connection is closed over in `verdict`.
+//! of a tail has to be listed in `doubt`, what a caller's repeated message id costs in `repeats`, how long messages took in
+//! `times`, which message a connection is closed over in `verdict`.
 
 mod batch;
 mod core;
@@ -16,6 +17,7 @@ mod message;
 mod open;
 pub mod parcel;
 mod repeats;
+mod times;
 mod verdict;
 
 use std::{collections::VecDeque, ops::Range};
@@ -44,6 +46,7 @@ use message::{ATTEMPT_DIGITS, CRLF, Front, INDEX_DIGITS, Layout};
 use open::Fate;
 use parcel::Parcel;
 use repeats::Repeats;
+pub use times::Times;
 
 /// How a lane keeps its order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,6 +225,7 @@ pub struct Lane {
     pinged: Option<u64>,
     stored: u64,
     duplicates: u64,
+    times: Times,
     /// The notes of the events in line, in their order.
     notes: Spool,
     history: History,
@@ -349,6 +353,7 @@ impl Lane {
             left_out: None,
             stored: 0,
             duplicates: 0,
+            times: Times::default(),
             notes: Spool::default(),
             history: History::new(usize::MAX),
             now: Moment::default(),
@@ -754,6 +759,7 @@ impl Lane {
             }
             slot.state = State::Stored(sequence.saturating_sub(back));
             slot.is_duplicate = duplicate;
+            self.times.record(slot, self.now);
             if duplicate {
                 self.duplicates += 1;
             } else {

@@ -2,10 +2,11 @@
 //!
 //! [`spool`] holds the encoded messages, [`lane`] their order, their acks and what is to be sent (again), [`window`]
 //! turns acks into the LSN that may be confirmed, [`delay`] holds it back where that is wished, [`history`] turns what became
-//! of them into rows. [`streamer`] is the one stateful heart that drives them.
+//! of them into rows, [`histogram`] counts how long they took. [`streamer`] is the one stateful heart that drives them.
 
 pub mod delay;
 pub mod event_id;
+pub mod histogram;
 pub mod history;
 pub mod lane;
 pub mod spool;

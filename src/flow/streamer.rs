@@ -103,17 +103,42 @@ impl std::fmt::Display for Halted {
 
 impl std::error::Error for Halted {}
 
+/// What kept an event from being published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obstacle {
+    /// No message can be made of it: its webhook, its subject, its headers, or no stream takes it.
+    Invalid,
+    /// It is larger than the server takes.
+    TooLarge,
+    /// Its stream does not take it, or refused it for good.
+    Refused,
+}
+
+impl Obstacle {
+    /// All of them, in their order.
+    pub const ALL: [Obstacle; 3] = [Obstacle::Invalid, Obstacle::TooLarge, Obstacle::Refused];
+
+    /// The word for it in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Obstacle::Invalid => "invalid",
+            Obstacle::TooLarge => "too_large",
+            Obstacle::Refused => "refused",
+        }
+    }
+}
+
 /// Counters since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Row operations received.
-    pub changes: u64,
+    /// Row operations received, by [`Op::index`].
+    pub changes: [u64; Op::COUNT],
     /// Events made of them.
     pub events: u64,
     /// Events that the stream had already.
     pub skipped: u64,
-    /// Events that became dead letters.
-    pub dead_letters: u64,
+    /// Events that became dead letters, by [`Obstacle`].
+    pub dead_letters: [u64; Obstacle::ALL.len()],
 }
 
 /// See the module.
@@ -295,7 +320,7 @@ impl Streamer {
         if self.router.awaits_amendment() {
             self.router.amend_at(change.position);
         }
-        self.out.counts.changes += 1;
+        self.out.counts.changes[change.op.index()] += 1;
         let relation = self.assembler.relation(change.relation);
         // Rules are compiled when a row needs them, not for each of the rows that change them.
         if self.router.is_stale && Table::named(&relation.schema, &relation.name).is_none() {
@@ -389,6 +414,13 @@ impl Streamer {
         self.awaits_types
     }
 
+    /// When the oldest event that no stream has acknowledged was committed, or else the transaction whose rows are arriving; in µs
+    /// since 2000-01-01.
+    pub fn oldest_commit_time(&self) -> Option<i64> {
+        let waiting = self.out.lanes.iter().filter_map(Lane::oldest_commit_time).min();
+        waiting.or_else(|| self.assembler.transaction().map(|transaction| transaction.commit_time))
+    }
+
     /// The id of the transaction whose rows are arriving.
     pub fn open_transaction(&self) -> Option<u32> {
         self.assembler.transaction().map(|transaction| transaction.xid)
@@ -479,8 +511,12 @@ impl Streamer {
     /// A webhook among theirs has `on_error = halt`.
     pub fn condemn(&mut self) -> Result<()> {
         for index in 0..self.out.lanes.len() {
+            let max_payload = self.out.lanes[index].max_payload();
             for condemned in self.out.lanes[index].take_condemned() {
-                self.out.condemn(&self.router.rules, condemned)?;
+                // Its headers are JSON here, and a little longer than they were.
+                let is_too_large = condemned.payload.len() + condemned.headers.len() > max_payload;
+                let obstacle = if is_too_large { Obstacle::TooLarge } else { Obstacle::Refused };
+                self.out.condemn(&self.router.rules, condemned, obstacle)?;
             }
         }
         Ok(())

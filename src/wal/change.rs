@@ -84,6 +84,16 @@ pub enum Op {
 }
 
 impl Op {
+    /// All of them.
+    pub const ALL: [Op; 5] = [Op::Insert, Op::Update, Op::Delete, Op::Truncate, Op::Snapshot];
+    /// How many there are.
+    pub const COUNT: usize = Op::ALL.len();
+
+    /// Its place in [`Op::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
     /// The word for it in subjects, payloads and configuration.
     pub fn as_str(self) -> &'static str {
         match self {

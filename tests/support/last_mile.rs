@@ -20,6 +20,11 @@ impl LastMile {
     /// The same on servers that are there.
     pub fn on(feed: Feed) -> LastMile {
         let streamer = feed.run();
+        Self::with(feed, streamer)
+    }
+
+    /// The same with a streamer that runs already.
+    pub fn with(feed: Feed, streamer: Walhook) -> LastMile {
         LastMile { feed, streamer, folder: Folder::new("deliver", User::Ourselves) }
     }
 

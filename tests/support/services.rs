@@ -32,6 +32,11 @@ pub fn pgbouncer() -> PathBuf {
     ask(&["pgbouncer"])
 }
 
+/// The folder of playwright-core, fetched where it is missing.
+pub fn playwright() -> PathBuf {
+    ask(&["playwright"])
+}
+
 /// The cache folder.
 pub fn cache() -> PathBuf {
     ask(&["cache"])

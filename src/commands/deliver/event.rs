@@ -176,6 +176,8 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
     };
     let keys = known.keys.as_deref().map_err(Clone::clone);
     let caller = &lane.worker.caller;
+    let counters = lane.counters(webhook_id);
+    let running = counters.begin();
     let answer = match header("Walhook-Object").filter(|_| call.position.is_some()) {
         None => caller.call(&known.webhook, &call, keys).await,
         Some(object) => {
@@ -193,12 +195,15 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
             }
         }
     };
+    drop(running);
     lane.worker.counts.bytes.fetch_add(call.body.len() as u64, Ordering::Relaxed);
     if let Some(position) = call.position {
         let lag = postgres::now().saturating_sub(position.commit_time) / 1000;
         lane.worker.counts.lag_ms.store(u64::try_from(lag).unwrap_or(0), Ordering::Relaxed);
     }
     let verdict = schedule::judge(&known.webhook, attempt, &answer.outcome, fastrand::f64());
+    let committed = call.position.map(|position| position.commit_time);
+    counters.called(answer.took, verdict.fate, verdict.error.as_deref(), committed);
     lane.learn(webhook_id, verdict.strain);
     if let Strain::Pause(wait) = verdict.strain
         && webhook_id == lane.webhook_id()
@@ -372,6 +377,7 @@ async fn give_up(
     is_durable |= publish(lane, message, event_id, &reason).await;
     if is_durable {
         count(&lane.worker.counts.dead);
+        lane.counters(known.webhook.webhook_id).gave_up();
         if lane.logs_failure() {
             let (status, attempt) = tried;
             tracing::warn!(webhook = known.webhook.name, event = event_id, status, attempt, "dead letter: {reason}");

@@ -25,7 +25,7 @@ use tokio::{
     time::{Instant, interval_at, sleep, sleep_until, timeout},
 };
 
-use super::{configuration::Known, consumer, event, worker::Worker};
+use super::{configuration::Known, consumer, event, shown::Counters, worker::Worker};
 use crate::{
     commands::{backoff::Backoff, told::Told},
     deliver::schedule::{FailureLog, Pace, Strain},
@@ -77,6 +77,8 @@ pub struct Lane {
     has_room: Notify,
     /// The receiver has said 410 to this configuration.
     is_refused: AtomicBool,
+    /// What has happened to its webhook.
+    counters: Arc<Counters>,
 }
 
 /// What is known of an event beyond its counts.
@@ -120,6 +122,14 @@ impl Lane {
             gone.webhook.name = format!("webhook {webhook_id}");
             Arc::new(gone)
         })
+    }
+
+    /// The counters of a webhook: nearly always those of its own.
+    pub fn counters(&self, webhook_id: i32) -> Arc<Counters> {
+        match webhook_id == self.webhook_id() {
+            true => Arc::clone(&self.counters),
+            false => self.worker.counters.of(webhook_id),
+        }
     }
 
     /// Whether what is acknowledged here is deleted for all.
@@ -292,7 +302,9 @@ pub async fn run(
 ) {
     let webhook = known.borrow().webhook.clone();
     let consumer = consumer::name(&worker.settings.group, webhook.webhook_id);
+    let counters = worker.counters.of(webhook.webhook_id);
     let lane = Arc::new(Lane {
+        counters,
         worker,
         stream,
         consumer,

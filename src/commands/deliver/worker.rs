@@ -21,6 +21,7 @@ use super::{
     event::Counts,
     lane,
     settings::Settings,
+    shown,
 };
 use crate::{
     commands::{
@@ -65,6 +66,10 @@ pub struct Worker {
     pub counts: Counts,
     /// How often the log tells what was done; zero: never.
     pub log_summary: Duration,
+    /// What has happened to each webhook.
+    pub counters: shown::All,
+    /// The NATS configuration, by its name.
+    pub nats_config: String,
 }
 
 struct Running {

@@ -12,6 +12,7 @@ use std::{
 use tokio::{task::JoinHandle, time::sleep};
 use tokio_postgres::Client;
 
+use super::shown;
 use crate::{
     commands::{
         backoff::Backoff,
@@ -21,6 +22,7 @@ use crate::{
     },
     config::Config,
     error::{Error, Kind, Result},
+    http::server::Shared,
     postgres::{self, sql},
 };
 
@@ -44,8 +46,8 @@ pub struct Clerk(JoinHandle<()>);
 
 impl Clerk {
     /// Begins its work.
-    pub fn start(config: &Config, epoch: u64, reported: Reported) -> Clerk {
-        Clerk(tokio::spawn(work(config.clone(), epoch, reported)))
+    pub fn start(config: &Config, epoch: u64, reported: Reported, shared: Option<Shared>) -> Clerk {
+        Clerk(tokio::spawn(work(config.clone(), epoch, reported, shared)))
     }
 }
 
@@ -55,11 +57,11 @@ impl Drop for Clerk {
     }
 }
 
-async fn work(config: Config, epoch: u64, reported: Reported) {
+async fn work(config: Config, epoch: u64, reported: Reported, shared: Option<Shared>) {
     let mut backoff = Backoff::default();
     let mut told = Told::default();
     loop {
-        let Err(error) = session(&config, epoch, &mut backoff, &reported).await;
+        let Err(error) = session(&config, epoch, &mut backoff, &reported, shared.as_ref()).await;
         let text = error.to_string();
         if told.is_news(&text) {
             tracing::warn!("{text}");
@@ -68,13 +70,20 @@ async fn work(config: Config, epoch: u64, reported: Reported) {
     }
 }
 
-async fn session(config: &Config, epoch: u64, backoff: &mut Backoff, reported: &Reported) -> Result<Infallible> {
+async fn session(
+    config: &Config,
+    epoch: u64,
+    backoff: &mut Backoff,
+    reported: &Reported,
+    shared: Option<&Shared>,
+) -> Result<Infallible> {
     let client = sql::connect(&config.postgres).await?;
     identity::hold(&client, &config.source, epoch).await?;
     tokio::select! {
         outcome = replays(config, &client, backoff) => outcome,
         outcome = anchor(config, &client) => outcome,
-        outcome = check(config, &client, reported) => outcome,
+        outcome = check(config, &client, reported, shared) => outcome,
+        outcome = show(config, &client, shared) => outcome,
     }
 }
 
@@ -117,13 +126,16 @@ async fn anchor(config: &Config, client: &Client) -> Result<Infallible> {
 }
 
 /// Whether the set-up is still as it must be: somebody may alter a publication or a linked table at any time.
-async fn check(config: &Config, client: &Client, reported: &Reported) -> Result<Infallible> {
+async fn check(config: &Config, client: &Client, reported: &Reported, shared: Option<&Shared>) -> Result<Infallible> {
     let mut told = Told::default();
     loop {
         let began = Instant::now();
         match setup_check::read(client, config).await {
             Ok(findings) => {
                 told.forget();
+                if let Some(shared) = shared {
+                    shown::show_findings(shared, &findings);
+                }
                 reported.report(findings);
             }
             Err(error) if client.is_closed() => return Err(error),
@@ -136,6 +148,14 @@ async fn check(config: &Config, client: &Client, reported: &Reported) -> Result<
         }
         // Where thousands of links make it long, it takes no more than a twentieth of the time.
         sleep(CHECK.max(began.elapsed() * 20)).await;
+    }
+}
+
+/// What only the database knows, where HTTP is served.
+async fn show(config: &Config, client: &Client, shared: Option<&Shared>) -> Result<Infallible> {
+    match shared {
+        Some(shared) => shown::ask(config, client, shared).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -12,7 +12,7 @@ mod parcel;
 mod servers;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     future::Future,
     sync::Arc,
     task::{Context, Poll},
@@ -80,6 +80,9 @@ pub struct Lanes {
     generation: u64,
     /// A lane was opened or gave something up.
     is_notable: bool,
+    /// How often no answer came in time, and how often a publishing connection was lost.
+    timeouts: u64,
+    losses: u64,
     /// The steady clock's zero.
     began: Instant,
     /// See [`Lanes::find_siblings`].
@@ -122,6 +125,8 @@ impl Lanes {
             checkpoints,
             generation: 0,
             is_notable: false,
+            timeouts: 0,
+            losses: 0,
             began: Instant::now(),
             siblings: Vec::new(),
             alias: None,
@@ -255,6 +260,17 @@ impl Lanes {
             connection["unsettled"] = (counted + unsettled as u64).into();
         }
         connections.into()
+    }
+
+    /// What went wrong with publishing, by JetStream's code or a word, and how often.
+    pub fn publish_errors(&self) -> BTreeMap<String, u64> {
+        let mut errors =
+            BTreeMap::from([("timeout".to_owned(), self.timeouts), ("connection".to_owned(), self.losses)]);
+        for (code, count) in self.drivers.iter().flat_map(|driver| &driver.refusals) {
+            let code = if *code == connection::NO_RESPONDERS { "no_responders".to_owned() } else { code.to_string() };
+            *errors.entry(code).or_default() += count;
+        }
+        errors
     }
 
     /// The streams that rows lead to, with a connection to ask about them: those of the configuration "default" first,
@@ -676,6 +692,7 @@ impl Lanes {
             Some(error) => error,
             None if !is_overdue => return Ok(false),
             None => {
+                self.timeouts += 1;
                 let link_state = &group.links[link];
                 let attempted = format!("no answer from {:?} for {} ms", lane.stream(), self.ack_timeout.as_millis());
                 let error = match link_state.forbidden() {
@@ -716,6 +733,7 @@ impl Lanes {
 
     /// A publishing connection is of no more use: all its lanes are opened anew.
     fn lost(&mut self, at: usize, link: usize, streamer: &mut Streamer, error: Error) -> Result<()> {
+        self.losses += 1;
         self.groups[at].links[link].judge(streamer);
         for &index in &self.groups[at].links[link].lanes {
             let driver = &mut self.drivers[index];

@@ -28,9 +28,11 @@ use super::{
     office::Office,
     pace::Pace,
     rules,
+    shown::Shown,
 };
 use crate::{
     commands::{
+        http,
         identity::{self, Runs},
         progress, schema,
         setup_check::{self, Reported},
@@ -86,6 +88,7 @@ pub async fn session(
     streamed: &mut bool,
     last_error: Option<&str>,
     reported: &Reported,
+    shown: &mut Option<Shown>,
 ) -> Result<()> {
     let mut client = Watched::connect(&config.postgres).await?;
     client.answer(schema::check(&*client, &config.postgres.target())).await?;
@@ -100,7 +103,7 @@ pub async fn session(
         setup_check::refuse(config, &client.answer(setup_check::read_for_start(&client, config)).await?)?;
     }
     let database = database?;
-    let taken = match take_slot(config, &publications, shutdown).await {
+    let taken = match take_slot(config, &publications, shutdown, shown).await {
         Err(error) => return Err(setup_check::explain(config, error).await),
         Ok(taken) => taken,
     };
@@ -183,8 +186,10 @@ pub async fn session(
         bulletin: Bulletin::new(poster),
         run_id,
         beat: None,
+        shown,
     };
-    let clerk = Clerk::start(config, epoch, reported.clone());
+    let shared = session.shown.as_ref().map(|shown| shown.shared().clone());
+    let clerk = Clerk::start(config, epoch, reported.clone(), shared);
     let outcome = session.stream(shutdown, interval).await;
     drop(clerk);
     let Session { stream, .. } = session;
@@ -204,6 +209,7 @@ async fn take_slot(
     config: &Config,
     publications: &[String; 2],
     shutdown: &mut watch::Receiver<bool>,
+    shown: &mut Option<Shown>,
 ) -> Result<Option<(Stream, SystemIdentity, Vec<(u32, Lsn)>)>> {
     let names = publications.each_ref().map(|name| format!("\"{}\"", name.replace('"', "\"\""))).join(",");
     let mut said = false;
@@ -230,6 +236,9 @@ async fn take_slot(
         }
         if !said {
             tracing::info!(slot = config.slot, "{error}; waiting to take over");
+            if let Some(shown) = shown {
+                shown.disconnected(&format!("{error}; waiting to take over"));
+            }
             said = true;
         }
         tokio::select! {
@@ -294,6 +303,8 @@ struct Session<'c> {
     /// How often it has counted on, and the position behind which the database knows: shown once all before it has arrived, for then
     /// a standby that may take over knows as well.
     beat: Option<(i64, Lsn)>,
+    /// What is shown by HTTP, where that is served.
+    shown: &'c mut Option<Shown>,
 }
 
 type Job = Pin<Box<dyn Future<Output = Result<Done>>>>;
@@ -315,11 +326,14 @@ enum Done {
 }
 
 impl Session<'_> {
-    /// The loop. The arms in their order: (1) shutdown, (2) lanes, (3) status timer, (4) SQL, (5) the back
-    /// office, (6) the WAL stream.
+    /// The loop. The arms in their order: (1) shutdown, (2) lanes, (3) status timer, (4) what is shown, (5) SQL, (6) the back
+    /// office, (7) the WAL stream.
     async fn stream(&mut self, shutdown: &mut watch::Receiver<bool>, status: Duration) -> Result<()> {
         let mut tick = interval(status);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut show = interval(http::EVERY);
+        show.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let is_shown = self.shown.is_some();
         let mut drain_until: Option<Instant> = None;
         loop {
             let is_reading = drain_until.is_none() && self.pump()?;
@@ -353,6 +367,11 @@ impl Session<'_> {
                         self.show_drain(false);
                     }
                     faults::reported();
+                }
+                _ = show.tick(), if is_shown => {
+                    if let Some(shown) = self.shown {
+                        shown.show(&self.streamer, &self.lanes, &self.office);
+                    }
                 }
                 done = run_job(job) => self.finish_job(done?),
                 done = office.run() => self.office.finish(done, &mut self.streamer),
@@ -541,7 +560,7 @@ impl Session<'_> {
         let Config { source, slot, publication, .. } = self.config.clone();
         let (received, confirmed) = (self.streamer.received(), self.streamer.confirmed());
         let published = (0..self.streamer.lane_count()).map(|index| self.streamer.lane(index).counts().0).sum();
-        let failed = self.streamer.counts().dead_letters;
+        let failed = self.streamer.counts().dead_letters.iter().sum();
         let history_lost = self.office.lost();
         let last_error = self.last_error.map(str::to_owned);
         let (run_id, has_marked) = (self.run_id.clone(), self.bulletin.has_marked());

@@ -24,6 +24,7 @@ impl Lane {
         let count = usize::try_from(upto - self.base).expect("counted in memory");
         for slot in self.slots.iter_mut().take(count) {
             slot.state = State::Stored(0);
+            self.times.record(slot, self.now);
         }
         self.stored += count as u64;
         self.let_go();

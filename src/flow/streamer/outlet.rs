@@ -6,7 +6,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::{Counts, DeadLetter, Halted, Limits};
+use super::{Counts, DeadLetter, Halted, Limits, Obstacle};
 use crate::{
     error::{Error, Result},
     flow::{
@@ -186,7 +186,7 @@ impl Outlet {
                     noted: None,
                     halts: false,
                 };
-                self.condemn(rules, condemned)
+                self.condemn(rules, condemned, Obstacle::Invalid)
             }
         }
     }
@@ -229,14 +229,14 @@ impl Outlet {
             (problem, _) => {
                 let reason = problem.unwrap_or_else(|| no_stream(&self.subject));
                 let condemned = self.impossible(webhook, body, change, message_id, reason);
-                return self.condemn(rules, condemned);
+                return self.condemn(rules, condemned, Obstacle::Invalid);
             }
         };
         if let Some(reason) = self.lanes[lane].displaces(&position) {
             let mut condemned = self.impossible(webhook, body, change, message_id, reason);
             // The operator has decided already what is to become of this one.
             condemned.halts = false;
-            return self.condemn(rules, condemned);
+            return self.condemn(rules, condemned, Obstacle::Refused);
         }
         let is_stored = self.lanes[lane].has(&position)?;
         if is_stored {
@@ -274,7 +274,7 @@ impl Outlet {
         }
         match lane.commit(draft, number, position) {
             Ok(()) => Ok(()),
-            Err(condemned) => self.condemn(rules, *condemned),
+            Err(condemned) => self.condemn(rules, *condemned, Obstacle::TooLarge),
         }
     }
 
@@ -316,7 +316,7 @@ impl Outlet {
         }
     }
 
-    pub fn condemn(&mut self, rules: &Rules, condemned: Condemned) -> Result<()> {
+    pub fn condemn(&mut self, rules: &Rules, condemned: Condemned, obstacle: Obstacle) -> Result<()> {
         let Condemned { number, position, subject, headers, payload, reason, noted, halts } = condemned;
         let webhook = rules.webhook(position.webhook_id).map(|index| &rules.webhooks[index]);
         let event_id = position.id(&self.source);
@@ -333,7 +333,7 @@ impl Outlet {
                  walhook again"
             )));
         }
-        self.counts.dead_letters += 1;
+        self.counts.dead_letters[obstacle as usize] += 1;
         let letter = DeadLetter {
             event_id,
             webhook_id: position.webhook_id,

@@ -40,6 +40,9 @@ const WORKED: Duration = Duration::from_secs(10);
 /// Where the row names no delay; where it names none at all, so that a server is not hammered.
 const RECONNECT_DELAY: (Duration, Duration) = (Duration::from_millis(2000), Duration::from_millis(10));
 
+/// The status of a message that nobody takes; no code of JetStream is below 10000.
+pub const NO_RESPONDERS: u64 = 503;
+
 /// See the module.
 pub struct Group {
     pub row: ConfigRow,
@@ -435,7 +438,7 @@ fn take(token: &[u8], ack: Ack, index: usize, streamer: &mut Streamer, driver: &
             }
             Err(refusal) => refusal,
         },
-        Ack::Refused { code, description } => match codes::publish(code) {
+        Ack::Refused { code, description } => match counted(code, driver) {
             Publish::Place => Refusal::WrongSequence,
             Publish::OneByOne => Refusal::DuplicateInBatch,
             Publish::SmallerBatches => {
@@ -450,7 +453,10 @@ fn take(token: &[u8], ack: Ack, index: usize, streamer: &mut Streamer, driver: &
             Publish::Event => Refusal::Never(format!("stream {} refuses it: {description}", lane.stream())),
             Publish::Wait => Refusal::NotNow(format!("{description} ({code})")),
         },
-        Ack::NoResponders => Refusal::NotNow("no stream takes its subject, or JetStream is away".to_owned()),
+        Ack::NoResponders => {
+            driver.refused(NO_RESPONDERS);
+            Refusal::NotNow("no stream takes its subject, or JetStream is away".to_owned())
+        }
     };
     let is_news = lane.refused(token, &refusal);
     let out_of_place = refusal == Refusal::WrongSequence;
@@ -469,6 +475,12 @@ fn take(token: &[u8], ack: Ack, index: usize, streamer: &mut Streamer, driver: &
         )));
     }
     false
+}
+
+/// What a refusal means.
+fn counted(code: u64, driver: &mut Driver) -> Publish {
+    driver.refused(code);
+    codes::publish(code)
 }
 
 /// Where a lane's answers come: the number of its subscription is one more than its own.

@@ -1,6 +1,6 @@
 //! What one lane is doing: waiting for its connection, reading its stream's tail, publishing, or letting answers settle.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{collections::BTreeMap, future::Future, pin::Pin, time::Duration};
 
 use tokio::time::{Instant, Sleep, sleep};
 
@@ -47,6 +47,8 @@ pub struct Driver {
     pub answered: bool,
     /// A refusal has come since that was looked at.
     pub trouble: Option<Error>,
+    /// Refusals of its stream, by JetStream's code.
+    pub refusals: BTreeMap<u64, u64>,
     /// Its parcel on the way into the object store, and what went wrong with it before.
     pub storing: Option<Storing>,
     pub storing_trouble: Trouble,
@@ -86,6 +88,7 @@ impl Driver {
             falls_back: None,
             answered: false,
             trouble: None,
+            refusals: BTreeMap::new(),
             storing: None,
             storing_trouble: Trouble::default(),
             waiting: None,
@@ -168,6 +171,11 @@ impl Driver {
     /// Logs a failure unless it is the one logged last, or that was a while ago.
     pub fn tell(&mut self, error: &Error) {
         self.told.warn(&error.to_string(), self.in_line);
+    }
+
+    /// Counts a refusal by its code.
+    pub fn refused(&mut self, code: u64) {
+        *self.refusals.entry(code).or_default() += 1;
     }
 
     /// Whether the oldest message has waited longer than that.

@@ -1,0 +1,44 @@
+//! How long the messages of a lane took, and how things stand in it: for whoever shows that.
+
+use super::{Lane, Moment, Slot};
+use crate::flow::histogram::Histogram;
+
+/// How long the acknowledged messages of a lane took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Times {
+    /// From the socket to the ack.
+    pub publish: Histogram,
+    /// From the commit in PostgreSQL to the ack, by the clocks of both machines.
+    pub commit_to_ack: Histogram,
+}
+
+impl Times {
+    /// Adds those of another lane.
+    pub fn add(&mut self, other: &Times) {
+        self.publish.add(&other.publish);
+        self.commit_to_ack.add(&other.commit_to_ack);
+    }
+
+    pub(super) fn record(&mut self, slot: &Slot, now: Moment) {
+        self.publish.record(now.steady.saturating_sub(slot.sent_at));
+        self.commit_to_ack.record(u64::try_from(now.wall.saturating_sub(slot.position.commit_time)).unwrap_or(0));
+    }
+}
+
+impl Lane {
+    /// How many bytes its server takes as one message, as far as it has told.
+    pub fn max_payload(&self) -> usize {
+        self.max_payload
+    }
+
+    /// How long they took, since the lane began.
+    pub fn times(&self) -> &Times {
+        &self.times
+    }
+
+    /// When the oldest event in line was committed, in µs since 2000-01-01.
+    pub fn oldest_commit_time(&self) -> Option<i64> {
+        let parcel = self.parcels.front().map(|parcel| parcel.position.commit_time);
+        self.slots.front().map(|slot| slot.position.commit_time).into_iter().chain(parcel).min()
+    }
+}
