@@ -580,6 +580,11 @@ impl Streamer {
         self.delay.due(self.now.steady, self.out.lanes.iter().map(Lane::last_settled))
     }
 
+    /// Whether a lane's stream will be asked for what it has, before more is confirmed.
+    pub fn is_to_be_asked(&self, index: usize) -> bool {
+        self.delay.asks(index, self.out.lanes[index].last_settled())
+    }
+
     /// The streams have it, and the checkpoints say that they have to keep it.
     pub fn checkpointed(&mut self, due: Due) {
         // Of a stream that was not looked at yet only its tail will tell.

@@ -194,8 +194,9 @@ impl Lanes {
     pub fn ask(&self, streamer: &Streamer, due: &Due) -> Option<impl Future<Output = Result<bool>> + use<>> {
         let ask = |&index: &usize| {
             let control = self.control(index).filter(|control| control.is_connected())?.clone();
-            let (lane, created_ns) = (streamer.lane(index), self.drivers[index].created_ns);
-            lane.is_open().then(|| (control, lane.stream().to_owned(), created_ns, due.kept[index]))
+            let (lane, driver) = (streamer.lane(index), &self.drivers[index]);
+            let (created_ns, is_retired) = (driver.created_ns, matches!(driver.phase, Phase::Absent));
+            (lane.is_open() || is_retired).then(|| (control, lane.stream().to_owned(), created_ns, due.kept[index]))
         };
         let asks = due.news.iter().map(ask).collect::<Option<Vec<_>>>()?;
         let source = self.identity.source.clone();
@@ -389,6 +390,7 @@ impl Lanes {
 
     /// One round of a configuration. Returns whether something was begun that has to be polled.
     fn poll_group(&mut self, cx: &mut Context<'_>, at: usize, streamer: &mut Streamer, eager: bool) -> Result<bool> {
+        self.rest(at, streamer);
         let mut moved = match self.groups[at].poll_connect(cx, streamer) {
             Ok(connected) => connected,
             Err(error) => {
@@ -444,7 +446,7 @@ impl Lanes {
         match &mut driver.phase {
             Phase::Absent | Phase::Running | Phase::Settling(_) => Ok(false),
             Phase::Waiting(_) if !driver.is_wanted && streamer.lane(index).is_empty() => {
-                self.retire(at, index);
+                self.retire(at, index, streamer);
                 Ok(false)
             }
             Phase::Waiting(until) => {
@@ -657,7 +659,7 @@ impl Lanes {
         // The history may still have to ask its stream.
         if !driver.is_wanted && lane.is_settled() {
             streamer.lane_mut(index).close();
-            self.retire(at, index);
+            self.retire(at, index, streamer);
             return Ok(false);
         }
         let is_overdue = driver.trouble.is_none() && driver.is_overdue(lane, self.ack_timeout);
@@ -691,13 +693,20 @@ impl Lanes {
         Ok(true)
     }
 
-    /// Nothing leads to a lane any more, and nothing is in it. With the last of its lanes a group ends its connections.
-    fn retire(&mut self, at: usize, index: usize) {
+    /// Nothing leads to a lane any more, and nothing is in it.
+    fn retire(&mut self, at: usize, index: usize, streamer: &Streamer) {
         self.drivers[index].phase = Phase::Absent;
         // Others may have waited for it.
         self.is_notable = true;
+        self.rest(at, streamer);
+    }
+
+    /// With the last of its lanes a group ends its connections, unless one of their streams has to be asked for what it has.
+    fn rest(&mut self, at: usize, streamer: &Streamer) {
         let group = &mut self.groups[at];
-        if group.lanes.iter().all(|&index| matches!(self.drivers[index].phase, Phase::Absent)) {
+        let is_at_rest =
+            |&index: &usize| matches!(self.drivers[index].phase, Phase::Absent) && !streamer.is_to_be_asked(index);
+        if group.in_use && group.lanes.iter().all(is_at_rest) {
             group.in_use = false;
             group.disconnect();
         }
