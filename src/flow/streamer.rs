@@ -358,6 +358,12 @@ impl Streamer {
             }
             self.out.lanes[index].set_mode(mode, self.out.limits.window_bytes);
         }
+        for index in 0..self.out.lanes.len() {
+            // The rest of the transaction goes elsewhere, and what is there may have to wait until this is sent.
+            if !self.lane_is_wanted(index) {
+                self.out.lanes[index].end_transaction();
+            }
+        }
         self.out.hold_back();
     }
 

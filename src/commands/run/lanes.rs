@@ -436,11 +436,9 @@ impl Lanes {
 
     /// A lane that is to be opened. Returns whether it has come further.
     fn poll_opening(&mut self, cx: &mut Context<'_>, at: usize, index: usize, streamer: &mut Streamer) -> Result<bool> {
-        if matches!(self.drivers[index].phase, Phase::Waiting(_)) {
-            let mut others = self.other_half(at).into_iter().flat_map(|other| &other.lanes);
-            if !self.has_its_turn(at, streamer) || others.any(|&index| self.drivers[index].is_on_line()) {
-                return Ok(false);
-            }
+        let is_waiting = matches!(self.drivers[index].phase, Phase::Waiting(_));
+        if is_waiting && (!self.has_its_turn(at, streamer) || self.other_half_is_on_line(at)) {
+            return Ok(false);
         }
         let driver = &mut self.drivers[index];
         match &mut driver.phase {
@@ -489,6 +487,11 @@ impl Lanes {
                 self.refuse_other_lane(index, opened.created_ns, streamer).map(|()| opened)
             }) {
                 Poll::Pending => Ok(false),
+                // What the other half has sent meanwhile may not be in this tail.
+                Poll::Ready(Ok(_)) if self.other_half_is_on_line(at) => {
+                    self.drivers[index].wait(Duration::ZERO);
+                    Ok(true)
+                }
                 Poll::Ready(Ok(opened)) => self.opened(at, index, streamer, opened).map(|()| true),
                 Poll::Ready(Err(error)) => {
                     streamer.lane_mut(index).close();
@@ -517,6 +520,11 @@ impl Lanes {
         self.groups.iter().find(|there| {
             there.is_core != here.is_core && there.row.config_id == here.row.config_id && there.servers == here.servers
         })
+    }
+
+    fn other_half_is_on_line(&self, at: usize) -> bool {
+        let mut others = self.other_half(at).into_iter().flat_map(|other| &other.lanes);
+        others.any(|&index| self.drivers[index].is_on_line())
     }
 
     /// Whether it is this half's turn: first comes what is left from before the switch.
