@@ -10,19 +10,50 @@ mod chaos {
     pub(crate) use super::support;
 
     pub mod faults;
-    pub mod oracle;
     pub mod run;
     pub mod workload;
 }
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
 
 use chaos::{
-    oracle::{self, Committed, Sample},
+    faults::KINDS,
     run::{self, Outcome},
+    workload,
 };
 use serde_json::{Value, json};
-use support::feed::Message;
+use support::{
+    feed::Message,
+    oracle::{self, Committed, Sample},
+};
+
+/// In so many runs each kind of fault and each change of rules happens, by far.
+const RUNS_OF_ALL: usize = 60;
+
+/// What has to be seen in that many runs: faults that may strike nothing, and changes of rules by what changed.
+const SEEN: [&str; 18] = [
+    "the slot went back",
+    "a new timeline began",
+    "a copy was refused",
+    "an adopted copy had a stream of its own",
+    "rule_webhooks: deleted",
+    "rule_webhooks: made again",
+    "rule_webhook_links: deleted",
+    "rule_webhook_links: made again",
+    "rule_webhooks: enabled",
+    "rule_webhooks: nats_subject",
+    "nats_config_id",
+    "payload_format",
+    "rule_nats_config: jetstream_enabled",
+    "rule_nats_config: nats_url",
+    "rule_nats_streams: durability",
+    "rule_nats_streams: max_messages",
+    "rule_nats_streams: ordering",
+    "rule_nats_streams: transactions",
+];
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().filter(|text| !text.is_empty()).map(|text| text.parse().expect("a number"))
@@ -42,12 +73,13 @@ async fn random_faults_lose_double_and_reorder_nothing() {
         eprintln!(
             "seed {seed}: {} events, {} changes of rules, {} faults, {} samples, {} KiB{}",
             outcome.events,
-            outcome.rule_changes,
+            outcome.rule_changes.values().sum::<usize>(),
             outcome.faults.len(),
             outcome.samples,
             outcome.rss_kib,
             if outcome.findings.is_clean() { "" } else { ", NOT AS PROMISED" }
         );
+        outcome.findings.examples.iter().for_each(|example| eprintln!("{example}"));
         outcomes.push(outcome);
     }
     let report = report(&outcomes, began.elapsed());
@@ -56,9 +88,14 @@ async fn random_faults_lose_double_and_reorder_nothing() {
         let Outcome { seed, faults, findings, .. } = outcome;
         assert!(findings.is_clean(), "WALHOOK_SEED={seed}, faults {faults:?}\n{}", findings.examples.join("\n"));
         assert!(
-            outcome.events > 0 && outcome.rule_changes > 0 && outcome.samples > 0,
+            outcome.events > 0 && !outcome.rule_changes.is_empty() && outcome.samples > 0,
             "WALHOOK_SEED={seed}: a run in which nothing happened"
         );
+    }
+    if outcomes.len() >= RUNS_OF_ALL {
+        let happened = |what: &str| report.lines().any(|line| line.contains(" × ") && line.contains(what));
+        let missing: Vec<_> = KINDS.iter().map(|(name, _)| *name).chain(SEEN).filter(|what| !happened(what)).collect();
+        assert!(missing.is_empty(), "never happened in {} runs: {missing:?}", outcomes.len());
     }
 }
 
@@ -71,27 +108,53 @@ fn report(outcomes: &[Outcome], took: Duration) -> String {
     let faults: Vec<&'static str> = outcomes.iter().flat_map(|outcome| outcome.faults.clone()).collect();
     let mut text = format!(
         "runs {} · {} s · events {} · changes of rules {} · faults {}\nlost {} · duplicated {} · misrouted {} · reordered {} · never committed {}\n\
+         to core NATS {}, of which streams have {}\n\
          recovery p50 {} ms · p99 {} ms · longest {} ms · memory at most {} KiB · confirmed compared with tails {} times\n",
         outcomes.len(),
         took.as_secs(),
         sum(|outcome| outcome.events),
-        sum(|outcome| outcome.rule_changes),
+        sum(|outcome| outcome.rule_changes.values().sum()),
         faults.len(),
         sum(|outcome| outcome.findings.lost),
         sum(|outcome| outcome.findings.duplicated),
         sum(|outcome| outcome.findings.misrouted),
         sum(|outcome| outcome.findings.reordered),
         sum(|outcome| outcome.findings.phantoms),
+        sum(|outcome| outcome.to_core[0]),
+        sum(|outcome| outcome.to_core[1]),
         at(50).as_millis(),
         at(99).as_millis(),
         recoveries.last().copied().unwrap_or_default().as_millis(),
         outcomes.iter().map(|outcome| outcome.rss_kib).max().unwrap_or_default(),
         sum(|outcome| outcome.samples),
     );
-    for (fault, count) in run::counted(&faults) {
+    for (fault, count) in run::counted(faults) {
         text += &format!("{count:6} × {fault}\n");
     }
+    for (effect, count) in run::counted(outcomes.iter().flat_map(|outcome| outcome.effects.clone())) {
+        text += &format!("{count:6} × seen: {effect}\n");
+    }
+    let mut changes: BTreeMap<&str, usize> = BTreeMap::new();
+    for (what, count) in outcomes.iter().flat_map(|outcome| &outcome.rule_changes) {
+        *changes.entry(what).or_default() += count;
+    }
+    for (what, count) in changes {
+        text += &format!("{count:6} × {what}\n");
+    }
     text
+}
+
+/// The rows of configurations, as the slot says them.
+const CONFIGS: &str = "BEGIN 689
+table public.rule_nats_config: INSERT: config_id[integer]:1 config_name[text]:'default' nats_url[text]:'nats://127.0.0.1:4222' jetstream_enabled[boolean]:true
+COMMIT 689
+";
+
+/// What these lines amount to.
+fn committed(lines: &str) -> Committed {
+    let mut committed = Committed::new(workload::places(vec![4222, 4223]));
+    committed.read(CONFIGS.lines().chain(lines.lines()));
+    committed
 }
 
 /// What a slot said and what a stream holds that keeps the promise, for tampering with.
@@ -113,14 +176,13 @@ BEGIN 701
 table public.plain: DELETE: id[bigint]:3
 table public.rule_webhook_events: INSERT: event_id[bigint]:1 webhook_id[integer]:1 payload[jsonb]:'{\"a\": 1}' subject[text]:null
 COMMIT 701";
-    let committed = oracle::committed(lines.lines());
+    let committed = committed(lines);
     let message = |sequence: u64, xid: u64, op: &str, data: Value, event: Value| {
         let commit = 0x100 + if xid == 701 { 703 } else { xid };
         let id = format!("walhook-{commit:016x}-2c8f-{sequence}-1");
         let mut payload = json!({"id": id, "data": data, "event": {"xid": xid, "op": op, "table": "public.plain"}});
         payload["event"].as_object_mut().unwrap().extend(event.as_object().unwrap().clone());
-        let headers = [("Nats-Msg-Id".to_owned(), id)].into();
-        Message { sequence, subject: "chaos.a.plain".to_owned(), headers, payload }
+        Message { sequence, subject: "chaos.a.plain".to_owned(), headers: headers(&id), payload }
     };
     let stored = vec![
         message(1, 700, "insert", json!({"id": 1, "n": 5, "note": "it's new-tuple: [x]:", "big": "xxxx"}), json!({})),
@@ -131,6 +193,13 @@ COMMIT 701";
         message(6, 701, "insert", json!({"a": 1}), json!({"table": "public.rule_webhook_events"})),
     ];
     (committed, stored)
+}
+
+/// Those of a message that was published into a stream.
+fn headers(id: &str) -> HashMap<String, String> {
+    [("Nats-Msg-Id", id), ("Nats-Expected-Stream", "CHAOS_A")]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
 }
 
 /// Judges what `tamper` leaves of an honest stream: lost, duplicated, reordered, never committed.
@@ -177,7 +246,7 @@ fn a_doubled_message_is_caught_with_its_id_and_with_another() {
     assert_eq!(judged(renamed), (0, 1, 0, 0));
     // Far away, as by one who sends again what was stored.
     let (_, _, reordered, _) = judged(|stored| {
-        stored.push(Message { headers: [].into(), ..stored[0].clone() });
+        stored.push(Message { headers: headers(""), ..stored[0].clone() });
     });
     assert!(reordered > 0);
 }
@@ -270,7 +339,7 @@ fn moving() -> (Committed, Vec<Vec<Message>>) {
     ];
     let message = |sequence: u64, subject: &str, xid: u64, ordinal: u64, payload: Value| {
         let id = format!("walhook-{:016x}-2c8f-{ordinal}-1", 0x100 + xid);
-        Message { sequence, subject: subject.to_owned(), headers: [("Nats-Msg-Id".to_owned(), id)].into(), payload }
+        Message { sequence, subject: subject.to_owned(), headers: headers(&id), payload }
     };
     let whole =
         |xid: u64, data: Value| json!({"data": data, "event": {"xid": xid, "op": "insert", "table": "public.plain"}});
@@ -282,7 +351,7 @@ fn moving() -> (Committed, Vec<Vec<Message>>) {
         message(1, "chaos.b.t", 701, 1, whole(701, json!({"id": 2, "n": 2}))),
         message(2, "chaos.b.t", 701, 2, json!({"id": 4, "n": 4})),
     ];
-    (oracle::committed(lines.iter().map(String::as_str)), vec![a, b])
+    (committed(&lines.join("\n")), vec![a, b])
 }
 
 /// Judges what `tamper` leaves of two honest streams: lost, duplicated, misrouted, reordered, never committed.
@@ -301,7 +370,7 @@ fn events_by_the_rules_at_their_own_place_are_cleared() {
     let (committed, streams) = moving();
     let found = oracle::judge(&committed, &streams);
     assert!(found.is_clean(), "{found:?}");
-    assert_eq!((committed.facts.len(), committed.rule_changes), (4, 7));
+    assert_eq!((committed.facts.len(), committed.rule_changes.values().sum::<usize>()), (4, 8));
 }
 
 #[test]
@@ -354,4 +423,71 @@ fn an_event_by_rules_not_in_force_at_its_place_is_caught() {
     // A column that the link did not have, a format that the webhook did not have.
     assert_eq!(judged_moving(|streams| streams[0][1].payload["data"]["n"] = json!(6)), [1, 0, 0, 0, 1]);
     assert_eq!(judged_moving(|streams| streams[1][0].payload = json!({"id": 2, "n": 2})), [1, 0, 0, 0, 1]);
+}
+
+/// What a slot said of a configuration that publishes to core NATS for a while, and what its stream holds: of its time there one
+/// event, out of order and twice.
+fn past_jetstream() -> (Committed, Vec<Message>) {
+    let config = |enabled: bool| {
+        format!(
+            "config_id[integer]:1 config_name[text]:'default' nats_url[text]:'nats://127.0.0.1:4222' jetstream_enabled[boolean]:{enabled}"
+        )
+    };
+    let lines = format!(
+        "BEGIN 690
+table public.rule_webhooks: INSERT: webhook_id[integer]:1 enabled[boolean]:true nats_enabled[boolean]:true publish_mode[text]:'nats' nats_subject[text]:'chaos.a.t' nats_config_id[integer]:1 payload_format[text]:'webhook'
+table public.rule_webhook_links: INSERT: link_id[integer]:1 webhook_id[integer]:1 table_schema[text]:'public' table_name[text]:'plain' operations[text[]]:'{{insert}}' subject_template[text]:null columns[text[]]:null filter[jsonb]:null enabled[boolean]:true
+COMMIT 690
+BEGIN 701
+table public.plain: INSERT: id[bigint]:1
+table public.rule_nats_config: UPDATE: {}
+table public.plain: INSERT: id[bigint]:2
+table public.plain: INSERT: id[bigint]:3
+table public.rule_nats_config: UPDATE: {}
+table public.plain: INSERT: id[bigint]:4
+COMMIT 701",
+        config(false),
+        config(true)
+    );
+    let message = |sequence: u64, ordinal: u64, id: u64, by_core: bool| {
+        let payload = json!({"data": {"id": id}, "event": {"xid": 701, "op": "insert", "table": "public.plain"}});
+        let mut headers = headers(&format!("walhook-{:016x}-2c8f-{ordinal}-1", 0x100 + 701));
+        headers.retain(|name, _| name == "Nats-Msg-Id" || !by_core);
+        Message { sequence, subject: "chaos.a.t".to_owned(), headers, payload }
+    };
+    let stored = vec![message(1, 1, 2, true), message(2, 0, 1, false), message(3, 3, 4, false), message(4, 1, 2, true)];
+    (committed(&lines), stored)
+}
+
+#[test]
+fn events_to_core_nats_may_be_missing_and_come_twice_and_must_have_been_committed_like_that() {
+    let judged = |tamper: fn(&mut Vec<Message>)| {
+        let (committed, mut stored) = past_jetstream();
+        tamper(&mut stored);
+        for (index, message) in stored.iter_mut().enumerate() {
+            message.sequence = index as u64 + 1;
+        }
+        let found = oracle::judge(&committed, &[stored]);
+        [found.lost, found.duplicated, found.misrouted, found.reordered, found.phantoms]
+    };
+    assert_eq!(judged(|_| {}), [0; 5]);
+    assert_eq!(judged(|stored| drop(stored.remove(1))), [1, 0, 0, 0, 0]);
+    assert_eq!(judged(|stored| stored.swap(1, 2)), [0, 0, 0, 1, 0]);
+    // By the other way than its rules said.
+    assert_eq!(judged(|stored| drop(stored[1].headers.remove("Nats-Expected-Stream"))), [0, 0, 1, 0, 0]);
+    assert_eq!(judged(|stored| stored[0].headers = headers("walhook-00000000000003bd-2c8f-1-1")), [0, 0, 0, 1, 1]);
+    assert_eq!(judged(|stored| stored[0].payload["data"]["id"] = json!(7)), [0, 0, 0, 0, 1]);
+}
+
+#[test]
+fn what_changed_of_rules_is_named() {
+    let (committed, _) = past_jetstream();
+    assert_eq!(committed.rule_changes["rule_nats_config: jetstream_enabled"], 2);
+    let webhook = "table public.rule_webhooks: INSERT: webhook_id[integer]:1 enabled[boolean]:true";
+    let mut committed = self::committed("BEGIN 1");
+    committed.read([webhook, "table public.rule_webhooks: DELETE: webhook_id[integer]:1", webhook]);
+    let names: Vec<_> = committed.rule_changes.keys().map(String::as_str).collect();
+    let made = ["rule_nats_config: made", "rule_webhooks: deleted", "rule_webhooks: made", "rule_webhooks: made again"];
+    assert_eq!(names, made);
+    assert!(committed.deleted.contains(&1));
 }

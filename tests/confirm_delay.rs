@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{Walhook, eventually, feed::Feed};
+use support::{Nats, Walhook, eventually, feed::Feed};
 
 /// A feed whose table `t` is linked to a webhook.
 async fn linked() -> Feed {
@@ -162,5 +162,48 @@ async fn another_writers_message_in_the_place_of_one_that_was_forgotten_does_not
     let mut ids: Vec<_> = feed.messages().await.iter().filter_map(|message| message.data()["id"].as_u64()).collect();
     ids.sort_unstable();
     assert_eq!(ids, (0..60).collect::<Vec<_>>());
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+}
+
+/// A stream to which nothing leads any more has to keep what is not confirmed yet, and is asked for it.
+#[tokio::test]
+async fn a_stream_to_which_nothing_leads_any_more_holds_up_no_confirmation() {
+    let feed = linked().await;
+    let elsewhere = Nats::start().await;
+    let away = [
+        "UPDATE rule_nats_config SET jetstream_enabled = false".to_owned(),
+        format!("UPDATE rule_nats_config SET nats_url = '{}', jetstream_enabled = true", elsewhere.url()),
+        "INSERT INTO rule_nats_streams (config_id, stream_name, subjects, enabled) VALUES (1, 'WEBHOOKS', '{webhooks.>}', false);
+         UPDATE rule_webhooks SET enabled = false"
+            .to_owned(),
+    ];
+    let mut count = 0;
+    for sql in away {
+        let mut walhook = run(&feed, 3);
+        insert(&feed, count, count + 10);
+        count += 10;
+        eventually("the rows in a stream", async || {
+            let stored = "SELECT count(*) FROM rule_nats_publish_history WHERE success";
+            (feed.pg.psql(stored) == count.to_string()).then_some(())
+        })
+        .await;
+        feed.pg.psql(&sql);
+        feed.confirmed().await;
+        assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+    }
+}
+
+/// The same where a later run finds the stream so.
+#[tokio::test]
+async fn a_run_that_begins_before_its_stream_was_left_holds_up_no_confirmation() {
+    let feed = linked().await;
+    let mut walhook = run(&feed, 3600);
+    insert(&feed, 0, 10);
+    exactly(&feed, 10).await;
+    feed.pg.psql("UPDATE rule_nats_config SET jetstream_enabled = false");
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+    let mut walhook = run(&feed, 1);
+    feed.confirmed().await;
+    exactly(&feed, 10).await;
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
 }

@@ -115,6 +115,36 @@ async fn a_standby_with_a_synced_slot_goes_on_where_the_primary_ended() {
     ended_well(&mut walhook);
 }
 
+/// The address leads to the standby before that is promoted: on some versions it decodes nothing, on others its slot is not for us.
+#[tokio::test]
+async fn a_standby_that_is_not_promoted_yet_is_waited_for() {
+    for version in ["default", "17"] {
+        let mut site = Site::start(Postgres::builder().version(version).start().await).await;
+        insert(&site.feed.pg, 0, 100);
+        let mut walhook = site.run();
+        site.feed.confirmed().await;
+        site.feed.pg.psql("SELECT pg_create_physical_replication_slot('standby', true)");
+        let standby = copy(&site.feed.pg, Some(site.feed.pg.port()), true).await;
+        insert(&site.feed.pg, 100, 200);
+        site.feed.confirmed().await;
+        let written = site.feed.pg.psql("SELECT pg_current_wal_lsn()");
+        eventually("the standby to have all", async || {
+            (standby.psql(&format!("SELECT pg_last_wal_replay_lsn() >= '{written}'")) == "t").then_some(())
+        })
+        .await;
+        site.fail_over_to(standby);
+        walhook.logged("the server is a standby").await;
+        // One that starts now waits as well.
+        let mut second = site.run();
+        second.logged("the server is a standby").await;
+        second.kill9();
+        promote(&site.feed.pg).await;
+        insert(&site.feed.pg, 200, 300);
+        exactly(&site.feed, 300).await;
+        ended_well(&mut walhook);
+    }
+}
+
 #[tokio::test]
 async fn a_standby_that_lags_behind_the_stream_ends_walhook_with_the_code_for_distrust() {
     let mut site = Site::start(Postgres::start().await).await;

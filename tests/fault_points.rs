@@ -7,12 +7,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
-mod fault_points {
-    pub(crate) use super::support;
-
-    #[allow(dead_code)] // some of it judges other workloads
-    pub mod oracle;
-}
 
 use std::{
     os::unix::process::ExitStatusExt,
@@ -22,9 +16,14 @@ use std::{
 };
 
 use async_nats::jetstream;
-use fault_points::oracle::{self, Fact, Findings, Sample};
 use rustix::process::Signal;
-use support::{DEADLINE, Nats, Postgres, Walhook, eventually, feed::Message, process::tail, rows::whole};
+use support::{
+    DEADLINE, Nats, Postgres, Walhook, eventually,
+    feed::Message,
+    oracle::{self, Committed, Findings, Place, Places, Sample},
+    process::tail,
+    rows::whole,
+};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 use walhook::commands::run::faults::Point;
 
@@ -34,9 +33,7 @@ const LOOK: Duration = Duration::from_millis(30);
 const LANES: usize = 4;
 /// How a process ends that a fault has aborted.
 const ABORTED: Option<i32> = Some(6);
-/// What is published …
-const LINKED: [&str; 2] = ["public.plain", "public.rule_webhook_events"];
-/// … and what cannot be: a dead letter each.
+/// What cannot be published: a dead letter each.
 const POISON: &str =
     "INSERT INTO rule_webhook_events (webhook_id, payload, message_id) VALUES (1, '{\"poison\": 1}', E'no\\tid')";
 /// What a row says that must never be seen.
@@ -105,7 +102,7 @@ struct Lane<'s> {
     client: Client,
     jetstream: jetstream::Context,
     settings: tempfile::TempDir,
-    committed: Vec<Fact>,
+    committed: Committed,
     letters: usize,
     stored: Vec<Message>,
     samples: Vec<Sample>,
@@ -156,6 +153,16 @@ impl<'s> Lane<'s> {
         );
         pg.psql_in(name, &format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')"));
         pg.psql_in(name, &format!("SELECT pg_create_logical_replication_slot('oracle_{name}', 'test_decoding')"));
+        // The oracle takes the rules from its slot, and these were there before it.
+        for (table, key) in [
+            ("rule_nats_config", "config_id"),
+            ("rule_nats_streams", "stream_id"),
+            ("rule_webhooks", "webhook_id"),
+            ("rule_webhook_links", "link_id"),
+        ] {
+            pg.psql_in(name, &format!("UPDATE {table} SET {key} = {key}"));
+        }
+        let place = Place { config: "default", server: 0, name: stream, prefix: format!("{name}.") };
         let (client, connection) = tokio_postgres::connect(&conninfo(pg, "postgres", name), NoTls).await.unwrap();
         tokio::spawn(connection);
         let settings = tempfile::tempdir().unwrap();
@@ -166,7 +173,7 @@ impl<'s> Lane<'s> {
             client,
             jetstream: nats.jetstream().await,
             settings,
-            committed: Vec::new(),
+            committed: Committed::new(Places { servers: vec![nats.port()], streams: vec![place] }),
             letters: 0,
             stored: Vec::new(),
             samples: Vec::new(),
@@ -244,10 +251,10 @@ impl<'s> Lane<'s> {
             _ => None,
         };
         let lines: Vec<String> = rows.iter().filter_map(text).collect();
-        let facts = oracle::committed(lines.iter().map(String::as_str), |table| LINKED.contains(&table));
-        let (poison, facts): (Vec<_>, Vec<_>) = facts.into_iter().partition(|fact| fact.row.contains_key("poison"));
-        self.committed.extend(facts);
-        self.letters += poison.len();
+        self.committed.read(lines.iter().map(String::as_str));
+        let before = self.committed.facts.len();
+        self.committed.facts.retain(|fact| !fact.row.contains_key("poison"));
+        self.letters += before - self.committed.facts.len();
     }
 
     async fn number(&self, sql: &str) -> u64 {
@@ -268,13 +275,13 @@ impl<'s> Lane<'s> {
         let confirmed = self.confirmed().await;
         let stream = self.jetstream.get_stream(self.name.to_uppercase()).await;
         let tail = stream.map_or(0, |stream| stream.cached_info().state.last_sequence);
-        self.samples.push(Sample { confirmed, tails: [tail, 0] });
-        Sample { confirmed, tails: [tail, 0] }
+        self.samples.push(Sample { confirmed, tails: vec![tail] });
+        Sample { confirmed, tails: vec![tail] }
     }
 
     async fn has_all(&mut self) -> bool {
         let tail = self.sample().await.tails[0];
-        tail >= self.committed.len() as u64
+        tail >= self.committed.facts.len() as u64
             && self.number("SELECT count(*) FROM rule_nats_dead_letters").await >= self.letters as u64
     }
 
@@ -363,7 +370,7 @@ impl<'s> Lane<'s> {
     async fn judged(&mut self) -> Findings {
         self.sample().await;
         self.read().await;
-        let mut found = oracle::judge(&self.committed, &self.stored);
+        let mut found = oracle::judge(&self.committed, std::slice::from_ref(&self.stored));
         oracle::confirmed_too_early(&std::mem::take(&mut self.samples), 0, &self.stored, &mut found);
         let is_phantom = |message: &&Message| message.payload.to_string().contains(ROLLED_BACK);
         if let Some(phantom) = self.stored.iter().find(is_phantom) {
@@ -422,7 +429,7 @@ async fn a_fault_at_any_point_loses_doubles_and_reorders_nothing() {
                         eprintln!("after {:.1} s: {fault:?}", began.elapsed().as_secs_f32());
                     }
                 }
-                lane.committed.len() + lane.letters
+                lane.committed.facts.len() + lane.letters
             })
         };
         let lanes: Vec<_> = names.iter().map(|name| scope.spawn(move || lane(name))).collect();

@@ -357,6 +357,30 @@ async fn jetstream_is_switched_off_and_on_at_the_exact_row() {
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
 }
 
+/// What goes by JetStream, as one batch, must not wait for the end of a transaction whose rest waits for its turn.
+#[tokio::test]
+async fn jetstream_is_switched_off_amid_a_transaction_that_is_larger_than_a_window() {
+    let feed = Feed::start().await;
+    let webhook = feed.webhook("first");
+    feed.pg.psql(
+        "CREATE TABLE t (id int PRIMARY KEY); SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>']);
+         UPDATE rule_nats_streams SET transactions = 'atomic'",
+    );
+    feed.pg.psql(&format!("SELECT rule_webhook_link_table({webhook}, 't')"));
+    let folder = tempfile::tempdir().unwrap();
+    let mut walhook = run_with(&feed, folder.path(), "window_events = 10");
+    feed.pg.psql(
+        "BEGIN; INSERT INTO t SELECT generate_series(1, 5); UPDATE rule_nats_config SET jetstream_enabled = false;
+         INSERT INTO t SELECT generate_series(6, 100); UPDATE rule_nats_config SET jetstream_enabled = true;
+         INSERT INTO t SELECT generate_series(101, 200); COMMIT",
+    );
+    feed.confirmed().await;
+    let ids: HashSet<i64> =
+        feed.messages().await.iter().map(|message| message.data()["id"].as_i64().unwrap()).collect();
+    assert_eq!(ids, (1..=200).collect(), "{}", walhook.log());
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+}
+
 #[tokio::test]
 async fn a_row_that_names_other_hosts_or_folders_is_refused_also_when_it_is_changed_live() {
     let feed = Feed::start().await;

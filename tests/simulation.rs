@@ -159,6 +159,36 @@ fn beginning_a_message_in_the_midst_of_another_is_caught() {
 }
 
 #[test]
+fn taking_streams_of_one_name_on_two_servers_for_one_is_caught() {
+    check_caught(Bug::OneServer, 500);
+}
+
+#[test]
+fn taking_what_goes_to_core_nats_for_taken_in_when_it_is_sent_off_is_caught() {
+    check_caught(Bug::SettleCoreOnSend, 500);
+}
+
+#[test]
+fn publishing_by_jetstream_and_by_core_nats_at_once_is_caught() {
+    check_caught(Bug::BothWaysAtOnce, 3000);
+}
+
+#[test]
+fn taking_a_message_of_core_nats_for_the_lanes_last_one_is_caught() {
+    check_caught(Bug::CoreAsOurs, 3000);
+}
+
+#[test]
+fn not_asking_streams_to_which_nothing_leads_any_more_is_caught() {
+    check_caught(Bug::LeaveRetiredUnasked, 500);
+}
+
+#[test]
+fn versions_that_do_not_say_which_rows_were_deleted_are_caught() {
+    check_caught(Bug::KeepDeletedRules, 500);
+}
+
+#[test]
 fn every_seed_keeps_the_promise() {
     if let Some(seed) = number("WALHOOK_SEED") {
         run(seed, Bug::None, true).unwrap();

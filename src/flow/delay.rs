@@ -103,6 +103,11 @@ impl Delay {
         self.kept = due.kept;
     }
 
+    /// Whether a stream will be asked for what it has, now that so much of it is `settled`.
+    pub fn asks(&self, lane: usize, settled: Kept) -> bool {
+        !self.is_off() && self.kept.get(lane).copied().flatten() != settled
+    }
+
     /// What PostgreSQL may forget; it never goes down.
     pub fn confirmed(&self) -> Lsn {
         self.confirmed

@@ -383,6 +383,12 @@ impl Streamer {
             }
             self.out.lanes[index].set_mode(mode, self.out.limits.window_bytes);
         }
+        for index in 0..self.out.lanes.len() {
+            // The rest of the transaction goes elsewhere, and what is there may have to wait until this is sent.
+            if !self.lane_is_wanted(index) {
+                self.out.lanes[index].end_transaction();
+            }
+        }
         self.out.hold_back();
     }
 
@@ -614,6 +620,11 @@ impl Streamer {
     /// say it too: [`Streamer::checkpointed`].
     pub fn due(&self) -> Option<Due> {
         self.delay.due(self.now.steady, self.out.lanes.iter().map(Lane::last_settled))
+    }
+
+    /// Whether a lane's stream will be asked for what it has, before more is confirmed.
+    pub fn is_to_be_asked(&self, index: usize) -> bool {
+        self.delay.asks(index, self.out.lanes[index].last_settled())
     }
 
     /// The streams have it, and the checkpoints say that they have to keep it.

@@ -6,12 +6,12 @@ use fastrand::Rng;
 use rustix::process::Signal;
 
 use super::{
-    run::World,
-    support::{Proxy, Weather},
+    run::{self, World},
+    support::{Postgres, Proxy, Walhook, Weather, eventually, walhook::Builder},
 };
 
 /// Every kind, by the name that the report has.
-pub const KINDS: [(&str, Fault); 26] = [
+pub const KINDS: [(&str, Fault); 30] = [
     ("walhook killed", Fault::WalhookKilled),
     ("walhook killed again and again", Fault::WalhookKilledOften),
     ("walhook terminated", Fault::WalhookTerminated),
@@ -19,6 +19,13 @@ pub const KINDS: [(&str, Fault); 26] = [
     ("second walhook takes over", Fault::TakeOver),
     ("second walhook takes over a frozen one", Fault::TakeOverFrozen),
     ("PostgreSQL killed", Fault::PostgresKilled),
+    ("PostgreSQL killed right after a confirmation", Fault::SlotGoesBack { checkpoints: false, with_walhook: false }),
+    (
+        "PostgreSQL killed after checkpoint and confirmation, and walhook",
+        Fault::SlotGoesBack { checkpoints: true, with_walhook: true },
+    ),
+    ("failover to a standby", Fault::FailedOver),
+    ("a copy of the database runs beside it", Fault::Copied),
     ("PostgreSQL restarted", Fault::PostgresRestarted),
     ("PostgreSQL frozen", Fault::PostgresFrozen),
     ("walhook's backends terminated", Fault::BackendsTerminated),
@@ -58,6 +65,9 @@ pub enum Fault {
     TakeOver,
     TakeOverFrozen,
     PostgresKilled,
+    SlotGoesBack { checkpoints: bool, with_walhook: bool },
+    FailedOver,
+    Copied,
     PostgresRestarted,
     PostgresFrozen,
     BackendsTerminated,
@@ -124,6 +134,54 @@ impl Fault {
                 pause.await;
                 world.feed.pg.restart().await;
             }
+            Fault::SlotGoesBack { checkpoints, with_walhook } => {
+                if checkpoints {
+                    world.feed.pg.psql("CHECKPOINT");
+                }
+                // A few confirmations that are nowhere but in the memory of PostgreSQL.
+                let (mut before, mut seen) = (world.confirmed(), 0);
+                for _ in 0..300 {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    let confirmed = world.confirmed();
+                    seen += u32::from(confirmed > before);
+                    before = confirmed;
+                    if seen > 2 {
+                        break;
+                    }
+                }
+                world.feed.pg.kill9();
+                if with_walhook {
+                    world.walhook.kill9();
+                } else {
+                    pause.await;
+                }
+                world.feed.pg.restart().await;
+                // Where walhook is not connected yet.
+                if world.confirmed() < before {
+                    world.effects.push("the slot went back");
+                }
+                if with_walhook {
+                    world.walhook = world.start();
+                }
+            }
+            Fault::FailedOver => {
+                // As a standby that has all of the WAL: crash recovery, then another timeline.
+                let timeline = "SELECT timeline_id FROM pg_control_checkpoint()";
+                let before = world.feed.pg.psql(timeline);
+                world.feed.pg.kill9();
+                world.feed.pg.restart_as_standby().await;
+                pause.await;
+                world.feed.pg.psql("SELECT pg_promote()");
+                eventually("the standby to be the primary", async || {
+                    (world.feed.pg.psql("SELECT pg_is_in_recovery()") == "f").then_some(())
+                })
+                .await;
+                world.feed.pg.psql("CHECKPOINT");
+                if world.feed.pg.psql(timeline) != before {
+                    world.effects.push("a new timeline began");
+                }
+            }
+            Fault::Copied => copied(world).await,
             Fault::PostgresRestarted => {
                 world.feed.pg.restart().await;
             }
@@ -186,6 +244,82 @@ impl Fault {
         }
     }
 }
+
+/// A copy of the database as a copied disk brings it, with slots and identity: refused while it is one, and a database of its
+/// own once it was adopted.
+async fn copied(world: &mut World) {
+    world.copies += 1;
+    let number = world.copies;
+    let pg = &world.feed.pg;
+    pg.stop();
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let made = std::process::Command::new("cp").arg("-a").arg(pg.data_dir()).arg(&data).status().unwrap();
+    assert!(made.success());
+    pg.restart().await;
+    // Another run of the original, which the copy does not know.
+    world.walhook.kill9();
+    world.walhook = world.start();
+    let newest = "SELECT run_id FROM rule_cdc_runs ORDER BY epoch DESC LIMIT 1";
+    let before = world.feed.pg.psql(newest);
+    eventually("the mark of the new run", async || {
+        let run = world.feed.pg.psql(newest);
+        let store = world.feed.nats.jetstream().await.get_key_value("walhook_walhook").await.ok()?;
+        let mark: serde_json::Value = serde_json::from_slice(&store.get("run").await.ok()??).ok()?;
+        (run != before && mark["run_id"] == run.as_str()).then_some(())
+    })
+    .await;
+    let version = world.feed.pg.major().to_string();
+    let copy = Postgres::builder().version(&version).copy_of(&data).start().await;
+    let command = |verb: &str, user: &str| -> Builder {
+        let conninfo = format!("host=127.0.0.1 port={} dbname=postgres user={user}", copy.port());
+        Walhook::command(verb).env("DATABASE_URL", conninfo)
+    };
+    // Its WAL may go further than all that the streams hold.
+    copy.psql("INSERT INTO plain (id, n) SELECT 90000000 + i, i FROM generate_series(1, 50) i");
+    copy.psql("SELECT pg_switch_wal()");
+    copy.psql("INSERT INTO plain (id, n) SELECT 90000100 + i, i FROM generate_series(1, 50) i");
+    let mut refused = command("run", "walhook_streamer").start();
+    let code = refused.wait(REFUSED);
+    let log = refused.log();
+    world.expect(code == 3 && log.contains("walhook adopt"), || format!("a copy ended with exit code {code}: {log}"));
+    if code == 3 {
+        world.effects.push("a copy was refused");
+    }
+    let adopted = command("adopt", "postgres").arg("--yes").finish();
+    world.expect(adopted.code == Some(0), || format!("a copy could not be adopted: {}", adopted.stderr));
+    copy.psql(&format!(
+        "DELETE FROM rule_webhooks; DELETE FROM rule_nats_streams;
+         UPDATE rule_nats_config SET stream_name = 'COPY_{number}_' || config_name, subject_prefix = 'copy_{number}_' || config_name;
+         SELECT rule_webhook_register('copy', 'https://example.com/copy');
+         SELECT rule_webhook_enable_nats(currval('rule_webhooks_webhook_id_seq')::int, 'copy_{number}_default.w', 'nats');
+         SELECT rule_webhook_link_table('copy', 'plain')"
+    ));
+    let done = command("setup", "postgres").finish();
+    world.expect(done.code == Some(0), || format!("a copy could not be set up: {}", done.stderr));
+    let mut own = command("run", "walhook_streamer").start();
+    let rows: Vec<i64> = (90_001_000..90_001_020).collect();
+    copy.psql(&format!("INSERT INTO plain (id, n) SELECT i, i FROM generate_series({}, {}) i", rows[0], rows[19]));
+    let stream = format!("COPY_{number}_default");
+    eventually("the copy's own events", async || {
+        (run::stored(&world.feed.nats, &stream).await.len() >= rows.len() || own.exited().is_some()).then_some(())
+    })
+    .await;
+    let stored: Vec<i64> = run::stored(&world.feed.nats, &stream)
+        .await
+        .iter()
+        .filter_map(|message| message.data()["id"].as_i64())
+        .collect();
+    world.expect(stored == rows, || format!("a copy's own stream has {stored:?}: {}", own.log()));
+    let code = own.terminate();
+    world.expect(code == 0, || format!("exit code {code} of a copy: {}", own.log()));
+    if stored == rows {
+        world.effects.push("an adopted copy had a stream of its own");
+    }
+}
+
+/// How long a walhook that has to end by itself may take.
+const REFUSED: Duration = Duration::from_secs(40);
 
 impl World {
     fn proxy(&self, side: Side) -> &Proxy {

@@ -1,7 +1,7 @@
 //! One run: servers, walhook between them, a workload, faults one after the other, and the judgement in the end.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -18,10 +18,10 @@ use tokio_postgres::{NoTls, SimpleQueryMessage};
 
 use super::{
     faults::{Fault, KINDS},
-    oracle::{self, Findings, Sample},
     support::{
         self, Nats, Postgres, Proxy, Walhook, eventually,
         feed::{Feed, Message},
+        oracle::{self, Committed, Findings, NO_STREAM, Sample},
     },
     workload::{self, STREAMS, TABLES, Workload},
 };
@@ -47,6 +47,10 @@ pub struct World {
     pub second: Nats,
     settings: tempfile::TempDir,
     findings: Findings,
+    /// What was seen to have happened.
+    pub effects: Vec<&'static str>,
+    /// How many copies of the database there were.
+    pub copies: usize,
 }
 
 /// What a run came to.
@@ -55,9 +59,13 @@ pub struct Outcome {
     pub findings: Findings,
     /// Events, in all streams.
     pub events: usize,
-    /// Changes of configuration rows.
-    pub rule_changes: usize,
+    /// Of these, to core NATS, which promises nothing, and how many of them a stream has all the same.
+    pub to_core: [usize; 2],
+    /// Changes of configuration rows, by what changed.
+    pub rule_changes: BTreeMap<String, usize>,
     pub faults: Vec<&'static str>,
+    /// What was seen to have happened besides: a fault alone may strike nothing.
+    pub effects: Vec<&'static str>,
     /// From the mending of a fault until all that was committed by then is confirmed.
     pub recoveries: Vec<Duration>,
     pub rss_kib: u64,
@@ -75,7 +83,8 @@ pub async fn run(seed: u64) -> Outcome {
     let mut world = World::begin(pg, nats, second, if remembers { 120 } else { 1 }).await;
     let sampler = Sampler::start(&world);
     let shares = remembers && rng.bool();
-    let mut workload = Workload::start(&world.feed.pg, world.nats_urls(), seed, rng.u64(2..5), shares);
+    let urls = [world.nats_urls(), world.addresses()];
+    let mut workload = Workload::start(&world.feed.pg, urls, seed, rng.u64(2..5), shares);
     // Each seed has some kinds of fault and not the others: what is rare is found where much else is quiet.
     let mut kinds: Vec<(&'static str, Fault)> = KINDS.to_vec();
     rng.shuffle(&mut kinds);
@@ -110,7 +119,7 @@ pub async fn run(seed: u64) -> Outcome {
     }
     let samples = sampler.stop();
     eprintln!("seed {seed}, after {:.1} s: judgement", began.elapsed().as_secs_f32());
-    let (events, rule_changes) = world.judge(&samples).await;
+    let (committed, stored_by_core) = world.judge(&samples).await;
     let mut findings = std::mem::take(&mut world.findings);
     if !findings.is_clean() {
         let log = world.walhook.log();
@@ -122,7 +131,19 @@ pub async fn run(seed: u64) -> Outcome {
         findings.examples.push(format!("the last of walhook's log:\n{}", support::process::tail(&log)));
     }
     world.wake();
-    Outcome { seed, findings, events, rule_changes, faults, recoveries, rss_kib, samples: samples.len() }
+    let to_core = committed.facts.iter().filter(|fact| fact.stream == NO_STREAM).count();
+    Outcome {
+        seed,
+        findings,
+        events: committed.facts.len(),
+        to_core: [to_core, stored_by_core],
+        rule_changes: committed.rule_changes,
+        faults,
+        effects: std::mem::take(&mut world.effects),
+        recoveries,
+        rss_kib,
+        samples: samples.len(),
+    }
 }
 
 impl World {
@@ -131,20 +152,41 @@ impl World {
         let (postgres_proxy, nats_proxy) = (Proxy::before(pg.port()), Proxy::before(nats.port()));
         let feed = Arc::new(Feed::on(pg, nats));
         let proxied = format!("nats://127.0.0.1:{}", nats_proxy.port());
-        workload::prepare(&feed.pg, [&proxied, &second.url()], window_s);
+        let addresses = [proxied.as_str(), &second.url()];
+        workload::prepare(&feed.pg, addresses, window_s);
         let settings = tempfile::tempdir().unwrap();
         std::fs::write(settings.path().join("walhook.toml"), "ack_timeout_ms = 2000\n").unwrap();
-        let walhook = start(&feed, &postgres_proxy, &settings);
+        let mut walhook = start(&feed, &postgres_proxy, &settings);
         // Before that the rules are those that it reads at its first start.
         eventually("the first version of the rules", async || {
             (feed.pg.psql("SELECT count(*) FROM rule_cdc_rule_sources") == "1").then_some(())
         })
         .await;
-        World { feed, walhook, postgres_proxy, nats_proxy, second, settings, findings: Findings::default() }
+        // It writes its checkpoints when it ends.
+        workload::reach(&feed.pg, addresses);
+        feed.confirmed().await;
+        assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+        let known = "SELECT count(*) FROM rule_nats_checkpoints WHERE stream_name = 'CHAOS_C'";
+        assert_eq!(feed.pg.psql(known), "2", "{}", walhook.log());
+        let walhook = start(&feed, &postgres_proxy, &settings);
+        let (findings, effects) = (Findings::default(), Vec::new());
+        World { feed, walhook, postgres_proxy, nats_proxy, second, settings, findings, effects, copies: 0 }
     }
 
     fn nats_urls(&self) -> [String; 2] {
         [self.feed.nats.url(), self.second.url()]
+    }
+
+    /// How walhook gets to them.
+    fn addresses(&self) -> [String; 2] {
+        [format!("nats://127.0.0.1:{}", self.nats_proxy.port()), self.second.url()]
+    }
+
+    /// What the slot's position is on this side.
+    pub fn confirmed(&self) -> u64 {
+        let asked =
+            "SELECT (confirmed_flush_lsn - '0/0')::bigint FROM pg_replication_slots WHERE slot_name = 'walhook'";
+        self.feed.pg.psql(asked).parse().unwrap()
     }
 
     /// One more walhook.
@@ -185,8 +227,8 @@ impl World {
         }
     }
 
-    /// Everything that must hold of what is stored; returns how many events and changes of rules there are.
-    async fn judge(&mut self, samples: &[Sample]) -> (usize, usize) {
+    /// Everything that must hold of what is stored; returns what was committed, and how many events the streams have by core NATS.
+    async fn judge(&mut self, samples: &[Sample]) -> (Committed, usize) {
         let client = self.feed.pg.client().await;
         let lines = client
             .simple_query(
@@ -201,9 +243,10 @@ impl World {
                 _ => None,
             })
             .collect();
-        let committed = oracle::committed(lines.iter().copied());
+        let mut committed = Committed::new(workload::places(vec![self.nats_proxy.port(), self.second.port()]));
+        committed.read(lines.iter().copied());
         let mut streams = Vec::new();
-        for (server, stream) in STREAMS {
+        for (_, server, stream, _) in STREAMS {
             streams.push(stored([&self.feed.nats, &self.second][server], stream).await);
         }
         let found = oracle::judge(&committed, &streams);
@@ -228,8 +271,9 @@ impl World {
         for (table, webhook) in TABLES.iter().zip(1..) {
             self.compare_fold(table, &oracle::of_webhook(&streams, webhook));
         }
-        self.compare_history(&streams);
-        (committed.facts.len(), committed.rule_changes)
+        self.compare_history(&committed, &streams);
+        let stored_by_core = streams.iter().flatten().filter(|message| oracle::by_core(message)).count();
+        (committed, stored_by_core)
     }
 
     /// Who follows the stream has the table.
@@ -274,17 +318,28 @@ impl World {
         sums
     }
 
-    /// Each event is told once, with the stream and the sequence that it has.
-    fn compare_history(&mut self, streams: &[Vec<Message>]) {
+    /// Each event is told once, with the stream and the sequence that it has. With a webhook its rows are deleted.
+    fn compare_history(&mut self, committed: &Committed, streams: &[Vec<Message>]) {
         let told = self.feed.pg.psql(
             "SELECT event_id || ' ' || coalesce(stream_name, '-') || ' ' || coalesce(sequence_number::text, '-') \
              FROM rule_nats_publish_history WHERE success",
         );
-        let mut told: Vec<&str> = told.lines().collect();
-        let of_stream = |((_, stream), stored): ((usize, &str), &Vec<Message>)| -> Vec<String> {
-            stored.iter().map(|message| format!("{} {stream} {}", oracle::id(message), message.sequence)).collect()
+        let is_kept = |id: &str| oracle::position(id).is_none_or(|(.., webhook)| !committed.deleted.contains(&webhook));
+        let is_core = |row: &&str| row.contains(" (core NATS) ");
+        let (by_core, mut told): (Vec<&str>, Vec<&str>) = told.lines().partition(is_core);
+        let of_stream = |((_, _, stream, _), stored): ((&str, usize, &str, &str), &Vec<Message>)| -> Vec<String> {
+            let stored = stored.iter().filter(|message| !oracle::by_core(message));
+            stored.map(|message| format!("{} {stream} {}", oracle::id(message), message.sequence)).collect()
         };
         let mut held: Vec<String> = STREAMS.into_iter().zip(streams).flat_map(of_stream).collect();
+        let id_of = |row: &str| row.split(' ').next().unwrap_or_default().to_owned();
+        // Of a webhook that was deleted some rows may be left, and these are true.
+        let left: HashSet<String> = told.iter().map(|row| id_of(row)).collect();
+        held.retain(|row| is_kept(&id_of(row)) || left.contains(&id_of(row)));
+        let kept = by_core.iter().filter(|row| is_kept(&id_of(row))).count();
+        let is_its = |fact: &&oracle::Fact| fact.stream == NO_STREAM && !committed.deleted.contains(&fact.webhook);
+        let sent = committed.facts.iter().filter(is_its).count();
+        self.expect(kept == sent, || format!("the history has {kept} events by core NATS, and there were {sent}"));
         told.sort_unstable();
         held.sort_unstable();
         if told != held {
@@ -393,7 +448,7 @@ async fn sample(conninfo: &str, urls: &[String; 2]) -> Option<Sample> {
     connection.abort();
     let confirmed = u64::try_from(row.ok()?.get::<_, i64>(0)).ok()?;
     let mut tails = Vec::new();
-    for (server, stream) in STREAMS {
+    for (_, server, stream, _) in STREAMS {
         let jetstream = jetstream::new(async_nats::connect(&urls[server]).await.ok()?);
         tails.push(jetstream.get_stream(stream).await.ok()?.cached_info().state.last_sequence);
     }
@@ -401,10 +456,10 @@ async fn sample(conninfo: &str, urls: &[String; 2]) -> Option<Sample> {
 }
 
 /// How many of what, in words.
-pub fn counted(faults: &[&'static str]) -> BTreeMap<&'static str, usize> {
+pub fn counted(faults: impl IntoIterator<Item = &'static str>) -> BTreeMap<&'static str, usize> {
     let mut counts = BTreeMap::new();
     for fault in faults {
-        *counts.entry(*fault).or_default() += 1;
+        *counts.entry(fault).or_default() += 1;
     }
     counts
 }

@@ -18,16 +18,39 @@ use fastrand::Rng;
 use futures_util::SinkExt;
 use tokio_postgres::{Client, Error, NoTls};
 
-use super::{
-    oracle,
-    support::{self, Postgres},
+use super::support::{
+    self, Postgres,
+    oracle::{Place, Places},
 };
 
-/// The streams: which server, and the name.
-pub const STREAMS: [(usize, &str); 3] = [(0, "CHAOS_A"), (0, "CHAOS_B"), (1, "CHAOS_A")];
+/// The configuration that leads to the second server; `default` leads to the first.
+pub const SECOND: &str = "second";
+
+/// The configuration that leads now to one server and now to the other, into JetStream or past it.
+pub const ROVING: &str = "roving";
+
+/// The streams: which configuration, which server, the name, and what its subjects begin with.
+pub const STREAMS: [(&str, usize, &str, &str); 5] = [
+    ("default", 0, "CHAOS_A", "chaos.a."),
+    ("default", 0, "CHAOS_B", "chaos.b."),
+    (SECOND, 1, "CHAOS_A", "chaos."),
+    (ROVING, 0, "CHAOS_C", "chaos.c."),
+    (ROVING, 1, "CHAOS_C", "chaos.c."),
+];
+
+/// The same for the oracle, which knows servers by their ports.
+pub fn places(servers: Vec<u16>) -> Places {
+    let place = |(config, server, name, prefix): (&'static str, usize, &str, &str)| Place {
+        config,
+        server,
+        name: name.to_owned(),
+        prefix: prefix.to_owned(),
+    };
+    Places { servers, streams: STREAMS.into_iter().map(place).collect() }
+}
 
 /// The tables, with columns that stay. Webhooks 1 to 3 are theirs: these move, and get everything. Webhooks 4 to 6 are theirs
-/// too, and anything in them and their links changes.
+/// too, and anything in them and their links changes, also whether they are there at all. So are the last ones, of [`ROVING`].
 pub const TABLES: [&str; 3] = ["plain", "whole", "wide"];
 
 /// What a row says that must never be seen.
@@ -37,15 +60,15 @@ pub const ROLLED_BACK: &str = "rolled back";
 pub fn prepare(pg: &Postgres, nats_urls: [&str; 2], window_s: u32) {
     // First, so that it has all rows of the configuration.
     pg.psql("SELECT pg_create_logical_replication_slot('oracle', 'test_decoding')");
-    for (config, url) in ["default", oracle::SECOND].iter().zip(nats_urls) {
+    for (config, url) in [("default", nats_urls[0]), (SECOND, nats_urls[1]), (ROVING, nats_urls[0])] {
         pg.psql(&format!("SELECT rule_nats_configure('{config}', '{url}')"));
     }
     pg.psql(&format!(
         "SELECT rule_nats_stream_create('CHAOS_A', ARRAY['chaos.a.>']);
          SELECT rule_nats_stream_create('CHAOS_B', ARRAY['chaos.b.>']);
-         SELECT rule_nats_stream_create('CHAOS_A', ARRAY['chaos.>'], '{}');
-         UPDATE rule_nats_streams SET discard_policy = 'new', duplicate_window_seconds = {window_s}",
-        oracle::SECOND
+         SELECT rule_nats_stream_create('CHAOS_A', ARRAY['chaos.a.>', 'chaos.b.>'], '{SECOND}');
+         SELECT rule_nats_stream_create('CHAOS_C', ARRAY['chaos.c.>'], '{ROVING}');
+         UPDATE rule_nats_streams SET discard_policy = 'new', duplicate_window_seconds = {window_s}"
     ));
     pg.psql(
         "CREATE TABLE plain (id bigint PRIMARY KEY, n bigint, note text, big text);
@@ -56,17 +79,40 @@ pub fn prepare(pg: &Postgres, nats_urls: [&str; 2], window_s: u32) {
          ALTER TABLE whole ALTER big SET STORAGE EXTERNAL;
          ALTER TABLE wide ALTER big SET STORAGE EXTERNAL",
     );
-    let subjects = ["chaos.a.plain", "chaos.a.whole", "chaos.b.wide", "chaos.a.four", "chaos.b.five", "chaos.a.six"];
-    for (webhook, (table, subject)) in TABLES.iter().cycle().zip(subjects).enumerate() {
-        let id = webhook + 1;
-        let config = if id == 6 { oracle::SECOND } else { "default" };
+    let subjects = ["a.plain", "a.whole", "b.wide", "a.four", "b.five", "a.six", "c.seven", "c.eight"];
+    for (id, (table, subject)) in (1..).zip(TABLES.iter().cycle().zip(subjects)) {
+        let config = [SECOND, ROVING, "default"][if id == 6 { 0 } else { usize::from(id < FIRST_ROVING) + 1 }];
         pg.psql(&format!(
             "SELECT rule_webhook_register('{table}{id}', 'https://example.com/{table}');
-             SELECT rule_webhook_enable_nats({id}, '{subject}', 'nats', '{config}')"
+             SELECT rule_webhook_enable_nats({id}, 'chaos.{subject}', 'nats', '{config}')"
         ));
-        pg.psql(&format!(
-            "SELECT rule_webhook_link_table({id}, '{table}', '{{insert,update,delete,truncate}}', p_include_old => true)"
-        ));
+        pg.psql(&link(id, table));
+    }
+}
+
+fn link(webhook: usize, table: &str) -> String {
+    format!(
+        "SELECT rule_webhook_link_table({webhook}, '{table}', '{{insert,update,delete,truncate}}', p_include_old => true)"
+    )
+}
+
+/// The webhooks of [`ROVING`] begin here.
+const FIRST_ROVING: usize = 7;
+
+/// How many webhooks there are.
+const WEBHOOKS: usize = 8;
+
+/// A webhook's table.
+fn table_of(webhook: usize) -> &'static str {
+    TABLES[(webhook - 1) % TABLES.len()]
+}
+
+/// Has the rows of [`ROVING`] lead to both servers, and an event for each: what has never reached a server goes to the newest
+/// one, as documented.
+pub fn reach(pg: &Postgres, nats_urls: [&str; 2]) {
+    for (number, url) in nats_urls.into_iter().rev().enumerate() {
+        pg.psql(&format!("UPDATE rule_nats_config SET nats_url = '{url}' WHERE config_name = '{ROVING}'"));
+        pg.psql(&format!("INSERT INTO plain (id, n) VALUES ({}, 1)", 400_000 + number));
     }
 }
 
@@ -80,16 +126,18 @@ pub struct Workload {
 
 impl Workload {
     /// `workers` connections at once; the first also does what needs a table to itself, and one more changes rules. `shares`:
-    /// whether a stream may be shared for a while, which is safe only as long as it remembers all ids.
-    pub fn start(pg: &Postgres, nats_urls: [String; 2], seed: u64, workers: u64, shares: bool) -> Workload {
+    /// whether a stream may be shared for a while, which is safe only as long as it remembers all ids. `urls`: where the servers
+    /// are, and how the configurations name them.
+    pub fn start(pg: &Postgres, urls: [[String; 2]; 2], seed: u64, workers: u64, shares: bool) -> Workload {
         let (stop, calm) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let workers = (0..workers)
             .chain([RULES])
             .map(|number| {
-                let (calm, stop, conninfo, nats_urls) =
-                    (Arc::clone(&calm), Arc::clone(&stop), pg.conninfo(), nats_urls.clone());
+                let (calm, stop, conninfo) = (Arc::clone(&calm), Arc::clone(&stop), pg.conninfo());
+                let [nats_urls, addresses] = urls.clone();
                 let rng = Rng::with_seed(seed.wrapping_mul(1000) + number);
-                let worker = Worker { rng, number, next: 0, columns: 0, nats_urls, shares, full_until: None };
+                let worker =
+                    Worker { rng, number, next: 0, columns: 0, nats_urls, addresses, shares, full_until: None };
                 std::thread::spawn(move || support::runtime().block_on(worker.run(&conninfo, &stop, &calm)))
             })
             .collect();
@@ -122,6 +170,8 @@ struct Worker {
     /// How many columns `plain` has been given.
     columns: u32,
     nats_urls: [String; 2],
+    /// As the configurations name the servers.
+    addresses: [String; 2],
     shares: bool,
     /// Until when some stream may have no room.
     full_until: Option<Instant>,
@@ -319,9 +369,10 @@ impl Worker {
 
     /// One change of one row.
     async fn rule(&mut self) -> String {
-        let (moving, any, stream_row) = (self.rng.u32(4..7), self.rng.u32(1..7), self.rng.usize(0..STREAMS.len()));
-        let (server, name) = STREAMS[stream_row];
-        let config = ["default", oracle::SECOND][server];
+        let (moving, any) = (self.rng.usize(4..=WEBHOOKS), self.rng.usize(1..=WEBHOOKS));
+        let (settled, stream_row) = (self.rng.usize(1..FIRST_ROVING), self.rng.usize(0..STREAMS.len()));
+        let (config, server, name, _) = STREAMS[stream_row];
+        let addresses = self.addresses.clone();
         let of_stream = |set: &str| {
             format!(
                 "UPDATE rule_nats_streams s SET {set} FROM rule_nats_config c \
@@ -331,18 +382,40 @@ impl Worker {
         let of_link = |set: String| format!("UPDATE rule_webhook_links SET {set} WHERE webhook_id = {moving}");
         let mut one_of = |values: &[&'static str]| values[self.rng.usize(0..values.len())];
         match one_of(&[
-            "move", "move", "move", "config", "config", "enabled", "enabled", "link", "link", "format", "mode", "mode",
-            "full", "server", "address",
+            "move",
+            "move",
+            "move",
+            "config",
+            "config",
+            "enabled",
+            "enabled",
+            "link",
+            "link",
+            "format",
+            "mode",
+            "mode",
+            "full",
+            "server",
+            "address",
+            "jetstream",
+            "elsewhere",
+            "unlink",
+            "relink",
+            "delete",
+            "make",
+            "make",
+            "nats",
         ]) {
             "move" => {
-                let (stream, end) = (one_of(&["a", "b"]), one_of(&["x", "y", "z"]));
+                let stream = one_of(if any < FIRST_ROVING { &["a", "b"] } else { &["c"] });
+                let end = one_of(&["x", "y", "z"]);
                 format!("UPDATE rule_webhooks SET nats_subject = 'chaos.{stream}.{end}' WHERE webhook_id = {any}")
             }
             "config" => {
-                let (config, stream) = (one_of(&["default", oracle::SECOND]), one_of(&["a", "b"]));
+                let (config, stream) = (one_of(&["default", SECOND]), one_of(&["a", "b"]));
                 format!(
                     "UPDATE rule_webhooks SET nats_subject = 'chaos.{stream}.moved', nats_config_id = \
-                     (SELECT config_id FROM rule_nats_config WHERE config_name = '{config}') WHERE webhook_id = {any}"
+                     (SELECT config_id FROM rule_nats_config WHERE config_name = '{config}') WHERE webhook_id = {settled}"
                 )
             }
             "enabled" => {
@@ -365,7 +438,9 @@ impl Worker {
                 }
                 "columns" => format!("columns = {}", one_of(&["NULL", "'{id,n}'", "'{id,note,big}'"])),
                 "template" => {
-                    format!("subject_template = {}", one_of(&["NULL", "'chaos.b.{table}.{op}'", "'chaos.a.{op}'"]))
+                    let roving = ["NULL", "'chaos.c.{table}.{op}'", "'chaos.c.{op}'"];
+                    let others = ["NULL", "'chaos.b.{table}.{op}'", "'chaos.a.{op}'"];
+                    format!("subject_template = {}", one_of(if moving < FIRST_ROVING { &others } else { &roving }))
                 }
                 _ => format!("enabled = {}", one_of(&["true", "true", "false"])),
             }),
@@ -382,10 +457,54 @@ impl Worker {
                     hosts.0, hosts.1
                 )
             }
+            "jetstream" => {
+                let enabled = one_of(&["true", "true", "false"]);
+                format!("UPDATE rule_nats_config SET jetstream_enabled = {enabled} WHERE config_name = '{ROVING}'")
+            }
+            // A truly different server.
+            "elsewhere" => {
+                let address = &addresses[usize::from(one_of(&["", "b"]) == "b")];
+                format!("UPDATE rule_nats_config SET nats_url = '{address}' WHERE config_name = '{ROVING}'")
+            }
+            "unlink" => format!("DELETE FROM rule_webhook_links WHERE webhook_id = {moving}"),
+            "delete" => format!("DELETE FROM rule_webhooks WHERE webhook_id = {moving}"),
+            // Whatever is missing.
+            "relink" | "make" => {
+                let mut sql = Vec::new();
+                for id in 4..=WEBHOOKS {
+                    let (table, stream) = (table_of(id), if id < FIRST_ROVING { "a" } else { "c" });
+                    let config = if id < FIRST_ROVING { one_of(&["default", SECOND]) } else { ROVING };
+                    sql.push(format!(
+                        "INSERT INTO rule_webhooks (webhook_id, webhook_name, url, publish_mode, nats_enabled, nats_subject, nats_config_id) \
+                         SELECT {id}, '{table}{id}', 'https://example.com/again', 'nats', true, 'chaos.{stream}.again', config_id \
+                         FROM rule_nats_config WHERE config_name = '{config}' ON CONFLICT DO NOTHING;
+                         INSERT INTO rule_webhook_links (webhook_id, table_schema, table_name, operations, include_old) \
+                         VALUES ({id}, 'public', '{table}', '{{insert,update,delete,truncate}}', true) ON CONFLICT DO NOTHING"
+                    ));
+                }
+                // Some are on again, too.
+                sql.push(
+                    "UPDATE rule_webhooks SET enabled = true, nats_enabled = true, publish_mode = 'nats' \
+                     WHERE webhook_id >= 4 AND NOT (enabled AND nats_enabled AND publish_mode <> 'queue')"
+                        .to_owned(),
+                );
+                sql.join(";")
+            }
+            "nats" => {
+                let set = one_of(&[
+                    "nats_enabled = false",
+                    "nats_enabled = true",
+                    "publish_mode = 'queue'",
+                    "publish_mode = 'nats'",
+                    "publish_mode = 'both'",
+                ]);
+                format!("UPDATE rule_webhooks SET {set} WHERE webhook_id = {moving}")
+            }
             "server" => format!(
                 "UPDATE rule_nats_config SET reconnect_delay_ms = {} WHERE config_name = '{config}'",
                 one_of(&["200", "500", "1000"])
             ),
+            _ if config == ROVING => "SELECT 1".to_owned(),
             _ => {
                 // A little more than it holds: what comes next fills it, until somebody gives it room.
                 let Some(holds) = messages_of(&self.nats_urls[server], name).await else {

@@ -11,6 +11,8 @@ pub struct Webhook {
     pub halt: bool,
     /// What is too large goes into the object store.
     pub claims: bool,
+    /// `nats_config_id`.
+    pub config: i32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,11 +25,24 @@ pub struct Link {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stream {
+    pub config: i32,
     pub name: String,
     pub shared: bool,
     pub enabled: bool,
     /// `atomic`, `fsync` or nothing.
     pub batches: &'static str,
+}
+
+impl Stream {
+    /// As the models call it: streams of two servers may have one name.
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.config, self.name)
+    }
+}
+
+/// Where events of a configuration go that publishes to core NATS, as the models call it.
+pub fn core_of(config: i32) -> String {
+    format!("{config}/core")
 }
 
 /// What is in the tables at some point of history.
@@ -36,6 +51,8 @@ pub struct Configuration {
     pub webhooks: BTreeMap<i32, Webhook>,
     pub links: BTreeMap<i32, Link>,
     pub streams: BTreeMap<i32, Stream>,
+    /// The NATS configurations, each with a server of its own: whether they publish to JetStream.
+    pub configs: BTreeMap<i32, bool>,
     /// `rule_nats_config.history`; it does not change.
     pub history: &'static str,
 }
@@ -46,6 +63,7 @@ pub enum Row {
     Webhook(i32, Option<Webhook>),
     Link(i32, Option<Link>),
     Stream(i32, Option<Stream>),
+    Config(i32, bool, &'static str),
 }
 
 /// What becomes of a change for one webhook.
@@ -73,6 +91,7 @@ pub const WEBHOOKS: &[&str] = &[
 ];
 pub const LINKS: &[&str] =
     &["link_id", "webhook_id", "table_schema", "table_name", "operations", "subject_template", "enabled"];
+pub const CONFIGS: &[&str] = &["config_id", "config_name", "nats_url", "jetstream_enabled", "enabled", "history"];
 pub const STREAMS: &[&str] =
     &["stream_id", "config_id", "stream_name", "subjects", "ordering", "enabled", "transactions", "durability"];
 
@@ -88,6 +107,7 @@ impl Configuration {
             Row::Webhook(id, row) => put(&mut self.webhooks, *id, row),
             Row::Link(id, row) => put(&mut self.links, *id, row),
             Row::Stream(id, row) => put(&mut self.streams, *id, row),
+            Row::Config(id, jetstream, _) => drop(self.configs.insert(*id, *jetstream)),
         }
     }
 
@@ -102,19 +122,11 @@ impl Configuration {
 
     /// The same as text, by table and key.
     pub fn text(&self) -> BTreeMap<(Table, i32), RowText> {
-        let config = [
-            ("config_id", "1"),
-            ("config_name", "default"),
-            ("nats_url", "nats://model"),
-            ("jetstream_enabled", "t"),
-            ("enabled", "t"),
-            ("history", self.history),
-        ];
-        let config = config.into_iter().map(|(name, text)| (name.to_owned(), Some(text.to_owned())));
-        let mut all = BTreeMap::from([((Table::Configs, 1), config.collect())]);
+        let mut all = BTreeMap::new();
         let rows = (self.webhooks.iter().map(|(id, row)| (*id, Row::Webhook(*id, Some(row.clone())))))
             .chain(self.links.iter().map(|(id, row)| (*id, Row::Link(*id, Some(row.clone())))))
-            .chain(self.streams.iter().map(|(id, row)| (*id, Row::Stream(*id, Some(row.clone())))));
+            .chain(self.streams.iter().map(|(id, row)| (*id, Row::Stream(*id, Some(row.clone())))))
+            .chain(self.configs.iter().map(|(id, jetstream)| (*id, Row::Config(*id, *jetstream, self.history))));
         for (id, row) in rows {
             let (table, columns) = row.table();
             all.insert((table, id), columns.iter().map(|name| (*name).to_owned()).zip(row.cells()).collect());
@@ -122,10 +134,16 @@ impl Configuration {
         all
     }
 
-    fn stream_of(&self, subject: &str) -> Option<String> {
-        let valid = !subject.contains(' ');
-        let stream = self.streams.values().find(|row| row.enabled && subject.starts_with(&format!("{}.", row.name)));
-        stream.filter(|_| valid).map(|row| row.name.clone())
+    fn stream_of(&self, config: i32, subject: &str) -> Option<String> {
+        if subject.contains(' ') {
+            return None;
+        }
+        if !self.configs[&config] {
+            return Some(core_of(config));
+        }
+        let takes =
+            |row: &&Stream| row.enabled && row.config == config && subject.starts_with(&format!("{}.", row.name));
+        self.streams.values().find(takes).map(Stream::key)
     }
 
     /// What an operation on a user's table becomes.
@@ -136,15 +154,17 @@ impl Configuration {
         let routes = wanted.filter_map(|link| {
             let webhook = self.webhooks.get(&link.webhook).filter(|webhook| webhook.enabled)?;
             let subject = webhook.subject.clone();
-            Some(Route { webhook: link.webhook, stream: self.stream_of(&subject), subject })
+            Some(Route { webhook: link.webhook, stream: self.stream_of(webhook.config, &subject), subject })
         });
         routes.collect()
     }
 
     /// What a row of `rule_webhook_events` becomes.
     pub fn call(&self, webhook: i32) -> Route {
-        let subject = self.webhooks.get(&webhook).map(|webhook| webhook.subject.clone()).unwrap_or_default();
-        Route { webhook, stream: self.stream_of(&subject), subject }
+        let Some(row) = self.webhooks.get(&webhook) else {
+            return Route { webhook, subject: String::new(), stream: None };
+        };
+        Route { webhook, stream: self.stream_of(row.config, &row.subject), subject: row.subject.clone() }
     }
 }
 
@@ -154,6 +174,7 @@ impl Row {
             Row::Webhook(..) => (Table::Webhooks, WEBHOOKS),
             Row::Link(..) => (Table::Links, LINKS),
             Row::Stream(..) => (Table::Streams, STREAMS),
+            Row::Config(..) => (Table::Configs, CONFIGS),
         }
     }
 
@@ -183,7 +204,7 @@ impl Row {
                 boolean(row.enabled),
                 some("t"),
                 some(&row.subject),
-                some("1"),
+                some(&row.config.to_string()),
                 some("nats"),
                 some("webhook"),
                 some(match (row.halt, row.claims) {
@@ -201,9 +222,17 @@ impl Row {
                 None,
                 boolean(row.enabled),
             ],
+            Row::Config(id, jetstream, history) => vec![
+                some(&id.to_string()),
+                some(if *id == 1 { "default" } else { "other" }),
+                some(&format!("nats://model{id}")),
+                boolean(*jetstream),
+                some("t"),
+                some(history),
+            ],
             Row::Stream(id, Some(row)) => vec![
                 some(&id.to_string()),
-                some("1"),
+                some(&row.config.to_string()),
                 some(&row.name),
                 some(&format!("{{{}.>}}", row.name)),
                 some(if row.shared { "shared" } else { "strict" }),

@@ -18,17 +18,23 @@ pub struct Message {
     pub message_id: Option<String>,
     /// The id of an event of ours.
     pub event: Option<String>,
+    /// The same of one that core NATS brought.
+    pub core_event: Option<String>,
     /// `Walhook-Transaction`.
     pub mark: Option<String>,
     pub payload: Vec<u8>,
     /// What it is a claim check for.
     pub object: Option<String>,
-    stored_at: u64,
+    pub stored_at: u64,
 }
 
 #[derive(Debug, Default)]
 pub struct Stream {
+    /// Which one of the servers, by its NATS configuration.
+    pub server: i32,
     pub name: String,
+    /// Both, as the models call it.
+    pub key: String,
     pub messages: Vec<Message>,
     pub last_sequence: u64,
     /// Message ids of the whole life of the stream.
@@ -40,13 +46,30 @@ pub struct Stream {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    Stored { sequence: u64, duplicate: bool },
+    Stored {
+        sequence: u64,
+        duplicate: bool,
+    },
     Refused(u64),
     NoResponders,
+    /// To a PING: all that came before it was taken in.
+    Pong,
+}
+
+/// A message that went to core NATS.
+#[derive(Debug)]
+pub struct Heard {
+    pub server: i32,
+    pub subject: String,
+    pub event: String,
+    pub payload: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
 struct Connection {
+    server: i32,
+    /// Its messages go to core NATS.
+    is_core: bool,
     inbox: String,
     inbound: VecDeque<u8>,
     /// The last token of the reply subject and what is told.
@@ -68,7 +91,12 @@ pub struct JetStream {
     pub batch_max: usize,
     /// Batches that are gathered, by their ids, and when the last message of each came.
     batches: HashMap<String, (Vec<Publish>, u64)>,
-    pub is_down: bool,
+    /// Servers that are down.
+    pub down: HashSet<i32>,
+    /// What core NATS has taken in, in the order in which it came.
+    pub heard: Vec<Heard>,
+    /// By server and event.
+    pub heard_of: HashSet<(i32, String)>,
     /// While set, stores are refused by this answer.
     pub refusing: Option<Answer>,
     /// It has lost messages, anybody's, that it had acknowledged.
@@ -79,7 +107,12 @@ pub struct JetStream {
 
 impl JetStream {
     pub fn new(swarm: &Swarm) -> JetStream {
-        let streams = (0..swarm.streams).map(|id| Stream { name: format!("S{id}"), ..Stream::default() }).collect();
+        let stream = |(server, id)| {
+            let name = format!("S{id}");
+            Stream { server, key: format!("{server}/{name}"), name, ..Stream::default() }
+        };
+        let all = (1..=swarm.configs).flat_map(|server| (0..swarm.streams).map(move |id| (server, id)));
+        let streams = all.map(stream).collect();
         JetStream {
             streams,
             objects: HashMap::new(),
@@ -89,22 +122,24 @@ impl JetStream {
             max_msg_size: swarm.max_msg_size,
             batch_max: swarm.batch_max,
             batches: HashMap::new(),
-            is_down: false,
+            down: HashSet::new(),
+            heard: Vec::new(),
+            heard_of: HashSet::new(),
             refusing: None,
             has_forgotten: false,
             forgotten: HashSet::new(),
         }
     }
 
-    pub fn stream(&self, name: &str) -> &Stream {
-        self.streams.iter().find(|stream| stream.name == name).unwrap()
+    pub fn stream(&self, key: &str) -> &Stream {
+        self.streams.iter().find(|stream| stream.key == key).unwrap()
     }
 
-    pub fn connect(&mut self, inbox: &str) -> Option<usize> {
-        if self.is_down {
+    pub fn connect(&mut self, server: i32, is_core: bool, inbox: &str) -> Option<usize> {
+        if self.down.contains(&server) {
             return None;
         }
-        self.connections.push(Connection { inbox: inbox.to_owned(), ..Connection::default() });
+        self.connections.push(Connection { server, is_core, inbox: inbox.to_owned(), ..Connection::default() });
         Some(self.connections.len() - 1)
     }
 
@@ -132,6 +167,8 @@ impl JetStream {
         let connection = &mut self.connections[connection];
         connection.is_left = true;
         let kept = if happens(rng, swarm.late) { rng.usize(..=connection.inbound.len()) } else { 0 };
+        // A server reads what has come within moments: long before walhook is back, has asked anew and sent all of core NATS again.
+        let kept = if connection.is_core { 0 } else { kept };
         connection.inbound.truncate(kept);
     }
 
@@ -140,16 +177,20 @@ impl JetStream {
         let live: Vec<_> = (0..self.connections.len()).filter(|&index| !self.connections[index].is_cut).collect();
         if let Some(&index) = live.get(rng.usize(..live.len().max(1))) {
             self.connections[index].is_cut = true;
+            if self.connections[index].is_core {
+                self.connections[index].inbound.clear();
+            }
             let kept = rng.usize(..=self.connections[index].answers.len());
             self.connections[index].answers.truncate(kept);
         }
     }
 
-    pub fn crash(&mut self) {
-        self.is_down = true;
+    /// Some of the servers, or all.
+    pub fn crash(&mut self, servers: &HashSet<i32>) {
+        self.down.extend(servers);
         self.retries.clear();
         self.batches.clear();
-        for connection in &mut self.connections {
+        for connection in self.connections.iter_mut().filter(|connection| servers.contains(&connection.server)) {
             connection.is_cut = true;
             connection.inbound.clear();
             connection.answers.clear();
@@ -165,7 +206,7 @@ impl JetStream {
 
     /// Loses what is not on disk. What is older than `sync_interval` is.
     pub fn forget(&mut self, rng: &mut Rng, now: u64, sync_interval: Option<u64>) {
-        for stream in &mut self.streams {
+        for stream in self.streams.iter_mut().filter(|stream| self.down.contains(&stream.server)) {
             if let Some(interval) = sync_interval {
                 let old = stream.messages.partition_point(|message| message.stored_at + interval <= now);
                 stream.synced = stream.synced.max(old);
@@ -192,6 +233,7 @@ impl JetStream {
             subject: format!("{}.foreign", stream.name),
             message_id: None,
             event: None,
+            core_event: None,
             mark: None,
             payload: Vec::new(),
             object: None,
@@ -211,7 +253,7 @@ impl JetStream {
         postgres: &Postgres,
         now: u64,
     ) -> Result<(), String> {
-        if !self.is_down
+        if self.down.is_empty()
             && bug == Bug::RetryOneEvent
             && let Some(publish) = self.retries.pop_front()
         {
@@ -220,26 +262,39 @@ impl JetStream {
                 self.answer(reply, answer, rng, swarm);
             }
         }
-        let waiting: Vec<_> =
-            (0..self.connections.len()).filter(|&index| !self.connections[index].inbound.is_empty()).collect();
-        if waiting.is_empty() || self.is_down {
+        let waiting = (0..self.connections.len()).filter(|&index| !self.connections[index].inbound.is_empty());
+        let waiting: Vec<_> = waiting.filter(|&index| !self.down.contains(&self.connections[index].server)).collect();
+        if waiting.is_empty() {
             return Ok(());
         }
         let index = waiting[rng.usize(..waiting.len())];
         for _ in 0..rng.usize(1..10) {
             let connection = &mut self.connections[index];
-            let Some(publish) = Publish::read(connection.inbound.make_contiguous())? else {
+            if connection.is_core && connection.inbound.iter().take(6).eq(b"PING\r\n") {
+                connection.inbound.drain(..6);
+                connection.answers.push_back((Vec::new(), Answer::Pong));
+                continue;
+            }
+            if connection.is_core && connection.inbound.len() < 6 {
+                break;
+            }
+            let Some(mut publish) = Publish::read(connection.inbound.make_contiguous())? else {
                 if connection.is_left {
                     connection.inbound.clear();
                 }
                 break;
             };
             connection.inbound.drain(..publish.length);
+            publish.server = connection.server;
             if publish.total > self.max_payload {
                 // -ERR 'Maximum Payload Violation', and the server closes the connection.
                 connection.is_cut = true;
                 connection.inbound.clear();
                 break;
+            }
+            if connection.is_core {
+                self.hear(publish, rng, swarm, bug, postgres, now);
+                continue;
             }
             if happens(rng, swarm.swallow) {
                 self.retries.extend(Some(publish).filter(|_| bug == Bug::RetryOneEvent));
@@ -265,10 +320,23 @@ impl JetStream {
         Ok(())
     }
 
+    /// A message for core NATS. A stream that takes its subject stores it as anybody else's, if it can; nobody learns that.
+    fn hear(&mut self, publish: Publish, rng: &mut Rng, swarm: &Swarm, bug: Bug, postgres: &Postgres, now: u64) {
+        let event = publish.headers.get("Walhook-Id").or(publish.headers.get("Nats-Msg-Id")).cloned().expect("ours");
+        let heard = Heard {
+            server: publish.server,
+            subject: publish.subject.clone(),
+            event: event.clone(),
+            payload: publish.payload.clone(),
+        };
+        self.heard.push(heard);
+        self.heard_of.insert((publish.server, event));
+        let _ = self.store(&publish, rng, swarm, bug, postgres, now);
+    }
+
     /// A message of an atomic batch. `None`: no answer, as more of it is to come.
     fn gather(&mut self, id: String, publish: Publish, rng: &mut Rng, swarm: &Swarm, now: u64) -> Option<Answer> {
-        let Some(at) = self.streams.iter().position(|stream| publish.subject.starts_with(&format!("{}.", stream.name)))
-        else {
+        let Some(at) = self.streams.iter().position(|stream| stream.takes(&publish)) else {
             return Some(Answer::NoResponders);
         };
         if let Some(answer) = self.refusing
@@ -334,9 +402,7 @@ impl JetStream {
         postgres: &Postgres,
         now: u64,
     ) -> Answer {
-        let Some(stream) =
-            self.streams.iter_mut().find(|stream| publish.subject.starts_with(&format!("{}.", stream.name)))
-        else {
+        let Some(stream) = self.streams.iter_mut().find(|stream| stream.takes(publish)) else {
             return Answer::NoResponders;
         };
         if publish.headers.get("Nats-Expected-Stream").is_some_and(|expected| *expected != stream.name) {
@@ -404,17 +470,27 @@ fn row_id(id: &str, postgres: &Postgres) -> Option<String> {
 }
 
 impl Stream {
+    fn takes(&self, publish: &Publish) -> bool {
+        self.server == publish.server && publish.subject.starts_with(&format!("{}.", self.name))
+    }
+
     fn put(&mut self, publish: &Publish, message_id: Option<String>, now: u64) -> u64 {
         self.last_sequence += 1;
         let sequence = self.last_sequence;
         let event = publish.headers.get("Walhook-Id").or(publish.headers.get("Nats-Msg-Id")).cloned();
         self.message_ids.extend(message_id.clone());
-        self.events.insert(event.clone().expect("ours"), sequence);
+        // What core NATS brought names no stream that it expects.
+        let by_core = !publish.headers.contains_key("Nats-Expected-Stream");
+        let (event, core_event) = if by_core { (None, event) } else { (event, None) };
+        if let Some(event) = &event {
+            self.events.insert(event.clone(), sequence);
+        }
         self.messages.push(Message {
             sequence,
             subject: publish.subject.clone(),
             message_id,
             event,
+            core_event,
             mark: publish.headers.get("Walhook-Transaction").cloned(),
             payload: publish.payload.clone(),
             object: publish.headers.get("Walhook-Object").cloned(),
@@ -427,6 +503,8 @@ impl Stream {
 /// An `HPUB` as the server's parser reads it.
 #[derive(Debug)]
 struct Publish {
+    /// To which it was sent.
+    server: i32,
     subject: String,
     /// Within a batch only the last message asks for an answer.
     reply: Option<String>,
@@ -480,6 +558,7 @@ impl Publish {
             }
         }
         Ok(Some(Publish {
+            server: 0,
             subject: subject.to_owned(),
             reply,
             headers,

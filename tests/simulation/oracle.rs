@@ -9,13 +9,15 @@
 //! - In strict streams each event is there once, and positions rise. In shared ones it is there at least once.
 //! - In the mode `full` nothing is confirmed whose row is not in the history; there each event has one row, which tells
 //!   the truth about where it is stored.
+//! - Of core NATS: confirmed ⇒ its server has taken the event in, at least once.
 //! - Where the server has lost what it acknowledged, only that may be missing, and walhook may stop (`Untrusted`); with a
 //!   delay before confirming, not even that may be missing from a strict stream, nor may it stop.
 
 use std::collections::{HashMap, HashSet, VecDeque, hash_map::Entry};
 
 use super::{
-    jetstream::{JetStream, Message},
+    configuration::core_of,
+    jetstream::{JetStream, Message, Stream},
     postgres::{Mark, Op, Postgres, ordinals_of, routes_of, tells_note},
 };
 
@@ -62,6 +64,8 @@ pub struct Oracle {
     /// By event id, which is unique there.
     history: HashMap<String, Recorded>,
     checked: HashMap<String, (usize, Option<Position>)>,
+    /// How much of what core NATS has heard.
+    checked_heard: usize,
     /// Confirming is delayed for longer than the server takes to sync.
     nothing_is_lost: bool,
     /// Streams change their ordering.
@@ -123,7 +127,7 @@ impl Oracle {
                     let (lsn, time) = (transaction.commit_lsn, transaction.commit_time);
                     let id = |webhook| format!("{SOURCE}-{lsn:016x}-{time:x}-{}-{webhook}", view.ordinal);
                     for route in routes {
-                        let row = rules.streams.values().find(|row| Some(&row.name) == route.stream.as_ref());
+                        let row = rules.streams.values().find(|row| Some(row.key()) == route.stream);
                         let expected = Expected {
                             is_strict: row.is_some_and(|row| !row.shared),
                             commit_lsn: lsn,
@@ -146,7 +150,9 @@ impl Oracle {
                                 }
                             }
                         }
-                        if is_huge && !is_claimed {
+                        // Core NATS has no object store.
+                        let is_core = server_of_core(expected.stream.as_deref()).is_some();
+                        if is_huge && (!is_claimed || is_core) {
                             self.may_die.insert(expected.id.clone());
                         }
                         view.waiting.push_back(expected);
@@ -191,10 +197,13 @@ impl Oracle {
     fn is_settled(&self, event: &Expected, postgres: &Postgres, jetstream: &JetStream) -> bool {
         let is_dead = self.dead_letters.contains(&event.id);
         let Some(name) = &event.stream else { return is_dead };
+        if let Some(server) = server_of_core(Some(name)) {
+            return jetstream.heard_of.contains(&(server, event.id.clone())) || (event.is_huge && is_dead);
+        }
         let stream = jetstream.stream(name);
         // There others' messages may have taken the places of what it forgot, and hide that.
         let is_shared =
-            || self.flips || postgres.configuration.streams.values().any(|row| row.name == *name && row.shared);
+            || self.flips || postgres.configuration.streams.values().any(|row| row.key() == *name && row.shared);
         stream.events.contains_key(&event.id)
             || (event.is_huge && is_dead)
             || event.message_id.as_ref().is_some_and(|id| stream.message_ids.contains(id))
@@ -231,7 +240,8 @@ impl Oracle {
             };
             // As rule_nats_history_insert does. Another event with the same id of the caller's is found by `reads_history`.
             let id = text(5).unwrap();
-            if row.success && row.sequence == 0 {
+            // Of core NATS it is NULL.
+            if row.success && row.sequence == 0 && fields[1].is_some() {
                 row.is_unknown = row.message_id == id && !self.dead_letters.contains(&id);
                 row.success = row.message_id != id && !self.dead_letters.contains(&id);
             }
@@ -255,19 +265,26 @@ impl Oracle {
             } else if !row.success {
                 self.dead_letters.contains(id)
             } else {
-                let stream = jetstream.stream(&row.stream);
-                let at = stream.messages.iter().find(|message| message.sequence == row.sequence);
                 let webhook = id.rsplit('-').next().and_then(|webhook| webhook.parse().ok()).unwrap_or(0);
                 let sent = sent_id(webhook, &row.message_id);
                 let is_its = |message: &&Message| {
                     message.event.as_deref() == Some(id) || message.message_id.as_ref() == Some(&sent)
                 };
-                // What was known by its caller's id is in the stream as another event, and after a restart it is looked for by its own.
-                let is_known = row.sequence == 0
-                    && row.message_id != *id
-                    && stream.messages.iter().any(|message| message.message_id.as_ref() == Some(&sent));
+                // The history does not say which server.
+                let is_told_by = |stream: &Stream| {
+                    let at = stream.messages.iter().find(|message| message.sequence == row.sequence);
+                    // What was known by its caller's id is in the stream as another event, and after a restart it is looked for by its own.
+                    let is_known = row.sequence == 0
+                        && row.message_id != *id
+                        && stream.messages.iter().any(|message| message.message_id.as_ref() == Some(&sent));
+                    at.is_some_and(|message| is_its(&message)) || is_known
+                };
+                let is_heard = row.stream == "(core NATS)"
+                    && row.sequence == 0
+                    && jetstream.heard_of.iter().any(|(_, event)| event == id);
+                let mut named = jetstream.streams.iter().filter(|stream| stream.name == row.stream);
                 // What the server has forgotten and replaced, nobody can tell any more.
-                at.is_some_and(|message| is_its(&message)) || is_known || jetstream.has_forgotten
+                is_heard || named.any(is_told_by) || jetstream.has_forgotten
             };
             if !is_true {
                 return Err(format!("the history says of {id}: {row:?}"));
@@ -321,7 +338,7 @@ impl Oracle {
     /// Looks at what the streams have got since it last looked.
     pub fn looks(&mut self, jetstream: &JetStream) -> Result<(), String> {
         for stream in &jetstream.streams {
-            let checked = self.checked.entry(stream.name.clone()).or_default();
+            let checked = self.checked.entry(stream.key.clone()).or_default();
             if checked.0 > stream.messages.len() {
                 // The server has forgotten some.
                 let before = stream.messages.iter().filter_map(|message| position(message.event.as_ref()?)).max();
@@ -329,7 +346,7 @@ impl Oracle {
             }
             for message in &stream.messages[checked.0..] {
                 let Some(event) = &message.event else { continue };
-                let known = self.ever.get(&(stream.name.clone(), event.clone()));
+                let known = self.ever.get(&(stream.key.clone(), event.clone()));
                 let payload = match &message.object {
                     None => &message.payload,
                     Some(object) => jetstream
@@ -346,14 +363,28 @@ impl Oracle {
                 let here = position(event).ok_or_else(|| format!("{event} is no id"))?;
                 let is_strict = known.is_some_and(|known| known.iter().any(|event| event.is_strict));
                 if is_strict && let Some(before) = checked.1.filter(|before| *before >= here) {
-                    return Err(format!("{} has {event} behind {before:?}", stream.name));
+                    return Err(format!("{} has {event} behind {before:?}", stream.key));
                 }
                 checked.1 = checked.1.max(Some(here));
             }
             checked.0 = stream.messages.len();
         }
+        for heard in &jetstream.heard[self.checked_heard..] {
+            let known = self.ever.get(&(core_of(heard.server), heard.event.clone()));
+            let payload = String::from_utf8_lossy(&heard.payload);
+            let is_it = |event: &Expected| event.subject == heard.subject && payload.contains(&event.marker);
+            if !known.is_some_and(|known| known.iter().any(is_it)) {
+                return Err(format!("{heard:?} is no event for core NATS"));
+            }
+        }
+        self.checked_heard = jetstream.heard.len();
         Ok(())
     }
+}
+
+/// The server whose core NATS this is.
+fn server_of_core(stream: Option<&str>) -> Option<i32> {
+    stream?.strip_suffix("/core")?.parse().ok()
 }
 
 fn take<'b>(bytes: &mut &'b [u8], count: usize) -> &'b [u8] {

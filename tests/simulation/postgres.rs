@@ -76,6 +76,8 @@ pub struct Postgres {
     pub confirmed: u64,
     durable_confirmed: u64,
     next_row: u32,
+    /// How often the link of a webhook and a table was deleted.
+    links_deleted: HashMap<i32, i32>,
 }
 
 /// A walsender.
@@ -108,15 +110,24 @@ pub const NEW_TYPE: u32 = 20_000;
 impl Postgres {
     pub fn new(rng: &mut Rng, swarm: &Swarm) -> Postgres {
         let mut configuration = Configuration { history: swarm.history, ..Configuration::default() };
+        for config in 1..=swarm.configs {
+            configuration.apply(&Row::Config(config, true, swarm.history));
+        }
         for id in 0..swarm.streams {
             let stream = super::configuration::Stream {
+                config: 1,
                 name: format!("S{id}"),
                 // Every other one, by seed.
                 shared: rng.u8(..3) == 0,
                 enabled: true,
                 batches: swarm.batches[id],
             };
-            configuration.apply(&Row::Stream(i32::try_from(id).unwrap() + 1, Some(stream)));
+            let number = i32::try_from(id).unwrap() + 1;
+            for config in 2..=swarm.configs {
+                let other = super::configuration::Stream { config, ..stream.clone() };
+                configuration.apply(&Row::Stream(10 * config + number, Some(other)));
+            }
+            configuration.apply(&Row::Stream(number, Some(stream)));
         }
         let mut postgres = Postgres {
             transactions: Vec::new(),
@@ -127,6 +138,7 @@ impl Postgres {
             confirmed: 1000,
             durable_confirmed: 1000,
             next_row: 1,
+            links_deleted: HashMap::new(),
         };
         for _ in 0..rng.usize(1..6) {
             let row = postgres.change_of_webhooks(rng, swarm);
@@ -149,6 +161,7 @@ impl Postgres {
             subject,
             halt: happens(rng, swarm.halt),
             claims: id % 2 == 0,
+            config: if swarm.configs > 1 { rng.i32(1..=swarm.configs) } else { 1 },
         };
         Row::Webhook(id, Some(webhook).filter(|_| rng.u8(..10) > 0))
     }
@@ -157,8 +170,13 @@ impl Postgres {
         let (webhook, table) = (rng.i32(1..=4), rng.usize(..swarm.tables));
         let operations = ["insert", "update", "delete", "truncate"].into_iter().filter(|_| rng.u8(..4) > 0).collect();
         let link = super::configuration::Link { webhook, table, operations, enabled: rng.u8(..8) > 0 };
-        // UNIQUE(webhook_id, table): the id is a function of both.
-        Row::Link(webhook * 10 + i32::try_from(table).unwrap(), Some(link).filter(|_| rng.u8(..10) > 0))
+        // UNIQUE(webhook_id, table); a link that is made again after it was deleted has another id.
+        let pair = webhook * 10 + i32::try_from(table).unwrap();
+        let generation = self.links_deleted.entry(pair).or_default();
+        let id = pair + 1000 * *generation;
+        let is_there = rng.u8(..10) > 0;
+        *generation += i32::from(!is_there && swarm.configs > 1);
+        Row::Link(id, Some(link).filter(|_| is_there))
     }
 
     fn change_of_streams(&mut self, rng: &mut Rng, swarm: &Swarm) -> Row {
@@ -192,6 +210,10 @@ impl Postgres {
 
     fn random_op(&mut self, rng: &mut Rng, swarm: &Swarm) -> Op {
         if happens(rng, swarm.configuration) {
+            if swarm.configs > 1 && rng.u8(..6) == 0 {
+                let config = rng.i32(1..=swarm.configs);
+                return Op::Configure(Row::Config(config, rng.u8(..3) > 0, swarm.history));
+            }
             let row = match rng.u8(..8) {
                 0 => self.change_of_streams(rng, swarm),
                 1..=3 => self.change_of_links(rng, swarm),

@@ -47,6 +47,18 @@ pub enum Bug {
     TrustAnyTail,
     /// The server stores each message of a batch as it comes, as one does that knows none.
     StoreBatchesAsTheyCome,
+    /// The same name means the same stream, whichever server a configuration names.
+    OneServer,
+    /// What goes to core NATS counts as taken in when it is sent off.
+    SettleCoreOnSend,
+    /// JetStream and core NATS publish at the same time after a switch, into the same stream.
+    BothWaysAtOnce,
+    /// What core NATS brought into a stream counts as the lane's own last message.
+    CoreAsOurs,
+    /// A stream to which nothing leads any more is not asked for what it has before that is confirmed.
+    LeaveRetiredUnasked,
+    /// Versions of rules do not say that a row was deleted.
+    KeepDeletedRules,
 }
 
 /// Chances in thousandths, per step or per occasion.
@@ -64,6 +76,8 @@ pub struct Swarm {
     pub expected_before_dedup: bool,
     pub history: &'static str,
     pub streams: usize,
+    /// NATS configurations, each with a server of its own.
+    pub configs: i32,
     pub tables: usize,
     pub big_rows: u32,
     pub huge_rows: u32,
@@ -167,6 +181,7 @@ impl Swarm {
         let batch_max = pick(&mut dice, &[1, 2, 3, 10, 1000, 1000, 1000]);
         let batch_timeout = pick(&mut dice, &[5, 100]) as u64;
         let flips = dice.bool();
+        let configs = if dice.bool() { 1 } else { 2 };
         Swarm {
             steps: rng.u64(100..600),
             window_events: pick(rng, &[1, 2, 5, 20, 100]),
@@ -178,6 +193,7 @@ impl Swarm {
             expected_before_dedup: rng.bool(),
             history: ["full", "full", "failures", "off"][rng.usize(..4)],
             streams: rng.usize(1..=3),
+            configs,
             tables: rng.usize(1..=3),
             big_rows,
             huge_rows,

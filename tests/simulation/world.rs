@@ -13,7 +13,7 @@ use walhook::{
         delay::{Due, sequence_of},
         event_id::EventPosition,
         history::{Batch, Book, Place},
-        lane::{BATCH_MAX, Batches, Listing, Moment, Refusal, Tail, parcel::Claim},
+        lane::{BATCH_MAX, Batches, Listing, Moment, Ordering, Refusal, Tail, parcel::Claim},
         streamer::{DeadLetter, Halted, Limits, Received, RuleChange, RuleCommit, Streamer},
     },
     route::{
@@ -24,7 +24,7 @@ use walhook::{
 };
 
 use super::{
-    configuration::Row,
+    configuration::{Row, core_of},
     jetstream::{Answer, JetStream},
     oracle::{Oracle, SOURCE, View},
     postgres::{NEW_TYPE, Op, Postgres, Walsender},
@@ -136,9 +136,9 @@ impl World {
             swarm.refuse = 1000;
         }
         let postgres = Postgres::new(&mut rng, &swarm);
-        let shared = postgres.configuration.streams.values().filter(|row| row.shared).map(|row| row.name.clone());
+        let shared = postgres.configuration.streams.values().filter(|row| row.shared).map(|row| row.key());
         let batched = postgres.configuration.streams.values().filter(|row| !row.batches.is_empty());
-        let atomic: HashSet<_> = batched.filter(|_| swarm.batch_max > 1).map(|row| row.name.clone()).collect();
+        let atomic: HashSet<_> = batched.filter(|_| swarm.batch_max > 1).map(|row| row.key()).collect();
         let (shared, atomic) = match swarm.flips {
             true => (HashSet::new(), HashSet::new()),
             false => (shared.collect(), atomic),
@@ -236,8 +236,12 @@ impl World {
             self.postgres.crash();
             self.crash("PostgreSQL crashes");
         } else if happens(rng, swarm.crash_nats) {
-            self.say(|| "NATS crashes".to_owned());
-            self.jetstream.crash();
+            let mut servers: HashSet<i32> = (1..=self.swarm.configs).collect();
+            if self.swarm.configs > 1 && self.rng.bool() {
+                servers.remove(&self.rng.i32(1..=2));
+            }
+            self.say(|| format!("NATS crashes: {servers:?}"));
+            self.jetstream.crash(&servers);
             if happens(&mut self.rng, self.swarm.forget) {
                 let interval = (self.swarm.confirm_delay > 0).then_some(SYNC_INTERVAL);
                 self.jetstream.forget(&mut self.rng, self.now, interval);
@@ -247,8 +251,10 @@ impl World {
             if happens(&mut self.rng, self.swarm.change_max_payload * 10) {
                 self.jetstream.max_payload = if self.rng.bool() { 2900 } else { 1 << 20 };
             }
-        } else if self.jetstream.is_down && self.rng.u8(..if self.swarm.confirm_delay > 0 { 50 } else { 8 }) == 0 {
-            self.jetstream.is_down = false;
+        } else if !self.jetstream.down.is_empty()
+            && self.rng.u8(..if self.swarm.confirm_delay > 0 { 50 } else { 8 }) == 0
+        {
+            self.jetstream.down.clear();
         } else if happens(&mut self.rng, self.swarm.cut) {
             self.jetstream.cut(&mut self.rng);
         } else if self.jetstream.refusing.is_some() && self.rng.u8(..6) == 0 {
@@ -262,7 +268,7 @@ impl World {
             self.say(|| format!("the history is locked: {is_locked}"));
         } else if happens(&mut self.rng, self.swarm.foreign) && !self.shared.is_empty() {
             let index = self.rng.usize(..self.jetstream.streams.len());
-            if self.shared.contains(&self.jetstream.streams[index].name) {
+            if self.shared.contains(&self.jetstream.streams[index].key) {
                 self.jetstream.foreign(index, self.now);
             }
         }
@@ -286,7 +292,7 @@ impl World {
             ..Swarm::new(&mut Rng::with_seed(0))
         };
         let Swarm { window_events, window_bytes, history_bytes, dedup_window, expected_before_dedup, .. } = self.swarm;
-        let Swarm { batches, batch_max, batch_timeout, flips, .. } = self.swarm;
+        let Swarm { batches, batch_max, batch_timeout, flips, configs, .. } = self.swarm;
         self.swarm = Swarm {
             confirm_delay: self.swarm.confirm_delay,
             window_events,
@@ -299,10 +305,11 @@ impl World {
             batch_max,
             batch_timeout,
             flips,
+            configs,
             ..quiet
         };
         self.history_is_locked = false;
-        self.jetstream.is_down = false;
+        self.jetstream.down.clear();
         self.jetstream.refusing = None;
         for _ in 0..4000 {
             self.tick();
@@ -325,10 +332,18 @@ impl World {
                 return self.oracle.reads_history(&self.jetstream);
             }
         }
-        let lanes = self.run.as_ref().map(|run| &run.drivers);
+        let lanes = self.run.iter().flat_map(|run| {
+            run.drivers.iter().enumerate().map(|(index, driver)| {
+                let (lane, is_wanted) = (run.streamer.lane(index), run.streamer.lane_is_wanted(index));
+                let (oldest, front, key) = (lane.oldest(), lane.front(), run.key_of(index, self.bug));
+                format!("{key}: {driver:?}, wanted {is_wanted}, oldest {oldest:?}, front {front:?}")
+            })
+        });
         Err(format!(
-            "it does not come to rest: slot {} of {}: {lanes:?}",
-            self.postgres.confirmed, self.postgres.wal_end
+            "it does not come to rest: slot {} of {}: {:?}",
+            self.postgres.confirmed,
+            self.postgres.wal_end,
+            lanes.collect::<Vec<_>>()
         ))
     }
 
@@ -492,7 +507,10 @@ impl World {
                 first_tail: None,
             });
             let settings = run.streamer.lane_settings(index).expect("a lane comes from its rows");
-            assert_eq!(settings.stream.stream_name, run.streamer.lane(index).stream());
+            match &run.streamer.lane_key(index).stream {
+                Some(name) => assert_eq!(settings.stream.stream_name, *name),
+                None => assert_eq!(run.streamer.lane(index).ordering(), Ordering::Core),
+            }
         }
     }
 
@@ -502,13 +520,33 @@ impl World {
         if self.bug == Bug::IgnoreHolds {
             run.streamer.lane_mut(index).hold_from(None);
         }
+        let has_its_turn = self.bug == Bug::BothWaysAtOnce || run.has_its_turn(index);
+        let waits_for_other =
+            self.bug != Bug::BothWaysAtOnce && run.other_half(index).any(|other| run.is_on_line(other));
+        let is_at_rest = !run.streamer.lane_is_wanted(index) && run.streamer.lane(index).is_empty();
+        let is_settled = !run.streamer.lane_is_wanted(index) && run.streamer.lane(index).is_settled();
         let driver = &mut run.drivers[index];
         match &mut driver.phase {
             Phase::Opening { since, .. } if self.now < *since => Ok(()),
+            Phase::Opening { tail: None, .. } if is_at_rest || !has_its_turn || waits_for_other => Ok(()),
             Phase::Opening { tail: None, .. } => self.read_tail(index),
+            // What the other half has sent meanwhile may not be in this tail.
+            Phase::Opening { tail, .. } if waits_for_other => {
+                *tail = None;
+                Ok(())
+            }
             Phase::Opening { .. } => self.open(index),
-            Phase::Running(link) if !run.streamer.lane(index).is_open() => {
+            Phase::Running(link) if !run.streamer.lane(index).is_open() || !has_its_turn => {
+                run.streamer.lane_mut(index).close();
                 driver.phase = Phase::Settling(*link, self.now + SETTLE);
+                Ok(())
+            }
+            // Nothing leads there any more.
+            Phase::Running(link) if is_settled && link.is_between => {
+                let connection = link.connection;
+                driver.phase = Phase::Opening { since: self.now, tail: None, connection: None };
+                run.streamer.lane_mut(index).close();
+                self.jetstream.leave(connection, &mut self.rng, &self.swarm);
                 Ok(())
             }
             Phase::Running(_) => {
@@ -565,16 +603,28 @@ impl World {
 
     fn read_tail(&mut self, index: usize) -> Result<(), String> {
         let Some(run) = &mut self.run else { return Ok(()) };
-        if self.jetstream.is_down {
+        if self.jetstream.down.contains(&run.server_of(index, self.bug)) {
             return self.failed(index);
         }
+        if run.is_core(index) {
+            let (subjects, max_payload) = (vec![">".to_owned()], self.jetstream.max_payload);
+            let read = Tail { last_sequence: 0, ours: None, listed: Vec::new(), subjects, max_payload, batch_max: 1 };
+            if let Phase::Opening { tail, .. } = &mut run.drivers[index].phase {
+                *tail = Some(read);
+            }
+            return Ok(());
+        }
         let name = run.streamer.lane(index).stream().to_owned();
-        let stream = self.jetstream.stream(&name);
+        let stream = self.jetstream.stream(&run.key_of(index, self.bug));
+        let event_of = |message: &super::jetstream::Message| match self.bug {
+            Bug::CoreAsOurs => message.event.clone().or_else(|| message.core_event.clone()),
+            _ => message.event.clone(),
+        };
         let ours = stream
             .messages
             .iter()
             .rev()
-            .find_map(|message| Some((EventPosition::parse(message.event.as_ref()?, SOURCE)?, message.sequence)));
+            .find_map(|message| Some((EventPosition::parse(&event_of(message)?, SOURCE)?, message.sequence)));
         if let Some((position, _)) = &ours {
             let known = run.streamer.known_wal().0.max(run.server_wal);
             if position.commit_lsn.0 > known {
@@ -623,15 +673,17 @@ impl World {
         let Some(run) = &mut self.run else { return Ok(()) };
         let inbox = format!("{}.{index}", run.inbox);
         assert_eq!(inbox, run.streamer.lane_inbox(index));
+        let (server, is_core) = (run.server_of(index, self.bug), run.is_core(index));
+        let key = run.key_of(index, self.bug);
         let driver = &mut run.drivers[index];
         let Phase::Opening { tail, connection, .. } = &mut driver.phase else { unreachable!("the caller looked") };
         let tail = tail.take().expect("the caller looked");
-        let fresh = || Some(Link { connection: self.jetstream.connect(&inbox)?, is_between: true });
+        let fresh = || Some(Link { connection: self.jetstream.connect(server, is_core, &inbox)?, is_between: true });
         let Some(link) = connection.take().or_else(fresh) else { return self.failed(index) };
         driver.phase = Phase::Running(link);
         driver.waiting = None;
         let lane = run.streamer.lane_mut(index);
-        let known = self.checkpoints.get(lane.stream());
+        let known = self.checkpoints.get(&key);
         if let Some((seen, kept)) = known.filter(|_| self.bug != Bug::TrustAnyTail)
             && tail.last_sequence < *seen
             && !tail.loses_nothing(*kept)
@@ -642,7 +694,7 @@ impl World {
         if self.bug == Bug::TrustAnyTail {
             lane.forget_floor();
         }
-        if self.swarm.confirm_delay > 0 && lane.kept_upto().is_none() {
+        if self.swarm.confirm_delay > 0 && lane.kept_upto().is_none() && !is_core {
             let kept = known.and_then(|(_, kept)| *kept);
             self.is_unsure |= kept.is_none() && tail.ours.is_some();
             lane.set_kept_upto(kept.unwrap_or(tail.ours.map_or(0, |(_, sequence)| sequence)));
@@ -692,6 +744,15 @@ impl World {
             lane.mark_sent(count);
             link.is_between = lane.is_between_messages();
         }
+        if lane.ordering() == Ordering::Core && link.is_between && lane.wants_ping() {
+            if self.jetstream.write(link.connection, b"PING\r\n").is_none() {
+                return Ok(Err(()));
+            }
+            lane.pinged();
+            if self.bug == Bug::SettleCoreOnSend {
+                lane.ponged();
+            }
+        }
         let mut refused = false;
         for _ in 0..self.rng.usize(..10) {
             let (token, answer) = match self.jetstream.read(link.connection) {
@@ -708,6 +769,11 @@ impl World {
                     }
                     Err(refusal) => refusal,
                 },
+                Answer::Pong => {
+                    lane.ponged();
+                    driver.failures = 0;
+                    continue;
+                }
                 Answer::Refused(10071 | 10164) => Refusal::WrongSequence,
                 Answer::Refused(10201) => Refusal::DuplicateInBatch,
                 Answer::Refused(10054) => Refusal::TooLarge("message size exceeds maximum allowed".to_owned()),
@@ -803,7 +869,10 @@ impl World {
     }
 
     fn write_rules(&mut self, commits: Vec<RuleCommit>) {
-        for RuleCommit { commit_lsn, changes, .. } in commits {
+        for RuleCommit { commit_lsn, mut changes, .. } in commits {
+            if self.bug == Bug::KeepDeletedRules {
+                changes.retain(|change| change.row.is_some());
+            }
             let is_known = |(since, _): &(u64, _)| *since == commit_lsn.0;
             if !self.rule_versions.iter().any(is_known) {
                 self.rule_versions.push((commit_lsn.0, changes));
@@ -816,7 +885,11 @@ impl World {
         let Some(run) = &mut self.run else { return Ok(false) };
         let waits = |&index: &usize| run.streamer.lane(index).parcel().is_some();
         let waiting: Vec<_> = (0..run.streamer.lane_count()).filter(waits).collect();
-        if waiting.is_empty() || self.jetstream.is_down {
+        let waiting: Vec<_> = waiting
+            .into_iter()
+            .filter(|&index| !self.jetstream.down.contains(&run.server_of(index, Bug::None)))
+            .collect();
+        if waiting.is_empty() {
             return Ok(false);
         }
         let index = waiting[self.rng.usize(..waiting.len())];
@@ -854,7 +927,7 @@ impl World {
                     let lane = run.streamer.lane(index);
                     let seen = lane.floor().map_or(0, |(_, sequence)| sequence);
                     let kept = lane.kept_upto().max(Some(sequence));
-                    self.checkpoints.insert(lane.stream().to_owned(), (seen, kept));
+                    self.checkpoints.insert(run.key_of(index, Bug::None), (seen, kept));
                 }
                 run.checkpointing = Some((due, true));
             }
@@ -864,10 +937,17 @@ impl World {
                 if self.bug != Bug::ConfirmUnasked {
                     for &index in &due.news {
                         let lane = run.streamer.lane(index);
-                        if self.jetstream.is_down || !lane.is_open() {
+                        if run.is_core(index) {
+                            continue;
+                        }
+                        // Also of a stream to which nothing leads any more.
+                        let is_retired =
+                            !run.streamer.lane_is_wanted(index) && lane.is_empty() && !run.is_on_line(index);
+                        let is_asked = lane.is_open() || (is_retired && self.bug != Bug::LeaveRetiredUnasked);
+                        if self.jetstream.down.contains(&run.server_of(index, Bug::None)) || !is_asked {
                             return Ok(false);
                         }
-                        let messages = &self.jetstream.stream(lane.stream()).messages;
+                        let messages = &self.jetstream.stream(&run.key_of(index, Bug::None)).messages;
                         let is_its = |(position, sequence): (EventPosition, u64)| {
                             let at = messages.iter().find(|message| message.sequence == sequence);
                             at.is_some_and(|message| message.event.as_deref() == Some(&position.id(SOURCE)))
@@ -920,8 +1000,10 @@ impl World {
         }
         let mut rows = rows;
         for (book, batch) in &mut rows {
-            if let Book::Lane(index) = book {
-                let stream = self.jetstream.stream(run.streamer.lane(*index).stream());
+            if let Book::Lane(index) = book
+                && !run.is_core(*index)
+            {
+                let stream = self.jetstream.stream(&run.key_of(*index, Bug::None));
                 let place_of = |position: &EventPosition| {
                     stream.events.get(&position.id(SOURCE)).map_or(Place::Unknown, |at| Place::At(*at))
                 };
@@ -982,8 +1064,54 @@ impl World {
             ("transactions", self.postgres.transactions.len() as u64),
             ("forgotten", self.jetstream.forgotten.len() as u64),
             ("forgotten and filled again", self.oracle.filled_again(&self.jetstream)),
+            ("to core NATS", self.jetstream.heard.len() as u64),
             ("objects", self.jetstream.objects.len() as u64),
         ])
+    }
+}
+
+impl Run {
+    fn is_core(&self, index: usize) -> bool {
+        self.streamer.lane_key(index).stream.is_none()
+    }
+
+    /// The server of a lane, which is its configuration's.
+    fn server_of(&self, index: usize, bug: Bug) -> i32 {
+        if bug == Bug::OneServer { 1 } else { self.streamer.lane_key(index).config_id }
+    }
+
+    /// Where a lane leads, as the models call it.
+    fn key_of(&self, index: usize, bug: Bug) -> String {
+        let server = self.server_of(index, bug);
+        match &self.streamer.lane_key(index).stream {
+            Some(name) => format!("{server}/{name}"),
+            None => core_of(server),
+        }
+    }
+
+    fn is_on_line(&self, index: usize) -> bool {
+        match self.drivers[index].phase {
+            Phase::Opening { .. } => false,
+            Phase::Running(_) | Phase::Settling(..) => true,
+        }
+    }
+
+    /// The lanes of the same configuration into JetStream, where this one leads to core NATS, or the other way round.
+    fn other_half(&self, index: usize) -> impl Iterator<Item = usize> + '_ {
+        let (config, is_core) = (self.streamer.lane_key(index).config_id, self.is_core(index));
+        let lanes = 0..self.drivers.len();
+        lanes.filter(move |&other| self.streamer.lane_key(other).config_id == config && self.is_core(other) != is_core)
+    }
+
+    /// As `commands/run/lanes` has it: first comes what is left from before the switch.
+    fn has_its_turn(&self, index: usize) -> bool {
+        let is_left = |other: usize| !self.streamer.lane_is_wanted(other) && !self.streamer.lane(other).is_empty();
+        let is_under_way = |other: usize| self.is_on_line(other) && self.streamer.lane(other).awaits_answers();
+        let (config, is_core) = (self.streamer.lane_key(index).config_id, self.is_core(index));
+        let mut here = (0..self.drivers.len())
+            .filter(|&other| self.streamer.lane_key(other).config_id == config && self.is_core(other) == is_core);
+        !self.other_half(index).any(is_under_way)
+            && (!self.other_half(index).any(is_left) || (here.any(is_left) && !is_core))
     }
 }
 

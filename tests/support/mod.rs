@@ -16,6 +16,7 @@ pub mod http;
 pub mod last_mile;
 pub mod login;
 pub mod nats;
+pub mod oracle;
 pub mod port;
 pub mod postgres;
 pub mod process;

@@ -305,6 +305,13 @@ impl Postgres {
         self.launch().await.unwrap_or_else(|log| panic!("PostgreSQL did not start again; it says:\n{}", tail(&log)));
     }
 
+    /// [`Postgres::restart`] as a standby that nobody feeds: it recovers what WAL it has, and takes queries until it is promoted.
+    pub async fn restart_as_standby(&self) {
+        self.stop();
+        self.user.write(&self.data_dir().join("standby.signal"), "");
+        self.restart().await;
+    }
+
     /// SIGSTOP for the whole server: sockets stay open, nothing answers.
     pub fn pause(&self) {
         self.process().as_mut().expect("a running server").signal_family(Signal::STOP);

@@ -204,8 +204,9 @@ impl Lanes {
     pub fn ask(&self, streamer: &Streamer, due: &Due) -> Option<impl Future<Output = Result<bool>> + use<>> {
         let ask = |&index: &usize| {
             let control = self.control(index).filter(|control| control.is_connected())?.clone();
-            let (lane, created_ns) = (streamer.lane(index), self.drivers[index].created_ns);
-            lane.is_open().then(|| (control, lane.stream().to_owned(), created_ns, due.kept[index]))
+            let (lane, driver) = (streamer.lane(index), &self.drivers[index]);
+            let (created_ns, is_retired) = (driver.created_ns, matches!(driver.phase, Phase::Absent));
+            (lane.is_open() || is_retired).then(|| (control, lane.stream().to_owned(), created_ns, due.kept[index]))
         };
         let asks = due.news.iter().map(ask).collect::<Option<Vec<_>>>()?;
         let source = self.identity.source.clone();
@@ -410,6 +411,7 @@ impl Lanes {
 
     /// One round of a configuration. Returns whether something was begun that has to be polled.
     fn poll_group(&mut self, cx: &mut Context<'_>, at: usize, streamer: &mut Streamer, eager: bool) -> Result<bool> {
+        self.rest(at, streamer);
         let mut moved = match self.groups[at].poll_connect(cx, streamer) {
             Ok(connected) => connected,
             Err(error) => {
@@ -455,17 +457,15 @@ impl Lanes {
 
     /// A lane that is to be opened. Returns whether it has come further.
     fn poll_opening(&mut self, cx: &mut Context<'_>, at: usize, index: usize, streamer: &mut Streamer) -> Result<bool> {
-        if matches!(self.drivers[index].phase, Phase::Waiting(_)) {
-            let mut others = self.other_half(at).into_iter().flat_map(|other| &other.lanes);
-            if !self.has_its_turn(at, streamer) || others.any(|&index| self.drivers[index].is_on_line()) {
-                return Ok(false);
-            }
+        let is_waiting = matches!(self.drivers[index].phase, Phase::Waiting(_));
+        if is_waiting && (!self.has_its_turn(at, streamer) || self.other_half_is_on_line(at)) {
+            return Ok(false);
         }
         let driver = &mut self.drivers[index];
         match &mut driver.phase {
             Phase::Absent | Phase::Running | Phase::Settling(_) => Ok(false),
             Phase::Waiting(_) if !driver.is_wanted && streamer.lane(index).is_empty() => {
-                self.retire(at, index);
+                self.retire(at, index, streamer);
                 Ok(false)
             }
             Phase::Waiting(until) => {
@@ -508,6 +508,11 @@ impl Lanes {
                 self.refuse_other_lane(index, opened.created_ns, streamer).map(|()| opened)
             }) {
                 Poll::Pending => Ok(false),
+                // What the other half has sent meanwhile may not be in this tail.
+                Poll::Ready(Ok(_)) if self.other_half_is_on_line(at) => {
+                    self.drivers[index].wait(Duration::ZERO);
+                    Ok(true)
+                }
                 Poll::Ready(Ok(opened)) => self.opened(at, index, streamer, opened).map(|()| true),
                 Poll::Ready(Err(error)) => {
                     streamer.lane_mut(index).close();
@@ -542,6 +547,11 @@ impl Lanes {
         self.groups.iter().find(|there| {
             there.is_core != here.is_core && there.row.config_id == here.row.config_id && there.servers == here.servers
         })
+    }
+
+    fn other_half_is_on_line(&self, at: usize) -> bool {
+        let mut others = self.other_half(at).into_iter().flat_map(|other| &other.lanes);
+        others.any(|&index| self.drivers[index].is_on_line())
     }
 
     /// Whether it is this half's turn: first comes what is left from before the switch.
@@ -684,7 +694,7 @@ impl Lanes {
         // The history may still have to ask its stream.
         if !driver.is_wanted && lane.is_settled() {
             streamer.lane_mut(index).close();
-            self.retire(at, index);
+            self.retire(at, index, streamer);
             return Ok(false);
         }
         let is_overdue = driver.trouble.is_none() && driver.is_overdue(lane, self.ack_timeout);
@@ -719,13 +729,20 @@ impl Lanes {
         Ok(true)
     }
 
-    /// Nothing leads to a lane any more, and nothing is in it. With the last of its lanes a group ends its connections.
-    fn retire(&mut self, at: usize, index: usize) {
+    /// Nothing leads to a lane any more, and nothing is in it.
+    fn retire(&mut self, at: usize, index: usize, streamer: &Streamer) {
         self.drivers[index].phase = Phase::Absent;
         // Others may have waited for it.
         self.is_notable = true;
+        self.rest(at, streamer);
+    }
+
+    /// With the last of its lanes a group ends its connections, unless one of their streams has to be asked for what it has.
+    fn rest(&mut self, at: usize, streamer: &Streamer) {
         let group = &mut self.groups[at];
-        if group.lanes.iter().all(|&index| matches!(self.drivers[index].phase, Phase::Absent)) {
+        let is_at_rest =
+            |&index: &usize| matches!(self.drivers[index].phase, Phase::Absent) && !streamer.is_to_be_asked(index);
+        if group.in_use && group.lanes.iter().all(is_at_rest) {
             group.in_use = false;
             group.disconnect();
         }

@@ -91,6 +91,7 @@ pub async fn session(
     shown: &mut Option<Shown>,
 ) -> Result<()> {
     let mut client = Watched::connect(&config.postgres).await?;
+    client.answer(refuse_standby(&client)).await?;
     client.answer(schema::check(&*client, &config.postgres.target())).await?;
     let publications = [format!("{}_inserts", config.publication), format!("{}_changes", config.publication)];
     let database = client.answer(identity::read(&client)).await;
@@ -104,7 +105,13 @@ pub async fn session(
     }
     let database = database?;
     let taken = match take_slot(config, &publications, shutdown, shown).await {
-        Err(error) => return Err(setup_check::explain(config, error).await),
+        Err(error) => {
+            // Another server may have come behind the address since.
+            if let Ok(client) = sql::connect(&config.postgres).await {
+                refuse_standby(&client).await?;
+            }
+            return Err(setup_check::explain(config, error).await);
+        }
         Ok(taken) => taken,
     };
     let Some((stream, system, left)) = taken else { return Ok(()) };
@@ -202,6 +209,18 @@ pub async fn session(
         }
         Err(error) => Err(setup_check::explain(config, error).await),
     }
+}
+
+/// A standby is waited for: it may be about to be promoted. What it says about slots and privileges would end walhook.
+async fn refuse_standby(client: &Client) -> Result<()> {
+    let attempted = "ask whether the server is a standby";
+    let asked = client.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await;
+    if asked.map_err(|error| sql::error(attempted, error))?.get(0) {
+        return Err(Error::unavailable("take the slot: the server is a standby").hint(
+            "walhook goes on when it is promoted; where several servers are named, target_session_attrs=primary picks the primary",
+        ));
+    }
+    Ok(())
 }
 
 /// Starts replication; waits while another process holds the slot. `None`: told to stop before.

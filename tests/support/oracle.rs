@@ -1,19 +1,23 @@
 //! Judges what streams hold by what was committed, and by the rules in force where it was committed.
 //!
-//! In: the lines of a `test_decoding` slot that was made before the first rule, and the messages of all streams. Out: what was
+//! In: the lines of a `test_decoding` slot that has all rows of the configuration, and the messages of all streams. Out: what was
 //! lost, doubled, misrouted, put out of order, or never committed. It takes nothing from walhook: not its decoder, not its ids'
 //! parser, not its versions of rules.
+//!
+//! Events of a time when their configuration published to core NATS (`jetstream_enabled = false`) have no promise: they may be
+//! missing, and they may come twice. A stream that takes their subjects stores them as it does anybody's messages, so they say
+//! nothing of its order. What is stored of them must have been committed like that.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use serde_json::Value;
 
-use super::support::feed::Message;
+use super::feed::Message;
 
 /// One event that a committed change makes, or one stored event: they are compared as wholes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Fact {
-    /// Which one of the streams.
+    /// Which one of the streams; [`NO_STREAM`] for what goes to core NATS.
     pub stream: usize,
     pub subject: String,
     pub webhook: u64,
@@ -56,19 +60,58 @@ type Tuple = BTreeMap<String, Option<String>>;
 /// A row of a configuration table: texts are quoted.
 type Row = BTreeMap<String, String>;
 
+/// In place of a stream: core NATS, which takes any subject.
+pub const NO_STREAM: usize = usize::MAX - 1;
+
+/// A stream, as the rows of the configuration lead to it.
+pub struct Place {
+    /// The NATS configuration.
+    pub config: &'static str,
+    /// Which one of the servers.
+    pub server: usize,
+    /// The stream's name.
+    pub name: String,
+    /// What its subjects begin with.
+    pub prefix: String,
+}
+
+/// Where events can go: the servers by their ports, and the streams in the order in which [`judge`] gets them.
+#[derive(Default)]
+pub struct Places {
+    pub servers: Vec<u16>,
+    pub streams: Vec<Place>,
+}
+
+impl Places {
+    /// The server to which a row of `rule_nats_config` leads.
+    fn server_of(&self, config: &Row) -> usize {
+        let port = text(&config["nats_url"]).rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+        self.servers.iter().position(|server| Some(*server) == port).expect("an address of one of the servers")
+    }
+
+    /// The stream that takes `subject` by this row.
+    fn stream_of(&self, config: &Row, subject: &str) -> usize {
+        let (name, server) = (text(&config["config_name"]), self.server_of(config));
+        let takes =
+            |place: &Place| place.config == name && place.server == server && subject.starts_with(&place.prefix);
+        self.streams.iter().position(takes).unwrap_or_else(|| panic!("no stream of {name} takes {subject}"))
+    }
+}
+
 /// Where calls are made: their payload is the event, not their row.
 const CALLS: &str = "public.rule_webhook_events";
 
 /// How `test_decoding` says that a value did not change.
 const UNCHANGED: &str = "unchanged-toast-datum";
 
-/// The configuration that leads to the second server; the others lead to the first.
-pub const SECOND: &str = "second";
-
 /// The rows of the configuration tables at some place in the WAL.
 #[derive(Default)]
 struct Rules {
     tables: BTreeMap<&'static str, BTreeMap<i64, Row>>,
+    /// Keys of rows that are or were there.
+    ever: BTreeSet<(&'static str, i64)>,
+    /// Some link was deleted; one that is made again has another key.
+    lost_link: bool,
 }
 
 impl Rules {
@@ -80,24 +123,36 @@ impl Rules {
         ("rule_nats_streams", "stream_id"),
     ];
 
-    /// Follows a change of a configuration table; returns whether it is one.
-    fn follow(&mut self, table: &str, op: &str, text: &str) -> bool {
-        let Some((name, key)) = Self::TABLES.into_iter().find(|(name, _)| table.strip_prefix("public.") == Some(name))
-        else {
-            return false;
-        };
+    /// Follows a change of a configuration table; returns what it is called, if it is one.
+    fn follow(&mut self, table: &str, op: &str, text: &str) -> Option<(&'static str, i64, String)> {
+        let (name, key) = Self::TABLES.into_iter().find(|(name, _)| table.strip_prefix("public.") == Some(name))?;
         let rows = self.tables.entry(name).or_default();
         let (new, unchanged) = row(op, text);
         let id: i64 = new[key].parse().unwrap();
-        let before = rows.remove(&id).unwrap_or_default();
-        if op != "DELETE" {
-            let mut after = new;
-            for column in unchanged {
-                after.insert(column.clone(), before[&column].clone());
-            }
-            rows.insert(id, after);
+        let before = rows.remove(&id);
+        if op == "DELETE" {
+            self.lost_link |= name == "rule_webhook_links";
+            return Some((name, id, format!("{name}: deleted")));
         }
-        true
+        let mut after = new;
+        for column in unchanged {
+            after.insert(column.clone(), before.as_ref().unwrap()[&column].clone());
+        }
+        let is_new = self.ever.insert((name, id));
+        let is_again = !is_new || name == "rule_webhook_links" && self.lost_link;
+        let what = match &before {
+            None if is_again => format!("{name}: made again"),
+            None => format!("{name}: made"),
+            Some(before) => {
+                let says_when = |column: &str| column == "updated_at";
+                let differs = |(column, value): &(&String, &String)| before.get(*column) != Some(*value);
+                let columns: Vec<&str> = after.iter().filter(differs).map(|(column, _)| column.as_str()).collect();
+                let columns: Vec<&str> = columns.into_iter().filter(|column| !says_when(column)).collect();
+                format!("{name}: {}", if columns.is_empty() { "nothing".to_owned() } else { columns.join(", ") })
+            }
+        };
+        rows.insert(id, after);
+        Some((name, id, what))
     }
 
     fn get(&self, table: &str, id: i64) -> Option<&Row> {
@@ -105,7 +160,7 @@ impl Rules {
     }
 
     /// What a webhook sends for a change.
-    fn event(&self, webhook: i64, subject: Option<String>, change: Fact) -> Option<Fact> {
+    fn event(&self, places: &Places, webhook: i64, subject: Option<String>, change: Fact) -> Option<Fact> {
         let row = self.get("rule_webhooks", webhook)?;
         let on = |column: &str| row[column] == "true";
         if !on("enabled") || !on("nats_enabled") || row["publish_mode"] == "'queue" {
@@ -114,18 +169,21 @@ impl Rules {
         let subject = subject.unwrap_or_else(|| text(&row["nats_subject"]).to_owned());
         let subject =
             subject.replace("{table}", change.table.strip_prefix("public.").unwrap()).replace("{op}", &change.op);
-        let config = row["nats_config_id"].parse().ok().and_then(|id| self.get("rule_nats_config", id));
-        let stream = match config.map(|config| text(&config["config_name"])) {
-            Some(SECOND) => 2,
-            _ if subject.starts_with("chaos.a.") => 0,
-            _ => 1,
+        let config = match row["nats_config_id"].parse() {
+            Ok(id) => self.get("rule_nats_config", id),
+            Err(_) => self.tables["rule_nats_config"].values().find(|row| row["config_name"] == "'default"),
+        };
+        let config = config.expect("the webhook's configuration");
+        let stream = match config["jetstream_enabled"].as_str() {
+            "false" => NO_STREAM,
+            _ => places.stream_of(config, &subject),
         };
         let (format, webhook) = (text(&row["payload_format"]).to_owned(), webhook.unsigned_abs());
         Some(Fact { stream, subject, webhook, format, ..change }.within_format())
     }
 
     /// What all webhooks send for the change of a row, in the order of the webhooks.
-    fn events(&self, change: &Fact) -> Vec<Fact> {
+    fn events(&self, places: &Places, change: &Fact) -> Vec<Fact> {
         let (schema, table) = change.table.split_once('.').unwrap();
         let mut events = Vec::new();
         for link in self.tables.get("rule_webhook_links").into_iter().flat_map(BTreeMap::values) {
@@ -144,6 +202,7 @@ impl Rules {
             }
             let template = Some(&link["subject_template"]).filter(|template| *template != "null");
             events.extend(self.event(
+                places,
                 link["webhook_id"].parse().unwrap(),
                 template.map(|template| text(template).to_owned()),
                 change,
@@ -154,15 +213,13 @@ impl Rules {
     }
 
     /// The streams that others may write into now.
-    fn shared(&self) -> impl Iterator<Item = usize> {
+    fn shared<'a>(&'a self, places: &'a Places) -> impl Iterator<Item = usize> + 'a {
         let rows = self.tables.get("rule_nats_streams").into_iter().flat_map(BTreeMap::values);
-        rows.filter(|row| row["ordering"] == "'shared").filter_map(|row| {
-            let config = self.get("rule_nats_config", row["config_id"].parse().ok()?)?;
-            Some(match (text(&config["config_name"]), text(&row["stream_name"])) {
-                (SECOND, _) => 2,
-                (_, "CHAOS_A") => 0,
-                _ => 1,
-            })
+        rows.filter(|row| row["ordering"] == "'shared").flat_map(move |row| {
+            let config = row["config_id"].parse().ok().and_then(|id| self.get("rule_nats_config", id));
+            let config = config.map_or("", |config| text(&config["config_name"]));
+            let is_it = move |place: &Place| place.config == config && place.name == text(&row["stream_name"]);
+            places.streams.iter().enumerate().filter(move |(_, place)| is_it(place)).map(|(at, _)| at)
         })
     }
 }
@@ -185,52 +242,71 @@ pub struct Committed {
     pub facts: Vec<Fact>,
     /// Streams that were shared at some time: their order may have suffered.
     pub shared: BTreeSet<usize>,
-    /// How many changes of rules there were.
-    pub rule_changes: usize,
+    /// Webhooks that were deleted at some time, and with them what the history says of them.
+    pub deleted: BTreeSet<u64>,
+    /// How many changes of rules there were, by what changed.
+    pub rule_changes: BTreeMap<String, usize>,
+    places: Places,
+    rules: Rules,
+    xid: u64,
 }
 
-/// The events of the slot's lines, each by the rules at its own line.
-pub fn committed<'a>(lines: impl IntoIterator<Item = &'a str>) -> Committed {
-    let (mut committed, mut rules, mut xid) = (Committed::default(), Rules::default(), 0);
-    for line in lines {
-        if let Some(begun) = line.strip_prefix("BEGIN ") {
-            xid = begun.parse().unwrap();
-            continue;
-        }
-        let Some(change) = line.strip_prefix("table ") else { continue };
-        let (tables, change) = change.split_once(": ").unwrap();
-        let (op, text_of) = change.split_once(':').unwrap();
-        if rules.follow(tables, op, text_of) {
-            committed.rule_changes += 1;
-            committed.shared.extend(rules.shared());
-            continue;
-        }
-        for table in tables.split(", ") {
-            let change = |row, unchanged| Fact {
-                stream: 0,
-                subject: String::new(),
-                webhook: 0,
-                format: String::new(),
-                xid,
-                table: table.to_owned(),
-                op: op.to_lowercase(),
-                row,
-                unchanged,
-            };
-            if table == CALLS {
-                let Some(payload) = call(op, text_of) else { continue };
-                let row = row(op, text_of).0;
-                let subject = Some(&row["subject"]).filter(|subject| *subject != "null");
-                let subject = subject.map(|subject| text(subject).to_owned());
-                let webhook = row["webhook_id"].parse().unwrap();
-                committed.facts.extend(rules.event(webhook, subject, change(payload, BTreeSet::new())));
+impl Committed {
+    /// Nothing so far.
+    pub fn new(places: Places) -> Committed {
+        Committed { places, ..Committed::default() }
+    }
+
+    /// Reads on: each event goes by the rules at its own line.
+    pub fn read<'a>(&mut self, lines: impl IntoIterator<Item = &'a str>) {
+        for line in lines {
+            if let Some(begun) = line.strip_prefix("BEGIN ") {
+                self.xid = begun.parse().unwrap();
                 continue;
             }
-            let (row, unchanged) = if op == "TRUNCATE" { Default::default() } else { row(op, text_of) };
-            committed.facts.extend(rules.events(&change(row, unchanged)));
+            let Some(change) = line.strip_prefix("table ") else { continue };
+            let (tables, change) = change.split_once(": ").unwrap();
+            let (op, text) = change.split_once(':').unwrap();
+            if let Some((name, id, what)) = self.rules.follow(tables, op, text) {
+                if op == "DELETE" && name == "rule_webhooks" {
+                    self.deleted.insert(id.unsigned_abs());
+                }
+                *self.rule_changes.entry(what).or_default() += 1;
+                self.shared.extend(self.rules.shared(&self.places));
+                continue;
+            }
+            for table in tables.split(", ") {
+                self.change(table, op, text);
+            }
         }
     }
-    committed
+
+    fn change(&mut self, table: &str, op: &str, text_of: &str) {
+        let change = |row, unchanged| Fact {
+            stream: 0,
+            subject: String::new(),
+            webhook: 0,
+            format: String::new(),
+            xid: self.xid,
+            table: table.to_owned(),
+            op: op.to_lowercase(),
+            row,
+            unchanged,
+        };
+        if table == CALLS {
+            let Some(payload) = call(op, text_of) else { return };
+            let row = row(op, text_of).0;
+            let subject = Some(&row["subject"]).filter(|subject| *subject != "null");
+            let subject = subject.map(|subject| text(subject).to_owned());
+            let webhook = row["webhook_id"].parse().unwrap();
+            let event = self.rules.event(&self.places, webhook, subject, change(payload, BTreeSet::new()));
+            self.facts.extend(event);
+            return;
+        }
+        let (row, unchanged) = if op == "TRUNCATE" { Default::default() } else { row(op, text_of) };
+        let events = self.rules.events(&self.places, &change(row, unchanged));
+        self.facts.extend(events);
+    }
 }
 
 /// The payload of a call; what becomes of its row later is no event.
@@ -327,6 +403,7 @@ fn told(stream: usize, message: &Message) -> Fact {
     let unchanged = event["unchanged"].as_array().into_iter().flatten();
     let unchanged = unchanged.map(|column| column.as_str().unwrap_or_default().to_owned()).collect();
     let webhook = position(id(message)).map_or(0, |(_, _, webhook)| webhook);
+    let stream = if by_core(message) { NO_STREAM } else { stream };
     let (subject, xid) = (message.subject.clone(), event["xid"].as_u64().unwrap_or_default());
     Fact { stream, subject, webhook, format: format.to_owned(), xid, table, op, row, unchanged }.within_format()
 }
@@ -337,6 +414,11 @@ pub fn position(id: &str) -> Option<(u64, u64, u64)> {
     let (webhook, ordinal) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
     let _time = parts.next()?;
     Some((u64::from_str_radix(parts.next()?, 16).ok()?, ordinal, webhook))
+}
+
+/// Whether a message came by core NATS: it names no stream that it expects.
+pub fn by_core(message: &Message) -> bool {
+    message.header("Nats-Expected-Stream").is_empty()
 }
 
 /// The id that walhook gave, whether or not the caller's own stands in its place.
@@ -385,6 +467,9 @@ pub fn judge(committed: &Committed, streams: &[Vec<Message>]) -> Findings {
             if message.sequence != index as u64 + 1 {
                 found.add(format!("message {at:?} stands in place {}", index + 1));
             }
+            if by_core(message) {
+                continue;
+            }
             if let Some(before) = ids.insert(id(message), at) {
                 found.duplicated += 1;
                 found.add(format!("{} is stored at {before:?} and at {at:?}", id(message)));
@@ -411,7 +496,9 @@ pub fn judge(committed: &Committed, streams: &[Vec<Message>]) -> Findings {
         *balance.entry(fact).or_default() -= 1;
     }
     let known: HashSet<&Fact> = committed.facts.iter().collect();
-    let mut wrong: Vec<_> = balance.into_iter().filter(|(_, count)| *count != 0).collect();
+    // Of core NATS anything may be missing or come twice, but nothing that was not committed.
+    let is_wrong = |(fact, count): &(&Fact, i64)| *count != 0 && (fact.stream != NO_STREAM || !known.contains(*fact));
+    let mut wrong: Vec<_> = balance.into_iter().filter(is_wrong).collect();
     wrong.sort_unstable();
     // What one stream lacks and another has.
     let mut lacking: HashMap<Fact, i64> = HashMap::new();
@@ -457,9 +544,10 @@ pub fn judge(committed: &Committed, streams: &[Vec<Message>]) -> Findings {
     }
     if found.is_clean() {
         for (stream, told) in told.iter().enumerate().filter(|(stream, _)| !committed.shared.contains(stream)) {
+            let told: Vec<&Fact> = told.iter().filter(|fact| fact.stream == stream).collect();
             let expected = committed.facts.iter().filter(|fact| fact.stream == stream);
             if let Some((at, (told, next))) =
-                told.iter().zip(expected).enumerate().find(|(_, (told, next))| told != next)
+                told.into_iter().zip(expected).enumerate().find(|(_, (told, next))| told != next)
             {
                 found.reordered += 1;
                 found.add(format!("message {} of {stream} tells {told:?}, and {next:?} was next", at + 1));
@@ -479,10 +567,13 @@ pub struct Sample {
 pub fn confirmed_too_early(samples: &[Sample], stream: usize, stored: &[Message], found: &mut Findings) {
     for Sample { confirmed, tails } in samples {
         let next = usize::try_from(tails[stream]).unwrap();
-        let Some(message) = stored.get(next) else { continue };
+        let Some(message) = stored.iter().skip(next).find(|message| !by_core(message)) else { continue };
         let (commit, ..) = position(id(message)).unwrap_or_default();
         if commit < *confirmed {
-            found.add(format!("{confirmed:X} was confirmed while message {} ({commit:X}) was not stored", next + 1));
+            found.add(format!(
+                "{confirmed:X} was confirmed while message {} ({commit:X}) was not stored",
+                message.sequence
+            ));
         }
     }
 }
