@@ -242,8 +242,7 @@ async fn execute(arguments: Arguments) -> Result<()> {
         Command::Deliver { options } => commands::deliver::deliver(&config, &options, shutdown()?).await,
         Command::Setup { .. } => commands::setup::setup(&config).await,
         Command::Uninstall(arguments) => commands::uninstall::uninstall(&config, &arguments).await,
-    /// Find what could go wrong in PostgreSQL, NATS and the set-up, each with its remedy; the exit code says whether `run` would start
-    Check(commands::check::Arguments),
+        Command::Check(arguments) => commands::check::check(&config, &arguments).await,
         Command::Status(arguments) => match commands::status::status(&config, &arguments, shutdown()?).await? {
             0 => Ok(()),
             // What --check has found, and printed.

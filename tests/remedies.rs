@@ -36,10 +36,7 @@ const REMEDIES: &[(&str, Run)] = &[
         "--create-stream REPLAY makes one",
         Run::Test("replay::what_was_published_since_an_lsn_or_a_time_comes_again_in_its_order_under_the_prefix"),
     ),
-    (
-        "choose another --subject-prefix",
-        Run::Test("replay::what_cannot_be_replayed_is_refused_with_what_could_be"),
-    ),
+    ("choose another --subject-prefix", Run::Test("replay::what_cannot_be_replayed_is_refused_with_what_could_be")),
     (
         "choose subjects of another stream by --subject-prefix",
         Run::Test("replay::what_cannot_be_replayed_is_refused_with_what_could_be"),

@@ -146,9 +146,9 @@ impl Caller {
             Ok(Err(NotDialled::Failed(step, why))) => return Err((step, why)),
             Ok(Ok(socket)) => socket,
         };
-        Ok(match &socket {
-            Socket::Plain(_) => None,
-            Socket::Tls(stream) => {
+        Ok(match &socket.stream {
+            Stream::Plain(_) => None,
+            Stream::Tls(stream) => {
                 let (_, session) = stream.inner().get_ref();
                 session.peer_certificates().and_then(|chain| chain.first()).map(|certificate| certificate.to_vec())
             }

@@ -99,10 +99,10 @@ impl Minutes {
         let unsettled: usize = (0..streamer.lane_count()).map(|index| streamer.lane(index).len()).sum();
         tracing::info!(
             seconds = self.last.elapsed().as_secs(),
-            changes = counts.changes - self.counts.changes,
+            changes = sum(&counts.changes) - sum(&self.counts.changes),
             events = counts.events - self.counts.events,
             published = published - self.published,
-            dead_letters = counts.dead_letters - self.counts.dead_letters,
+            dead_letters = sum(&counts.dead_letters) - sum(&self.counts.dead_letters),
             wal_bytes = received.0.saturating_sub(self.received.0),
             unsettled,
             slot_behind_bytes = lag,
@@ -110,6 +110,11 @@ impl Minutes {
         );
         (self.counts, self.published, self.received, self.last) = (counts, published, received, Instant::now());
     }
+}
+
+/// Of all kinds together.
+fn sum(counts: &[u64]) -> u64 {
+    counts.iter().sum()
 }
 
 fn published(streamer: &Streamer) -> u64 {
