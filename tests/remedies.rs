@@ -36,10 +36,7 @@ const REMEDIES: &[(&str, Run)] = &[
         "--create-stream REPLAY makes one",
         Run::Test("replay::what_was_published_since_an_lsn_or_a_time_comes_again_in_its_order_under_the_prefix"),
     ),
-    (
-        "choose another --subject-prefix",
-        Run::Test("replay::what_cannot_be_replayed_is_refused_with_what_could_be"),
-    ),
+    ("choose another --subject-prefix", Run::Test("replay::what_cannot_be_replayed_is_refused_with_what_could_be")),
     (
         "choose subjects of another stream by --subject-prefix",
         Run::Test("replay::what_cannot_be_replayed_is_refused_with_what_could_be"),
@@ -98,6 +95,10 @@ const REMEDIES: &[(&str, Run)] = &[
     (
         "SELECT rule_cdc_rules_amend('{event_id}')",
         Run::Test("bad_input::a_webhook_that_halts_stops_walhook_at_its_event_and_goes_on_there_when_mended"),
+    ),
+    (
+        "To give them up, run SELECT rule_cdc_rules_amend('{}')",
+        Run::Test("moves::events_for_servers_that_never_come_back_become_dead_letters_by_an_amendment"),
     ),
     ("SELECT rule_cdc_rules_forget('{}')", Run::Sql(&["SELECT rule_cdc_rules_forget('walhook')"])),
     ("--rules now replays", Run::Walhook(&["replay", "--help"])),
