@@ -96,6 +96,10 @@ const REMEDIES: &[(&str, Run)] = &[
         "SELECT rule_cdc_rules_amend('{event_id}')",
         Run::Test("bad_input::a_webhook_that_halts_stops_walhook_at_its_event_and_goes_on_there_when_mended"),
     ),
+    (
+        "To give them up, run SELECT rule_cdc_rules_amend('{}')",
+        Run::Test("moves::events_for_servers_that_never_come_back_become_dead_letters_by_an_amendment"),
+    ),
     ("SELECT rule_cdc_rules_forget('{}')", Run::Sql(&["SELECT rule_cdc_rules_forget('walhook')"])),
     ("--rules now (in SQL p_rules => 'now') replays", Run::Walhook(&["replay", "--help"])),
     (

@@ -213,8 +213,6 @@ pub struct Lane {
     /// on its way into the stream when it was read (by an older connection, or by core NATS, which tells nobody when it is
     /// there). Of many messages the first would be refused and one behind them be taken, where as many came before it.
     is_probing: bool,
-    /// Events that the stream has stored and has no more, since it was opened.
-    removed: u64,
     /// One message goes at a time, whatever the ordering: the server closes the connection over one of them.
     is_careful: bool,
     /// Nothing of it has been settled for long: others need not wait.
@@ -347,7 +345,6 @@ impl Lane {
             rest: Vec::new(),
             pinged: None,
             is_probing: false,
-            removed: 0,
             is_careful: false,
             is_away: false,
             left_out: None,
@@ -774,7 +771,6 @@ impl Lane {
             || self.anchor.is_none()
             || sequence == self.expected(self.base + index as u64) + 1;
         let passed_over = is_repeat && self.passes_over(index, sequence);
-        self.removed += u64::from(was_removed && passed_over);
         if !duplicate && self.slots[index].has_own_id {
             self.was_new();
         }
@@ -787,12 +783,6 @@ impl Lane {
             self.recount(self.batching.max());
         }
         if in_place { Ok(()) } else { Err(Refusal::WrongSequence) }
-    }
-
-    /// How many events in line the stream has stored and has no more, since it was opened: purged or deleted before their acks were
-    /// taken. They are settled, for the stream knows their ids and stores none of them again.
-    pub fn removed(&self) -> u64 {
-        self.removed
     }
 
     /// What is stored leaves at the front.

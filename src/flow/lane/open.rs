@@ -78,7 +78,7 @@ impl Lane {
         self.max_payload = tail.max_payload;
         self.anchor = Some(Anchor { index: self.base, last_sequence: tail.last_sequence });
         self.is_probing = self.mode.ordering == Ordering::Strict;
-        self.removed = 0;
+        self.forget_removed();
         for offset in 0..self.slots.len() {
             self.slots[offset].state = State::Waiting;
             self.rewrite(offset, (1, 1), None);

@@ -31,6 +31,8 @@ pub(super) struct Repeats {
     repeated: VecDeque<u64>,
     /// How many new ids are still to be waited for.
     doubt: u32,
+    /// Events of ours that the stream has stored and has no more, since it was opened.
+    removed: u64,
     /// Messages before this index have to have their front written anew before they are sent, from the other index on.
     stale: (u64, u64),
 }
@@ -105,6 +107,7 @@ impl Lane {
             return false;
         }
         anchor.index += 1;
+        self.repeats.removed += u64::from(!self.slots[index].has_own_id);
         let end = self.base + self.slots.len() as u64;
         if self.batching.is_wanted() {
             for offset in index + 1..self.slots.len() {
@@ -114,6 +117,17 @@ impl Lane {
             self.repeats.stale = (at + 1, end);
         }
         true
+    }
+
+    /// How many events in line the stream has stored and has no more, since it was opened: purged or deleted before their acks were
+    /// taken. They are settled, for the stream knows their ids and stores none of them again.
+    pub fn removed(&self) -> u64 {
+        self.repeats.removed
+    }
+
+    /// The stream is opened.
+    pub(super) fn forget_removed(&mut self) {
+        self.repeats.removed = 0;
     }
 
     /// A caller's id turned out to be new to the stream.
