@@ -22,6 +22,7 @@ pub mod process;
 pub mod proxy;
 pub mod rows;
 pub mod services;
+pub mod test_files;
 pub mod tls;
 pub mod walhook;
 
