@@ -3,4 +3,6 @@
 #[path = "../support/test_files.rs"]
 mod test_files;
 
+mod structure;
 mod tidy;
+mod words;
