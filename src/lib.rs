@@ -36,6 +36,7 @@ pub mod files;
 pub mod flow;
 pub mod log;
 pub mod nats;
+mod percent;
 pub mod postgres;
 pub mod route;
 pub mod text;

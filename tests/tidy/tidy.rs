@@ -16,19 +16,20 @@ const LINES_MAX: usize = 900;
 const LONGER: [(&str, &str); 0] = [];
 
 /// A folder or file below `src/`, and which of its siblings it may use besides itself and `error`.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("wal", &[]),
     ("route", &["wal"]),
     ("flow", &["route", "wal"]),
     ("deliver", &["flow", "route", "wal"]),
-    ("postgres", &["files", "wal"]),
-    ("nats", &["files", "route"]), // the rows of the configuration tables, nothing else
+    ("postgres", &["files", "percent", "wal"]),
+    ("nats", &["files", "percent", "route"]), // the rows of the configuration tables, nothing else
     ("error", &["text"]),
     ("text", &[]),
+    ("percent", &[]),
     ("files", &["text"]),
     ("config", &["commands", "files", "flow", "nats", "postgres"]), // their settings; of commands only deliver's
     ("log", &["config", "text"]),
-    ("commands", &["config", "deliver", "files", "flow", "log", "nats", "postgres", "route", "text", "wal"]),
+    ("commands", &["config", "deliver", "files", "flow", "log", "nats", "percent", "postgres", "route", "text", "wal"]),
 ];
 
 /// Folders of pure code …
