@@ -2,8 +2,7 @@
 //!
 //! In the order of use: [`tables`] holds the configuration rows, [`streams`] and [`rules`] judge and compile them,
 //! [`plan`] lays them over one table, [`filter`] and [`subject`] decide about one change, [`types`] and [`value`] write its
-//! columns (`json` knows the grammar, [`digits`] numbers of fixed width), [`payload`] the whole, with [`headers`] beside it. [`chunk`] lets rows of
-//! a backfill go the same way; [`chunk_row`] knows the table that carries them.
+//! columns (`json` knows the grammar, [`digits`] numbers of fixed width), [`payload`] the whole, with [`headers`] beside it. [`chunk`] lets rows of a backfill go the same way.
 
 pub mod chunk;
 pub mod chunk_row;

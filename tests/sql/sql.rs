@@ -169,11 +169,12 @@ fn judge(path: &Path, said: &[String]) {
 async fn the_sql_surface_does_what_its_test_files_say_on_every_version() {
     for version in VERSIONS {
         let pg = Postgres::builder().version(version).start().await;
+        pg.psql("CREATE DATABASE loaded");
+        load(&connect(&pg, "postgres", "loaded").await).await;
         for path in sql_files("tests/sql") {
             let database = path.file_stem().unwrap().to_str().unwrap();
-            pg.psql(&format!("CREATE DATABASE {database}"));
+            pg.psql(&format!("CREATE DATABASE {database} TEMPLATE loaded"));
             let client = connect(&pg, "postgres", database).await;
-            load(&client).await;
             run(&client, &root().join("tests/sql/fixtures/tap.sql")).await;
             judge(&path, &run(&client, &path).await);
         }
@@ -200,13 +201,14 @@ async fn psql_loads_the_migrations_and_runs_the_test_files_as_well() {
         eprintln!("no psql here: nothing tested");
         return;
     }
+    pg.psql("CREATE DATABASE loaded");
+    for migration in sql_files("sql") {
+        psql("loaded", &["-1"], std::slice::from_ref(&migration));
+        psql("loaded", &[], &[migration]);
+    }
     for path in sql_files("tests/sql") {
         let database = path.file_stem().unwrap().to_str().unwrap();
-        pg.psql(&format!("CREATE DATABASE {database}"));
-        for migration in sql_files("sql") {
-            psql(database, &["-1"], std::slice::from_ref(&migration));
-            psql(database, &[], &[migration]);
-        }
+        pg.psql(&format!("CREATE DATABASE {database} TEMPLATE loaded"));
         judge(&path, &[psql(database, &[], &[root().join("tests/sql/fixtures/tap.sql"), path.clone()])]);
     }
 }
