@@ -33,7 +33,7 @@ const FOR_ALL: [&str; 2] = ["error", "percent"];
 /// The parts on top, which the others do not use.
 const TOP: [(&str, &[&str]); 3] = [
     ("config", &["commands", "files", "flow", "http", "nats", "postgres"]), // their settings; of commands only deliver's
-    ("log", &["config", "text"]),
+    ("log", &["commands", "config", "text"]), // of commands only whether a terminal has colours
     ("commands", &["config", "deliver", "files", "flow", "http", "log", "nats", "postgres", "route", "text", "wal"]),
 ];
 
