@@ -1,5 +1,7 @@
 //! Finds the source of a test by the name of its module, for what names tests as `module::test`.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{fs, path::Path};
 
 /// The source of test module `name`: `tests/name.rs`, `tests/name/main.rs` or `tests/*/name.rs`. A binary's name stands for the
