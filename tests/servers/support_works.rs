@@ -134,7 +134,12 @@ async fn servers_die_with_a_test_that_is_killed() {
     let folder = tempfile::tempdir().unwrap(); // what a killed test cannot clean up
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = support::process::User::Ourselves.command(std::env::current_exe().unwrap());
-    command.env("TMPDIR", folder.path()).args(["--ignored", "--exact", "--nocapture", "servers_wait_to_be_orphaned"]);
+    command.env("TMPDIR", folder.path()).args([
+        "--ignored",
+        "--exact",
+        "--nocapture",
+        "support_works::servers_wait_to_be_orphaned",
+    ]);
     let mut test = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(test.stdout.take().unwrap()));
     let line = lines.find_map(|line| line.unwrap().split_once("orphans: ").map(|(_, pids)| pids.to_owned())).unwrap();
