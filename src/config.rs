@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
 use crate::{
-    commands::deliver,
+    commands::deliver::settings as deliver,
     error::{Error, Result},
     files,
     flow::streamer::Limits,
@@ -97,7 +97,7 @@ struct File {
     nats_config: Option<String>,
     postgres: PostgresFile,
     nats: nats::settings::Overrides,
-    deliver: deliver::settings::File,
+    deliver: deliver::File,
     http: http::settings::File,
     log: LogFile,
 }
@@ -154,7 +154,7 @@ pub struct Config {
     /// The `rule_nats_config` row that `nats` overrides; the others are taken as they are.
     pub nats_config: String,
     /// What the file says of `walhook deliver`.
-    pub deliver: deliver::settings::File,
+    pub deliver: deliver::File,
     /// Where and to whom `run` and `deliver` serve HTTP; the files that it names are read when they begin.
     pub http: http::settings::File,
     /// How the log is written.

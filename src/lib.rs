@@ -9,7 +9,7 @@
 //! From there [`deliver`] judges and [`commands::deliver`] calls: message → request → answer → ack, or a later attempt.
 //!
 //! [`wal`], [`route`], [`flow`] and [`deliver`] are pure: no socket, no clock, no task. [`flow::streamer::Streamer`] is the one thing
-//! that holds state; [`commands::run`] drives it with one `select!` on one thread. `tests/tidy.rs` holds who may use whom.
+//! that holds state; [`commands::run`] drives it with one `select!` on one thread. `tests/tidy/tidy.rs` holds who may use whom.
 //!
 //! # What always holds
 //!
@@ -37,6 +37,7 @@ pub mod flow;
 pub mod http;
 pub mod log;
 pub mod nats;
+mod percent;
 pub mod postgres;
 pub mod route;
 pub mod text;

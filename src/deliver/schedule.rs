@@ -3,7 +3,7 @@
 //! In: the webhook, which attempt it was, what came of it. Out: a [`Verdict`], and a [`Pace`] that knows how many calls may
 //! run side by side. Chance and time are passed in.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::webhook::Webhook;
 
@@ -126,25 +126,9 @@ pub fn retry_after(value: &str, now: u64) -> Option<Duration> {
     Some(Duration::from_secs(seconds).min(WAIT_MAX))
 }
 
-/// `Sun, 06 Nov 1994 08:49:37 GMT`, in seconds since 1970. Its two obsolete forms are not read.
+/// An HTTP date in any of its three forms, in seconds since 1970.
 fn date(text: &str) -> Option<u64> {
-    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let (_, rest) = text.split_once(", ")?;
-    let words: Vec<&str> = rest.split(' ').collect();
-    let &[day, month, year, time, "GMT"] = words.as_slice() else { return None };
-    let number = |text: &str, digits: usize| (text.len() == digits).then(|| text.parse::<u64>().ok()).flatten();
-    let (day, year) = (number(day, 2)?, number(year, 4)?);
-    let month = MONTHS.iter().position(|name| *name == month)?;
-    let &[hour, minute, second] = time.split(':').collect::<Vec<_>>().as_slice() else { return None };
-    let (hour, minute, second) = (number(hour, 2)?, number(minute, 2)?, number(second, 2)?);
-    if year < 1970 || day == 0 || day > 31 || hour > 23 || minute > 59 || second > 60 {
-        return None;
-    }
-    // Days since 1970-01-01, with the year beginning in March so that the leap day is its last.
-    let (year, month) = if month < 2 { (year - 1, month + 10) } else { (year, month - 2) };
-    let day_of_year = (153 * month as u64 + 2) / 5 + day - 1;
-    let days = (365 * year + year / 4 - year / 100 + year / 400 + day_of_year).checked_sub(719_468)?;
-    Some(days * 86_400 + hour * 3600 + minute * 60 + second)
+    Some(httpdate::parse_http_date(text).ok()?.duration_since(UNIX_EPOCH).ok()?.as_secs())
 }
 
 /// Which failed calls are logged: a few in each period, and then how many more there were.
@@ -276,10 +260,19 @@ mod tests {
         check("99999999999999999999999999", Some(3600));
         check("Sun, 06 Nov 1994 08:49:37 GMT", Some(7));
         check("Sun, 06 Nov 1994 08:49:00 GMT", Some(0));
-        check("Thu, 29 Feb 2096 00:00:00 GMT", Some(3600));
-        for bad in
-            ["", "soon", "-1", "Sun, 06 Nov 1994", "Sun, 99 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT"]
-        {
+        check("Wed, 29 Feb 2096 00:00:00 GMT", Some(3600));
+        // RFC 9110, section 5.6.7: recipients accept the two obsolete forms too.
+        check("Sunday, 06-Nov-94 08:49:37 GMT", Some(7));
+        check("Sun Nov  6 08:49:37 1994", Some(7));
+        for bad in [
+            "",
+            "soon",
+            "-1",
+            "Thu, 29 Feb 2096 00:00:00 GMT",
+            "Sun, 06 Nov 1994",
+            "Sun, 99 Nov 1994 08:49:37 GMT",
+            "Sunday, 06 Nov 94 08:49:37",
+        ] {
             check(bad, None);
         }
         let asked = Outcome::Answered { status: 429, retry_after: Some(Duration::from_secs(30)) };

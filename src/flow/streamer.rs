@@ -28,7 +28,8 @@ use super::{
 use crate::{
     error::{Error, Result},
     route::{
-        chunk::{Chunk, Part},
+        chunk::Chunk,
+        chunk_row::Part,
         plan::Plan,
         rules::{KeepPayload, LaneKey},
         tables::{ServerAlias, Table, Tables},

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use super::auth::Auth;
 use crate::{
     error::{Error, Result},
-    files,
+    files, percent,
     route::tables::ConfigRow,
 };
 
@@ -410,16 +410,10 @@ fn parse_url(url: &str) -> Result<(ServerAddr, Auth)> {
 }
 
 fn percent_decode(text: &str) -> Result<String> {
-    let wrong = || Error::config("user or password of a NATS URL: a % without two hexadecimal digits after it");
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut parts = text.split('%');
-    bytes.extend(parts.next().unwrap_or_default().bytes());
-    for part in parts {
-        let digits = part.get(..2).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        bytes.push(u8::from_str_radix(digits.ok_or_else(wrong)?, 16).map_err(|_| wrong())?);
-        bytes.extend(part[2..].bytes());
-    }
-    String::from_utf8(bytes).map_err(|_| Error::config("user or password of a NATS URL is not UTF-8"))
+    percent::decode(text).ok_or_else(|| {
+        Error::config("user or password of a NATS URL: not percent-encoded UTF-8")
+            .hint("two hexadecimal digits follow each %; write %25 for a percent sign")
+    })
 }
 
 /// Who the process's own settings say we are. Two answers are one too many: which was meant, we cannot know.

@@ -15,7 +15,10 @@ use std::{
     time::Duration,
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    percent,
+};
 
 /// A text that stays out of logs and errors.
 #[derive(Clone, PartialEq, Eq)]
@@ -637,23 +640,7 @@ fn decode(text: &str, what: &str) -> Result<String> {
         bad(format!("the URL's {what} is not percent-encoded text"))
             .hint("write %25 for a percent sign, %40 for an at sign, %2F for a slash")
     };
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        if byte != b'%' {
-            bytes.push(byte);
-            rest = after;
-            continue;
-        }
-        let digit =
-            |i: usize| after.get(i).and_then(|c| char::from(*c).to_digit(16)).and_then(|d| u8::try_from(d).ok());
-        match (digit(0), digit(1)) {
-            (Some(high), Some(low)) if (high, low) != (0, 0) => bytes.push(high << 4 | low),
-            _ => return Err(wrong()),
-        }
-        rest = &after[2..];
-    }
-    String::from_utf8(bytes).map_err(|_| wrong())
+    percent::decode(text).filter(|decoded| !decoded.contains('\0')).ok_or_else(wrong)
 }
 
 #[cfg(test)]

@@ -17,24 +17,8 @@ use crate::wal::{
     change::{Relation, RelationColumn},
     cursor::DecodeError,
     name::readable,
-    pgoutput::{Column, ReplicaIdentity, Tuple},
+    pgoutput::{ReplicaIdentity, Tuple},
 };
-
-/// Where the columns of `rule_cdc_backfill_rows` are.
-#[derive(Debug, Clone, Copy)]
-pub struct RowColumns {
-    chunk: usize,
-    row_data: usize,
-}
-
-/// What a row of it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part<'a> {
-    /// The head of a chunk, as JSON.
-    Head(&'a [u8]),
-    /// A row, as PostgreSQL writes bytes.
-    Row(&'a [u8]),
-}
 
 /// A chunk whose rows are arriving.
 #[derive(Debug)]
@@ -62,24 +46,6 @@ struct HeadColumn {
     #[serde(rename = "type")]
     type_oid: u32,
     key: bool,
-}
-
-impl RowColumns {
-    /// `None` where it is another table.
-    pub fn find(relation: &Relation) -> Option<RowColumns> {
-        let index = |name: &str| relation.columns.iter().position(|column| column.name == name);
-        let is_it = relation.schema == "public" && relation.name == "rule_cdc_backfill_rows";
-        is_it.then(|| Some(RowColumns { chunk: index("chunk")?, row_data: index("row_data")? }))?
-    }
-
-    /// What a row is; `None` for one that is neither.
-    pub fn of(self, row: Tuple<'_>) -> Option<Part<'_>> {
-        let text = |index| match row.iter().nth(index) {
-            Some(Column::Text(text)) => Some(text),
-            _ => None,
-        };
-        text(self.chunk).map(Part::Head).or_else(|| text(self.row_data).map(Part::Row))
-    }
 }
 
 impl Chunk {
@@ -188,6 +154,7 @@ impl std::error::Error for Misfit {}
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::wal::pgoutput::Column;
 
     const HEAD: &[u8] = br#"{"backfill": 1, "schema": "public", "table": "t", "links": [3],
         "columns": [{"name": "id", "type": 23, "key": true}, {"name": "note", "type": 25, "key": false}]}"#;

@@ -6,6 +6,7 @@
 //! [`trace`] passes on the trace that a row or a call belongs to.
 
 pub mod chunk;
+pub mod chunk_row;
 pub mod digits;
 pub mod filter;
 pub mod headers;

@@ -4,7 +4,7 @@
 //! names. A link that does not fit its table (a column that was dropped) is set aside with the reason.
 
 use super::{
-    chunk::RowColumns,
+    chunk_row::RowColumns,
     filter::{Filter, Seen},
     rules::Rules,
     subject::{self, Template},

@@ -271,7 +271,7 @@ mod tests {
         assert!(invalid(&[b'a'; MAX_LEN + 1]).is_some());
     }
 
-    /// The same table that tests/sql.rs holds against rule_nats_subject_check and rule_nats_pattern_problem.
+    /// The same table that tests/sql/sql.rs holds against rule_nats_subject_check and rule_nats_pattern_problem.
     #[test]
     fn the_grammar_of_subjects_is_that_of_the_table() {
         for line in include_str!("../../tests/subjects.txt").lines().filter(|line| !line.starts_with('#')) {

@@ -1,6 +1,6 @@
 -- RFC-0007's integration test as it is printed, on a database that has a webhook; there it is one transaction, which nothing
 -- can be published from, so the row of the history that the streamer writes after a commit is written here in its place.
--- tests/rfc.rs has the test with the streamer.
+-- tests/sql/rfc.rs has the test with the streamer.
 SELECT rule_webhook_register('slack_alerts', 'https://hooks.slack.com/services/XXX');
 
 BEGIN;

@@ -23,6 +23,7 @@ pub mod process;
 pub mod proxy;
 pub mod rows;
 pub mod services;
+pub mod test_files;
 pub mod tls;
 pub mod walhook;
 
@@ -36,8 +37,9 @@ pub use postgres::Postgres;
 pub use proxy::{Proxy, Weather};
 pub use walhook::Walhook;
 
-/// How long anything may take that a test waits for; far more than it needs on a busy machine with two cores.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+/// How long anything may take that a test waits for; far more than it needs on a busy machine with two cores, on which four tests
+/// run at once.
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// How often a condition is looked at.
 pub const POLL: Duration = Duration::from_millis(10);

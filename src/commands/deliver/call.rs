@@ -54,7 +54,7 @@ use crate::{
         webhook::Webhook,
     },
     error::{Error, Result},
-    files,
+    files, percent,
     route::{
         headers::{is_credential, push_encoded},
         shown_url::shown_url,
@@ -257,7 +257,7 @@ fn target(url: &str) -> std::result::Result<(Uri, Option<HeaderValue>), String> 
         ("", None) => None,
         (user, password) => {
             let decode =
-                |text| percent_decode(text).ok_or("the login in the webhook's url is not percent-encoded text");
+                |text| percent::decode(text).ok_or("the login in the webhook's url is not percent-encoded text");
             let pair = format!("{}:{}", decode(user)?, decode(password.unwrap_or_default())?);
             let mut value = HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(pair)))
                 .map_err(|_| "the login in the webhook's url cannot be sent".to_owned())?;
@@ -269,16 +269,6 @@ fn target(url: &str) -> std::result::Result<(Uri, Option<HeaderValue>), String> 
     let path = &parsed[url::Position::BeforePath..url::Position::AfterQuery];
     let uri = Uri::builder().scheme(parsed.scheme()).authority(authority).path_and_query(path).build();
     Ok((uri.map_err(|error| format!("the webhook's url cannot be called: {error}"))?, login))
-}
-
-fn percent_decode(text: &str) -> Option<String> {
-    let mut parts = text.split('%');
-    let mut bytes = parts.next()?.as_bytes().to_vec();
-    for part in parts {
-        bytes.push(u8::from_str_radix(part.get(..2)?, 16).ok()?);
-        bytes.extend_from_slice(&part.as_bytes()[2..]);
-    }
-    String::from_utf8(bytes).ok()
 }
 
 /// Why there was no answer: what lies at the bottom, for hyper's own words say little.

@@ -3,7 +3,7 @@
 //! In: `WALHOOK_FAULTS`, such as `Acked=abort@3`: where, what, and at which time of coming by. Out: that, once. They stand at
 //! the edges that feed and drain the core, never inside it. They are there with the feature `fault-points` alone, which tests
 //! are built with: without it every function here is empty, and the variable means nothing. What follows from a fault is not
-//! known here; it is what `tests/fault_points.rs` looks at.
+//! known here; it is what `tests/faults/fault_points.rs` looks at.
 
 use std::{
     sync::{

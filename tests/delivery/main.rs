@@ -1,0 +1,8 @@
+//! `walhook deliver` and the example workers, against real servers and receivers.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod deliver;
+mod deliver_bad_input;
+mod workers;

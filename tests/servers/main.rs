@@ -1,0 +1,28 @@
+//! Publishing, replay and backfill against real PostgreSQL and NATS servers, one module per subject.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod backfill;
+mod bad_input;
+mod batches;
+mod commands;
+mod configuration;
+mod confirm_delay;
+mod consumer_stats;
+mod dead_letters;
+mod end_to_end;
+mod formats;
+mod history;
+mod linked_tables;
+mod moves;
+mod nats_configurations;
+mod nats_connection;
+mod nats_streams;
+mod parcels;
+mod payloads;
+mod postgres_connection;
+mod replay;
+mod replay_wal;
+mod support_works;
+mod values;

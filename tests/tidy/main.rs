@@ -1,0 +1,8 @@
+//! What a machine can check of the structure, the files and the words. Needs no server.
+
+#[path = "../support/test_files.rs"]
+mod test_files;
+
+mod structure;
+mod tidy;
+mod words;
