@@ -1,6 +1,6 @@
 //! Every code that a finding may have, and what the documentation says of it.
 //!
-//! In: nothing. Out: the table from which `docs/check.md` has its reference (`tests/check.rs` compares them). A code never changes its
+//! In: nothing. Out: the table from which `docs/check.md` has its reference (`tests/servers/check.rs` compares them). A code never changes its
 //! meaning: monitors know it.
 
 /// Which part of the world a check looks at.
