@@ -135,6 +135,17 @@ impl World {
             swarm.window_events = swarm.window_events.max(20);
             swarm.refuse = 1000;
         }
+        if bug == Bug::SettleCoreOnSend {
+            swarm.configs = 2;
+            swarm.configuration = swarm.configuration.max(100);
+            swarm.cut = swarm.cut.max(30);
+            swarm.crash_nats = swarm.crash_nats.max(10);
+        }
+        if bug == Bug::KeepDeletedRules {
+            swarm.configuration = swarm.configuration.max(300);
+            swarm.crash_us = swarm.crash_us.max(30);
+            swarm.steps = 600;
+        }
         let postgres = Postgres::new(&mut rng, &swarm);
         let shared = postgres.configuration.streams.values().filter(|row| row.shared).map(|row| row.key());
         let batched = postgres.configuration.streams.values().filter(|row| !row.batches.is_empty());
