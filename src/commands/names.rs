@@ -32,7 +32,8 @@ mod tests {
     fn the_nearest_names_are_named_and_no_others() {
         let names = ["orders", "order_items", "customers", "public.invoices"];
         let nearest = |name| nearest(name, names.into_iter());
-        assert_eq!(nearest("ordres"), "did you mean \"orders\" or \"order_items\"? ");
+        assert_eq!(nearest("ordres"), "did you mean \"orders\"? ");
+        assert_eq!(nearest("order"), "did you mean \"orders\" or \"order_items\"? ");
         assert_eq!(nearest("Customer"), "did you mean \"customers\"? ");
         assert_eq!(nearest("invoices"), "did you mean \"public.invoices\"? ");
         assert_eq!(nearest("zzz"), "");
