@@ -78,6 +78,21 @@ bench: services ## measure, goals beside figures (QUICK=1: in minutes; ONLY=hist
 results: ## put the last run's tables and pictures into the documents
 	scripts/results
 
+.PHONY: reference
+reference: services ## write docs/reference anew from code and database
+	WALHOOK_WRITE_REFERENCE=1 $(CARGO) test --locked $(FAULT_POINTS) --test guide the_reference_is_up_to_date
+
+# mdBook where it is installed, else one of our own in target/tools.
+MDBOOK ?= $(shell command -v mdbook || echo target/tools/bin/mdbook)
+
+target/tools/bin/mdbook: tools
+	@[ -x $@ ] || $(CARGO) install mdbook --locked --version 0.5.4 --root target/tools
+
+.PHONY: book
+book: $(filter target/tools/bin/mdbook,$(MDBOOK)) ## build the documentation as a book into target/book, with mdBook
+	$(MDBOOK) build
+	@echo "open target/book/index.html"
+
 .PHONY: fmt
 fmt: ## format the code
 	$(CARGO) fmt

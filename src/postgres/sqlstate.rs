@@ -23,8 +23,8 @@ const SETUP: &str = "bring the database up to date with: walhook setup";
 const POOLER: &str =
     "a connection pooler in transaction mode seems to be in between: use session mode, or PostgreSQL itself";
 
-/// Prefix, class, what to try.
-const TABLE: [(&str, Class, &str); 62] = [
+/// Prefix, class, what to try; docs/reference/sqlstates.md shows it.
+pub const TABLE: [(&str, Class, &str); 62] = [
     ("00", End(Protocol), ""), // success, warnings and "no data" are no errors
     ("01", End(Protocol), ""),
     ("02", End(Protocol), ""),
@@ -103,7 +103,7 @@ const TABLE: [(&str, Class, &str); 62] = [
     (
         "58P01", // a file that is not there: WAL that the slot needs
         End(Untrusted),
-        "WAL this slot needed is gone: changes are lost; docs/guide.md, \"Restarts and recovery\", says what is left to do",
+        "WAL this slot needed is gone: changes are lost; docs/recovery.md says what is left to do",
     ),
     ("72", Wait, ""), // a snapshot that is too old
     ("F0", Wait, ""), // the server's configuration file is being edited
