@@ -3,20 +3,17 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "guide/page.rs"]
 mod page;
-#[path = "guide/reference.rs"]
 mod reference;
-#[path = "guide/story.rs"]
 mod story;
-mod support;
 
 use std::{collections::BTreeSet, fs, path::Path};
 
 use async_nats::jetstream::consumer::DeliverPolicy;
 use page::{Page, root};
 use story::Story;
-use support::{eventually, feed::Feed};
+
+use crate::support::{eventually, feed::Feed};
 
 /// The pages of the guide, which continue one example; they run in this order on one database.
 const GUIDE: [&str; 10] = [
@@ -41,7 +38,7 @@ fn pages() -> Vec<Page> {
     page::below("docs").into_iter().chain(beside.map(Page::read)).collect()
 }
 
-/// Pages with examples that are for the developers of walhook, whose commands CI runs, or for what tests/workers.rs runs.
+/// Pages with examples that are for the developers of walhook, whose commands CI runs, or for what tests/delivery/workers.rs runs.
 const FOR_DEVELOPERS: [&str; 4] =
     ["CONTRIBUTING.md", "docs/performance.md", "docs/guarantees.md", "examples/workers/README.md"];
 

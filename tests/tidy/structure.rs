@@ -69,7 +69,7 @@ const OUTSIDE: [(&str, &[&str]); 14] = [
     ("tests/protocol", &["wal"]),
     ("tests/servers", &["commands", "config", "error", "http", "log", "nats", "postgres", "route", "wal"]), // clients that are tested without the binary
     ("tests/simulation", &["error", "flow", "route", "wal"]),
-    ("tests/sql", &["error", "nats", "route"]), // owners in the metadata of streams
+    ("tests/sql", &["error", "nats", "postgres", "route"]), // owners in the metadata of streams; the reference of codes
     ("tests/allocations", &[]),
     ("benches/deliver", &[]),
     ("benches/end_to_end", &["flow", "nats", "route", "wal"]), // the bare publishing connection

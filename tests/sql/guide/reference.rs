@@ -15,8 +15,8 @@ use walhook::{
     postgres::sqlstate::{self, Class},
 };
 
-use super::{
-    page::root,
+use crate::{
+    guide::page::root,
     support::{Postgres, Walhook},
 };
 
@@ -38,7 +38,7 @@ pub fn pages(pg: &Postgres) -> Vec<(&'static str, String)> {
 /// The beginning of a page.
 fn page(title: &str, words: &str) -> String {
     format!(
-        "# {title}\n\n<!-- Made by `make reference` (tests/guide/reference.rs): do not edit. -->\n\n{}",
+        "# {title}\n\n<!-- Made by `make reference` (tests/sql/guide/reference.rs): do not edit. -->\n\n{}",
         wrapped(words)
     )
 }
@@ -333,6 +333,10 @@ const VARIABLES: &[(&str, &str)] = &[
     ("NATS_CA", "`nats.ca`"),
     ("NATS_CERT", "`nats.cert`"),
     ("NATS_KEY", "`nats.key`"),
+    ("NATS_JETSTREAM_DOMAIN", "`nats.jetstream_domain`"),
+    ("NATS_API_PREFIX", "`nats.api_prefix`"),
+    ("WALHOOK_HTTP", "`http.listen`"),
+    ("WALHOOK_LOG_SUMMARY", "`log.summary_seconds`"),
     ("SSL_CERT_FILE", "the file of certificate authorities in place of the system's"),
     ("NO_COLOR", "no colours in the log"),
 ];
@@ -389,7 +393,7 @@ fn settings() -> String {
         ["src/config.rs", "src/commands/deliver/settings.rs"].iter().flat_map(|file| variables_of(file)).collect();
     let described: BTreeSet<_> = VARIABLES.iter().map(|(name, _)| (*name).to_owned()).collect();
     let missing: Vec<_> = used.difference(&described).filter(|name| *name != "PGUSER").collect();
-    assert!(missing.is_empty(), "environment variables without words in tests/guide/reference.rs: {missing:?}");
+    assert!(missing.is_empty(), "environment variables without words in tests/sql/guide/reference.rs: {missing:?}");
     out.push_str("\n## Environment variables\n\n");
     out.push_str(&wrapped(
         "`PGPASSWORD`, `DATABASE_URL`, `WALHOOK_DATABASE_URL`, `NATS_PASSWORD`, `NATS_TOKEN` and `NATS_NKEY` can come from a file: \
@@ -453,7 +457,7 @@ fn headers() -> String {
     collect_headers(&root().join("src"), &mut used);
     let described: BTreeSet<_> = HEADERS.iter().map(|(name, _)| (*name).to_owned()).collect();
     let missing: Vec<_> = used.difference(&described).collect();
-    assert!(missing.is_empty(), "headers in src/ without words in tests/guide/reference.rs: {missing:?}");
+    assert!(missing.is_empty(), "headers in src/ without words in tests/sql/guide/reference.rs: {missing:?}");
     out
 }
 
@@ -624,7 +628,7 @@ fn sqlstates() -> String {
     out.push_str("\n| code | PostgreSQL's name | walhook | what to try |\n|---|---|---|---|\n");
     for (prefix, class, hint) in sqlstate::TABLE {
         let name = SQLSTATES.iter().find(|(code, _)| *code == prefix);
-        let (_, name) = name.unwrap_or_else(|| panic!("{prefix} has no name in tests/guide/reference.rs"));
+        let (_, name) = name.unwrap_or_else(|| panic!("{prefix} has no name in tests/sql/guide/reference.rs"));
         let does = match class {
             Class::Wait => "waits",
             Class::End(kind) => who(kind),
@@ -708,7 +712,7 @@ fn jetstream_codes() -> String {
     out.push_str("\n| code | nats-server's words | a message | a request | what to try |\n|---|---|---|---|---|\n");
     for row in codes::CODES {
         let words = JETSTREAM.iter().chain(JETSTREAM_BATCHES).find(|(code, _)| *code == row.code);
-        let (_, words) = words.unwrap_or_else(|| panic!("{} has no words in tests/guide/reference.rs", row.code));
+        let (_, words) = words.unwrap_or_else(|| panic!("{} has no words in tests/sql/guide/reference.rs", row.code));
         let message = match row.publish {
             Publish::Place => "the stream's end is read, then it goes on from there",
             Publish::Wait => "sent again, after growing waits",

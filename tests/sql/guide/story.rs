@@ -14,8 +14,8 @@ use std::{
 use rustix::process::Signal;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::{
-    page::{Example, Page, root},
+use crate::{
+    guide::page::{Example, Page, root},
     support::{
         eventually,
         feed::Feed,
@@ -28,7 +28,7 @@ use super::{
 /// How long a process may take to end after SIGTERM, by its promise and some for a busy machine.
 const DRAINED: Duration = Duration::from_secs(40);
 
-/// The `nats` command line, as tests/workers.rs has it.
+/// The `nats` command line, as tests/delivery/workers.rs has it.
 const NATS_CLI: &str = "github.com/nats-io/natscli/nats@v0.5.0";
 
 /// The position that pages name as an example; it is replaced by the last one that was asked for.
@@ -196,7 +196,7 @@ impl Story {
     }
 }
 
-/// Where the `nats` command line is, fetched as tests/workers.rs does.
+/// Where the `nats` command line is, fetched as tests/delivery/workers.rs does.
 fn nats_cli() -> Result<PathBuf, String> {
     let folder = services::cache().join(format!("workers/{}", NATS_CLI.replace('/', "_")));
     let binary = folder.join("nats");
