@@ -16,6 +16,7 @@ mod kept;
 mod message;
 mod open;
 pub mod parcel;
+mod record;
 mod repeats;
 mod times;
 mod verdict;
@@ -45,6 +46,7 @@ pub use message::Head;
 use message::{ATTEMPT_DIGITS, CRLF, Front, INDEX_DIGITS, Layout};
 use open::Fate;
 use parcel::Parcel;
+use record::{noted, record, text};
 use repeats::Repeats;
 pub use times::Times;
 
@@ -876,26 +878,6 @@ impl Slot {
             _ => None,
         }
     }
-}
-
-/// Puts the row of a stored event into the history, where it has one.
-fn record(history: &mut History, notes: &Spool, spool: &Spool, slot: &Slot, sequence: Option<u64>, now: Moment) {
-    let Keep::Everything(payload) = slot.keep else { return };
-    let data = &spool.message(slot.place, slot.length)[slot.layout.data.0..slot.layout.data.1];
-    let latency = Some(now.steady.saturating_sub(slot.sent_at));
-    let outcome = Outcome::Stored { at: Some(now.wall), sequence, latency };
-    history.push(slot.number, &slot.position, notes.message(slot.note.0, slot.note.1), data, payload, outcome);
-}
-
-/// What the history of an event that is given up begins with.
-fn noted(notes: &Spool, note: (Place, usize), keep: Keep, layout: &Layout) -> Option<Noted> {
-    let (Keep::Everything(keep) | Keep::Failures(keep)) = keep else { return None };
-    let data = layout.data.0 - layout.body_at..layout.data.1 - layout.body_at;
-    Some(Noted { note: notes.message(note.0, note.1).to_vec(), keep, data })
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 #[cfg(test)]

@@ -111,7 +111,7 @@ fn millis(duration: Duration) -> u64 {
 pub struct Server {
     stop: watch::Sender<bool>,
     ended: mpsc::Receiver<()>,
-    heart: tokio::task::JoinHandle<()>,
+    ticker: tokio::task::JoinHandle<()>,
 }
 
 impl Server {
@@ -133,7 +133,7 @@ impl Server {
         }
         let (stop, stopped) = watch::channel(false);
         let (end, ended) = mpsc::channel();
-        let heart = tokio::spawn({
+        let ticker = tokio::spawn({
             let shared = shared.clone();
             async move {
                 loop {
@@ -151,13 +151,13 @@ impl Server {
                 let _ = end.send(());
             })
             .map_err(|error| Error::unavailable(attempted).caused_by(error))?;
-        Ok(Server { stop, ended, heart })
+        Ok(Server { stop, ended, ticker })
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.heart.abort();
+        self.ticker.abort();
         self.stop.send_replace(true);
         let _ = self.ended.recv_timeout(ENDS_WITHIN * 2);
     }

@@ -58,7 +58,7 @@ pub enum Answer {
 
 /// A message that went to core NATS.
 #[derive(Debug)]
-pub struct Heard {
+pub struct CorePublished {
     pub server: i32,
     pub subject: String,
     pub event: String,
@@ -94,9 +94,9 @@ pub struct JetStream {
     /// Servers that are down.
     pub down: HashSet<i32>,
     /// What core NATS has taken in, in the order in which it came.
-    pub heard: Vec<Heard>,
+    pub core_published: Vec<CorePublished>,
     /// By server and event.
-    pub heard_of: HashSet<(i32, String)>,
+    pub core_events: HashSet<(i32, String)>,
     /// While set, stores are refused by this answer.
     pub refusing: Option<Answer>,
     /// It has lost messages, anybody's, that it had acknowledged.
@@ -123,8 +123,8 @@ impl JetStream {
             batch_max: swarm.batch_max,
             batches: HashMap::new(),
             down: HashSet::new(),
-            heard: Vec::new(),
-            heard_of: HashSet::new(),
+            core_published: Vec::new(),
+            core_events: HashSet::new(),
             refusing: None,
             has_forgotten: false,
             forgotten: HashSet::new(),
@@ -323,14 +323,14 @@ impl JetStream {
     /// A message for core NATS. A stream that takes its subject stores it as anybody else's, if it can; nobody learns that.
     fn hear(&mut self, publish: Publish, rng: &mut Rng, swarm: &Swarm, bug: Bug, postgres: &Postgres, now: u64) {
         let event = publish.headers.get("Walhook-Id").or(publish.headers.get("Nats-Msg-Id")).cloned().expect("ours");
-        let heard = Heard {
+        let published = CorePublished {
             server: publish.server,
             subject: publish.subject.clone(),
             event: event.clone(),
             payload: publish.payload.clone(),
         };
-        self.heard.push(heard);
-        self.heard_of.insert((publish.server, event));
+        self.core_published.push(published);
+        self.core_events.insert((publish.server, event));
         let _ = self.store(&publish, rng, swarm, bug, postgres, now);
     }
 

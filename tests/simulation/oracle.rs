@@ -64,8 +64,8 @@ pub struct Oracle {
     /// By event id, which is unique there.
     history: HashMap<String, Recorded>,
     checked: HashMap<String, (usize, Option<Position>)>,
-    /// How much of what core NATS has heard.
-    checked_heard: usize,
+    /// How much of what core NATS has published.
+    checked_published: usize,
     /// Confirming is delayed for longer than the server takes to sync.
     nothing_is_lost: bool,
     /// Streams change their ordering.
@@ -198,7 +198,7 @@ impl Oracle {
         let is_dead = self.dead_letters.contains(&event.id);
         let Some(name) = &event.stream else { return is_dead };
         if let Some(server) = server_of_core(Some(name)) {
-            return jetstream.heard_of.contains(&(server, event.id.clone())) || (event.is_huge && is_dead);
+            return jetstream.core_events.contains(&(server, event.id.clone())) || (event.is_huge && is_dead);
         }
         let stream = jetstream.stream(name);
         // There others' messages may have taken the places of what it forgot, and hide that.
@@ -279,12 +279,12 @@ impl Oracle {
                         && stream.messages.iter().any(|message| message.message_id.as_ref() == Some(&sent));
                     at.is_some_and(|message| is_its(&message)) || is_known
                 };
-                let is_heard = row.stream == "(core NATS)"
+                let is_published = row.stream == "(core NATS)"
                     && row.sequence == 0
-                    && jetstream.heard_of.iter().any(|(_, event)| event == id);
+                    && jetstream.core_events.iter().any(|(_, event)| event == id);
                 let mut named = jetstream.streams.iter().filter(|stream| stream.name == row.stream);
                 // What the server has forgotten and replaced, nobody can tell any more.
-                is_heard || named.any(is_told_by) || jetstream.has_forgotten
+                is_published || named.any(is_told_by) || jetstream.has_forgotten
             };
             if !is_true {
                 return Err(format!("the history says of {id}: {row:?}"));
@@ -369,15 +369,15 @@ impl Oracle {
             }
             checked.0 = stream.messages.len();
         }
-        for heard in &jetstream.heard[self.checked_heard..] {
-            let known = self.ever.get(&(core_of(heard.server), heard.event.clone()));
-            let payload = String::from_utf8_lossy(&heard.payload);
-            let is_it = |event: &Expected| event.subject == heard.subject && payload.contains(&event.marker);
+        for published in &jetstream.core_published[self.checked_published..] {
+            let known = self.ever.get(&(core_of(published.server), published.event.clone()));
+            let payload = String::from_utf8_lossy(&published.payload);
+            let is_it = |event: &Expected| event.subject == published.subject && payload.contains(&event.marker);
             if !known.is_some_and(|known| known.iter().any(is_it)) {
-                return Err(format!("{heard:?} is no event for core NATS"));
+                return Err(format!("{published:?} is no event for core NATS"));
             }
         }
-        self.checked_heard = jetstream.heard.len();
+        self.checked_published = jetstream.core_published.len();
         Ok(())
     }
 }

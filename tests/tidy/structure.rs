@@ -43,7 +43,7 @@ const VERBS: [&str; 13] = [
     "uninstall",
 ];
 /// Verbs that use another verb, or something shared that uses a verb, each with the reason.
-const ACROSS: [(&str, &str, &str); 12] = [
+const ACROSS: [(&str, &str, &str); 15] = [
     ("check", "deliver", "a webhook is checked by deliver's own settings, rules and connector"),
     ("check", "setup", "the check compares a database with the files that setup applies"),
     ("config", "deliver", "the file's section for deliver is read with the rest of the file"),
@@ -55,6 +55,9 @@ const ACROSS: [(&str, &str, &str); 12] = [
     ("schema", "setup", "see CIRCLES"),
     ("seek", "replay", "both name a place in a stream by the same options"),
     ("status", "tail", "both end when nobody reads their output any more"),
+    ("uninstall", "deliver", "uninstall removes the consumers that deliver made"),
+    ("uninstall", "replay", "uninstall removes the streams that a replay made, over the same connection"),
+    ("uninstall", "run", "uninstall removes the bucket and the consumers that run made"),
     ("tail", "replay", "tail reads a stream as a replay does, by the same options"),
 ];
 

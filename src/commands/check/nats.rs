@@ -403,7 +403,7 @@ impl Check<'_> {
                 findings.push(Finding::told("stream_row_impossible", Severity::Warning, subject.as_str(), error))
             }
         }
-        match &there.judged {
+        match &there.problems {
             Ok(warnings) => findings.extend(warnings.iter().map(|warning| {
                 Finding::new("stream_properties", Severity::Warning, subject.as_str(), warning.as_str())
             })),

@@ -32,7 +32,7 @@ pub struct There {
     /// The row's columns that would be changed, or why the row cannot be had.
     pub changes: Result<Vec<&'static str>>,
     /// What it may do to events, or why it is of no use.
-    pub judged: Result<Vec<String>>,
+    pub problems: Result<Vec<String>>,
     /// Whether it is another database's.
     pub owned: Result<()>,
     /// Messages a second between its first and its last message, where that is a minute at least.
@@ -86,7 +86,7 @@ pub async fn foresee(control: &Control, row: &StreamRow, owner: Option<&Owner>) 
     });
     let state = parse_state(&after)?;
     let config = after["config"].as_object().ok_or_else(|| super::unreadable("config"))?;
-    let judged = judge::judge(config, &state, &wanted.ordering);
+    let problems = judge::judge(config, &state, &wanted.ordering);
     let owned = match owner {
         Some(owner) => check_owner(row, &state.metadata, owner).map(drop),
         None => Ok(()),
@@ -94,7 +94,7 @@ pub async fn foresee(control: &Control, row: &StreamRow, owner: Option<&Owner>) 
     Ok(Foreseen::There(Box::new(There {
         limits: limits(&after["config"]),
         changes,
-        judged,
+        problems,
         owned,
         rate: rate(&after),
         is_clustered: parse_info(&after)?.cluster().is_some(),
