@@ -150,7 +150,7 @@ impl Demo {
         };
         screen.line("");
         if let Some(address) = self.page() {
-            screen.line(screen.bold(&format!("See it live: http://{address}/")));
+            screen.line(screen.bold(format!("See it live: http://{address}/")));
             screen.line("");
         }
         screen.line(screen.bold("Look around, in another terminal:"));

@@ -238,7 +238,7 @@ async fn execute(arguments: Arguments) -> Result<()> {
     })?;
     log::init(&config.log, config.log_format)?;
     match command {
-        Command::Run => commands::run::run(&config, shutdown()?).await,
+        Command::Run => Box::pin(commands::run::run(&config, shutdown()?)).await,
         Command::Deliver { options } => commands::deliver::deliver(&config, &options, shutdown()?).await,
         Command::Setup { .. } => commands::setup::setup(&config).await,
         Command::Uninstall(arguments) => commands::uninstall::uninstall(&config, &arguments).await,

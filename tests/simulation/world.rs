@@ -1075,7 +1075,7 @@ impl World {
             ("transactions", self.postgres.transactions.len() as u64),
             ("forgotten", self.jetstream.forgotten.len() as u64),
             ("forgotten and filled again", self.oracle.filled_again(&self.jetstream)),
-            ("to core NATS", self.jetstream.heard.len() as u64),
+            ("to core NATS", self.jetstream.core_published.len() as u64),
             ("objects", self.jetstream.objects.len() as u64),
         ])
     }
