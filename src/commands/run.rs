@@ -43,7 +43,8 @@ const LAST_WORD: Duration = Duration::from_secs(2);
 /// # Errors
 /// What trying again cannot mend; the error's exit code says who must act.
 pub async fn run(config: &Config, shutdown: watch::Receiver<bool>) -> Result<()> {
-    let outcome = stream(config, shutdown).await;
+    // Large: on the heap, so that those who hold it stay small.
+    let outcome = Box::pin(stream(config, shutdown)).await;
     // Somebody streams then, and it is not for this run to say otherwise.
     if outcome.as_ref().is_err_and(|error| error.kind() == Kind::Fenced) {
         return outcome;
@@ -72,8 +73,9 @@ async fn stream(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result<
     let mut away_since: Option<Instant> = None;
     loop {
         let mut streamed = false;
-        match session::session(config, &mut shutdown, &mut streamed, last_error.as_deref(), &reported, &mut shown).await
-        {
+        let session =
+            session::session(config, &mut shutdown, &mut streamed, last_error.as_deref(), &reported, &mut shown);
+        match Box::pin(session).await {
             Ok(()) => return Ok(()),
             Err(error) if !error.is_retryable() => return Err(error),
             Err(error) => {
