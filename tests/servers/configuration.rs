@@ -211,7 +211,8 @@ async fn a_stream_row_that_gains_a_subject_has_jetstream_take_it() {
 #[tokio::test]
 async fn a_stream_row_that_wants_what_another_stream_has_gets_none_of_it_and_says_so() {
     let (feed, mut walhook) = running().await;
-    // Written around rule_nats_stream_create, which refuses all of it.
+    // Rows from before the database checked them.
+    feed.pg.psql("ALTER TABLE rule_nats_streams DISABLE TRIGGER USER");
     around(
         &feed,
         0,
