@@ -159,7 +159,8 @@ BEGIN
     DELETE FROM public.rule_cdc_rule_versions WHERE source = p_source;
     DELETE FROM public.rule_cdc_rule_amendments WHERE source = p_source;
     DELETE FROM public.rule_cdc_server_aliases WHERE source = p_source;
-    DELETE FROM public.rule_cdc_rule_sources WHERE source = p_source;
+    -- At its next start walhook finds no versions, and knows that events may have been published by those that there were.
+    UPDATE public.rule_cdc_rule_sources SET system_identifier = 'forgotten' WHERE source = p_source;
     RETURN FOUND;
 END
 $$;

@@ -34,11 +34,10 @@ COMMENT ON TABLE public.rule_cdc_server_aliases IS
     'count in the order of alias_id. Never published, never linkable';
 COMMENT ON COLUMN public.rule_cdc_server_aliases.servers IS 'The addresses that the configuration named, without logins';
 COMMENT ON COLUMN public.rule_cdc_server_aliases.alias_of IS 'The addresses of the servers that get the events';
--- Rules that were read without versions (the first time, or after rule_cdc_rules_forget) may differ from those by which events were
--- published before.
+-- Rules as they are after rule_cdc_rules_forget may differ from those by which events were published before.
 ALTER TABLE public.rule_cdc_rule_sources ADD COLUMN IF NOT EXISTS doubted_upto PG_LSN;
 COMMENT ON COLUMN public.rule_cdc_rule_sources.doubted_upto IS
-    'Events up to this position may have been published by other rules before: walhook looks in the streams for each of them';
+    'Events up to this position may have been published by other rules, before rule_cdc_rules_forget: walhook looks in the streams for each of them';
 
 COMMENT ON COLUMN public.rule_cdc_server_aliases.until_lsn IS 'It counts for transactions that commit before this position';
 

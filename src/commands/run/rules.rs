@@ -30,6 +30,9 @@ use crate::{
 /// may be that much older than the slot itself.
 const KEPT_DAYS: i32 = 7;
 
+/// What `rule_cdc_rules_forget` writes in place of PostgreSQL's system identifier.
+const FORGOTTEN: &str = "forgotten";
+
 /// How many transactions' versions are written as one piece of work.
 pub const COMMITS_MAX: usize = 100;
 
@@ -68,9 +71,10 @@ pub async fn begin(client: &mut Client, at: At<'_>) -> Result<Begin> {
     let (mut begin, versions) = load(client, at).await?;
     match versions {
         Versions::Known => {}
-        Versions::None => {
-            first(client, at, &begin.newest).await?;
+        Versions::None => first(client, at, &begin.newest, None).await?,
+        Versions::Forgotten => {
             begin.doubted_upto = Some(begin.newest.upto);
+            first(client, at, &begin.newest, begin.doubted_upto).await?;
         }
         Versions::From(complete_from) => {
             return Err(Error::untrusted(format!(
@@ -94,7 +98,7 @@ pub async fn begin_replay(client: &mut Client, at: At<'_>) -> Result<Begin> {
     let (begin, versions) = load(client, at).await?;
     let problem = match versions {
         Versions::Known => return Ok(begin),
-        Versions::None => {
+        Versions::None | Versions::Forgotten => {
             format!("read the rules as of {}: `walhook run` has kept no versions of them yet", at.confirmed)
         }
         Versions::From(complete_from) => too_early(at, complete_from),
@@ -113,6 +117,8 @@ fn too_early(at: At<'_>, complete_from: Lsn) -> String {
 enum Versions {
     Known,
     None,
+    /// There were some until `rule_cdc_rules_forget`.
+    Forgotten,
     /// Only from there on.
     From(Lsn),
 }
@@ -136,16 +142,17 @@ async fn load(client: &mut Client, at: At<'_>) -> Result<(Begin, Versions)> {
             complete_from if at.confirmed < complete_from => Versions::From(complete_from),
             _ => Versions::Known,
         },
+        Some(row) if row.get::<_, &str>(0) == FORGOTTEN => Versions::Forgotten,
         _ => Versions::None,
     };
     let amendments = amendments(&transaction, at).await?;
     let mut tables = match versions {
         Versions::Known => as_of(&transaction, at).await?,
-        Versions::None | Versions::From(_) => newest.tables.clone(),
+        Versions::None | Versions::Forgotten | Versions::From(_) => newest.tables.clone(),
     };
     tables.aliases = aliases(&transaction, at).await?;
     transaction.commit().await.map_err(|error| sql::error(attempted, error))?;
-    let is_first = matches!(versions, Versions::None);
+    let is_first = matches!(versions, Versions::None | Versions::Forgotten);
     let doubted = known.filter(|_| matches!(versions, Versions::Known)).and_then(|row| row.get::<_, Option<String>>(2));
     let doubted_upto = doubted.map(|upto| lsn(attempted, &upto)).transpose()?;
     Ok((Begin { tables, newest, amendments, types, is_first, doubted_upto }, versions))
@@ -241,7 +248,7 @@ fn amendment(row: &tokio_postgres::Row) -> Result<Amendment> {
 }
 
 /// Makes `newest` the first version, good from the confirmed position on.
-async fn first(client: &mut Client, at: At<'_>, newest: &RulesRead) -> Result<()> {
+async fn first(client: &mut Client, at: At<'_>, newest: &RulesRead, doubted_upto: Option<Lsn>) -> Result<()> {
     let attempted = || format!("write the first version of the rules of source {:?}", at.source);
     let failed = |error| missing_table(sql::error(attempted(), error));
     let transaction = client.transaction().await.map_err(failed)?;
@@ -253,7 +260,7 @@ async fn first(client: &mut Client, at: At<'_>, newest: &RulesRead) -> Result<()
         .execute(
             "INSERT INTO public.rule_cdc_rule_sources (source, system_identifier, complete_from, doubted_upto) \
              VALUES ($1, $2, $3::text::pg_lsn, $4::text::pg_lsn)",
-            &[&at.source, &at.system_identifier, &at.confirmed.to_string(), &newest.upto.to_string()],
+            &[&at.source, &at.system_identifier, &at.confirmed.to_string(), &doubted_upto.map(|upto| upto.to_string())],
         )
         .await
         .map_err(failed)?;

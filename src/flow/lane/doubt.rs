@@ -76,8 +76,8 @@ impl Lane {
 
     pub(super) fn displaced(&self) -> String {
         format!(
-            "stream {} has later events and not this one, and keeps their order: the rules of this event were changed by \
-             rule_cdc_rules_amend or rule_cdc_rules_forget after it was committed",
+            "stream {} has later events and not this one, or not any more, and keeps their order: the rules of this event were \
+             changed by rule_cdc_rules_amend or rule_cdc_rules_forget after it was committed",
             self.stream
         )
     }
