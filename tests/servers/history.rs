@@ -172,7 +172,7 @@ async fn what_was_stored_and_not_told_is_told_after_a_restart_with_its_sequence(
     let holder = feed.pg.client().await;
     holder.batch_execute("BEGIN; LOCK TABLE rule_nats_publish_history IN ACCESS EXCLUSIVE MODE").await.unwrap();
     let mut walhook = feed.run();
-    walhook.logged("slot taken").await;
+    feed.confirmed().await;
     insert(&feed, 0, 700);
     feed.stored(700).await;
     walhook.kill9();
@@ -269,7 +269,7 @@ async fn sequences_of_a_backlog_are_looked_up_with_about_one_request_for_each_ev
     let feed = linked().await;
     let holder = lock(&feed).await;
     let mut walhook = feed.run();
-    walhook.logged("slot taken").await;
+    feed.confirmed().await;
     insert(&feed, 0, 4000);
     feed.stored(4000).await;
     walhook.kill9();
@@ -298,7 +298,7 @@ async fn what_was_purged_before_it_was_told_has_no_sequence_and_no_wrong_one() {
     let feed = linked().await;
     let holder = lock(&feed).await;
     let mut walhook = feed.run();
-    walhook.logged("slot taken").await;
+    feed.confirmed().await;
     insert(&feed, 0, 1000);
     feed.stored(1000).await;
     walhook.kill9();
@@ -351,7 +351,7 @@ async fn thousands_of_messages_of_others_hide_no_sequence() {
 async fn what_core_nats_brought_into_the_stream_hides_no_sequence() {
     let feed = linked().await;
     let mut walhook = feed.run();
-    walhook.logged("slot taken").await;
+    feed.confirmed().await;
     let through_jetstream =
         |enabled: bool| feed.pg.psql(&format!("UPDATE rule_nats_config SET jetstream_enabled = {enabled}"));
     let (blocks, per_block, others) = (3, 100, 700);
