@@ -5,7 +5,10 @@
 //! side cost a request each. A wide gap is bisected again; among very many messages of others the server looks by subject. What a
 //! key means is not known here.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::try_join_all;
 
@@ -82,7 +85,7 @@ pub async fn locate<K: Ord + Copy>(
             // What is gone from the stream's beginning may have been any of them.
             walk.has_hole = low == first && first > 1;
             if matches!(place, Place::Strange) {
-                return by_subject(&search, walk, first, last).await;
+                return by_subject(&search, walk, (first, last), true).await;
             }
             low
         }
@@ -118,7 +121,7 @@ pub async fn locate<K: Ord + Copy>(
         // Right before `low` is one of ours.
         walk.has_hole &= low == next;
         let upto = match place {
-            Place::Strange => return by_subject(&search, walk, next, last).await,
+            Place::Strange => return by_subject(&search, walk, (next, last), false).await,
             Place::At(sequence, _) => sequence,
             Place::Nowhere => last + 1,
         };
@@ -132,32 +135,40 @@ pub async fn locate<K: Ord + Copy>(
     Ok((walk.places, walk.behind))
 }
 
-/// Looks for the rest one by one, each by its subject, from sequence `next` on.
+/// Looks for the rest one by one, each by its subject, from sequence `next` on; `is_far`: nobody knows how far away the first is.
+///
+/// Others may publish on our subjects too, and what core NATS brought of our own counts as theirs. However many of these messages
+/// there are, each is read a few times at most.
 async fn by_subject<K: Ord + Copy, F: Fn(&Stored) -> Option<K>>(
     search: &Search<'_, F>,
     mut walk: Walk<'_, K>,
-    mut next: u64,
-    last: u64,
+    (next, last): (u64, u64),
+    is_far: bool,
 ) -> Result<(Vec<Sought>, Option<u64>)> {
+    // Of each subject: from where on nothing that is looked for has been passed.
+    let mut cursors: HashMap<&str, u64> = HashMap::new();
+    let mut behind = None;
     for (index, Wanted { key, subject }) in walk.wanted.iter().enumerate().skip(walk.settled) {
-        let nearest = tail::next_message_of(search.control, search.stream, next, subject).await?;
-        let mut found = nearest.and_then(|stored| Some((stored.sequence, (search.key_of)(&stored)?)));
-        if found.is_none_or(|(_, its)| its != *key) {
-            let search = Search { subject, ..*search };
-            found = match search.first(next, last, |its| its < key).await?.1 {
-                Place::At(sequence, its) => Some((sequence, its)),
-                Place::Nowhere => None,
-                // So many messages of others, on our own subject: the rest stays unknown.
-                Place::Strange => break,
-            };
-        }
-        if let Some((sequence, _)) = found.filter(|(_, its)| its == key) {
-            walk.places[index] = Sought::At(sequence);
-            next = sequence + 1;
-            walk.behind = Some(next);
-        }
+        let search = Search { subject, foreign_max: None, ..*search };
+        let from = cursors.get(subject).copied().max(behind).unwrap_or(next);
+        let (low, place) = if is_far && behind.is_none() {
+            search.first(from, last, |its| its < key).await?
+        } else {
+            search.first_ahead(from, last, |its| its < key).await?
+        };
+        behind = behind.max(Some(low));
+        let upto = match place {
+            Place::At(sequence, its) if its == *key => {
+                walk.places[index] = Sought::At(sequence);
+                behind = Some(sequence + 1);
+                sequence + 1
+            }
+            Place::At(sequence, _) => sequence,
+            Place::Nowhere | Place::Strange => last + 1,
+        };
+        cursors.insert(subject, upto);
     }
-    Ok((walk.places, walk.behind))
+    Ok((walk.places, walk.behind.max(behind)))
 }
 
 /// How far the stream has been read.
@@ -282,6 +293,41 @@ impl<F> Search<'_, F> {
             }
         }
         Ok((low, found))
+    }
+
+    /// The same where it is probably near `low`: what is read grows with how far away it is, not with what comes behind it.
+    async fn first_ahead<K>(&self, mut low: u64, high: u64, is_before: impl Fn(&K) -> bool) -> Result<(u64, Place<K>)>
+    where
+        F: Fn(&Stored) -> Option<K>,
+    {
+        let mut others = Others { read: 0, logged: Instant::now() };
+        // One request where it is the next message on its subject.
+        let next = tail::next_message_of(self.control, self.stream, low, self.subject).await?;
+        let Some(next) = next else { return Ok((low, Place::Nowhere)) };
+        match (self.key_of)(&next) {
+            Some(its) if !is_before(&its) => return Ok((low, Place::At(next.sequence, its))),
+            Some(_) => low = next.sequence + 1,
+            None => {}
+        }
+        let (mut from, mut width) = (next.sequence + 1, 1);
+        while from <= high {
+            let end = from.saturating_add(width).min(high + 1);
+            match self.next_of_ours(from, end, &mut others).await? {
+                Next::Ours(sequence, its) if is_before(&its) => {
+                    low = sequence + 1;
+                    from = low.saturating_add(width);
+                }
+                Next::Ours(sequence, its) => {
+                    let (low, place) = self.first(low, from - 1, is_before).await?;
+                    let nearer = !matches!(place, Place::Nowhere);
+                    return Ok((low, if nearer { place } else { Place::At(sequence, its) }));
+                }
+                Next::Nothing => from = end,
+                Next::TooManyOthers => return Ok((low, Place::Strange)),
+            }
+            width *= 2;
+        }
+        self.first(low, high, is_before).await
     }
 
     /// The first message of ours from `from` on, before `end`.

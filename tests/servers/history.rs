@@ -172,6 +172,7 @@ async fn what_was_stored_and_not_told_is_told_after_a_restart_with_its_sequence(
     let holder = feed.pg.client().await;
     holder.batch_execute("BEGIN; LOCK TABLE rule_nats_publish_history IN ACCESS EXCLUSIVE MODE").await.unwrap();
     let mut walhook = feed.run();
+    feed.confirmed().await;
     insert(&feed, 0, 700);
     feed.stored(700).await;
     walhook.kill9();
@@ -268,6 +269,7 @@ async fn sequences_of_a_backlog_are_looked_up_with_about_one_request_for_each_ev
     let feed = linked().await;
     let holder = lock(&feed).await;
     let mut walhook = feed.run();
+    feed.confirmed().await;
     insert(&feed, 0, 4000);
     feed.stored(4000).await;
     walhook.kill9();
@@ -296,6 +298,7 @@ async fn what_was_purged_before_it_was_told_has_no_sequence_and_no_wrong_one() {
     let feed = linked().await;
     let holder = lock(&feed).await;
     let mut walhook = feed.run();
+    feed.confirmed().await;
     insert(&feed, 0, 1000);
     feed.stored(1000).await;
     walhook.kill9();
@@ -341,6 +344,59 @@ async fn thousands_of_messages_of_others_hide_no_sequence() {
                        (payload ->> 'id')::int + CASE WHEN (payload ->> 'id')::int < 100 THEN 1 ELSE 6001 END)
                 FROM rule_nats_publish_history";
     assert_eq!(feed.pg.psql(rows), "200|t|200");
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn what_core_nats_brought_into_the_stream_hides_no_sequence() {
+    let feed = linked().await;
+    let mut walhook = feed.run();
+    feed.confirmed().await;
+    let through_jetstream =
+        |enabled: bool| feed.pg.psql(&format!("UPDATE rule_nats_config SET jetstream_enabled = {enabled}"));
+    let (blocks, per_block, others) = (3, 100, 700);
+    insert(&feed, 0, 1);
+    feed.stored(1).await;
+    through_jetstream(false);
+    insert(&feed, 10_000, 10_000 + others);
+    feed.stored(1 + 700).await;
+    through_jetstream(true);
+    insert(&feed, 1, 2);
+    feed.confirmed().await;
+    let holder = lock(&feed).await;
+    // On the same subject between and behind them: what core NATS brings counts as a stranger's.
+    let client = feed.nats.client().await;
+    let mut stored = 702;
+    for block in 0..blocks {
+        insert(&feed, 2 + block * per_block, 2 + (block + 1) * per_block);
+        stored += 100;
+        feed.stored(stored).await;
+        for _ in 0..others {
+            client.publish("webhooks.items", "{}".into()).await.unwrap();
+        }
+        client.flush().await.unwrap();
+        stored += 700;
+        feed.stored(stored).await;
+    }
+    walhook.kill9();
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    let watch = watch(&feed).await;
+    let mut walhook = feed.run();
+    feed.confirmed().await;
+    let asked = counted(watch).await;
+    let rows = "SELECT count(*), bool_and(success), count(sequence_number)
+                FROM rule_nats_publish_history WHERE (payload ->> 'id')::int < 10000";
+    assert_eq!(feed.pg.psql(rows), "302|t|302", "{}", walhook.log());
+    let told = feed.pg.psql(
+        "SELECT event_id || ' ' || sequence_number FROM rule_nats_publish_history
+         WHERE (payload ->> 'id')::int < 10000 ORDER BY sequence_number",
+    );
+    let messages = feed.messages().await;
+    let stored = messages.iter().filter(|message| message.headers.contains_key("Nats-Expected-Stream"));
+    let stored: Vec<_> = stored.map(|m| format!("{} {}", m.header("Nats-Msg-Id"), m.sequence)).collect();
+    assert_eq!(told.lines().collect::<Vec<_>>(), stored);
+    // Messages of others are read a few times each, not for each event.
+    assert!(asked <= 4 * messages.len(), "{asked} requests among {} messages", messages.len());
     ended_well(&mut walhook);
 }
 

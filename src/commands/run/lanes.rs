@@ -25,6 +25,7 @@ use super::{
     consumers::Source,
     faults::{self, Point},
     ledger::{Checkpoint, Fork},
+    rules::Found,
 };
 use crate::{
     commands::{
@@ -88,7 +89,7 @@ pub struct Lanes {
     /// See [`Lanes::find_siblings`].
     siblings: Vec<(usize, Vec<usize>)>,
     /// See [`Lanes::alias`].
-    alias: Option<(ServerAlias, String)>,
+    alias: Option<(ServerAlias, Found, String)>,
 }
 
 /// What tells a message of ours, and of this run.

@@ -290,18 +290,45 @@ async fn aliases(client: &Transaction<'_>, at: At<'_>) -> Result<Vec<ServerAlias
     found.iter().map(alias).collect()
 }
 
+/// Why events go to other servers than their rules name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Both addresses lead to one server now. So does what was committed until now and names either.
+    OneServer,
+    /// These were never reached, and the newest row that is known names others.
+    NeverReached,
+}
+
 /// Notes that events go to other servers than their rules name. Sessions from here on follow it.
+///
+/// Where both addresses are one server this holds for all that is committed by now, not only for what was read: a configuration
+/// whose address changes to and fro would end a session with each change in the backlog.
 ///
 /// # Errors
 /// It is not durable.
-pub async fn write_alias(client: &Client, source: &str, system_identifier: &str, alias: &ServerAlias) -> Result<()> {
+pub async fn write_alias(
+    client: &Client,
+    source: &str,
+    system_identifier: &str,
+    alias: &ServerAlias,
+    found: Found,
+) -> Result<()> {
     let ServerAlias { config_id, servers, alias_of, until_lsn } = alias;
     client
         .execute(
             "INSERT INTO public.rule_cdc_server_aliases \
              (source, system_identifier, config_id, servers, alias_of, until_lsn) \
-             VALUES ($1, $2, $3, $4, $5, $6::text::pg_lsn)",
-            &[&source, &system_identifier, config_id, servers, alias_of, &until_lsn.to_string()],
+             VALUES ($1, $2, $3, $4, $5, \
+                     greatest($6::text::pg_lsn, CASE WHEN $7 THEN pg_current_wal_insert_lsn() END))",
+            &[
+                &source,
+                &system_identifier,
+                config_id,
+                servers,
+                alias_of,
+                &until_lsn.to_string(),
+                &(found == Found::OneServer),
+            ],
         )
         .await
         .map(drop)

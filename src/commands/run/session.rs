@@ -495,11 +495,11 @@ impl Session<'_> {
 
     fn next_job(&mut self) -> Option<Job> {
         let client = Rc::clone(&self.client);
-        if let Some((alias, found)) = self.lanes.alias().cloned() {
+        if let Some((alias, kind, found)) = self.lanes.alias().cloned() {
             let (source, system) = (self.config.source.clone(), self.system.system_id.clone());
             let from = self.streamer.confirmed();
             Some(Box::pin(async move {
-                rules::write_alias(&client, &source, &system, &alias).await?;
+                rules::write_alias(&client, &source, &system, &alias, kind).await?;
                 Err(Error::unavailable(format!("{found}; reading the events again from {from}")))
             }))
         } else if self.streamer.awaits_types() {

@@ -7,6 +7,7 @@
 
 use super::{Lanes, connection::Group, driver::Phase};
 use crate::{
+    commands::run::rules::Found,
     error::{Error, Result},
     flow::{event_id::EventPosition, streamer::Streamer},
     route::tables::ServerAlias,
@@ -58,7 +59,7 @@ impl Lanes {
         let (servers, alias_of) =
             if is_newest { (&there.servers, &here.servers) } else { (&here.servers, &there.servers) };
         let found = format!("NATS configuration {name:?}: {servers} and {alias_of} are one server");
-        self.alias = Some((streamer.alias(here.config_id, servers, alias_of), found.clone()));
+        self.alias = Some((streamer.alias(here.config_id, servers, alias_of), Found::OneServer, found.clone()));
         Err(Error::unavailable(found))
     }
 
@@ -80,10 +81,10 @@ impl Lanes {
             others.iter().find(|there| is_same(here, there))
         };
         let name = &row.config_name;
-        let (alias_of, found) = if let Some(&other) = lanes.iter().find_map(of_lane) {
+        let (alias_of, kind, found) = if let Some(&other) = lanes.iter().find_map(of_lane) {
             let alias_of = streamer.lane_key(other).servers.clone();
             let found = format!("NATS configuration {name:?}: {servers} and {alias_of} are one server");
-            (alias_of, found)
+            (alias_of, Found::OneServer, found)
         } else if let Some(newest) = streamer.newest_servers(row.config_id).filter(|newest| newest != servers)
             && !lanes.iter().any(|&index| self.drivers[index].was_reached())
         {
@@ -91,11 +92,11 @@ impl Lanes {
                 "NATS configuration {name:?}: walhook has never reached {servers}, for which {events} events wait, and sends them \
                  to {newest}, which the configuration names now"
             );
-            (newest, found)
+            (newest, Found::NeverReached, found)
         } else {
             return;
         };
-        self.alias = Some((streamer.alias(row.config_id, servers, &alias_of), found));
+        self.alias = Some((streamer.alias(row.config_id, servers, &alias_of), kind, found));
     }
 
     /// Servers cannot be reached that the newest row of their configuration does not name: what to do if they never come back.
@@ -115,7 +116,7 @@ impl Lanes {
     }
 
     /// What was found out about the addresses of a configuration: to be written, and to be in force from the next session on.
-    pub fn alias(&self) -> Option<&(ServerAlias, String)> {
+    pub fn alias(&self) -> Option<&(ServerAlias, Found, String)> {
         self.alias.as_ref()
     }
 }
