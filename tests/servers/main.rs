@@ -27,5 +27,6 @@ mod postgres_connection;
 mod replay;
 mod replay_wal;
 mod support_works;
+mod systemd;
 mod terminal;
 mod values;

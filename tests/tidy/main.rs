@@ -3,6 +3,7 @@
 #[path = "../support/test_files.rs"]
 mod test_files;
 
+mod packaging;
 mod structure;
 mod tidy;
 mod words;
