@@ -9,8 +9,8 @@ ALTER ROLE walhook_worker PASSWORD 'try-out-walhook';
 
 CREATE TABLE IF NOT EXISTS orders (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, item text NOT NULL);
 SELECT rule_webhook_register('orders', 'http://receiver:9000/orders')
-    WHERE NOT EXISTS (SELECT FROM rule_webhooks WHERE name = 'orders');
+    WHERE NOT EXISTS (SELECT FROM rule_webhooks WHERE webhook_name = 'orders');
 SELECT rule_webhook_enable_nats(webhook_id, NULL, 'nats'),
        rule_webhook_link_table(webhook_id, 'public.orders', p_subject_template => 'webhooks.{table}.{op}')
     FROM rule_webhooks
-    WHERE name = 'orders' AND NOT EXISTS (SELECT FROM rule_webhook_links WHERE table_name = 'orders');
+    WHERE webhook_name = 'orders' AND NOT EXISTS (SELECT FROM rule_webhook_links WHERE table_name = 'orders');

@@ -8,6 +8,7 @@ mod bad_input;
 mod batches;
 mod check;
 mod commands;
+mod compose;
 mod configuration;
 mod confirm_delay;
 mod consumer_stats;

@@ -20,12 +20,12 @@ const BINARY: &str = env!("CARGO_BIN_EXE_walhook");
 const UNITS: [&str; 2] = ["walhook.service", "walhook-deliver.service"];
 
 /// Not by a macro, whose output cargo holds back.
-fn skipped(what: &str, why: &str) {
-    writeln!(std::io::stderr(), "SKIPPED: {what}: {why}").unwrap();
+pub fn skipped(what: &str, why: &str) {
+    std::io::stderr().write_all(format!("\nSKIPPED, nothing was tested: {what}: {why}\n").as_bytes()).unwrap();
 }
 
 /// Whether the machine has this program; says so where it has not.
-fn has(program: &str, argument: &str, what: &str) -> bool {
+pub fn has(program: &str, argument: &str, what: &str) -> bool {
     let has = Command::new(program).arg(argument).output().is_ok_and(|output| output.status.success());
     if !has {
         skipped(what, &format!("this machine has no {program}"));
@@ -33,15 +33,15 @@ fn has(program: &str, argument: &str, what: &str) -> bool {
     has
 }
 
-fn read(path: &str) -> String {
+pub fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-fn yaml(text: &str) -> Yaml {
+pub fn yaml(text: &str) -> Yaml {
     YamlLoader::load_from_str(text).unwrap().remove(0)
 }
 
-fn all_output(output: &Output) -> String {
+pub fn all_output(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
@@ -53,14 +53,14 @@ fn help(verb: &str) -> String {
 }
 
 /// The variables that walhook reads, by what the README, the settings file and the help say.
-fn is_known_variable(name: &str) -> bool {
+pub fn is_known_variable(name: &str) -> bool {
     let name = name.strip_suffix("_FILE").unwrap_or(name);
     let texts = [read("README.md"), read("config/walhook.toml"), help("run"), help("deliver"), read("src/config.rs")];
     texts.iter().any(|text| text.contains(name))
 }
 
 /// A command of walhook's that compose or the chart has: its verb exists, and its options in the verb's help.
-fn assert_command(words: &[String], place: &str) {
+pub fn assert_command(words: &[String], place: &str) {
     let help = help(&words[0]);
     for option in words.iter().filter(|word| word.starts_with("--")) {
         let name = option.split('=').next().unwrap();
@@ -68,11 +68,11 @@ fn assert_command(words: &[String], place: &str) {
     }
 }
 
-fn strings(list: &Yaml) -> Vec<String> {
+pub fn strings(list: &Yaml) -> Vec<String> {
     list.as_vec().map(|all| all.iter().map(|one| one.as_str().unwrap().to_owned()).collect()).unwrap_or_default()
 }
 
-fn keys(map: &Yaml) -> Vec<String> {
+pub fn keys(map: &Yaml) -> Vec<String> {
     map.as_hash().map(|all| all.keys().map(|key| key.as_str().unwrap().to_owned()).collect()).unwrap_or_default()
 }
 

@@ -81,9 +81,9 @@ const BURY_MAX: usize = 200;
 /// And so many bytes of their payloads, one at least.
 const BURY_BYTES_MAX: usize = 8 << 20;
 
-/// Who is told how a session goes.
+/// Who follows how a session goes.
 pub struct Watchers<'w> {
-    /// What the log has been told of the set-up.
+    /// What was logged of the set-up.
     pub reported: &'w Reported,
     /// What is shown by HTTP, where that is served.
     pub shown: &'w mut Option<Shown>,
