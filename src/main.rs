@@ -58,9 +58,9 @@ enum Command {
         #[command(flatten)]
         options: Box<commands::deliver::settings::Options>,
     },
-    /// Show slot, streams, webhooks and dead letters
     /// Find what could go wrong in PostgreSQL, NATS and the set-up, each with its remedy; the exit code says whether `run` would start
     Check(commands::check::Arguments),
+    /// Show slot, streams, webhooks and dead letters
     Status(commands::status::Arguments),
     /// Show events as they pass
     Tail(commands::tail::Arguments),

@@ -28,6 +28,7 @@ use super::{
     http::Http,
     identity::{self, Identity},
     rows,
+    systemd::Notify,
 };
 use crate::{
     config::Config,
@@ -49,7 +50,22 @@ use worker::Worker;
 ///
 /// # Errors
 /// Settings that cannot be; a server that refuses us. A server that is away is waited for.
-pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Receiver<bool>) -> Result<()> {
+pub async fn deliver(config: &Config, options: &Options, shutdown: watch::Receiver<bool>) -> Result<()> {
+    let notify = Notify::from_environment();
+    // Large: on the heap, so that those who hold it stay small.
+    notify.feed_during(Box::pin(end(config, options, shutdown, &notify))).await
+}
+
+async fn end(config: &Config, options: &Options, shutdown: watch::Receiver<bool>, notify: &Notify) -> Result<()> {
+    let outcome = work(config, options, shutdown, notify).await;
+    match &outcome {
+        Ok(()) => notify.stopping("stopped"),
+        Err(error) => notify.stopping(&format!("ends with exit code {}: {error}", error.exit_code())),
+    }
+    outcome
+}
+
+async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<bool>, notify: &Notify) -> Result<()> {
     let settings = Settings::resolve(options, &config.deliver, &config.source)?;
     let caller = Caller::new(&settings.allowed_networks, settings.ca.as_deref())?;
     tracing::info!(
@@ -60,6 +76,7 @@ pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Re
         "walhook delivers"
     );
     let http = Http::start(config, "deliver", &shutdown)?;
+    notify.status("connects to its servers");
     let (mut backoff, began) = (Backoff::default(), Instant::now());
     let (control, identity) = loop {
         let error = match connect(config, &settings).await {
@@ -69,6 +86,7 @@ pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Re
         };
         let wait = backoff.next();
         tracing::warn!(retry_in_ms = wait.as_millis(), away_s = began.elapsed().as_secs(), "{error}");
+        notify.status(&format!("not delivering, tries again: {error}"));
         if let Some(http) = &http {
             http.shared().update(|snapshot| snapshot.start_error = Some(error.to_string()));
         }
@@ -121,6 +139,7 @@ pub async fn deliver(config: &Config, options: &Options, mut shutdown: watch::Re
         began: Instant::now(),
         counts: event::Counts::default(),
         log_summary: config.log_summary,
+        notify: notify.clone(),
     });
     let mut showing = Vec::new();
     if let Some(http) = &http {

@@ -22,6 +22,7 @@ pub mod seek;
 pub mod setup;
 mod setup_check;
 pub mod status;
+mod systemd;
 pub mod tail;
 mod told;
 pub mod uninstall;

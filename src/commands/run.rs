@@ -27,7 +27,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{backoff::Backoff, http::Http, setup_check::Reported};
+use super::{backoff::Backoff, http::Http, setup_check::Reported, systemd::Notify};
 use crate::{
     config::Config,
     error::{Error, Kind, Result},
@@ -43,8 +43,17 @@ const LAST_WORD: Duration = Duration::from_secs(2);
 /// # Errors
 /// What trying again cannot mend; the error's exit code says who must act.
 pub async fn run(config: &Config, shutdown: watch::Receiver<bool>) -> Result<()> {
+    let notify = Notify::from_environment();
     // Large: on the heap, so that those who hold it stay small.
-    let outcome = Box::pin(stream(config, shutdown)).await;
+    notify.feed_during(Box::pin(end(config, shutdown, &notify))).await
+}
+
+async fn end(config: &Config, shutdown: watch::Receiver<bool>, notify: &Notify) -> Result<()> {
+    let outcome = Box::pin(stream(config, shutdown, notify)).await;
+    match &outcome {
+        Ok(()) => notify.stopping("stopped"),
+        Err(error) => notify.stopping(&format!("ends with exit code {}: {error}", error.exit_code())),
+    }
     // Somebody streams then, and it is not for this run to say otherwise.
     if outcome.as_ref().is_err_and(|error| error.kind() == Kind::Fenced) {
         return outcome;
@@ -57,7 +66,7 @@ pub async fn run(config: &Config, shutdown: watch::Receiver<bool>) -> Result<()>
     outcome
 }
 
-async fn stream(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result<()> {
+async fn stream(config: &Config, mut shutdown: watch::Receiver<bool>, notify: &Notify) -> Result<()> {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         source = config.source,
@@ -71,10 +80,11 @@ async fn stream(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result<
     let mut last_error: Option<String> = None;
     let reported = Reported::default();
     let mut away_since: Option<Instant> = None;
+    notify.status(&format!("connects to PostgreSQL: {}", config.postgres.target()));
     loop {
         let mut streamed = false;
-        let session =
-            session::session(config, &mut shutdown, &mut streamed, last_error.as_deref(), &reported, &mut shown);
+        let watchers = session::Watchers { reported: &reported, shown: &mut shown, notify };
+        let session = session::session(config, &mut shutdown, &mut streamed, last_error.as_deref(), watchers);
         match Box::pin(session).await {
             Ok(()) => return Ok(()),
             Err(error) if !error.is_retryable() => return Err(error),
@@ -86,6 +96,7 @@ async fn stream(config: &Config, mut shutdown: watch::Receiver<bool>) -> Result<
                 let wait = backoff.next();
                 let away_s = away_since.get_or_insert_with(Instant::now).elapsed().as_secs();
                 tracing::warn!(retry_in_ms = wait.as_millis(), not_streaming_for_s = away_s, "{error}");
+                notify.status(&format!("not streaming, tries again: {error}"));
                 last_error = Some(error.to_string());
                 if let Some(shown) = &mut shown {
                     shown.disconnected(&error.to_string());

@@ -3,6 +3,9 @@
 #[path = "../support/test_files.rs"]
 mod test_files;
 
+mod chart;
+mod packaging;
+mod release;
 mod structure;
 mod tidy;
 mod words;

@@ -291,6 +291,30 @@ impl Drop for Answered<'_> {
     }
 }
 
+/// How far a lane has come, for the service manager.
+#[derive(Debug, Default)]
+pub struct Start {
+    is_tried: AtomicBool,
+    is_subscribed: AtomicBool,
+}
+
+impl Start {
+    /// Whether the consumer has its subscription, or an attempt to get it has failed.
+    pub fn is_tried(&self) -> bool {
+        self.is_tried.load(Ordering::Relaxed)
+    }
+
+    /// Whether the consumer has its subscription now.
+    pub fn is_subscribed(&self) -> bool {
+        self.is_subscribed.load(Ordering::Relaxed)
+    }
+
+    fn is_now(&self, subscribed: bool) {
+        self.is_subscribed.store(subscribed, Ordering::Relaxed);
+        self.is_tried.store(true, Ordering::Relaxed);
+    }
+}
+
 type Calls = FuturesUnordered<Pin<Box<dyn Future<Output = ()> + Send>>>;
 
 /// Runs until shutdown, or until the webhook is no more and nothing of it is left.
@@ -299,6 +323,7 @@ pub async fn run(
     stream: String,
     mut known: watch::Receiver<Arc<Known>>,
     shutdown: watch::Receiver<bool>,
+    start: Arc<Start>,
 ) {
     let webhook = known.borrow().webhook.clone();
     let consumer = consumer::name(&worker.settings.group, webhook.webhook_id);
@@ -322,7 +347,8 @@ pub async fn run(
     let mut calls = Calls::new();
     let mut backoff = Backoff::default();
     let mut told = Told::default();
-    while let Err(error) = session(&lane, &mut known, &mut calls, &mut backoff).await {
+    while let Err(error) = session(&lane, &mut known, &mut calls, &mut backoff, &start).await {
+        start.is_now(false);
         let text = error.to_string();
         if told.is_news(&text) {
             tracing::warn!(webhook = webhook.name, stream = lane.stream, "{text}");
@@ -357,6 +383,7 @@ async fn session(
     known: &mut watch::Receiver<Arc<Known>>,
     calls: &mut Calls,
     backoff: &mut Backoff,
+    start: &Start,
 ) -> Result<()> {
     let mut configured = Arc::clone(&known.borrow_and_update());
     let is_workqueue = consumer::is_workqueue(&lane.worker.control, &lane.stream).await?;
@@ -371,6 +398,7 @@ async fn session(
         .subscribe(inbox.clone())
         .await
         .map_err(|error| Error::unavailable("subscribe to an inbox").caused_by(error))?;
+    start.is_now(true);
     let mut pull: Option<Pull> = None;
     let outcome = loop {
         let room = lane.room(calls.len());

@@ -26,6 +26,7 @@ use super::{
 use crate::{
     commands::{
         away::{Away, News},
+        systemd::Notify,
         told,
     },
     nats::{control::Control, owner::Owner},
@@ -70,10 +71,13 @@ pub struct Worker {
     pub counters: shown::All,
     /// The NATS configuration, by its name.
     pub nats_config: String,
+    /// The service manager.
+    pub notify: Notify,
 }
 
 struct Running {
     known: watch::Sender<Arc<Known>>,
+    start: Arc<lane::Start>,
 }
 
 /// Follows the configuration until shutdown; then waits for what is under way.
@@ -88,12 +92,23 @@ pub async fn run(worker: Arc<Worker>, mut all: watch::Receiver<Option<All>>, mut
     let mut minutes = Minutes::new(&worker);
     let mut minute = interval(minutes.look);
     minute.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut alive = interval(worker.notify.every());
+    alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let in_loop = worker.notify.enter_loop();
+    let mut is_configured = false;
     loop {
         tokio::select! {
             biased;
             _ = shutdown.wait_for(|stop| *stop) => break,
             changed = all.changed() => if changed.is_err() { break },
             found = &mut finding, if left.is_none() => left = Some(found),
+            _ = alive.tick(), if worker.notify.is_on() => {
+                worker.notify.alive();
+                if is_configured {
+                    report(&worker, &lanes);
+                }
+                continue;
+            }
             _ = minute.tick() => {
                 minutes.tell(&worker);
                 continue;
@@ -103,11 +118,14 @@ pub async fn run(worker: Arc<Worker>, mut all: watch::Receiver<Option<All>>, mut
         let Some(now) = all.borrow_and_update().clone() else { continue };
         told.counts(&worker);
         follow(&worker, &now, left.as_deref().unwrap_or_default(), &mut lanes, &mut tasks, &mut told, &shutdown).await;
+        is_configured = true;
         while tasks.try_join_next().is_some() {}
         // A lane that has ended by itself was a deleted webhook's.
         lanes.retain(|_, running| running.known.receiver_count() > 0);
     }
     tracing::info!(lanes = tasks.len(), "stopping: requesting no more events, waiting for the calls in flight");
+    drop(in_loop);
+    worker.notify.stopping("stopping: waits for the calls in flight");
     while tasks.join_next().await.is_some() {}
     drop(lanes);
     told.counts(&worker);
@@ -115,6 +133,22 @@ pub async fn run(worker: Arc<Worker>, mut all: watch::Receiver<Option<All>>, mut
     if let Err(error) = worker.client.flush().await {
         tracing::warn!(%error, "the last acknowledgements may not have been sent; their events will be delivered again");
     }
+}
+
+/// Reports to the service manager. The worker is ready when each consumer has its subscription or has failed to get it.
+fn report(worker: &Worker, lanes: &BTreeMap<(i32, String), Running>) {
+    let starts = || lanes.values().map(|running| &running.start);
+    if starts().all(|start| start.is_tried()) {
+        worker.notify.ready();
+    }
+    worker.notify.status_now_and_then(|| {
+        let subscribed = starts().filter(|start| start.is_subscribed()).count();
+        let under_way = worker.settings.max_in_flight.saturating_sub(worker.room.available_permits());
+        let delivered = worker.counts.delivered.load(Ordering::Relaxed);
+        let away = if worker.control.is_connected() { "" } else { "; NATS is away" };
+        let all = lanes.len();
+        format!("{subscribed} of {all} consumers subscribed, {under_way} calls in flight, {delivered} delivered{away}")
+    });
 }
 
 /// Begins lanes for new webhooks and streams, and tells the others what has changed.
@@ -144,6 +178,8 @@ async fn follow(
         });
     }
     for (id, known) in &all.webhooks {
+        // Each may wait for an answer of NATS.
+        worker.notify.alive();
         let webhook = &known.webhook;
         let wanted = worker.settings.webhooks.is_empty() || worker.settings.webhooks.contains(&webhook.name);
         if !wanted || !webhook.enabled {
@@ -176,8 +212,9 @@ async fn follow(
             }
             let (sender, receiver) = watch::channel(Arc::clone(known));
             tracing::info!(webhook = webhook.name, stream = key.1, "delivering");
-            tasks.spawn(lane::run(Arc::clone(worker), key.1.clone(), receiver, shutdown.clone()));
-            lanes.insert(key, Running { known: sender });
+            let start = Arc::new(lane::Start::default());
+            tasks.spawn(lane::run(Arc::clone(worker), key.1.clone(), receiver, shutdown.clone(), Arc::clone(&start)));
+            lanes.insert(key, Running { known: sender, start });
         }
     }
 }

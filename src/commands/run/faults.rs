@@ -114,6 +114,8 @@ enum Action {
     Error,
     /// For a while nothing goes on: in the loop nothing at all, in a statement that one.
     Delay,
+    /// For ever nothing goes on, as in a loop that hangs.
+    Hang,
 }
 
 /// The one that this process was told.
@@ -138,7 +140,7 @@ pub fn arm() -> Result<()> {
     let Ok(text) = std::env::var(VARIABLE) else { return Ok(()) };
     let fault = parse(&text).ok_or_else(|| {
         Error::config(format!("{VARIABLE}: {text:?} is no fault"))
-            .hint(format!("POINT=abort|panic|error|delay@HIT, where POINT is one of {:?}", Point::ALL))
+            .hint(format!("POINT=abort|panic|error|delay|hang@HIT, where POINT is one of {:?}", Point::ALL))
     })?;
     let _ = FAULT.set(fault);
     Ok(())
@@ -152,6 +154,7 @@ fn parse(text: &str) -> Option<Fault> {
         "panic" => Action::Panic,
         "error" => Action::Error,
         "delay" => Action::Delay,
+        "hang" => Action::Hang,
         _ => return None,
     };
     let point = Point::ALL.into_iter().find(|known| format!("{known:?}") == point)?;
@@ -190,6 +193,9 @@ fn struck(point: Point) -> Option<Action> {
 pub fn reach(point: Point) -> Result<()> {
     match struck(point) {
         Some(Action::Error) => Err(failed(point)),
+        Some(Action::Hang) => loop {
+            std::thread::sleep(DELAY);
+        },
         Some(_) => {
             std::thread::sleep(DELAY);
             Ok(())
@@ -206,6 +212,7 @@ pub fn reach(point: Point) -> Result<()> {
 pub async fn pass(point: Point) -> Result<()> {
     match struck(point) {
         Some(Action::Error) => Err(failed(point)),
+        Some(Action::Hang) => std::future::pending().await,
         Some(_) => {
             tokio::time::sleep(DELAY).await;
             Ok(())

@@ -36,6 +36,7 @@ use crate::{
         identity::{self, Runs},
         progress, schema,
         setup_check::{self, Reported},
+        systemd::Notify,
     },
     config::Config,
     error::{Error, Result},
@@ -80,6 +81,16 @@ const BURY_MAX: usize = 200;
 /// And so many bytes of their payloads, one at least.
 const BURY_BYTES_MAX: usize = 8 << 20;
 
+/// Who follows how a session goes.
+pub struct Watchers<'w> {
+    /// What was logged of the set-up.
+    pub reported: &'w Reported,
+    /// What is shown by HTTP, where that is served.
+    pub shown: &'w mut Option<Shown>,
+    /// The service manager.
+    pub notify: &'w Notify,
+}
+
 /// Streams until shutdown. `streamed` turns true once the slot is ours; `last_error` is why the session before this one
 /// ended.
 pub async fn session(
@@ -87,9 +98,9 @@ pub async fn session(
     shutdown: &mut watch::Receiver<bool>,
     streamed: &mut bool,
     last_error: Option<&str>,
-    reported: &Reported,
-    shown: &mut Option<Shown>,
+    watchers: Watchers<'_>,
 ) -> Result<()> {
+    let Watchers { reported, shown, notify } = watchers;
     let mut client = Watched::connect(&config.postgres).await?;
     client.answer(refuse_standby(&client)).await?;
     client.answer(schema::check(&*client, &config.postgres.target())).await?;
@@ -104,7 +115,7 @@ pub async fn session(
         setup_check::refuse(config, &client.answer(setup_check::read_for_start(&client, config)).await?)?;
     }
     let database = database?;
-    let taken = match take_slot(config, &publications, shutdown, shown).await {
+    let taken = match take_slot(config, &publications, shutdown, shown, notify).await {
         Err(error) => {
             // Another server may have come behind the address since.
             if let Ok(client) = sql::connect(&config.postgres).await {
@@ -194,10 +205,15 @@ pub async fn session(
         run_id,
         beat: None,
         shown,
+        notify,
     };
     let shared = session.shown.as_ref().map(|shown| shown.shared().clone());
     let clerk = Clerk::start(config, epoch, reported.clone(), shared);
+    let in_loop = notify.enter_loop();
+    notify.ready();
+    notify.status(&session.status());
     let outcome = session.stream(shutdown, interval).await;
+    drop(in_loop);
     drop(clerk);
     let Session { stream, .. } = session;
     match outcome {
@@ -229,6 +245,7 @@ async fn take_slot(
     publications: &[String; 2],
     shutdown: &mut watch::Receiver<bool>,
     shown: &mut Option<Shown>,
+    notify: &Notify,
 ) -> Result<Option<(Stream, SystemIdentity, Vec<(u32, Lsn)>)>> {
     let names = publications.each_ref().map(|name| format!("\"{}\"", name.replace('"', "\"\""))).join(",");
     let mut said = false;
@@ -255,6 +272,7 @@ async fn take_slot(
         }
         if !said {
             tracing::info!(slot = config.slot, "{error}; waiting to take over");
+            notify.status(&format!("not streaming: {error}; waiting to take over"));
             if let Some(shown) = shown {
                 shown.disconnected(&format!("{error}; waiting to take over"));
             }
@@ -324,6 +342,8 @@ struct Session<'c> {
     beat: Option<(i64, Lsn)>,
     /// What is shown by HTTP, where that is served.
     shown: &'c mut Option<Shown>,
+    /// The service manager.
+    notify: &'c Notify,
 }
 
 type Job = Pin<Box<dyn Future<Output = Result<Done>>>>;
@@ -345,7 +365,7 @@ enum Done {
 }
 
 impl Session<'_> {
-    /// The loop. The arms in their order: (1) shutdown, (2) lanes, (3) status timer, (4) what is shown, (5) SQL, (6) the back
+    /// The loop. The arms in their order: (1) shutdown, (2) lanes, (3) status timer, (4) what is shown and reported, (5) SQL, (6) the back
     /// office, (7) the WAL stream.
     async fn stream(&mut self, shutdown: &mut watch::Receiver<bool>, status: Duration) -> Result<()> {
         let mut tick = interval(status);
@@ -353,6 +373,8 @@ impl Session<'_> {
         let mut show = interval(http::EVERY);
         show.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let is_shown = self.shown.is_some();
+        let mut alive = interval(self.notify.every());
+        alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut drain_until: Option<Instant> = None;
         loop {
             let is_reading = drain_until.is_none() && self.pump()?;
@@ -376,6 +398,7 @@ impl Session<'_> {
                 _ = shutdown.wait_for(|stop| *stop), if drain_until.is_none() => {
                     faults::reach(Point::Shutdown)?;
                     tracing::info!("stopping: reading has ended; waiting for the acknowledgements of events in flight");
+                    self.notify.stopping("stopping: waits for the acknowledgements of events in flight");
                     drain_until = Some(Instant::now() + self.config.shutdown_timeout);
                 }
                 outcome = poll_fn(|cx| lanes.poll(cx, streamer, !is_reading)) => outcome?,
@@ -386,6 +409,13 @@ impl Session<'_> {
                         self.show_drain(false);
                     }
                     faults::reported();
+                }
+                _ = alive.tick(), if self.notify.is_on() => {
+                    self.notify.alive();
+                    if drain_until.is_none() {
+                        self.notify.ready();
+                        self.notify.status_now_and_then(|| self.status());
+                    }
                 }
                 _ = show.tick(), if is_shown => {
                     if let Some(shown) = self.shown {
@@ -660,6 +690,15 @@ impl Session<'_> {
             Done::Lag(lag) => self.minutes.tell(lag, &self.streamer, &self.lanes),
             Done::Written | Done::RulesPruned => {}
         }
+    }
+
+    /// What `systemctl status` shows.
+    fn status(&self) -> String {
+        let unsettled: usize = (0..self.streamer.lane_count()).map(|index| self.streamer.lane(index).len()).sum();
+        let closed: Vec<_> = self.lanes.closed(&self.streamer).collect();
+        let waits = if closed.is_empty() { String::new() } else { format!("; waits for {}", closed.join(", ")) };
+        let (slot, confirmed) = (&self.config.slot, self.streamer.confirmed());
+        format!("streams from slot {slot:?}, confirmed {confirmed}, {unsettled} events in flight{waits}")
     }
 
     /// How many events a shutdown waits for, on a terminal.
