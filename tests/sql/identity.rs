@@ -412,7 +412,9 @@ async fn a_database_on_another_postgresql_is_a_copy_or_was_moved() {
     }
     let system = original.sql("SELECT system_identifier FROM pg_control_system()");
     every_verb_refuses(&copy, &[&id, &system, "walhook adopt`", "walhook adopt --same`", "pg_upgrade"]).await;
-    assert_eq!(copy.finish("status", &["--json"]).stdout.matches("walhook adopt").count(), 2);
+    let status: serde_json::Value = serde_json::from_str(&copy.finish("status", &["--json"]).stdout).unwrap();
+    let problem = status["identity"]["problem"].as_str().unwrap();
+    assert_eq!(problem.matches("walhook adopt").count(), 2, "{problem}");
     is_adopted(&nats, &copy, &id).await;
     goes_on(&nats, &original, 30).await;
 }
@@ -583,7 +585,7 @@ async fn a_new_database_does_not_take_what_0_1_left_for_its_own() {
     assert_eq!(refused.wait(ENDS), 3, "{}", refused.log());
     let log = refused.log();
     let last = log.lines().last().unwrap();
-    for word in ["did not publish", new.id().as_str(), "--metadata walhook.source.walhook="] {
+    for word in ["did not publish", new.id().as_str(), "set walhook.source.walhook to"] {
         assert!(last.contains(word), "no {word:?} in {last}");
     }
     assert_eq!(rows(&nats, "WEBHOOKS").await.len(), 30);
