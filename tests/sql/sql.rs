@@ -561,6 +561,10 @@ fn templates() -> Vec<(String, Vec<String>)> {
 
 /// A part of such a text (… for what is filled in), and the test that has the failure and runs what is named.
 const ELSEWHERE: &[(&str, &str)] = &[
+    (
+        "text DEFAULT current_setting('walhook.traceparent', true)",
+        "deliver::a_trace_goes_from_a_row_a_call_or_the_session_into_the_message_and_the_request",
+    ),
     ("take it over: ", "setup::objects_with_our_names_that_another_role_made_are_refused_before_anything_is_changed"),
     ("DROP TABLE public.schema_migrations", "sql::what_setup_and_uninstall_leave_to_a_superuser_is_named_and_works"),
     ("Let a superuser run: CREATE ROLE", "sql::what_setup_and_uninstall_leave_to_a_superuser_is_named_and_works"),
@@ -822,8 +826,7 @@ async fn every_statement_that_a_hint_names_can_be_run_as_it_stands() {
             "no SQL names {part:?} any more"
         );
         let (file, name) = test.split_once("::").unwrap();
-        let text = fs::read_to_string(root().join(format!("tests/{file}.rs"))).unwrap();
-        assert!(text.contains(&format!("fn {name}()")), "{part}: there is no test {test}");
+        assert!(support::test_files::has_test(file, name), "{part}: there is no test {test}");
     }
 }
 
