@@ -738,11 +738,14 @@ impl Lanes {
         self.rest(at, streamer);
     }
 
-    /// With the last of its lanes a group ends its connections, unless one of their streams has to be asked for what it has.
+    /// With the last of its lanes a group ends its connections, unless one of their streams has to be asked for what it has: before
+    /// more is confirmed, or for the sequences of rows of the history.
     fn rest(&mut self, at: usize, streamer: &Streamer) {
         let group = &mut self.groups[at];
-        let is_at_rest =
-            |&index: &usize| matches!(self.drivers[index].phase, Phase::Absent) && !streamer.is_to_be_asked(index);
+        let is_at_rest = |&index: &usize| {
+            let is_absent = matches!(self.drivers[index].phase, Phase::Absent);
+            is_absent && streamer.lane(index).is_settled() && !streamer.is_to_be_asked(index)
+        };
         if group.in_use && group.lanes.iter().all(is_at_rest) {
             group.in_use = false;
             group.disconnect();
