@@ -79,7 +79,7 @@ results: ## put the last run's tables and pictures into the documents
 	scripts/results
 
 .PHONY: reference
-reference: services ## write docs/reference anew from code and database
+reference: services ## write docs/reference from code and database
 	WALHOOK_WRITE_REFERENCE=1 $(CARGO) test --locked $(FAULT_POINTS) --test sql the_reference_is_up_to_date
 
 # mdBook where it is installed, else one of our own in target/tools.

@@ -166,6 +166,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// What the process's own settings say of the NATS configuration of this name.
+    pub fn overrides_of(&self, config_name: &str) -> nats::settings::Overrides {
+        if config_name == self.nats_config { self.nats.clone() } else { self.nats.for_others() }
+    }
+
     /// Puts flags, environment, file and defaults together.
     ///
     /// # Errors

@@ -393,10 +393,7 @@ impl Lane {
 
     /// The mode in which the lane is to be opened.
     pub fn mode_to_open(&self) -> Mode {
-        let parcel = self.parcels.front().map(|parcel| (parcel.number, parcel.mode));
-        let slot = self.slots.front().map(|slot| (slot.number, slot.mode));
-        let front = slot.into_iter().chain(parcel).min_by_key(|(number, _)| *number);
-        front.map_or(self.next_mode, |(_, mode)| mode)
+        self.first_in_line().map_or(self.next_mode, |(_, _, mode)| mode)
     }
 
     /// Messages in the mode of the front may be sent from here on, once the lane is open.
@@ -446,9 +443,14 @@ impl Lane {
 
     /// The position of the oldest event in line.
     pub fn front_position(&self) -> Option<EventPosition> {
-        let parcel = self.parcels.front().map(|parcel| (parcel.number, parcel.position));
-        let slot = self.slots.front().map(|slot| (slot.number, slot.position));
-        slot.into_iter().chain(parcel).min_by_key(|(number, _)| *number).map(|(_, position)| position)
+        self.first_in_line().map(|(_, position, _)| position)
+    }
+
+    /// The oldest event in line: its number, its position and its mode.
+    fn first_in_line(&self) -> Option<(u64, EventPosition, Mode)> {
+        let parcel = self.parcels.front().map(|parcel| (parcel.number, parcel.position, parcel.mode));
+        let slot = self.slots.front().map(|slot| (slot.number, slot.position, slot.mode));
+        slot.into_iter().chain(parcel).min_by_key(|(number, _, _)| *number)
     }
 
     /// The number of the oldest event in line.

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     error::{Error, Kind, Result},
-    route::tables::StreamRow,
+    route::{subject, tables::StreamRow},
 };
 
 pub use owned::{check_owner, claim, usage};
@@ -296,7 +296,7 @@ fn parse_row(row: &StreamRow) -> Result<Wanted> {
         check_subject(subject)?;
     }
     for (index, subject) in row.subjects.iter().enumerate() {
-        if let Some(other) = row.subjects[..index].iter().find(|other| overlap(other, subject)) {
+        if let Some(other) = row.subjects[..index].iter().find(|other| subject::overlaps(other, subject)) {
             return Err(Error::config(format!("the subjects {other:?} and {subject:?} overlap"))
                 .hint("Keep the one that covers the other"));
         }
@@ -392,33 +392,6 @@ fn check_subject(subject: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether some subject matches both patterns.
-fn overlap(a: &str, b: &str) -> bool {
-    let (mut a, mut b) = (a.split('.'), b.split('.'));
-    loop {
-        match (a.next(), b.next()) {
-            (None, None) => return true,
-            (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
-            (Some(x), Some(y)) if x == y || x == "*" || y == "*" => {}
-            _ => return false,
-        }
-    }
-}
-
-/// Whether every subject that matches `narrow` matches `wide`.
-fn covers(wide: &str, narrow: &str) -> bool {
-    let (mut wide, mut narrow) = (wide.split('.'), narrow.split('.'));
-    loop {
-        match (wide.next(), narrow.next()) {
-            (None, None) => return true,
-            (Some(">"), Some(_)) => return true,
-            (Some("*"), Some(token)) if token != ">" => {}
-            (Some(x), Some(y)) if x == y => {}
-            _ => return false,
-        }
-    }
-}
-
 /// How to make a stream what its row wants.
 #[derive(Debug, Default)]
 struct Plan {
@@ -509,16 +482,21 @@ fn refuse_unchangeable(wanted: &Wanted, has: &Map<String, Value>) -> Result<()> 
 
 fn add_subjects(wanted: &Wanted, config: &mut Map<String, Value>, plan: &mut Plan) {
     let mut subjects = strings(config.get("subjects"));
-    let lacking: Vec<_> =
-        wanted.subjects.iter().filter(|subject| !subjects.iter().any(|has| covers(has, subject))).cloned().collect();
+    let lacking: Vec<_> = wanted
+        .subjects
+        .iter()
+        .filter(|subject| !subjects.iter().any(|has| subject::covers(has, subject)))
+        .cloned()
+        .collect();
     if !lacking.is_empty() {
         // A wider one takes the place of those it covers: overlapping ones are refused.
-        subjects.retain(|has| !lacking.iter().any(|new| covers(new, has)));
+        subjects.retain(|has| !lacking.iter().any(|new| subject::covers(new, has)));
         subjects.extend(lacking);
         config.insert("subjects".to_owned(), json!(subjects));
         plan.changed.push("subjects");
     }
-    let others: Vec<_> = subjects.iter().filter(|has| !wanted.subjects.iter().any(|own| covers(own, has))).collect();
+    let others: Vec<_> =
+        subjects.iter().filter(|has| !wanted.subjects.iter().any(|own| subject::covers(own, has))).collect();
     if !others.is_empty() {
         plan.warnings.push(format!(
             "stream {:?} also takes {others:?}, which its row does not name; they are left, for others may publish there",
@@ -859,9 +837,9 @@ mod tests {
             ("a.>", "a.*", true, true),
             ("a.>", "a.>", true, true),
         ] {
-            assert_eq!(overlap(a, b), overlaps, "{a} {b}");
-            assert_eq!(overlap(b, a), overlaps, "{b} {a}");
-            assert_eq!(covers(a, b), a_covers_b, "{a} {b}");
+            assert_eq!(subject::overlaps(a, b), overlaps, "{a} {b}");
+            assert_eq!(subject::overlaps(b, a), overlaps, "{b} {a}");
+            assert_eq!(subject::covers(a, b), a_covers_b, "{a} {b}");
         }
     }
 

@@ -128,10 +128,10 @@ fn streams_of(config_id: i32, row: &ConfigRow, tables: &Tables, neighbours: &[(&
                 continue;
             }
             // Twice in one row is no quarrel: the wider of two has what the narrower wants.
-            if kept.iter().any(|other| covers(other, &pattern)) {
+            if kept.iter().any(|other| subject::covers(other, &pattern)) {
                 continue;
             }
-            kept.retain(|other| !covers(&pattern, other));
+            kept.retain(|other| !subject::covers(&pattern, other));
             let there = neighbours.iter().flat_map(|(_, rows)| rows.iter());
             let others =
                 earlier.iter().chain(there).flat_map(|other| other.subjects.iter().map(move |taken| (other, taken)));
@@ -152,18 +152,6 @@ fn streams_of(config_id: i32, row: &ConfigRow, tables: &Tables, neighbours: &[(&
     }
     streams.retain(|stream| !stream.subjects.is_empty());
     (streams, problems)
-}
-
-/// Whether `wide` takes all that `narrow` takes.
-fn covers(wide: &str, narrow: &str) -> bool {
-    let (mut wide, mut narrow) = (wide.split('.'), narrow.split('.'));
-    loop {
-        match (wide.next(), narrow.next()) {
-            (Some(">"), Some(_)) | (None, None) => return true,
-            (Some(x), Some(y)) if y != ">" && (x == "*" || x == y) => {}
-            _ => return false,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -309,7 +297,7 @@ mod tests {
             ("a.b", "a.*", false),
             ("a.*.c", "a.b.*", false),
         ] {
-            assert_eq!(covers(wide, narrow), expected, "{wide} {narrow}");
+            assert_eq!(subject::covers(wide, narrow), expected, "{wide} {narrow}");
         }
     }
 }

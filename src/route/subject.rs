@@ -81,6 +81,18 @@ pub fn matches(pattern: &[u8], subject: &[u8]) -> bool {
     tokens.next().is_none()
 }
 
+/// Whether `wide` takes all that `narrow` takes.
+pub fn covers(wide: &str, narrow: &str) -> bool {
+    let (mut wide, mut narrow) = (wide.split('.'), narrow.split('.'));
+    loop {
+        match (wide.next(), narrow.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some(x), Some(y)) if y != ">" && (x == "*" || x == y) => {}
+            _ => return false,
+        }
+    }
+}
+
 /// Whether two patterns take a common subject.
 pub fn overlaps(a: &str, b: &str) -> bool {
     let (mut a, mut b) = (a.split('.'), b.split('.'));

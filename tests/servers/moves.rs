@@ -62,6 +62,14 @@ fn room(feed: &Feed) {
     feed.pg.psql("UPDATE rule_nats_streams SET max_messages = 1000 WHERE stream_name = 'A'");
 }
 
+/// A checkpoint tells where stream A stands.
+async fn noted(feed: &Feed) {
+    eventually("a checkpoint of the stream", async || {
+        (feed.pg.psql("SELECT count(*) FROM rule_nats_checkpoints WHERE stream_name = 'A'") == "1").then_some(())
+    })
+    .await;
+}
+
 /// This run, or the one before it, has found that two addresses lead to one server.
 async fn aliased(feed: &Feed) {
     eventually("an alias", async || {
@@ -252,10 +260,7 @@ async fn a_configuration_that_names_another_server_leaves_waiting_events_to_the_
     feed.pg.psql("INSERT INTO t VALUES (1)");
     holds(&feed, "A", &[1]).await;
     // The client below writes the stream's configuration without its metadata; a checkpoint tells that the stream is ours.
-    eventually("a checkpoint of the stream", async || {
-        (feed.pg.psql("SELECT count(*) FROM rule_nats_checkpoints WHERE stream_name = 'A'") == "1").then_some(())
-    })
-    .await;
+    noted(&feed).await;
     feed.pg.psql("INSERT INTO t VALUES (2)");
     walhook.logged("refused a message").await;
     feed.pg.psql(&format!("UPDATE rule_nats_config SET nats_url = '{}' WHERE config_name = 'default'", second.url()));
@@ -367,10 +372,7 @@ async fn a_server_whose_old_name_is_gone_gets_what_waits_before_what_is_new() {
     let mut walhook = feed.run();
     feed.pg.psql("INSERT INTO t VALUES (1)");
     holds(&feed, "A", &[1]).await;
-    eventually("a checkpoint of the stream", async || {
-        (feed.pg.psql("SELECT count(*) FROM rule_nats_checkpoints WHERE stream_name = 'A'") == "1").then_some(())
-    })
-    .await;
+    noted(&feed).await;
     feed.pg.psql("INSERT INTO t VALUES (2)");
     walhook.logged("refused a message").await;
     let new = feed.nats.url();
@@ -395,10 +397,7 @@ async fn events_for_servers_that_never_come_back_become_dead_letters_by_an_amend
     let mut walhook = feed.run();
     feed.pg.psql("INSERT INTO t VALUES (1)");
     holds(&feed, "A", &[1]).await;
-    eventually("a checkpoint of the stream", async || {
-        (feed.pg.psql("SELECT count(*) FROM rule_nats_checkpoints WHERE stream_name = 'A'") == "1").then_some(())
-    })
-    .await;
+    noted(&feed).await;
     feed.pg.psql("INSERT INTO t VALUES (2)");
     walhook.logged("refused a message").await;
     feed.pg.psql(&format!("UPDATE rule_nats_config SET nats_url = '{}' WHERE config_name = 'default'", second.url()));

@@ -65,9 +65,7 @@ pub fn configurations(config: &Config, tables: &Tables) -> (Vec<Reached>, Vec<Fi
             Finding::new("stream_rows", Severity::Warning, subject.as_str(), problem)
                 .remedy(How::Advice, "Correct the row in rule_nats_streams, as the text says.")
         }));
-        let overrides =
-            if row.config_name == config.nats_config { config.nats.clone() } else { config.nats.for_others() };
-        match Settings::resolve(row, &overrides) {
+        match Settings::resolve(row, &config.overrides_of(&row.config_name)) {
             Ok(settings) => {
                 let warnings = settings.warnings.iter().map(|warning| {
                     Finding::new("nats_settings", Severity::Warning, subject.as_str(), warning.as_str()).remedy(

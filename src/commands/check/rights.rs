@@ -220,20 +220,8 @@ impl Allowed {
 }
 
 fn may(subject: &str, allowed: Option<&[String]>, denied: &[String]) -> bool {
-    allowed.is_none_or(|allowed| allowed.iter().any(|pattern| covers(pattern, subject)))
+    allowed.is_none_or(|allowed| allowed.iter().any(|pattern| subject::covers(pattern, subject)))
         && !denied.iter().any(|pattern| subject::overlaps(pattern, subject))
-}
-
-/// Whether `wide` takes all that `narrow` takes.
-fn covers(wide: &str, narrow: &str) -> bool {
-    let (mut wide, mut narrow) = (wide.split('.'), narrow.split('.'));
-    loop {
-        match (wide.next(), narrow.next()) {
-            (Some(">"), Some(_)) | (None, None) => return true,
-            (Some(x), Some(y)) if y != ">" && (x == "*" || x == y) => {}
-            _ => return false,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -139,9 +139,7 @@ impl Feed {
 /// # Errors
 /// It cannot be reached, or its row makes no sense.
 pub async fn control(config: &Config, row: &ConfigRow) -> Result<Control> {
-    let own = config.nats.for_others();
-    let overrides = if row.config_name == config.nats_config { &config.nats } else { &own };
-    control::connect_once(&settings::Settings::resolve(row, overrides)?).await
+    control::connect_once(&settings_of(config, row)?).await
 }
 
 /// The same by a connection that dials again once it is lost, for who reads on and notes where.
@@ -149,9 +147,12 @@ pub async fn control(config: &Config, row: &ConfigRow) -> Result<Control> {
 /// # Errors
 /// As [`control`].
 pub async fn control_that_returns(config: &Config, row: &ConfigRow) -> Result<Control> {
-    let own = config.nats.for_others();
-    let overrides = if row.config_name == config.nats_config { &config.nats } else { &own };
-    control::connect(&settings::Settings::resolve(row, overrides)?).await
+    control::connect(&settings_of(config, row)?).await
+}
+
+/// The row with what the process's own settings say of it.
+fn settings_of(config: &Config, row: &ConfigRow) -> Result<settings::Settings> {
+    settings::Settings::resolve(row, &config.overrides_of(&row.config_name))
 }
 
 impl Source {

@@ -68,14 +68,10 @@ pub struct At<'a> {
 /// # Errors
 /// A table is missing or may not be read; versions from so long ago are gone.
 pub async fn begin(client: &mut Client, at: At<'_>) -> Result<Begin> {
-    let (mut begin, versions) = load(client, at).await?;
+    let (begin, versions) = load(client, at).await?;
     match versions {
         Versions::Known => {}
-        Versions::None => first(client, at, &begin.newest, None).await?,
-        Versions::Forgotten => {
-            begin.doubted_upto = Some(begin.newest.upto);
-            first(client, at, &begin.newest, begin.doubted_upto).await?;
-        }
+        Versions::None | Versions::Forgotten => first(client, at, &begin.newest, begin.doubted_upto).await?,
         Versions::From(complete_from) => {
             return Err(Error::untrusted(format!(
                 "{}, and the slot has gone back further",
@@ -153,8 +149,14 @@ async fn load(client: &mut Client, at: At<'_>) -> Result<(Begin, Versions)> {
     tables.aliases = aliases(&transaction, at).await?;
     transaction.commit().await.map_err(|error| sql::error(attempted, error))?;
     let is_first = matches!(versions, Versions::None | Versions::Forgotten);
-    let doubted = known.filter(|_| matches!(versions, Versions::Known)).and_then(|row| row.get::<_, Option<String>>(2));
-    let doubted_upto = doubted.map(|upto| lsn(attempted, &upto)).transpose()?;
+    let doubted_upto = match versions {
+        Versions::Known => {
+            let noted = known.and_then(|row| row.get::<_, Option<String>>(2));
+            noted.map(|upto| lsn(attempted, &upto)).transpose()?
+        }
+        Versions::Forgotten => Some(newest.upto),
+        Versions::None | Versions::From(_) => None,
+    };
     Ok((Begin { tables, newest, amendments, types, is_first, doubted_upto }, versions))
 }
 

@@ -58,7 +58,7 @@ impl Lanes {
         let is_newest = streamer.newest_servers(here.config_id).as_ref() == Some(&here.servers);
         let (servers, alias_of) =
             if is_newest { (&there.servers, &here.servers) } else { (&here.servers, &there.servers) };
-        let found = format!("NATS configuration {name:?}: {servers} and {alias_of} are one server");
+        let found = one_server(name, servers, alias_of);
         self.alias = Some((streamer.alias(here.config_id, servers, alias_of), Found::OneServer, found.clone()));
         Err(Error::unavailable(found))
     }
@@ -83,7 +83,7 @@ impl Lanes {
         let name = &row.config_name;
         let (alias_of, kind, found) = if let Some(&other) = lanes.iter().find_map(of_lane) {
             let alias_of = streamer.lane_key(other).servers.clone();
-            let found = format!("NATS configuration {name:?}: {servers} and {alias_of} are one server");
+            let found = one_server(name, servers, &alias_of);
             (alias_of, Found::OneServer, found)
         } else if let Some(newest) = streamer.newest_servers(row.config_id).filter(|newest| newest != servers)
             && !lanes.iter().any(|&index| self.drivers[index].was_reached())
@@ -119,4 +119,9 @@ impl Lanes {
     pub fn alias(&self) -> Option<&(ServerAlias, Found, String)> {
         self.alias.as_ref()
     }
+}
+
+/// What is found of two addresses that lead to one stream.
+fn one_server(config_name: &str, servers: &str, alias_of: &str) -> String {
+    format!("NATS configuration {config_name:?}: {servers} and {alias_of} are one server")
 }
