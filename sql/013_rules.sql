@@ -168,12 +168,16 @@ COMMENT ON FUNCTION public.rule_cdc_rules_forget IS
     'walhook: forgets all versions of a source''s rules; at its next start walhook takes the rules as they are then for all that is '
     'not confirmed. What was published already by other rules may be published again';
 
+DROP FUNCTION IF EXISTS public.rule_cdc_rules_write(TEXT, PG_LSN, TEXT[], INTEGER[], TEXT[], BOOLEAN[]);
 CREATE OR REPLACE FUNCTION public.rule_cdc_rules_write(
-    p_source TEXT, p_since PG_LSN, p_tables TEXT[], p_ids INTEGER[], p_rows TEXT[], p_partial BOOLEAN[]
+    p_source TEXT, p_since PG_LSN, p_replaces BOOLEAN, p_tables TEXT[], p_ids INTEGER[], p_rows TEXT[], p_partial BOOLEAN[]
 ) RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_rows BIGINT;
 BEGIN
+    IF p_replaces THEN
+        DELETE FROM public.rule_cdc_rule_versions v WHERE v.source = p_source AND v.since_lsn >= p_since;
+    END IF;
     INSERT INTO public.rule_cdc_rule_versions (source, table_name, row_id, since_lsn, row_data)
     SELECT p_source, n.table_name, n.row_id, p_since,
            CASE WHEN n.is_partial THEN coalesce((
@@ -188,7 +192,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_rules_write IS
-    'walhook: keeps versions of configuration rows; p_partial: the row has only the columns that are in the WAL, the others are as in '
+    'walhook: keeps versions of configuration rows; p_replaces: versions for this position and later ones are void, for an amendment '
+    'is in their place; p_partial: the row has only the columns that are in the WAL, the others are as in '
     'the version before. For `walhook run`';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_rules_prune(p_source TEXT, p_slot TEXT, p_days INTEGER)

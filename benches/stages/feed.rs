@@ -159,6 +159,7 @@ pub fn empty_tail() -> Tail {
     Tail {
         last_sequence: 0,
         ours: None,
+        listing: None,
         listed: Vec::new(),
         subjects: vec!["webhooks.>".to_owned()],
         max_payload: 1 << 20,

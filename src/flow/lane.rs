@@ -102,7 +102,9 @@ pub struct Tail {
     pub last_sequence: u64,
     /// The last event of ours in it, and its sequence.
     pub ours: Option<(EventPosition, u64)>,
-    /// The events of ours that [`Lane::listing`] asks for, in any order.
+    /// What [`Lane::listing`] asked for when the tail was read.
+    pub listing: Option<Listing>,
+    /// The events of ours that `listing` asks for, in any order.
     pub listed: Vec<EventPosition>,
     /// The subjects that the stream takes.
     pub subjects: Vec<String>,
@@ -200,8 +202,8 @@ pub struct Lane {
     doubts: Vec<Doubt>,
     /// Where the slot is confirmed: what was committed before does not come again.
     doubted_since: Lsn,
-    /// In strict ordering with doubts: the events in the stream when it was last opened, in their order.
-    listed: Vec<EventPosition>,
+    /// The events in the stream when it was last opened, in their order, if that was in strict ordering with doubts.
+    listed: Option<Vec<EventPosition>>,
     /// The last event that came down the slot.
     last_seen: Option<EventPosition>,
     bytes: usize,
@@ -338,7 +340,7 @@ impl Lane {
             known: VecDeque::new(),
             doubts: Vec::new(),
             doubted_since: Lsn::ZERO,
-            listed: Vec::new(),
+            listed: None,
             last_seen: None,
             bytes: 0,
             max_payload: MAX_PAYLOAD_MAX,
@@ -549,7 +551,7 @@ impl Lane {
             return Err(self.rewritten(position, floor));
         }
         match self.next_mode.ordering {
-            Ordering::Strict => Ok(self.floor.is_some_and(|(floor, _)| position.is_at_or_before(&floor))),
+            Ordering::Strict => Ok(self.is_behind_floor(position) && !self.is_undecided(position)),
             // That a later one is there says nothing of those before it; what is there was listed when it was opened like this.
             Ordering::Shared => {
                 let mut is_known = false;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::time::Duration;
+
 use crate::support;
 
 use support::{
@@ -432,5 +434,68 @@ async fn events_for_servers_that_never_come_back_become_dead_letters_by_an_amend
     holds(&there, "A", &[3, 4, 5, 2]).await;
     feed.pg.psql("INSERT INTO t VALUES (6)");
     holds(&there, "A", &[3, 4, 5, 2, 6]).await;
+    ended_well(&mut walhook);
+}
+
+/// Sessions that stopped at an event have followed rules behind it. An amendment is in their place, also for a session that begins
+/// within its range.
+#[tokio::test]
+async fn an_amendment_makes_later_versions_void() {
+    let feed = feed().await;
+    feed.pg.psql(
+        "UPDATE rule_webhooks SET on_error = 'halt';
+         SELECT rule_webhook_register('v', 'https://example.com/v');
+         SELECT rule_webhook_enable_nats(2, 'b.v', 'nats');
+         SELECT rule_webhook_link_table('v', 't')",
+    );
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t VALUES (1)");
+    holds(&feed, "A", &[1]).await;
+    holds(&feed, "B", &[1]).await;
+    feed.confirmed().await;
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+    // What the server takes is not known while it is away, so walhook reads on behind the event at which it has to stop.
+    feed.nats.kill9();
+    walhook = feed.run();
+    feed.pg.psql(
+        "BEGIN; INSERT INTO t VALUES (2, repeat('x', 2000000));
+         UPDATE rule_webhooks SET nats_subject = 'b.first' WHERE webhook_id = 2; COMMIT",
+    );
+    feed.pg.psql("UPDATE rule_webhooks SET nats_subject = 'b.second' WHERE webhook_id = 2");
+    feed.pg.psql("INSERT INTO t VALUES (3)");
+    let written = async |expected: &str| {
+        let versions = "SELECT string_agg(row_data->>'nats_subject', ' ' ORDER BY since_lsn) FROM rule_cdc_rule_versions \
+                        WHERE table_name = 'rule_webhooks' AND row_id = 2 AND row_data->>'nats_subject' <> 'b.v'";
+        eventually(&format!("versions {expected}"), async || (feed.pg.psql(versions) == expected).then_some(())).await;
+    };
+    written("b.first b.second").await;
+    feed.nats.restart().await;
+    assert_eq!(walhook.wait(Duration::from_secs(60)), 2, "{}", walhook.log());
+    let log = walhook.log();
+    let from = log.rfind("SELECT rule_cdc_rules_amend('").expect("the hint names the statement");
+    feed.pg.psql(
+        "UPDATE rule_webhooks SET on_error = 'dead_letter';
+         UPDATE rule_webhooks SET nats_subject = 'b.amended' WHERE webhook_id = 2",
+    );
+    feed.pg.psql(log[from..].split_inclusive(')').next().unwrap());
+
+    walhook = feed.run();
+    written("b.amended").await;
+    // The third row waits for room in A.
+    eventually("a position behind the amended event", async || {
+        let position = "SELECT confirmed_flush_lsn > at_lsn FROM pg_replication_slots, rule_cdc_rule_amendments";
+        (feed.pg.psql(position) == "t").then_some(())
+    })
+    .await;
+    walhook.kill9();
+    feed.pg.psql("INSERT INTO t VALUES (4)");
+    walhook = feed.run();
+    holds(&feed, "B", &[1, 3, 4]).await;
+    room(&feed);
+    feed.confirmed().await;
+    holds(&feed, "A", &[1, 3, 4]).await;
+    let messages = feed.messages_of("B").await;
+    let subjects = messages.iter().map(|message| message.subject.as_str()).collect::<Vec<_>>();
+    assert_eq!(subjects, ["b.v", "b.amended", "b.amended"]);
     ended_well(&mut walhook);
 }

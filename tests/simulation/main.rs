@@ -188,6 +188,16 @@ fn versions_that_do_not_say_which_rows_were_deleted_are_caught() {
 }
 
 #[test]
+fn taking_amended_events_for_stored_is_caught() {
+    check_caught(Bug::TrustAmended, 3000);
+}
+
+#[test]
+fn keeping_versions_that_an_amendment_made_void_is_caught() {
+    check_caught(Bug::KeepVoidRules, 3000);
+}
+
+#[test]
 fn every_seed_keeps_the_promise() {
     if let Some(seed) = number("WALHOOK_SEED") {
         run(seed, Bug::None, true).unwrap();

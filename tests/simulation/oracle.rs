@@ -4,7 +4,8 @@
 //! those that an operator has put in their place at an event. No run may route otherwise:
 //!
 //! - Confirmed ⇒ every event before it is stored in its stream or durable as a dead letter.
-//! - Dead letters are only those that cannot be published: no stream, an impossible subject, too large.
+//! - Dead letters are only those that cannot be published: no stream, an impossible subject, too large, or an operator's
+//!   amendment leads them into a strict stream that has later events.
 //! - What is stored was an event of a committed transaction, under that subject, with that content.
 //! - In strict streams each event is there once, and positions rise. In shared ones it is there at least once.
 //! - In the mode `full` nothing is confirmed whose row is not in the history; there each event has one row, which tells
@@ -60,6 +61,10 @@ pub struct Oracle {
     /// By stream and id, of all runs.
     ever: HashMap<(String, String), Vec<Expected>>,
     may_die: HashSet<String>,
+    /// Commits and ordinals for which an operator has put other rules in force after they were committed.
+    amended: HashSet<(u64, u64)>,
+    /// Stream and event: amended ones that became dead letters, for the stream had later events and not them.
+    displaced: HashSet<(String, String)>,
     pub dead_letters: HashSet<String>,
     /// By event id, which is unique there.
     history: HashMap<String, Recorded>,
@@ -123,6 +128,9 @@ impl Oracle {
                 };
                 for of_table in 0..ordinals_of(op) {
                     let rules = postgres.rules_at(index, number, view.ordinal);
+                    if postgres.is_amended(index, view.ordinal) {
+                        self.amended.insert((transaction.commit_lsn, view.ordinal));
+                    }
                     let routes = routes_of(&rules, op).swap_remove(of_table);
                     let (lsn, time) = (transaction.commit_lsn, transaction.commit_time);
                     let id = |webhook| format!("{SOURCE}-{lsn:016x}-{time:x}-{}-{webhook}", view.ordinal);
@@ -205,7 +213,7 @@ impl Oracle {
         let is_shared =
             || self.flips || postgres.configuration.streams.values().any(|row| row.key() == *name && row.shared);
         stream.events.contains_key(&event.id)
-            || (event.is_huge && is_dead)
+            || (is_dead && (event.is_huge || self.displaced.contains(&(name.clone(), event.id.clone()))))
             || event.message_id.as_ref().is_some_and(|id| stream.message_ids.contains(id))
             || (jetstream.forgotten.contains(&event.id) && (!self.nothing_is_lost || is_shared()))
     }
@@ -216,9 +224,31 @@ impl Oracle {
     }
 
     /// A dead letter's row is in.
-    pub fn buries(&mut self, event_id: &str, reason: &str) -> Result<(), String> {
+    pub fn buries(&mut self, event_id: &str, reason: &str, jetstream: &JetStream) -> Result<(), String> {
         self.dead_letters.insert(event_id.to_owned());
-        if self.may_die.contains(event_id) { Ok(()) } else { Err(format!("{event_id} needs no dead letter: {reason}")) }
+        if self.may_die.contains(event_id) || self.is_displaced(event_id, jetstream) {
+            return Ok(());
+        }
+        Err(format!("{event_id} needs no dead letter: {reason}"))
+    }
+
+    /// Whether an amendment led this event into a strict stream that has later events and not this one.
+    fn is_displaced(&mut self, event_id: &str, jetstream: &JetStream) -> bool {
+        let here = position(event_id).expect("the oracle has made the id");
+        if !self.amended.contains(&(here.0, here.1)) {
+            return false;
+        }
+        let of_event =
+            self.ever.iter().filter(|((_, id), events)| id == event_id && events.iter().any(|e| e.is_strict));
+        let displacing = of_event.map(|((stream, _), _)| stream).filter(|name| {
+            let mut stored = jetstream.stream(name).events.keys().filter_map(|id| position(id));
+            !jetstream.stream(name).events.contains_key(event_id)
+                && (jetstream.has_forgotten || stored.any(|stored| stored > here))
+        });
+        let displacing: Vec<_> = displacing.map(|name| (name.clone(), event_id.to_owned())).collect();
+        let is_displaced = !displacing.is_empty();
+        self.displaced.extend(displacing);
+        is_displaced
     }
 
     /// Rows of the history are in, in PostgreSQL's binary COPY format.
@@ -313,7 +343,9 @@ impl Oracle {
         }
         for ((stream, commit_lsn), events) in &transactions {
             let has_own_ids = events.iter().any(|(event, _)| event.message_id.is_some());
-            if events.len() > jetstream.batch_max || has_own_ids {
+            // An amendment within the transaction leads the events behind it elsewhere.
+            let is_amended = self.amended.iter().any(|(amended, _)| amended == commit_lsn);
+            if events.len() > jetstream.batch_max || has_own_ids || is_amended {
                 continue;
             }
             let is_plain = |event: &Expected| !event.is_huge && !self.dead_letters.contains(&event.id);

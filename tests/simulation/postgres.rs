@@ -10,7 +10,7 @@ use std::{
 
 use fastrand::Rng;
 use walhook::{
-    flow::streamer::RulesRead,
+    flow::{event_id::EventPosition, streamer::RulesRead},
     wal::{lsn::Lsn, snapshot::Snapshot},
 };
 
@@ -326,7 +326,6 @@ impl Postgres {
             made_at: self.transactions.len(),
             made_at_lsn: self.wal_end,
         });
-        self.amendments.sort_by_key(|amendment| (amendment.commit_lsn, amendment.ordinal));
     }
 
     /// The amendments that a session which begins at the confirmed position needs.
@@ -343,13 +342,42 @@ impl Postgres {
 
     /// The rules in force at a change: those of its commit, unless an amendment is in their place.
     pub fn rules_at(&self, index: usize, number: usize, ordinal: u64) -> Rc<Configuration> {
-        let transaction = &self.transactions[index];
-        let here = (transaction.commit_lsn, ordinal);
-        let before = self.amendments.iter().rfind(|amendment| (amendment.commit_lsn, amendment.ordinal) <= here);
-        match before.filter(|amendment| index < amendment.made_at) {
+        match self.amendment_at(index, ordinal) {
             Some(amendment) => Rc::clone(&amendment.rules),
-            None => Rc::clone(&transaction.rules[number]),
+            None => Rc::clone(&self.transactions[index].rules[number]),
         }
+    }
+
+    /// Whether an amendment is in the place of the rules of this change's commit.
+    pub fn is_amended(&self, index: usize, ordinal: u64) -> bool {
+        self.amendment_at(index, ordinal).is_some()
+    }
+
+    /// The position of each event that there may be for a webhook, from the confirmed position up to this one.
+    pub fn positions_upto(&self, last: &EventPosition) -> Vec<EventPosition> {
+        let from = self.transactions.partition_point(|transaction| transaction.commit_lsn < self.confirmed);
+        let webhooks = self.configuration.webhooks.keys().copied().max().unwrap_or(0);
+        let transactions = self.transactions[from..].iter();
+        let positions = transactions.flat_map(|transaction| {
+            let ordinals = transaction.ops.iter().map(|(_, _, op)| ordinals_of(op) as u64).sum();
+            (0..ordinals).flat_map(move |ordinal| {
+                (0..=webhooks).map(move |webhook_id| EventPosition {
+                    commit_lsn: Lsn(transaction.commit_lsn),
+                    commit_time: transaction.commit_time,
+                    ordinal,
+                    webhook_id,
+                })
+            })
+        });
+        positions.take_while(|position| position.is_at_or_before(last)).collect()
+    }
+
+    fn amendment_at(&self, index: usize, ordinal: u64) -> Option<&Amendment> {
+        let here = (self.transactions[index].commit_lsn, ordinal);
+        let is_in_force =
+            |amendment: &&Amendment| (amendment.commit_lsn, amendment.ordinal) <= here && index < amendment.made_at;
+        // The last one that was made.
+        self.amendments.iter().rfind(is_in_force)
     }
 
     /// A walsender for the slot, from where it stands.

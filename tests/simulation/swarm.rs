@@ -59,6 +59,10 @@ pub enum Bug {
     LeaveRetiredUnasked,
     /// Versions of rules do not say that a row was deleted.
     KeepDeletedRules,
+    /// After an amendment the versions stay that earlier sessions wrote for positions behind it.
+    KeepVoidRules,
+    /// In a strict stream everything before its last event counts as stored, whichever rules have been amended since.
+    TrustAmended,
 }
 
 /// Chances in thousandths, per step or per occasion.

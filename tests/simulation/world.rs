@@ -146,6 +146,14 @@ impl World {
             swarm.crash_us = swarm.crash_us.max(30);
             swarm.steps = 600;
         }
+        if matches!(bug, Bug::TrustAmended | Bug::KeepVoidRules) || seed % 5 == 1 {
+            // Amendments are rare otherwise.
+            swarm.halt = 1000;
+            swarm.huge_rows = swarm.huge_rows.max(50);
+            swarm.max_msg_size = 2900;
+            swarm.configuration = swarm.configuration.max(200);
+            swarm.steps = 600;
+        }
         let postgres = Postgres::new(&mut rng, &swarm);
         let shared = postgres.configuration.streams.values().filter(|row| row.shared).map(|row| row.key());
         let batched = postgres.configuration.streams.values().filter(|row| !row.batches.is_empty());
@@ -619,7 +627,8 @@ impl World {
         }
         if run.is_core(index) {
             let (subjects, max_payload) = (vec![">".to_owned()], self.jetstream.max_payload);
-            let read = Tail { last_sequence: 0, ours: None, listed: Vec::new(), subjects, max_payload, batch_max: 1 };
+            let (listing, listed) = (run.streamer.lane(index).listing(), Vec::new());
+            let read = Tail { last_sequence: 0, ours: None, listing, listed, subjects, max_payload, batch_max: 1 };
             if let Phase::Opening { tail, .. } = &mut run.drivers[index].phase {
                 *tail = Some(read);
             }
@@ -645,6 +654,7 @@ impl World {
         let mut tail = Tail {
             last_sequence: stream.last_sequence,
             ours,
+            listing: run.streamer.lane(index).listing(),
             listed: {
                 let listing = run.streamer.lane(index).listing();
                 let listed = stream.messages.iter().filter_map(|message| {
@@ -671,6 +681,10 @@ impl World {
                     first.ours = Some((position, sequence));
                 }
                 tail = first.clone();
+            }
+            Bug::TrustAmended if matches!(run.streamer.lane(index).listing(), Some(Listing::Since(_))) => {
+                let behind = tail.ours.map(|(position, _)| position);
+                tail.listed = behind.map(|last| self.postgres.positions_upto(&last)).unwrap_or_default();
             }
             _ => {}
         }
@@ -825,7 +839,7 @@ impl World {
         match run.burial.take() {
             Some((letters, false)) => {
                 for letter in &letters {
-                    self.oracle.buries(&letter.event_id, &letter.reason)?;
+                    self.oracle.buries(&letter.event_id, &letter.reason, &self.jetstream)?;
                 }
                 run.burial = Some((letters, true));
             }
@@ -880,7 +894,10 @@ impl World {
     }
 
     fn write_rules(&mut self, commits: Vec<RuleCommit>) {
-        for RuleCommit { commit_lsn, mut changes, .. } in commits {
+        for RuleCommit { commit_lsn, mut changes, replaces, .. } in commits {
+            if replaces && self.bug != Bug::KeepVoidRules {
+                self.rule_versions.retain(|(since, _)| *since < commit_lsn.0);
+            }
             if self.bug == Bug::KeepDeletedRules {
                 changes.retain(|change| change.row.is_some());
             }

@@ -276,8 +276,9 @@ impl Decoder {
             let to = destinations.iter().find(|(config_id, _)| Some(*config_id) == of).map(|(_, to)| to);
             let max_payload = to.map_or(usize::MAX, Destination::max_payload);
             let subjects = vec![">".to_owned()];
-            let tail = Tail { last_sequence: 0, ours: None, listed: Vec::new(), subjects, max_payload, batch_max: 1 };
-            self.streamer.lane_mut(lane).open(&tail)?;
+            let lane = self.streamer.lane_mut(lane);
+            let (listing, listed) = (lane.listing(), Vec::new());
+            lane.open(&Tail { last_sequence: 0, ours: None, listing, listed, subjects, max_payload, batch_max: 1 })?;
             lanes.push(to);
         }
         Ok(())

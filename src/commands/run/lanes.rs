@@ -573,7 +573,8 @@ impl Lanes {
     fn open_core(&mut self, at: usize, index: usize, streamer: &mut Streamer, max_payload: usize) -> Result<()> {
         let lane = streamer.lane_mut(index);
         let subjects = vec![">".to_owned()];
-        lane.open(&Tail { last_sequence: 0, ours: None, listed: Vec::new(), subjects, max_payload, batch_max: 1 })?;
+        let (listing, listed) = (lane.listing(), Vec::new());
+        lane.open(&Tail { last_sequence: 0, ours: None, listing, listed, subjects, max_payload, batch_max: 1 })?;
         let publisher = self.groups[at].links[0].publisher();
         tracing::info!(
             config = self.groups[at].row.config_name,

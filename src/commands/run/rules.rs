@@ -218,7 +218,7 @@ async fn amendments(client: &Transaction<'_>, at: At<'_>) -> Result<Vec<Amendmen
             "SELECT at_lsn::text, at_ordinal, rules::text, snapshot, made_at_lsn::text \
              FROM public.rule_cdc_rule_amendments \
              WHERE source = $1 AND system_identifier = $2 AND made_at_lsn > $3::text::pg_lsn \
-             ORDER BY at_lsn, at_ordinal, amendment_id",
+             ORDER BY amendment_id",
             &[&at.source, &at.system_identifier, &at.confirmed.to_string()],
         )
         .await
@@ -267,7 +267,7 @@ async fn first(client: &mut Client, at: At<'_>, newest: &RulesRead, doubted_upto
         .await
         .map_err(failed)?;
     let rows = newest.rows.iter().map(|(&(table, id), row)| Version { table, id, row: Some(row), is_partial: false });
-    insert(&transaction, at.source, Lsn::ZERO, rows).await.map_err(failed)?;
+    insert(&transaction, at.source, Lsn::ZERO, false, rows).await.map_err(failed)?;
     transaction.commit().await.map_err(failed)
 }
 
@@ -358,7 +358,7 @@ pub async fn write(client: &Client, source: &str, commits: &[RuleCommit]) -> Res
             row: change.row.as_ref(),
             is_partial: change.is_partial,
         });
-        insert(client, source, commit.commit_lsn, rows)
+        insert(client, source, commit.commit_lsn, commit.replaces, rows)
             .await
             .map_err(|error| missing_table(sql::error(attempted(), error)))?;
     }
@@ -369,6 +369,7 @@ async fn insert<'v>(
     client: &impl GenericClient,
     source: &str,
     since: Lsn,
+    replaces: bool,
     versions: impl Iterator<Item = Version<'v>>,
 ) -> Result<(), tokio_postgres::Error> {
     let (mut names, mut ids, mut rows, mut partial) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -380,8 +381,8 @@ async fn insert<'v>(
     }
     client
         .execute(
-            "SELECT public.rule_cdc_rules_write($1, $2::text::pg_lsn, $3, $4, $5, $6)",
-            &[&source, &since.to_string(), &names, &ids, &Withheld(rows), &partial],
+            "SELECT public.rule_cdc_rules_write($1, $2::text::pg_lsn, $3, $4, $5, $6, $7)",
+            &[&source, &since.to_string(), &replaces, &names, &ids, &Withheld(rows), &partial],
         )
         .await
         .map(drop)

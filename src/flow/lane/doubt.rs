@@ -4,7 +4,7 @@
 //! In: ranges of events that an operator's change of rules may have led elsewhere. Out: what the next tail has to list, and which
 //! events have no place in the stream any more.
 
-use super::{Lane, Ordering, State};
+use super::{Lane, Ordering, State, Tail};
 use crate::{flow::event_id::EventPosition, wal::lsn::Lsn};
 
 /// Which events of ours a tail has to list, where the last one does not tell enough.
@@ -55,19 +55,39 @@ impl Lane {
             self.doubts = doubts.to_vec();
         }
         if doubts.is_empty() {
-            self.listed = Vec::new();
+            self.listed = None;
         }
         self.doubted_since = since;
     }
 
     /// Why an event cannot be stored any more: its stream has later ones and not this one, for other rules led those there.
     pub fn displaces(&self, position: &EventPosition) -> Option<String> {
-        let is_behind = self.floor.is_some_and(|(floor, _)| position.is_at_or_before(&floor));
+        let is_missing =
+            |listed: &Vec<EventPosition>| listed.binary_search_by_key(&position.rank(), EventPosition::rank).is_err();
         let is_displaced = self.next_mode.ordering == Ordering::Strict
-            && is_behind
+            && self.is_behind_floor(position)
             && self.is_doubtful(position)
-            && self.listed.binary_search_by_key(&position.rank(), EventPosition::rank).is_err();
+            && self.listed.as_ref().is_some_and(is_missing);
         is_displaced.then(|| self.displaced())
+    }
+
+    /// Whether it takes another opening to tell if the stream has this event: the last one was in another mode and listed nothing.
+    pub(super) fn is_undecided(&self, position: &EventPosition) -> bool {
+        self.listed.is_none() && self.is_doubtful(position)
+    }
+
+    pub(super) fn is_behind_floor(&self, position: &EventPosition) -> bool {
+        self.floor.is_some_and(|(floor, _)| position.is_at_or_before(&floor))
+    }
+
+    /// Whether a tail tells all that opening the lane in its present mode takes. The mode may have changed since the tail was read.
+    pub(super) fn is_answered_by(&self, tail: &Tail) -> bool {
+        match (self.listing(), tail.listing) {
+            (None, _) => true,
+            (Some(Listing::Behind(wanted)), Some(Listing::Behind(listed))) => listed <= wanted,
+            (Some(Listing::Since(wanted)), Some(Listing::Since(listed))) => listed <= wanted,
+            (Some(_), _) => false,
+        }
     }
 
     pub(super) fn is_doubtful(&self, position: &EventPosition) -> bool {

@@ -29,7 +29,8 @@ pub(super) enum Fate {
 
 impl Lane {
     /// Goes on after the stream's tail: what it shows as stored is settled, what this stream does not take is given up
-    /// ([`Lane::take_condemned`]), all else is to be sent (again).
+    /// ([`Lane::take_condemned`]), all else is to be sent (again). Stays closed, and wants another tail, where this one was read
+    /// for a mode that has ended since.
     ///
     /// # Errors
     /// The tail and our events come from different histories, or the stream has lost what it had.
@@ -38,6 +39,9 @@ impl Lane {
             return Err(self.shortened(tail));
         }
         self.adopt_mode();
+        if !self.is_answered_by(tail) {
+            return Ok(());
+        }
         let mut listed = tail.listed.clone();
         listed.sort_unstable_by_key(EventPosition::rank);
         let mut fates = Vec::new();
@@ -61,8 +65,9 @@ impl Lane {
             self.floor = Some((*stored, *sequence));
         }
         self.last_settled = later(self.last_settled, tail.ours);
+        self.listed = None;
         if self.mode.ordering == Ordering::Strict && !self.doubts.is_empty() {
-            self.listed = listed;
+            self.listed = Some(listed);
         } else if self.mode.ordering == Ordering::Shared {
             self.listed_upto = tail.last_sequence;
             self.known.extend(listed);
@@ -100,7 +105,10 @@ impl Lane {
         let is_listed = || listed.binary_search_by_key(&slot.position.rank(), EventPosition::rank).is_ok();
         match slot.mode.ordering {
             Ordering::Strict => {
-                if tail.ours.is_some_and(|(stored, _)| slot.position.is_at_or_before(&stored)) {
+                let lists_for_strict = self.mode.ordering == Ordering::Strict;
+                // Otherwise the opening in its own mode decides.
+                let is_decided = lists_for_strict || !self.is_doubtful(&slot.position) || is_listed();
+                if is_decided && tail.ours.is_some_and(|(stored, _)| slot.position.is_at_or_before(&stored)) {
                     if self.is_doubtful(&slot.position) && !is_listed() {
                         return Some(Fate::Displaced);
                     }

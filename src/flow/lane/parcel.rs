@@ -304,6 +304,7 @@ mod tests {
         lane.open(&Tail {
             last_sequence: 7,
             ours: None,
+            listing: None,
             listed: Vec::new(),
             subjects,
             max_payload: 3000,
@@ -406,8 +407,16 @@ mod tests {
         assert!(lane.take_condemned().is_empty());
         let ours = Some((at(1), 8));
         let subjects = vec!["s.>".to_owned()];
-        lane.open(&Tail { last_sequence: 8, ours, listed: Vec::new(), subjects, max_payload: 3000, batch_max: 1 })
-            .unwrap();
+        lane.open(&Tail {
+            last_sequence: 8,
+            ours,
+            listing: None,
+            listed: Vec::new(),
+            subjects,
+            max_payload: 3000,
+            batch_max: 1,
+        })
+        .unwrap();
         lane.is_probing = false;
         assert!(lane.unsent().is_empty());
         claim(&mut lane, 2);
@@ -424,8 +433,16 @@ mod tests {
         assert!(refused[0].reason.ends_with("core NATS has no object store"), "{}", refused[0].reason);
         let mut lane = Lane::new("S", Ordering::Strict, "_INBOX.i.0");
         let subjects = vec!["s.>".to_owned()];
-        lane.open(&Tail { last_sequence: 7, ours: None, listed: Vec::new(), subjects, max_payload: 300, batch_max: 1 })
-            .unwrap();
+        lane.open(&Tail {
+            last_sequence: 7,
+            ours: None,
+            listing: None,
+            listed: Vec::new(),
+            subjects,
+            max_payload: 300,
+            batch_max: 1,
+        })
+        .unwrap();
         let head = Head { subject: b"s.a", id: b"i", message_id: None, op: "insert", epoch: 3 };
         let mut draft = lane.draft(head, |_| ());
         draft.allow_claim();

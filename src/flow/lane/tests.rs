@@ -16,6 +16,7 @@ fn tail(last_sequence: u64, ours: Option<(u64, u64)>) -> Tail {
     Tail {
         last_sequence,
         ours: ours.map(|(commit, sequence)| (at(commit), sequence)),
+        listing: None,
         listed: Vec::new(),
         subjects: vec!["s.>".to_owned()],
         max_payload: 1000,
@@ -40,7 +41,7 @@ fn lane_of(ordering: Ordering, count: u64) -> Lane {
 
 /// Opens a lane that need not probe.
 fn open(lane: &mut Lane, tail: &Tail) {
-    lane.open(tail).unwrap();
+    lane.open(&Tail { listing: lane.listing(), ..tail.clone() }).unwrap();
     lane.is_probing = false;
 }
 
@@ -239,6 +240,32 @@ fn an_event_in_doubt_is_stored_only_if_the_stream_lists_it() {
     assert_eq!(displaced, [1, 3]);
     lane.set_doubts(&[], Lsn(4));
     assert_eq!((lane.listing(), lane.displaces(&at(1))), (None, None));
+}
+
+/// A tail that was read for another mode lists other events, or none.
+#[test]
+fn an_event_in_doubt_waits_for_a_tail_that_lists_it() {
+    let doubts = [Doubt { from: (Lsn(1), 0), upto: Lsn(3) }];
+    let strict = Mode { ordering: Ordering::Strict, batches: Batches::None };
+    let mut lane = lane_of(Ordering::Shared, 0);
+    lane.set_doubts(&doubts, Lsn(1));
+    open(&mut lane, &Tail { listed: vec![at(2)], ..tail(9, Some((2, 9))) });
+    put_as(&mut lane, 1, "s.a", None, b"{}");
+    lane.set_mode(strict, 100_000);
+    // Neither stored nor missing, for nothing was listed in this mode.
+    assert_eq!((lane.displaces(&at(2)), lane.has(&at(2)).unwrap()), (None, false));
+    put_as(&mut lane, 2, "s.a", None, b"{}");
+    tokens(&mut lane);
+    lane.close();
+    let read_before = Tail { listing: lane.listing(), ..tail(10, Some((2, 9))) };
+    assert_eq!(read_before.listing, Some(Listing::Behind(9)));
+    open(&mut lane, &Tail { listed: vec![at(1)], ..tail(10, Some((2, 9))) });
+    assert!(!lane.is_open(), "the front is in another mode now");
+    lane.open(&read_before).unwrap();
+    assert!(!lane.is_open(), "the tail was read for another mode");
+    assert_eq!(lane.listing(), Some(Listing::Since(Lsn(1))));
+    open(&mut lane, &Tail { listed: vec![at(1), at(2)], ..tail(10, Some((2, 9))) });
+    assert!(lane.is_open() && lane.is_empty(), "the second is listed");
 }
 
 #[test]
@@ -473,7 +500,7 @@ fn a_strict_lane_that_was_just_opened_sends_one_message_and_more_when_that_is_in
     // Two messages of others came in between: nothing behind it has been sent that could pass for the third.
     assert!(lane.refused(alone[0].as_bytes(), &Refusal::WrongSequence));
     lane.close();
-    lane.open(&tail(12, None)).unwrap();
+    lane.open(&Tail { listing: lane.listing(), ..tail(12, None) }).unwrap();
     let again = sent(&mut lane);
     assert_eq!(again.iter().map(|(_, expected)| *expected).collect::<Vec<_>>(), [Some(12)]);
     lane.acked(again[0].0.as_bytes(), 13, false).unwrap();

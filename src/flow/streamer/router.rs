@@ -8,7 +8,10 @@
 //! Beside these rows the router keeps the newest ones known. They never decide where an event goes; they say how to reach the
 //! place: credentials, and the limits of a stream.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap, VecDeque},
+};
 
 use super::rule_log::RuleLog;
 use crate::{
@@ -158,9 +161,17 @@ impl Router {
         self.is_stale = true;
     }
 
-    /// Amendments in the order of their events. Of those before `confirmed` only what they saw still matters.
-    pub fn set_amendments(&mut self, amendments: Vec<Amendment>, confirmed: Lsn) {
+    /// Amendments in any order. One supersedes those that were made before it and begin at its event or behind it: it is in force
+    /// there as well. Of those before `confirmed` only what they saw still matters.
+    pub fn set_amendments(&mut self, mut amendments: Vec<Amendment>, confirmed: Lsn) {
+        amendments.sort_by_key(|amendment| (amendment.rules.upto, Reverse((amendment.commit_lsn, amendment.ordinal))));
+        let mut in_force: Vec<Amendment> = Vec::new();
         for amendment in amendments {
+            let begins = |known: &Amendment| (known.commit_lsn, known.ordinal);
+            in_force.retain(|known| begins(known) < begins(&amendment));
+            in_force.push(amendment);
+        }
+        for amendment in in_force {
             if amendment.commit_lsn < confirmed {
                 self.amended = Some(amendment.rules.snapshot);
             } else {
@@ -189,13 +200,10 @@ impl Router {
 
     /// All rows are as `read` from here on.
     fn replace(&mut self, read: RulesRead) {
-        for table in Table::ALL {
-            let gone = self.tables.ids(table).into_iter().filter(|&id| !read.rows.contains_key(&(table, id)));
-            gone.for_each(|id| self.log.delete(table, id));
-        }
-        for ((table, id), row) in read.rows {
-            self.log.put(table, id, row, false);
-        }
+        let known =
+            Table::ALL.into_iter().flat_map(|table| self.tables.ids(table).into_iter().map(move |id| (table, id)));
+        let gone: Vec<_> = known.filter(|key| !read.rows.contains_key(key)).collect();
+        self.log.replace(gone.into_iter(), read.rows);
         let Tables { overridden, aliases, is_for_replay, .. } = std::mem::take(&mut self.tables);
         self.tables = Tables { overridden, aliases, ..read.tables };
         if is_for_replay {

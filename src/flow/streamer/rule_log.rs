@@ -33,12 +33,16 @@ pub struct RuleCommit {
     pub commit_lsn: Lsn,
     /// The rows, each once.
     pub changes: Vec<RuleChange>,
+    /// `changes` are all rows there are, and versions for later positions that an earlier session wrote are void.
+    pub replaces: bool,
 }
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct RuleLog {
     open: BTreeMap<(Table, i32), RuleChange>,
+    /// The open transaction replaces all rows.
+    replaces: bool,
     waiting: VecDeque<RuleCommit>,
 }
 
@@ -61,6 +65,13 @@ impl RuleLog {
         self.open.insert((table, id), RuleChange { table, id, row: None, is_partial: false });
     }
 
+    /// The open transaction puts these rows in the place of all that there are; `gone` are deleted.
+    pub fn replace(&mut self, gone: impl Iterator<Item = (Table, i32)>, rows: BTreeMap<(Table, i32), RowText>) {
+        self.replaces = true;
+        gone.for_each(|(table, id)| self.delete(table, id));
+        rows.into_iter().for_each(|((table, id), row)| self.put(table, id, row, false));
+    }
+
     /// Makes `rows` follow the changes of the open transaction.
     pub fn apply(self, rows: &mut BTreeMap<(Table, i32), RowText>) {
         for (key, change) in self.open {
@@ -80,7 +91,8 @@ impl RuleLog {
     /// The open transaction is complete.
     pub fn commit(&mut self, number: u64, commit_lsn: Lsn) {
         let changes = std::mem::take(&mut self.open).into_values().collect();
-        self.waiting.push_back(RuleCommit { number, commit_lsn, changes });
+        let replaces = std::mem::take(&mut self.replaces);
+        self.waiting.push_back(RuleCommit { number, commit_lsn, changes, replaces });
     }
 
     /// Commits whose versions are not durable yet, the oldest first.

@@ -134,8 +134,15 @@ pub async fn open(control: Control, settings: LaneSettings, identity: Identity, 
     let takes_batches = state.allow_atomic && row.wants_batches();
     let batch_max = if takes_batches { known.batch_max } else { 1 };
     let falls_back = falls_back(&stream, &known, takes_batches, is_in_memory);
-    let tail =
-        Tail { last_sequence: end.last_sequence, ours, listed, subjects: state.subjects, max_payload, batch_max };
+    let tail = Tail {
+        last_sequence: end.last_sequence,
+        ours,
+        listing: known.listing,
+        listed,
+        subjects: state.subjects,
+        max_payload,
+        batch_max,
+    };
     faults::pass(Point::TailRead).await?;
     Ok(Opened { tail, created_ns: end.created_ns, warnings, is_in_memory, falls_back })
 }
