@@ -6,6 +6,7 @@
 //! - Confirmed ⇒ every event before it is stored in its stream or durable as a dead letter.
 //! - Dead letters are only those that cannot be published: no stream, an impossible subject, too large, or an operator's
 //!   amendment leads them into a strict stream that has later events.
+//! - An amended event that core NATS has brought into the stream before is stored there.
 //! - What is stored was an event of a committed transaction, under that subject, with that content.
 //! - In strict streams each event is there once, and positions rise. In shared ones it is there at least once.
 //! - In the mode `full` nothing is confirmed whose row is not in the history; there each event has one row, which tells
@@ -212,7 +213,11 @@ impl Oracle {
         // There others' messages may have taken the places of what it forgot, and hide that.
         let is_shared =
             || self.flips || postgres.configuration.streams.values().any(|row| row.key() == *name && row.shared);
+        let is_amended = position(&event.id).is_some_and(|here| self.amended.contains(&(here.0, here.1)));
+        // Core NATS has brought it into the stream by the rules before, under the same id.
+        let is_brought = || stream.messages.iter().any(|message| message.core_event.as_ref() == Some(&event.id));
         stream.events.contains_key(&event.id)
+            || (is_amended && is_brought())
             || (is_dead && (event.is_huge || self.displaced.contains(&(name.clone(), event.id.clone()))))
             || event.message_id.as_ref().is_some_and(|id| stream.message_ids.contains(id))
             || (jetstream.forgotten.contains(&event.id) && (!self.nothing_is_lost || is_shared()))
@@ -298,7 +303,8 @@ impl Oracle {
                 let webhook = id.rsplit('-').next().and_then(|webhook| webhook.parse().ok()).unwrap_or(0);
                 let sent = sent_id(webhook, &row.message_id);
                 let is_its = |message: &&Message| {
-                    message.event.as_deref() == Some(id) || message.message_id.as_ref() == Some(&sent)
+                    [&message.event, &message.core_event].contains(&&Some(id.clone()))
+                        || message.message_id.as_ref() == Some(&sent)
                 };
                 // The history does not say which server.
                 let is_told_by = |stream: &Stream| {
