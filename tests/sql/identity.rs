@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod core_nats;
+
 use crate::support;
 
 use std::{collections::BTreeSet, path::Path, time::Duration};

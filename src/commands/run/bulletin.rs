@@ -72,6 +72,8 @@ const NO_CONSUMER: u64 = 10014;
 struct News {
     tables: Tables,
     controls: HashMap<i32, Control>,
+    /// Those of configurations that publish to core NATS, and have a bucket from other times or by another configuration.
+    witnesses: HashMap<i32, Control>,
     /// The streams that events go to, by configuration.
     streams: HashMap<i32, Vec<String>>,
 }
@@ -132,7 +134,8 @@ impl Bulletin {
         if generations != self.generations {
             self.generations = generations;
             let tables = streamer.tables().clone();
-            let news = News { tables, controls: lanes.controls(), streams: lanes.wanted_streams(streamer) };
+            let (controls, witnesses) = (lanes.controls(), lanes.witnesses());
+            let news = News { tables, controls, witnesses, streams: lanes.wanted_streams(streamer) };
             self.sender.send_replace(Some(Arc::new(news)));
         }
         Ok(())
@@ -254,6 +257,15 @@ struct Target<'t> {
     control: Control,
     place: Place,
     rows: Vec<&'t ConfigRow>,
+    /// They have a stream: the bucket tells workers their webhooks.
+    has_workers: bool,
+}
+
+impl Target<'_> {
+    fn is_of(&self, place: &Place) -> bool {
+        let created = |place: &Place| place.info.as_ref().map(|info| info["created"].clone());
+        self.place.name == place.name && created(&self.place) == created(place)
+    }
 }
 
 /// Brings the NATS of all configurations up to date.
@@ -281,13 +293,27 @@ async fn round(poster: &Poster, now: &News, beat: Option<i64>, kept: &mut Vec<Ke
                     done = Done::ButForAStream;
                 }
                 let Some(place) = place else { continue };
-                let created = |place: &Place| place.info.as_ref().map(|info| info["created"].clone());
-                let is_same = |target: &&mut Target<'_>| {
-                    target.place.name == place.name && created(&target.place) == created(&place)
-                };
-                match targets.iter_mut().find(is_same) {
+                match targets.iter_mut().find(|target| target.is_of(&place)) {
                     Some(target) => target.rows.push(row),
-                    None => targets.push(Target { control: control.clone(), place, rows: vec![row] }),
+                    None => {
+                        targets.push(Target { control: control.clone(), place, rows: vec![row], has_workers: true })
+                    }
+                }
+            }
+            Err(error) => problem = Some(error.context(format!("NATS configuration {:?}", row.config_name))),
+        }
+    }
+    // Core NATS has no workers: its bucket is kept for the mark alone, by which a copy of this database is known.
+    for (id, control) in &now.witnesses {
+        let Some(row) = now.tables.configs.get(id) else { continue };
+        match timeout(ROUND, bucket::find(control, &poster.source, &poster.identity))
+            .await
+            .unwrap_or_else(|error| Err(in_time(error)))
+        {
+            Ok(place) => {
+                let is_kept = targets.iter().any(|target| target.is_of(&place));
+                if place.info.is_some() && !is_kept {
+                    targets.push(Target { control: control.clone(), place, rows: Vec::new(), has_workers: false });
                 }
             }
             Err(error) => problem = Some(error.context(format!("NATS configuration {:?}", row.config_name))),
@@ -385,7 +411,7 @@ async fn bucket_of(control: &Control, poster: &Poster, streams: &[String], repli
 /// Puts what differs, deletes what is no more; the bucket's last sequence. Every entry expects the one before it, so a run that was
 /// frozen in between writes nothing more: the run after it has written a mark.
 async fn keep_bucket(target: &Target<'_>, poster: &Poster, beat: Option<i64>, tables: &Tables) -> Result<u64> {
-    let Target { control, place, rows } = target;
+    let Target { control, place, rows, has_workers } = target;
     let failed = |error: async_nats::Error| Error::unavailable("read it").caused_by(error);
     let store = control.jetstream().get_key_value(&place.name).await;
     let store = store.map_err(|error| failed(error.into()))?;
@@ -413,6 +439,9 @@ async fn keep_bucket(target: &Target<'_>, poster: &Poster, beat: Option<i64>, ta
     // While this run may not be shown yet, the mark of the one before is written once more.
     if let Some(mark) = beat.map(|beat| poster.mark(beat)).or(mark) {
         kept.put(MARK, Some(mark)).await?;
+    }
+    if !has_workers {
+        return Ok(kept.sequence);
     }
     for row in rows {
         for webhook in webhook::webhooks(tables, &row.config_name, Credentials::Withheld) {

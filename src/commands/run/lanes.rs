@@ -7,6 +7,7 @@
 
 mod connection;
 mod driver;
+mod inquiry;
 pub mod open;
 mod parcel;
 mod servers;
@@ -171,6 +172,12 @@ impl Lanes {
     pub fn controls(&self) -> HashMap<i32, Control> {
         let groups = self.groups.iter().filter(|group| group.in_use);
         groups.filter_map(|group| Some((group.row.config_id, group.control.clone()?))).collect()
+    }
+
+    /// Connections to the buckets of configurations that publish to core NATS, by configuration.
+    pub fn witnesses(&self) -> HashMap<i32, Control> {
+        let groups = self.groups.iter().filter(|group| group.in_use && group.is_core);
+        groups.filter_map(|group| Some((group.row.config_id, group.inquiry.witness().cloned()?))).collect()
     }
 
     /// The streams that events go to, by configuration.
@@ -419,9 +426,12 @@ impl Lanes {
                 let error = self.explain_old_servers(at, streamer, error).context(self.groups[at].name(streamer));
                 self.endure(error, |lanes, error| lanes.groups[at].failed(error))?;
                 self.doubt_servers(at, streamer);
+                // Lanes of core NATS may have waited for it.
+                self.is_notable = true;
                 true
             }
         };
+        moved |= self.poll_inquiry(cx, at)?;
         for lane in 0..self.groups[at].lanes.len() {
             moved |= self.poll_opening(cx, at, self.groups[at].lanes[lane], streamer)?;
             moved |= self.poll_parcel(cx, at, self.groups[at].lanes[lane], streamer)?;
@@ -462,6 +472,7 @@ impl Lanes {
         if is_waiting && (!self.has_its_turn(at, streamer) || self.other_half_is_on_line(at)) {
             return Ok(false);
         }
+        let is_held = is_waiting && self.groups[at].is_core && !self.may_open_core(at);
         let driver = &mut self.drivers[index];
         match &mut driver.phase {
             Phase::Absent | Phase::Running | Phase::Settling(_) => Ok(false),
@@ -476,7 +487,7 @@ impl Lanes {
                 let max_payload = info.max_payload;
                 let (version, knows_batches) = (info.version.clone(), info.at_least(2, 12, 1));
                 let shares_syncs = info.at_least(2, 15, 0);
-                if (!group.is_core && group.control.is_none()) || until.as_mut().poll(cx).is_pending() {
+                if is_held || (!group.is_core && group.control.is_none()) || until.as_mut().poll(cx).is_pending() {
                     return Ok(false);
                 }
                 let lane = streamer.lane(index);

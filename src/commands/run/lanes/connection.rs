@@ -13,7 +13,7 @@ use std::{
 
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::driver::Driver;
+use super::{driver::Driver, inquiry::Inquiry};
 use crate::{
     commands::{
         backoff::Backoff,
@@ -54,8 +54,10 @@ pub struct Group {
     pub lanes: Vec<usize>,
     pub links: Vec<Link>,
     pub control: Option<Control>,
-    /// How often it was made.
+    /// How often it was made, or a witness was found to have a bucket.
     pub connected_times: u64,
+    /// Whose the database is, as JetStream says.
+    pub inquiry: Inquiry,
     overrides: Overrides,
     /// Some lane of it is wanted or not empty.
     pub in_use: bool,
@@ -107,6 +109,7 @@ impl Group {
             links: Vec::new(),
             control: None,
             connected_times: 0,
+            inquiry: Inquiry::default(),
             overrides,
             in_use: false,
             attempt: None,
@@ -128,6 +131,8 @@ impl Group {
             self.place(self.lanes[at]);
         }
         self.disconnect();
+        // It may be another account.
+        self.inquiry = Inquiry::default();
         self.told.forget();
         self.revive();
     }
@@ -142,6 +147,7 @@ impl Group {
     /// Nothing is left to be published.
     pub fn disconnect(&mut self) {
         self.control = None;
+        self.inquiry.disconnect();
         self.attempt = None;
         for link in &mut self.links {
             link.publisher = None;
@@ -176,7 +182,17 @@ impl Group {
     }
 
     fn is_whole(&self) -> bool {
-        (self.is_core || self.control.is_some()) && self.links.iter().all(|link| link.publisher.is_some())
+        !self.lacks_control() && self.links.iter().all(|link| link.publisher.is_some())
+    }
+
+    /// Core NATS needs a connection for JetStream's API only to ask whose the database is.
+    fn lacks_control(&self) -> bool {
+        if self.is_core { self.inquiry.lacks_witness() } else { self.control.is_none() }
+    }
+
+    /// Whether an attempt to connect has failed since the last one that did not.
+    pub fn cannot_be_reached(&self) -> bool {
+        self.failures > 0 || self.given_up
     }
 
     /// Connects what is missing. Returns whether it did.
@@ -195,7 +211,7 @@ impl Group {
             let missing = self.links.iter().enumerate().filter(|(_, link)| link.publisher.is_none());
             let inboxes = |link: &Link| link.lanes.iter().map(|&lane| inbox(lane, streamer)).collect();
             let missing = missing.map(|(at, link)| (at, inboxes(link))).collect();
-            let wants_control = !self.is_core && self.control.is_none();
+            let wants_control = self.lacks_control();
             self.attempt = Some(Box::pin(connect(self.row.clone(), self.overrides.clone(), wants_control, missing)));
         }
         let Some(attempt) = &mut self.attempt else { return Ok(false) };
@@ -204,8 +220,14 @@ impl Group {
         let connected = outcome?;
         self.failures = 0;
         self.since = SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs());
-        self.connected_times += u64::from(connected.control.is_some());
-        self.control = connected.control.or(self.control.take());
+        match connected.control {
+            Some(witness) if self.is_core => self.inquiry.begin(witness),
+            Some(control) => {
+                self.connected_times += 1;
+                self.control = Some(control);
+            }
+            None => {}
+        }
         for warning in connected.warnings {
             tracing::warn!("{warning}");
         }
@@ -231,6 +253,7 @@ impl Group {
     pub fn lost(&mut self, at: usize, error: &Error) {
         let link = &mut self.links[at];
         link.publisher = None;
+        self.inquiry.lose();
         let worked = link.worked || link.since.is_some_and(|since| since.elapsed() >= WORKED);
         if worked {
             self.backoff.failures = 0;

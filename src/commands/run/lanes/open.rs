@@ -201,10 +201,7 @@ fn judge_end(
 
 /// Whether the last run that the bucket shows is known to this database.
 async fn check_runs(control: &Control, identity: &Identity, warnings: &mut Vec<String>) -> Result<()> {
-    match bucket::find(control, &identity.source, &identity.database).await {
-        Ok(Place { mark: Some(mark), .. }) if mark.run_id != identity.run_id => {
-            identity.runs.check(&mark, &identity.database.database_id)
-        }
+    match ask_runs(control, identity).await {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == Kind::Permission => {
             warnings.push(format!(
@@ -216,6 +213,18 @@ async fn check_runs(control: &Control, identity: &Identity, warnings: &mut Vec<S
         Err(error) if error.kind() == Kind::Config => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Whether this database has a bucket there, after a look whether it knows the last run that the bucket shows.
+///
+/// # Errors
+/// [`Kind::Untrusted`]: it does not know that run; or JetStream cannot be asked.
+pub async fn ask_runs(control: &Control, identity: &Identity) -> Result<bool> {
+    let Place { mark, info, .. } = bucket::find(control, &identity.source, &identity.database).await?;
+    if let Some(mark) = mark.filter(|mark| mark.run_id != identity.run_id) {
+        identity.runs.check(&mark, &identity.database.database_id)?;
+    }
+    Ok(info.is_some())
 }
 
 /// Makes a stream ours whose metadata says nothing yet: one that was made by hand, or by walhook before databases had identities.
