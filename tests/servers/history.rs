@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
+
 use crate::support;
 
 use futures_util::StreamExt;
@@ -435,6 +437,35 @@ async fn behind_a_locked_history_events_flow_on_and_only_the_confirmation_waits(
     assert_eq!(feed.pg.psql(rows), "3021|3020|1|3020");
     assert_eq!(feed.last_sequence("WEBHOOKS").await, 3020, "nothing was sent twice");
     assert!(walhook.log().contains("reading them again from"), "{}", walhook.log());
+    ended_well(&mut walhook);
+}
+
+/// The other half of a configuration begins when the messages of the first are settled, not when the history has told so.
+#[tokio::test]
+async fn a_switch_of_jetstream_waits_for_no_locked_history() {
+    let feed = linked().await;
+    let mut walhook = feed.run();
+    insert(&feed, 0, 10);
+    feed.confirmed().await;
+    let holder = lock(&feed).await;
+    let mut count = 10;
+    for (round, enabled) in [false, true, false, true].into_iter().enumerate() {
+        // Some before the switch, so that its half is not idle.
+        insert(&feed, count, count + 10);
+        feed.pg.psql(&format!("UPDATE rule_nats_config SET jetstream_enabled = {enabled}"));
+        insert(&feed, count + 10, count + 20);
+        count += 20;
+        // The stream takes what goes to core NATS as well.
+        feed.stored(u64::try_from(count).unwrap()).await;
+        assert_eq!(feed.last_sequence("WEBHOOKS").await, u64::try_from(count).unwrap(), "round {round}");
+    }
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    feed.confirmed().await;
+    let ids: BTreeSet<i64> =
+        feed.messages().await.iter().map(|message| message.data()["id"].as_i64().unwrap()).collect();
+    assert_eq!(ids, (0..count).collect(), "{}", walhook.log());
+    let rows = "SELECT count(*), count(DISTINCT payload -> 'id'), count(*) FILTER (WHERE success) FROM rule_nats_publish_history";
+    assert_eq!(feed.pg.psql(rows), "90|90|90");
     ended_well(&mut walhook);
 }
 

@@ -173,6 +173,11 @@ fn publishing_by_jetstream_and_by_core_nats_at_once_is_caught() {
 }
 
 #[test]
+fn going_on_after_a_switch_without_a_look_at_the_stream_is_caught() {
+    check_caught(Bug::KeepIdleLaneOpen, 3000);
+}
+
+#[test]
 fn taking_a_message_of_core_nats_for_the_lanes_last_one_is_caught() {
     check_caught(Bug::CoreAsOurs, 3000);
 }

@@ -53,6 +53,8 @@ pub enum Bug {
     SettleCoreOnSend,
     /// JetStream and core NATS publish at the same time after a switch, into the same stream.
     BothWaysAtOnce,
+    /// A lane that a switch has left behind stays open, and goes on when it is switched back, without a look at its stream.
+    KeepIdleLaneOpen,
     /// What core NATS brought into a stream counts as the lane's own last message.
     CoreAsOurs,
     /// A stream to which nothing leads any more is not asked for what it has before that is confirmed.

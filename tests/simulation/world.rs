@@ -141,6 +141,14 @@ impl World {
             swarm.cut = swarm.cut.max(30);
             swarm.crash_nats = swarm.crash_nats.max(10);
         }
+        if bug == Bug::KeepIdleLaneOpen {
+            swarm.configs = 2;
+            swarm.configuration = swarm.configuration.max(300);
+            swarm.window_events = swarm.window_events.max(20);
+            swarm.window_bytes = 1 << 20;
+            swarm.steps = 600;
+            (swarm.streams, swarm.flips, swarm.halt) = (1, false, 0);
+        }
         if bug == Bug::KeepDeletedRules {
             swarm.configuration = swarm.configuration.max(300);
             swarm.crash_us = swarm.crash_us.max(30);
@@ -540,10 +548,11 @@ impl World {
             run.streamer.lane_mut(index).hold_from(None);
         }
         let has_its_turn = self.bug == Bug::BothWaysAtOnce || run.has_its_turn(index);
-        let waits_for_other =
-            self.bug != Bug::BothWaysAtOnce && run.other_half(index).any(|other| run.is_on_line(other));
-        let is_at_rest = !run.streamer.lane_is_wanted(index) && run.streamer.lane(index).is_empty();
-        let is_settled = !run.streamer.lane_is_wanted(index) && run.streamer.lane(index).is_settled();
+        let at_rest = |lane: usize| !run.streamer.lane_is_wanted(lane) && run.streamer.lane(lane).is_empty();
+        let keeps_open = self.bug == Bug::KeepIdleLaneOpen;
+        let waits_for_other = self.bug != Bug::BothWaysAtOnce
+            && run.other_half(index).any(|other| run.is_on_line(other) && !(keeps_open && at_rest(other)));
+        let is_at_rest = at_rest(index);
         let driver = &mut run.drivers[index];
         match &mut driver.phase {
             Phase::Opening { since, .. } if self.now < *since => Ok(()),
@@ -561,7 +570,7 @@ impl World {
                 Ok(())
             }
             // Nothing leads there any more.
-            Phase::Running(link) if is_settled && link.is_between => {
+            Phase::Running(link) if is_at_rest && link.is_between && !keeps_open => {
                 let connection = link.connection;
                 driver.phase = Phase::Opening { since: self.now, tail: None, connection: None };
                 run.streamer.lane_mut(index).close();

@@ -704,8 +704,9 @@ impl Lanes {
             driver.phase = Phase::Settling(Box::pin(sleep(SETTLE)));
             return Ok(true);
         }
-        // The history may still have to ask its stream.
-        if !driver.is_wanted && lane.is_settled() {
+        // Its stream may still be asked for the history. Opened again, the lane reads the stream's end anew: the other half of its
+        // configuration may publish meanwhile.
+        if !driver.is_wanted && lane.is_empty() && lane.is_between_messages() {
             streamer.lane_mut(index).close();
             self.retire(at, index, streamer);
             return Ok(false);
