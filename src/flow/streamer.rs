@@ -491,6 +491,12 @@ impl Streamer {
         self.router.alias(config_id, servers, alias_of, self.known_wal())
     }
 
+    /// Two addresses of a configuration were seen to lead to one server.
+    pub fn note_one_server(&mut self, config_id: i32, addresses: [String; 2]) {
+        self.router.note_one_server(config_id, addresses);
+        self.follow_rules();
+    }
+
     /// Whether the rows as they are now lead to this lane.
     pub fn lane_is_wanted(&self, index: usize) -> bool {
         self.router.rules.rows_of(&self.router.lane_keys[index], &self.router.tables).is_some()

@@ -360,7 +360,63 @@ async fn a_server_whose_name_changes_and_changes_back_gets_all_in_their_order() 
     room(&feed);
     holds(&feed, "A", &[1, 2, 3, 4, 5, 6]).await;
     feed.confirmed().await;
+    assert_eq!(sessions(&walhook), 1, "{}", walhook.log());
     history_is_true(&feed).await;
+    ended_well(&mut walhook);
+}
+
+/// How often a session began.
+fn sessions(walhook: &Walhook) -> usize {
+    walhook.log().lines().filter(|line| line.contains("slot taken")).count()
+}
+
+/// Two names of one server take turns within one session, however often the address changes, also where JetStream is switched off and
+/// on at either of them, and while events wait.
+#[tokio::test]
+async fn a_servers_name_changes_again_and_again_within_one_session() {
+    let feed = feed().await;
+    room(&feed);
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t VALUES (0)");
+    holds(&feed, "A", &[0]).await;
+    let first = feed.nats.url();
+    let names = [first.replace("127.0.0.1", "localhost"), first];
+    let (mut next, mut by_core) = (1, Vec::new());
+    let mut change = |round: usize, switches: bool| {
+        let has_jetstream = !switches || round % 3 > 0;
+        feed.pg.psql(&format!(
+            "BEGIN; UPDATE rule_nats_config SET nats_url = '{}', jetstream_enabled = {has_jetstream}; \
+             INSERT INTO t SELECT generate_series({next}, {}); COMMIT",
+            names[round % 2],
+            next + 4
+        ));
+        by_core.extend((next..next + 5).filter(|_| !has_jetstream));
+        next += 5;
+    };
+    for round in 0..30 {
+        change(round, true);
+    }
+    feed.confirmed().await;
+    feed.pg.psql("UPDATE rule_nats_streams SET max_messages = 151 WHERE stream_name = 'A'");
+    (0..12).for_each(|round| change(round, false));
+    walhook.logged("refused a message").await;
+    room(&feed);
+    feed.confirmed().await;
+    let messages = feed.messages_of("A").await;
+    let is_core = |message: &&Message| !message.headers.contains_key("Nats-Expected-Stream");
+    let id = |message: &Message| message.data()["id"].as_i64().unwrap();
+    let mut core: Vec<_> = messages.iter().filter(is_core).map(id).collect();
+    core.sort_unstable();
+    let stored: Vec<_> = messages.iter().filter(|message| !is_core(message)).map(id).collect();
+    let expected: Vec<_> = (0..next).filter(|id| !by_core.contains(id)).collect();
+    assert_eq!((core, stored), (by_core, expected), "{}", walhook.log());
+    assert_eq!(sessions(&walhook), 1, "{}", walhook.log());
+    // Another session has one lane for both names.
+    again(&feed, "kill", &mut walhook).await;
+    feed.pg.psql("INSERT INTO t VALUES (1000)");
+    feed.confirmed().await;
+    assert_eq!(feed.messages_of("A").await.len(), messages.len() + 1);
+    assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_dead_letters"), "0");
     ended_well(&mut walhook);
 }
 

@@ -43,9 +43,7 @@ use crate::{
     },
     nats::{
         control::{Control, NoJetStream},
-        handshake,
-        settings::Overrides,
-        streams, tail,
+        handshake, streams, tail,
     },
     postgres,
     route::{
@@ -69,9 +67,8 @@ pub struct Lanes {
     drivers: Vec<Driver>,
     groups: Vec<Group>,
     identity: Identity,
-    overrides: Overrides,
-    /// The configuration that they override.
-    overridden: String,
+    /// The process's own settings.
+    config: Config,
     ack_timeout: Duration,
     /// What is acknowledged stays in the slot for a while.
     delays_confirming: bool,
@@ -91,6 +88,9 @@ pub struct Lanes {
     siblings: Vec<(usize, Vec<usize>)>,
     /// See [`Lanes::alias`].
     alias: Option<(ServerAlias, Found, String)>,
+    /// Pairs of addresses that were found to lead to one server in this session, and how many of them were written.
+    met: Vec<ServerAlias>,
+    met_written: usize,
 }
 
 /// What tells a message of ours, and of this run.
@@ -119,8 +119,7 @@ impl Lanes {
             drivers: Vec::new(),
             groups: Vec::new(),
             identity,
-            overrides: config.nats.clone(),
-            overridden: config.nats_config.clone(),
+            config: config.clone(),
             ack_timeout: config.ack_timeout,
             delays_confirming: !config.confirm_delay.is_zero(),
             server_wal,
@@ -132,6 +131,8 @@ impl Lanes {
             began: Instant::now(),
             siblings: Vec::new(),
             alias: None,
+            met: Vec::new(),
+            met_written: 0,
         }
     }
 
@@ -383,11 +384,7 @@ impl Lanes {
             group.row.config_id == config.config_id && group.is_core == is_core && group.servers == *servers
         };
         let at = self.groups.iter().position(is_its).unwrap_or_else(|| {
-            let overrides = if config.config_name == self.overridden {
-                self.overrides.clone()
-            } else {
-                self.overrides.for_others()
-            };
+            let overrides = self.config.overrides_of(&config.config_name);
             self.groups.push(Group::new(config.clone(), servers.clone(), is_core, overrides));
             self.groups.len() - 1
         });
@@ -472,7 +469,9 @@ impl Lanes {
         if is_waiting && (!self.has_its_turn(at, streamer) || self.other_half_is_on_line(at)) {
             return Ok(false);
         }
-        let is_held = is_waiting && self.groups[at].is_core && !self.may_open_core(at);
+        let is_core = self.groups[at].is_core;
+        let is_held =
+            is_waiting && if is_core { !self.may_open_core(at) } else { self.waits_for_twin(index, streamer) };
         let driver = &mut self.drivers[index];
         match &mut driver.phase {
             Phase::Absent | Phase::Running | Phase::Settling(_) => Ok(false),
@@ -517,11 +516,11 @@ impl Lanes {
             }
             Phase::Opening(opening) => match opening.as_mut().poll(cx).map(|opened| {
                 let opened = opened?;
-                self.refuse_other_lane(index, opened.created_ns, streamer).map(|()| opened)
+                self.meet(index, opened.created_ns, streamer).map(|()| opened)
             }) {
                 Poll::Pending => Ok(false),
-                // What the other half has sent meanwhile may not be in this tail.
-                Poll::Ready(Ok(_)) if self.other_half_is_on_line(at) => {
+                // What the other half, or another lane, has sent meanwhile may not be in this tail.
+                Poll::Ready(Ok(_)) if self.other_half_is_on_line(at) || self.waits_for_twin(index, streamer) => {
                     self.drivers[index].wait(Duration::ZERO);
                     Ok(true)
                 }
@@ -554,30 +553,42 @@ impl Lanes {
 
     /// The other half of a configuration that was switched between JetStream and core NATS. On one server core NATS may
     /// lead into the same streams, whose order wants no other writer: so one of them publishes at a time.
-    fn other_half(&self, at: usize) -> Option<&Group> {
+    fn other_half(&self, at: usize) -> impl Iterator<Item = &Group> {
         let here = &self.groups[at];
-        self.groups.iter().find(|there| {
-            there.is_core != here.is_core && there.row.config_id == here.row.config_id && there.servers == here.servers
-        })
+        self.groups.iter().filter(|there| there.is_core != here.is_core && self.are_one_server(here, there))
     }
 
     fn other_half_is_on_line(&self, at: usize) -> bool {
-        let mut others = self.other_half(at).into_iter().flat_map(|other| &other.lanes);
+        let mut others = self.other_half(at).flat_map(|other| &other.lanes);
         others.any(|&index| self.drivers[index].is_on_line())
+    }
+
+    /// Whether something is left in a group from before a switch. What an address has left that the same server had before is as
+    /// what comes by its newer one.
+    fn has_left(&self, group: &Group, streamer: &Streamer) -> bool {
+        let is_same = |other: &&Group| other.is_core == group.is_core && self.are_one_server(group, other);
+        let is_continued = |index: usize| {
+            let mut others = self.groups.iter().filter(is_same).flat_map(|other| &other.lanes);
+            let stream = streamer.lane(index).stream();
+            others.any(|&other| self.drivers[other].is_wanted && streamer.lane(other).stream() == stream)
+        };
+        let is_left =
+            |&index: &usize| !self.drivers[index].is_wanted && !streamer.lane(index).is_empty() && !is_continued(index);
+        group.lanes.iter().any(is_left)
     }
 
     /// Whether it is this half's turn: first comes what is left from before the switch.
     fn has_its_turn(&self, at: usize, streamer: &Streamer) -> bool {
-        let Some(other) = self.other_half(at) else { return true };
-        let has_left = |group: &Group| {
-            let is_left = |&index: &usize| !self.drivers[index].is_wanted && !streamer.lane(index).is_empty();
-            group.lanes.iter().any(is_left)
-        };
         // What the other half has sent may still be on its way into the stream.
-        let is_under_way =
-            other.lanes.iter().any(|&index| self.drivers[index].is_on_line() && streamer.lane(index).awaits_answers());
+        let is_under_way = |&index: &usize| self.drivers[index].is_on_line() && streamer.lane(index).awaits_answers();
+        let mut others = self.other_half(at).flat_map(|other| &other.lanes);
+        if others.any(is_under_way) {
+            return false;
+        }
         let here = &self.groups[at];
-        !is_under_way && (!has_left(other) || (has_left(here) && !here.is_core))
+        let mut halves = self.groups.iter().filter(|group| group.is_core == here.is_core);
+        !self.other_half(at).any(|other| self.has_left(other, streamer))
+            || (!here.is_core && halves.any(|half| self.are_one_server(here, half) && self.has_left(half, streamer)))
     }
 
     /// There is no tail to go on from: all that is in line is sent.
@@ -697,10 +708,14 @@ impl Lanes {
     }
 
     fn look_after_running(&mut self, at: usize, link: usize, index: usize, streamer: &mut Streamer) -> Result<bool> {
-        let (group, driver) = (&self.groups[at], &mut self.drivers[index]);
+        let group = &self.groups[at];
         let lane = streamer.lane(index);
-        // The messages that come next are in another mode, for which the stream's tail has to be read again.
-        if !lane.is_open() && driver.trouble.is_none() {
+        // The messages that come next are in another mode, for which the stream's tail has to be read again; or another lane into the
+        // same stream comes first.
+        let yields = !lane.awaits_answers() && !self.comes_first(index, streamer);
+        let driver = &mut self.drivers[index];
+        if (!lane.is_open() || yields) && driver.trouble.is_none() {
+            streamer.lane_mut(index).close();
             driver.phase = Phase::Settling(Box::pin(sleep(SETTLE)));
             return Ok(true);
         }

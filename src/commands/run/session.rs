@@ -532,6 +532,12 @@ impl Session<'_> {
                 rules::write_alias(&client, &source, &system, &alias, kind).await?;
                 Err(Error::unavailable(format!("{found}; reading the events again from {from}")))
             }))
+        } else if let Some(alias) = self.lanes.take_met() {
+            let (source, system) = (self.config.source.clone(), self.system.system_id.clone());
+            Some(Box::pin(async move {
+                rules::write_alias(&client, &source, &system, &alias, rules::Found::OneServer).await?;
+                Ok(Done::Written)
+            }))
         } else if self.streamer.awaits_types() {
             let shown = self.streamer.open_transaction();
             Some(Box::pin(async move { ledger::types(&client, shown).await.map(Done::Types) }))

@@ -96,6 +96,8 @@ pub struct Router {
     amendments: VecDeque<Amendment>,
     /// The position before which the newest rows were read.
     newest_upto: Lsn,
+    /// Addresses of a configuration that were seen to lead to one server.
+    one_server: Vec<(i32, [String; 2])>,
 }
 
 impl Router {
@@ -119,6 +121,7 @@ impl Router {
             amended: None,
             amendments: VecDeque::new(),
             newest_upto: Lsn::ZERO,
+            one_server: Vec::new(),
         }
     }
 
@@ -132,6 +135,12 @@ impl Router {
         // A change of the row behind both positions is not known yet, and what comes behind it goes where it says.
         let until_lsn = self.newest_upto.max(Lsn(upto.0 + 1));
         ServerAlias { config_id, servers: servers.to_owned(), alias_of: alias_of.to_owned(), until_lsn }
+    }
+
+    /// Both addresses of a configuration lead to one server: the newest row has the limits of streams also for lanes by the other one.
+    pub fn note_one_server(&mut self, config_id: i32, addresses: [String; 2]) {
+        self.one_server.push((config_id, addresses));
+        self.is_stale = true;
     }
 
     /// A transaction begins that commits at `commit_lsn`: aliases that end before it do not count any more.
@@ -239,8 +248,12 @@ impl Router {
             let rows = rows.or_else(|| settings.as_ref().map(|known| (known.config.clone(), known.stream.clone())));
             let Some((config, stream)) = rows else { continue };
             let newest = self.newest.configs.get(&key.config_id);
-            let newest = newest.filter(|newest| self.newest.servers_of(newest) == key.servers);
-            let newest_stream = newest.and_then(|_| {
+            let servers = newest.map(|newest| self.newest.servers_of(newest)).unwrap_or_default();
+            let is_one_server = |(id, pair): &(i32, [String; 2])| {
+                *id == key.config_id && pair.contains(&servers) && pair.contains(&key.servers)
+            };
+            let leads_there = servers == key.servers || self.one_server.iter().any(is_one_server);
+            let newest_stream = newest.filter(|_| leads_there).and_then(|_| {
                 let (rows, _) = newest_streams.get(&key.config_id)?;
                 rows.iter().find(|row| Some(&row.stream_name) == key.stream.as_ref())
             });
@@ -251,6 +264,7 @@ impl Router {
                 durability: stream.durability.clone(),
                 ..newest.clone()
             });
+            let newest = newest.filter(|_| servers == key.servers);
             *settings = Some(LaneSettings {
                 config: newest.map_or_else(|| config.clone(), |newest| config.with_access_of(newest)),
                 is_current: stream_now.is_some(),

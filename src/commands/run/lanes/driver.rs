@@ -146,6 +146,11 @@ impl Driver {
         self.created_ns != 0 || self.reached_core
     }
 
+    /// Whether both were seen in this session to lead into one stream of one server.
+    pub fn leads_with(&self, other: &Driver) -> bool {
+        self.created_ns != 0 && self.created_ns == other.created_ns
+    }
+
     /// Whether it leads elsewhere than `other` for certain: otherwise their events may have to go in one order.
     pub fn leads_elsewhere(&self, other: &Driver) -> bool {
         if self.reached_core && other.reached_core {

@@ -145,7 +145,7 @@ impl Lanes {
     /// Whether a group's lanes of core NATS may be opened.
     pub(super) fn may_open_core(&self, at: usize) -> bool {
         let here = self.groups[at].inquiry.is_answered;
-        let is_answered = here || self.other_half(at).is_some_and(|other| other.inquiry.is_answered);
+        let is_answered = here || self.other_half(at).any(|other| other.inquiry.is_answered);
         let mut others = self.groups.iter().enumerate().filter(|(other, group)| *other != at && group.in_use);
         is_answered
             && others
