@@ -295,21 +295,23 @@ BEGIN
         RAISE EXCEPTION 'cannot register a webhook without a name' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF p_url IS NULL OR p_url !~* '^https?://.' THEN
-        RAISE EXCEPTION 'cannot register webhook %: its url is %, not http:// or https://', quote_literal(p_name),
-            coalesce(quote_literal(public.rule_webhook_shown_url(p_url)), 'NULL') USING ERRCODE = 'invalid_parameter_value';
+        RAISE EXCEPTION 'cannot register webhook %: its url is %, not http:// or https://', public.rule_cdc_quoted(p_name),
+            coalesce(public.rule_cdc_quoted(public.rule_webhook_shown_url(p_url)), 'NULL') USING ERRCODE = 'invalid_parameter_value';
     END IF;
     v_problem := public.rule_webhook_problem(p_method, p_headers, p_timeout_ms, p_max_retries);
     IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'cannot register webhook %: %', quote_literal(p_name), v_problem USING ERRCODE = 'invalid_parameter_value';
+        RAISE EXCEPTION 'cannot register webhook %: %', public.rule_cdc_quoted(p_name), public.rule_cdc_sayable(v_problem)
+            USING ERRCODE = 'invalid_parameter_value';
     END IF;
     INSERT INTO public.rule_webhooks (webhook_name, url, method, headers, description, timeout_ms, max_retries)
     VALUES (p_name, p_url, upper(p_method), coalesce(p_headers, '{}'), p_description, p_timeout_ms, p_max_retries)
     ON CONFLICT (webhook_name) DO NOTHING
     RETURNING webhook_id INTO v_webhook_id;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'cannot register webhook %: there is one of that name already', quote_literal(p_name)
+        RAISE EXCEPTION 'cannot register webhook %: there is one of that name already', public.rule_cdc_quoted(p_name)
             USING ERRCODE = 'unique_violation',
-            HINT = format('SELECT rule_webhook_update(webhook_id, %L) FROM rule_webhooks WHERE webhook_name = %L; changes its url.', p_url, p_name);
+            HINT = public.rule_cdc_sayable(
+                format('SELECT rule_webhook_update(webhook_id, %L) FROM rule_webhooks WHERE webhook_name = %L; changes its url.', p_url, p_name));
     END IF;
     RETURN v_webhook_id;
 END
@@ -331,11 +333,12 @@ DECLARE
         (SELECT format(' (%s)', left(w.webhook_name, 200)) FROM public.rule_webhooks w WHERE w.webhook_id = p_webhook_id), '');
 BEGIN
     IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'cannot update webhook %: %', v_named, v_problem USING ERRCODE = 'invalid_parameter_value';
+        RAISE EXCEPTION 'cannot update webhook %: %', public.rule_cdc_sayable(v_named), public.rule_cdc_sayable(v_problem)
+            USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF p_url !~* '^https?://.' THEN
-        RAISE EXCEPTION 'cannot update webhook %: its url would be %, not http:// or https://', v_named,
-            quote_literal(public.rule_webhook_shown_url(p_url)) USING ERRCODE = 'invalid_parameter_value';
+        RAISE EXCEPTION 'cannot update webhook %: its url would be %, not http:// or https://', public.rule_cdc_sayable(v_named),
+            public.rule_cdc_quoted(public.rule_webhook_shown_url(p_url)) USING ERRCODE = 'invalid_parameter_value';
     END IF;
     UPDATE public.rule_webhooks
     SET url = coalesce(p_url, url),
@@ -399,16 +402,18 @@ DECLARE
 BEGIN
     IF v_name IS NULL THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); lists the webhooks.';
     ELSIF p_secret_name IS NULL OR p_secret_name = '' OR p_secret_value IS NULL THEN
-        RAISE EXCEPTION 'webhook % (%): a secret needs a name and a value', p_webhook_id, v_name USING ERRCODE = 'null_value_not_allowed';
+        RAISE EXCEPTION 'webhook % (%): a secret needs a name and a value', p_webhook_id, public.rule_cdc_sayable(v_name)
+            USING ERRCODE = 'null_value_not_allowed';
     ELSIF p_secret_name ~ '^signing([_.-]|$)'
           AND (btrim(p_secret_value, E' \t\r\n') IN ('', 'whsec_')
                -- Whole groups of four, padded at the end.
                OR btrim(p_secret_value, E' \t\r\n') ~ '^whsec_'
                   AND btrim(p_secret_value, E' \t\r\n') !~ '^whsec_([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$') THEN
-        RAISE EXCEPTION 'webhook % (%): the secret % cannot sign: it is empty, or what follows whsec_ is not base64', p_webhook_id, v_name,
-            quote_literal(p_secret_name)
+        RAISE EXCEPTION 'webhook % (%): the secret % cannot sign: it is empty, or what follows whsec_ is not base64', p_webhook_id,
+            public.rule_cdc_sayable(v_name),
+            public.rule_cdc_quoted(p_secret_name)
             USING ERRCODE = 'invalid_parameter_value',
             HINT = 'Give whsec_ and base64 with its padding (openssl rand -base64 32 makes some), or any text without whsec_.';
     END IF;
@@ -452,10 +457,11 @@ BEGIN
     SELECT enabled, left(webhook_name, 200) INTO v_enabled, v_name FROM public.rule_webhooks WHERE webhook_id = p_webhook_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); lists the webhooks.';
     END IF;
     IF NOT coalesce(v_enabled, false) THEN
-        RAISE EXCEPTION 'Webhook % (%) is disabled', p_webhook_id, v_name USING ERRCODE = 'object_not_in_prerequisite_state',
+        RAISE EXCEPTION 'Webhook % (%) is disabled', p_webhook_id, public.rule_cdc_sayable(v_name)
+            USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = format('SELECT rule_webhook_update(%s, p_enabled => true); enables it.', p_webhook_id);
     END IF;
     INSERT INTO public.rule_webhook_calls (webhook_id, payload, rule_name, scheduled_at)

@@ -53,10 +53,10 @@ COMMENT ON TABLE public.rule_nats_config IS
 COMMENT ON COLUMN public.rule_nats_config.nats_url IS 'nats:// or tls:// host:port; keep passwords out of it';
 COMMENT ON COLUMN public.rule_nats_config.nats_cluster_urls IS 'More servers of the same cluster, tried in turn';
 COMMENT ON COLUMN public.rule_nats_config.auth_token IS
-    'Plain text: whoever reads the table or a dump has it. Prefer the streamer''s environment or a file';
+    'Plain text: everybody who can read the table or a dump has it. Prefer the environment of `walhook run`, or a file';
 COMMENT ON COLUMN public.rule_nats_config.auth_credentials_file IS 'A .creds file, read on the streamer''s machine';
 COMMENT ON COLUMN public.rule_nats_config.auth_nkey_seed IS
-    'Plain text: whoever reads the table or a dump has it. Prefer the streamer''s environment or a file';
+    'Plain text: everybody who can read the table or a dump has it. Prefer the environment of `walhook run`, or a file';
 COMMENT ON COLUMN public.rule_nats_config.connection_timeout_ms IS 'How long one attempt to connect may take, ms';
 COMMENT ON COLUMN public.rule_nats_config.reconnect_delay_ms IS
     'First wait between two attempts to connect, ms; it grows to 10 s, or stays where it is more';
@@ -65,7 +65,7 @@ COMMENT ON COLUMN public.rule_nats_config.max_reconnect_attempts IS
 COMMENT ON COLUMN public.rule_nats_config.max_connections IS
     'TCP connections: one for JetStream''s API, the rest for publishing, one at least; more streams than that share them';
 COMMENT ON COLUMN public.rule_nats_config.jetstream_enabled IS
-    'false: core NATS, published and flushed but acknowledged by nobody: who does not listen does not get it';
+    'false: core NATS: messages are neither stored nor acknowledged, and a subscriber that is offline misses them';
 COMMENT ON COLUMN public.rule_nats_config.stream_name IS
     'The configuration''s own stream: new subjects of webhooks are added to it. Where no row of rule_nats_streams describes it, it '
     'takes <subject_prefix>.>, without limits. NULL: there is none';
@@ -206,6 +206,23 @@ COMMENT ON COLUMN public.rule_nats_consumer_stats.active IS 'false: JetStream ha
 END
 $schema$;
 
+-- -------------------------------------------------------------------------------------------------------------- messages
+-- What a message quotes of names and values: each RAISE of a function takes it from here.
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_sayable(p_text TEXT)
+RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    -- A message with bytes that the client's encoding has not would be an error of its own.
+    SELECT CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN regexp_replace(p_text, '[^\x01-\x7f]', '?', 'g') ELSE p_text END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_sayable IS
+    'walhook: a text for a message: in a database in SQL_ASCII each byte outside ASCII is replaced by ?, for a client''s encoding may not have it';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_quoted(p_text TEXT)
+RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT quote_literal(public.rule_cdc_sayable(left(p_text, 200)))
+$$;
+COMMENT ON FUNCTION public.rule_cdc_quoted IS 'walhook: the first 200 characters of a text as a literal, for a message (rule_cdc_sayable)';
+
 -- ----------------------------------------------------------------------------------------------------------------- views
 -- A view that is there may have more columns, or the same in another order, and others may depend on it. So ours comes
 -- with its columns in their order, then the rest of ours; where even that is refused, theirs stays. One that is so already
@@ -241,7 +258,8 @@ BEGIN
         END IF;
         DROP VIEW pg_temp.walhook_view;
     EXCEPTION WHEN invalid_table_definition OR undefined_column OR wrong_object_type THEN
-        RAISE NOTICE 'the view public.% stays as it is: it has columns that ours has not, or of other types', quote_ident(p_view);
+        RAISE NOTICE 'the view public.% stays as it is: it has columns that ours has not, or of other types',
+            public.rule_cdc_sayable(quote_ident(p_view));
     END;
     IF obj_description(to_regclass(format('public.%I', p_view)), 'pg_class') IS DISTINCT FROM p_comment THEN
         EXECUTE format('COMMENT ON VIEW public.%I IS %L', p_view, p_comment);
@@ -412,6 +430,9 @@ RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, 
     SELECT CASE
         WHEN p_subject IS NULL THEN 'it is NULL'
         WHEN p_subject = '' THEN 'it is empty'
+        -- Before anything is converted: its bytes may be in no encoding.
+        WHEN p_subject ~ '[^\x01-\x7f]' AND getdatabaseencoding() = 'SQL_ASCII'
+            THEN 'it has a character outside ASCII, and this database (SQL_ASCII) does not say which'
         WHEN octet_length(convert_to(p_subject, 'UTF8')) > 1024
             THEN format('it has %s bytes, at most 1024 are allowed', octet_length(convert_to(p_subject, 'UTF8')))
         WHEN p_subject ~ '(^|\.)(\.|$)' THEN 'it has an empty token (two dots in a row, or a dot at an end)'
@@ -420,8 +441,6 @@ RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, 
         -- The others of Unicode by their bytes in UTF-8, which are the same in every encoding of the database.
         WHEN p_subject ~ '[^\x01-\x7f]' AND encode(convert_to(p_subject, 'UTF8'), 'hex')
              ~ '^(..)*(c2[89].|c2a0|e19a80|e2808[0-9a]|e280a[89f]|e2819f|e38080)' THEN 'it has white space or a control character'
-        WHEN p_subject ~ '[^\x01-\x7f]' AND getdatabaseencoding() = 'SQL_ASCII'
-            THEN 'it has a character outside ASCII, and this database (SQL_ASCII) does not say which'
         WHEN p_subject LIKE '$%' THEN 'subjects that begin with $ belong to the NATS server'
         WHEN p_subject LIKE '\_INBOX.%' THEN 'subjects below _INBOX are for replies'
     END
@@ -617,24 +636,24 @@ BEGIN
         RAISE EXCEPTION 'a NATS configuration needs a name' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF p_nats_url IS NULL OR p_nats_url !~* '^((nats|tls|ws|wss)://)?([^[:space:]/@]*@)?[^[:space:]/@]+/?$' THEN
-        RAISE EXCEPTION 'NATS configuration %: cannot use the url %', quote_literal(p_config_name),
-            coalesce(quote_literal(regexp_replace(p_nats_url, '//[^@/]*@', '//...@')), 'NULL')
+        RAISE EXCEPTION 'NATS configuration %: cannot use the url %', public.rule_cdc_quoted(p_config_name),
+            coalesce(public.rule_cdc_quoted(regexp_replace(p_nats_url, '//[^@/]*@', '//...@')), 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Write it as nats://host:4222 or tls://host:4222.';
     END IF;
     IF p_auth_type IS NULL OR p_auth_type NOT IN ('none', 'token', 'credentials', 'nkey') THEN
-        RAISE EXCEPTION 'NATS configuration %: unknown auth_type %', quote_literal(p_config_name),
-            coalesce(quote_literal(p_auth_type), 'NULL')
+        RAISE EXCEPTION 'NATS configuration %: unknown auth_type %', public.rule_cdc_quoted(p_config_name),
+            coalesce(public.rule_cdc_quoted(p_auth_type), 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'It is none, token, credentials or nkey.';
     END IF;
     IF p_subject_prefix IS NOT NULL AND public.rule_nats_subject_check(p_subject_prefix || '.x') IS NOT NULL THEN
-        RAISE EXCEPTION 'NATS configuration %: cannot use the subject prefix %: %', quote_literal(p_config_name),
-            quote_literal(p_subject_prefix),
-            coalesce(public.rule_nats_subject_check(p_subject_prefix), public.rule_nats_subject_check(p_subject_prefix || '.x'))
+        RAISE EXCEPTION 'NATS configuration %: cannot use the subject prefix %: %', public.rule_cdc_quoted(p_config_name),
+            public.rule_cdc_quoted(p_subject_prefix),
+            public.rule_cdc_sayable(coalesce(public.rule_nats_subject_check(p_subject_prefix), public.rule_nats_subject_check(p_subject_prefix || '.x')))
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF p_stream_name IS NOT NULL AND public.rule_nats_stream_name_problem(p_stream_name) IS NOT NULL THEN
-        RAISE EXCEPTION 'NATS configuration %: %', quote_literal(p_config_name),
-            public.rule_nats_stream_name_problem(p_stream_name)
+        RAISE EXCEPTION 'NATS configuration %: %', public.rule_cdc_quoted(p_config_name),
+            public.rule_cdc_sayable(public.rule_nats_stream_name_problem(p_stream_name))
             USING ERRCODE = 'invalid_parameter_value',
             HINT = 'A stream name has 1 to 255 characters, and no space, dot, *, >, / or \ among them.';
     END IF;
@@ -655,8 +674,9 @@ BEGIN
             v_subject_prefix := coalesce(p_subject_prefix, regexp_replace(left(p_config_name, 100), '[^A-Za-z0-9_-]', '_', 'g'));
             IF p_stream_name IS NULL OR p_subject_prefix IS NULL THEN
                 RAISE NOTICE 'NATS config % uses the same server as %: its stream is %, its subjects begin with %.',
-                    quote_literal(p_config_name), quote_literal(v_other.config_name), quote_literal(v_stream_name),
-                    v_subject_prefix
+                    public.rule_cdc_quoted(p_config_name), public.rule_cdc_quoted(v_other.config_name),
+                        public.rule_cdc_quoted(v_stream_name),
+                    public.rule_cdc_sayable(v_subject_prefix)
                     USING HINT = 'p_stream_name and p_subject_prefix choose others.';
             END IF;
         END IF;
@@ -681,8 +701,9 @@ BEGIN
         LIMIT 1;
         IF FOUND THEN
             RAISE EXCEPTION 'NATS configuration %: its stream % would take %, and stream % of NATS config % on the same server takes %',
-                quote_literal(p_config_name), quote_literal(v_own.stream_name), quote_literal(v_other.subject),
-                quote_literal(v_other.stream_name), quote_literal(v_other.config_name), quote_literal(v_other.pattern)
+                public.rule_cdc_quoted(p_config_name), public.rule_cdc_quoted(v_own.stream_name), public.rule_cdc_quoted(v_other.subject),
+                public.rule_cdc_quoted(v_other.stream_name), public.rule_cdc_quoted(v_other.config_name),
+                    public.rule_cdc_quoted(v_other.pattern)
                 USING ERRCODE = 'invalid_parameter_value',
                 HINT = 'JetStream lets one stream only take a subject. Choose another p_stream_name and p_subject_prefix, '
                        'or narrow that stream; where it is another configuration''s, use that one, or disable it.';
@@ -710,26 +731,27 @@ DECLARE
     v_other RECORD;
 BEGIN
     IF public.rule_nats_stream_name_problem(p_stream_name) IS NOT NULL THEN
-        RAISE EXCEPTION '%', public.rule_nats_stream_name_problem(p_stream_name)
+        RAISE EXCEPTION '%', public.rule_cdc_sayable(public.rule_nats_stream_name_problem(p_stream_name))
             USING ERRCODE = 'invalid_parameter_value',
             HINT = 'A stream name has 1 to 255 characters, and no space, dot, *, >, / or \ among them.';
     END IF;
     IF coalesce(cardinality(p_subjects), 0) = 0 THEN
-        RAISE EXCEPTION 'stream % needs at least one subject', quote_literal(p_stream_name)
+        RAISE EXCEPTION 'stream % needs at least one subject', public.rule_cdc_quoted(p_stream_name)
             USING ERRCODE = 'invalid_parameter_value', HINT = 'For example ARRAY[''webhooks.>''].';
     END IF;
     FOREACH v_subject IN ARRAY p_subjects LOOP
         IF public.rule_nats_pattern_problem(v_subject) IS NOT NULL OR v_subject IS NULL THEN
-            RAISE EXCEPTION 'stream %: cannot take the subject %: %', quote_literal(p_stream_name), coalesce(quote_literal(v_subject), 'NULL'),
-                coalesce(public.rule_nats_pattern_problem(v_subject), 'it is NULL')
+            RAISE EXCEPTION 'stream %: cannot take the subject %: %', public.rule_cdc_quoted(p_stream_name),
+                coalesce(public.rule_cdc_quoted(v_subject), 'NULL'),
+                public.rule_cdc_sayable(coalesce(public.rule_nats_pattern_problem(v_subject), 'it is NULL'))
                 USING ERRCODE = 'invalid_parameter_value',
                 HINT = CASE v_subject WHEN '>' THEN 'Say what it begins with: webhooks.>, events.>'
                                       ELSE '* stands for one whole token, > for one or more at the end: orders.*, orders.>' END;
         END IF;
     END LOOP;
     IF p_retention_policy IS NULL OR p_retention_policy NOT IN ('limits', 'interest', 'workqueue') THEN
-        RAISE EXCEPTION 'stream %: unknown retention policy %', quote_literal(p_stream_name),
-            coalesce(quote_literal(p_retention_policy), 'NULL')
+        RAISE EXCEPTION 'stream %: unknown retention policy %', public.rule_cdc_quoted(p_stream_name),
+            coalesce(public.rule_cdc_quoted(p_retention_policy), 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'It is limits, interest or workqueue.';
     END IF;
     SELECT a, b INTO v_other
@@ -737,36 +759,41 @@ BEGIN
     WHERE i < j AND public.rule_nats_subjects_overlap(a, b)
     LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'stream %: its subjects % and % overlap', quote_literal(p_stream_name), quote_literal(v_other.a),
-            quote_literal(v_other.b)
+        RAISE EXCEPTION 'stream %: its subjects % and % overlap', public.rule_cdc_quoted(p_stream_name), public.rule_cdc_quoted(v_other.a),
+            public.rule_cdc_quoted(v_other.b)
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Keep the wider of the two.';
     END IF;
     SELECT c.config_id, c.stream_name INTO v_config FROM public.rule_nats_config c WHERE c.config_name = p_config_name;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'NATS config % not found', coalesce(p_config_name, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = format('SELECT rule_nats_configure(%L, ''nats://host:4222''); makes it.', p_config_name);
+        RAISE EXCEPTION 'NATS config % not found', public.rule_cdc_sayable(coalesce(p_config_name, 'NULL'))
+            USING ERRCODE = 'no_data_found', HINT = public.rule_cdc_sayable(
+                format('SELECT rule_nats_configure(%L, ''nats://host:4222''); makes it.', p_config_name));
     END IF;
     IF EXISTS (SELECT FROM public.rule_nats_streams s
                WHERE s.config_id = v_config.config_id AND s.stream_name = p_stream_name) THEN
-        RAISE EXCEPTION 'stream % of NATS config % exists already', quote_literal(p_stream_name), quote_literal(p_config_name)
+        RAISE EXCEPTION 'stream % of NATS config % exists already', public.rule_cdc_quoted(p_stream_name),
+            public.rule_cdc_quoted(p_config_name)
             USING ERRCODE = 'unique_violation',
-            HINT = format('UPDATE rule_nats_streams SET subjects = %L WHERE config_id = %s AND stream_name = %L; changes it.', p_subjects,
-                          v_config.config_id, p_stream_name);
+            HINT = public.rule_cdc_sayable(
+                format('UPDATE rule_nats_streams SET subjects = %L WHERE config_id = %s AND stream_name = %L; changes it.', p_subjects,
+                          v_config.config_id, p_stream_name));
     END IF;
     FOR v_other IN
         SELECT * FROM public.rule_nats_stream_conflicts(v_config.config_id, p_stream_name, p_subjects)
     LOOP
         IF v_other.config_name <> p_config_name THEN
             RAISE EXCEPTION 'stream %: its subject % meets % of stream % of NATS config %, which uses the same server',
-                quote_literal(p_stream_name), quote_literal(v_other.subject), quote_literal(v_other.pattern),
-                quote_literal(v_other.stream_name), quote_literal(v_other.config_name)
+                public.rule_cdc_quoted(p_stream_name), public.rule_cdc_quoted(v_other.subject), public.rule_cdc_quoted(v_other.pattern),
+                public.rule_cdc_quoted(v_other.stream_name), public.rule_cdc_quoted(v_other.config_name)
                 USING ERRCODE = 'invalid_parameter_value',
-                HINT = format('JetStream lets one stream only take a subject, and one configuration only may publish to a '
+                HINT = public.rule_cdc_sayable(
+                    format('JetStream lets one stream only take a subject, and one configuration only may publish to a '
                               'stream. Choose another name and other subjects, use NATS config %L, or disable it.',
-                              v_other.config_name);
+                              v_other.config_name));
         ELSIF v_other.has_row THEN
-            RAISE EXCEPTION 'stream %: its subject % overlaps % of stream %', quote_literal(p_stream_name),
-                quote_literal(v_other.subject), quote_literal(v_other.pattern), quote_literal(v_other.stream_name)
+            RAISE EXCEPTION 'stream %: its subject % overlaps % of stream %', public.rule_cdc_quoted(p_stream_name),
+                public.rule_cdc_quoted(v_other.subject), public.rule_cdc_quoted(v_other.pattern),
+                    public.rule_cdc_quoted(v_other.stream_name)
                 USING ERRCODE = 'invalid_parameter_value',
                 HINT = 'JetStream lets one stream only take a subject. Narrow one of the two.';
         ELSIF NOT public.rule_nats_subject_covers(v_other.subject, v_other.pattern)
@@ -774,19 +801,19 @@ BEGIN
                          WHERE k.config_name = p_config_name AND k.stream_name = v_other.stream_name)
         THEN
             RAISE EXCEPTION 'stream %: its subject % overlaps % of stream %, which NATS config % has without a row',
-                quote_literal(p_stream_name), quote_literal(v_other.subject), quote_literal(v_other.pattern),
-                quote_literal(v_other.stream_name), quote_literal(p_config_name)
+                public.rule_cdc_quoted(p_stream_name), public.rule_cdc_quoted(v_other.subject), public.rule_cdc_quoted(v_other.pattern),
+                public.rule_cdc_quoted(v_other.stream_name), public.rule_cdc_quoted(p_config_name)
                 USING ERRCODE = 'invalid_parameter_value',
-                HINT = format('JetStream lets one stream only take a subject. Say first what %1$s shall keep: '
+                HINT = public.rule_cdc_sayable(format('JetStream lets one stream only take a subject. Say first what %1$s shall keep: '
                               'SELECT rule_nats_stream_create(%1$L, ARRAY[%3$L], %2$L); with subjects of its own. Where it exists in JetStream already, '
                               'narrow it there too: walhook takes no subject away from a stream.',
-                              v_other.stream_name, p_config_name, lower(v_other.stream_name) || '.>');
+                              v_other.stream_name, p_config_name, lower(v_other.stream_name) || '.>'));
         ELSE
             -- It takes all that the configuration's own stream would, and that one has never been: so it is that one.
             UPDATE public.rule_nats_config SET stream_name = p_stream_name, updated_at = now()
             WHERE config_id = v_config.config_id;
             RAISE NOTICE 'stream % takes the place of %, the own stream of NATS config % (rule_nats_config.stream_name)',
-                quote_literal(p_stream_name), quote_literal(v_other.stream_name), quote_literal(p_config_name);
+                public.rule_cdc_quoted(p_stream_name), public.rule_cdc_quoted(v_other.stream_name), public.rule_cdc_quoted(p_config_name);
         END IF;
     END LOOP;
 
@@ -805,7 +832,8 @@ BEGIN
           AND public.rule_nats_stream_for(v_config.config_id, w.nats_subject) = '{}'
     LOOP
         RAISE NOTICE 'stream % does not take %, the subject of webhook %, nor does another stream',
-            quote_literal(p_stream_name), quote_literal(v_other.nats_subject), quote_literal(v_other.webhook_name);
+            public.rule_cdc_quoted(p_stream_name), public.rule_cdc_quoted(v_other.nats_subject),
+                public.rule_cdc_quoted(v_other.webhook_name);
     END LOOP;
     IF to_regclass('public.rule_webhook_links') IS NOT NULL THEN -- made by 008
         FOR v_other IN
@@ -819,8 +847,9 @@ BEGIN
               AND public.rule_nats_stream_for(v_config.config_id, subject) = '{}'
         LOOP
             RAISE NOTICE 'stream % does not take %, a subject of the link of %.% to webhook %, nor does another stream',
-                quote_literal(p_stream_name), quote_literal(v_other.subject), quote_ident(v_other.table_schema),
-                quote_ident(v_other.table_name), quote_literal(v_other.webhook_name);
+                public.rule_cdc_quoted(p_stream_name), public.rule_cdc_quoted(v_other.subject),
+                    public.rule_cdc_sayable(quote_ident(v_other.table_schema)),
+                public.rule_cdc_sayable(quote_ident(v_other.table_name)), public.rule_cdc_quoted(v_other.webhook_name);
         END LOOP;
     END IF;
     RETURN v_stream_id;
@@ -844,27 +873,27 @@ DECLARE
     v_other RECORD;
 BEGIN
     IF p_publish_mode IS NULL OR p_publish_mode NOT IN ('queue', 'nats', 'both') THEN
-        RAISE EXCEPTION 'Invalid publish_mode %', coalesce(quote_literal(p_publish_mode), 'NULL')
+        RAISE EXCEPTION 'Invalid publish_mode %', coalesce(public.rule_cdc_quoted(p_publish_mode), 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'It is queue, nats or both.';
     END IF;
     SELECT config_id, subject_prefix, stream_name, enabled, jetstream_enabled INTO v_config
     FROM public.rule_nats_config WHERE config_name = p_config_name;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'NATS config % not found', coalesce(p_config_name, 'NULL')
+        RAISE EXCEPTION 'NATS config % not found', public.rule_cdc_sayable(coalesce(p_config_name, 'NULL'))
             USING ERRCODE = 'no_data_found',
-            HINT = format('SELECT rule_nats_configure(%L, ''nats://host:4222''); makes it.', p_config_name);
+            HINT = public.rule_cdc_sayable(format('SELECT rule_nats_configure(%L, ''nats://host:4222''); makes it.', p_config_name));
     END IF;
     SELECT webhook_name INTO v_name FROM public.rule_webhooks WHERE webhook_id = p_webhook_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); lists the webhooks.';
     END IF;
     v_subject := coalesce(p_nats_subject,
                           coalesce(v_config.subject_prefix, 'webhooks') || '.' || public.rule_nats_subject_token(v_name));
     v_problem := public.rule_nats_subject_check(v_subject);
     IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'webhook %: cannot publish to the subject %: %', quote_literal(left(v_name, 200)),
-            quote_literal(left(v_subject, 200)), v_problem
+        RAISE EXCEPTION 'webhook %: cannot publish to the subject %: %', public.rule_cdc_quoted(v_name),
+            public.rule_cdc_quoted(v_subject), public.rule_cdc_sayable(v_problem)
             USING ERRCODE = 'invalid_parameter_value',
             HINT = format('For example: SELECT rule_webhook_enable_nats(%s, ''webhooks.%s'');', p_webhook_id, p_webhook_id);
     END IF;
@@ -878,7 +907,7 @@ BEGIN
     WHERE webhook_id = p_webhook_id;
 
     IF NOT coalesce(v_config.enabled, true) THEN
-        RAISE NOTICE 'NATS config % is disabled: nothing is published until it is enabled', quote_literal(p_config_name);
+        RAISE NOTICE 'NATS config % is disabled: nothing is published until it is enabled', public.rule_cdc_quoted(p_config_name);
     END IF;
     IF NOT coalesce(v_config.jetstream_enabled, true) OR public.rule_nats_stream_for(v_config.config_id, v_subject) <> '{}' THEN
         RETURN true;
@@ -891,11 +920,12 @@ BEGIN
     LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'webhook %: its subject % belongs to stream % of NATS config %, which uses the same server',
-            quote_literal(left(v_name, 200)), quote_literal(v_subject), quote_literal(v_other.stream_name),
-            quote_literal(v_other.config_name)
+            public.rule_cdc_quoted(v_name), public.rule_cdc_quoted(v_subject), public.rule_cdc_quoted(v_other.stream_name),
+            public.rule_cdc_quoted(v_other.config_name)
             USING ERRCODE = 'invalid_parameter_value',
-            HINT = format('SELECT rule_webhook_enable_nats(%s, %L, %L, %L); or choose a subject under %s.', p_webhook_id,
-                          v_subject, p_publish_mode, v_other.config_name, coalesce(v_config.subject_prefix, 'webhooks'));
+            HINT = public.rule_cdc_sayable(
+                format('SELECT rule_webhook_enable_nats(%s, %L, %L, %L); or choose a subject under %s.', p_webhook_id,
+                          v_subject, p_publish_mode, v_other.config_name, coalesce(v_config.subject_prefix, 'webhooks')));
     END IF;
     UPDATE public.rule_nats_streams s SET subjects = s.subjects || v_subject
     WHERE s.config_id = v_config.config_id AND s.stream_name = v_config.stream_name AND s.enabled IS NOT FALSE;
@@ -908,13 +938,13 @@ BEGIN
         WHERE NOT o.has_row;
     END IF;
     IF FOUND THEN
-        RAISE NOTICE 'stream % did not take the subject % and now does', quote_literal(v_config.stream_name),
-            quote_literal(v_subject)
+        RAISE NOTICE 'stream % did not take the subject % and now does', public.rule_cdc_quoted(v_config.stream_name),
+            public.rule_cdc_quoted(v_subject)
             USING HINT = 'SELECT subjects FROM rule_nats_streams; shows them all. A pattern with > takes more at once.';
     ELSE
-        RAISE NOTICE 'no stream of NATS config % takes the subject % yet', quote_literal(p_config_name),
-            quote_literal(v_subject)
-            USING HINT = public.rule_nats_take_hint(v_config.config_id, v_subject);
+        RAISE NOTICE 'no stream of NATS config % takes the subject % yet', public.rule_cdc_quoted(p_config_name),
+            public.rule_cdc_quoted(v_subject)
+            USING HINT = public.rule_cdc_sayable(public.rule_nats_take_hint(v_config.config_id, v_subject));
     END IF;
     RETURN true;
 END
@@ -929,7 +959,7 @@ BEGIN
     WHERE webhook_id = p_webhook_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); lists the webhooks.';
     END IF;
     RETURN true;
 END
@@ -985,7 +1015,7 @@ BEGIN
     FROM public.rule_nats_config
     WHERE config_name = p_config_name;
     IF v_info IS NULL THEN
-        RAISE EXCEPTION 'NATS config % not found', coalesce(p_config_name, 'NULL')
+        RAISE EXCEPTION 'NATS config % not found', public.rule_cdc_sayable(coalesce(p_config_name, 'NULL'))
             USING ERRCODE = 'no_data_found', HINT = 'SELECT config_name FROM rule_nats_config; lists them.';
     END IF;
     RETURN v_info;

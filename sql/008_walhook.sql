@@ -275,8 +275,8 @@ IF NOT EXISTS (SELECT FROM pg_attribute
     ALTER TABLE public.rule_cdc_status
         ADD COLUMN last_exit_code INTEGER, ADD COLUMN last_exit_reason TEXT, ADD COLUMN last_exit_at TIMESTAMPTZ;
     COMMENT ON COLUMN public.rule_cdc_status.last_exit_code IS
-        'With what the last `walhook run` that ended has ended; 0: it was told to stop';
-    COMMENT ON COLUMN public.rule_cdc_status.last_exit_reason IS 'Its last error, which its log has too; NULL where it was told to stop';
+        'The exit code of the last `walhook run` that ended; 0: somebody stopped it';
+    COMMENT ON COLUMN public.rule_cdc_status.last_exit_reason IS 'Its last error, which its log has too; NULL where somebody stopped it';
 END IF;
 IF NOT EXISTS (SELECT FROM pg_attribute
                WHERE attrelid = 'public.rule_webhook_links'::regclass AND attname = 'trace_column' AND NOT attisdropped) THEN
@@ -353,7 +353,7 @@ DECLARE
     v_done BOOLEAN := false;
 BEGIN
     IF p_name IS NULL OR octet_length(p_name) NOT BETWEEN 1 AND 55 THEN
-        RAISE EXCEPTION 'cannot name a publication %', coalesce(quote_literal(p_name), 'NULL')
+        RAISE EXCEPTION 'cannot name a publication %', coalesce(public.rule_cdc_quoted(p_name), 'NULL')
             USING ERRCODE = 'invalid_parameter_value',
             HINT = 'Its name has 1 to 55 bytes: _inserts and _changes are added to it.';
     END IF;
@@ -397,10 +397,11 @@ BEGIN
 
     v_problem := public.rule_cdc_publication_problem(p_name);
     IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'cannot use publication %: %', quote_ident(p_name), v_problem
+        RAISE EXCEPTION 'cannot use publication %: %', public.rule_cdc_sayable(quote_ident(p_name)), public.rule_cdc_sayable(v_problem)
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('DROP PUBLICATION IF EXISTS %I, %I; and call this again, or choose another name: SELECT rule_cdc_publication_create(''other'');',
-                          p_name || '_inserts', p_name || '_changes');
+            HINT = public.rule_cdc_sayable(
+                format('DROP PUBLICATION IF EXISTS %I, %I; and call this again, or choose another name: SELECT rule_cdc_publication_create(''other'');',
+                          p_name || '_inserts', p_name || '_changes'));
     END IF;
     RETURN v_done;
 END
@@ -422,13 +423,14 @@ DECLARE
     v_lsn PG_LSN;
 BEGIN
     IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'cannot create slot % yet: %', quote_literal(p_slot), v_problem
+        RAISE EXCEPTION 'cannot create slot % yet: %', public.rule_cdc_quoted(p_slot), public.rule_cdc_sayable(v_problem)
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('SELECT rule_cdc_publication_create(%L); first, in a transaction of its own: a slot cannot decode '
-                          'what lies before its publication.', p_publication);
+            HINT = public.rule_cdc_sayable(
+                format('SELECT rule_cdc_publication_create(%L); first, in a transaction of its own: a slot cannot decode '
+                          'what lies before its publication.', p_publication));
     END IF;
     IF current_setting('wal_level') <> 'logical' THEN
-        RAISE EXCEPTION 'cannot create slot %: wal_level is %, not logical', quote_literal(p_slot), current_setting('wal_level')
+        RAISE EXCEPTION 'cannot create slot %: wal_level is %, not logical', public.rule_cdc_quoted(p_slot), current_setting('wal_level')
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'ALTER SYSTEM SET wal_level = logical; then restart PostgreSQL.';
     END IF;
@@ -436,25 +438,26 @@ BEGIN
     FROM pg_replication_slots s WHERE s.slot_name = p_slot;
     IF FOUND THEN
         IF v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
-            RAISE EXCEPTION 'slot % exists and is not ours: % slot, plugin %, database %', quote_literal(p_slot),
-                v_slot.slot_type, coalesce(v_slot.plugin, 'none'), coalesce(v_slot.database, 'none')
+            RAISE EXCEPTION 'slot % exists and is not ours: % slot, plugin %, database %', public.rule_cdc_quoted(p_slot),
+                v_slot.slot_type, public.rule_cdc_sayable(coalesce(v_slot.plugin, 'none')),
+                    public.rule_cdc_sayable(coalesce(v_slot.database, 'none'))
                 USING ERRCODE = 'duplicate_object', HINT = 'Choose another name for the slot.';
         ELSIF v_slot.wal_status = 'lost' THEN
             SELECT f.problem INTO v_finding FROM public.rule_cdc_check_slot(p_slot) f WHERE f.name = 'slot_lost';
-            RAISE EXCEPTION 'cannot use slot %: %', quote_literal(p_slot), v_finding.problem
+            RAISE EXCEPTION 'cannot use slot %: %', public.rule_cdc_quoted(p_slot), public.rule_cdc_sayable(v_finding.problem)
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = format('To go on with a gap: SELECT rule_cdc_slot_drop(%L); then create it again.', p_slot);
+                HINT = public.rule_cdc_sayable(format('To go on with a gap: SELECT rule_cdc_slot_drop(%L); then create it again.', p_slot));
         END IF;
         IF v_slot.two_phase THEN
             SELECT f.problem, f.remedy INTO v_finding FROM public.rule_cdc_check_slot(p_slot) f WHERE f.name = 'slot_two_phase';
-            RAISE EXCEPTION 'cannot use slot %: %', quote_literal(p_slot), v_finding.problem
-                USING ERRCODE = 'object_not_in_prerequisite_state', HINT = v_finding.remedy;
+            RAISE EXCEPTION 'cannot use slot %: %', public.rule_cdc_quoted(p_slot), public.rule_cdc_sayable(v_finding.problem)
+                USING ERRCODE = 'object_not_in_prerequisite_state', HINT = public.rule_cdc_sayable(v_finding.remedy);
         END IF;
-        RAISE NOTICE 'slot % exists already', quote_literal(p_slot);
+        RAISE NOTICE 'slot % exists already', public.rule_cdc_quoted(p_slot);
         RETURN v_slot.confirmed_flush_lsn;
     END IF;
     IF pg_current_xact_id_if_assigned() IS NOT NULL THEN
-        RAISE EXCEPTION 'cannot create slot % in a transaction that has written', quote_literal(p_slot)
+        RAISE EXCEPTION 'cannot create slot % in a transaction that has written', public.rule_cdc_quoted(p_slot)
             USING ERRCODE = 'active_sql_transaction', HINT = 'Call it in a transaction of its own.';
     END IF;
     -- The failover argument exists from 17 on; the expression of the other branch is never looked at. A standby has no failover
@@ -483,19 +486,20 @@ BEGIN
         RETURN false;
     END IF;
     IF v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
-        RAISE EXCEPTION 'slot % is not ours: plugin %, database %', quote_literal(p_slot), coalesce(v_slot.plugin, 'none'),
-            coalesce(v_slot.database, 'none')
+        RAISE EXCEPTION 'slot % is not ours: plugin %, database %', public.rule_cdc_quoted(p_slot),
+            public.rule_cdc_sayable(coalesce(v_slot.plugin, 'none')),
+            public.rule_cdc_sayable(coalesce(v_slot.database, 'none'))
             USING ERRCODE = 'wrong_object_type', HINT = 'pg_drop_replication_slot drops any slot.';
     END IF;
     IF v_slot.active_pid IS NOT NULL THEN
-        RAISE EXCEPTION 'slot % is in use by process %', quote_literal(p_slot), v_slot.active_pid
+        RAISE EXCEPTION 'slot % is in use by process %', public.rule_cdc_quoted(p_slot), v_slot.active_pid
             USING ERRCODE = 'object_in_use', HINT = 'Stop the walhook that streams from it first.';
     END IF;
     PERFORM pg_drop_replication_slot(p_slot);
     -- It may be what the slot's changes can still be replayed from, so it is not dropped without being asked.
     IF EXISTS (SELECT 1 FROM pg_replication_slots s WHERE s.slot_name = p_slot || '_anchor') THEN
-        RAISE WARNING 'slot % stays and keeps WAL', quote_literal(p_slot || '_anchor')
-            USING HINT = format('SELECT rule_cdc_anchor_drop(%L); drops it.', p_slot);
+        RAISE WARNING 'slot % stays and keeps WAL', public.rule_cdc_quoted(p_slot || '_anchor')
+            USING HINT = public.rule_cdc_sayable(format('SELECT rule_cdc_anchor_drop(%L); drops it.', p_slot));
     END IF;
     RETURN true;
 END
@@ -922,14 +926,14 @@ BEGIN
     END LOOP;
 EXCEPTION WHEN insufficient_privilege THEN
     IF p_must THEN
-        RAISE EXCEPTION 'cannot publish %: %', p_table, SQLERRM
+        RAISE EXCEPTION 'cannot publish %: %', public.rule_cdc_sayable(p_table::text), public.rule_cdc_sayable(SQLERRM)
             USING ERRCODE = 'insufficient_privilege',
-            HINT = format('Let the owner of table and publication, or a superuser, run: %s; then call this again.',
-                          array_to_string(v_statements, '; '));
+            HINT = public.rule_cdc_sayable(format('Let the owner of table and publication, or a superuser, run: %s; then call this again.',
+                          array_to_string(v_statements, '; ')));
     ELSE
-        RAISE WARNING 'the publication is left as it is: %', SQLERRM
-            USING HINT = format('Let the owner of table and publication, or a superuser, run: %s;',
-                                array_to_string(v_statements, '; '));
+        RAISE WARNING 'the publication is left as it is: %', public.rule_cdc_sayable(SQLERRM)
+            USING HINT = public.rule_cdc_sayable(format('Let the owner of table and publication, or a superuser, run: %s;',
+                                array_to_string(v_statements, '; ')));
     END IF;
 END
 $$;
@@ -1012,13 +1016,13 @@ BEGIN
     WHERE w.webhook_id = p_webhook;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); lists the webhooks.';
     END IF;
     SELECT n.nspname, c.relname INTO v_schema, v_table
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = p_table;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'cannot link webhook %: there is no table %', quote_literal(v_webhook.webhook_name),
-            coalesce(p_table::text, 'NULL') USING ERRCODE = 'undefined_table';
+        RAISE EXCEPTION 'cannot link webhook %: there is no table %', public.rule_cdc_quoted(v_webhook.webhook_name),
+            public.rule_cdc_sayable(coalesce(p_table::text, 'NULL')) USING ERRCODE = 'undefined_table';
     END IF;
 
     FOR v_problem IN
@@ -1026,32 +1030,36 @@ BEGIN
                                                     p_when_changed, coalesce(p_include_old, false), p_publication)
     LOOP
         IF v_problem.is_error THEN
-            RAISE EXCEPTION 'cannot link % to webhook %: %', p_table, quote_literal(v_webhook.webhook_name), v_problem.problem
-                USING ERRCODE = 'invalid_parameter_value', HINT = v_problem.remedy;
+            RAISE EXCEPTION 'cannot link % to webhook %: %', public.rule_cdc_sayable(p_table::text),
+                public.rule_cdc_quoted(v_webhook.webhook_name), public.rule_cdc_sayable(v_problem.problem)
+                USING ERRCODE = 'invalid_parameter_value', HINT = public.rule_cdc_sayable(v_problem.remedy);
         END IF;
-        RAISE WARNING 'link of % to webhook %: %', p_table, quote_literal(v_webhook.webhook_name), v_problem.problem
-            USING HINT = v_problem.remedy;
+        RAISE WARNING 'link of % to webhook %: %', public.rule_cdc_sayable(p_table::text), public.rule_cdc_quoted(v_webhook.webhook_name),
+            public.rule_cdc_sayable(v_problem.problem)
+            USING HINT = public.rule_cdc_sayable(v_problem.remedy);
     END LOOP;
     IF p_trace_column IS NOT NULL AND NOT EXISTS (
         SELECT FROM pg_attribute a
         WHERE a.attrelid = p_table AND a.attname = p_trace_column AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '')
     THEN
-        RAISE EXCEPTION 'cannot link % to webhook %: p_trace_column: it has no column % that is published', p_table,
-            quote_literal(v_webhook.webhook_name), quote_literal(left(p_trace_column, 100))
+        RAISE EXCEPTION 'cannot link % to webhook %: p_trace_column: it has no column % that is published',
+            public.rule_cdc_sayable(p_table::text),
+            public.rule_cdc_quoted(v_webhook.webhook_name), public.rule_cdc_quoted(left(p_trace_column, 100))
             USING ERRCODE = 'invalid_parameter_value',
-            HINT = format('ALTER TABLE %s ADD COLUMN %I text DEFAULT current_setting(''walhook.traceparent'', true); makes one that '
-                          'takes the trace of the session.', p_table, left(p_trace_column, 63));
+            HINT = public.rule_cdc_sayable(
+                format('ALTER TABLE %s ADD COLUMN %I text DEFAULT current_setting(''walhook.traceparent'', true); makes one that '
+                          'takes the trace of the session.', p_table, left(p_trace_column, 63)));
     END IF;
     IF NOT has_table_privilege(p_table, 'SELECT') THEN
-        RAISE EXCEPTION 'cannot link %: % may not read it', p_table, current_user
+        RAISE EXCEPTION 'cannot link %: % may not read it', public.rule_cdc_sayable(p_table::text), public.rule_cdc_sayable(current_user)
             USING ERRCODE = 'insufficient_privilege',
-            HINT = format('GRANT SELECT ON %s TO %I; or let its owner link it.', p_table, current_user);
+            HINT = public.rule_cdc_sayable(format('GRANT SELECT ON %s TO %I; or let its owner link it.', p_table, current_user));
     END IF;
     v_other := public.rule_cdc_publication_problem(p_publication);
     IF v_other IS NOT NULL THEN
-        RAISE EXCEPTION 'cannot link %: %', p_table, v_other
+        RAISE EXCEPTION 'cannot link %: %', public.rule_cdc_sayable(p_table::text), public.rule_cdc_sayable(v_other)
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('SELECT rule_cdc_publication_create(%L); makes it.', p_publication);
+            HINT = public.rule_cdc_sayable(format('SELECT rule_cdc_publication_create(%L); makes it.', p_publication));
     END IF;
 
     -- Two links made at once must agree on where the table belongs.
@@ -1067,7 +1075,8 @@ BEGIN
            OR c.oid IN (SELECT relid FROM pg_partition_tree(p_table)))
     LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'cannot link %: % is linked, and the changes of a partition arrive as those of one table', p_table, v_other
+        RAISE EXCEPTION 'cannot link %: % is linked, and the changes of a partition arrive as those of one table',
+            public.rule_cdc_sayable(p_table::text), public.rule_cdc_sayable(v_other)
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'Link the partitioned table or its partitions, not both.';
     END IF;
@@ -1090,7 +1099,7 @@ BEGIN
     PERFORM public.rule_cdc_publication_place(p_table, p_publication, true);
 
     IF NOT coalesce(v_webhook.nats_enabled, false) THEN
-        RAISE NOTICE 'webhook % does not publish to NATS yet', quote_literal(v_webhook.webhook_name)
+        RAISE NOTICE 'webhook % does not publish to NATS yet', public.rule_cdc_quoted(v_webhook.webhook_name)
             USING HINT = format('SELECT rule_webhook_enable_nats(%s); makes it publish there.', v_webhook.webhook_id);
     ELSIF coalesce(v_webhook.jetstream_enabled, true) THEN
         FOREACH v_subject IN ARRAY public.rule_cdc_link_subjects(v_webhook.webhook_id, v_schema, v_table, v_operations,
@@ -1098,9 +1107,9 @@ BEGIN
         LOOP
             v_streams := public.rule_nats_stream_for(v_webhook.nats_config_id, v_subject);
             IF v_streams = '{}' THEN
-                RAISE NOTICE 'no stream of NATS config % takes the subject % yet', quote_literal(v_webhook.config_name),
-                    quote_literal(v_subject)
-                    USING HINT = public.rule_nats_take_hint(v_webhook.nats_config_id, v_subject);
+                RAISE NOTICE 'no stream of NATS config % takes the subject % yet', public.rule_cdc_quoted(v_webhook.config_name),
+                    public.rule_cdc_quoted(v_subject)
+                    USING HINT = public.rule_cdc_sayable(public.rule_nats_take_hint(v_webhook.nats_config_id, v_subject));
             END IF;
         END LOOP;
     END IF;
@@ -1117,8 +1126,8 @@ DECLARE
 BEGIN
     SELECT webhook_id INTO v_webhook_id FROM public.rule_webhooks WHERE webhook_name = p_webhook;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'Webhook % not found', coalesce(quote_literal(left(p_webhook, 200)), 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
+        RAISE EXCEPTION 'Webhook % not found', coalesce(public.rule_cdc_quoted(p_webhook), 'NULL')
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); lists the webhooks.';
     END IF;
     RETURN v_webhook_id;
 END
@@ -1298,40 +1307,45 @@ BEGIN
     WHERE w.webhook_id = p_webhook_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
-            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); names those there are.';
+            USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); lists the webhooks.';
     END IF;
     v_mode := coalesce(p_mode, v_webhook.publish_mode, 'queue');
     IF v_mode NOT IN ('queue', 'nats', 'both') THEN
-        RAISE EXCEPTION 'Webhook % (%): Invalid publish_mode %', p_webhook_id, left(v_webhook.webhook_name, 200), quote_literal(v_mode)
+        RAISE EXCEPTION 'Webhook % (%): Invalid publish_mode %', p_webhook_id, public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)),
+            public.rule_cdc_quoted(v_mode)
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = format('It is queue, nats or both: SELECT rule_webhook_enable_nats(%s, NULL, ''nats'');', p_webhook_id);
     END IF;
     IF p_payload IS NULL THEN
-        RAISE EXCEPTION 'Webhook % (%): the payload is NULL', p_webhook_id, left(v_webhook.webhook_name, 200)
+        RAISE EXCEPTION 'Webhook % (%): the payload is NULL', p_webhook_id, public.rule_cdc_sayable(left(v_webhook.webhook_name, 200))
             USING ERRCODE = 'null_value_not_allowed', HINT = 'JSON''s own null is allowed: ''null''::jsonb.';
     END IF;
 
     IF v_mode <> 'queue' THEN
         IF NOT coalesce(v_webhook.enabled, false) THEN
-            RAISE EXCEPTION 'Webhook % (%) is disabled', p_webhook_id, left(v_webhook.webhook_name, 200)
+            RAISE EXCEPTION 'Webhook % (%) is disabled', p_webhook_id, public.rule_cdc_sayable(left(v_webhook.webhook_name, 200))
                 USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = format('SELECT rule_webhook_update(%s, p_enabled => true); enables it.', p_webhook_id);
         END IF;
         IF NOT coalesce(v_webhook.nats_enabled, false) THEN
-            RAISE EXCEPTION 'Webhook % (%) is not enabled for NATS', p_webhook_id, left(v_webhook.webhook_name, 200)
+            RAISE EXCEPTION 'Webhook % (%) is not enabled for NATS', p_webhook_id,
+                public.rule_cdc_sayable(left(v_webhook.webhook_name, 200))
                 USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = format('SELECT rule_webhook_enable_nats(%s); enables it.', p_webhook_id);
         END IF;
         IF v_webhook.config_name IS NULL THEN
-            RAISE EXCEPTION 'Webhook % (%) has no NATS configuration', p_webhook_id, left(v_webhook.webhook_name, 200)
+            RAISE EXCEPTION 'Webhook % (%) has no NATS configuration', p_webhook_id,
+                public.rule_cdc_sayable(left(v_webhook.webhook_name, 200))
                 USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = 'SELECT rule_nats_configure(''default'', ''nats://host:4222''); makes the default one.';
         END IF;
         IF NOT coalesce(v_webhook.config_enabled, true) THEN
-            RAISE EXCEPTION 'Webhook % (%): its NATS config % is disabled', p_webhook_id, left(v_webhook.webhook_name, 200),
-                quote_literal(v_webhook.config_name)
+            RAISE EXCEPTION 'Webhook % (%): its NATS config % is disabled', p_webhook_id,
+                public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)),
+                public.rule_cdc_quoted(v_webhook.config_name)
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = format('UPDATE rule_nats_config SET enabled = true WHERE config_name = %L; enables it.', v_webhook.config_name);
+                HINT = public.rule_cdc_sayable(
+                    format('UPDATE rule_nats_config SET enabled = true WHERE config_name = %L; enables it.', v_webhook.config_name));
         END IF;
         v_subject := v_webhook.nats_subject;
         IF v_subject IS NULL OR v_subject = '' THEN
@@ -1343,14 +1357,16 @@ BEGIN
             v_problem := public.rule_nats_subject_check(v_subject);
         END IF;
         IF v_problem IS NOT NULL THEN
-            RAISE EXCEPTION 'Webhook % (%): cannot publish to the subject %: %', p_webhook_id, left(v_webhook.webhook_name, 200),
-                quote_literal(left(v_subject, 200)), v_problem
+            RAISE EXCEPTION 'Webhook % (%): cannot publish to the subject %: %', p_webhook_id,
+                public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)),
+                public.rule_cdc_quoted(v_subject), public.rule_cdc_sayable(v_problem)
                 USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = format('SELECT rule_webhook_enable_nats(%s, ''a.subject''); sets another.', p_webhook_id);
         END IF;
         IF p_message_id = '' OR octet_length(p_message_id) > 512 OR p_message_id ~ '[\x01-\x1f\x7f]|^ | $' THEN
-            RAISE EXCEPTION 'Webhook % (%): cannot use % as message id', p_webhook_id, left(v_webhook.webhook_name, 200),
-                quote_literal(left(p_message_id, 100))
+            RAISE EXCEPTION 'Webhook % (%): cannot use % as message id', p_webhook_id,
+                public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)),
+                public.rule_cdc_quoted(left(p_message_id, 100))
                 USING ERRCODE = 'invalid_parameter_value',
                 HINT = 'It has 1 to 512 bytes, no control characters, and no space at its ends.';
         END IF;
@@ -1369,7 +1385,7 @@ BEGIN
             END IF;
             IF NOT public.rule_cdc_is_traceparent(v_trace) THEN
                 RAISE NOTICE 'Webhook % (%): % is no traceparent: the event goes without a trace', p_webhook_id,
-                    left(v_webhook.webhook_name, 200), quote_literal(left(v_trace, 100))
+                    public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)), public.rule_cdc_quoted(left(v_trace, 100))
                     USING HINT = 'It is 00-<32 hex digits>-<16 hex digits>-<2 hex digits>, in lower case.';
             END IF;
         END IF;
@@ -1377,7 +1393,8 @@ BEGIN
             v_problem := public.rule_nats_headers_problem(p_headers, v_webhook.payload_format);
         END IF;
         IF v_problem IS NOT NULL THEN
-            RAISE EXCEPTION 'Webhook % (%): %', p_webhook_id, left(v_webhook.webhook_name, 200), v_problem
+            RAISE EXCEPTION 'Webhook % (%): %', p_webhook_id, public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)),
+                public.rule_cdc_sayable(v_problem)
                 USING ERRCODE = 'invalid_parameter_value', HINT = 'Write headers as {"Name": "value"}.';
         END IF;
         INSERT INTO public.rule_webhook_events
@@ -1464,8 +1481,9 @@ BEGIN
     ELSIF v_letter.status <> 'dead' THEN
         RAISE EXCEPTION 'cannot retry dead letter %: it is %', p_dead_letter_id, v_letter.status
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('To have it once more: UPDATE rule_nats_dead_letters SET status = ''dead'' WHERE dead_letter_id = %s;',
-                          p_dead_letter_id);
+            HINT = public.rule_cdc_sayable(
+                format('To have it once more: UPDATE rule_nats_dead_letters SET status = ''dead'' WHERE dead_letter_id = %s;',
+                          p_dead_letter_id));
     ELSIF v_letter.payload IS NULL THEN
         RAISE EXCEPTION 'cannot retry dead letter %: its payload was not kept', p_dead_letter_id
             USING ERRCODE = 'object_not_in_prerequisite_state',
@@ -1482,15 +1500,15 @@ BEGIN
         RAISE EXCEPTION 'cannot retry dead letter %: its webhook % does not exist (any more)', p_dead_letter_id,
             coalesce(v_letter.webhook_id::text, 'NULL')
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = coalesce((SELECT format('UPDATE rule_nats_dead_letters SET webhook_id = %s WHERE dead_letter_id = %s; gives it to webhook %L.',
+            HINT = public.rule_cdc_sayable(coalesce((SELECT format('UPDATE rule_nats_dead_letters SET webhook_id = %s WHERE dead_letter_id = %s; gives it to webhook %L.',
                                            w.webhook_id, p_dead_letter_id, w.webhook_name)
                              FROM public.rule_webhooks w WHERE w.nats_enabled ORDER BY w.webhook_id DESC LIMIT 1),
-                            format('SELECT rule_nats_dead_letter_drop(%s); puts it aside.', p_dead_letter_id));
+                            format('SELECT rule_nats_dead_letter_drop(%s); puts it aside.', p_dead_letter_id)));
     END IF;
     v_problem := public.rule_nats_subject_check(v_subject);
     IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'cannot retry dead letter % to the subject %: %', p_dead_letter_id, quote_literal(left(v_subject, 200)),
-            v_problem
+        RAISE EXCEPTION 'cannot retry dead letter % to the subject %: %', p_dead_letter_id, public.rule_cdc_quoted(v_subject),
+            public.rule_cdc_sayable(v_problem)
             USING ERRCODE = 'invalid_parameter_value',
             HINT = format('SELECT rule_nats_dead_letter_retry(%s, ''another.subject'');', p_dead_letter_id);
     END IF;
@@ -1846,13 +1864,14 @@ RETURNS JSONB LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_cata
 #variable_conflict use_variable
 BEGIN
     IF NOT EXISTS (SELECT FROM public.rule_nats_config c WHERE c.config_name = rule_nats_init.config_name) THEN
-        RAISE EXCEPTION 'NATS config % not found', coalesce(config_name, 'NULL')
+        RAISE EXCEPTION 'NATS config % not found', public.rule_cdc_sayable(coalesce(config_name, 'NULL'))
             USING ERRCODE = 'no_data_found',
-            HINT = format('SELECT rule_nats_configure(%L, ''nats://host:4222''); makes it.', config_name);
+            HINT = public.rule_cdc_sayable(format('SELECT rule_nats_configure(%L, ''nats://host:4222''); makes it.', config_name));
     ELSIF EXISTS (SELECT FROM public.rule_nats_config c WHERE c.config_name = rule_nats_init.config_name AND c.enabled IS FALSE) THEN
-        RAISE EXCEPTION 'NATS config % is disabled', config_name
+        RAISE EXCEPTION 'NATS config % is disabled', public.rule_cdc_sayable(config_name)
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('UPDATE rule_nats_config SET enabled = true WHERE config_name = %L; enables it.', config_name);
+            HINT = public.rule_cdc_sayable(
+                format('UPDATE rule_nats_config SET enabled = true WHERE config_name = %L; enables it.', config_name));
     END IF;
     RETURN public.rule_nats_report(config_name);
 END

@@ -199,7 +199,7 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_backfill_ranges (
     PRIMARY KEY (backfill_id, range_number)
 );
 COMMENT ON TABLE public.rule_cdc_backfill_ranges IS
-    'Ranges of keys, which several readers take side by side: whoever has locked the row is at it. Never published, never linkable';
+    'Ranges of keys that several readers send side by side; each locks the row of its range. Never published, never linkable';
 COMMENT ON COLUMN public.rule_cdc_backfill_ranges.after_key IS 'How far it is; NULL: nothing yet, and no lower end';
 COMMENT ON COLUMN public.rule_cdc_backfill_ranges.upto_key IS 'Its upper end, which belongs to it; NULL: none';
 COMMENT ON COLUMN public.rule_cdc_backfill_ranges.later IS
@@ -396,14 +396,18 @@ DECLARE
 BEGIN
     SELECT r.rolname, r.rolsuper INTO v_owner FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner WHERE c.oid = p_table;
     IF NOT has_table_privilege(p_table, 'SELECT') OR NOT has_any_column_privilege(p_table, 'UPDATE') THEN
-        RAISE EXCEPTION 'cannot backfill %: % may not read and lock its rows', p_table, current_user
+        RAISE EXCEPTION 'cannot backfill %: % may not read and lock its rows', public.rule_cdc_sayable(p_table::text),
+            public.rule_cdc_sayable(current_user)
             USING ERRCODE = 'insufficient_privilege',
-            HINT = format('Let its owner run: GRANT SELECT, UPDATE ON %s TO %I; (SELECT FOR SHARE wants both).', p_table, current_user);
+            HINT = public.rule_cdc_sayable(
+                format('Let its owner run: GRANT SELECT, UPDATE ON %s TO %I; (SELECT FOR SHARE wants both).', p_table, current_user));
     END IF;
     IF row_security_active(p_table) THEN
-        RAISE EXCEPTION 'cannot backfill %: its row-level security would hide rows from %', p_table, current_user
+        RAISE EXCEPTION 'cannot backfill %: its row-level security would hide rows from %', public.rule_cdc_sayable(p_table::text),
+            public.rule_cdc_sayable(current_user)
             USING ERRCODE = 'insufficient_privilege',
-            HINT = format('Let a superuser run: ALTER ROLE %I BYPASSRLS; or start the backfill as a role that has it.', current_user);
+            HINT = public.rule_cdc_sayable(
+                format('Let a superuser run: ALTER ROLE %I BYPASSRLS; or start the backfill as a role that has it.', current_user));
     END IF;
     -- No index is made between here and the query.
     IF NOT v_owner.rolsuper AND v_owner.rolname <> current_user AND has_table_privilege(p_table, 'UPDATE') THEN
@@ -411,10 +415,11 @@ BEGIN
     END IF;
     SELECT * INTO v_code FROM public.rule_cdc_backfill_foreign_code(p_table) f ORDER BY f.problem LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'cannot backfill % as %: %, which would run with the rights of %', p_table, current_user, v_code.problem,
-            current_user
+        RAISE EXCEPTION 'cannot backfill % as %: %, which would run with the rights of %', public.rule_cdc_sayable(p_table::text),
+            public.rule_cdc_sayable(current_user), public.rule_cdc_sayable(v_code.problem),
+            public.rule_cdc_sayable(current_user)
             USING ERRCODE = 'insufficient_privilege',
-            HINT = format('Read that code; if it may run so, let a superuser run: %s', v_code.remedy);
+            HINT = public.rule_cdc_sayable(format('Read that code; if it may run so, let a superuser run: %s', v_code.remedy));
     END IF;
 END
 $$;
@@ -491,11 +496,11 @@ DECLARE
     v_id BIGINT;
 BEGIN
     IF v_table IS NULL THEN
-        RAISE EXCEPTION 'cannot backfill %: there is no such table', coalesce(quote_literal(p_table), 'NULL')
+        RAISE EXCEPTION 'cannot backfill %: there is no such table', coalesce(public.rule_cdc_quoted(p_table), 'NULL')
             USING ERRCODE = 'undefined_table', HINT = 'Name it with its schema: shop.orders.';
     END IF;
     IF p_ranges IS NULL OR p_ranges NOT BETWEEN 1 AND 1000 THEN
-        RAISE EXCEPTION 'cannot backfill % in % ranges', v_table, coalesce(p_ranges::text, 'NULL')
+        RAISE EXCEPTION 'cannot backfill % in % ranges', public.rule_cdc_sayable(v_table::text), coalesce(p_ranges::text, 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Choose from 1 to 1000.';
     END IF;
     SELECT n.nspname, c.relname INTO v_schema, v_name
@@ -507,27 +512,30 @@ BEGIN
     WHERE l.table_schema = v_schema AND l.table_name = v_name AND l.enabled
       AND (v_webhook IS NULL OR l.webhook_id = v_webhook);
     IF v_links IS NULL THEN
-        RAISE EXCEPTION 'cannot backfill %: no webhook% is linked to it and publishes to NATS', v_table,
-            CASE WHEN p_webhook IS NOT NULL THEN ' ' || quote_literal(p_webhook) ELSE '' END
+        RAISE EXCEPTION 'cannot backfill %: no webhook% is linked to it and publishes to NATS', public.rule_cdc_sayable(v_table::text),
+            public.rule_cdc_sayable(CASE WHEN p_webhook IS NOT NULL THEN ' ' || quote_literal(p_webhook) ELSE '' END)
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('SELECT webhook_id, table_schema, table_name FROM rule_webhook_links; has what is linked. Link it by rule_webhook_link_table, and let the '
-                          'webhook publish by rule_webhook_enable_nats.');
+            HINT = public.rule_cdc_sayable(
+                format('SELECT webhook_id, table_schema, table_name FROM rule_webhook_links; has what is linked. Link it by rule_webhook_link_table, and let the '
+                          'webhook publish by rule_webhook_enable_nats.'));
     END IF;
     IF NOT EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
                    WHERE r.prrelid = 'public.rule_cdc_backfill_rows'::regclass) THEN
-        RAISE EXCEPTION 'cannot backfill %: rule_cdc_backfill_rows is in no publication', v_table
+        RAISE EXCEPTION 'cannot backfill %: rule_cdc_backfill_rows is in no publication', public.rule_cdc_sayable(v_table::text)
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'Run `walhook setup`, or SELECT rule_cdc_publication_create(); which completes the publication.';
     END IF;
     v_key := public.rule_cdc_backfill_key(v_table);
     IF v_key.names IS NULL THEN
-        RAISE EXCEPTION 'cannot backfill %: it has no primary key, in whose order its rows could be taken', v_table
-            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = format('Give %s a primary key.', v_table);
+        RAISE EXCEPTION 'cannot backfill %: it has no primary key, in whose order its rows could be taken',
+            public.rule_cdc_sayable(v_table::text)
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = public.rule_cdc_sayable(format('Give %s a primary key.', v_table));
     END IF;
     SELECT * INTO v_route FROM public.rule_cdc_backfill_routes(v_links) r LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'cannot backfill %: its events would be dead letters: %', v_table, v_route.problem
-            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = v_route.remedy;
+        RAISE EXCEPTION 'cannot backfill %: its events would be dead letters: %', public.rule_cdc_sayable(v_table::text),
+            public.rule_cdc_sayable(v_route.problem)
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = public.rule_cdc_sayable(v_route.remedy);
     END IF;
     PERFORM public.rule_cdc_backfill_check(v_table);
     v_from := CASE WHEN (SELECT c.relkind FROM pg_class c WHERE c.oid = v_table) = 'p' THEN '' ELSE 'ONLY ' END || v_table;
@@ -621,10 +629,11 @@ BEGIN
     v_key := CASE WHEN v_table IS NOT NULL THEN public.rule_cdc_backfill_key(v_table) END;
     IF v_key.names IS DISTINCT FROM v_job.key_columns THEN
         RAISE EXCEPTION 'cannot go on with backfill % of %.%: its primary key was (%) and is not any more', p_backfill_id,
-            v_job.table_schema, v_job.table_name, array_to_string(v_job.key_columns, ', ')
+            public.rule_cdc_sayable(v_job.table_schema), public.rule_cdc_sayable(v_job.table_name),
+                public.rule_cdc_sayable(array_to_string(v_job.key_columns, ', '))
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Cancel it by rule_cdc_backfill_cancel and start another.';
     ELSIF NOT EXISTS (SELECT FROM public.rule_webhook_links l WHERE l.link_id = ANY (v_job.link_ids)) THEN
-        RAISE EXCEPTION 'cannot go on with backfill % of %: its links are gone', p_backfill_id, v_table
+        RAISE EXCEPTION 'cannot go on with backfill % of %: its links are gone', p_backfill_id, public.rule_cdc_sayable(v_table::text)
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Cancel it by rule_cdc_backfill_cancel and start another.';
     END IF;
     PERFORM public.rule_cdc_backfill_check(v_table);
@@ -718,7 +727,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_backfill_chunk IS
-    'walhook: sends the next rows of a backfill, p_rows at most, and answers how many; 0: other readers or transactions are at what '
+    'walhook: sends the next rows of a backfill, p_rows at most, and answers how many; 0: other readers or transactions hold locks on what '
     'is left, NULL: nothing is left. A transaction of its own for each call';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_cancel(p_backfill_id BIGINT)
@@ -743,31 +752,32 @@ DECLARE
     v_lsn PG_LSN;
 BEGIN
     IF p_keep IS NULL OR p_keep <= interval '0' OR p_keep_bytes IS NULL OR p_keep_bytes <= 0 THEN
-        RAISE EXCEPTION 'cannot keep WAL of slot % for % and % bytes', quote_literal(p_slot), coalesce(p_keep::text, 'NULL'),
+        RAISE EXCEPTION 'cannot keep WAL of slot % for % and % bytes', public.rule_cdc_quoted(p_slot), coalesce(p_keep::text, 'NULL'),
             coalesce(p_keep_bytes::text, 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Say how long and how much: rule_cdc_anchor_create(''24 hours'', 4294967296).';
     END IF;
     SELECT s.plugin, s.database, s.wal_status INTO v_slot FROM pg_replication_slots s WHERE s.slot_name = p_slot;
     IF NOT FOUND OR v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
-        RAISE EXCEPTION 'cannot anchor slot %: this database has no such slot of pgoutput', quote_literal(p_slot)
+        RAISE EXCEPTION 'cannot anchor slot %: this database has no such slot of pgoutput', public.rule_cdc_quoted(p_slot)
             USING ERRCODE = 'undefined_object', HINT = 'Run `walhook setup`, or SELECT rule_cdc_publication_create(); and SELECT rule_cdc_slot_create(); first.';
     END IF;
     SELECT s.confirmed_flush_lsn, s.plugin, s.database, s.wal_status INTO v_slot
     FROM pg_replication_slots s WHERE s.slot_name = v_anchor;
     IF FOUND THEN
         IF v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
-            RAISE EXCEPTION 'slot % exists and is not ours: plugin %, database %', quote_literal(v_anchor),
-                coalesce(v_slot.plugin, 'none'), coalesce(v_slot.database, 'none')
+            RAISE EXCEPTION 'slot % exists and is not ours: plugin %, database %', public.rule_cdc_quoted(v_anchor),
+                public.rule_cdc_sayable(coalesce(v_slot.plugin, 'none')), public.rule_cdc_sayable(coalesce(v_slot.database, 'none'))
                 USING ERRCODE = 'duplicate_object', HINT = 'Anchor a slot of another name.';
         ELSIF NOT EXISTS (SELECT FROM public.rule_cdc_anchor_settings a WHERE a.slot_name = p_slot AND a.anchor_name = v_anchor) THEN
-            RAISE EXCEPTION 'slot % exists, and walhook has not made it', quote_literal(v_anchor)
+            RAISE EXCEPTION 'slot % exists, and walhook has not made it', public.rule_cdc_quoted(v_anchor)
                 USING ERRCODE = 'duplicate_object',
-                HINT = format('If no other application uses it: SELECT pg_drop_replication_slot(%L); then call this again.', v_anchor);
+                HINT = public.rule_cdc_sayable(
+                    format('If no other application uses it: SELECT pg_drop_replication_slot(%L); then call this again.', v_anchor));
         END IF;
         v_lsn := v_slot.confirmed_flush_lsn;
     ELSE
         IF pg_current_xact_id_if_assigned() IS NOT NULL THEN
-            RAISE EXCEPTION 'cannot create slot % in a transaction that has written', quote_literal(v_anchor)
+            RAISE EXCEPTION 'cannot create slot % in a transaction that has written', public.rule_cdc_quoted(v_anchor)
                 USING ERRCODE = 'active_sql_transaction', HINT = 'Call it in a transaction of its own.';
         END IF;
         -- A simple expression, as in rule_cdc_slot_create.
@@ -822,17 +832,19 @@ BEGIN
     IF NOT FOUND OR v_anchor.active OR pg_is_in_recovery() THEN
         RETURN NULL;
     ELSIF v_anchor.wal_status IS NULL OR v_anchor.wal_status = 'lost' THEN
-        RAISE EXCEPTION 'cannot move anchor slot %: %', quote_literal(v_anchor.anchor_name),
+        RAISE EXCEPTION 'cannot move anchor slot %: %', public.rule_cdc_quoted(v_anchor.anchor_name),
             CASE WHEN v_anchor.wal_status = 'lost' THEN 'PostgreSQL has removed WAL that it needed' ELSE 'it is gone' END
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'SELECT rule_cdc_anchor_drop(); then SELECT rule_cdc_anchor_create(); keeps the WAL from then on.';
     END IF;
     IF v_anchor.anchor_name IS DISTINCT FROM p_slot || '_anchor' OR v_anchor.plugin IS DISTINCT FROM 'pgoutput'
        OR v_anchor.database IS DISTINCT FROM current_database() THEN
-        RAISE EXCEPTION 'cannot move anchor slot %: it is not of our making (plugin %, database %)', quote_literal(v_anchor.anchor_name),
-            coalesce(v_anchor.plugin, 'none'), coalesce(v_anchor.database, 'none')
+        RAISE EXCEPTION 'cannot move anchor slot %: it is not of our making (plugin %, database %)',
+            public.rule_cdc_quoted(v_anchor.anchor_name),
+            public.rule_cdc_sayable(coalesce(v_anchor.plugin, 'none')), public.rule_cdc_sayable(coalesce(v_anchor.database, 'none'))
             USING ERRCODE = 'wrong_object_type',
-            HINT = format('DELETE FROM rule_cdc_anchor_settings WHERE slot_name = %L; then SELECT rule_cdc_anchor_create() makes one.', p_slot);
+            HINT = public.rule_cdc_sayable(
+                format('DELETE FROM rule_cdc_anchor_settings WHERE slot_name = %L; then SELECT rule_cdc_anchor_create() makes one.', p_slot));
     END IF;
     SELECT s.confirmed_flush_lsn INTO v_confirmed FROM pg_replication_slots s WHERE s.slot_name = p_slot;
     -- Well below max_slot_wal_keep_size, beyond which PostgreSQL would take the slot's WAL away.
@@ -880,7 +892,7 @@ DECLARE
 BEGIN
     IF p_point ~ '^[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}$' THEN
         IF p_point::pg_lsn > v_end THEN
-            RAISE EXCEPTION '% %: it lies ahead; the WAL ends at %', p_name, quote_literal(p_point), v_end
+            RAISE EXCEPTION '% %: it lies ahead; the WAL ends at %', p_name, public.rule_cdc_quoted(p_point), v_end
                 USING ERRCODE = 'invalid_parameter_value',
                 HINT = 'Is it an LSN of another server, or of one that was restored to an earlier point?';
         END IF;
@@ -889,12 +901,12 @@ BEGIN
     v_time := CASE WHEN p_point ~ '^\d+[smhd]$' THEN now() - replace(p_point, 'm', ' minutes')::interval
                    ELSE p_point::timestamptz END;
     IF v_time > clock_timestamp() THEN
-        RAISE EXCEPTION '% %: it lies ahead; it is % now', p_name, quote_literal(p_point), clock_timestamp()
+        RAISE EXCEPTION '% %: it lies ahead; it is % now', p_name, public.rule_cdc_quoted(p_point), clock_timestamp()
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     RETURN to_char(v_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
 EXCEPTION WHEN invalid_datetime_format OR datetime_field_overflow THEN
-    RAISE EXCEPTION '% %: it is neither an LSN nor a time', p_name, quote_literal(p_point)
+    RAISE EXCEPTION '% %: it is neither an LSN nor a time', p_name, public.rule_cdc_quoted(p_point)
         USING ERRCODE = 'invalid_parameter_value',
         HINT = 'Give an LSN (0/16B3748), a time (2026-11-25 10:00+00) or an age (90s, 15m, 2h, 7d).';
 END
@@ -935,11 +947,11 @@ BEGIN
         RAISE EXCEPTION 'cannot replay: p_to % lies before p_from %', v_to, v_from USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF p_via NOT IN ('stream', 'wal', 'table') THEN
-        RAISE EXCEPTION 'cannot replay via %', quote_literal(p_via)
+        RAISE EXCEPTION 'cannot replay via %', public.rule_cdc_quoted(p_via)
             USING ERRCODE = 'invalid_parameter_value', HINT = 'stream, wal, table; NULL: the first of them that still has it.';
     END IF;
     IF p_rules IS NULL OR p_rules NOT IN ('commit', 'now') THEN
-        RAISE EXCEPTION 'cannot replay by the rules of %', coalesce(quote_literal(p_rules), 'NULL')
+        RAISE EXCEPTION 'cannot replay by the rules of %', coalesce(public.rule_cdc_quoted(p_rules), 'NULL')
             USING ERRCODE = 'invalid_parameter_value',
             HINT = 'p_rules is commit, the rules in force at each commit, or now, those of now.';
     END IF;
@@ -949,7 +961,7 @@ BEGIN
     IF p_subject_prefix IS NOT NULL THEN
         v_problem := public.rule_nats_subject_check(p_subject_prefix || '.x');
         IF v_problem IS NOT NULL THEN
-            RAISE EXCEPTION 'cannot replay below subject %: %', quote_literal(p_subject_prefix), v_problem
+            RAISE EXCEPTION 'cannot replay below subject %: %', public.rule_cdc_quoted(p_subject_prefix), public.rule_cdc_sayable(v_problem)
                 USING ERRCODE = 'invalid_parameter_value';
         END IF;
     END IF;
@@ -958,21 +970,21 @@ BEGIN
         -- A deleted one's events are there still, and only its number is known.
         v_webhook := coalesce(v_webhook, substring(p_webhook FROM '^\d{1,9}$'));
         IF v_webhook IS NULL THEN
-            RAISE EXCEPTION 'cannot replay for webhook %: there is none of that name', quote_literal(p_webhook)
+            RAISE EXCEPTION 'cannot replay for webhook %: there is none of that name', public.rule_cdc_quoted(p_webhook)
                 USING ERRCODE = 'no_data_found', HINT = 'Of one that was deleted, give its number.';
         END IF;
     END IF;
     IF v_source IS NULL THEN
         SELECT array_agg(s.source ORDER BY s.source) INTO v_sources FROM public.rule_cdc_status s;
         IF cardinality(v_sources) > 1 THEN
-            RAISE EXCEPTION 'cannot replay: there are several sources: %', array_to_string(v_sources, ', ')
+            RAISE EXCEPTION 'cannot replay: there are several sources: %', public.rule_cdc_sayable(array_to_string(v_sources, ', '))
                 USING ERRCODE = 'invalid_parameter_value', HINT = 'Name one by p_source.';
         END IF;
         v_source := coalesce(v_sources[1], 'walhook');
     END IF;
     IF NOT EXISTS (SELECT FROM public.rule_cdc_status s WHERE s.source = v_source
                    AND s.heartbeat_at > clock_timestamp() - make_interval(secs => 3 * s.heartbeat_seconds)) THEN
-        RAISE NOTICE 'no walhook of source % is running: the replay waits for one', quote_literal(v_source);
+        RAISE NOTICE 'no walhook of source % is running: the replay waits for one', public.rule_cdc_quoted(v_source);
     END IF;
     INSERT INTO public.rule_cdc_replays
         (source, via, from_point, to_point, webhooks, tables, subject_prefix, create_stream, rate, status, is_requested, rules)

@@ -131,7 +131,7 @@ DECLARE
     v_lsn PG_LSN;
 BEGIN
     IF v_parts IS NULL THEN
-        RAISE EXCEPTION '% is not the id of an event', coalesce(quote_literal(p_event), 'NULL')
+        RAISE EXCEPTION '% is not the id of an event', coalesce(public.rule_cdc_quoted(p_event), 'NULL')
             USING ERRCODE = 'invalid_parameter_value',
                   HINT = 'The id is in the error with which `walhook run` stopped, and in rule_cdc_status.last_error.';
     END IF;
@@ -188,6 +188,15 @@ BEGIN
     FROM unnest(p_tables, p_ids, p_rows, p_partial) AS n (table_name, row_id, row_data, is_partial)
     ON CONFLICT (source, table_name, row_id, since_lsn) DO NOTHING;
     GET DIAGNOSTICS v_rows = ROW_COUNT;
+    IF EXISTS (SELECT FROM unnest(p_tables, p_ids) AS n (table_name, row_id)
+               WHERE NOT EXISTS (SELECT FROM public.rule_cdc_rule_versions v
+                                 WHERE v.source = p_source AND v.table_name = n.table_name AND v.row_id = n.row_id AND v.since_lsn = p_since)) THEN
+        RAISE EXCEPTION 'rows were written into rule_cdc_rule_versions without an error and are not there'
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = 'A trigger or a rule on rule_cdc_rule_versions drops rows; find it and drop it: SELECT tgname FROM pg_trigger WHERE '
+                   'tgrelid = ''public.rule_cdc_rule_versions''::regclass AND NOT tgisinternal; SELECT rulename FROM pg_rules WHERE '
+                   'tablename = ''rule_cdc_rule_versions'';';
+    END IF;
     RETURN v_rows;
 END
 $$;

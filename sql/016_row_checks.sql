@@ -268,13 +268,6 @@ COMMENT ON FUNCTION public.rule_cdc_row_problems IS
     'walhook: what is wrong with a row of a configuration table, whatever else there is: the columns, what to write instead, and where there '
     'is one the statement that sets it right';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_sayable(p_text TEXT)
-RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
-    -- A message with bytes that the client's encoding has not would be an error of its own.
-    SELECT CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN regexp_replace(p_text, '[^\x01-\x7f]', '?', 'g') ELSE p_text END
-$$;
-COMMENT ON FUNCTION public.rule_cdc_sayable IS 'walhook: the text as every client can be sent it, whatever bytes a database in SQL_ASCII has';
-
 CREATE OR REPLACE FUNCTION public.rule_cdc_row_suspect(p_table TEXT)
 RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     -- Ten thousand rows may be written at once, and are looked at every few seconds: nearly all show at a glance that they are good.
@@ -417,9 +410,9 @@ BEGIN
         CROSS JOIN pg_roles r
         WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
           AND p.proname IN ('rule_cdc_check_rows', 'rule_cdc_check_functions', 'rule_cdc_row_problems', 'rule_cdc_row_named',
-                            'rule_cdc_row_suspect', 'rule_cdc_row_check', 'rule_cdc_sayable', 'rule_cdc_template_problem',
+                            'rule_cdc_row_suspect', 'rule_cdc_row_check', 'rule_cdc_sayable', 'rule_cdc_quoted', 'rule_cdc_template_problem',
                             'rule_nats_url_problem')
-          AND (r.rolname = 'walhook_operator' OR r.rolname = 'walhook_streamer' AND p.proname ~ '^rule_cdc_(check|row_[nps])')
+          AND (r.rolname = 'walhook_operator' OR r.rolname = 'walhook_streamer' AND p.proname ~ '^rule_cdc_(check|row_[nps]|sayable|quoted)')
     LOOP
         EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, f.rolname);
     END LOOP;

@@ -59,7 +59,7 @@ pub struct Options {
     /// Publications: <NAME>_inserts and <NAME>_changes [default: walhook]
     #[arg(long, value_name = "NAME", env = "WALHOOK_PUBLICATION", global = true, hide_env_values = true)]
     pub publication: Option<String>,
-    /// Keep what is acknowledged in the slot for so long, against a NATS that loses its last messages in a power cut [default: 0]
+    /// Confirm events to PostgreSQL so long after NATS has stored them: a NATS server may lose its last ones in a power cut [default: 0]
     #[arg(long, value_name = "SECONDS", env = "WALHOOK_CONFIRM_DELAY_SECONDS", global = true, hide_env_values = true)]
     pub confirm_delay_seconds: Option<u64>,
     /// NATS servers, in place of those in rule_nats_config [env: NATS_URL]
@@ -71,7 +71,7 @@ pub struct Options {
     /// Log as text or json [default: text]
     #[arg(long, value_name = "FORMAT", env = "WALHOOK_LOG_FORMAT", global = true, hide_env_values = true)]
     pub log_format: Option<LogFormat>,
-    /// Log a line of what was done every so many seconds, and as often what is away; 0: no such line [default: 0]
+    /// Every so many seconds log what was done and which servers cannot be reached; 0: never [default: 0]
     #[arg(long, value_name = "SECONDS", env = "WALHOOK_LOG_SUMMARY", global = true, hide_env_values = true)]
     pub log_summary: Option<u64>,
     /// Log level: off, error, warn, info, debug, trace; a crate's own level as in info,async_nats=debug [default: info]

@@ -51,9 +51,9 @@ enum Command {
     },
     /// Remove what walhook made in the database, and its slots, and with --nats in NATS; tables that were there before stay
     Uninstall(commands::uninstall::Arguments),
-    /// Stream until told to stop
+    /// Publish committed changes until it is stopped (SIGTERM, Ctrl-C)
     Run,
-    /// Take events from JetStream and call the webhooks, until told to stop; any number may run side by side
+    /// Call webhooks for the events in JetStream until it is stopped; any number of these can run side by side
     Deliver {
         #[command(flatten)]
         options: Box<commands::deliver::settings::Options>,
@@ -62,22 +62,22 @@ enum Command {
     Check(commands::check::Arguments),
     /// Show slot, streams, webhooks and dead letters
     Status(commands::status::Arguments),
-    /// Show events as they pass
+    /// Show events as they are published
     Tail(commands::tail::Arguments),
     /// Show what each operation on a table would publish, and where
     Explain(commands::explain::Arguments),
-    /// List, show, retry or drop what could not be published
+    /// List, show, retry or drop events that could not be published or delivered
     DeadLetters {
         #[command(subcommand)]
         action: commands::dead_letters::Action,
     },
-    /// Publish again what a stream holds since an LSN or a time
+    /// Publish events again, from an LSN or a time on
     Replay(commands::replay::Arguments),
-    /// Send the rows of a linked table as events of op snapshot
+    /// Publish the rows that a linked table has now, as events of op snapshot
     Backfill(commands::backfill::Arguments),
     /// Set a durable consumer to an LSN or a time; nothing is published again
     Seek(commands::seek::Arguments),
-    /// Make a copy of a database one of its own, or say that a moved one is still the same
+    /// Give a copied database an identity of its own, or keep the identity of a moved one
     Adopt(commands::adopt::Arguments),
     /// Print completions for a shell
     Completions {

@@ -2,7 +2,9 @@
 //!
 //! In: a database with an identity. Out: a new identity, and everything put aside that belongs to the database it was copied
 //! from: checkpoints, epochs, runs, status, open replays and backfills, and the slot. With `--same`: the same identity, noted for the PostgreSQL
-//! and the database that this is now. Nothing in NATS is touched. All in one transaction, but for the slot.
+//! and the database that this is now. Nothing in NATS is touched. All in one transaction, but for the slot. With `--stream`: see [`stream`].
+
+mod stream;
 
 use std::io::{BufRead, IsTerminal, Write};
 
@@ -19,10 +21,13 @@ use crate::{
 /// Which of the two, and whether to ask.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// It is the same database, moved by pg_upgrade, dump or restore, and the original runs no more: keep the identity
+    /// It is the same database, moved by pg_upgrade, dump or restore, and the original no longer runs: keep the identity
     #[arg(long)]
     same: bool,
-    /// Do not ask
+    /// Only note in the metadata of this stream that it belongs to this database
+    #[arg(long, value_name = "NAME", conflicts_with = "same")]
+    stream: Option<String>,
+    /// Do not ask before it
     #[arg(long)]
     yes: bool,
 }
@@ -53,6 +58,9 @@ const CONFIGURATIONS: &str =
 /// # Errors
 /// Nobody has agreed; walhook runs here; PostgreSQL refuses.
 pub async fn adopt(config: &Config, arguments: &Arguments) -> Result<()> {
+    if let Some(name) = &arguments.stream {
+        return stream::adopt(config, name, arguments.yes).await;
+    }
     let mut client = super::connect(config).await?;
     let compared = identity::compare(&client).await?;
     refuse_running(&client, config).await?;
@@ -107,7 +115,7 @@ fn ask() -> Result<()> {
     let refused =
         |why: &str| Error::config(format!("adopt the database: {why}")).hint("--yes agrees without being asked");
     if !std::io::stdin().is_terminal() {
-        return Err(refused("nobody is there to agree"));
+        return Err(refused("it asks first, and standard input is no terminal"));
     }
     super::say("Go on? Type yes: ")?;
     let _ = std::io::stdout().flush();
@@ -121,7 +129,7 @@ fn ask() -> Result<()> {
 
 /// A run that is at it would go on with what it has read.
 async fn refuse_running(client: &Client, config: &Config) -> Result<()> {
-    let attempted = "look whether walhook runs here";
+    let attempted = "check whether walhook streams from this database";
     let row = client
         .query_opt(
             "SELECT active_pid FROM pg_catalog.pg_replication_slots \

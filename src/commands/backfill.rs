@@ -196,7 +196,7 @@ pub async fn send(config: &Config, arguments: &Arguments, shutdown: watch::Recei
             progress.sent, config.slot
         ),
         ("running", _) => format!(
-            "backfill {id} of {table} is interrupted after {} rows; the same command goes on with it\n",
+            "backfill {id} of {table} is interrupted after {} rows; run the same command again to go on with it\n",
             progress.sent
         ),
         (status, _) => format!("backfill {id} of {table} is {status}: {} rows\n", progress.sent),

@@ -86,7 +86,7 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
         };
         let wait = backoff.next();
         tracing::warn!(retry_in_ms = wait.as_millis(), away_s = began.elapsed().as_secs(), "{error}");
-        notify.status(&format!("not delivering, tries again: {error}"));
+        notify.status(&format!("not delivering, trying again: {error}"));
         if let Some(http) = &http {
             http.shared().update(|snapshot| snapshot.start_error = Some(error.to_string()));
         }

@@ -149,7 +149,7 @@ pub async fn explain(config: &Config, arguments: &Arguments) -> Result<()> {
                 table.rows(&client, if has_filter { ROWS_MAX } else { 1 }).await?
             };
             if rows.is_empty() && !arguments.no_row {
-                notes.push("the table has no row: what is shown has none either".to_owned());
+                notes.push("the table has no row, so the example has no values".to_owned());
             }
             let made = Making { config, tables: &tables, rules: &rules, lanes: &lanes, table: &table, rows: &rows };
             for (id, link) in rules.links(schema_name, name) {

@@ -26,7 +26,7 @@ use crate::{
 
 /// What to do with a copy, and with what only looks like one.
 const COPY: &str = "if this is a copy, such as staging: `walhook adopt`, which gives it an identity of its own";
-const SAME: &str = "if it is the same database, moved, and the original runs no more: `walhook adopt --same`";
+const SAME: &str = "if it is the same database, moved, and the original no longer runs: `walhook adopt --same`";
 
 /// How many runs a database remembers: those whose mark some bucket may still show.
 const RUNS_KEPT: i64 = 1000;
@@ -202,7 +202,7 @@ pub async fn check_runs(client: &Client, control: &Control, source: &str, identi
     let mark = match bucket::find(control, source, identity).await {
         Ok(place) => place.mark,
         Err(error) if error.kind() == Kind::Permission => {
-            tracing::warn!("whether this database is a copy (a base backup) cannot be seen: {error}");
+            tracing::warn!("cannot check whether this database is a copy (a base backup): {error}");
             None
         }
         Err(error) => return Err(error),

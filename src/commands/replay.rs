@@ -263,7 +263,7 @@ impl Work<'_> {
         }
         if impossible > 0 {
             tracing::warn!(
-                "{impossible} events can never be published, as they could not the first time, and were left out"
+                "{impossible} events were left out: they can never be published, and became dead letters the first time"
             );
         }
         if is_whole {

@@ -1,4 +1,4 @@
-//! The configuration tables, read from the database.
+//! The configuration tables, read from the database; and what the verbs share of its other tables.
 
 use std::collections::BTreeMap;
 
@@ -116,4 +116,28 @@ pub fn missing_table(error: Error) -> Error {
         return error.of_kind(Kind::Config).hint("run `walhook setup`, which applies the migrations");
     }
     error
+}
+
+/// Whether the dead letters of these events are in the table: a trigger or a rule on it may drop rows without an error.
+pub async fn check_kept(client: &impl GenericClient, event_ids: &[&str]) -> Result<()> {
+    let row = client
+        .query_one(
+            "SELECT count(*) FROM pg_catalog.unnest($1::text[]) i (event_id) \
+             WHERE NOT EXISTS (SELECT FROM public.rule_nats_dead_letters d WHERE d.event_id = i.event_id)",
+            &[&event_ids],
+        )
+        .await
+        .map_err(|error| sql::error("read the dead letters that were just written", error))?;
+    match row.get::<_, i64>(0) {
+        0 => Ok(()),
+        missing => Err(Error::config(format!(
+            "{missing} of {} rows were written into rule_nats_dead_letters without an error and are not there",
+            event_ids.len()
+        ))
+        .hint(
+            "a trigger or a rule on rule_nats_dead_letters drops rows; find it and drop it: SELECT tgname FROM pg_trigger WHERE \
+             tgrelid = 'public.rule_nats_dead_letters'::regclass AND NOT tgisinternal; SELECT rulename FROM pg_rules WHERE \
+             tablename = 'rule_nats_dead_letters'",
+        )),
+    }
 }

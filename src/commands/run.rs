@@ -96,7 +96,7 @@ async fn stream(config: &Config, mut shutdown: watch::Receiver<bool>, notify: &N
                 let wait = backoff.next();
                 let away_s = away_since.get_or_insert_with(Instant::now).elapsed().as_secs();
                 tracing::warn!(retry_in_ms = wait.as_millis(), not_streaming_for_s = away_s, "{error}");
-                notify.status(&format!("not streaming, tries again: {error}"));
+                notify.status(&format!("not streaming, trying again: {error}"));
                 last_error = Some(error.to_string());
                 if let Some(shown) = &mut shown {
                     shown.disconnected(&error.to_string());

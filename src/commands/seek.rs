@@ -60,7 +60,7 @@ pub async fn seek(config: &Config, arguments: &Arguments) -> Result<()> {
     let settings = match &before {
         None => json!({ "durable_name": consumer, "ack_policy": "explicit" }),
         Some(info) => {
-            let hint = "It is that database's to move";
+            let hint = "Run `walhook seek` with the settings of that database";
             let what = format!("consumer {consumer:?} of stream {stream:?}");
             feed.owner().check(&what, &owner::metadata(&info["config"]), Use::Alone, hint)?;
             check_idle(stream, consumer, info, *force)?;

@@ -132,7 +132,7 @@ pub fn refuse(config: &Config, findings: &[Finding]) -> Result<()> {
     let error = first.clone().into_error(&format!("stream from slot {:?}", config.slot));
     match fatal.count() {
         0 => Err(error),
-        more => Err(error.context(format!("{} things are wrong, see `walhook status`; the first", more + 1))),
+        more => Err(error.context(format!("{} problems, which `walhook status` lists; the first", more + 1))),
     }
 }
 
@@ -172,7 +172,7 @@ impl Reported {
             }
         }
         for finding in reported.difference(&findings) {
-            tracing::info!(finding = finding.name, "set-up: no more so: {}: {}", finding.object, finding.problem);
+            tracing::info!(finding = finding.name, "set-up: resolved: {}: {}", finding.object, finding.problem);
         }
         *reported = findings;
     }

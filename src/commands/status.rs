@@ -118,7 +118,7 @@ pub async fn status(config: &Config, arguments: &Arguments, shutdown: watch::Rec
     }
     match findings.iter().filter(|finding| finding.severity == Severity::Error).count() {
         0 => Ok(0),
-        count => Err(Error::config(format!("{count} things are wrong with the set-up: see above"))),
+        count => Err(Error::config(format!("the set-up has {count} problems: see above"))),
     }
 }
 

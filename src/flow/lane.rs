@@ -869,8 +869,8 @@ impl Lane {
             self.stream, stored.commit_lsn, stored.commit_time, ours.commit_time
         ))
         .hint(
-            "the database was restored or failed over to an earlier point; decide what of the stream is true, then \
-             start with another source name or another stream",
+            "the database was restored or failed over to an earlier point; decide which events of the stream are \
+             valid, then start with another source (WALHOOK_SOURCE) or another stream",
         )
     }
 }

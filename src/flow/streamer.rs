@@ -593,12 +593,15 @@ impl Streamer {
     pub fn left_out(&mut self) -> Option<String> {
         let came_back = |lane: &&Lane| lane.leaves_out() && lane.is_open() && lane.in_flight().is_none();
         if let Some(lane) = self.out.lanes.iter().find(came_back) {
-            return Some(format!("events for {:?} had to be left out while it was away", lane.stream()));
+            return Some(format!(
+                "stream {:?} can be reached again, and events for it were passed over meanwhile",
+                lane.stream()
+            ));
         }
         let mut histories = self.out.lanes.iter_mut().map(Lane::history).chain(std::iter::once(&mut self.out.history));
-        histories
-            .any(|history| history.unkept().is_some())
-            .then(|| "rows of the history had to be left out while rule_nats_publish_history took none".to_owned())
+        histories.any(|history| history.unkept().is_some()).then(|| {
+            "rule_nats_publish_history takes rows again, and rows for it were passed over meanwhile".to_owned()
+        })
     }
 
     /// Moves `confirmed` as far as what is settled allows.

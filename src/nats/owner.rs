@@ -115,14 +115,12 @@ pub fn database_of<'m>(metadata: &'m BTreeMap<String, String>, source: &str) -> 
 }
 
 /// What to do with another database's stream.
-pub fn stream_hint(usage: Use, metadata: &BTreeMap<String, String>, owner: &Owner) -> String {
+pub fn stream_hint(stream: &str, usage: Use, metadata: &BTreeMap<String, String>, owner: &Owner) -> String {
     if usage == Use::Shared && metadata.contains_key(&owner.key()) {
         return format!(
             "Several databases can share a stream only by different sources: start this one with another --source, or give it a \
-             stream of its own. If {} is this database before its tables were lost, set {} to {} in the stream's metadata",
+             stream of its own. If {} is this database before its tables were lost: walhook adopt --stream {stream}",
             metadata[&owner.key()],
-            owner.key(),
-            owner.database_id
         );
     }
     "Give this database a stream and a subject prefix of its own: UPDATE rule_nats_config SET stream_name = …, \

@@ -9,7 +9,7 @@ use postgres_protocol::{
 };
 
 use super::{
-    server_error, session,
+    login_error, session,
     settings::{ChannelBinding, Secret, Settings},
     wire::{Attributes, Dialled, Fields, LoggedIn, Wire, parse_error},
 };
@@ -87,7 +87,7 @@ async fn authentication_request(wire: &mut Wire) -> Result<Request> {
     let body = wire.inbox.body(body);
     match tag {
         b'R' => {}
-        b'E' => return Err(server_error("authenticate", parse_error(body)?)),
+        b'E' => return Err(login_error("authenticate", parse_error(body)?)),
         // Every server still supported knows protocol 3.0 and our plain parameters.
         tag => return Err(unexpected(format!("a frame with tag {tag:#04x}"))),
     }
@@ -185,7 +185,7 @@ async fn settle(wire: &mut Wire) -> Result<Attributes> {
         let body = wire.inbox.body(body);
         match tag {
             b'Z' => return Ok(attributes),
-            b'E' => return Err(server_error("start the session", parse_error(body)?)),
+            b'E' => return Err(login_error("start the session", parse_error(body)?)),
             b'S' => {
                 let mut fields = Fields::new(body, "ParameterStatus");
                 let (name, value) = (fields.text()?, fields.text()?);

@@ -81,6 +81,16 @@ pub fn concerns_the_statement(error: &Error) -> bool {
     sqlstate(error).is_some_and(|code| sqlstate::class(code) == Class::Statement)
 }
 
+/// The same of a login. A database that takes no connections for a while answers 55000, which passes.
+fn login_error(attempted: impl Into<String>, server: ServerError) -> Error {
+    if server.sqlstate == OBJECT_NOT_IN_PREREQUISITE_STATE {
+        return Error::unavailable(attempted)
+            .caused_by(server)
+            .hint("if nobody else opens it again: ALTER DATABASE … ALLOW_CONNECTIONS true");
+    }
+    server_error(attempted, server)
+}
+
 /// Sorts what the server said by who must act, with what to try.
 fn server_error(attempted: impl Into<String>, server: ServerError) -> Error {
     let (kind, hint) = (sqlstate::kind(&server.sqlstate), sqlstate::hint(&server.sqlstate));

@@ -25,7 +25,7 @@ use tokio_postgres::{
 use super::{
     PROTOCOL_VIOLATION, ServerError, auth,
     bounded::{Bounded, Endless},
-    server_error, session,
+    login_error, server_error, session,
     settings::{ChannelBinding, Secret, Settings},
     tls,
     wire::{self, Attributes, Dialled, LoggedIn, Socket},
@@ -103,11 +103,11 @@ impl Watch {
             let Ok(now) = self.waits().await else { continue };
             if now.is_some() && now == before {
                 return Err(Error::unavailable(format!(
-                    "wait for an answer of {}: it waits for us, and has for at least {} s",
+                    "wait for the answer of {}: an answer was lost, for PostgreSQL has waited for the next statement for at least {} s",
                     self.settings.target(),
                     PATIENCE.as_secs()
                 ))
-                .hint("is a firewall or a proxy between that drops connections without a word?"));
+                .hint("check the firewalls and proxies between walhook and PostgreSQL: one may drop connections silently"));
             }
             before = now;
         }
@@ -225,7 +225,8 @@ fn not_let_in(e: tokio_postgres::Error) -> Error {
         Some("server did not use channel binding") => auth::unbound(),
         _ => match cause(&e) {
             Cause::Other => Error::config("authenticate").caused_by(e).hint("check user, password and pg_hba.conf"),
-            _ => error("authenticate", e),
+            Cause::Server(server) => login_error("authenticate", server),
+            Cause::Connection => error("authenticate", e),
         },
     }
 }

@@ -171,7 +171,7 @@ where
     }
     failures.push(one);
     let (reasons, remedy) = Error::all(&failures);
-    let error = Error::unavailable(format!("none of {} addresses let us in: {reasons}", failures.len()));
+    let error = Error::unavailable(format!("none of {} addresses accepted the connection: {reasons}", failures.len()));
     Err(match remedy {
         Some(remedy) => error.hint(remedy),
         None => error,

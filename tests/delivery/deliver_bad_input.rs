@@ -220,7 +220,7 @@ async fn a_database_that_is_away_holds_up_no_call_for_long() {
         jetstream.publish("webhooks.w", payload.into()).await.unwrap().await.unwrap();
     }
     http.received(101).await;
-    worker.logged("calls cannot be recorded for now").await;
+    worker.logged("calls cannot be written into rule_webhook_calls").await;
     eventually("all to be acknowledged", async || {
         let stream = jetstream.get_stream("WEBHOOKS").await.ok()?;
         let info = stream.consumer_info("walhook-deliver-1").await.ok()?;
@@ -290,7 +290,7 @@ async fn without_any_place_for_it_an_event_is_never_dropped() {
     mile.sql(ONCE);
     let mut worker = mile.without_database().start();
     mile.publish(id, "{}");
-    worker.logged("its dead letter has no place").await;
+    worker.logged("its dead letter cannot be kept").await;
     assert_eq!(worker.terminate(), 0, "{}", worker.log());
     let jetstream = mile.feed.nats.jetstream().await;
     let info = jetstream.get_stream("WEBHOOKS").await.unwrap().consumer_info("walhook-deliver-1").await.unwrap();

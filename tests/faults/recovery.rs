@@ -440,12 +440,22 @@ async fn a_stream_that_was_deleted_ends_walhook_with_the_code_for_distrust_until
         assert_eq!(walhook.wait(Duration::from_secs(30)), 3, "{}", walhook.log());
         let log = walhook.log();
         let last = log.lines().last().unwrap();
-        for word in
-            ["WEBHOOKS", "message 100", "made anew", "DELETE FROM rule_nats_checkpoints WHERE config_name = 'default'"]
-        {
+        for word in ["WEBHOOKS", "message 100", "made anew"] {
             assert!(last.contains(word), "no {word:?} in {last}");
         }
-        feed.pg.psql("DELETE FROM rule_nats_checkpoints WHERE config_name = 'default' AND stream_name = 'WEBHOOKS'");
+        // The statement that it prints forgets this stream for this source and these servers, and nothing else.
+        let printed = &last[last.find("DELETE FROM rule_nats_checkpoints").unwrap()..];
+        let statement = &printed[..=printed.find(';').unwrap()];
+        let others = "SELECT count(*) FROM rule_nats_checkpoints WHERE stream_name = 'WEBHOOKS'";
+        feed.pg.psql(
+            "INSERT INTO rule_nats_checkpoints (source, config_name, stream_name, servers, epoch) \
+             SELECT s, config_name, stream_name, v, 1 FROM rule_nats_checkpoints, \
+                    LATERAL (VALUES ('other', servers), (source, 'nats://old:4222')) o (s, v) WHERE source = 'walhook' AND stream_name = 'WEBHOOKS'",
+        );
+        assert_eq!(feed.pg.psql(others), "3");
+        feed.pg.psql(statement);
+        assert_eq!(feed.pg.psql(others), "2");
+        feed.pg.psql("DELETE FROM rule_nats_checkpoints WHERE source = 'other' OR servers = 'nats://old:4222'");
         feed.pg.psql("TRUNCATE t");
     }
     let mut walhook = feed.run();

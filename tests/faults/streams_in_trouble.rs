@@ -286,7 +286,7 @@ async fn a_users_own_limit_of_payload_makes_a_dead_letter_and_what_comes_behind_
     insert(&feed.pg, 11, 20);
     feed.confirmed().await;
     assert_eq!(published(&feed), "19", "{}", walhook.log());
-    assert!(letters(&feed).contains("the server takes 3000"), "{}", letters(&feed));
+    assert!(letters(&feed).contains("NATS takes 3000"), "{}", letters(&feed));
     assert!(!walhook.log().contains("Maximum Payload Violation"), "{}", walhook.log());
     ended_well(&mut walhook);
 }

@@ -16,6 +16,7 @@ mod dead_letters;
 mod end_to_end;
 mod formats;
 mod history;
+mod hostile;
 mod http;
 mod linked_tables;
 mod moves;

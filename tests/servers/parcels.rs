@@ -249,7 +249,7 @@ async fn a_full_bucket_is_waited_for_and_one_that_is_too_small_is_not() {
     let mut walhook = feed.run();
     insert(&feed, 1, 100_000);
     insert(&feed, 2, 5);
-    walhook.logged("what comes behind it waits").await;
+    walhook.logged("later events of the stream wait").await;
     assert_eq!(feed.last_sequence("WEBHOOKS").await, 0);
     store.delete("filler").await.unwrap();
     insert(&feed, 3, 400_000);

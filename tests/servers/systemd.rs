@@ -85,7 +85,7 @@ async fn a_run_is_ready_once_it_has_the_slot_and_says_what_it_waits_for_before_a
     manager.upto("WATCHDOG=1");
 
     feed.pg.stop();
-    manager.upto("STATUS=not streaming, tries again: ");
+    manager.upto("STATUS=not streaming, trying again: ");
     manager.upto("WATCHDOG=1");
     feed.pg.restart().await;
     let again = manager.upto("STATUS=streams from slot");
@@ -170,7 +170,7 @@ async fn a_worker_is_ready_once_its_consumers_are_subscribed() {
     mile.feed.nats.stop();
     let manager = Manager::new();
     let mut worker = manager.of(mile.worker()).env("WATCHDOG_USEC", "2000000").start();
-    let mut before = manager.upto("STATUS=not delivering, tries again: ");
+    let mut before = manager.upto("STATUS=not delivering, trying again: ");
     before.extend(manager.upto("WATCHDOG=1"));
     assert_eq!(count(&before, "READY"), 0, "{before:?}");
     mile.feed.nats.restart().await;

@@ -530,7 +530,7 @@ async fn the_log_says_what_is_away_for_how_long_and_what_waits_and_what_was_done
     assert!(total(&walhook.log(), "wal_bytes") > 0);
     feed.nats.stop();
     feed.pg.psql("INSERT INTO orders SELECT generate_series(11, 13)");
-    let still = "NATS is away or takes nothing: its events wait";
+    let still = "NATS cannot be reached or takes no messages: events wait";
     eventually("what waits, twice", async || (walhook.log().matches(still).count() >= 2).then_some(())).await;
     let log = walhook.log();
     let last = log.lines().rfind(|line| line.contains(still)).unwrap();

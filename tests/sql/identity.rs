@@ -281,6 +281,42 @@ async fn a_shared_stream_takes_one_database_for_each_source() {
     share(&a);
     share(&b);
     the_second_is_refused(&nats, &a, &b, "WEBHOOKS").await;
+    // Unless the second is the first after its tables were lost: the command that is printed says so.
+    let mut refused = b.run();
+    assert_eq!(refused.wait(ENDS), 3, "{}", refused.log());
+    assert!(refused.log().contains("walhook adopt --stream WEBHOOKS"), "{}", refused.log());
+    let asked = b.finish("adopt", &["--stream", "WEBHOOKS"]);
+    assert!(asked.code == Some(2) && asked.stderr.contains("--yes agrees without being asked"), "{asked:?}");
+    assert_eq!(metadata(&nats, "WEBHOOKS").await["walhook.source.same"], a.id());
+    for answer in ["from now on", "already"] {
+        let done = b.finish("adopt", &["--stream", "WEBHOOKS", "--yes"]);
+        assert!(done.code == Some(0) && done.stdout.contains(answer), "{done:?}");
+    }
+    assert_eq!(metadata(&nats, "WEBHOOKS").await["walhook.source.same"], b.id());
+    let mut ousted = a.run();
+    assert_eq!(ousted.wait(ENDS), 3, "{}", ousted.log());
+    let unknown = b.finish("adopt", &["--stream", "OTHER", "--yes"]);
+    assert!(unknown.code == Some(2) && unknown.stderr.contains("no configuration of this database"), "{unknown:?}");
+}
+
+#[tokio::test]
+async fn a_database_that_has_forgotten_its_stream_takes_it_back_by_the_command_that_is_printed() {
+    let nats = Nats::start().await;
+    let site = Site::start(&nats, None).await;
+    has_run(&site).await;
+    forget_owner(&nats, "WEBHOOKS").await;
+    site.sql("DELETE FROM rule_nats_checkpoints WHERE stream_name <> ''");
+    site.sql("DELETE FROM rule_cdc_claims");
+    let mut refused = site.run();
+    assert_eq!(refused.wait(ENDS), 3, "{}", refused.log());
+    assert!(refused.log().contains("walhook adopt --stream WEBHOOKS"), "{}", refused.log());
+    let done = site.finish("adopt", &["--stream", "WEBHOOKS", "--yes"]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    let mut run = site.run();
+    site.insert(101, 110);
+    site.confirmed().await;
+    assert_eq!(run.terminate(), 0, "{}", run.log());
+    assert_eq!(rows(&nats, "WEBHOOKS").await.len(), 40);
 }
 
 #[tokio::test]
@@ -587,7 +623,7 @@ async fn a_new_database_does_not_take_what_0_1_left_for_its_own() {
     assert_eq!(refused.wait(ENDS), 3, "{}", refused.log());
     let log = refused.log();
     let last = log.lines().last().unwrap();
-    for word in ["did not publish", new.id().as_str(), "set walhook.source.walhook to"] {
+    for word in ["did not publish", new.id().as_str(), "walhook adopt --stream WEBHOOKS"] {
         assert!(last.contains(word), "no {word:?} in {last}");
     }
     assert_eq!(rows(&nats, "WEBHOOKS").await.len(), 30);
@@ -614,7 +650,7 @@ async fn a_user_who_may_not_update_streams_publishes_as_before_and_is_told() {
     let mut run = site.run();
     site.insert(1, 10);
     site.confirmed().await;
-    assert!(run.log().contains("walhook may not change it"), "{}", run.log());
+    assert!(run.log().contains("walhook adopt --stream WEBHOOKS --nats-url"), "{}", run.log());
     // However early it is killed, it goes on.
     for step in 1..4 {
         run.kill9();
@@ -630,6 +666,14 @@ async fn a_user_who_may_not_update_streams_publishes_as_before_and_is_told() {
     assert_eq!(run.terminate(), 0, "{}", run.log());
     let state = jetstream.get_stream("WEBHOOKS").await.unwrap().cached_info().state.clone();
     assert_eq!(state.messages, 50);
+    // The command that the warning names, without and with the right.
+    let low = site.finish("adopt", &["--stream", "WEBHOOKS", "--yes"]);
+    assert!(low.code == Some(4) && low.stderr.contains("$JS.API.STREAM.UPDATE.WEBHOOKS"), "{low:?}");
+    let url = format!("nats://admin:p@127.0.0.1:{}", nats.port());
+    let admin = site.finish("adopt", &["--stream", "WEBHOOKS", "--yes", "--nats-url", &url]);
+    assert_eq!(admin.code, Some(0), "{admin:?}");
+    let info: Value = jetstream.request("STREAM.INFO.WEBHOOKS", &json!({})).await.unwrap();
+    assert_eq!(info["config"]["metadata"]["walhook.source.walhook"], site.id());
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ mod support;
 
 mod guide;
 mod identity;
+mod raises;
 mod remedies;
 mod rfc;
 mod setup;

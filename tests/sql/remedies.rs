@@ -82,7 +82,7 @@ const REMEDIES: &[(&str, Run)] = &[
         Run::Sql(&["UPDATE rule_nats_streams SET consumers = ARRAY['worker'] WHERE stream_name = 'WEBHOOKS'"]),
     ),
     (
-        "DELETE FROM rule_nats_checkpoints WHERE config_name = {} AND stream_name = {}",
+        "DELETE FROM rule_nats_checkpoints WHERE source = {} AND config_name = {}",
         Run::Test(
             "recovery::a_stream_that_was_deleted_ends_walhook_with_the_code_for_distrust_until_somebody_accepts_it",
         ),
@@ -90,6 +90,27 @@ const REMEDIES: &[(&str, Run)] = &[
     (
         "which puts those checkpoints aside and keeps the count of runs",
         Run::Test("identity::checkpoints_of_another_postgresql_are_put_aside_by_the_command_that_is_printed"),
+    ),
+    ("walhook adopt --stream {stream}", Run::Test("identity::a_shared_stream_takes_one_database_for_each_source")),
+    (
+        "walhook adopt --stream {name}",
+        Run::Test("identity::a_database_that_has_forgotten_its_stream_takes_it_back_by_the_command_that_is_printed"),
+    ),
+    (
+        "walhook adopt --stream … --nats-url",
+        Run::Test("identity::a_user_who_may_not_update_streams_publishes_as_before_and_is_told"),
+    ),
+    ("name the streams of this database", Run::Sql(&["SELECT * FROM rule_nats_streams"])),
+    (
+        "a trigger or a rule on rule_nats_dead_letters drops rows",
+        Run::Sql(&[
+            "SELECT tgname FROM pg_trigger WHERE tgrelid = 'public.rule_nats_dead_letters'::regclass AND NOT tgisinternal",
+            "SELECT rulename FROM pg_rules WHERE tablename = 'rule_nats_dead_letters'",
+        ]),
+    ),
+    (
+        "ALTER DATABASE … ALLOW_CONNECTIONS true",
+        Run::Test("hostile::a_database_that_allows_no_connections_for_a_while_is_waited_for_and_named"),
     ),
     ("ALTER ROLE … REPLICATION", Run::Sql(&["ALTER ROLE walhook_streamer REPLICATION"])),
     (

@@ -103,7 +103,7 @@ async fn what_is_altered_while_it_runs_is_logged_once_and_in_the_status_until_it
     );
     mend(&feed, "table_missing");
     mend(&feed, "publication_row_filter");
-    walhook.logged("no more so: link 1 of webhook \"w\" to public.t").await;
+    walhook.logged("resolved: link 1 of webhook \"w\" to public.t").await;
     feed.pg.psql("INSERT INTO u VALUES (2)");
     assert_eq!(ids(&feed, 2).await, [1, 2]);
     assert_eq!(status(&feed).0.code, Some(0));
@@ -147,7 +147,7 @@ async fn a_walhook_that_commits_wait_for_says_so_and_stops_no_commit() {
     })
     .await;
     mend(&feed, "walsender_sync");
-    walhook.logged("no more so: walsender of replication slot").await;
+    walhook.logged("resolved: walsender of replication slot").await;
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
 }
 
@@ -219,7 +219,7 @@ const PLANTED: &str = "CREATE SCHEMA evil; \
     CREATE TABLE evil.rule_webhooks (nothing int)";
 
 /// What a role's or database's owner may have set, for reasons that are not walhook's.
-const HOSTILE: [(&str, &str); 18] = [
+const HOSTILE: [(&str, &str); 26] = [
     ("search_path", "evil, pg_catalog, public"),
     ("row_security", "on"),
     ("synchronous_commit", "remote_apply"),
@@ -238,6 +238,14 @@ const HOSTILE: [(&str, &str); 18] = [
     ("array_nulls", "off"),
     ("quote_all_identifiers", "on"),
     ("session_replication_role", "replica"),
+    ("transform_null_equals", "on"),
+    ("default_transaction_deferrable", "on"),
+    ("client_min_messages", "debug5"),
+    ("backslash_quote", "off"),
+    ("xmloption", "document"),
+    ("work_mem", "64kB"),
+    ("plpgsql.extra_errors", "all"),
+    ("plpgsql.extra_warnings", "all"),
 ];
 
 #[tokio::test]

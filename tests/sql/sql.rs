@@ -565,6 +565,10 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "text DEFAULT current_setting('walhook.traceparent', true)",
         "deliver::a_trace_goes_from_a_row_a_call_or_the_session_into_the_message_and_the_request",
     ),
+    (
+        "rule_cdc_rule_versions drops rows",
+        "hostile::a_trigger_that_swallows_versions_of_the_rules_ends_walhook_before_it_confirms_anything_behind_them",
+    ),
     ("take it over: ", "setup::objects_with_our_names_that_another_role_made_are_refused_before_anything_is_changed"),
     ("DROP TABLE public.schema_migrations", "sql::what_setup_and_uninstall_leave_to_a_superuser_is_named_and_works"),
     ("Let a superuser run: CREATE ROLE", "sql::what_setup_and_uninstall_leave_to_a_superuser_is_named_and_works"),

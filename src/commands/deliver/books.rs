@@ -20,6 +20,7 @@ use tokio_postgres::{Client, Statement, types::Type};
 use crate::{
     commands::{
         away::{Away, News},
+        rows::check_kept,
         told::Told,
     },
     error::Result,
@@ -175,7 +176,7 @@ async fn write(settings: Settings, mut receiver: mpsc::Receiver<Waiting>) {
         match outcome {
             Ok(()) => {
                 if told.forget() {
-                    tracing::info!("calls are recorded again");
+                    tracing::info!("calls are written into rule_webhook_calls again");
                 }
                 away.look(std::iter::empty(), Instant::now());
                 answer(batch, Kept::Yes);
@@ -184,14 +185,14 @@ async fn write(settings: Settings, mut receiver: mpsc::Receiver<Waiting>) {
                 connection = None;
                 let text = error.to_string();
                 if told.is_news(&text) {
-                    tracing::warn!("calls cannot be recorded for now: {text}");
+                    tracing::warn!("calls cannot be written into rule_webhook_calls; trying again: {text}");
                 }
                 if let [News::Still(_, lasts)] = &away.look(std::iter::once("PostgreSQL"), Instant::now())[..] {
                     let waiting = batch.len() + queue.len() + receiver.len();
                     tracing::warn!(
                         away_s = lasts.as_secs(),
                         waiting_records = waiting,
-                        "calls cannot be recorded still: {text}"
+                        "calls still cannot be written into rule_webhook_calls: {text}"
                     );
                 }
                 let (late, patient): (Vec<_>, Vec<_>) =
@@ -231,7 +232,7 @@ async fn one(settings: &Settings, connection: &mut Option<Connection>, mut waiti
         outcome = attempt(settings, connection, std::slice::from_ref(&waiting)).await;
     }
     if let Err(error) = &outcome {
-        tracing::warn!(event = waiting.entry.event_id, "a call cannot be recorded: {error}");
+        tracing::warn!(event = waiting.entry.event_id, "a call cannot be written into rule_webhook_calls: {error}");
     }
     let kept = if outcome.is_ok() { Kept::Yes } else { Kept::No };
     let _ = waiting.done.send(kept);
@@ -271,12 +272,18 @@ const CALLS: &str = "WITH given AS ( \
 const ATTEMPTS: &str =
     "SELECT retry_count + 1 FROM public.rule_webhook_calls WHERE event_id = $1 AND started_at IS NOT NULL";
 
-const DEAD_LETTERS: &str = "INSERT INTO public.rule_nats_dead_letters \
+/// A message may come again after its letter was written: its last acknowledgement was lost, or its consumer was made anew. If somebody
+/// has retried or dropped the letter by then, it stays so; a retry is an event with an id, and a letter, of its own. Where one
+/// row would be of two messages (a stream that was made anew counts from 1 again), the newest has it.
+const DEAD_LETTERS: &str = "INSERT INTO public.rule_nats_dead_letters AS d \
         (event_id, webhook_id, webhook_name, subject, headers, payload, reason, commit_lsn, origin) \
     SELECT event_id, webhook_id, webhook_name, subject, headers::jsonb, payload, reason, commit_lsn::pg_lsn, 'deliver' \
     FROM unnest($1::text[], $2::int[], $3::text[], $4::text[], $5::text[], $6::bytea[], $7::text[], $8::text[]) \
         AS g (event_id, webhook_id, webhook_name, subject, headers, payload, reason, commit_lsn) \
-    ON CONFLICT (event_id) DO UPDATE SET reason = excluded.reason, status = 'dead', created_at = now()";
+    ON CONFLICT (event_id) DO UPDATE SET subject = excluded.subject, headers = excluded.headers, payload = excluded.payload, \
+        reason = excluded.reason, origin = excluded.origin, status = 'dead', retried_as = NULL, created_at = now() \
+    WHERE d.status = 'dead' OR d.origin <> 'deliver' \
+       OR (d.subject, d.headers, d.payload) IS DISTINCT FROM (excluded.subject, excluded.headers, excluded.payload)";
 
 /// Unless somebody has given the webhook another URL in the meantime.
 const DISABLE: &str = "UPDATE public.rule_webhooks w SET enabled = false, updated_at = now() \
@@ -342,6 +349,8 @@ async fn attempt(settings: &Settings, connection: &mut Option<Connection>, batch
             )
             .await
             .map_err(failed)?;
+        let event_ids: Vec<&str> = letters.iter().map(|(entry, _)| entry.event_id.as_str()).collect();
+        check_kept(&transaction, &event_ids).await?;
     }
     let gone = batch.iter().map(|waiting| &waiting.entry);
     let (ids, urls): (Vec<i32>, Vec<&str>) =

@@ -206,7 +206,7 @@ async fn follow_rows(
                 client = None;
                 let text = error.to_string();
                 if told.is_news(&text) {
-                    tracing::warn!("the configuration cannot be read, it stays as it was: {text}");
+                    tracing::warn!("the webhooks cannot be read; calls go on with those that were read before: {text}");
                 }
             }
         }

@@ -388,8 +388,8 @@ async fn give_up(
         tracing::error!(
             event = event_id,
             webhook = known.webhook.name,
-            "the event cannot be delivered ({reason}) and its dead letter has no place: no database, and no stream takes \
-             {DEAD_SUBJECT}{}; it is tried again later",
+            "the event cannot be delivered ({reason}), and its dead letter cannot be kept: there is no database, and no stream takes \
+             {DEAD_SUBJECT}{}; walhook tries the event again later",
             message.subject
         );
     }

@@ -213,8 +213,8 @@ impl Lane {
             tracing::warn!(
                 webhook = self.now().webhook.name,
                 stream = self.stream,
-                "a message has {wrong:?} for its traceparent, which is none by W3C's grammar: its call goes without a trace, and so \
-                 do others whose traceparent is none"
+                "a message has the traceparent {wrong:?}, which is not valid (W3C Trace Context): its webhook is called without a trace; \
+                 further ones are not logged"
             );
         }
     }

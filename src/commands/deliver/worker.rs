@@ -267,7 +267,7 @@ impl Minutes {
                 News::Still(_, lasts) => tracing::warn!(
                     away_s = lasts.as_secs(),
                     calls_under_way = under_way,
-                    "NATS is away: no events come, and those whose calls end now may come again"
+                    "NATS cannot be reached: no events arrive, and calls that end now may be made again"
                 ),
                 News::Back(_, lasted) => tracing::info!(away_s = lasted.as_secs(), "NATS is back"),
             }

@@ -615,7 +615,7 @@ impl Lanes {
         let driver = &mut self.drivers[index];
         let lane = streamer.lane_mut(index);
         if let Some(known) = &driver.known {
-            match open::trusted(known, opened.created_ns, &opened.tail) {
+            match open::trusted(&self.identity.source, known, opened.created_ns, &opened.tail) {
                 // Removed since (purged, expired): the checkpoint knows what was there.
                 Ok(Standing::Whole) => {
                     let is_newer = |(ours, _): &(EventPosition, u64)| known.position.is_at_or_before(ours);
@@ -624,8 +624,8 @@ impl Lanes {
                     }
                 }
                 Ok(Standing::SetBack) => opened.warnings.push(format!(
-                    "it had taken message {} and ends at {} now: it has lost what it had acknowledged; that is less than \
-                     confirm_delay_seconds old, so the slot has it, and it is published again",
+                    "it had taken message {} and ends at {} now: it has lost messages that it had acknowledged. They are younger than \
+                     confirm_delay_seconds, so walhook reads them from the slot and publishes them again",
                     known.sequence, opened.tail.last_sequence
                 )),
                 Err(error) if opened.is_in_memory => {

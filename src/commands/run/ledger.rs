@@ -9,7 +9,7 @@ use tokio_postgres::{Client, GenericClient};
 
 use super::faults::{self, Point};
 use crate::{
-    commands::rows::missing_table,
+    commands::rows::{check_kept, missing_table},
     error::{Error, Result},
     flow::{event_id::EventPosition, streamer::DeadLetter},
     log,
@@ -153,6 +153,7 @@ pub async fn bury(client: &Client, letters: &[DeadLetter]) -> Result<()> {
         )
         .await
         .map_err(|error| missing_table(sql::error(attempted(), error)))?;
+    let event_ids: Vec<&str> = letters.iter().map(|letter| letter.event_id.as_str()).collect();
     // Sent one behind the other without waiting; each is its own transaction, so a crash loses none that was settled.
     let (large, letters): (Vec<_>, Vec<_>) = letters.iter().partition(|letter| letter.payload.len() > LARGE);
     for letter in large {
@@ -170,6 +171,7 @@ pub async fn bury(client: &Client, letters: &[DeadLetter]) -> Result<()> {
         }
     });
     futures_util::future::try_join_all(writes).await.map_err(|error| sql::error(attempted(), error))?;
+    check_kept(client, &event_ids).await.map_err(|error| error.context(attempted()))?;
     faults::pass(Point::Buried).await
 }
 
@@ -265,7 +267,7 @@ pub async fn checkpoints(client: &Client, source: &str, system_identifier: &str)
                 other.unwrap_or_default()
             ))
             .hint(
-                "if this is the same database, moved by pg_upgrade or a dump, and the original runs no more: `walhook adopt --same`, \
+                "if this is the same database, moved by pg_upgrade or a dump, and the original no longer runs: `walhook adopt --same`, \
                  which puts those checkpoints aside and keeps the count of runs; if it is a copy: `walhook adopt`",
             ));
         }

@@ -79,7 +79,7 @@ impl Minutes {
                         waiting_events = connection["unsettled"].as_u64(),
                         slot_behind_bytes = lag,
                         last_error = connection["last_error"].as_str(),
-                        "NATS is away or takes nothing: its events wait"
+                        "NATS cannot be reached or takes no messages: events wait"
                     );
                 }
                 News::Back(name, lasted) => {

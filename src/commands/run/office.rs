@@ -344,7 +344,7 @@ async fn look_up(config: &Config, batch: &mut Batch, asked: &Asked) -> Result<(u
         Ok(located) => located,
         Err(error) if error.kind() == Kind::Unavailable => return Err(error),
         Err(error) => {
-            tracing::warn!("the history goes without {} sequence numbers: {error}", wanted.len());
+            tracing::warn!("rule_nats_publish_history gets {} events without their sequence: {error}", wanted.len());
             (vec![Sought::Unknown; wanted.len()], None)
         }
     };
@@ -402,6 +402,6 @@ async fn reach(config: &Config, epoch: u64, writer: Option<Writer>) -> Result<Wr
 }
 
 fn not_taken(lost: u64, problem: &str) -> Error {
-    Error::config(format!("rule_nats_publish_history did not take {lost} rows, whose events are delivered: {problem}"))
-        .hint("repair the table (`walhook setup` makes what is missing), or do without: UPDATE rule_nats_config SET history = 'off'")
+    Error::config(format!("rule_nats_publish_history refused {lost} rows; their events are published: {problem}"))
+        .hint("repair the table (`walhook setup` makes what is missing), or keep no history: UPDATE rule_nats_config SET history = 'off'")
 }

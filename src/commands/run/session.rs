@@ -469,10 +469,12 @@ impl Session<'_> {
         let silent = self.last_heard.elapsed();
         if silent >= self.silence {
             return Err(Error::unavailable(format!(
-                "read from PostgreSQL: it has said nothing for {} s, though asked",
+                "read from PostgreSQL: no byte came for {} s, although walhook asked for an answer",
                 silent.as_secs()
             ))
-            .hint("is a firewall or a proxy between that drops connections without a word?"));
+            .hint(
+                "check the firewalls and proxies between walhook and PostgreSQL: one may drop connections silently",
+            ));
         }
         self.pace.count(heard, now);
         for notice in self.streamer.take_notices() {

@@ -47,8 +47,8 @@ impl Lane {
             return Error::unavailable(format!("{what}; what it has lost the slot still has"));
         }
         Error::untrusted(what).hint(
-            "JetStream has lost messages that it had acknowledged, or the stream was made anew; what is confirmed to \
-             PostgreSQL does not come again: see to what is missing, then start walhook again",
+            "JetStream has lost messages that it had acknowledged, or somebody deleted the stream and made it again. PostgreSQL does not \
+             send confirmed events again: restore the stream, or start walhook again, which names the statement that accepts the loss",
         )
     }
 }

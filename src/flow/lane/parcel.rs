@@ -281,7 +281,9 @@ impl Parcel {
 }
 
 pub(super) fn too_large(total: usize, max_payload: usize) -> String {
-    format!("the message has {total} bytes with its headers, the server takes {max_payload} (max_payload)")
+    format!(
+        "the message has {total} bytes with its headers, NATS takes {max_payload} (max_payload of the server, or max_msg_size of the stream)"
+    )
 }
 
 #[cfg(test)]

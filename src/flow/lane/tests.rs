@@ -113,7 +113,7 @@ fn a_message_larger_than_the_server_takes_leaves_the_line_as_it_was() {
     let condemned = lane.commit(draft, 2, at(2)).unwrap_err();
     assert_eq!((condemned.number, condemned.subject.as_str(), condemned.payload.len()), (2, "s.a", 1000));
     assert_eq!(condemned.headers, r#"{"Nats-Msg-Id":"id","Walhook-Epoch":"3","Walhook-Op":"insert","X":"1"}"#);
-    assert!(condemned.reason.contains("the server takes 1000"), "{}", condemned.reason);
+    assert!(condemned.reason.contains("NATS takes 1000"), "{}", condemned.reason);
     assert_eq!((lane.len(), lane.bytes(), lane.oldest()), (1, bytes, Some(1)));
     assert_eq!(tokens(&mut lane).len(), 1);
 }

@@ -195,8 +195,8 @@ impl Outlet {
     fn note_untraced(&mut self, webhook: &Webhook, what: &str, wrong: &str) {
         if self.untraced.insert(webhook.id) {
             self.notices.push(format!(
-                "webhook {} {:?}: {what} has {:?} for its traceparent, which is none by W3C's grammar: the event goes without a \
-                 trace, and so do others whose traceparent is none",
+                "webhook {} {:?}: {what} has the traceparent {:?}, which is not valid (W3C Trace Context): the event is published \
+                 without a trace; further ones are not logged",
                 webhook.id,
                 webhook.name,
                 wrong.chars().take(80).collect::<String>()

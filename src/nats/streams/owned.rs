@@ -27,7 +27,7 @@ pub(super) fn refuse_anothers(row: &StreamRow, info: &Value, owner: Option<&Owne
 
 /// Whose the stream of this row is. [`Kind::Untrusted`] where it is another database's.
 pub fn check_owner(row: &StreamRow, metadata: &BTreeMap<String, String>, owner: &Owner) -> Result<owner::Claim> {
-    let hint = owner::stream_hint(usage(row), metadata, owner);
+    let hint = owner::stream_hint(&row.stream_name, usage(row), metadata, owner);
     owner.check(&format!("stream {:?}", row.stream_name), metadata, usage(row), &hint)
 }
 

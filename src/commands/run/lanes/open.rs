@@ -34,8 +34,8 @@ use crate::{
 
 /// What to do where stream and database tell different histories.
 const REWRITTEN: &str = "the database was restored or failed over to an earlier point, or is a copy: a copy gets an identity of its \
-                         own by `walhook adopt`; otherwise decide what of the stream is true, then start with another source \
-                         name or another stream";
+                         own by `walhook adopt`; otherwise decide which events of the stream are valid, then start with \
+                         another source (WALHOOK_SOURCE) or another stream";
 
 /// What the stream shows.
 pub struct Opened {
@@ -205,7 +205,7 @@ async fn check_runs(control: &Control, identity: &Identity, warnings: &mut Vec<S
         Ok(_) => Ok(()),
         Err(error) if error.kind() == Kind::Permission => {
             warnings.push(format!(
-                "whether a copy of this database (a base backup) publishes as well cannot be seen: {error}"
+                "walhook cannot check whether a copy of this database (a base backup) publishes as well: {error}"
             ));
             Ok(())
         }
@@ -251,10 +251,8 @@ async fn claim(
                 identity.source, owner.database_id
             ))
             .hint(format!(
-                "{}; if it is this database's all the same, set {} to {} in the stream's metadata",
-                owner::stream_hint(Use::Alone, &BTreeMap::new(), &owner),
-                owner.key(),
-                owner.database_id
+                "{}; if the stream is this database's all the same: walhook adopt --stream {name}",
+                owner::stream_hint(name, Use::Alone, &BTreeMap::new(), &owner),
             )));
         }
         return Ok(());
@@ -272,10 +270,9 @@ async fn claim(
     let client = sql::connect(&identity.postgres).await?;
     identity::note_stream(&client, &identity.source, &noted).await?;
     warnings.push(format!(
-        "its metadata does not say that it belongs to database {}, and walhook may not change it: another database with the same \
-         source is noticed by its events only; allow $JS.API.STREAM.UPDATE.{name} once, or set {} to {} in its metadata yourself",
-        owner.database_id,
-        owner.key(),
+        "the stream's metadata does not say that it belongs to database {}, and this NATS user may not change it: walhook notices \
+         another database with the same source only by its events; allow $JS.API.STREAM.UPDATE.{name} for one start, or with \
+         a user who may: walhook adopt --stream {name} --nats-url …",
         owner.database_id
     ));
     Ok(())
@@ -284,13 +281,13 @@ async fn claim(
 /// What of the row's `transactions` and `durability` is not so, and why.
 fn falls_back(row: &StreamRow, known: &Known, takes_batches: bool, is_in_memory: bool) -> Option<String> {
     let Known { version, batch_max, .. } = known;
-    let disallowed = "it does not allow atomic batches, and we could not change that (allow_atomic)";
+    let disallowed = "it does not allow atomic batches, and walhook may not change that (allow_atomic)";
     let mut missing = Vec::new();
     if row.transactions.as_deref() == Some("atomic") {
         if !known.knows_batches {
             missing.push(format!(
                 "transactions = 'atomic' does not hold, events are published one by one: nats-server {version} has no atomic \
-                 batches that we could use, 2.12.1 has"
+                 batches that walhook can use, 2.12.1 has"
             ));
         } else if !takes_batches {
             missing
@@ -304,7 +301,7 @@ fn falls_back(row: &StreamRow, known: &Known, takes_batches: bool, is_in_memory:
     }
     if row.durability.as_deref() == Some("fsync") {
         if is_in_memory {
-            missing.push("durability = 'fsync' is for nothing: it lives in memory".to_owned());
+            missing.push("durability = 'fsync' has no effect: the stream is in memory".to_owned());
         } else if !known.shares_syncs {
             missing.push(format!(
                 "durability = 'fsync' gains nothing: nats-server {version} syncs each message by itself, 2.15.0 a whole batch"
@@ -326,8 +323,8 @@ pub enum Standing {
 
 /// Whether a stream is the one that was known and has kept what it acknowledged, as far as that is not in the slot any more.
 /// What was removed from it in an orderly way still counts in its last sequence.
-pub fn trusted(known: &Checkpoint, created_ns: i64, tail: &Tail) -> Result<Standing> {
-    let Checkpoint { config_name, stream, sequence, .. } = known;
+pub fn trusted(source: &str, known: &Checkpoint, created_ns: i64, tail: &Tail) -> Result<Standing> {
+    let Checkpoint { config_name, stream, servers, sequence, .. } = known;
     let what = if known.created_ns.abs_diff(created_ns) > tail::CREATED_TOLERANCE_NS {
         "it was made anew since".to_owned()
     } else if tail.last_sequence >= *sequence {
@@ -340,9 +337,11 @@ pub fn trusted(known: &Checkpoint, created_ns: i64, tail: &Tail) -> Result<Stand
     Err(Error::untrusted(format!("go on in stream {stream:?}, which had taken message {sequence}: {what}")).hint(
         format!(
             "acknowledged events are missing from it: bring the old stream back, or accept the loss by DELETE FROM \
-         rule_nats_checkpoints WHERE config_name = {} AND stream_name = {}",
+             rule_nats_checkpoints WHERE source = {} AND config_name = {} AND stream_name = {} AND servers = {};",
+            text::sql_literal(source),
             text::sql_literal(config_name),
-            text::sql_literal(stream)
+            text::sql_literal(stream),
+            text::sql_literal(servers)
         ),
     ))
 }

@@ -102,7 +102,7 @@ impl Trouble {
         self.wait = self.backoff.next();
         let text = error.to_string();
         if self.told.is_news(&text) {
-            tracing::warn!("{text}; what comes behind it waits");
+            tracing::warn!("{text}; later events of the stream wait");
         }
     }
 }

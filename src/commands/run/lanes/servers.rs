@@ -158,7 +158,7 @@ impl Lanes {
         let hint = error.remedy().map_or_else(String::new, |hint| format!("{hint}; "));
         error.hint(format!(
             "{hint}events from before NATS configuration {:?} named other servers wait for {servers}: start these again. To give \
-             them up, run SELECT rule_cdc_rules_amend('{}') and start walhook again: the events go by the rules of now, and those \
+             them up, run SELECT rule_cdc_rules_amend('{}') and start walhook again: the events then follow the current rules, and those \
              whose place in a stream is taken by later ones become dead letters",
             row.config_name,
             first.id(&self.identity.source),
