@@ -7,6 +7,7 @@ mod backfill;
 mod bad_input;
 mod batches;
 mod check;
+mod check_agrees;
 mod commands;
 mod compose;
 mod configuration;
