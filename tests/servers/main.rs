@@ -31,4 +31,5 @@ mod replay_wal;
 mod support_works;
 mod systemd;
 mod terminal;
+mod terminal_bounds;
 mod values;

@@ -158,6 +158,13 @@ impl Lanes {
             // What was begun has to be polled once, to wake us.
             while self.poll_group(cx, at, streamer, eager)? {}
         }
+        #[cfg(feature = "otlp")]
+        for index in 0..streamer.lane_count() {
+            let lane = streamer.lane_mut(index);
+            for traced in lane.take_traced() {
+                crate::commands::otlp::acknowledged(&traced, &self.identity.source, lane.stream());
+            }
+        }
         if std::mem::take(&mut self.is_notable) { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
