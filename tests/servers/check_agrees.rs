@@ -339,3 +339,91 @@ async fn another_writer_in_a_strict_stream_is_found_and_with_too_many_run_does_n
     assert_eq!(checked(&feed, &[]).code(), 0);
     publishes(&feed, 2).await;
 }
+
+/// Rows as no function of walhook writes them, and what else is wrong with one link: each is found under its code.
+#[tokio::test]
+async fn each_trouble_of_a_link_and_of_a_stream_row_has_its_code() {
+    let feed = sound("default").await;
+    let client = feed.pg.client().await;
+    // From before the database checked its rows.
+    client
+        .batch_execute(
+            "DO $$ DECLARE c record; BEGIN FOR c IN SELECT conrelid::regclass AS t, conname FROM pg_constraint \
+                 WHERE contype = 'c' AND conrelid IN ('rule_webhook_links'::regclass, 'rule_nats_streams'::regclass) \
+             LOOP EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', c.t, c.conname); END LOOP; END $$; \
+             CREATE TABLE links AS TABLE rule_webhook_links; SET session_replication_role = replica",
+        )
+        .await
+        .unwrap();
+    let again = "UPDATE rule_webhook_links l SET table_schema = s.table_schema, table_name = s.table_name, operations = s.operations, \
+                     subject_template = s.subject_template, columns = s.columns, filter = s.filter, when_changed = s.when_changed, \
+                     include_old = s.include_old FROM links s WHERE s.link_id = l.link_id";
+    let link = |change: &str| format!("UPDATE rule_webhook_links SET {change}");
+    let cases = [
+        ("column_missing", link("when_changed = '{gone}'"), again),
+        ("columns_missing", link("columns = '{id,gone}'"), again),
+        ("columns_empty", link("columns = '{}'"), again),
+        ("filter_kind", link("filter = '[]'"), again),
+        ("when_changed_empty", link("when_changed = '{}'"), again),
+        ("template_braces", link("subject_template = 'webhooks.{id'"), again),
+        ("template_subject", link("subject_template = 'webhooks..{id}'"), again),
+        ("identity_when_changed", link("when_changed = '{note}'"), again),
+        ("identity_filter", link("filter = '{\"note\": \"x\"}'"), again),
+        ("identity_old", link("include_old = true"), again),
+        ("operations", link("operations = '{insert,gone}'"), again),
+        ("table_unfit", link("table_schema = 'pg_catalog', table_name = 'pg_class'"), again),
+        (
+            "table_published_twice",
+            "ALTER PUBLICATION walhook_inserts ADD TABLE t".to_owned(),
+            "ALTER PUBLICATION walhook_inserts DROP TABLE t",
+        ),
+        (
+            "stream_rows",
+            "INSERT INTO rule_nats_streams (stream_name, subjects) VALUES ('A', '{webhooks.a}')".to_owned(),
+            "DELETE FROM rule_nats_streams",
+        ),
+        (
+            "stream_partial",
+            "INSERT INTO rule_nats_streams (stream_name, subjects) VALUES ('WEBHOOKS', '{webhooks.*.*.insert}'); \
+             UPDATE rule_webhook_links SET subject_template = 'webhooks.a.{id}.{op}'"
+                .to_owned(),
+            "DELETE FROM rule_nats_streams; UPDATE rule_webhook_links SET subject_template = NULL",
+        ),
+        (
+            "stream_row_impossible",
+            "INSERT INTO rule_nats_streams (stream_name, subjects, retention_policy) VALUES ('WEBHOOKS', '{webhooks.>}', 'gone')"
+                .to_owned(),
+            "DELETE FROM rule_nats_streams",
+        ),
+    ];
+    let mut unseen = Vec::new();
+    for (code, make, end) in &cases {
+        client.batch_execute(make).await.unwrap_or_else(|error| panic!("{make}: {error:?}"));
+        let found = checked(&feed, &[]);
+        if !found.has(code) || found.code() != 0 {
+            unseen.push((*code, found.findings));
+        }
+        client.batch_execute(end).await.unwrap_or_else(|error| panic!("{end}: {error:?}"));
+    }
+    assert!(unseen.is_empty(), "{unseen:#?}");
+    let found = checked(&feed, &[]);
+    let codes: Vec<_> = found.findings.iter().map(|found| found["code"].as_str().unwrap()).collect();
+    assert!(cases.iter().all(|(code, ..)| !codes.contains(code)), "in the end: {codes:?}");
+
+    // What a stream that is there may have: an ack that means little, and one that means nothing.
+    let made = |change: Value| {
+        let mut config = json!({ "name": "WEBHOOKS", "subjects": ["webhooks.>"] });
+        config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        config
+    };
+    for (code, severity, change) in [
+        ("stream_properties", "warning", json!({ "storage": "memory" })),
+        ("stream_unusable", "error", json!({ "no_ack": true, "storage": "file" })),
+        ("stream_replicas", "note", json!({ "storage": "file" })),
+    ] {
+        api(&feed, "CREATE", &made(change)).await;
+        let found = checked(&feed, &[]);
+        assert_eq!((found.one(code)["severity"].as_str(), found.code()), (Some(severity), 0), "{found:#?}");
+        api(&feed, "DELETE", &json!({})).await;
+    }
+}

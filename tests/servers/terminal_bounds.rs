@@ -122,6 +122,37 @@ async fn a_broken_locale_and_forty_columns_cut_no_word_and_break_no_character() 
     }
 }
 
+#[tokio::test]
+async fn explain_shows_columns_left_out_old_values_and_a_trace_as_run_publishes_them() {
+    let feed = Feed::start().await;
+    let webhook = feed.webhook("w");
+    feed.pg.psql("CREATE TABLE t (id int PRIMARY KEY, note text, secret text, trace text)");
+    feed.pg.psql("ALTER TABLE t REPLICA IDENTITY FULL");
+    feed.pg.psql(&format!(
+        "SELECT rule_webhook_link_table({webhook}, 't', p_columns => '{{id,note}}', p_include_old => true, p_trace_column => 'trace', \
+         p_filter => '{{\"note\": \"shown\"}}')"
+    ));
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    // The first row does not pass the filter.
+    let rows = format!("(0, 'kept back', 'hunter2', NULL), (1, 'shown', 'hunter2', '{trace}')");
+    feed.pg.psql(&format!("INSERT INTO t VALUES {rows}"));
+    let done = feed.command("explain").args(["t", "--json"]).finish();
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(!done.stdout.contains("hunter2") && !done.stdout.contains("kept back"), "{done:?}");
+    let told: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+    let messages = feed.after(&["UPDATE t SET note = note", "DELETE FROM t"]).await;
+    assert_eq!(messages.len(), 3, "{messages:#?}");
+    for (message, told) in messages.iter().zip(told["links"][0]["operations"].as_array().unwrap()) {
+        assert_eq!(told["headers"]["traceparent"], message.header("traceparent"), "{told:#}");
+        assert_eq!(message.header("traceparent"), trace);
+        let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(keys(&told["payload"]), keys(&message.payload), "{told:#}");
+        for key in ["data", "old", "old_key", "changed", "op", "type"] {
+            assert_eq!(told["payload"][key], message.payload[key], "{key}: {told:#}");
+        }
+    }
+}
+
 /// The verbs of the command line, as its help lists them.
 fn verbs() -> Vec<String> {
     let help = Walhook::command("--help").finish().stdout;
