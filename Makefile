@@ -50,6 +50,11 @@ test: services ## run all tests against real servers, the end-to-end ones on the
 	        $(CARGO) test --locked $(FAULT_POINTS) --test servers -- $(MATRIX_TESTS); \
 	done
 
+.PHONY: otlp
+otlp: services ## test the spans, which only a build with the feature otlp sends
+	$(CARGO) test --locked --features fault-points,otlp --lib otlp::
+	$(CARGO) test --locked --features fault-points,otlp --test delivery otlp::
+
 .PHONY: simulate
 simulate: tools ## run the pure core against model servers, SEEDS=N histories (a million by default)
 	WALHOOK_SEEDS=$(SEEDS) $(CARGO) test --release --locked --test simulation -- --nocapture every_seed

@@ -15,7 +15,7 @@ use std::{
     panic::PanicHookInfo,
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -58,6 +58,9 @@ const FULL: Duration = Duration::from_millis(20);
 /// The most bytes of a message; a field has [`text::SHOWN`].
 const MESSAGE: usize = 8192;
 
+/// Back to the beginning of the line, and all of it away.
+const ERASE: &str = "\r\x1b[K";
+
 /// Lines that could not be written, since the process began.
 static LOST: AtomicU64 = AtomicU64::new(0);
 static QUEUE: Mutex<Queue> =
@@ -78,6 +81,8 @@ struct Queue {
 
 enum Entry {
     Text(String),
+    /// A line that is written over: the one there is now, and whether the next line begins behind it.
+    Progress(String, bool),
     /// Here so many lines did not fit.
     Gap(u64),
 }
@@ -176,6 +181,35 @@ pub fn targets(filter: &str) -> Result<Targets> {
     Ok(targets)
 }
 
+/// Whether a line of progress may be on the terminal.
+static HAS_PROGRESS: AtomicBool = AtomicBool::new(false);
+
+/// Lines are for a person, and not JSON.
+pub fn is_text() -> bool {
+    matches!(look().format, LogFormat::Text)
+}
+
+/// Shows a line of progress below all others, in the place of the last one; behind the end the next line begins. It is left out where
+/// the writer is behind.
+pub fn progress(line: String, is_end: bool) {
+    let mut queue = queue();
+    if !queue.has_writer || queue.bytes + line.len() > ROOM {
+        return;
+    }
+    HAS_PROGRESS.store(!is_end && !line.is_empty(), Ordering::Relaxed);
+    queue.bytes += line.len();
+    queue.entries.push_back(Entry::Progress(line, is_end));
+    FILLED.notify_one();
+}
+
+/// Takes the line of progress away, so that standard output may have the place.
+pub fn hide_progress() {
+    if HAS_PROGRESS.load(Ordering::Relaxed) {
+        progress(String::new(), false);
+        flush();
+    }
+}
+
 /// Gives text to the writer as it is, with its line's end; never waits.
 pub fn push(text: String, is_error: bool) {
     let mut queue = queue();
@@ -219,6 +253,7 @@ pub fn flush() {
 
 /// Ends the process, with what it had to say.
 pub fn exit(code: i32) -> ! {
+    hide_progress();
     flush();
     std::process::exit(code)
 }
@@ -226,6 +261,7 @@ pub fn exit(code: i32) -> ! {
 /// The writer's thread.
 fn write() {
     let mut gap = 0; // lines lost since the last one that was written
+    let mut progress = String::new(); // the line that stands on the terminal
     let mut queue = queue();
     loop {
         let Some(entry) = queue.entries.pop_front() else {
@@ -240,9 +276,21 @@ fn write() {
                 gap += lines;
                 continue;
             }
-            Entry::Text(text) => text,
+            Entry::Text(text) if progress.is_empty() => {
+                queue.bytes -= text.len();
+                text
+            }
+            Entry::Text(text) => {
+                queue.bytes -= text.len();
+                format!("{ERASE}{text}{progress}")
+            }
+            Entry::Progress(line, is_end) => {
+                queue.bytes -= line.len();
+                let text = format!("{ERASE}{line}{}", if is_end { "\n" } else { "" });
+                progress = if is_end { String::new() } else { line };
+                text
+            }
         };
-        queue.bytes -= text.len();
         drop(queue);
         let is_written = (gap == 0 || write_all(gap_line(gap).as_bytes()).inspect(|()| gap = 0).is_ok())
             && write_all(text.as_bytes()).is_ok();

@@ -237,24 +237,39 @@ async fn execute(arguments: Arguments) -> Result<()> {
         std::env::var(name).ok().or_else(|| (name == "PGUSER" && !needs_user).then(|| "nobody".to_owned()))
     })?;
     log::init(&config.log, config.log_format)?;
+    #[cfg(feature = "otlp")]
+    let exporter = match &command {
+        Command::Run | Command::Deliver { .. } => commands::otlp::start()?,
+        _ => None,
+    };
+    let outcome = work(&config, command).await;
+    #[cfg(feature = "otlp")]
+    if let Some(exporter) = exporter {
+        exporter.finish().await;
+    }
+    outcome
+}
+
+/// The verbs that need a configuration.
+async fn work(config: &Config, command: Command) -> Result<()> {
     match command {
-        Command::Run => Box::pin(commands::run::run(&config, shutdown()?)).await,
-        Command::Deliver { options } => commands::deliver::deliver(&config, &options, shutdown()?).await,
-        Command::Setup { .. } => commands::setup::setup(&config).await,
-        Command::Uninstall(arguments) => commands::uninstall::uninstall(&config, &arguments).await,
-        Command::Check(arguments) => commands::check::check(&config, &arguments).await,
-        Command::Status(arguments) => match commands::status::status(&config, &arguments, shutdown()?).await? {
+        Command::Run => Box::pin(commands::run::run(config, shutdown()?)).await,
+        Command::Deliver { options } => commands::deliver::deliver(config, &options, shutdown()?).await,
+        Command::Setup { .. } => commands::setup::setup(config).await,
+        Command::Uninstall(arguments) => commands::uninstall::uninstall(config, &arguments).await,
+        Command::Check(arguments) => commands::check::check(config, &arguments).await,
+        Command::Status(arguments) => match commands::status::status(config, &arguments, shutdown()?).await? {
             0 => Ok(()),
             // What --check has found, and printed.
             code => log::exit(code.into()),
         },
-        Command::Tail(arguments) => commands::tail::tail(&config, &arguments, shutdown()?).await,
-        Command::Explain(arguments) => commands::explain::explain(&config, &arguments).await,
-        Command::DeadLetters { action } => commands::dead_letters::dead_letters(&config, &action).await,
-        Command::Replay(arguments) => commands::replay::replay(&config, &arguments, shutdown()?).await,
-        Command::Backfill(arguments) => commands::backfill::backfill(&config, &arguments, shutdown()?).await,
-        Command::Seek(arguments) => commands::seek::seek(&config, &arguments).await,
-        Command::Adopt(arguments) => commands::adopt::adopt(&config, &arguments).await,
+        Command::Tail(arguments) => commands::tail::tail(config, &arguments, shutdown()?).await,
+        Command::Explain(arguments) => commands::explain::explain(config, &arguments).await,
+        Command::DeadLetters { action } => commands::dead_letters::dead_letters(config, &action).await,
+        Command::Replay(arguments) => commands::replay::replay(config, &arguments, shutdown()?).await,
+        Command::Backfill(arguments) => commands::backfill::backfill(config, &arguments, shutdown()?).await,
+        Command::Seek(arguments) => commands::seek::seek(config, &arguments).await,
+        Command::Adopt(arguments) => commands::adopt::adopt(config, &arguments).await,
         Command::Version | Command::Completions { .. } | Command::Man { .. } => unreachable!("answered above"),
     }
 }

@@ -12,6 +12,7 @@ mod rights;
 mod server;
 mod show;
 mod sizes;
+mod tails;
 mod webhooks;
 
 use std::{
@@ -28,11 +29,13 @@ use super::{deliver, identity, rows, schema, setup_check};
 use crate::{
     config::Config,
     error::{Error, Kind, Result},
+    http::settings::Settings as HttpSettings,
     postgres::sql,
     route::tables::{ConfigRow, Tables},
     text,
 };
 use finding::{Finding, How, Severity};
+use nats::Database;
 use server::Server;
 use sizes::Sample;
 
@@ -148,6 +151,9 @@ fn terminal() -> (usize, bool) {
 /// All findings, the worst first; of many alike one.
 pub async fn run(config: &Config, arguments: &Arguments) -> Vec<Finding> {
     let mut findings = Vec::new();
+    if let Err(error) = HttpSettings::resolve(&config.http) {
+        findings.push(Finding::of_error("http", "the settings of HTTP", &error));
+    }
     let client = match timeout(LOGIN, connect(config)).await {
         Ok(Ok(client)) => Some(client),
         Ok(Err(error)) => {
@@ -220,7 +226,9 @@ async fn with_database(client: &Client, config: &Config, arguments: &Arguments, 
     // In the order in which `run` meets them: the first that ends it decides the exit code.
     let identity = set_up(client, config, &server, findings).await;
     add(findings, &["role_replication"], server.role().await);
-    findings.extend(server::replication(config, server.provider).await);
+    let (replicated, found) = server::replication(config, server.provider).await;
+    findings.extend(found);
+    add(findings, &["publication_newer"], server.publications().await);
     add(findings, &["pooler"], server::pooled_sql(&config.postgres, client, server.provider).await);
     add(findings, &["privileges"], server.privileges().await);
     add(findings, &["standby", "read_only"], server.may_write().await);
@@ -233,8 +241,22 @@ async fn with_database(client: &Client, config: &Config, arguments: &Arguments, 
     add(findings, &["owners"], server.owners().await);
     add(findings, &["functions_replaced"], server.functions().await);
 
+    let history = match (&identity, &replicated) {
+        (Some(identity), Some(replicated)) => match tails::History::read(client, config, identity, replicated).await {
+            Ok(history) => Some(history),
+            Err(error) => {
+                findings.push(Finding::of_error("checkpoints", "rule_nats_checkpoints", &error));
+                None
+            }
+        },
+        _ => None,
+    };
     match rows::read(client).await {
-        Ok(tables) => of_nats(config, &tables, client, identity.as_ref(), findings).await,
+        Ok(mut tables) => {
+            tables.aliases = history.as_ref().map(|history| history.aliases.clone()).unwrap_or_default();
+            let database = Database { client: Some(client), identity: identity.as_ref(), history: history.as_ref() };
+            of_nats(config, &tables, client, database, findings).await;
+        }
         Err(error) => findings.push(Finding::not_checked(&["nats_connection"], &error)),
     }
 
@@ -248,6 +270,17 @@ async fn with_database(client: &Client, config: &Config, arguments: &Arguments, 
         Err(_) => None,
     };
     add(findings, &["slot_wal_limit", "slot_wal_status", "slot_headroom"], server.headroom(rate, free).await);
+    if findings.iter().any(|finding| finding.code == "standby") {
+        waits_for_promotion(findings);
+    }
+}
+
+/// `run` waits until a standby is promoted, whatever else is wrong by then.
+fn waits_for_promotion(findings: &mut [Finding]) {
+    for finding in findings.iter_mut().filter(|finding| finding.code != "standby") {
+        finding.severity = finding.severity.min(Severity::Error);
+        finding.exit_code = None;
+    }
 }
 
 /// walhook's own objects: schema, identity, and the one check of the set-up. The identity, where it is this database's.
@@ -307,7 +340,7 @@ async fn of_nats(
     config: &Config,
     tables: &Tables,
     client: &Client,
-    identity: Option<&identity::Identity>,
+    database: Database<'_>,
     findings: &mut Vec<Finding>,
 ) {
     let sample = match sizes::sample(client).await {
@@ -317,8 +350,7 @@ async fn of_nats(
             Sample::default()
         }
     };
-    if let Some(why) = &sample.why {
-        let [first, rest @ ..] = &sample.unseen[..] else { return };
+    if let (Some(why), [first, rest @ ..]) = (&sample.why, &sample.unseen[..]) {
         let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
         let text = format!(
             "walhook could not look at rows of {first}{more}, to see whether they fit into a message: {}",
@@ -332,7 +364,7 @@ async fn of_nats(
     let (reached, found) = nats::configurations(config, tables);
     findings.extend(found);
     for reached in &reached {
-        let checking = nats::check(config, tables, Some(client), identity, &sample, reached);
+        let checking = nats::check(config, tables, database, &sample, reached);
         match timeout(NATS, checking).await {
             Ok(found) => findings.extend(found),
             Err(_) => {
@@ -357,7 +389,7 @@ async fn without_database(config: &Config, findings: &mut Vec<Finding>) {
     let (reached, found) = nats::configurations(config, &tables);
     findings.extend(found);
     for reached in &reached {
-        findings.extend(nats::check(config, &tables, None, None, &Sample::default(), reached).await);
+        findings.extend(nats::check(config, &tables, Database::default(), &Sample::default(), reached).await);
     }
 }
 

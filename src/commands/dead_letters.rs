@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 use tokio_postgres::{Client, Row};
 
-use super::plain;
+use super::{plain, progress::Steps};
 use crate::{
     config::Config,
     error::{Error, Kind, Result},
@@ -253,7 +253,8 @@ async fn each(
         return super::say("no such dead letters\n");
     }
     let mut refused = None;
-    for &id in &ids {
+    let mut steps = Steps::of(ids.len());
+    for (done, &id) in (1..).zip(&ids) {
         match act(id).await {
             Ok(done) => super::say(&format!("{done}\n"))?,
             Err(error) => {
@@ -265,6 +266,9 @@ async fn each(
                     log::line(&format!("walhook: {earlier}"));
                 }
             }
+        }
+        if let Some(steps) = &mut steps {
+            steps.done(done, "dead letters");
         }
     }
     refused.map_or(Ok(()), Err)

@@ -12,6 +12,8 @@ pub mod explain;
 mod http;
 mod identity;
 mod names;
+#[cfg(feature = "otlp")]
+pub mod otlp;
 pub mod paint;
 mod progress;
 pub mod replay;
@@ -106,6 +108,7 @@ pub fn say_bytes(bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// As [`say`].
 pub fn offer(bytes: &[u8]) -> Result<bool> {
+    crate::log::hide_progress();
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),

@@ -32,7 +32,7 @@ use crate::{
     config::Config,
     error::{Error, Kind, Result},
 };
-pub(super) use lanes::open::position_of;
+pub(super) use lanes::{Identity, open, open::position_of};
 use shown::Shown;
 
 /// How long the end of the process waits for its reason to be noted.

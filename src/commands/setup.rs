@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::{backoff::Backoff, schema};
+use super::{backoff::Backoff, progress::Steps, schema};
 use crate::{
     config::{Config, Options},
     error::{Error, Result},
@@ -55,13 +55,21 @@ pub async fn setup(config: &Config) -> Result<()> {
     client.batch_execute(LOCK).await.map_err(|error| sql::error("wait for another setup", error))?;
     schema::refuse_newer(&client, &database).await?;
     apply(&mut client, PRECONDITIONS, &database).await?;
-    for migration in MIGRATIONS {
+    let objects = statements(&config.publication, &config.slot);
+    let mut steps = Steps::of(MIGRATIONS.len() + objects.len());
+    let mut step = |done: usize, what: &str| {
+        if let Some(steps) = &mut steps {
+            steps.done(done, what);
+        }
+    };
+    for (done, migration) in (1..).zip(MIGRATIONS) {
         apply(&mut client, *migration, &database).await?;
         tracing::info!(migration = migration.0, "applied");
+        step(done, "steps of setup");
     }
     // Somebody may have been quicker than we.
     apply(&mut client, PRECONDITIONS, &database).await?;
-    for (what, statement) in statements(&config.publication, &config.slot) {
+    for (done, (what, statement)) in (MIGRATIONS.len() + 1..).zip(objects) {
         let answer = client
             .simple_query(&statement)
             .await
@@ -71,6 +79,7 @@ pub async fn setup(config: &Config) -> Result<()> {
             _ => None,
         });
         tracing::info!(result, "{what} ready");
+        step(done, "steps of setup");
     }
     let [object, problem, remedy] = ["object", "problem", "remedy"].map(super::bytes_of);
     let rows = format!("SELECT {object}, {problem}, {remedy} FROM public.rule_cdc_check_rows()");

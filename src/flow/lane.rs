@@ -19,6 +19,8 @@ pub mod parcel;
 mod record;
 mod repeats;
 mod times;
+#[cfg(feature = "otlp")]
+mod traced;
 mod verdict;
 
 use std::{collections::VecDeque, ops::Range};
@@ -49,6 +51,8 @@ use parcel::Parcel;
 use record::{noted, record, text};
 use repeats::Repeats;
 pub use times::Times;
+#[cfg(feature = "otlp")]
+pub use traced::Traced;
 
 /// How a lane keeps its order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,6 +232,8 @@ pub struct Lane {
     stored: u64,
     duplicates: u64,
     times: Times,
+    #[cfg(feature = "otlp")]
+    traced: Vec<Traced>,
     /// The notes of the events in line, in their order.
     notes: Spool,
     history: History,
@@ -355,6 +361,8 @@ impl Lane {
             stored: 0,
             duplicates: 0,
             times: Times::default(),
+            #[cfg(feature = "otlp")]
+            traced: Vec::new(),
             notes: Spool::default(),
             history: History::new(usize::MAX),
             now: Moment::default(),
@@ -763,6 +771,8 @@ impl Lane {
             slot.state = State::Stored(sequence.saturating_sub(back));
             slot.is_duplicate = duplicate;
             self.times.record(slot, self.now);
+            #[cfg(feature = "otlp")]
+            traced::note(&mut self.traced, &self.spool, slot, self.now);
             if duplicate {
                 self.duplicates += 1;
             } else {

@@ -5,4 +5,6 @@ mod support;
 
 mod deliver;
 mod deliver_bad_input;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod workers;

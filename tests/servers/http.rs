@@ -28,6 +28,7 @@ use tokio::{
     net::TcpStream,
 };
 use walhook::http::metrics::METRICS;
+use yaml_rust2::YamlLoader;
 
 /// An answer.
 #[derive(Debug)]
@@ -332,6 +333,30 @@ fn the_page_on_metrics_has_each_with_its_kind_its_labels_and_its_meaning() {
         .collect();
     let found: Vec<&str> = page.lines().filter(|line| line.starts_with("| `walhook_")).collect();
     assert_eq!(found, rows, "docs/metrics.md must have these rows:\n{}\n", rows.join("\n"));
+}
+
+/// As far as no collector is here: the scrape leads to what walhook serves, and each pipeline names parts that there are.
+#[test]
+fn the_documented_collector_scrapes_what_is_served_and_takes_spans() {
+    let page = root("docs/metrics.md");
+    let (_, section) = page.split_once("## OpenTelemetry").unwrap();
+    let block = section.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+    let config = &YamlLoader::load_from_str(block).unwrap()[0];
+    let scrape = &config["receivers"]["prometheus"]["config"]["scrape_configs"][0];
+    assert_eq!(
+        (scrape["metrics_path"].as_str(), scrape["authorization"]["type"].as_str()),
+        (Some("/metrics"), Some("Bearer"))
+    );
+    let target = scrape["static_configs"][0]["targets"][0].as_str().unwrap();
+    assert!(page.contains(&format!("http://{target}/")), "{target} is not the address of this page");
+    for pipeline in ["metrics", "traces"] {
+        for (part, kind) in [("receivers", "receivers"), ("exporters", "exporters")] {
+            for name in config["service"]["pipelines"][pipeline][part].as_vec().unwrap() {
+                assert!(!config[kind][name.as_str().unwrap()].is_badvalue(), "{pipeline}: no {name:?}");
+            }
+        }
+    }
+    assert_eq!(config["receivers"]["otlp"]["protocols"]["http"]["endpoint"].as_str(), Some("127.0.0.1:4318"));
 }
 
 #[tokio::test]

@@ -20,22 +20,32 @@ use serde_json::{Value, json};
 use support::{DEADLINE, Walhook, eventually, eventually_blocking, feed::Feed};
 
 /// A verb as the database's superuser.
-fn command(feed: &Feed, arguments: &[&str]) -> Command {
+pub fn command(feed: &Feed, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_walhook"));
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("DATABASE_URL", feed.pg.conninfo());
     command.args(arguments).stdin(Stdio::null());
     command
 }
 
-/// What it writes on a terminal of so many columns, to its end.
-fn on_terminal(mut command: Command, columns: u16) -> String {
+/// What it writes on a terminal of so many columns, to its end: its answer alone.
+pub fn on_terminal(command: Command, columns: u16) -> String {
+    shown(command, columns, false)
+}
+
+/// The same with what it writes to standard error.
+pub fn all_on_terminal(command: Command, columns: u16) -> String {
+    shown(command, columns, true)
+}
+
+fn shown(mut command: Command, columns: u16, has_errors: bool) -> String {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&master).unwrap();
     unlockpt(&master).unwrap();
     let path = ptsname(&master, Vec::new()).unwrap();
     let slave = File::options().read(true).write(true).open(path.to_str().unwrap()).unwrap();
     tcsetwinsize(&slave, Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
-    let mut child = command.stdout(slave.try_clone().unwrap()).stderr(Stdio::null()).spawn().unwrap();
+    let errors = if has_errors { Stdio::from(slave.try_clone().unwrap()) } else { Stdio::null() };
+    let mut child = command.stdout(slave.try_clone().unwrap()).stderr(errors).spawn().unwrap();
     drop((command, slave));
     let mut shown = Vec::new();
     // The end of a terminal without a writer is an error.
@@ -45,7 +55,7 @@ fn on_terminal(mut command: Command, columns: u16) -> String {
 }
 
 /// Without escape sequences.
-fn bare(text: &str) -> String {
+pub fn bare(text: &str) -> String {
     let mut parts = text.split('\x1b');
     let mut bare = parts.next().unwrap().to_owned();
     for part in parts {

@@ -46,6 +46,7 @@ pub const CODES: &[Code] = &[
         "the database knows a finding that this walhook does not know",
         "The schema is newer than this walhook.",
     ),
+    code("http", Check, "the settings of HTTP cannot be used", "walhook run does not start with them."),
     // The server.
     code(
         "postgres_connection",
@@ -157,6 +158,18 @@ pub const CODES: &[Code] = &[
         Postgres,
         "the identity of the database is missing or another's",
         "Two databases with one identity would write into each other's streams.",
+    ),
+    code(
+        "publication_newer",
+        Postgres,
+        "a publication was dropped and made again while the slot had changes to publish",
+        "PostgreSQL decodes a change by the publications that were there when it was made, and refuses where one was missing.",
+    ),
+    code(
+        "checkpoints",
+        Postgres,
+        "the checkpoints in `rule_nats_checkpoints` are of another PostgreSQL or cannot be read",
+        "walhook cannot tell by them what the streams have to have.",
     ),
     // The set-up: rule_cdc_check.
     code("slot_missing", SetUp, "the slot does not exist", "Changes from before it is made are not published."),
@@ -372,6 +385,18 @@ pub const CODES: &[Code] = &[
     ),
     code("stream_owner", Nats, "a stream belongs to another database", "Two databases must not write into one stream."),
     code(
+        "stream_tail",
+        Nats,
+        "a stream does not end where this database's events end",
+        "Acknowledged events are missing there, or another history was published: walhook run does not go on behind it.",
+    ),
+    code(
+        "stream_writers",
+        Nats,
+        "a strict stream has messages of another writer",
+        "A message in the place of an event makes walhook read the stream again, and may make that event a dead letter.",
+    ),
+    code(
         "stream_subjects_taken",
         Nats,
         "another stream takes the subjects already",
@@ -386,8 +411,8 @@ pub const CODES: &[Code] = &[
     code(
         "stream_unread",
         Nats,
-        "a consumer is about to lose unread events",
-        "The stream's limits delete the oldest events next, and this consumer has not read them.",
+        "a consumer lags so far that it will lose unread events",
+        "The stream's limits delete the oldest events, whether or not this consumer has read them.",
     ),
     code("stream_replicas", Nats, "a stream has one copy", "The loss of one server is the loss of the stream."),
     code(

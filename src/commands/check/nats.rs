@@ -8,6 +8,7 @@ use super::{
     rights::{self, Allowed, Need, Places, Rights},
     server::{bytes, duration},
     sizes::Sample,
+    tails::{self, History},
 };
 use crate::{
     commands::{
@@ -33,10 +34,18 @@ use tokio_postgres::Client;
 const RETENTION_HOURS: f64 = 24.0;
 /// How full a stream or an account is that is nearly full.
 const NEARLY_FULL: f64 = 0.8;
-/// Heap for each message id in the duplicate window, in bytes.
-const ID_BYTES: f64 = 260.0;
-/// So much of it is worth a word.
+/// Memory of the server for each message id in the duplicate window, in bytes: measured, 185 MiB for a million.
+const ID_BYTES: f64 = 190.0;
+/// So much of it is worth a word …
+const WINDOW_NOTED: f64 = 32e6;
+/// … and so much a change.
 const WINDOW_BYTES: f64 = 256e6;
+/// A consumer whose unread events take up so much of what the stream keeps will lose some soon …
+const NEARLY_LOST: f64 = 0.8;
+/// … and one whose unread events take up so much of it lags.
+const LAGS: f64 = 0.5;
+/// The age of the oldest unread event is asked for so many consumers: those with the most to read.
+const AGES_ASKED: usize = 20;
 /// In a shared stream: how long a restart with all its retries may take.
 const WINDOW_LEAST: f64 = 60.0;
 /// What comes beside the row in a message: headers and the envelope.
@@ -50,6 +59,8 @@ pub struct Reached {
     pub settings: Settings,
     /// Its streams.
     pub streams: Vec<StreamRow>,
+    /// The servers to which it leads, as checkpoints name them.
+    pub servers: String,
 }
 
 /// The configurations that publish to NATS, each with its settings or with what is wrong with them.
@@ -74,7 +85,8 @@ pub fn configurations(config: &Config, tables: &Tables) -> (Vec<Reached>, Vec<Fi
                     )
                 });
                 findings.extend(warnings);
-                reached.push(Reached { row: row.clone(), settings, streams });
+                let servers = tables.servers_of(row);
+                reached.push(Reached { row: row.clone(), settings, streams, servers });
             }
             // `run` goes on with the other configurations, and waits for the row to change.
             Err(error) => findings.push(Finding::told("nats_settings", Severity::Error, subject, &error)),
@@ -90,22 +102,22 @@ pub fn configurations(config: &Config, tables: &Tables) -> (Vec<Reached>, Vec<Fi
     (reached, findings)
 }
 
-/// Whether some webhook publishes by it, so that `walhook run` connects.
-fn is_used(tables: &Tables, row: &ConfigRow) -> bool {
-    let default = tables.configs.values().find(|row| row.config_name == "default").map(|row| row.config_id);
-    tables.webhooks.values().any(|webhook| {
-        webhook.nats_enabled
-            && matches!(webhook.publish_mode.as_deref(), Some("nats" | "both"))
-            && webhook.nats_config_id.or(default) == Some(row.config_id)
-    })
+/// What the database says, as far as it could be asked.
+#[derive(Clone, Copy, Default)]
+pub struct Database<'a> {
+    /// A connection to it.
+    pub client: Option<&'a Client>,
+    /// Which one it is.
+    pub identity: Option<&'a Identity>,
+    /// What it knows of the streams.
+    pub history: Option<&'a History>,
 }
 
 /// What all checks of one configuration know.
 struct Check<'a> {
     config: &'a Config,
     tables: &'a Tables,
-    identity: Option<&'a Identity>,
-    client: Option<&'a Client>,
+    database: Database<'a>,
     sample: &'a Sample,
     reached: &'a Reached,
     subject: String,
@@ -116,32 +128,22 @@ struct Check<'a> {
 pub async fn check(
     config: &Config,
     tables: &Tables,
-    client: Option<&Client>,
-    identity: Option<&Identity>,
+    database: Database<'_>,
     sample: &Sample,
     reached: &Reached,
 ) -> Vec<Finding> {
-    let used = tables.configs.values().filter(|row| row.enabled != Some(false) && is_used(tables, row)).count();
+    // `run` connects to all that are enabled, whether or not a webhook publishes by them.
+    let used = tables.configs.values().filter(|row| row.enabled != Some(false)).count();
     let check = Check {
         config,
         tables,
-        identity,
-        client,
+        database,
         sample,
         reached,
         subject: format!("NATS configuration {:?}", reached.row.config_name),
         used,
     };
-    let is_used = is_used(tables, &reached.row);
-    let mut findings = check.all().await;
-    if !is_used {
-        // Nothing of `run` depends on it.
-        for finding in &mut findings {
-            finding.severity = finding.severity.min(Severity::Warning);
-            finding.exit_code = None;
-        }
-    }
-    findings
+    check.all().await
 }
 
 impl Check<'_> {
@@ -166,10 +168,6 @@ impl Check<'_> {
                 return findings;
             }
         }
-        match self.copies(&control).await {
-            Ok(found) => findings.extend(found),
-            Err(error) => findings.push(Finding::not_checked(&["database_copy"], &error)),
-        }
         let buckets = self.buckets(&control).await;
         findings.extend(self.rights(&control, &buckets).await);
         for stream in &self.reached.streams {
@@ -181,6 +179,11 @@ impl Check<'_> {
                 Ok(found) => findings.extend(found),
                 Err(error) => findings.push(self.stream_error(stream, &error)),
             }
+        }
+        // Behind the streams: what a stream itself shows ends `run` first.
+        match self.copies(&control).await {
+            Ok(found) => findings.extend(found),
+            Err(error) => findings.push(Finding::not_checked(&["database_copy"], &error)),
         }
         findings
     }
@@ -227,7 +230,9 @@ impl Check<'_> {
 
     /// `database_copy`: the mark of the last run in the bucket.
     async fn copies(&self, control: &Control) -> Result<Vec<Finding>> {
-        let (Some(client), Some(identity)) = (self.client, self.identity) else { return Ok(Vec::new()) };
+        let (Some(client), Some(identity)) = (self.database.client, self.database.identity) else {
+            return Ok(Vec::new());
+        };
         let mark = match bucket::find(control, &self.config.source, identity).await {
             Ok(place) => place.mark,
             Err(error) => return Err(error),
@@ -242,7 +247,7 @@ impl Check<'_> {
 
     /// The names that the bucket for workers may have.
     async fn buckets(&self, control: &Control) -> Vec<String> {
-        match self.identity {
+        match self.database.identity {
             Some(identity) => bucket_names(control, &self.config.source, identity).await,
             None => Vec::new(),
         }
@@ -353,7 +358,7 @@ impl Check<'_> {
     }
 
     async fn stream(&self, control: &Control, row: &StreamRow) -> Result<Vec<Finding>> {
-        let owner = self.identity.map(|identity| identity.owner(&self.config.source));
+        let owner = self.database.identity.map(|identity| identity.owner(&self.config.source));
         let foreseen = foresee::foresee(control, row, owner.as_ref()).await?;
         let subject = named(row);
         let mut findings = Vec::new();
@@ -377,7 +382,9 @@ impl Check<'_> {
             }
             Foreseen::There(there) => {
                 findings.extend(self.existing(row, &there));
-                match foresee::unread(control, &there.state).await {
+                findings.extend(self.tail(control, row, &there).await);
+                let ages = there.limits.age.map_or(0, |_| AGES_ASKED);
+                match foresee::unread(control, &there.state, ages).await {
                     Ok(unread) => findings.extend(self.unread(row, &there, &unread)),
                     Err(error) => findings.push(Finding::not_checked(&["stream_unread"], &error)),
                 }
@@ -421,6 +428,26 @@ impl Check<'_> {
         findings
     }
 
+    /// `stream_tail`, `stream_writers`: of a stream that is ours, for another's end says nothing of ours.
+    async fn tail(&self, control: &Control, row: &StreamRow, there: &There) -> Vec<Finding> {
+        let (Some(client), Some(history)) = (self.database.client, self.database.history) else { return Vec::new() };
+        if there.owned.is_err() || there.problems.is_err() {
+            return Vec::new();
+        }
+        let way = (&self.reached.row, self.reached.servers.as_str());
+        match tails::check(client, control, history, way, row, there).await {
+            Ok(mut found) => {
+                for finding in found.iter_mut().filter(|finding| finding.code == "stream_writers") {
+                    let remedy = self.row_statement(row, "ordering = 'shared'");
+                    *finding = finding.clone().remedy(How::Sql, remedy);
+                }
+                found
+            }
+            Err(error) if error.kind() == Kind::Permission => vec![self.stream_error(row, &error)],
+            Err(error) => vec![Finding::not_checked(&["stream_tail", "stream_writers"], &error)],
+        }
+    }
+
     /// `stream_retention`. `has`: messages and bytes now.
     fn retention(
         &self,
@@ -441,6 +468,7 @@ impl Check<'_> {
             what.extend(limits.messages.map(|limit| format!("beyond {limit} messages")));
             what.extend(limits.bytes.map(|limit| format!("beyond {}", bytes(limit))));
         }
+        what.extend(limits.per_subject.map(|limit| format!("beyond {limit} messages of one subject")));
         what.extend(limits.age.map(|age| format!("after {}", duration(age))));
         if what.is_empty() {
             return None;
@@ -460,26 +488,31 @@ impl Check<'_> {
 
     /// `stream_unread`.
     fn unread(&self, row: &StreamRow, there: &There, unread: &[Unread]) -> Vec<Finding> {
-        let fill = |limit: Option<f64>, has: u64| limit.map_or(0.0, |limit| has as f64 / limit);
-        let state = &there.state;
-        let fullness = fill(there.limits.messages, state.messages).max(fill(there.limits.bytes, state.bytes));
-        if !there.limits.drops_old || fullness < NEARLY_FULL {
-            return Vec::new();
-        }
         let subject = named(row);
-        // Of what is there, so little is read that the next deletions meet unread events.
-        let is_late = |unread: &&Unread| (unread.acknowledged as f64) < state.messages as f64 * 0.1;
         let finding = |unread: &Unread| {
+            let loss = loss(there, unread)?;
             let text = format!(
-                "consumer {:?} of {subject} has {} events to read, and the stream is {} percent full and deletes the oldest ones",
+                "consumer {:?} of {subject} has {} events to read, {} percent of what {} lets the stream keep{}; the oldest ones are \
+                 deleted, read or not",
                 unread.consumer,
                 unread.messages,
-                (fullness * 100.0).round()
+                (loss.share * 100.0).round(),
+                loss.limit,
+                loss.within.map_or_else(String::new, |within| format!(
+                    ": if nothing is read, it loses events in {} at the present rate",
+                    duration(within)
+                )),
             );
-            Finding::new("stream_unread", Severity::Error, format!("consumer {:?} of {subject}", unread.consumer), text)
-                .remedy(How::Sql, self.row_statement(row, "discard_policy = 'new'"))
+            let severity = if loss.share >= NEARLY_LOST { Severity::Error } else { Severity::Warning };
+            let change = match loss.limit {
+                "max_age" => "max_age_seconds = 0",
+                _ => "discard_policy = 'new'",
+            };
+            let about = format!("consumer {:?} of {subject}", unread.consumer);
+            let finding = Finding::new("stream_unread", severity, about, text);
+            Some(finding.remedy(How::Sql, self.row_statement(row, change)))
         };
-        unread.iter().filter(is_late).map(finding).collect()
+        unread.iter().filter_map(finding).collect()
     }
 
     /// `stream_replicas`, `nats_fsync`.
@@ -512,27 +545,20 @@ impl Check<'_> {
 
     /// `duplicate_window`.
     fn window(&self, row: &StreamRow, there: &There) -> Option<Finding> {
-        let subject = named(row);
-        let window = there.state.duplicate_window.as_secs_f64();
-        let memory = there.rate.unwrap_or(0.0) * window * ID_BYTES;
-        if row.ordering.as_deref() == Some("shared") && window < WINDOW_LEAST {
-            let text = format!(
-                "{subject} is shared and remembers message ids for {}: an event that is sent again after a longer outage is stored twice",
-                duration(window)
-            );
-            let finding = Finding::new("duplicate_window", Severity::Warning, subject, text);
-            return Some(finding.remedy(How::Sql, self.row_statement(row, "duplicate_window_seconds = 120")));
-        }
-        if memory > WINDOW_BYTES {
-            let text = format!(
-                "{subject} remembers message ids for {}, which at the present rate takes {} of the server's memory",
-                duration(window),
-                bytes(memory)
-            );
-            let finding = Finding::new("duplicate_window", Severity::Warning, subject, text);
-            return Some(finding.remedy(How::Sql, self.row_statement(row, "duplicate_window_seconds = 120")));
-        }
-        None
+        let is_shared = row.ordering.as_deref() == Some("shared");
+        let (severity, text, fits) =
+            judge_window(&named(row), is_shared, there.state.duplicate_window.as_secs_f64(), there.rate)?;
+        let finding = Finding::new("duplicate_window", severity, named(row), text);
+        Some(match fits {
+            Some(seconds) => {
+                finding.remedy(How::Sql, self.row_statement(row, &format!("duplicate_window_seconds = {seconds}")))
+            }
+            None => finding.remedy(
+                How::Advice,
+                "A shared stream needs a minute of it. Use strict ordering, where walhook is the stream's only writer, or give the \
+                 server the memory.",
+            ),
+        })
     }
 
     /// A statement that changes the stream's row, which the configuration's own stream may not have yet.
@@ -550,6 +576,78 @@ impl Check<'_> {
             text::sql_literal(&self.reached.row.config_name)
         )
     }
+}
+
+/// How near a consumer is to losing events that it has not read.
+struct Loss {
+    /// Of what the limit lets the stream keep, so much is unread.
+    share: f64,
+    /// Which limit it is.
+    limit: &'static str,
+    /// In so many seconds the oldest unread event goes, where a rate is known and it has not gone already.
+    within: Option<f64>,
+}
+
+/// By the limit that is nearest, where one is near.
+fn loss(there: &There, unread: &Unread) -> Option<Loss> {
+    let (limits, state) = (there.limits, &there.state);
+    let each = if state.messages > 0 { state.bytes as f64 / state.messages as f64 } else { 0.0 };
+    let messages = unread.messages as f64;
+    let by_size = |limit: &'static str, most: Option<f64>, has: f64, rate: Option<f64>| {
+        let most = most.filter(|_| limits.drops_old)?;
+        let within = rate.filter(|rate| *rate > 0.0).map(|rate| (most - has).max(0.0) / rate);
+        Some(Loss { share: has / most, limit, within: within.filter(|within| *within > 0.0) })
+    };
+    let by_age = || {
+        let (most, age) = (limits.age?, unread.oldest_age?);
+        Some(Loss { share: age / most, limit: "max_age", within: Some(most - age).filter(|within| *within > 0.0) })
+    };
+    let losses = [
+        by_size("max_msgs", limits.messages, messages, there.rate),
+        by_size("max_bytes", limits.bytes, messages * each, there.rate.map(|rate| rate * each)),
+        by_age(),
+    ];
+    let nearest = losses.into_iter().flatten().max_by(|a, b| a.share.total_cmp(&b.share))?;
+    (nearest.share >= LAGS).then_some(nearest)
+}
+
+/// What is to be said of a window of so many seconds at so many messages a second, and which one fits, if one does.
+fn judge_window(
+    stream: &str,
+    is_shared: bool,
+    window: f64,
+    rate: Option<f64>,
+) -> Option<(Severity, String, Option<u64>)> {
+    if is_shared && window < WINDOW_LEAST {
+        let text = format!(
+            "{stream} is shared and remembers message ids for {}: an event that is sent again after a longer outage is stored twice",
+            duration(window)
+        );
+        return Some((Severity::Warning, text, Some(120)));
+    }
+    let rate = rate?;
+    let memory = rate * window * ID_BYTES;
+    if memory < WINDOW_NOTED {
+        return None;
+    }
+    let severity = if memory >= WINDOW_BYTES { Severity::Warning } else { Severity::Note };
+    let needs = if is_shared {
+        "a shared stream needs a minute of it"
+    } else {
+        "strict ordering does not need it, only callers that send message ids of their own do"
+    };
+    let text = format!(
+        "{stream} remembers message ids for {}, which takes {} of the server's memory at the present rate of {} messages a second \
+         (some {ID_BYTES} bytes each); {needs}",
+        duration(window),
+        bytes(memory),
+        rate.round()
+    );
+    let least = if is_shared { WINDOW_LEAST } else { 1.0 };
+    // The longest that is not worth a word any more.
+    let fits = (least..window).contains(&least).then(|| (WINDOW_NOTED / rate / ID_BYTES).floor().clamp(least, window));
+    let seconds = fits.and_then(|fits| format!("{fits:.0}").parse().ok());
+    Some((severity, text, seconds))
 }
 
 fn named(stream: &StreamRow) -> String {
@@ -598,4 +696,71 @@ pub fn permissions(
         ));
     }
     printed
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A stream that has `messages` of 100 bytes, and what its limits are.
+    fn stream(messages: u64, limits: Limits, rate: Option<f64>) -> There {
+        let info = json!({
+            "config": { "name": "S", "subjects": ["s"] }, "created": "2026-11-23T00:00:00Z",
+            "state": { "messages": messages, "bytes": messages * 100, "first_seq": 1, "last_seq": messages },
+        });
+        There {
+            state: crate::nats::streams::foresee::state_of(&info).unwrap(),
+            limits,
+            changes: Ok(Vec::new()),
+            problems: Ok(Vec::new()),
+            owned: Ok(()),
+            rate,
+            is_clustered: false,
+        }
+    }
+
+    #[test]
+    fn a_consumer_loses_events_by_whichever_limit_is_nearest_and_one_that_is_in_step_by_none() {
+        let limits = Limits { messages: None, bytes: None, age: None, per_subject: None, drops_old: true };
+        let found = |limits: Limits, messages: u64, oldest_age: Option<f64>| {
+            let unread = Unread { consumer: "c".to_owned(), messages, oldest_age };
+            loss(&stream(1000, limits, Some(10.0)), &unread)
+                .map(|loss| (loss.limit, (loss.share * 100.0).round(), loss.within.map(f64::round)))
+        };
+        assert_eq!(found(limits, 1000, Some(1e9)), None, "without limits nothing is deleted");
+        let by_messages = Limits { messages: Some(1000.0), ..limits };
+        assert_eq!(found(by_messages, 10, None), None, "a full stream whose consumer is in step");
+        assert_eq!(found(by_messages, 600, None), Some(("max_msgs", 60.0, Some(40.0))));
+        assert_eq!(found(by_messages, 1000, None), Some(("max_msgs", 100.0, None)));
+        let by_bytes = Limits { bytes: Some(100_000.0), ..limits };
+        assert_eq!(found(by_bytes, 900, None), Some(("max_bytes", 90.0, Some(10.0))));
+        assert_eq!(found(Limits { drops_old: false, ..by_messages }, 1000, None), None, "new ones are refused instead");
+        let by_age = Limits { age: Some(3600.0), drops_old: false, ..limits };
+        assert_eq!(found(by_age, 5, Some(60.0)), None);
+        assert_eq!(found(by_age, 5, Some(3000.0)), Some(("max_age", 83.0, Some(600.0))));
+        let both = Limits { age: Some(3600.0), ..by_messages };
+        assert_eq!(found(both, 700, Some(2000.0)).unwrap().0, "max_msgs");
+    }
+
+    #[test]
+    fn a_duplicate_window_is_judged_by_its_memory_and_the_one_proposed_is_judged_to_fit() {
+        let judged = |is_shared, window, rate| judge_window("S", is_shared, window, rate);
+        assert_eq!(judged(false, 120.0, None), None, "nothing is known of the rate");
+        assert_eq!(judged(false, 120.0, Some(1000.0)), None, "23 MB");
+        let (severity, text, fits) = judged(false, 120.0, Some(5000.0)).unwrap();
+        assert_eq!((severity, fits), (Severity::Note, Some(33)), "{text}");
+        assert!(text.contains("109 MB") && text.contains("strict ordering does not need it"), "{text}");
+        assert_eq!(judged(false, 33.0, Some(5000.0)), None);
+        let (severity, _, fits) = judged(false, 120.0, Some(60_000.0)).unwrap();
+        assert_eq!((severity, fits), (Severity::Warning, Some(2)));
+        let (severity, _, fits) = judged(true, 30.0, None).unwrap();
+        assert_eq!((severity, fits), (Severity::Warning, Some(120)));
+        // A shared stream keeps its minute, whatever it costs.
+        let (_, text, fits) = judged(true, 120.0, Some(60_000.0)).unwrap();
+        assert_eq!(fits, Some(60), "{text}");
+        assert_eq!(judged(true, 60.0, Some(60_000.0)).unwrap().2, None);
+    }
 }

@@ -16,8 +16,9 @@ use crate::{
     commands::setup::MIGRATIONS,
     config::Config,
     error::{Error, Kind, Result},
-    postgres::{self, Settings, sql},
+    postgres::{self, Settings, replication::SystemIdentity, sql},
     text,
+    wal::lsn::Lsn,
 };
 
 /// The lag that an outage over a night needs.
@@ -157,6 +158,56 @@ impl<'c> Server<'c> {
         let text = format!("wal_level is {level}: the WAL has no changes that a slot can decode");
         let (how, remedy) = self.provider.set("wal_level", "logical", true);
         Ok(vec![Finding::new("wal_level", Severity::Fatal, "wal_level", text).exits(2).remedy(how, remedy)])
+    }
+
+    /// `publication_newer`: PostgreSQL decodes changes by the publications as they were when the changes were made. Where one was made
+    /// again behind the slot's position, decoding is tried without taking anything from the slot.
+    pub async fn publications(&self) -> Result<Vec<Finding>> {
+        let names = [format!("{}_inserts", self.config.publication), format!("{}_changes", self.config.publication)];
+        let attempted = "ask how old the publications are";
+        let query = "SELECT count(*) FROM pg_catalog.pg_publication p, pg_catalog.pg_replication_slots s \
+                     WHERE p.pubname::text = ANY ($1) AND s.slot_name::text = $2 AND s.plugin = 'pgoutput' AND NOT s.active \
+                       AND s.database = pg_catalog.current_database() AND s.catalog_xmin IS NOT NULL \
+                       AND (SELECT count(*) FROM pg_catalog.pg_publication b WHERE b.pubname::text = ANY ($1)) = 2 \
+                       AND pg_catalog.age(p.xmin) <= pg_catalog.age(s.catalog_xmin)";
+        let row = self.row(attempted, query, &[&&names[..], &self.config.slot]).await?;
+        if row.get::<_, i64>(0) == 0 {
+            return Ok(Vec::new());
+        }
+        let attempted = "try to decode what the slot has, for a publication is newer than its position";
+        let failed = |error| sql::error(attempted, error);
+        self.client.batch_execute("BEGIN READ ONLY; SET LOCAL statement_timeout = '20s'").await.map_err(failed)?;
+        let quoted = names.each_ref().map(|name| text::sql_name(name)).join(",");
+        let decode = "SELECT count(*) FROM pg_catalog.pg_logical_slot_peek_binary_changes($1::text::name, \
+                          pg_catalog.pg_current_wal_lsn(), NULL, 'proto_version', '1', 'publication_names', $2::text)";
+        let outcome = self.client.query_one(decode, &[&self.config.slot, &quoted]).await.map_err(failed);
+        self.client.batch_execute("ROLLBACK").await.map_err(failed)?;
+        match outcome {
+            Ok(_) => Ok(Vec::new()),
+            Err(error) if postgres::sqlstate(&error) == Some(postgres::UNDEFINED_OBJECT) => {
+                let text = format!(
+                    "a publication was made again after changes that slot {:?} has still to publish: PostgreSQL cannot decode those",
+                    self.config.slot
+                );
+                let finding = Finding::new(
+                    "publication_newer",
+                    Severity::Fatal,
+                    format!("replication slot {:?}", self.config.slot),
+                    text,
+                );
+                Ok(vec![finding.exits(2).remedy(
+                    How::Sql,
+                    format!(
+                        "SELECT pg_catalog.pg_drop_replication_slot({slot}); \
+                         SELECT public.rule_cdc_slot_create({slot}, true, {publication}); \
+                         -- what was committed before is not published: walhook backfill publishes rows as they are now",
+                        slot = text::sql_literal(&self.config.slot),
+                        publication = text::sql_literal(&self.config.publication)
+                    ),
+                )])
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// `slots_left`.
@@ -586,18 +637,34 @@ fn streamer_rights() -> Vec<(&'static str, &'static str)> {
     rights
 }
 
-/// What a failed connection for replication means.
-pub async fn replication(config: &Config, provider: Provider) -> Vec<Finding> {
+/// What a replication connection says of the server.
+pub struct Replicated {
+    /// Which PostgreSQL it is.
+    pub system: SystemIdentity,
+    /// Where earlier timelines were left.
+    pub left: Vec<(u32, Lsn)>,
+}
+
+/// Opens a connection for replication, as `walhook run` does; what it says, or what its failure means.
+pub async fn replication(config: &Config, provider: Provider) -> (Option<Replicated>, Vec<Finding>) {
     let attempt = async {
         let mut connection = postgres::replication::Connection::connect(&config.postgres).await?;
-        connection.identify_system().await.map(drop)
+        let system = connection.identify_system().await?;
+        let left = connection.timelines_left(system.timeline).await?;
+        Ok(Replicated { system, left })
     };
-    let error = match tokio::time::timeout(std::time::Duration::from_secs(15), attempt).await {
-        Ok(Ok(())) => return Vec::new(),
-        Ok(Err(error)) => error,
-        Err(_) => Error::unavailable("open a replication connection: no answer within 15 s"),
-    };
-    if is_refused_by_pooler(&error) {
+    match tokio::time::timeout(std::time::Duration::from_secs(15), attempt).await {
+        Ok(Ok(replicated)) => (Some(replicated), Vec::new()),
+        Ok(Err(error)) => (None, not_replicated(config, provider, &error)),
+        Err(_) => {
+            let error = Error::unavailable("open a replication connection: no answer within 15 s");
+            (None, not_replicated(config, provider, &error))
+        }
+    }
+}
+
+fn not_replicated(config: &Config, provider: Provider, error: &Error) -> Vec<Finding> {
+    if is_refused_by_pooler(error) {
         let text = format!("a connection pooler is in between, which does not pass replication on: {}", error.reason());
         return vec![
             Finding::new("pooler", Severity::Fatal, config.postgres.target(), text)
@@ -605,7 +672,7 @@ pub async fn replication(config: &Config, provider: Provider) -> Vec<Finding> {
                 .remedy(How::Advice, provider.direct_connection()),
         ];
     }
-    vec![Finding::of_error("replication_connection", config.postgres.target(), &error)]
+    vec![Finding::of_error("replication_connection", config.postgres.target(), error)]
 }
 
 /// By its behaviour: an ordinary login has succeeded, and one with the parameter `replication` is answered with a violation of the

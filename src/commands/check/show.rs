@@ -112,6 +112,7 @@ fn summary(findings: &[Finding], exit_code: u8) -> String {
         2 => "walhook run would not start: configuration (exit code 2).",
         3 => "walhook run would not start: a slot, a stream or an identity cannot be trusted (exit code 3).",
         4 => "walhook run would not start: a privilege is missing (exit code 4).",
+        5 => "walhook run would not start: another run has taken over (exit code 5).",
         _ => "walhook run would not start.",
     };
     format!("{found}. {starts}")

@@ -185,6 +185,8 @@ impl Caller {
             },
         };
         answer.took = began.elapsed();
+        #[cfg(feature = "otlp")]
+        crate::commands::otlp::called(webhook, call, &answer);
         answer
     }
 }

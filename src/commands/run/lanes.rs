@@ -48,7 +48,7 @@ use crate::{
     postgres,
     route::{
         payload::write_timestamp,
-        tables::{ConfigRow, ServerAlias, resolve},
+        tables::{ConfigRow, ServerAlias},
     },
     wal::lsn::Lsn,
 };
@@ -159,6 +159,13 @@ impl Lanes {
         for at in 0..self.groups.len() {
             // What was begun has to be polled once, to wake us.
             while self.poll_group(cx, at, streamer, eager)? {}
+        }
+        #[cfg(feature = "otlp")]
+        for index in 0..streamer.lane_count() {
+            let lane = streamer.lane_mut(index);
+            for traced in lane.take_traced() {
+                crate::commands::otlp::acknowledged(&traced, &self.identity.source, lane.stream());
+            }
         }
         if std::mem::take(&mut self.is_notable) { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
@@ -325,17 +332,8 @@ impl Lanes {
             if index == self.drivers.len() {
                 let servers = &streamer.lane_key(index).servers;
                 let known = settings.as_ref().and_then(|LaneSettings { config, stream, .. }| {
-                    let is_its = |known: &&Checkpoint| {
-                        known.config_name == config.config_name && known.stream == stream.stream_name
-                    };
-                    let of_name = || self.checkpoints.iter().filter(is_its);
                     let aliases = &streamer.tables().aliases;
-                    let leads_here =
-                        |known: &&Checkpoint| resolve(aliases, config.config_id, known.servers.clone()) == *servers;
-                    of_name()
-                        .filter(leads_here)
-                        .max_by_key(|known| known.sequence)
-                        .or_else(|| of_name().find(|known| known.servers.is_empty()))
+                    open::checkpoint_of(&self.checkpoints, aliases, config, &stream.stream_name, servers)
                 });
                 let known = known.cloned();
                 self.drivers.push(Driver::new(servers, known));

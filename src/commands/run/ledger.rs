@@ -62,6 +62,40 @@ pub struct Fork {
     pub first_epoch: u64,
 }
 
+/// What [`raise_epoch`] would make of it, read and not written.
+pub async fn next_epoch(client: &Client, source: &str, timeline: u32, left: &[(u32, Lsn)]) -> Result<Epoch> {
+    let failed = |error| missing_table(sql::error("read the epoch in rule_nats_checkpoints", error));
+    let query = "SELECT epoch, timeline, commit_lsn::text, sequence FROM public.rule_nats_checkpoints \
+                 WHERE source = $1 AND config_name = '' AND stream_name = ''";
+    let Some(row) = client.query_opt(query, &[&source]).await.map_err(failed)? else {
+        return Ok(Epoch { epoch: 1, fork: None });
+    };
+    let last = unsigned(source, row.get(0))?;
+    if let Some(at) = fork_since(row.get(1), i32::try_from(timeline).unwrap_or(i32::MAX), left) {
+        let first_epoch = last.saturating_add(LEAP.unsigned_abs());
+        return Ok(Epoch { epoch: first_epoch, fork: Some(Fork { at, first_epoch }) });
+    }
+    Ok(Epoch { epoch: last + 1, fork: fork(source, row.get(2), row.get(3))? })
+}
+
+/// Where a timeline was left first since the last run, which was on timeline `before`.
+fn fork_since(before: Option<i32>, timeline: i32, left: &[(u32, Lsn)]) -> Option<Lsn> {
+    let is_since =
+        |parent: u32| before.is_some_and(|before| before < timeline && i64::from(before) <= i64::from(parent));
+    left.iter().find(|(parent, _)| is_since(*parent)).map(|(_, at)| *at)
+}
+
+fn unsigned(source: &str, number: i64) -> Result<u64> {
+    u64::try_from(number).map_err(|_| Error::config(format!("the epoch of source {source:?} is negative: {number}")))
+}
+
+/// The fork that the row of epochs notes.
+fn fork(source: &str, at: Option<&str>, first: Option<i64>) -> Result<Option<Fork>> {
+    let (Some(at), Some(first)) = (at, first) else { return Ok(None) };
+    let at = at.parse().map_err(|error| Error::protocol("read rule_nats_checkpoints").caused_by(error))?;
+    Ok(Some(Fork { at, first_epoch: unsigned(source, first)? }))
+}
+
 /// Raises the epoch: from here on the run is the newest. `left`: where earlier timelines than `timeline` were left.
 pub async fn raise_epoch(client: &Client, source: &str, timeline: u32, left: &[(u32, Lsn)]) -> Result<Epoch> {
     let failed = |error| missing_table(sql::error("raise the epoch in rule_nats_checkpoints", error));
@@ -70,10 +104,7 @@ pub async fn raise_epoch(client: &Client, source: &str, timeline: u32, left: &[(
                   WHERE source = $1 AND config_name = '' AND stream_name = ''";
     // Nobody else writes it: the slot is ours.
     let before: Option<i32> = client.query_opt(before, &[&source]).await.map_err(failed)?.and_then(|row| row.get(0));
-    // The first that was left since the last run.
-    let is_since =
-        |parent: u32| before.is_some_and(|before| before < timeline && i64::from(before) <= i64::from(parent));
-    let fork = left.iter().find(|(parent, _)| is_since(*parent)).map(|(_, at)| at.to_string());
+    let fork_at = fork_since(before, timeline, left).map(|at| at.to_string());
     let row = client
         .query_one(
             "INSERT INTO public.rule_nats_checkpoints AS c \
@@ -85,22 +116,11 @@ pub async fn raise_epoch(client: &Client, source: &str, timeline: u32, left: &[(
                  sequence = CASE WHEN $3::text IS NULL THEN c.sequence ELSE c.epoch + $4::bigint END, \
                  timeline = excluded.timeline, updated_at = now() \
              RETURNING epoch, commit_lsn::text, sequence",
-            &[&source, &timeline, &fork, &LEAP],
+            &[&source, &timeline, &fork_at, &LEAP],
         )
         .await
         .map_err(failed)?;
-    let unsigned = |number: i64| {
-        u64::try_from(number)
-            .map_err(|_| Error::config(format!("the epoch of source {source:?} is negative: {number}")))
-    };
-    let fork = match (row.get::<_, Option<&str>>(1), row.get::<_, Option<i64>>(2)) {
-        (Some(at), Some(first)) => Some(Fork {
-            at: at.parse().map_err(|error| Error::protocol("read rule_nats_checkpoints").caused_by(error))?,
-            first_epoch: unsigned(first)?,
-        }),
-        _ => None,
-    };
-    Ok(Epoch { epoch: unsigned(row.get(0))?, fork })
+    Ok(Epoch { epoch: unsigned(source, row.get(0))?, fork: fork(source, row.get(1), row.get(2))? })
 }
 
 /// The types, as `client` sees them.

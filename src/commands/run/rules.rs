@@ -271,7 +271,8 @@ async fn first(client: &mut Client, at: At<'_>, newest: &RulesRead, doubted_upto
     transaction.commit().await.map_err(failed)
 }
 
-async fn aliases(client: &Transaction<'_>, at: At<'_>) -> Result<Vec<ServerAlias>> {
+/// Servers that lead elsewhere than their rows say, for what commits from the confirmed position on.
+pub async fn aliases(client: &impl GenericClient, at: At<'_>) -> Result<Vec<ServerAlias>> {
     let attempted = "read the aliases of servers";
     let found = client
         .query(

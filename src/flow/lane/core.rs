@@ -25,6 +25,8 @@ impl Lane {
         for slot in self.slots.iter_mut().take(count) {
             slot.state = State::Stored(0);
             self.times.record(slot, self.now);
+            #[cfg(feature = "otlp")]
+            super::traced::note(&mut self.traced, &self.spool, slot, self.now);
         }
         self.stored += count as u64;
         self.let_go();

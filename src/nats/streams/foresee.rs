@@ -3,12 +3,18 @@
 //! In: the row, and the stream as JetStream has it. Out: what would be created or changed, what the row cannot have, and what an
 //! acknowledgement of the stream is worth. Changes nothing.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde_json::Value;
 
 use super::{
     Owner, StreamState, Wanted, check_owner, info, judge, number, overlapping, parse_info, parse_state, plan, unix_ns,
 };
-use crate::{error::Result, nats::control::Control, route::tables::StreamRow};
+use crate::{
+    error::Result,
+    nats::{control::Control, tail},
+    route::tables::StreamRow,
+};
 
 /// What is there, and what would become of it.
 pub enum Foreseen {
@@ -50,6 +56,8 @@ pub struct Limits {
     pub bytes: Option<f64>,
     /// Seconds.
     pub age: Option<f64>,
+    /// Messages of one subject, of which the oldest go.
+    pub per_subject: Option<f64>,
     /// The oldest go, and new ones are not refused.
     pub drops_old: bool,
 }
@@ -105,11 +113,14 @@ pub async fn foresee(control: &Control, row: &StreamRow, owner: Option<&Owner>) 
 fn limits(config: &Value) -> Limits {
     let config = config.as_object().cloned().unwrap_or_default();
     let limit = |key: &str| Some(number(&config, key, -1)).filter(|limit| *limit > 0).map(|limit| limit as f64);
+    let refuses_new = super::text(&config, "discard", "old") == "new";
+    let refuses_per_subject = refuses_new && super::flag(&config, "discard_new_per_subject");
     Limits {
         messages: limit("max_msgs"),
         bytes: limit("max_bytes"),
         age: limit("max_age").map(|nanos| nanos / 1e9),
-        drops_old: super::text(&config, "discard", "old") != "new",
+        per_subject: limit("max_msgs_per_subject").filter(|_| !refuses_per_subject),
+        drops_old: !refuses_new,
     }
 }
 
@@ -128,28 +139,65 @@ pub struct Unread {
     pub consumer: String,
     /// How many messages of the stream it has not acknowledged.
     pub messages: u64,
-    /// How many of the oldest messages that are there it has acknowledged: so many may go before it loses one.
-    pub acknowledged: u64,
+    /// How old the oldest of them is, in seconds, where it was asked for.
+    pub oldest_age: Option<f64>,
 }
 
-/// The durable consumers of a stream that have something to read.
+/// Consumers in one answer of JetStream's, and so many answers are read.
+const PAGES_MAX: usize = 40;
+
+/// The durable consumers of a stream that have something to read. `ages`: of so many of them, those with the most to read, the age
+/// of the oldest unread event is asked for.
 ///
 /// # Errors
 /// We may not ask, or nobody answers.
-pub async fn unread(control: &Control, stream: &StreamState) -> Result<Vec<Unread>> {
-    let answer = control.api(&format!("CONSUMER.LIST.{}", stream.name), &serde_json::json!({ "offset": 0 })).await?;
-    let answer = answer.map_err(|error| {
-        super::api_error(format!("list the consumers of stream {:?}", stream.name), &stream.name, error)
-    })?;
-    let consumer = |info: &Value| {
-        let name = info["config"]["durable_name"].as_str()?;
-        let count = |key: &str| info[key].as_u64().unwrap_or(0);
-        let floor = info["ack_floor"]["stream_seq"].as_u64().unwrap_or(0);
-        let messages = count("num_pending") + count("num_ack_pending");
-        let acknowledged = (floor + 1).saturating_sub(stream.first_sequence);
-        (messages > 0).then(|| Unread { consumer: crate::nats::foreign::foreign(name), messages, acknowledged })
-    };
-    Ok(answer["consumers"].as_array().into_iter().flatten().filter_map(consumer).collect())
+pub async fn unread(control: &Control, stream: &StreamState, ages: usize) -> Result<Vec<Unread>> {
+    let mut lagging = Vec::new();
+    let mut offset = 0;
+    for _ in 0..PAGES_MAX {
+        let request = serde_json::json!({ "offset": offset });
+        let answer = control.api(&format!("CONSUMER.LIST.{}", stream.name), &request).await?;
+        let answer = answer.map_err(|error| {
+            super::api_error(format!("list the consumers of stream {:?}", stream.name), &stream.name, error)
+        })?;
+        let consumers = answer["consumers"].as_array().map_or(&[][..], Vec::as_slice);
+        lagging.extend(consumers.iter().filter_map(lags));
+        offset += consumers.len();
+        if consumers.is_empty() || answer["total"].as_u64().is_none_or(|total| offset as u64 >= total) {
+            break;
+        }
+    }
+    lagging.sort_by_key(|(unread, ..)| std::cmp::Reverse(unread.messages));
+    for (unread, next, subject) in lagging.iter_mut().take(ages) {
+        let oldest = tail::next_message_of(control, &stream.name, *next, subject).await?;
+        unread.oldest_age = oldest.map(|oldest| age(oldest.time_ns));
+    }
+    Ok(lagging.into_iter().map(|(unread, ..)| unread).collect())
+}
+
+/// What a consumer has to read, if it has; behind which message that begins, and on which subject.
+fn lags(info: &Value) -> Option<(Unread, u64, String)> {
+    let name = info["config"]["durable_name"].as_str()?;
+    let count = |key: &str| info[key].as_u64().unwrap_or(0);
+    let floor = info["ack_floor"]["stream_seq"].as_u64().unwrap_or(0);
+    let messages = count("num_pending") + count("num_ack_pending");
+    let subject = info["config"]["filter_subject"].as_str().filter(|subject| !subject.is_empty()).unwrap_or(">");
+    let unread = Unread { consumer: crate::nats::foreign::foreign(name), messages, oldest_age: None };
+    (messages > 0).then(|| (unread, floor + 1, subject.to_owned()))
+}
+
+fn age(time_ns: i64) -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    (now - time_ns as f64 / 1e9).max(0.0)
+}
+
+/// The state in JetStream's description of a stream.
+///
+/// # Errors
+/// It is none.
+#[cfg(test)]
+pub fn state_of(info: &Value) -> Result<StreamState> {
+    parse_state(info)
 }
 
 /// What an account has stored and may store, in bytes. `None`: as much as there is.

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use tokio_postgres::Client;
+
 use super::Identity;
 use crate::{
     commands::{
@@ -27,7 +29,7 @@ use crate::{
         streams, tail,
     },
     postgres::sql,
-    route::tables::StreamRow,
+    route::tables::{ConfigRow, ServerAlias, StreamRow, resolve},
     text,
     wal::lsn::Lsn,
 };
@@ -148,14 +150,14 @@ pub async fn open(control: Control, settings: LaneSettings, identity: Identity, 
 }
 
 /// The stream's end.
-async fn end(control: &Control, stream: &StreamRow, identity: &Identity, known: &Known) -> Result<tail::Tail> {
+pub async fn end(control: &Control, stream: &StreamRow, identity: &Identity, known: &Known) -> Result<tail::Tail> {
     let is_ours = |stored: &tail::Stored| position_of(stored, &identity.source).is_some();
     let reach = tail::Reach { known: known.place, is_strict: stream.ordering.as_deref() != Some("shared") };
     tail::last_of_ours(control, &stream.stream_name, reach, is_ours).await
 }
 
 /// Our last event there, if what it shows can be our own history.
-fn judge_end(
+pub fn judge_end(
     end: &tail::Tail,
     stream: &StreamRow,
     identity: &Identity,
@@ -227,6 +229,49 @@ pub async fn ask_runs(control: &Control, identity: &Identity) -> Result<bool> {
     Ok(info.is_some())
 }
 
+/// Whether the database knows of a stream in which it saw events of its own, or may have seen some before it had an identity.
+pub fn is_known(known: &Known, created_ns: i64, identity: &Identity) -> bool {
+    let is_it = |known: i64| known.abs_diff(created_ns) <= tail::CREATED_TOLERANCE_NS;
+    known.created_ns.is_some_and(is_it) || identity.database.is_upgraded
+}
+
+/// Refuses a stream without an owner that has events of this source, where the database does not know of it by [`is_known`]
+/// or by a note of its own.
+///
+/// # Errors
+/// [`Kind::Untrusted`]: those events may be another database's. PostgreSQL cannot be asked.
+pub async fn refuse_unnoted(client: &Client, identity: &Identity, noted: &identity::Stream<'_>) -> Result<()> {
+    if identity::is_noted(client, &identity.source, noted).await? {
+        return Ok(());
+    }
+    let owner = identity.database.owner(&identity.source);
+    Err(Error::untrusted(format!(
+        "go on in stream {:?}: it has events of source {:?} that this database ({}) did not publish, and its metadata names no \
+         database",
+        noted.name, identity.source, owner.database_id
+    ))
+    .hint(format!(
+        "{}; if the stream is this database's all the same: walhook adopt --stream {}",
+        owner::stream_hint(noted.name, Use::Alone, &BTreeMap::new(), &owner),
+        noted.name
+    )))
+}
+
+/// Which checkpoint is of the stream that a lane leads to.
+pub fn checkpoint_of<'c>(
+    checkpoints: &'c [Checkpoint],
+    aliases: &[ServerAlias],
+    config: &ConfigRow,
+    stream: &str,
+    servers: &str,
+) -> Option<&'c Checkpoint> {
+    let of_name =
+        || checkpoints.iter().filter(|known| known.config_name == config.config_name && known.stream == stream);
+    let leads_here = |known: &&Checkpoint| resolve(aliases, config.config_id, known.servers.clone()) == servers;
+    let newest = of_name().filter(leads_here).max_by_key(|known| known.sequence);
+    newest.or_else(|| of_name().find(|known| known.servers.is_empty()))
+}
+
 /// Makes a stream ours whose metadata says nothing yet: one that was made by hand, or by walhook before databases had identities.
 async fn claim(
     control: &Control,
@@ -241,21 +286,9 @@ async fn claim(
     let noted = identity::Stream { config_name: &known.config_name, name, created_ns };
     let end = end(control, stream, identity, known).await?;
     let has_ours = judge_end(&end, stream, identity, known)?.is_some();
-    let is_known = known.created_ns.is_some_and(|known| known.abs_diff(created_ns) <= tail::CREATED_TOLERANCE_NS);
-    if has_ours && !is_known && !identity.database.is_upgraded {
+    if has_ours && !is_known(known, created_ns, identity) {
         let client = sql::connect(&identity.postgres).await?;
-        if !identity::is_noted(&client, &identity.source, &noted).await? {
-            return Err(Error::untrusted(format!(
-                "go on in stream {name:?}: it has events of source {:?} that this database ({}) did not publish, and its metadata \
-                 names no database",
-                identity.source, owner.database_id
-            ))
-            .hint(format!(
-                "{}; if the stream is this database's all the same: walhook adopt --stream {name}",
-                owner::stream_hint(name, Use::Alone, &BTreeMap::new(), &owner),
-            )));
-        }
-        return Ok(());
+        return refuse_unnoted(&client, identity, &noted).await;
     }
     match streams::claim(control, name, &owner).await {
         Ok(Some(_)) => {

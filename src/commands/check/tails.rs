@@ -1,0 +1,191 @@
+//! Where the streams end: whether `walhook run` could go on behind the last event there.
+//!
+//! In: what the database knows of the streams, and each stream's end. Out: findings, by the judgement of `walhook run` itself
+//! ([`open`]). Changes nothing: the epoch is foreseen and not raised, a stream without an owner is not claimed.
+
+use std::sync::Arc;
+
+use tokio_postgres::Client;
+
+use super::{
+    finding::{Finding, Severity},
+    server::Replicated,
+};
+use crate::{
+    commands::{
+        identity::{self, Identity, Runs},
+        run::{
+            self,
+            ledger::{self, Checkpoint, Epoch},
+            open::{self, Known},
+            rules,
+        },
+    },
+    config::Config,
+    error::{Error, Kind, Result},
+    flow::lane,
+    nats::{
+        control::Control,
+        owner::Claim,
+        streams::{self, foresee::There},
+        tail::{self, Stored},
+    },
+    postgres::sql,
+    route::tables::{ConfigRow, ServerAlias, StreamRow},
+    wal::lsn::Lsn,
+};
+
+/// So many of a strict stream's last messages are looked at for another writer.
+const LOOKED_AT: u64 = 32;
+
+/// What the database knows, as the next run would read it.
+pub struct History {
+    identity: run::Identity,
+    checkpoints: Vec<Checkpoint>,
+    /// Servers that lead elsewhere than their rows say.
+    pub aliases: Vec<ServerAlias>,
+}
+
+impl History {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// [`Kind::Untrusted`] where the checkpoints are of another PostgreSQL; what `walhook run` would end with; PostgreSQL cannot be
+    /// asked.
+    pub async fn read(
+        client: &Client,
+        config: &Config,
+        identity: &Identity,
+        replicated: &Replicated,
+    ) -> Result<History> {
+        let Replicated { system, left } = replicated;
+        let confirmed = match ledger::confirmed(client, &config.slot).await {
+            Ok(confirmed) => confirmed,
+            // Its absence is a finding of its own.
+            Err(_) => Lsn::ZERO,
+        };
+        let Epoch { epoch, fork } = ledger::next_epoch(client, &config.source, system.timeline, left).await?;
+        let at = rules::At { source: &config.source, system_identifier: &system.system_id, confirmed };
+        Ok(History {
+            checkpoints: ledger::checkpoints(client, &config.source, &system.system_id).await?,
+            aliases: rules::aliases(client, at).await?,
+            identity: run::Identity {
+                source: config.source.clone(),
+                database: identity.clone(),
+                run_id: String::new(),
+                runs: Arc::new(Runs::read(client, &config.source).await?),
+                postgres: config.postgres.clone(),
+                epoch,
+                fork,
+            },
+        })
+    }
+}
+
+/// The finding of an error that ends `walhook run` when it reads the stream's end.
+fn ends(subject: &str, error: &Error) -> Finding {
+    Finding::of_error("stream_tail", subject, error)
+}
+
+/// `stream_tail`, `stream_writers`.
+pub async fn check(
+    client: &Client,
+    control: &Control,
+    history: &History,
+    (config, servers): (&ConfigRow, &str),
+    row: &StreamRow,
+    there: &There,
+) -> Result<Vec<Finding>> {
+    let History { identity, checkpoints, aliases } = history;
+    let checkpoint = open::checkpoint_of(checkpoints, aliases, config, &row.stream_name, servers);
+    let mut known = Known {
+        config_name: config.config_name.clone(),
+        created_ns: checkpoint.map(|known| known.created_ns),
+        server_wal: Lsn::ZERO,
+        listing: None,
+        place: checkpoint.map(|known| (known.sequence, known.created_ns)),
+        max_payload: usize::MAX,
+        version: String::new(),
+        knows_batches: false,
+        shares_syncs: false,
+        batch_max: 1,
+    };
+    let subject = format!("stream {:?}", row.stream_name);
+    let end = match open::end(control, row, identity, &known).await {
+        Ok(end) => end,
+        Err(error) if error.kind() == Kind::Untrusted => return Ok(vec![ends(&subject, &error)]),
+        Err(error) => return Err(error),
+    };
+    // Read afterwards: a run that publishes beside this check is not beyond it.
+    known.server_wal = flushed(client).await?;
+    let ours = match open::judge_end(&end, row, identity, &known) {
+        Ok(ours) => ours,
+        Err(error) => return Ok(vec![ends(&subject, &error)]),
+    };
+    let owner = identity.database.owner(&identity.source);
+    let claim = streams::check_owner(row, &there.state.metadata, &owner);
+    if ours.is_some() && matches!(claim, Ok(Claim::Unclaimed)) && !open::is_known(&known, end.created_ns, identity) {
+        let noted =
+            identity::Stream { config_name: &config.config_name, name: &row.stream_name, created_ns: end.created_ns };
+        match open::refuse_unnoted(client, identity, &noted).await {
+            Ok(()) => {}
+            Err(error) if error.kind() == Kind::Untrusted => return Ok(vec![ends(&subject, &error)]),
+            Err(error) => return Err(error),
+        }
+    }
+    let mut findings = Vec::new();
+    let end = lane::Tail {
+        last_sequence: end.last_sequence,
+        ours,
+        listing: None,
+        listed: Vec::new(),
+        subjects: Vec::new(),
+        max_payload: known.max_payload,
+        batch_max: known.batch_max,
+    };
+    if let Some(checkpoint) = checkpoint
+        && let Err(error) = open::trusted(&identity.source, checkpoint, there.state.created_ns, &end)
+    {
+        findings.push(match there.state.storage.as_str() {
+            // It is gone when its servers stop, which `run` knows.
+            "memory" => Finding::told("stream_tail", Severity::Warning, subject.as_str(), &error),
+            _ => ends(&subject, &error),
+        });
+    }
+    if row.ordering.as_deref() != Some("shared") && end.last_sequence > 0 {
+        findings.extend(writers(control, row, &identity.source, end.last_sequence).await?);
+    }
+    Ok(findings)
+}
+
+/// `stream_writers`: messages of others among the last ones.
+async fn writers(control: &Control, row: &StreamRow, source: &str, last: u64) -> Result<Option<Finding>> {
+    let range = last.saturating_sub(LOOKED_AT - 1).max(1)..=last;
+    let there = tail::ours_until(control, &row.stream_name, range, |_| true, |_| false).await?;
+    Ok(foreign(row, source, &there))
+}
+
+/// The finding, where some of the messages are not of this source's own publishing. The newest comes first.
+fn foreign(row: &StreamRow, source: &str, there: &[Stored]) -> Option<Finding> {
+    let others: Vec<&Stored> = there.iter().filter(|stored| run::position_of(stored, source).is_none()).collect();
+    let newest = *others.first()?;
+    let id = newest.header("Walhook-Id").or_else(|| newest.header("Nats-Msg-Id"));
+    let who = id.map_or_else(String::new, |id| format!(", with id {id:?}"));
+    let text = format!(
+        "{} of the last {} messages of stream {:?} are not of this source's publishing; the newest of them is message {} on subject \
+         {:?}{who}: the stream has strict ordering, in which walhook must be its only writer",
+        others.len(),
+        there.len(),
+        row.stream_name,
+        newest.sequence,
+        newest.subject
+    );
+    Some(Finding::new("stream_writers", Severity::Warning, format!("stream {:?}", row.stream_name), text))
+}
+
+async fn flushed(client: &Client) -> Result<Lsn> {
+    let attempted = "read the end of the WAL";
+    let row = client.query_one("SELECT pg_catalog.pg_current_wal_flush_lsn()::text", &[]).await;
+    let row = row.map_err(|error| sql::error(attempted, error))?;
+    row.get::<_, &str>(0).parse().map_err(|error| Error::protocol(attempted).caused_by(error))
+}
