@@ -30,4 +30,5 @@ mod replay_wal;
 mod support_works;
 mod systemd;
 mod terminal;
+mod upgrades;
 mod values;
