@@ -279,3 +279,217 @@ async fn nats_server_is_upgraded_on_the_same_files_while_walhook_streams() {
     );
     ended_well(&mut walhook);
 }
+
+/// A dump of database `postgres` with its roles goes into an empty server, as docs/upgrade.md has it.
+fn dump_and_restore(old: &Postgres, new: &Postgres) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    // By the user who runs the servers.
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    new.tool(
+        "pg_dumpall",
+        &[
+            "--roles-only",
+            "--port",
+            &old.port().to_string(),
+            "--host",
+            &old.socket_dir().display().to_string(),
+            "-f",
+            &path("roles"),
+        ],
+    );
+    new.tool("psql", &["-Xq", "-f", &path("roles"), "postgres"]);
+    new.tool(
+        "pg_dump",
+        &[
+            "-Fc",
+            "--port",
+            &old.port().to_string(),
+            "--host",
+            &old.socket_dir().display().to_string(),
+            "-f",
+            &path("dump"),
+            "postgres",
+        ],
+    );
+    new.tool("pg_restore", &["--exit-on-error", "-d", "postgres", &path("dump")]);
+}
+
+#[tokio::test]
+async fn a_dump_goes_on_in_the_same_stream_if_the_new_server_begins_behind_the_old_ones_wal() {
+    let mut feed = linked_on(Postgres::builder().version("14").tools().fresh().start().await, Nats::start().await);
+    feed.pg.psql("SELECT pg_switch_wal()");
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 200);
+    feed.confirmed().await;
+    ended_well(&mut walhook);
+    let segment = feed.pg.psql("SELECT pg_walfile_name(pg_current_wal_lsn() + 16 * 1024 * 1024)");
+    let new = Postgres::builder().version("18").tools().fresh().start().await;
+    new.stop();
+    new.tool("pg_resetwal", &["-l", &segment, &new.data_dir().display().to_string()]);
+    new.restart().await;
+    dump_and_restore(&feed.pg, &new);
+    feed.pg.stop();
+    feed.pg = new;
+    assert_eq!(feed.run().wait(support::DEADLINE), 3, "before walhook adopt --same");
+    for (verb, arguments) in [("setup", &[][..]), ("adopt", &["--same", "--yes"])] {
+        let done = feed.command(verb).args(arguments.iter().copied()).finish();
+        assert_eq!(done.code, Some(0), "{verb}: {}", done.stderr);
+    }
+    let mut walhook = feed.run();
+    insert(&feed.pg, 200, 400);
+    exactly(&feed, 400).await;
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_dump_on_a_server_whose_wal_ends_before_the_stream_needs_another_source() {
+    let mut feed = linked_on(Postgres::builder().version("17").tools().fresh().start().await, Nats::start().await);
+    for _ in 0..3 {
+        feed.pg.psql("SELECT pg_switch_wal()");
+        feed.pg.psql("CREATE TABLE filler AS SELECT 1; DROP TABLE filler");
+    }
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 50);
+    feed.confirmed().await;
+    ended_well(&mut walhook);
+    let new = Postgres::builder().version("18").tools().fresh().start().await;
+    dump_and_restore(&feed.pg, &new);
+    feed.pg.stop();
+    feed.pg = new;
+    for (verb, arguments) in [("setup", &[][..]), ("adopt", &["--same", "--yes"])] {
+        let done = feed.command(verb).args(arguments.iter().copied()).finish();
+        assert_eq!(done.code, Some(0), "{verb}: {}", done.stderr);
+    }
+    let mut walhook = feed.run();
+    assert_eq!(walhook.wait(support::DEADLINE), 3, "{}", walhook.log());
+    let log = walhook.log();
+    assert!(log.lines().last().unwrap().contains("start with another source"), "{log}");
+    assert_eq!(feed.last_sequence("WEBHOOKS").await, 50, "nothing is published");
+    another_source(&feed, 50, &[]).await;
+}
+
+/// Events of source `second` go on behind those of source `walhook`, which has stored `before` rows, in the same stream.
+async fn another_source(feed: &Feed, before: i64, slot: &[&str]) {
+    let run = || feed.streamer().args(["--source", "second"]).args(slot.iter().copied()).start();
+    let mut walhook = run();
+    insert(&feed.pg, before, before + 100);
+    eventually("events of the second source", async || {
+        (feed.last_sequence("WEBHOOKS").await > u64::try_from(before).unwrap()).then_some(())
+    })
+    .await;
+    walhook.kill9();
+    let mut walhook = run();
+    insert(&feed.pg, before + 100, before + 200);
+    let all = before + 200;
+    eventually("all events", async || {
+        (feed.last_sequence("WEBHOOKS").await >= u64::try_from(all).unwrap()).then_some(())
+    })
+    .await;
+    ended_well(&mut walhook);
+    let messages = feed.messages().await;
+    let ids: Vec<i64> = messages.iter().map(|message| message.data()["id"].as_i64().unwrap()).collect();
+    assert_eq!(ids, (0..all).collect::<Vec<_>>());
+    let of_second = messages.iter().filter(|message| message.header("Nats-Msg-Id").starts_with("second-"));
+    assert_eq!(of_second.count(), 200);
+}
+
+#[tokio::test]
+async fn another_slot_of_the_same_source_goes_on_in_the_same_stream() {
+    let feed = linked_on(Postgres::start().await, Nats::start().await);
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 200);
+    feed.confirmed().await;
+    ended_well(&mut walhook);
+    let done = feed.command("setup").args(["--slot", "shop"]).finish();
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let mut walhook = feed.streamer().args(["--slot", "shop", "--source", "walhook"]).start();
+    walhook.logged("slot taken").await;
+    feed.pg.psql("SELECT rule_cdc_slot_drop('walhook')");
+    insert(&feed.pg, 200, 400);
+    eventually("400 events", async || (feed.last_sequence("WEBHOOKS").await >= 400).then_some(())).await;
+    ended_well(&mut walhook);
+    let ids: Vec<i64> = feed.messages().await.iter().map(|message| message.data()["id"].as_i64().unwrap()).collect();
+    assert_eq!(ids, (0..400).collect::<Vec<_>>());
+    assert_eq!(feed.pg.psql("SELECT string_agg(slot_name, ' ') FROM pg_replication_slots"), "shop");
+    // A start with the old slot's name is refused: there is none, and none is made in silence.
+    let refused = feed.streamer().finish();
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+}
+
+#[tokio::test]
+async fn another_source_of_the_same_database_goes_on_in_the_same_stream() {
+    let feed = linked_on(Postgres::start().await, Nats::start().await);
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 50);
+    feed.confirmed().await;
+    ended_well(&mut walhook);
+    let done = feed.command("setup").args(["--slot", "second"]).finish();
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert_eq!(feed.pg.psql("SELECT rule_cdc_slot_drop('walhook')"), "t");
+    another_source(&feed, 50, &["--slot", "second"]).await;
+}
+
+#[tokio::test]
+async fn a_server_that_stands_behind_the_old_address_is_taken_once_the_checkpoints_are_deleted() {
+    let second = Nats::start().await;
+    let feed = linked_on(Postgres::start().await, Nats::start().await);
+    let address = support::Proxy::before(feed.nats.port());
+    feed.pg.psql(&format!("SELECT rule_nats_configure('default', 'nats://127.0.0.1:{}')", address.port()));
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 50);
+    feed.confirmed().await;
+    eventually("a checkpoint", async || {
+        (feed.pg.psql("SELECT count(*) FROM rule_nats_checkpoints WHERE stream_name <> ''") == "1").then_some(())
+    })
+    .await;
+    ended_well(&mut walhook);
+    address.lead_to(second.port());
+    // walhook cannot know that this is meant.
+    let mut refused = feed.run();
+    insert(&feed.pg, 50, 60);
+    assert_eq!(refused.wait(support::DEADLINE), 3, "{}", refused.log());
+    feed.pg.psql("DELETE FROM rule_nats_checkpoints WHERE config_name = 'default' AND stream_name <> ''");
+    let mut walhook = feed.run();
+    insert(&feed.pg, 60, 100);
+    feed.confirmed().await;
+    ended_well(&mut walhook);
+    let there = Feed { pg: feed.pg, nats: second };
+    let ids: Vec<i64> = there.messages().await.iter().map(|message| message.data()["id"].as_i64().unwrap()).collect();
+    assert_eq!(ids, (50..100).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+#[ignore = "needs the binary of version 0.1: scripts/upgrade-from builds it and runs this test"]
+async fn the_binary_of_0_1_streams_before_and_during_an_upgrade_and_is_refused_afterwards() {
+    let old = std::env::var("WALHOOK_BEFORE").expect("WALHOOK_BEFORE: the path of the binary of version 0.1");
+    let feed = Feed { pg: Postgres::start().await, nats: Nats::start().await };
+    let done = feed.command("setup").binary(&old).finish();
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    two_webhooks(&feed);
+    let mut walhook = feed.streamer().binary(&old).start();
+    let application = Application::start(&feed.pg);
+    application.goes_on().await;
+    // The old one is not stopped, though docs/upgrade.md says so. It ends with code 2, or stops so, once it writes a checkpoint.
+    let done = feed.command("setup").finish();
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    application.goes_on().await;
+    walhook.signal(rustix::process::Signal::TERM);
+    assert_eq!(walhook.wait(support::DEADLINE), 2, "{}", walhook.log());
+    let mut walhook = feed.run();
+    walhook.logged("slot taken").await;
+    application.goes_on().await;
+    ended_well(&mut walhook);
+    // Back: it is refused before it publishes, and nothing is lost by the attempt.
+    let stored = feed.last_sequence("WEBHOOKS").await;
+    application.goes_on().await;
+    let mut back = feed.streamer().binary(&old).start();
+    assert_eq!(back.wait(support::DEADLINE), 2, "{}", back.log());
+    assert!(back.log().contains("raise the epoch in rule_nats_checkpoints: there is no unique"), "{}", back.log());
+    assert_eq!(feed.last_sequence("WEBHOOKS").await, stored);
+    let mut walhook = feed.run();
+    application.goes_on().await;
+    let transactions = application.stop();
+    each_once(&feed, transactions).await;
+    ended_well(&mut walhook);
+}
