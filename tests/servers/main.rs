@@ -4,6 +4,7 @@
 mod support;
 
 mod backfill;
+mod backups;
 mod bad_input;
 mod batches;
 mod check;
