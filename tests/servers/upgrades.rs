@@ -120,7 +120,7 @@ async fn a_setup_that_is_killed_in_any_step_goes_on_from_there_while_the_applica
     let application = Application::start(&feed.pg);
     application.goes_on().await;
     for step in steps() {
-        // Whoever records this step waits for a lock; 005 makes the table of records.
+        // What records this step waits for a lock; 005 makes the table of records.
         let holder = feed.pg.client().await;
         if step == "007" {
             // As after a setup that was killed between the two: there is the table of records.
