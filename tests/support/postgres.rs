@@ -247,10 +247,15 @@ impl Postgres {
 
     /// Runs one of PostgreSQL's own programs as the user who runs the server, against its socket. Panics where it fails.
     pub fn tool(&self, name: &str, arguments: &[&str]) -> String {
+        succeeded(name, self.try_tool(name, arguments))
+    }
+
+    /// [`Postgres::tool`] for one that may fail.
+    pub fn try_tool(&self, name: &str, arguments: &[&str]) -> Output {
         let mut command = self.user.command(self.bin.join(name));
         command.args(arguments).current_dir(self.folder.path());
         command.env("PGHOST", self.socket_dir()).env("PGPORT", self.port().to_string()).env("PGUSER", "postgres");
-        succeeded(name, command.output().unwrap())
+        command.output().unwrap()
     }
 
     /// 14 to 18.
