@@ -824,6 +824,17 @@ BEGIN
             least(120, CASE WHEN p_max_age_seconds > 0 THEN p_max_age_seconds END))
     RETURNING stream_id INTO v_stream_id;
 
+    SELECT concat_ws(', ', CASE WHEN s.max_messages > 0 THEN s.max_messages || ' messages' END,
+                     CASE WHEN s.max_bytes > 0 THEN pg_size_pretty(s.max_bytes) END,
+                     CASE WHEN s.max_age_seconds > 0 THEN s.max_age_seconds || ' seconds' END) AS limits INTO v_other
+    FROM public.rule_nats_streams s WHERE s.stream_id = v_stream_id;
+    IF v_other.limits <> '' THEN
+        RAISE NOTICE 'stream % deletes its oldest events beyond %, whether consumers have read them or not',
+            quote_literal(p_stream_name), v_other.limits
+            USING HINT = format('UPDATE rule_nats_streams SET discard_policy = ''new'', max_age_seconds = 0 WHERE stream_id = %s; makes '
+                                'publishing wait instead, and PostgreSQL keeps the WAL.', v_stream_id);
+    END IF;
+
     FOR v_other IN
         SELECT w.webhook_name, w.nats_subject
         FROM public.rule_webhooks w
@@ -856,8 +867,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_nats_stream_create IS
-    'walhook: describes a stream for the streamer to create and returns its id; widens nothing, and tells by NOTICE which subjects '
-    'of webhooks and links no stream takes. Refuses what overlaps another stream of the same server';
+    'walhook: describes a stream for the streamer to create and returns its id; widens nothing, and tells by NOTICE which limits '
+    'delete events that nobody has read, and which subjects of webhooks and links no stream takes. Refuses what overlaps another stream of the same server';
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_enable_nats(
     p_webhook_id INTEGER,

@@ -4,6 +4,7 @@
 mod support;
 
 mod backfill;
+mod backups;
 mod bad_input;
 mod batches;
 mod check;
@@ -33,4 +34,5 @@ mod support_works;
 mod systemd;
 mod terminal;
 mod terminal_bounds;
+mod upgrades;
 mod values;

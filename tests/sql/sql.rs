@@ -333,11 +333,18 @@ async fn a_stream_widens_nothing_in_silence_and_says_which_subjects_it_will_not_
     assert_eq!(
         notices(&pg, "SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['events.*'])").await,
         [
+            "stream 'WEBHOOKS' deletes its oldest events beyond 1000000 messages, 1024 MB, 604800 seconds, whether consumers have read them or not",
             "stream 'WEBHOOKS' does not take 'webhooks.hook', the subject of webhook 'hook', nor does another stream",
             "stream 'WEBHOOKS' does not take 'audit.*', a subject of the link of public.t to webhook 'hook', nor does another stream",
         ]
     );
-    assert_eq!(notices(&pg, "SELECT rule_nats_stream_create('AUDIT', ARRAY['audit.*', 'webhooks.*'])").await, [""; 0]);
+    assert_eq!(
+        notices(&pg, "SELECT rule_nats_stream_create('AUDIT', ARRAY['audit.*', 'webhooks.*'], p_max_age_seconds => 0)")
+            .await,
+        [
+            "stream 'AUDIT' deletes its oldest events beyond 1000000 messages, 1024 MB, whether consumers have read them or not"
+        ]
+    );
     assert_eq!(
         notices(&pg, "SELECT rule_webhook_enable_nats(2, 'events.order.created')").await,
         ["stream 'WEBHOOKS' did not take the subject 'events.order.created' and now does"]

@@ -146,6 +146,11 @@ impl Nats {
         self.launch().await.unwrap_or_else(|log| panic!("nats-server did not start again; it says:\n{}", tail(&log)));
     }
 
+    /// Another version, from the next start on.
+    pub fn set_version(&mut self, version: &str) {
+        self.binary = services::nats(version);
+    }
+
     /// Another configuration than the builder's, from the next start on.
     pub fn set_config(&mut self, text: &str) {
         text.clone_into(&mut self.config);

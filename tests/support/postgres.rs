@@ -57,6 +57,7 @@ pub struct Postgres {
 /// What the server shall be like.
 pub struct Builder {
     version: String,
+    has_tools: bool,
     hba: String,
     conf: String,
     initdb: Option<Vec<String>>,
@@ -72,6 +73,13 @@ impl Builder {
     #[must_use]
     pub fn version(mut self, version: &str) -> Self {
         version.clone_into(&mut self.version);
+        self
+    }
+
+    /// With `pg_upgrade`, `pg_dump` and all other programs in [`Postgres::bin_dir`]; of 14, 17 and 18.
+    #[must_use]
+    pub fn tools(mut self) -> Self {
+        self.has_tools = true;
         self
     }
 
@@ -142,7 +150,8 @@ impl Builder {
 
     /// Starts it and waits until it answers.
     pub async fn start(self) -> Postgres {
-        let bin = services::postgres(&self.version);
+        let bin =
+            if self.has_tools { services::postgres_tools(&self.version) } else { services::postgres(&self.version) };
         let user = User::unprivileged();
         let folder = Folder::new("pg", user);
         let data = folder.path().join("data");
@@ -199,6 +208,7 @@ impl Postgres {
     pub fn builder() -> Builder {
         Builder {
             version: services::postgres_version(),
+            has_tools: false,
             hba: TRUST.to_owned(),
             conf: String::new(),
             initdb: None,
@@ -233,6 +243,19 @@ impl Postgres {
     /// The folder of this server's binaries; only Debian's package brings clients (`psql`, `pg_recvlogical`).
     pub fn bin_dir(&self) -> &Path {
         &self.bin
+    }
+
+    /// Runs one of PostgreSQL's own programs as the user who runs the server, against its socket. Panics where it fails.
+    pub fn tool(&self, name: &str, arguments: &[&str]) -> String {
+        succeeded(name, self.try_tool(name, arguments))
+    }
+
+    /// [`Postgres::tool`] for one that may fail.
+    pub fn try_tool(&self, name: &str, arguments: &[&str]) -> Output {
+        let mut command = self.user.command(self.bin.join(name));
+        command.args(arguments).current_dir(self.folder.path());
+        command.env("PGHOST", self.socket_dir()).env("PGPORT", self.port().to_string()).env("PGUSER", "postgres");
+        command.output().unwrap()
     }
 
     /// 14 to 18.

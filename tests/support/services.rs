@@ -22,6 +22,11 @@ pub fn postgres(version: &str) -> PathBuf {
     ask(&["postgres", version])
 }
 
+/// The `bin` folder of that PostgreSQL (14, 17 or 18) with `pg_upgrade`, `pg_dump` and all other programs.
+pub fn postgres_tools(version: &str) -> PathBuf {
+    ask(&["postgres-tools", version])
+}
+
 /// The binary of that nats-server, fetched where it is missing.
 pub fn nats(version: &str) -> PathBuf {
     ask(&["nats", version])

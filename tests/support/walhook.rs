@@ -37,11 +37,19 @@ pub struct Finished {
 
 /// A command line in the making; its environment is empty but for `PATH` and what is added.
 pub struct Builder {
+    binary: PathBuf,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
 }
 
 impl Builder {
+    /// Another binary than the one under test: that of an earlier release.
+    #[must_use]
+    pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
+        self.binary = path.into();
+        self
+    }
+
     /// One more argument.
     #[must_use]
     pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
@@ -86,7 +94,7 @@ impl Builder {
     }
 
     fn command(self) -> Command {
-        let mut command = User::Ourselves.command(binary());
+        let mut command = User::Ourselves.command(self.binary);
         command.env_clear();
         for inherited in ["PATH", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"] {
             if let Some(value) = std::env::var_os(inherited) {
@@ -106,7 +114,7 @@ impl Walhook {
 
     /// Any other verb.
     pub fn command(verb: &str) -> Builder {
-        Builder { arguments: vec![verb.into()], environment: Vec::new() }
+        Builder { binary: binary(), arguments: vec![verb.into()], environment: Vec::new() }
     }
 
     /// Ends it as a power cut would.

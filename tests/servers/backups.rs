@@ -1,0 +1,242 @@
+//! Backups as docs/backup.md has them: what pg_dump, pg_basebackup and a restore to a point in time bring along, that nothing is
+//! published, called or confirmed by what was restored, and how it becomes a database that works.
+
+#![allow(clippy::unwrap_used)]
+
+use crate::support;
+
+use std::os::unix::fs::PermissionsExt;
+
+use support::{
+    DEADLINE, Nats, Postgres, Walhook, eventually,
+    feed::Feed,
+    http::Http,
+    rows::{ended_well, exactly, insert, linked_on},
+    walhook::{Builder, Finished},
+};
+
+/// A folder that the user of the servers may write into, too.
+fn open_folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    folder
+}
+
+/// A verb against a restored database.
+fn on(pg: &Postgres, verb: &str) -> Builder {
+    Walhook::command(verb).env("DATABASE_URL", pg.conninfo())
+}
+
+fn succeeds(pg: &Postgres, verb: &str, arguments: &[&str]) -> Finished {
+    let done = on(pg, verb).args(arguments.iter().copied()).finish();
+    assert_eq!(done.code, Some(0), "{verb}: {}", done.stderr);
+    done
+}
+
+/// What a restored database has of walhook's, by tables that say it.
+const CARRIED: &str = "SELECT string_agg(line, ' ' ORDER BY line) FROM (
+    SELECT 'webhooks ' || count(*) AS line FROM rule_webhooks
+    UNION ALL SELECT 'links ' || count(*) FROM rule_webhook_links
+    UNION ALL SELECT 'streams ' || count(*) FROM rule_nats_streams
+    UNION ALL SELECT 'servers ' || string_agg(nats_url, ',') FROM rule_nats_config WHERE config_name = 'default'
+    UNION ALL SELECT 'history ' || count(*) FROM rule_nats_publish_history
+    UNION ALL SELECT 'dead_letters ' || count(*) FROM rule_nats_dead_letters
+    UNION ALL SELECT 'checkpoints ' || count(*) FROM rule_nats_checkpoints WHERE stream_name <> ''
+    UNION ALL SELECT 'rules ' || count(*) FROM rule_cdc_rule_versions
+    UNION ALL SELECT 'identity ' || database_id FROM rule_cdc_identity
+    UNION ALL SELECT 'publications ' || string_agg(pubname, ',' ORDER BY pubname) FROM pg_publication) lines";
+
+const SLOTS: &str = "SELECT count(*) FROM pg_replication_slots";
+
+/// Everything that a restored database is asked to do is refused with exit code 3; nothing is published or called.
+/// `backfill` writes into its own database alone, and refuses what PostgreSQL itself tells from the original.
+async fn refuses_all(pg: &Postgres, nats: &Nats, receiver: &Http, is_files: bool) {
+    let last = async || {
+        let mut stream = nats.jetstream().await.get_stream("WEBHOOKS").await.unwrap();
+        stream.info().await.unwrap().state.last_sequence
+    };
+    let (stored, called) = (last().await, receiver.count());
+    pg.psql("INSERT INTO t SELECT i, 'of the copy' FROM generate_series(5000, 5009) i");
+    for (verb, arguments) in [
+        ("run", &[][..]),
+        ("deliver", &["--allow-network", "127.0.0.1"]),
+        ("replay", &["--from", "0/1", "--create-stream", "REPLAY"]),
+        ("backfill", &["--table", "t"]),
+        ("seek", &["--stream", "WEBHOOKS", "--consumer", "worker", "--from", "0/1"]),
+    ] {
+        if verb == "backfill" && is_files {
+            continue;
+        }
+        let mut process = on(pg, verb).args(arguments.iter().copied()).start();
+        let code = process.wait(DEADLINE);
+        assert_eq!(code, 3, "{verb}: {}", process.log());
+        assert!(process.log().contains("walhook adopt"), "{verb}: {}", process.log());
+    }
+    assert_eq!((last().await, receiver.count()), (stored, called));
+}
+
+/// An original whose webhook leads to `receiver`, with a history, a checkpoint and a dead letter.
+async fn original(receiver: &Http, conf: &str) -> (Feed, Walhook) {
+    let pg = Postgres::builder().version("17").tools().fresh().conf(conf).start().await;
+    let feed = linked_on(pg, Nats::start().await);
+    feed.pg.psql(&format!("UPDATE rule_webhooks SET url = '{}'", receiver.url("/")));
+    feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");
+    feed.pg.psql("INSERT INTO rule_nats_dead_letters (event_id, reason) VALUES ('x', 'too large')");
+    let walhook = feed.run();
+    insert(&feed.pg, 0, 50);
+    feed.confirmed().await;
+    eventually("a checkpoint and the history", async || {
+        let all = "SELECT (SELECT count(*) FROM rule_nats_checkpoints WHERE stream_name <> ''), \
+                          (SELECT count(*) FROM rule_nats_publish_history)";
+        (feed.pg.psql(all) == "1|50").then_some(())
+    })
+    .await;
+    (feed, walhook)
+}
+
+/// The original's run goes on for more than ten seconds: it counts on in NATS.
+async fn counts_on(feed: &Feed) {
+    let count = || -> i64 { feed.pg.psql("SELECT max(beat) FROM rule_cdc_runs").parse().unwrap() };
+    let before = count();
+    let store = feed.nats.jetstream().await.get_key_value("walhook_walhook").await.unwrap();
+    eventually("the run to count on", async || {
+        let mark: serde_json::Value = serde_json::from_slice(&store.get("run").await.ok()??).unwrap();
+        (mark["beat"].as_i64().unwrap() > before).then_some(())
+    })
+    .await;
+}
+
+/// The page's way for a staging system: `adopt`, a stream of its own, `setup`, `run`.
+async fn becomes_staging(pg: &Postgres, nats: &Nats) {
+    succeeds(pg, "adopt", &["--yes"]);
+    pg.psql(
+        "UPDATE rule_nats_config SET stream_name = 'STAGING', subject_prefix = 'staging' WHERE config_name = 'default'",
+    );
+    pg.psql("SELECT rule_webhook_enable_nats(1, 'staging.w', 'nats')");
+    pg.psql("DELETE FROM rule_nats_streams");
+    succeeds(pg, "setup", &[]);
+    let mut walhook = on(pg, "run").start();
+    pg.psql("INSERT INTO t SELECT i, 'staged' FROM generate_series(6000, 6019) i");
+    eventually("the rows of the copy in its own stream", async || {
+        let mut stream = nats.jetstream().await.get_stream("STAGING").await.ok()?;
+        (stream.info().await.ok()?.state.messages == 20).then_some(())
+    })
+    .await;
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_dump_carries_all_but_roles_slot_and_events_and_does_nothing_until_it_is_adopted() {
+    let receiver = Http::ok();
+    let (feed, mut walhook) = original(&receiver, "").await;
+    let folder = open_folder();
+    let dump = folder.path().join("dump").display().to_string();
+    feed.pg.tool("pg_dump", &["-Fc", "-f", &dump, "postgres"]);
+    let roles = folder.path().join("roles").display().to_string();
+    feed.pg.tool("pg_dumpall", &["--roles-only", "-f", &roles]);
+    let copy = Postgres::builder().version("17").tools().fresh().start().await;
+    copy.tool("psql", &["-Xq", "-f", &roles, "postgres"]);
+    copy.tool("pg_restore", &["--exit-on-error", "-d", "postgres", &dump]);
+    assert_eq!(copy.psql(CARRIED), feed.pg.psql(CARRIED));
+    assert_eq!((copy.psql(SLOTS), feed.pg.psql(SLOTS)), ("0".to_owned(), "1".to_owned()));
+    refuses_all(&copy, &feed.nats, &receiver, false).await;
+    succeeds(&copy, "setup", &[]);
+    refuses_all_again(&copy);
+    becomes_staging(&copy, &feed.nats).await;
+    insert(&feed.pg, 50, 100);
+    exactly(&feed, 100).await;
+    ended_well(&mut walhook);
+}
+
+/// A slot alone changes nothing.
+fn refuses_all_again(pg: &Postgres) {
+    for verb in ["run", "deliver"] {
+        let mut process = on(pg, verb).start();
+        assert_eq!(process.wait(DEADLINE), 3, "{verb}: {}", process.log());
+    }
+}
+
+#[tokio::test]
+async fn a_base_backup_leaves_the_slot_out_and_does_nothing_until_it_is_adopted() {
+    let receiver = Http::ok();
+    let (feed, mut walhook) = original(&receiver, "").await;
+    let folder = open_folder();
+    let data = folder.path().join("data");
+    feed.pg.tool("pg_basebackup", &["-c", "fast", "-D", &data.display().to_string()]);
+    let carried = feed.pg.psql(CARRIED);
+    counts_on(&feed).await;
+    insert(&feed.pg, 50, 100);
+    feed.confirmed().await;
+    ended_well(&mut walhook);
+    let copy = Postgres::builder().version("17").tools().copy_of(&data).start().await;
+    assert_eq!(copy.psql(CARRIED), carried);
+    assert_eq!(copy.psql(SLOTS), "0");
+    assert_eq!(copy.psql("SELECT count(*) FROM pg_roles WHERE rolname LIKE 'walhook%'"), "4");
+    // Without a slot there is nothing to publish from; with one it is a copy.
+    let refused = on(&copy, "run").finish();
+    assert_ne!(refused.code, Some(0), "{}", refused.stderr);
+    succeeds(&copy, "setup", &[]);
+    refuses_all(&copy, &feed.nats, &receiver, true).await;
+    becomes_staging(&copy, &feed.nats).await;
+    let mut walhook = feed.run();
+    insert(&feed.pg, 100, 150);
+    exactly(&feed, 150).await;
+    ended_well(&mut walhook);
+}
+
+#[tokio::test]
+async fn a_restore_to_an_earlier_point_goes_on_as_another_source_in_another_stream() {
+    let receiver = Http::ok();
+    let archive = open_folder();
+    let conf = format!("archive_mode = on\narchive_command = 'cp %p {}/%f'", archive.path().display());
+    let (mut feed, mut walhook) = original(&receiver, &conf).await;
+    let folder = open_folder();
+    let data = folder.path().join("data");
+    feed.pg.tool("pg_basebackup", &["-c", "fast", "-D", &data.display().to_string()]);
+    insert(&feed.pg, 50, 100);
+    let target = feed.pg.psql("SELECT pg_current_wal_lsn()");
+    // These are stored, and undone by the restore.
+    insert(&feed.pg, 100, 150);
+    exactly(&feed, 150).await;
+    counts_on(&feed).await;
+    feed.pg.psql("SELECT pg_switch_wal()");
+    ended_well(&mut walhook);
+    feed.pg.stop();
+    std::fs::write(data.join("recovery.signal"), "").unwrap();
+    let conf = format!(
+        "archive_mode = off\nrestore_command = 'cp {}/%f %p'\nrecovery_target_lsn = '{target}'\nrecovery_target_action = promote",
+        archive.path().display()
+    );
+    let restored = Postgres::builder().version("17").tools().copy_of(&data).conf(&conf).start().await;
+    eventually("the end of the recovery", async || (restored.psql("SELECT pg_is_in_recovery()") == "f").then_some(()))
+        .await;
+    assert_eq!(restored.psql("SELECT count(*) FROM t"), "100");
+    feed.pg = restored;
+    succeeds(&feed.pg, "setup", &[]);
+    refuses_all(&feed.pg, &feed.nats, &receiver, true).await;
+    // The database is right. --same alone does not make the stream's end true.
+    succeeds(&feed.pg, "adopt", &["--same", "--yes"]);
+    let mut refused = feed.run();
+    assert_eq!(refused.wait(DEADLINE), 3, "{}", refused.log());
+    assert_eq!(feed.last_sequence("WEBHOOKS").await, 150);
+    feed.pg.psql("SELECT rule_nats_stream_create('SECOND', ARRAY['second.>'])");
+    feed.pg.psql(
+        "UPDATE rule_nats_config SET stream_name = 'SECOND', subject_prefix = 'second' WHERE config_name = 'default'",
+    );
+    feed.pg.psql("SELECT rule_webhook_enable_nats(1, 'second.w', 'nats')");
+    let mut walhook = feed.streamer().args(["--source", "second"]).start();
+    walhook.logged("slot taken").await;
+    let done = feed.command("backfill").args(["--table", "t", "--source", "second"]).finish();
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    feed.pg.psql("INSERT INTO t VALUES (7000, 'after')");
+    feed.confirmed().await;
+    ended_well(&mut walhook);
+    // The rows that the database has, and the copy's own: those of `refuses_all`, which the slot saw, and the one after.
+    let mut ids: Vec<i64> = feed.messages_of("SECOND").await.iter().map(|m| m.data()["id"].as_i64().unwrap()).collect();
+    assert_eq!(ids.pop(), Some(7000));
+    ids.sort_unstable();
+    ids.dedup();
+    let expected: Vec<i64> = (0..100).chain(5000..5010).collect();
+    assert_eq!(ids, expected);
+    assert_eq!(feed.last_sequence("WEBHOOKS").await, 150);
+}
