@@ -126,7 +126,7 @@ async fn stream(
     }
 }
 
-/// What `walhook setup` does, once the server is found to be no standby. `false`: told to stop meanwhile; what is done by then stays.
+/// What `walhook setup` does, once the server is found to be no standby. `false`: a stop was requested meanwhile; what is done by then stays.
 async fn set_up(config: &Config, shutdown: &mut watch::Receiver<bool>, notify: &Notify) -> Result<bool> {
     notify.status("applies the migrations, as walhook setup does");
     let done = async {
