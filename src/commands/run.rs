@@ -97,7 +97,7 @@ async fn stream(
                 }
                 first_setup = false;
             }
-            session::session(config, &mut shutdown, &mut streamed, last_error.as_deref(), watchers).await
+            Box::pin(session::session(config, &mut shutdown, &mut streamed, last_error.as_deref(), watchers)).await
         };
         match Box::pin(attempt).await {
             Ok(()) => return Ok(()),

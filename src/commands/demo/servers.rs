@@ -177,8 +177,8 @@ fn version(program: &Path, beside: &[&str]) -> Result<(String, (u32, u32)), Stri
 
 /// `postgres (PostgreSQL) 15.18 (Debian …)`, `postgres (PostgreSQL) 18beta1`, `nats-server: v2.15.1`: the version, and its first two numbers.
 fn number(said: &str) -> Option<(String, (u32, u32))> {
-    let word = said.split_whitespace().map(|word| word.trim_start_matches('v'));
-    let word = word.filter(|word| word.starts_with(|c: char| c.is_ascii_digit())).next()?;
+    let mut words = said.split_whitespace().map(|word| word.trim_start_matches('v'));
+    let word = words.find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
     let mut numbers = word.split(|c: char| !c.is_ascii_digit()).map(|digits| digits.parse().unwrap_or(0));
     Some((word.to_owned(), (numbers.next()?, numbers.next().unwrap_or(0))))
 }
@@ -536,6 +536,7 @@ impl Nats {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
