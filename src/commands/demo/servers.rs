@@ -544,7 +544,7 @@ mod tests {
     fn versions_are_read_as_servers_say_them() {
         for (said, version, numbers) in [
             ("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n", "15.18", (15, 18)),
-            ("postgres (PostgreSQL) 18beta1\n", "18beta1", (18, 1)),
+            ("postgres (PostgreSQL) 18beta1\n", "18beta1", (18, 0)),
             ("postgres (PostgreSQL) 9.6.24\n", "9.6.24", (9, 6)),
             ("nats-server: v2.15.1\n", "2.15.1", (2, 15)),
             ("nats-server: v2.10.0-RC.3\n", "2.10.0-RC.3", (2, 10)),
