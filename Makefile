@@ -34,8 +34,7 @@ services: tools
 
 .PHONY: build
 build: tools ## build target/release/walhook
-	WALHOOK_BUILD_COMMIT=$$(git rev-parse --short=12 HEAD 2>/dev/null) \
-	    WALHOOK_BUILD_DATE=$$(git show -s --format=%cs HEAD 2>/dev/null) $(CARGO) build --release --locked
+	$(CARGO) build --release --locked
 
 .PHONY: demo
 demo: tools ## start throw-away servers and watch rows become messages (DEMO_SECONDS=N ends it)

@@ -52,7 +52,11 @@ enum Command {
     /// Remove what walhook made in the database, and its slots, and with --nats in NATS; tables that were there before stay
     Uninstall(commands::uninstall::Arguments),
     /// Publish committed changes until it is stopped (SIGTERM, Ctrl-C)
-    Run,
+    Run {
+        /// Do first what `walhook setup` does, by the same login
+        #[arg(long)]
+        setup: bool,
+    },
     /// Call webhooks for the events in JetStream until it is stopped; any number of these can run side by side
     Deliver {
         #[command(flatten)]
@@ -79,6 +83,8 @@ enum Command {
     Seek(commands::seek::Arguments),
     /// Give a copied database an identity of its own, or keep the identity of a moved one
     Adopt(commands::adopt::Arguments),
+    /// Start a throw-away PostgreSQL and nats-server, and show how rows become messages
+    Demo(commands::demo::Arguments),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -225,6 +231,10 @@ async fn execute(arguments: Arguments) -> Result<()> {
     match &command {
         Command::Completions { shell } => return completions(*shell),
         Command::Man { folder } => return manual(folder.as_deref()),
+        Command::Demo(arguments) => match Box::pin(commands::demo::demo(arguments)).await? {
+            0 => return Ok(()),
+            code => log::exit(code.into()),
+        },
         _ => {}
     }
     if let Command::Setup { print: true } = command {
@@ -239,7 +249,7 @@ async fn execute(arguments: Arguments) -> Result<()> {
     log::init(&config.log, config.log_format)?;
     #[cfg(feature = "otlp")]
     let exporter = match &command {
-        Command::Run | Command::Deliver { .. } => commands::otlp::start()?,
+        Command::Run { .. } | Command::Deliver { .. } => commands::otlp::start()?,
         _ => None,
     };
     let outcome = work(&config, command).await;
@@ -253,7 +263,7 @@ async fn execute(arguments: Arguments) -> Result<()> {
 /// The verbs that need a configuration.
 async fn work(config: &Config, command: Command) -> Result<()> {
     match command {
-        Command::Run => Box::pin(commands::run::run(config, shutdown()?)).await,
+        Command::Run { setup } => Box::pin(commands::run::run(config, setup, shutdown()?)).await,
         Command::Deliver { options } => commands::deliver::deliver(config, &options, shutdown()?).await,
         Command::Setup { .. } => commands::setup::setup(config).await,
         Command::Uninstall(arguments) => commands::uninstall::uninstall(config, &arguments).await,
@@ -270,7 +280,9 @@ async fn work(config: &Config, command: Command) -> Result<()> {
         Command::Backfill(arguments) => commands::backfill::backfill(config, &arguments, shutdown()?).await,
         Command::Seek(arguments) => commands::seek::seek(config, &arguments).await,
         Command::Adopt(arguments) => commands::adopt::adopt(config, &arguments).await,
-        Command::Version | Command::Completions { .. } | Command::Man { .. } => unreachable!("answered above"),
+        Command::Version | Command::Completions { .. } | Command::Man { .. } | Command::Demo(_) => {
+            unreachable!("answered above")
+        }
     }
 }
 

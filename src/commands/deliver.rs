@@ -87,6 +87,8 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
         let wait = backoff.next();
         tracing::warn!(retry_in_ms = wait.as_millis(), away_s = began.elapsed().as_secs(), "{error}");
         notify.status(&format!("not delivering, trying again: {error}"));
+        // The service manager need not wait: a server may be away for long.
+        notify.ready();
         if let Some(http) = &http {
             http.shared().update(|snapshot| snapshot.start_error = Some(error.to_string()));
         }

@@ -8,6 +8,7 @@ mod bucket;
 pub mod check;
 pub mod dead_letters;
 pub mod deliver;
+pub mod demo;
 pub mod explain;
 mod http;
 mod identity;
@@ -134,8 +135,7 @@ pub fn version() -> String {
     format!("walhook {}", *VERSION)
 }
 
-/// The version, and commit and date of the build where whoever built it has given them (`WALHOOK_BUILD_COMMIT`,
-/// `WALHOOK_BUILD_DATE`): nothing is asked of git or the clock, so that a build can be repeated.
+/// The version, and commit and date of the build where they are known (build.rs).
 pub static VERSION: LazyLock<String> = LazyLock::new(|| {
     let given = [option_env!("WALHOOK_BUILD_COMMIT"), option_env!("WALHOOK_BUILD_DATE")];
     let given: Vec<_> = given.into_iter().flatten().filter(|text| !text.is_empty()).collect();

@@ -27,10 +27,11 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{backoff::Backoff, http::Http, setup_check::Reported, systemd::Notify};
+use super::{backoff::Backoff, http::Http, setup, setup_check::Reported, systemd::Notify};
 use crate::{
     config::Config,
     error::{Error, Kind, Result},
+    postgres::sql,
 };
 pub(super) use lanes::{Identity, open, open::position_of};
 use shown::Shown;
@@ -38,18 +39,18 @@ use shown::Shown;
 /// How long the end of the process waits for its reason to be noted.
 const LAST_WORD: Duration = Duration::from_secs(2);
 
-/// Streams until `shutdown` turns true.
+/// Streams until `shutdown` turns true; with `first_setup` applies the migrations before, as `walhook setup` does.
 ///
 /// # Errors
 /// What trying again cannot mend; the error's exit code says who must act.
-pub async fn run(config: &Config, shutdown: watch::Receiver<bool>) -> Result<()> {
+pub async fn run(config: &Config, first_setup: bool, shutdown: watch::Receiver<bool>) -> Result<()> {
     let notify = Notify::from_environment();
     // Large: on the heap, so that those who hold it stay small.
-    notify.feed_during(Box::pin(end(config, shutdown, &notify))).await
+    notify.feed_during(Box::pin(end(config, first_setup, shutdown, &notify))).await
 }
 
-async fn end(config: &Config, shutdown: watch::Receiver<bool>, notify: &Notify) -> Result<()> {
-    let outcome = Box::pin(stream(config, shutdown, notify)).await;
+async fn end(config: &Config, first_setup: bool, shutdown: watch::Receiver<bool>, notify: &Notify) -> Result<()> {
+    let outcome = Box::pin(stream(config, first_setup, shutdown, notify)).await;
     match &outcome {
         Ok(()) => notify.stopping("stopped"),
         Err(error) => notify.stopping(&format!("ends with exit code {}: {error}", error.exit_code())),
@@ -66,7 +67,12 @@ async fn end(config: &Config, shutdown: watch::Receiver<bool>, notify: &Notify) 
     outcome
 }
 
-async fn stream(config: &Config, mut shutdown: watch::Receiver<bool>, notify: &Notify) -> Result<()> {
+async fn stream(
+    config: &Config,
+    mut first_setup: bool,
+    mut shutdown: watch::Receiver<bool>,
+    notify: &Notify,
+) -> Result<()> {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         source = config.source,
@@ -84,8 +90,16 @@ async fn stream(config: &Config, mut shutdown: watch::Receiver<bool>, notify: &N
     loop {
         let mut streamed = false;
         let watchers = session::Watchers { reported: &reported, shown: &mut shown, notify };
-        let session = session::session(config, &mut shutdown, &mut streamed, last_error.as_deref(), watchers);
-        match Box::pin(session).await {
+        let attempt = async {
+            if first_setup {
+                if !set_up(config, &mut shutdown, notify).await? {
+                    return Ok(());
+                }
+                first_setup = false;
+            }
+            Box::pin(session::session(config, &mut shutdown, &mut streamed, last_error.as_deref(), watchers)).await
+        };
+        match Box::pin(attempt).await {
             Ok(()) => return Ok(()),
             Err(error) if !error.is_retryable() => return Err(error),
             Err(error) => {
@@ -97,6 +111,8 @@ async fn stream(config: &Config, mut shutdown: watch::Receiver<bool>, notify: &N
                 let away_s = away_since.get_or_insert_with(Instant::now).elapsed().as_secs();
                 tracing::warn!(retry_in_ms = wait.as_millis(), not_streaming_for_s = away_s, "{error}");
                 notify.status(&format!("not streaming, trying again: {error}"));
+                // The service manager need not wait: PostgreSQL may be away for long.
+                notify.ready();
                 last_error = Some(error.to_string());
                 if let Some(shown) = &mut shown {
                     shown.disconnected(&error.to_string());
@@ -107,6 +123,22 @@ async fn stream(config: &Config, mut shutdown: watch::Receiver<bool>, notify: &N
                 }
             }
         }
+    }
+}
+
+/// What `walhook setup` does, once the server is found to be no standby. `false`: a stop was requested meanwhile; what is done by then stays.
+async fn set_up(config: &Config, shutdown: &mut watch::Receiver<bool>, notify: &Notify) -> Result<bool> {
+    notify.status("applies the migrations, as walhook setup does");
+    let done = async {
+        let client = sql::connect(&config.postgres).await?;
+        session::refuse_standby(&client).await?;
+        ledger::refuse_new_slot(&client, &config.source, &config.slot).await?;
+        drop(client);
+        setup::setup(config).await
+    };
+    tokio::select! {
+        done = done => done.map(|()| true),
+        _ = shutdown.wait_for(|stop| *stop) => Ok(false),
     }
 }
 

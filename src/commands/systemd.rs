@@ -26,6 +26,8 @@ use crate::{
 
 /// How often the status text may change.
 const STATUS_EVERY: Duration = Duration::from_secs(5);
+/// A process that is still busy with its first attempt is reported as ready after so long.
+const READY_AT_THE_LATEST: Duration = Duration::from_secs(20);
 /// How often [`Notify::feed_during`] looks whether the watchdog wants to be fed.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -69,7 +71,8 @@ impl Notify {
         Notify(Some(Arc::new(Manager { socket, watchdog, state: Mutex::default() })))
     }
 
-    /// The work of the process has begun. Sent once.
+    /// The work of the process has begun, or its first attempt has failed for a reason that may pass. Sent once. A start that is
+    /// refused is never ready, so that the service manager reports it as failed.
     pub fn ready(&self) {
         self.change(|manager, state| {
             if !state.is_ready {
@@ -121,17 +124,23 @@ impl Notify {
         InLoop(self.clone())
     }
 
-    /// Feeds the watchdog while `work` goes on outside the main loop.
+    /// Feeds the watchdog while `work` goes on outside the main loop, and reports a long first attempt as ready.
     pub async fn feed_during<T>(&self, work: impl Future<Output = T>) -> T {
         let Some(manager) = &self.0 else { return work.await };
         let mut work = pin!(work);
         let every = manager.watchdog.map_or(TICK, |watchdog| TICK.min(watchdog / 4)).max(Duration::from_millis(1));
         let mut tick = interval(every);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let began = Instant::now();
         loop {
             tokio::select! {
                 biased;
-                _ = tick.tick() => self.change(|manager, state| if !state.is_in_loop { manager.feed(state) }),
+                _ = tick.tick() => {
+                    self.change(|manager, state| if !state.is_in_loop { manager.feed(state) });
+                    if began.elapsed() >= READY_AT_THE_LATEST {
+                        self.ready();
+                    }
+                }
                 done = &mut work => return done,
             }
         }

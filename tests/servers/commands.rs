@@ -48,6 +48,63 @@ async fn two_setups_at_once_do_not_trip_over_each_other() {
 }
 
 #[tokio::test]
+async fn run_with_setup_makes_what_is_missing_and_streams_and_may_be_repeated() {
+    let (pg, nats) = (Postgres::start().await, support::Nats::start().await);
+    pg.psql("CREATE TABLE orders (id int PRIMARY KEY)");
+    // The database is away first, and is waited for.
+    pg.stop();
+    let mut walhook = command(&pg, "run").arg("--setup").start();
+    walhook.logged("retry_in_ms").await;
+    pg.restart().await;
+    walhook.logged("slot taken").await;
+    assert!(walhook.log().contains("setup is complete"), "{}", walhook.log());
+    // A second one repeats it while the first streams, and takes over.
+    let mut second = command(&pg, "run").arg("--setup").start();
+    second.logged("waiting to take over").await;
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+    second.logged("slot taken").await;
+    let feed = Feed { pg, nats };
+    feed.pg.psql(&format!("SELECT rule_nats_configure('default', '{}')", feed.nats.url()));
+    feed.webhook("orders");
+    feed.pg.psql("SELECT rule_webhook_link_table('orders', 'orders')");
+    feed.pg.psql("INSERT INTO orders VALUES (1)");
+    assert_eq!(feed.stored(1).await.len(), 1);
+    assert_eq!(second.terminate(), 0, "{}", second.log());
+}
+
+#[tokio::test]
+async fn run_with_setup_is_refused_where_setup_or_run_is() {
+    let pg = Postgres::start().await;
+    pg.psql("CREATE ROLE nobody_special LOGIN");
+    let conninfo = pg.conninfo().replace("user=postgres", "user=nobody_special");
+    let done = Walhook::command("run").arg("--setup").env("DATABASE_URL", conninfo).finish();
+    let setup =
+        Walhook::command("setup").env("DATABASE_URL", pg.conninfo().replace("user=postgres", "user=nobody_special"));
+    assert_eq!(done.code, setup.finish().code, "{}", done.stderr);
+    assert_eq!(done.code, Some(4), "{}", done.stderr);
+
+    // A slot that was lost: setup would make another, and the changes since would be missing in silence.
+    let feed = Feed::on(pg, support::Nats::start().await);
+    feed.webhook("orders");
+    feed.pg.psql("CREATE TABLE orders (id int PRIMARY KEY)");
+    feed.pg.psql("SELECT rule_webhook_link_table('orders', 'orders')");
+    assert_eq!(feed.after(&["INSERT INTO orders VALUES (1)"]).await.len(), 1);
+    feed.pg.psql("SELECT pg_drop_replication_slot('walhook')");
+    feed.pg.psql("INSERT INTO orders VALUES (2)");
+    let done = feed.command("run").arg("--setup").finish();
+    assert_eq!(done.code, Some(3), "{}", done.stderr);
+    assert!(done.stderr.contains("backfill"), "{}", done.stderr);
+    assert_eq!(feed.pg.psql("SELECT count(*) FROM pg_replication_slots"), "0");
+    assert_eq!(feed.command("setup").finish().code, Some(0), "a person may decide so");
+
+    // A schema of a later version.
+    feed.pg.psql("INSERT INTO rule_cdc_migrations (version, description) VALUES ('999', 'of a later walhook')");
+    let done = feed.command("run").arg("--setup").finish();
+    assert_eq!(done.code, feed.command("setup").finish().code, "{}", done.stderr);
+    assert_eq!(done.code, Some(2), "{}", done.stderr);
+}
+
+#[tokio::test]
 async fn setup_prints_sql_that_a_dba_can_run_instead() {
     let pg = Postgres::start().await;
     let printed = Walhook::command("setup").args(["--print", "--slot", "feed", "--publication", "feed"]).finish();

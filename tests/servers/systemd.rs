@@ -66,20 +66,25 @@ fn count(messages: &[String], wanted: &str) -> usize {
     messages.iter().filter(|message| message.starts_with(wanted)).count()
 }
 
+/// The watchdog may be fed behind it.
+fn last_status(messages: &[String]) -> &str {
+    messages.iter().rfind(|message| message.starts_with("STATUS=")).unwrap()
+}
+
 #[tokio::test]
-async fn a_run_is_ready_once_it_has_the_slot_and_says_what_it_waits_for_before_and_when_it_stops() {
+async fn a_run_that_waits_for_its_slot_is_ready_says_so_and_goes_on_to_report() {
     let feed = Feed::start().await;
     let mut first = feed.run();
     first.logged("slot taken").await;
     let manager = Manager::new();
     let mut second = manager.of(feed.streamer()).env("WATCHDOG_USEC", "2000000").start();
-    let mut before = manager.upto("STATUS=not streaming: ");
+    let before = manager.upto("STATUS=not streaming: ");
     assert!(before.last().unwrap().ends_with("waiting to take over"), "{before:?}");
-    // It waits, and is alive.
-    before.extend(manager.upto("WATCHDOG=1"));
-    assert_eq!(count(&before, "READY"), 0, "{before:?}");
+    assert_eq!(count(&before, "READY"), 0, "nothing was attempted before: {before:?}");
+    // It waits, is ready, and is alive.
+    let mut after = manager.upto("READY=1");
+    after.extend(manager.upto("WATCHDOG=1"));
     assert_eq!(first.terminate(), 0);
-    before.extend(manager.upto("READY=1"));
     let status = manager.upto("STATUS=streams from slot \"walhook\", confirmed ");
     assert!(status.last().unwrap().ends_with("0 events in flight"), "{status:?}");
     manager.upto("WATCHDOG=1");
@@ -94,7 +99,23 @@ async fn a_run_is_ready_once_it_has_the_slot_and_says_what_it_waits_for_before_a
     assert_eq!(second.terminate(), 0);
     let end = manager.rest();
     assert_eq!((count(&end, "STOPPING=1"), count(&end, "READY")), (1, 0), "{end:?}");
-    assert_eq!(end.last().unwrap(), "STATUS=stopped", "{end:?}");
+    assert_eq!(last_status(&end), "STATUS=stopped", "{end:?}");
+}
+
+#[tokio::test]
+async fn a_run_without_postgresql_is_ready_after_its_first_attempt_so_that_a_boot_does_not_wait() {
+    let feed = Feed::start().await;
+    feed.pg.stop();
+    let manager = Manager::new();
+    let mut walhook = manager.of(feed.streamer()).env("WATCHDOG_USEC", "2000000").start();
+    let before = manager.upto("READY=1");
+    let status = before.iter().rfind(|message| message.starts_with("STATUS=")).unwrap();
+    assert!(status.starts_with("STATUS=not streaming, tries again: "), "{before:?}");
+    manager.upto("WATCHDOG=1");
+    feed.pg.restart().await;
+    let after = manager.upto("STATUS=streams from slot");
+    assert_eq!(count(&after, "READY"), 0, "READY=1 is sent once: {after:?}");
+    assert_eq!(walhook.terminate(), 0);
 }
 
 #[tokio::test]
@@ -167,18 +188,32 @@ async fn a_worker_is_ready_once_its_consumers_are_subscribed() {
     mile.webhook("w", "http://127.0.0.1:9/");
     mile.publish(1, "{}");
     mile.feed.stored(1).await;
+    let manager = Manager::new();
+    let mut worker = manager.of(mile.worker()).start();
+    manager.upto("READY=1");
+    manager.upto("STATUS=1 of 1 consumers subscribed, ");
+    assert_eq!(worker.terminate(), 0);
+}
+
+#[tokio::test]
+async fn a_worker_without_nats_is_ready_after_its_first_attempt_and_says_when_it_delivers() {
+    let mile = LastMile::on(Feed::start().await);
+    mile.webhook("w", "http://127.0.0.1:9/");
+    mile.publish(1, "{}");
+    mile.feed.stored(1).await;
     mile.feed.nats.stop();
     let manager = Manager::new();
     let mut worker = manager.of(mile.worker()).env("WATCHDOG_USEC", "2000000").start();
-    let mut before = manager.upto("STATUS=not delivering, trying again: ");
-    before.extend(manager.upto("WATCHDOG=1"));
-    assert_eq!(count(&before, "READY"), 0, "{before:?}");
-    mile.feed.nats.restart().await;
+    let before = manager.upto("STATUS=not delivering, trying again: ");
+    assert_eq!(count(&before, "READY"), 0, "nothing was attempted before: {before:?}");
     manager.upto("READY=1");
-    manager.upto("STATUS=1 of 1 consumers subscribed, ");
+    manager.upto("WATCHDOG=1");
+    mile.feed.nats.restart().await;
+    let after = manager.upto("STATUS=1 of 1 consumers subscribed, ");
+    assert_eq!(count(&after, "READY"), 0, "READY=1 is sent once: {after:?}");
     manager.upto("WATCHDOG=1");
     assert_eq!(worker.terminate(), 0);
     let end = manager.rest();
     assert_eq!(count(&end, "STOPPING=1"), 1, "{end:?}");
-    assert_eq!(end.last().unwrap(), "STATUS=stopped", "{end:?}");
+    assert_eq!(last_status(&end), "STATUS=stopped", "{end:?}");
 }

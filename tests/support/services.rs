@@ -47,6 +47,13 @@ pub fn cache() -> PathBuf {
     ask(&["cache"])
 }
 
+/// The root folder of a small Debian, made where it is missing; `None` where that cannot be.
+pub fn debian() -> Option<PathBuf> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services");
+    let output = Command::new(script).arg("debian").stdin(Stdio::null()).output().ok()?;
+    output.status.success().then(|| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim_end()))
+}
+
 fn ask(question: &[&str]) -> PathBuf {
     static ANSWERS: LazyLock<Mutex<HashMap<String, PathBuf>>> = LazyLock::new(Mutex::default);
     let mut answers = ANSWERS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

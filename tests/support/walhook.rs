@@ -185,12 +185,10 @@ impl Walhook {
     }
 }
 
-/// Cargo tells tests where it is; an example (the demo) lies in a folder beside it.
+/// Cargo tells tests where it is; a bench or an example lies in a folder beside it.
 fn binary() -> PathBuf {
     match option_env!("CARGO_BIN_EXE_walhook") {
         Some(path) => path.into(),
-        None => {
-            std::env::current_exe().unwrap().ancestors().nth(2).expect("target/<profile>/examples/…").join("walhook")
-        }
+        None => std::env::current_exe().unwrap().ancestors().nth(2).expect("target/<profile>/deps/…").join("walhook"),
     }
 }

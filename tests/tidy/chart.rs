@@ -2,12 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{fs, process::Command};
+use std::{fs, path::PathBuf, process::Command, sync::LazyLock};
 
 use yaml_rust2::{Yaml, YamlLoader};
 
 use crate::{
-    packaging::{all_output, assert_command, has, is_known_variable, keys, read, skipped, strings, yaml},
+    packaging::{all_output, assert_command, has, is_known_variable, keys, read, skipped, strings, tool, yaml},
     tidy::root,
 };
 
@@ -20,6 +20,7 @@ http: {tokenSecret: {name: token}}
 
 /// Everything that is off by default.
 const ALL: &str = "
+setup: {enabled: true, postgres: {url: 'postgres://admin@db:5432/app', passwordSecret: {name: admin-password}}, extraArgs: [--slot, other]}
 run: {replicas: 2, extraArgs: [--slot, other], extraEnv: [{name: WALHOOK_LOG, value: debug}]}
 deliver: {allowedNetworks: [10.1.0.0/16, 'fd00::/8']}
 nats: {url: 'nats://nats:4222', credentialsSecret: {name: nats-login}}
@@ -43,6 +44,13 @@ config: |
   max_in_flight = 100
 ";
 
+/// Helm, where it can be had.
+fn helm() -> Option<&'static PathBuf> {
+    static HELM: LazyLock<Option<PathBuf>> =
+        LazyLock::new(|| tool("helm", "version", "the chart is not rendered by Helm, and its schema not checked"));
+    HELM.as_ref()
+}
+
 /// The manifests, or why there are none; `None` where the machine can render no chart.
 fn render(values: &[&str]) -> Option<Result<Vec<Yaml>, String>> {
     let folder = tempfile::tempdir().unwrap();
@@ -53,9 +61,10 @@ fn render(values: &[&str]) -> Option<Result<Vec<Yaml>, String>> {
     });
     let chart = root().join("charts/walhook");
     let mut command;
-    if Command::new("helm").arg("version").output().is_ok_and(|output| output.status.success()) {
-        command = Command::new("helm");
-        command.args(["template", "test"]).arg(chart);
+    if let Some(helm) = helm() {
+        command = Command::new(helm);
+        // One that Go has built takes itself for a client of an old Kubernetes.
+        command.args(["template", "test", "--kube-version", "1.31.0"]).arg(chart);
         for file in files {
             command.arg("--values").arg(file);
         }
@@ -134,7 +143,7 @@ fn assert_deployment(deployment: &Yaml, toml: &toml::Table) {
 
 fn settings_of(manifests: &[Yaml]) -> toml::Table {
     let toml: toml::Table =
-        of_kind(manifests, "ConfigMap")[0]["data"]["walhook.toml"].as_str().unwrap().parse().unwrap();
+        of_kind(manifests, "ConfigMap").last().unwrap()["data"]["walhook.toml"].as_str().unwrap().parse().unwrap();
     let known = read("config/walhook.toml");
     let inner = toml.values().filter_map(toml::Value::as_table).flat_map(toml::Table::keys);
     for key in toml.keys().chain(inner) {
@@ -158,6 +167,7 @@ fn the_chart_makes_two_hardened_deployments_with_probes_and_secrets_as_files() {
         ("ServiceMonitor", 0),
         ("NetworkPolicy", 0),
         ("Secret", 0),
+        ("Job", 0),
     ] {
         assert_eq!(of_kind(&manifests, kind).len(), count, "{kind}");
     }
@@ -179,6 +189,18 @@ fn the_chart_with_everything_on_is_still_one_that_walhook_understands() {
     for (label, value) in monitor["spec"]["selector"]["matchLabels"].as_hash().unwrap() {
         assert_eq!(&labels[label.as_str().unwrap()], value, "the ServiceMonitor finds the Services");
     }
+    let job = of_kind(&manifests, "Job")[0];
+    assert_eq!(job["metadata"]["annotations"]["helm.sh/hook"].as_str(), Some("pre-install,pre-upgrade"));
+    let setup = &job["spec"]["template"]["spec"];
+    assert_command(&strings(&setup["containers"][0]["args"]), "charts/walhook: setup");
+    assert_eq!(setup["containers"][0]["securityContext"]["readOnlyRootFilesystem"].as_bool(), Some(true));
+    assert_eq!(setup["securityContext"]["runAsNonRoot"].as_bool(), Some(true));
+    // What a hook before the installation needs is a hook itself: nothing else is there then.
+    let settings = setup["volumes"][0]["configMap"]["name"].as_str().unwrap();
+    let of_hook = of_kind(&manifests, "ConfigMap");
+    let of_hook = of_hook.iter().find(|map| map["metadata"]["name"].as_str() == Some(settings)).unwrap();
+    assert_eq!(of_hook["metadata"]["annotations"]["helm.sh/hook"].as_str(), Some("pre-install,pre-upgrade"));
+    assert!(setup["serviceAccountName"].is_badvalue(), "the chart's account is made after the hook");
     let policies = of_kind(&manifests, "NetworkPolicy");
     let ways = policies.iter().map(|policy| list(&policy["spec"]["egress"]).len()).collect::<Vec<_>>();
     assert_eq!(ways, [3, 4], "DNS, PostgreSQL, NATS; and the webhooks for deliver alone");
@@ -201,6 +223,10 @@ fn the_chart_is_refused_without_its_secrets_and_says_what_to_set() {
             vec![REQUIRED, "deliver: {postgres: {passwordSecret: {name: ''}}}"],
             "set deliver.postgres.passwordSecret.name to a Secret",
         ),
+        (
+            vec![REQUIRED, "setup: {enabled: true, postgres: {url: 'postgres://admin@db/app'}}"],
+            "set setup.postgres.passwordSecret.name to a Secret",
+        ),
         (vec![REQUIRED, "http: {tokenSecret: {name: ''}}"], "set http.tokenSecret.name to a Secret with a token"),
         (
             vec![REQUIRED, "run: {postgres: {url: 'postgres://u:secret@db/app'}}"],
@@ -214,6 +240,50 @@ fn the_chart_is_refused_without_its_secrets_and_says_what_to_set() {
         let said = outcome.expect_err(expected);
         assert!(said.contains(expected), "{expected}: {said}");
     }
+}
+
+#[test]
+fn helm_refuses_values_that_the_chart_does_not_have_and_finds_nothing_to_complain_of() {
+    let Some(helm) = helm() else { return };
+    for (values, expected) in [
+        ("runn: {replicas: 1}", "runn"),
+        ("run: {replicas: two}", "replicas"),
+        ("run: {postgres: {password: secret}}", "password"),
+        ("http: {port: 99999}", "port"),
+        ("nats: {credentialsSecret: {name: a, variable: NATS_PASSWORD}}", "variable"),
+        ("logFormat: xml", "logFormat"),
+    ] {
+        let said = render(&[REQUIRED, values]).unwrap().expect_err(expected);
+        assert!(
+            said.contains("values don't meet the specifications of the schema") && said.contains(expected),
+            "{said}"
+        );
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (required, all) = (folder.path().join("required.yaml"), folder.path().join("all.yaml"));
+    fs::write(&required, REQUIRED).unwrap();
+    fs::write(&all, ALL).unwrap();
+    let chart = root().join("charts/walhook");
+    let mut lint = Command::new(helm);
+    lint.args(["lint", "--strict"]).arg(chart).arg("--values").arg(required).arg("--values").arg(all);
+    let output = lint.output().unwrap();
+    assert!(output.status.success(), "{}", all_output(&output));
+}
+
+#[test]
+fn the_schema_has_each_value_and_no_other() {
+    let schema: serde_json::Value = serde_json::from_str(&read("charts/walhook/values.schema.json")).unwrap();
+    fn compare(values: &Yaml, schema: &serde_json::Value, place: &str) {
+        let Some(properties) = schema["properties"].as_object() else { return };
+        let there = keys(values);
+        for key in &there {
+            assert!(properties.contains_key(key), "the schema does not have {place}{key}");
+            compare(&values[key.as_str()], &properties[key], &format!("{place}{key}."));
+        }
+        let unknown: Vec<_> = properties.keys().filter(|key| *key != "global" && !there.contains(key)).collect();
+        assert!(unknown.is_empty(), "values.yaml does not have {place}: {unknown:?}");
+    }
+    compare(&yaml(&read("charts/walhook/values.yaml")), &schema, "");
 }
 
 #[test]

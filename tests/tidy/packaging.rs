@@ -33,6 +33,19 @@ pub fn has(program: &str, argument: &str, what: &str) -> bool {
     has
 }
 
+/// A tool that `scripts/services` builds where the machine has none of its own; says so where it cannot be had.
+pub fn tool(name: &str, argument: &str, what: &str) -> Option<PathBuf> {
+    if Command::new(name).arg(argument).output().is_ok_and(|output| output.status.success()) {
+        return Some(name.into());
+    }
+    let output = Command::new(root().join("scripts/services")).arg(name).output().ok()?;
+    if !output.status.success() {
+        skipped(what, &format!("{name} cannot be had: {}", all_output(&output)));
+        return None;
+    }
+    Some(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim_end()))
+}
+
 pub fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
@@ -82,7 +95,7 @@ pub fn keys(map: &Yaml) -> Vec<String> {
 fn units_wait_for_readiness_and_have_a_watchdog() {
     for name in UNITS {
         let unit = read(&format!("config/{name}"));
-        for line in ["Type=notify", "WatchdogSec=60", "TimeoutStartSec=infinity", "Restart=on-failure"] {
+        for line in ["Type=notify", "WatchdogSec=60", "TimeoutStartSec=60", "Restart=on-failure"] {
             assert!(unit.lines().any(|found| found == line), "{name}: {line}");
         }
     }

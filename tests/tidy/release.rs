@@ -2,12 +2,17 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use serde_json::Value;
 
 use crate::{
-    packaging::{all_output, has, read},
+    packaging::{all_output, has, read, skipped, tool},
     tidy::root,
 };
 
@@ -68,9 +73,14 @@ fn a_release_has_archive_package_sums_and_an_sbom_of_what_is_linked() {
     let components = sbom["components"].as_array().unwrap();
     let names: Vec<_> = components.iter().map(|one| one["name"].as_str().unwrap()).collect();
     for component in components {
-        let (name, version) = (component["name"].as_str().unwrap(), component["version"].as_str().unwrap());
-        assert!(locked[name].contains(&version), "{name} {version} is not in Cargo.lock");
+        let name = component["name"].as_str().unwrap();
         assert!(component["licenses"].is_array(), "{name} has no licence");
+        let Some(version) = component["version"].as_str() else {
+            // Rust's standard library, which is no crate of Cargo.lock.
+            assert!(name == "rust-std" && licences.contains("\nrust-std: "), "{name} has no version");
+            continue;
+        };
+        assert!(locked[name].contains(&version), "{name} {version} is not in Cargo.lock");
         assert!(licences.contains(&format!("\n{name} {version}: ")), "{name} is not in the licences");
     }
     assert!(names.contains(&"tokio") && names.contains(&"rustls"), "{names:?}");
@@ -83,6 +93,9 @@ fn a_release_has_archive_package_sums_and_an_sbom_of_what_is_linked() {
     }
     let package = ending(".deb").unwrap();
     let control = run("dpkg-deb", &["--field", package], out);
+    let cargo: toml::Table = read("Cargo.toml").parse().unwrap();
+    let maintainer = cargo["package"]["authors"][0].as_str().unwrap();
+    assert!(control.contains(&format!("Maintainer: {maintainer}\n")) && maintainer.contains('@'), "{control}");
     assert!(control.contains("Package: walhook\n") && control.contains("Depends: libc6 (>= "), "{control}");
     run("dpkg-deb", &["--extract", package, "installed"], out);
     run("dpkg-deb", &["--control", package, "control"], out);
@@ -108,6 +121,7 @@ fn a_release_has_archive_package_sums_and_an_sbom_of_what_is_linked() {
 fn what_cannot_be_released_is_refused_with_what_could_be() {
     for (arguments, expected) in [
         (["--target", "mips-unknown-linux-gnu"], "no releases are made for mips-unknown-linux-gnu"),
+        (["--target", "x86_64-pc-windows-msvc"], "no releases are made for x86_64-pc-windows-msvc"),
         (["--binary", "/nowhere/walhook"], "there is no program /nowhere/walhook"),
         (["--wrong", "x"], "unknown argument --wrong"),
     ] {
@@ -121,9 +135,49 @@ fn what_cannot_be_released_is_refused_with_what_could_be() {
     }
 }
 
+/// A static binary that `scripts/release` has built here before; the tests build none, for it takes minutes.
+fn static_binary(processor: &str) -> Option<PathBuf> {
+    let built = root().join(format!("target/{processor}-unknown-linux-musl/release/walhook"));
+    if !built.is_file() {
+        skipped(
+            "a static binary and its image",
+            &format!("scripts/release --target {processor}-unknown-linux-musl was not run"),
+        );
+        return None;
+    }
+    Some(built)
+}
+
+#[test]
+fn an_image_of_a_static_binary_is_small_and_runs_as_nobody_special_with_a_read_only_root() {
+    let processor = std::env::consts::ARCH;
+    let Some(binary) = static_binary(processor) else { return };
+    if !has("id", "-u", "no image") || run("id", &["-u"], &root()).trim() != "0" {
+        skipped("the image", "only root can build and run it without an engine");
+        return;
+    }
+    // The script itself runs it and refuses what it must not hold.
+    let output = Command::new(root().join("scripts/image"))
+        .arg("--binary")
+        .arg(&binary)
+        .arg("walhook-test")
+        .env("SOURCE_DATE_EPOCH", "1700000000")
+        .output()
+        .unwrap();
+    let said = all_output(&output);
+    assert!(output.status.success() && said.contains("user 65532, runs with a read-only root"), "{said}");
+
+    let dynamic = Command::new(root().join("scripts/image"))
+        .args(["--binary", env!("CARGO_BIN_EXE_walhook"), "walhook-test"])
+        .output()
+        .unwrap();
+    let said = all_output(&dynamic);
+    assert!(!dynamic.status.success() && said.contains("is not static") && said.contains("try: "), "{said}");
+}
+
 #[test]
 fn the_workflows_pass_their_linter() {
-    if has("actionlint", "-version", "the workflows are not linted") {
-        run("actionlint", &[], &root());
+    if let Some(actionlint) = tool("actionlint", "-version", "the workflows are not linted") {
+        run(actionlint.to_str().unwrap(), &[], &root());
     }
 }

@@ -27,12 +27,13 @@ const CIRCLES: [(&[&str], &str); 3] = [
 ];
 
 /// The verbs of the command line. What else is below `src/commands/` they share.
-const VERBS: [&str; 13] = [
+const VERBS: [&str; 14] = [
     "adopt",
     "backfill",
     "check",
     "dead_letters",
     "deliver",
+    "demo",
     "explain",
     "replay",
     "run",
@@ -43,7 +44,7 @@ const VERBS: [&str; 13] = [
     "uninstall",
 ];
 /// Verbs that use another verb, or something shared that uses a verb, each with the reason.
-const ACROSS: [(&str, &str, &str); 16] = [
+const ACROSS: [(&str, &str, &str); 17] = [
     ("adopt", "replay", "adopt --stream finds the streams of this database as a replay does"),
     ("check", "deliver", "a webhook is checked by deliver's own settings, rules and connector"),
     ("check", "setup", "the check compares a database with the files that setup applies"),
@@ -52,6 +53,7 @@ const ACROSS: [(&str, &str, &str); 16] = [
     ("replay", "backfill", "a replay of a table's present rows is a backfill"),
     ("replay", "dead_letters", "a replay of dead letters selects them as the verb does"),
     ("replay", "run", "a replay from WAL reads rules and positions as run stores them"),
+    ("run", "setup", "run --setup applies the migrations before it streams"),
     ("run", "replay", "run serves the replays that SQL has asked for"),
     ("schema", "setup", "see CIRCLES"),
     ("seek", "replay", "both name a place in a stream by the same options"),

@@ -22,7 +22,7 @@ app.kubernetes.io/component: {{ .verb }}
 
 {{- /* Refuses what could not work, with what to set. */ -}}
 {{- define "walhook.check" -}}
-{{- range $verb := list "run" "deliver" -}}
+{{- range $verb := list "setup" "run" "deliver" -}}
 {{- $process := index $.Values $verb -}}
 {{- if $process.enabled -}}
 {{- $url := required (printf "set %s.postgres.url to the database, such as postgres://ROLE@HOST:5432/DATABASE, without the password" $verb) $process.postgres.url -}}

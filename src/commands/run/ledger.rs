@@ -481,3 +481,26 @@ pub async fn ended(settings: &Settings, source: &str, error: Option<&Error>) -> 
         .map(drop)
         .map_err(|error| sql::error("note with what this run has ended", error))
 }
+
+/// For `run --setup`: a slot that is missing although the source has streamed before is not made again without a person's decision,
+/// for what was committed since would be missing in silence.
+///
+/// # Errors
+/// Untrusted: that is so.
+pub async fn refuse_new_slot(client: &Client, source: &str, slot: &str) -> Result<()> {
+    let failed = |error| sql::error("ask whether this source has streamed before", error);
+    let there = "SELECT pg_catalog.to_regclass('public.rule_cdc_status') IS NOT NULL \
+                 AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = $1)";
+    if !client.query_one(there, &[&slot]).await.map_err(failed)?.get::<_, bool>(0) {
+        return Ok(());
+    }
+    let streamed = "SELECT EXISTS (SELECT FROM public.rule_cdc_status WHERE source = $1 AND confirmed_lsn IS NOT NULL)";
+    if !client.query_one(streamed, &[&source]).await.map_err(failed)?.get::<_, bool>(0) {
+        return Ok(());
+    }
+    Err(Error::untrusted(format!("apply setup before the run: slot {slot:?} is missing, and source {source:?} has streamed before"))
+        .hint(
+            "a new slot has no changes from before it is made: run walhook setup by hand, and walhook backfill for the rows that \
+             tables have now",
+        ))
+}

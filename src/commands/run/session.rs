@@ -228,7 +228,7 @@ pub async fn session(
 }
 
 /// A standby is waited for: it may be about to be promoted. What it says about slots and privileges would end walhook.
-async fn refuse_standby(client: &Client) -> Result<()> {
+pub(super) async fn refuse_standby(client: &Client) -> Result<()> {
     let attempted = "ask whether the server is a standby";
     let asked = client.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await;
     if asked.map_err(|error| sql::error(attempted, error))?.get(0) {
@@ -273,6 +273,7 @@ async fn take_slot(
         if !said {
             tracing::info!(slot = config.slot, "{error}; waiting to take over");
             notify.status(&format!("not streaming: {error}; waiting to take over"));
+            notify.ready();
             if let Some(shown) = shown {
                 shown.disconnected(&format!("{error}; waiting to take over"));
             }
