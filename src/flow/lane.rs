@@ -441,6 +441,11 @@ impl Lane {
         self.len() == 0 && self.condemned.is_empty()
     }
 
+    /// Whether nothing is to be done by its connection: what was left out comes again once it is open.
+    pub fn is_at_rest(&self) -> bool {
+        self.is_empty() && !self.leaves_out()
+    }
+
     /// Whether all is settled, the history's rows too.
     pub fn is_settled(&self) -> bool {
         self.oldest().is_none()
@@ -467,6 +472,11 @@ impl Lane {
     pub fn front(&self) -> Option<u64> {
         let parcel = self.parcels.front().map(|parcel| parcel.number);
         self.slots.front().map(|slot| slot.number).into_iter().chain(parcel).min()
+    }
+
+    /// The number of the oldest event that is to be sent yet, in line or left out.
+    pub fn first_to_send(&self) -> Option<u64> {
+        self.front().into_iter().chain(self.left_out).min()
     }
 
     /// The number of the oldest event that is not settled: not stored yet, given up and not taken from here yet, or with

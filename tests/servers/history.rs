@@ -440,7 +440,7 @@ async fn behind_a_locked_history_events_flow_on_and_only_the_confirmation_waits(
     ended_well(&mut walhook);
 }
 
-/// The other half of a configuration begins when the messages of the first are settled, not when the history has told so.
+/// The other half of a configuration begins when the messages of the first are settled, and waits for no row of the history.
 #[tokio::test]
 async fn a_switch_of_jetstream_waits_for_no_locked_history() {
     let feed = linked().await;

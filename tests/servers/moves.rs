@@ -383,7 +383,7 @@ async fn a_servers_name_changes_again_and_again_within_one_session() {
     let names = [first.replace("127.0.0.1", "localhost"), first];
     let (mut next, mut by_core) = (1, Vec::new());
     let mut change = |round: usize, switches: bool| {
-        let has_jetstream = !switches || round % 3 > 0;
+        let has_jetstream = !switches || !round.is_multiple_of(3);
         feed.pg.psql(&format!(
             "BEGIN; UPDATE rule_nats_config SET nats_url = '{}', jetstream_enabled = {has_jetstream}; \
              INSERT INTO t SELECT generate_series({next}, {}); COMMIT",

@@ -548,7 +548,7 @@ impl World {
             run.streamer.lane_mut(index).hold_from(None);
         }
         let has_its_turn = self.bug == Bug::BothWaysAtOnce || run.has_its_turn(index);
-        let at_rest = |lane: usize| !run.streamer.lane_is_wanted(lane) && run.streamer.lane(lane).is_empty();
+        let at_rest = |lane: usize| !run.streamer.lane_is_wanted(lane) && run.streamer.lane(lane).is_at_rest();
         let keeps_open = self.bug == Bug::KeepIdleLaneOpen;
         let waits_for_other = self.bug != Bug::BothWaysAtOnce
             && run.other_half(index).any(|other| run.is_on_line(other) && !(keeps_open && at_rest(other)));
@@ -1142,7 +1142,7 @@ impl Run {
 
     /// As `commands/run/lanes` has it: first comes what is left from before the switch.
     fn has_its_turn(&self, index: usize) -> bool {
-        let is_left = |other: usize| !self.streamer.lane_is_wanted(other) && !self.streamer.lane(other).is_empty();
+        let is_left = |other: usize| !self.streamer.lane_is_wanted(other) && !self.streamer.lane(other).is_at_rest();
         let is_under_way = |other: usize| self.is_on_line(other) && self.streamer.lane(other).awaits_answers();
         let (config, is_core) = (self.streamer.lane_key(index).config_id, self.is_core(index));
         let mut here = (0..self.drivers.len())

@@ -341,7 +341,7 @@ impl Lanes {
             let driver = &mut self.drivers[index];
             driver.is_wanted = streamer.lane_is_wanted(index);
             let Some(settings) = settings else { continue };
-            let is_at_rest = matches!(driver.phase, Phase::Absent) && streamer.lane(index).is_empty();
+            let is_at_rest = matches!(driver.phase, Phase::Absent) && streamer.lane(index).is_at_rest();
             let is_known = driver.settings.is_some() && !matches!(driver.phase, Phase::Absent);
             let is_as_known = driver
                 .settings
@@ -473,7 +473,7 @@ impl Lanes {
         let driver = &mut self.drivers[index];
         match &mut driver.phase {
             Phase::Absent | Phase::Running | Phase::Settling(_) => Ok(false),
-            Phase::Waiting(_) if !driver.is_wanted && streamer.lane(index).is_empty() => {
+            Phase::Waiting(_) if !driver.is_wanted && streamer.lane(index).is_at_rest() => {
                 self.retire(at, index, streamer);
                 Ok(false)
             }
@@ -570,8 +570,9 @@ impl Lanes {
             let stream = streamer.lane(index).stream();
             others.any(|&other| self.drivers[other].is_wanted && streamer.lane(other).stream() == stream)
         };
-        let is_left =
-            |&index: &usize| !self.drivers[index].is_wanted && !streamer.lane(index).is_empty() && !is_continued(index);
+        let is_left = |&index: &usize| {
+            !self.drivers[index].is_wanted && !streamer.lane(index).is_at_rest() && !is_continued(index)
+        };
         group.lanes.iter().any(is_left)
     }
 
@@ -719,7 +720,7 @@ impl Lanes {
         }
         // Its stream may still be asked for the history. Opened again, the lane reads the stream's end anew: the other half of its
         // configuration may publish meanwhile.
-        if !driver.is_wanted && lane.is_empty() && lane.is_between_messages() {
+        if !driver.is_wanted && lane.is_at_rest() && lane.is_between_messages() {
             streamer.lane_mut(index).close();
             self.retire(at, index, streamer);
             return Ok(false);

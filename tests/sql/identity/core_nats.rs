@@ -35,7 +35,7 @@ async fn a_copy_publishes_nothing_to_core_nats_where_jetstream_of_the_account_kn
     original.confirmed().await;
     assert_eq!(run.terminate(), 0, "{}", run.log());
     let copy = copied(&nats, &original).await;
-    // The stream takes the subject, whoever publishes.
+    // The stream takes the subject, also from core NATS.
     assert_eq!(numbers(&rows(&nats, "WEBHOOKS").await), (1..=40).collect::<Vec<_>>());
     is_refused(&copy);
     let mut run = original.run();
@@ -61,8 +61,8 @@ async fn a_copy_publishes_nothing_to_core_nats_where_another_configuration_has_j
     original.sql(&format!(
         "SELECT rule_nats_configure('core', '{}');
          UPDATE rule_nats_config SET jetstream_enabled = false WHERE config_name = 'core';
-         SELECT rule_webhook_register('heard', 'https://example.com/heard');
-         SELECT rule_webhook_enable_nats(2, 'core.heard', 'nats', 'core');
+         SELECT rule_webhook_register('second', 'https://example.com/second');
+         SELECT rule_webhook_enable_nats(2, 'core.second', 'nats', 'core');
          SELECT rule_webhook_link_table(2, 't')",
         core.url()
     ));

@@ -22,7 +22,7 @@ impl Lanes {
         for (index, others) in &self.siblings {
             let driver = &self.drivers[*index];
             let may_be_one = others.iter().filter(|&&other| !driver.leads_elsewhere(&self.drivers[other]));
-            let limit = may_be_one.filter_map(|&other| streamer.lane(other).front()).min();
+            let limit = may_be_one.filter_map(|&other| streamer.lane(other).first_to_send()).min();
             streamer.lane_mut(*index).set_turn_limit(limit);
         }
     }
@@ -48,7 +48,10 @@ impl Lanes {
 
     /// Whether the events of a lane come before those of others into the same stream.
     pub(super) fn comes_first(&self, index: usize, streamer: &Streamer) -> bool {
-        comes_first(streamer.lane(index).front(), self.twins(index).map(|other| streamer.lane(other).front()))
+        comes_first(
+            streamer.lane(index).first_to_send(),
+            self.twins(index).map(|other| streamer.lane(other).first_to_send()),
+        )
     }
 
     /// Whether a lane has to wait until others into the same stream have sent what comes before, and are closed.
