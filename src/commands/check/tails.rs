@@ -138,6 +138,7 @@ pub async fn check(
         last_sequence: end.last_sequence,
         ours,
         listed: Vec::new(),
+        listing: None,
         subjects: Vec::new(),
         max_payload: known.max_payload,
         batch_max: known.batch_max,
