@@ -139,6 +139,7 @@ pub async fn check(
         ours,
         listing: None,
         listed: Vec::new(),
+        listing: None,
         subjects: Vec::new(),
         max_payload: known.max_payload,
         batch_max: known.batch_max,
