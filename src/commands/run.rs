@@ -74,7 +74,7 @@ async fn stream(config: &Config, mut shutdown: watch::Receiver<bool>, notify: &N
         postgres = config.postgres.target(),
         "walhook starts"
     );
-    let http = Http::start(config, "run", &shutdown)?;
+    let http = Http::start(config, "run", true, &shutdown)?;
     let mut shown = http.as_ref().map(|http| Shown::new(http.shared().clone(), config));
     let mut backoff = Backoff::default();
     let mut last_error: Option<String> = None;

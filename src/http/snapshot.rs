@@ -4,15 +4,17 @@
 //! or as a page. Always holds: no payload, no secret and no header value is in here, and the lists of webhooks, findings and
 //! dead letters are bounded.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::flow::histogram::Histogram;
+use crate::flow::{histogram::Histogram, streamer::WebhookCounts};
 
 /// How many webhooks have a line of their own in the metrics; the rest is summed up as [`OTHER`].
 pub const WEBHOOKS_MAX: usize = 200;
+/// 2000-01-01, where PostgreSQL's times begin, in seconds since 1970.
+const POSTGRES_EPOCH: f64 = 946_684_800.0;
 /// The label of all other webhooks.
 pub const OTHER: &str = "other";
 
@@ -47,12 +49,25 @@ pub struct Snapshot {
     pub findings: Vec<Value>,
     /// How many links publish nothing, or less than they should; `None` while nobody has looked.
     pub links_broken: Option<u64>,
+    /// What `walhook check` has found, if it has run yet.
+    pub checked: Option<Checked>,
     /// Replays and backfills that are asked for or run.
     pub jobs: Vec<Value>,
     /// Only of `run`.
     pub run: Option<Run>,
     /// Only of `deliver`.
     pub deliver: Option<Deliver>,
+}
+
+/// What `walhook check` found when it ran last.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Checked {
+    /// When, in seconds since 1970.
+    pub at: u64,
+    /// Its exit code.
+    pub exit_code: u8,
+    /// Its findings, as `walhook check --json` shows them, but for those in [`Snapshot::findings`].
+    pub findings: Vec<Value>,
 }
 
 /// A NATS configuration.
@@ -98,12 +113,73 @@ pub struct Run {
     pub changes: Vec<(&'static str, u64)>,
     /// Each stream.
     pub streams: Vec<Stream>,
+    /// Each webhook.
+    #[serde(skip)]
+    pub webhooks: Published,
     /// Refusals of JetStream, by `err_code` or a word.
     pub publish_errors: Vec<(String, u64)>,
     /// Rows of the history that were lost.
     pub history_rows_lost: u64,
     /// How often the rules have changed since the process began.
     pub config_version: u64,
+}
+
+/// All webhooks that publish, with what was published for them. A copy costs nothing for the names and little for the numbers.
+#[derive(Debug, Clone, Default)]
+pub struct Published {
+    /// In the order of their ids.
+    pub names: Arc<[PublishedName]>,
+    /// In the same order.
+    pub counts: Arc<[WebhookCounts]>,
+}
+
+/// Which webhook it is.
+#[derive(Debug, Clone)]
+pub struct PublishedName {
+    /// Its key.
+    pub id: i32,
+    /// Its name.
+    pub name: String,
+    /// Why its events cannot be published, if they cannot.
+    pub problem: Option<String>,
+    /// Changes of linked tables go to NATS for it.
+    pub publishes: bool,
+}
+
+/// A webhook on the page of `run`.
+#[derive(Debug, Serialize)]
+pub struct PublishedWebhook<'s> {
+    /// Its key.
+    pub id: i32,
+    /// Its name.
+    pub name: &'s str,
+    /// Why its events cannot be published, if they cannot.
+    pub problem: Option<&'s str>,
+    /// Changes of linked tables go to NATS for it.
+    pub publishes: bool,
+    /// Events made for it since the process began.
+    pub events: u64,
+    /// How many of them became dead letters.
+    pub dead: u64,
+    /// When the last of them was committed, in seconds since 1970.
+    pub last_at: Option<f64>,
+}
+
+impl Published {
+    /// Each webhook with its numbers.
+    pub fn iter(&self) -> impl Iterator<Item = PublishedWebhook<'_>> {
+        #[allow(clippy::cast_precision_loss, reason = "seconds with a few digits")]
+        let seconds = |micros: i64| (micros as f64) / 1e6 + POSTGRES_EPOCH;
+        self.names.iter().zip(self.counts.iter()).map(move |(known, counts)| PublishedWebhook {
+            id: known.id,
+            name: &known.name,
+            problem: known.problem.as_deref(),
+            publishes: known.publishes,
+            events: counts.events,
+            dead: counts.dead,
+            last_at: (counts.events > 0).then(|| seconds(counts.last)),
+        })
+    }
 }
 
 /// The slot, as PostgreSQL shows it.

@@ -22,6 +22,7 @@ mod moves;
 mod nats_configurations;
 mod nats_connection;
 mod nats_streams;
+mod page;
 mod parcels;
 mod payloads;
 mod postgres_connection;

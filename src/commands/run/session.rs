@@ -153,6 +153,9 @@ pub async fn session(
     streamer.set_database(&system.dbname);
     streamer.set_newest_rules(newest, true);
     streamer.set_amendments(amendments);
+    if let Some(shown) = shown.as_ref() {
+        shown.begin(&mut streamer);
+    }
     if let Some(upto) = doubted_upto {
         streamer.doubt((confirmed, 0), upto);
     }

@@ -29,14 +29,15 @@ use crate::{
     error::{Error, Result},
     flow::{
         lane::{Lane, Times},
-        streamer::{Counts, Obstacle, Streamer},
+        streamer::{Counts, Obstacle, Streamer, WebhookCounts},
     },
     http::{
         server::Shared,
-        snapshot::{DeadLetter, Nats, Run, Slot, Snapshot, Stream},
+        snapshot::{DeadLetter, Nats, Published, PublishedName, Run, Slot, Snapshot, Stream},
     },
     nats::control::Control,
     postgres::{self, sql},
+    route::rules::Webhook,
     wal::{change::Op, lsn::Lsn},
 };
 
@@ -114,6 +115,54 @@ pub struct Shown {
     /// What was confirmed when it last moved, and when that was.
     confirmed: (Lsn, Instant),
     fullness: Fullness,
+    published: WebhookTotals,
+}
+
+/// What was counted of each webhook, over all sessions.
+#[derive(Default)]
+struct WebhookTotals {
+    /// Of the sessions before this one, by id.
+    before: HashMap<i32, WebhookCounts>,
+    /// The same in the order of `shown`.
+    base: Vec<WebhookCounts>,
+    /// Of the rules, in this session.
+    generation: u64,
+    /// The last event that was counted.
+    counted: (Lsn, u64),
+    shown: Published,
+}
+
+impl WebhookTotals {
+    /// The names are made anew only when the rules have changed: there may be ten thousand of them.
+    fn follow(&mut self, streamer: &Streamer) -> Published {
+        let (webhooks, counts) = streamer.webhooks();
+        self.counted = streamer.counted();
+        if self.generation != streamer.generation() {
+            self.generation = streamer.generation();
+            self.base = webhooks.iter().map(|webhook| self.before.get(&webhook.id).copied().unwrap_or_default()).collect();
+            let name = |webhook: &Webhook| PublishedName {
+                id: webhook.id,
+                name: webhook.name.clone(),
+                problem: webhook.problem.clone(),
+                publishes: webhook.publishes,
+            };
+            self.shown.names = webhooks.iter().map(name).collect();
+        }
+        let sum = |(base, now): (&WebhookCounts, &WebhookCounts)| WebhookCounts {
+            events: base.events + now.events,
+            dead: base.dead + now.dead,
+            last: base.last.max(now.last),
+        };
+        self.shown.counts = self.base.iter().zip(counts).map(sum).collect();
+        self.shown.clone()
+    }
+
+    /// The next session counts from 0.
+    fn end_session(&mut self) {
+        let counts = self.shown.names.iter().map(|name| name.id).zip(self.shown.counts.iter().copied());
+        self.before.extend(counts.filter(|(_, counts)| counts.events > 0));
+        self.generation = 0;
+    }
 }
 
 impl Shown {
@@ -126,6 +175,7 @@ impl Shown {
             now: Totals::default(),
             confirmed: (Lsn::ZERO, Instant::now()),
             fullness: Fullness::default(),
+            published: WebhookTotals::default(),
         }
     }
 
@@ -134,10 +184,16 @@ impl Shown {
         &self.shared
     }
 
+    /// A session begins.
+    pub fn begin(&self, streamer: &mut Streamer) {
+        streamer.set_counted(self.published.counted);
+    }
+
     /// The session has ended, or did not come about.
     pub fn disconnected(&mut self, why: &str) {
         self.before.add(&std::mem::take(&mut self.now));
         self.fullness = Fullness::default();
+        self.published.end_session();
         self.shared.update(|snapshot| {
             snapshot.postgres_connected = false;
             snapshot.postgres_error = Some(why.to_owned());
@@ -166,6 +222,7 @@ impl Shown {
             unconfirmed_seconds: self.confirmed.1.elapsed().as_secs_f64(),
             changes: Op::ALL.iter().map(|op| (op.as_str(), all.counts.changes[op.index()])).collect(),
             streams: self.streams(&all, streamer),
+            webhooks: self.published.follow(streamer),
             publish_errors: all.publish_errors.into_iter().collect(),
             history_rows_lost: all.history_rows_lost,
             config_version: all.rules,
