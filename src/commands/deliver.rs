@@ -85,10 +85,14 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
             Err(error) => error,
         };
         let wait = backoff.next();
-        tracing::warn!(retry_in_ms = wait.as_millis(), away_s = began.elapsed().as_secs(), "{error}");
+        let name = nats_or_postgres(&error);
+        tracing::warn!(finding = name, retry_in_ms = wait.as_millis(), away_s = began.elapsed().as_secs(), "{error}");
         notify.status(&format!("not delivering, tries again: {error}"));
         if let Some(http) = &http {
-            http.shared().update(|snapshot| snapshot.start_error = Some(error.to_string()));
+            http.shared().update(|snapshot| {
+                snapshot.start_error = Some(error.to_string());
+                snapshot.start_finding = Some(name);
+            });
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -153,6 +157,11 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
     Ok(())
 }
 
+/// What `walhook check` calls why the work cannot begin.
+fn nats_or_postgres(error: &crate::error::Error) -> &'static str {
+    super::breaks::of_postgres(error)
+}
+
 /// The NATS of the configuration that is named in the settings, and the database, which is the one that publishes there.
 async fn connect(config: &Config, settings: &Settings) -> Result<(Control, Option<Identity>)> {
     let database = if settings.has_database {
@@ -186,7 +195,7 @@ async fn connect(config: &Config, settings: &Settings) -> Result<(Control, Optio
     for warning in &nats.warnings {
         tracing::warn!("{warning}");
     }
-    let control = control::connect(&nats).await?;
+    let control = control::connect(&nats).await.map_err(|error| error.named("nats_connection"))?;
     let Some((client, identity, _)) = database else { return Ok((control, None)) };
     identity::check_runs(&client, &control, &config.source, &identity).await?;
     Ok((control, Some(identity)))

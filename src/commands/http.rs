@@ -24,7 +24,7 @@ use crate::{
         operator::{Act, Acting},
         server::{Server, Shared, Work, Working},
         settings::Settings,
-        snapshot::Checked,
+        snapshot::{Checked, LIVE},
     },
     log,
 };
@@ -108,8 +108,10 @@ async fn check(config: Config, shared: Shared) -> Infallible {
         let began = Instant::now();
         if let Ok(findings) = timeout(CHECK_WITHIN, check::run(&config, &check::Arguments::default())).await {
             let exit_code = check::finding::exit_code(&findings);
-            // Those of the set-up are looked for more often, and shown as they are now.
-            let is_other = |code: &str| codes::of(code).is_none_or(|code| code.side != codes::Side::SetUp);
+            // Those of the set-up are looked for more often, and so is what is shown as it is now.
+            let is_live = |code: &str| LIVE.iter().any(|(live, _)| *live == code);
+            let is_other =
+                |code: &str| !is_live(code) && codes::of(code).is_none_or(|code| code.side != codes::Side::SetUp);
             let others = findings.iter().filter(|finding| is_other(finding.code));
             let findings = others.take(FINDINGS_MAX).map(|finding| json!(finding)).collect();
             let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();

@@ -27,12 +27,12 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{backoff::Backoff, http::Http, setup_check::Reported, systemd::Notify};
+use super::{backoff::Backoff, breaks, http::Http, setup_check::Reported, systemd::Notify};
 use crate::{
     config::Config,
     error::{Error, Kind, Result},
 };
-pub(super) use lanes::open::position_of;
+pub(super) use lanes::open::{lost as stream_lost, position_of};
 use shown::Shown;
 
 /// How long the end of the process waits for its reason to be noted.
@@ -50,6 +50,7 @@ pub async fn run(config: &Config, shutdown: watch::Receiver<bool>) -> Result<()>
 
 async fn end(config: &Config, shutdown: watch::Receiver<bool>, notify: &Notify) -> Result<()> {
     let outcome = Box::pin(stream(config, shutdown, notify)).await;
+    let outcome = outcome.map_err(breaks::name_of_end);
     match &outcome {
         Ok(()) => notify.stopping("stopped"),
         Err(error) => notify.stopping(&format!("ends with exit code {}: {error}", error.exit_code())),
@@ -95,11 +96,12 @@ async fn stream(config: &Config, mut shutdown: watch::Receiver<bool>, notify: &N
                 }
                 let wait = backoff.next();
                 let away_s = away_since.get_or_insert_with(Instant::now).elapsed().as_secs();
-                tracing::warn!(retry_in_ms = wait.as_millis(), not_streaming_for_s = away_s, "{error}");
+                let name = breaks::of_postgres(&error);
+                tracing::warn!(finding = name, retry_in_ms = wait.as_millis(), not_streaming_for_s = away_s, "{error}");
                 notify.status(&format!("not streaming, tries again: {error}"));
                 last_error = Some(error.to_string());
                 if let Some(shown) = &mut shown {
-                    shown.disconnected(&error.to_string());
+                    shown.disconnected(name, &error.to_string());
                 }
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}

@@ -75,7 +75,7 @@ pub enum Operator {
 
 /// What an event of `/events` says.
 pub fn state(mut snapshot: Snapshot, operator: Operator) -> Value {
-    let readiness = snapshot.readiness();
+    let (readiness, problems) = (snapshot.readiness(), snapshot.problems());
     let published = snapshot.run.as_mut().map(|run| std::mem::take(&mut run.webhooks));
     let total = snapshot.deliver.as_mut().map(|deliver| {
         let webhooks = &mut deliver.webhooks;
@@ -93,6 +93,7 @@ pub fn state(mut snapshot: Snapshot, operator: Operator) -> Value {
     state["readiness"] = json!(readiness);
     state["version"] = env!("CARGO_PKG_VERSION").into();
     state["operator"] = json!(operator);
+    state["problems"] = json!(problems);
     if let Some(published) = published {
         state["run"]["webhooks"] = shown_of(&published, |_| true);
         state["run"]["webhook_count"] = published.names.len().into();
@@ -177,9 +178,13 @@ mod tests {
             ..Snapshot::default()
         };
         let state = state(snapshot.clone(), Operator::WithToken);
-        let ids = |list: &Value| list.as_array().unwrap().iter().map(|one| one["id"].as_i64().unwrap()).collect::<Vec<_>>();
+        let ids =
+            |list: &Value| list.as_array().unwrap().iter().map(|one| one["id"].as_i64().unwrap()).collect::<Vec<_>>();
         let first = ids(&state["run"]["webhooks"]);
-        assert_eq!((first.len(), &first[..3], &state["operator"]), (WEBHOOKS_SHOWN, &[5, 9_999, 9_998][..], &json!("with_token")));
+        assert_eq!(
+            (first.len(), &first[..3], &state["operator"]),
+            (WEBHOOKS_SHOWN, &[5, 9_999, 9_998][..], &json!("with_token"))
+        );
         assert_eq!(state["run"]["webhook_count"], 10_000);
         assert!(state.to_string().len() < 50_000);
         let found = search(snapshot, "wEBHOOK 7");

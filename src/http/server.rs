@@ -124,12 +124,7 @@ impl Server {
     ///
     /// # Errors
     /// The system gives no thread or no runtime.
-    pub fn start(
-        settings: Settings,
-        shared: Shared,
-        act: Option<operator::Act>,
-        work: Option<Work>,
-    ) -> Result<Server> {
+    pub fn start(settings: Settings, shared: Shared, act: Option<operator::Act>, work: Option<Work>) -> Result<Server> {
         let attempted = "start the thread that serves HTTP";
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -35,6 +35,14 @@ pub struct Snapshot {
     pub start_error: Option<String>,
     /// Why PostgreSQL is not connected.
     pub postgres_error: Option<String>,
+    /// What `walhook check` calls that.
+    pub postgres_finding: Option<&'static str>,
+    /// The same of [`Snapshot::start_error`].
+    pub start_finding: Option<&'static str>,
+    /// Why the history takes no rows.
+    pub history_blocked: Option<String>,
+    /// What the role may not do any more.
+    pub refused: Option<String>,
     /// Each NATS configuration.
     pub nats: Vec<Nats>,
     /// Lines of the log that could not be written.
@@ -81,6 +89,8 @@ pub struct Nats {
     pub server: Option<String>,
     /// Why not.
     pub error: Option<String>,
+    /// What `walhook check` calls that.
+    pub finding: Option<String>,
     /// The slot waits for its events.
     pub holds_slot: bool,
 }
@@ -284,6 +294,49 @@ impl Deliver {
     }
 }
 
+/// Something that is wrong now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// Its name, the same everywhere: of the table in `commands/check/codes.rs`.
+    pub code: String,
+    /// What is wrong.
+    pub text: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// What is wrong by other means than [`Snapshot::findings`], with what to do. The findings of a check that may be minutes old leave
+/// these out.
+pub const LIVE: &[(&str, &str)] = &[
+    ("postgres_connection", "see that PostgreSQL runs and lets walhook in; `walhook check` says what it lacks"),
+    ("standby", "walhook goes on when the server is promoted"),
+    ("slot_held", "nothing, if the other walhook is meant to run; otherwise stop it"),
+    ("slot_lost", "walhook check"),
+    ("slot_wal_status", "find what walhook waits for, or raise max_slot_wal_keep_size"),
+    ("nats_connection", "see that NATS runs, and the address in rule_nats_config; `walhook check` says what it finds"),
+    ("nats_jetstream", "enable JetStream for the account; `walhook check` says what it finds"),
+    ("nats_permissions", "walhook check --permissions"),
+    ("nats_storage", "give the account or the server more storage, or lower max_bytes of a stream"),
+    ("stream_full", "raise the stream's limits in rule_nats_streams, or have its consumers read"),
+    ("history_blocked", "end the transaction that holds a lock on rule_nats_publish_history: see pg_locks"),
+    ("privileges", "walhook check names the GRANT that is missing"),
+    ("dead_letters", "walhook dead-letters list; then retry or drop them"),
+    ("webhook_disabled", "correct the receiver, then UPDATE rule_webhooks SET enabled = true for the webhook"),
+];
+
+/// How many problems are listed.
+const PROBLEMS_MAX: usize = 50;
+
+fn problem(code: &str, text: impl Into<String>) -> Problem {
+    let remedy = LIVE.iter().find(|(known, _)| *known == code).map_or("walhook check", |(_, remedy)| remedy);
+    let text = text.into();
+    // An error that says what to do knows more than the table.
+    match text.split_once(". Hint: ") {
+        Some((text, hint)) => Problem { code: code.to_owned(), text: text.to_owned(), remedy: hint.to_owned() },
+        None => Problem { code: code.to_owned(), remedy: remedy.to_owned(), text },
+    }
+}
+
 /// Whether the process does its work, and why not.
 #[derive(Debug, Serialize)]
 pub struct Readiness {
@@ -294,6 +347,46 @@ pub struct Readiness {
 }
 
 impl Snapshot {
+    /// What is wrong now, each under the name by which `walhook check`, the log and `walhook status --check` know it.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if let Some(error) = &self.start_error {
+            problems.push(problem(self.start_finding.unwrap_or("postgres_connection"), error));
+        } else if !self.postgres_connected {
+            let why = self.postgres_error.as_deref().unwrap_or("no connection yet");
+            problems.push(problem(self.postgres_finding.unwrap_or("postgres_connection"), why));
+        }
+        for nats in self.nats.iter().filter(|nats| !nats.connected || nats.error.is_some()) {
+            let code = nats.finding.as_deref().unwrap_or("nats_connection");
+            problems.push(problem(code, nats.error.as_deref().unwrap_or("no connection yet")));
+        }
+        let status = self.run.as_ref().and_then(|run| run.slot.as_ref()).map(|slot| slot.wal_status.as_str());
+        match status {
+            Some("lost") => problems.push(problem("slot_lost", "PostgreSQL has removed WAL that the slot needed")),
+            Some("unreserved") => {
+                problems.push(problem("slot_wal_status", "the slot has used up its allowance of WAL"))
+            }
+            _ => {}
+        }
+        problems.extend(self.history_blocked.as_ref().map(|why| problem("history_blocked", why)));
+        problems.extend(self.refused.as_ref().map(|why| problem("privileges", why)));
+        // Without the database nobody knows whether they still hold.
+        for finding in self.findings.iter().filter(|_| self.postgres_connected) {
+            let text = |name: &str| finding[name].as_str().unwrap_or_default().to_owned();
+            if ["error", "fatal"].contains(&text("severity").as_str()) {
+                problems.push(Problem { code: text("name"), text: text("problem"), remedy: text("remedy") });
+            }
+        }
+        if let Some(count) = self.dead_letters.filter(|count| *count > 0) {
+            problems.push(problem("dead_letters", format!("dead letters that wait to be retried or dropped: {count}")));
+        }
+        if let Some(count) = self.deliver.as_ref().map(|deliver| deliver.webhooks_disabled).filter(|count| *count > 0) {
+            problems.push(problem("webhook_disabled", format!("webhooks that are not called: {count}")));
+        }
+        problems.truncate(PROBLEMS_MAX);
+        problems
+    }
+
     /// Whether the process does its work now.
     pub fn readiness(&self) -> Readiness {
         let mut reasons = Vec::new();

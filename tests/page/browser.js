@@ -9,6 +9,7 @@
 //   count SELECTOR N     waits until so many elements match
 //   fill SELECTOR TEXT   types into a field
 //   click NAME           presses the button of this name
+//   press SELECTOR       clicks an element
 //   reload               loads the page again
 //   shot NAME WIDTH SCHEME [HEIGHT]   a screenshot in light or dark, and whether the page is wider than the window
 //   console              what the console and the page's errors have said so far
@@ -33,6 +34,7 @@ const { chromium } = require(playwright);
     },
     async fill(rest) { const at = rest.indexOf(" "); await page.locator(rest.slice(0, at)).fill(rest.slice(at + 1)); },
     async click(name) { await page.getByRole("button", { name, exact: true }).click({ timeout: 30000 }); },
+    async press(selector) { await page.locator(selector).click({ timeout: 30000 }); },
     async reload() { await page.reload(); },
     async shot(rest) {
       const [name, width, scheme, height] = rest.split(" ");

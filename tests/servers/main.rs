@@ -6,6 +6,7 @@ mod support;
 mod backfill;
 mod bad_input;
 mod batches;
+mod breaks;
 mod check;
 mod commands;
 mod compose;

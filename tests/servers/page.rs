@@ -89,6 +89,7 @@ async fn the_page_shows_a_running_flow_an_outage_and_its_end_in_a_browser_withou
     browser.must("see <img src=x onerror=alert(1)>");
     browser.must("see nothing is wrong");
     browser.must("see walhook check at");
+    browser.must("press #notes summary");
     browser.must("see stream_replicas");
     browser.must("see before the slot is lost");
     browser.must("see last sequence");
@@ -147,9 +148,8 @@ async fn a_workers_page_stays_usable_with_ten_thousand_webhooks() {
 
 /// Sends a request that changes something, with these headers.
 async fn post(address: SocketAddr, path: &str, headers: &str) -> (u16, String) {
-    let request = format!(
-        "POST {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: 0\r\n{headers}\r\n"
-    );
+    let request =
+        format!("POST {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: 0\r\n{headers}\r\n");
     let answer = exchange(address, &request).await.unwrap();
     (answer.status, answer.body)
 }
@@ -171,7 +171,8 @@ async fn an_operator_retries_one_dead_letter_and_drops_another_from_the_page_and
     let address = address_of(&mut walhook).await;
     ready(address, 200, "[]").await;
     feed.pg.psql("INSERT INTO t VALUES (1, 'first'), (2, 'second'), (3, 'third')");
-    let status = |id: i64| feed.pg.psql(&format!("SELECT status FROM rule_nats_dead_letters WHERE dead_letter_id = {id}"));
+    let status =
+        |id: i64| feed.pg.psql(&format!("SELECT status FROM rule_nats_dead_letters WHERE dead_letter_id = {id}"));
     let letters = async || {
         let count = feed.pg.psql("SELECT count(*) FROM rule_nats_dead_letters WHERE status = 'dead'");
         (count == "3").then_some(())
@@ -288,7 +289,8 @@ async fn the_page_of_run_shows_ten_thousand_webhooks_those_that_cannot_publish_f
          SELECT 'webhook ' || n, 'http://127.0.0.1:1/', true, 'nats', 'webhooks.many' FROM generate_series(1, 10000) n",
     );
     feed.pg.psql("CREATE TABLE t (id int PRIMARY KEY, note text)");
-    feed.pg.psql("SELECT rule_webhook_link_table(webhook_id, 't') FROM rule_webhooks WHERE webhook_name = 'webhook 77'");
+    feed.pg
+        .psql("SELECT rule_webhook_link_table(webhook_id, 't') FROM rule_webhooks WHERE webhook_name = 'webhook 77'");
     let mut walhook = with_http(feed.streamer()).start();
     let address = address_of(&mut walhook).await;
     ready(address, 200, "[]").await;
@@ -298,7 +300,8 @@ async fn the_page_of_run_shows_ten_thousand_webhooks_those_that_cannot_publish_f
         found.as_array().unwrap().iter().find(|one| one["name"] == name.replace("%20", " ")).cloned()
     };
     let counted = async |events: u64| {
-        eventually("the webhook's events", async || of("webhook%2077").await.filter(|one| one["events"] == events)).await
+        eventually("the webhook's events", async || of("webhook%2077").await.filter(|one| one["events"] == events))
+            .await
     };
     let webhook = counted(12).await;
     assert!(webhook["last_at"].as_f64().unwrap() > 1_700_000_000.0 && webhook["dead"] == 0, "{webhook}");

@@ -13,14 +13,23 @@ use crate::{
     commands::{
         bucket,
         identity::{self, Identity},
+        run::{
+            self,
+            ledger::{self, Checkpoint},
+        },
     },
     config::Config,
     error::{Error, Kind, Result},
     nats::{
         control::{self, Control},
         settings::Settings,
-        streams::foresee::{self, Foreseen, Limits, Storage, There, Unread},
+        streams::{
+            StreamState,
+            foresee::{self, Foreseen, Limits, Storage, There, Unread},
+        },
+        tail::CREATED_TOLERANCE_NS,
     },
+    postgres::sql,
     route::{
         streams::streams_of_all,
         tables::{ConfigRow, StreamRow, Tables},
@@ -110,6 +119,8 @@ struct Check<'a> {
     reached: &'a Reached,
     subject: String,
     used: usize,
+    /// Where `walhook run` noted that the streams stood.
+    checkpoints: Vec<Checkpoint>,
 }
 
 /// Everything about one configuration.
@@ -122,7 +133,13 @@ pub async fn check(
     reached: &Reached,
 ) -> Vec<Finding> {
     let used = tables.configs.values().filter(|row| row.enabled != Some(false) && is_used(tables, row)).count();
+    let checkpoints = match client {
+        Some(client) => checkpoints(client, config).await,
+        None => Ok(Vec::new()),
+    };
     let check = Check {
+        // What keeps them from being read is found by other checks.
+        checkpoints: checkpoints.unwrap_or_default(),
         config,
         tables,
         identity,
@@ -142,6 +159,12 @@ pub async fn check(
         }
     }
     findings
+}
+
+async fn checkpoints(client: &Client, config: &Config) -> Result<Vec<Checkpoint>> {
+    let asked = client.query_one("SELECT system_identifier::text FROM pg_catalog.pg_control_system()", &[]).await;
+    let row = asked.map_err(|error| sql::error("read the system identifier", error))?;
+    ledger::checkpoints(client, &config.source, row.get(0)).await
 }
 
 impl Check<'_> {
@@ -189,7 +212,8 @@ impl Check<'_> {
     fn storage(&self, storage: Storage) -> Option<Finding> {
         let (used, limit) = storage.filter(|(used, limit)| used / limit >= NEARLY_FULL)?;
         let text = format!("the account has stored {} of {} that it may store", bytes(used), bytes(limit));
-        let finding = Finding::new("nats_storage", Severity::Warning, self.subject.as_str(), text);
+        let severity = if used >= limit { Severity::Error } else { Severity::Warning };
+        let finding = Finding::new("nats_storage", severity, self.subject.as_str(), text);
         Some(finding.remedy(How::NatsServer, format!("jetstream: {{ max_file: {:.0} }}", limit * 2.0)))
     }
 
@@ -359,6 +383,7 @@ impl Check<'_> {
         let mut findings = Vec::new();
         match foreseen {
             Foreseen::New { taken_by, limits } => {
+                findings.extend(self.lost(row, None));
                 findings.push(match taken_by.is_empty() {
                     true => Finding::new("stream_new", Severity::Note, subject.as_str(), format!("{subject} does not exist yet: walhook run creates it")),
                     false => Finding::new(
@@ -377,6 +402,8 @@ impl Check<'_> {
             }
             Foreseen::There(there) => {
                 findings.extend(self.existing(row, &there));
+                findings.extend(self.lost(row, Some(&there.state)));
+                findings.extend(self.full(row, &there));
                 match foresee::unread(control, &there.state).await {
                     Ok(unread) => findings.extend(self.unread(row, &there, &unread)),
                     Err(error) => findings.push(Finding::not_checked(&["stream_unread"], &error)),
@@ -456,6 +483,49 @@ impl Check<'_> {
             How::Sql,
             self.row_statement(row, "discard_policy = 'new', max_age_seconds = 0, max_messages = 0, max_bytes = 0"),
         ))
+    }
+
+    /// `stream_lost`: what `walhook run` had noted of the stream against what it is.
+    fn lost(&self, row: &StreamRow, state: Option<&StreamState>) -> Option<Finding> {
+        let config_name = &self.reached.row.config_name;
+        let known = self
+            .checkpoints
+            .iter()
+            .find(|known| known.config_name == *config_name && known.stream == row.stream_name)?;
+        if !known.servers.is_empty() && known.servers != self.tables.servers_of(&self.reached.row) {
+            return None;
+        }
+        let what = match state {
+            _ if row.storage_type.as_deref() == Some("memory") => return None,
+            None => "it does not exist any more".to_owned(),
+            Some(state) if known.created_ns.abs_diff(state.created_ns) > CREATED_TOLERANCE_NS => {
+                "it was made anew since".to_owned()
+            }
+            Some(state) if state.last_sequence < known.sequence && known.kept_upto.is_none() => {
+                format!("it ends at message {} now", state.last_sequence)
+            }
+            Some(_) => return None,
+        };
+        Some(Finding::of_error("stream_lost", named(row), &run::stream_lost(known, &what)))
+    }
+
+    /// `stream_full`.
+    fn full(&self, row: &StreamRow, there: &There) -> Option<Finding> {
+        let (limits, state) = (there.limits, &there.state);
+        let is_at = |limit: Option<f64>, has: u64| limit.is_some_and(|limit| has as f64 >= limit);
+        if limits.drops_old || !(is_at(limits.messages, state.messages) || is_at(limits.bytes, state.bytes)) {
+            return None;
+        }
+        let subject = named(row);
+        let text = format!(
+            "{subject} has {} messages of {} and takes no more (discard_policy = 'new')",
+            state.messages,
+            bytes(state.bytes as f64)
+        );
+        let twice = |limit: Option<f64>| limit.map_or(0.0, |limit| limit * 2.0);
+        let change = format!("max_messages = {:.0}, max_bytes = {:.0}", twice(limits.messages), twice(limits.bytes));
+        let finding = Finding::new("stream_full", Severity::Error, subject, text);
+        Some(finding.remedy(How::Sql, self.row_statement(row, &change)).exits(1))
     }
 
     /// `stream_unread`.

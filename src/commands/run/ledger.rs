@@ -453,9 +453,15 @@ pub async fn ended(settings: &Settings, source: &str, error: Option<&Error>) -> 
              VALUES ($1, $2, $3, now(), 'epoch') \
              ON CONFLICT (source) DO UPDATE SET last_exit_code = excluded.last_exit_code, \
                  last_exit_reason = excluded.last_exit_reason, last_exit_at = excluded.last_exit_at",
-            &[&source, &code, &error.map(ToString::to_string)],
+            &[&source, &code, &error.map(reason)],
         )
         .await
         .map(drop)
         .map_err(|error| sql::error("note with what this run has ended", error))
+}
+
+/// What a run ended by, with the name that `walhook check` has for it before it.
+fn reason(error: &Error) -> String {
+    let name = error.name().map(|name| format!("{name}: ")).unwrap_or_default();
+    format!("{name}{error}")
 }

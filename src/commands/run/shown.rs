@@ -22,11 +22,13 @@ use tokio_postgres::Client;
 use super::{lanes::Lanes, office::Office};
 use crate::{
     commands::{
+        breaks::{self, SHOWS_WITHIN},
+        http,
         setup_check::{Finding, Severity},
         told::Told,
     },
     config::Config,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     flow::{
         lane::{Lane, Times},
         streamer::{Counts, Obstacle, Streamer, WebhookCounts},
@@ -45,6 +47,7 @@ use crate::{
 const ASK: Duration = Duration::from_secs(5);
 /// How often JetStream is asked how full its streams are.
 const ASK_STREAMS: Duration = Duration::from_secs(10);
+const _: () = assert!(ASK.as_secs() + http::EVERY.as_secs() <= SHOWS_WITHIN.as_secs());
 /// How many dead letters, replays and backfills are shown, the newest ones.
 const SHOWN_MAX: i64 = 20;
 
@@ -139,7 +142,8 @@ impl WebhookTotals {
         self.counted = streamer.counted();
         if self.generation != streamer.generation() {
             self.generation = streamer.generation();
-            self.base = webhooks.iter().map(|webhook| self.before.get(&webhook.id).copied().unwrap_or_default()).collect();
+            self.base =
+                webhooks.iter().map(|webhook| self.before.get(&webhook.id).copied().unwrap_or_default()).collect();
             let name = |webhook: &Webhook| PublishedName {
                 id: webhook.id,
                 name: webhook.name.clone(),
@@ -190,13 +194,16 @@ impl Shown {
     }
 
     /// The session has ended, or did not come about.
-    pub fn disconnected(&mut self, why: &str) {
+    pub fn disconnected(&mut self, name: &'static str, why: &str) {
         self.before.add(&std::mem::take(&mut self.now));
         self.fullness = Fullness::default();
         self.published.end_session();
         self.shared.update(|snapshot| {
             snapshot.postgres_connected = false;
             snapshot.postgres_error = Some(why.to_owned());
+            snapshot.postgres_finding = Some(name);
+            snapshot.history_blocked = None;
+            snapshot.refused = None;
             snapshot.dead_letters = None;
             if let Some(run) = &mut snapshot.run {
                 run.slot = None;
@@ -232,9 +239,12 @@ impl Shown {
         let dead_letters_total = reasons.collect();
         let nats = lanes.connections(streamer).iter().map(|(config, connection)| nats(config, connection)).collect();
         self.fullness.follow(streamer, lanes);
+        let history_blocked = office.stuck().map(str::to_owned);
         self.shared.update(|snapshot| {
             snapshot.postgres_connected = true;
             snapshot.postgres_error = None;
+            snapshot.postgres_finding = None;
+            snapshot.history_blocked = history_blocked;
             snapshot.dead_letters_total = dead_letters_total;
             snapshot.nats = nats;
             let slot = snapshot.run.take().and_then(|run| run.slot);
@@ -294,11 +304,13 @@ fn totals(streamer: &Streamer, lanes: &Lanes, office: &Office) -> Totals {
 fn nats(config: &str, connection: &Value) -> Nats {
     let text = |name: &str| connection[name].as_str().map(str::to_owned);
     let connected = connection["connected"] == true;
+    let is_wrong = !connected || connection["refuses"] == true;
     Nats {
         config: config.to_owned(),
         connected,
         server: text("server"),
-        error: text("last_error").filter(|_| !connected),
+        error: text("last_error").filter(|_| is_wrong),
+        finding: text("finding").filter(|_| is_wrong),
         holds_slot: connection["holds_slot"] == true,
     }
 }
@@ -389,12 +401,16 @@ pub async fn ask(config: &Config, client: &Client, shared: &Shared) -> Result<In
             Ok(answers) => {
                 told.forget();
                 shared.update(|snapshot| answers.put(snapshot));
+                shared.update(|snapshot| snapshot.refused = None);
             }
             Err(error) if client.is_closed() => return Err(error),
             Err(error) => {
                 let text = error.to_string();
                 if told.is_news(&text) {
-                    tracing::warn!("{text}");
+                    tracing::warn!(finding = breaks::of_postgres(&error), "{text}");
+                }
+                if error.kind() == Kind::Permission {
+                    shared.update(|snapshot| snapshot.refused = Some(text));
                 }
             }
         }
