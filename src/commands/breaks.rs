@@ -43,7 +43,7 @@ pub fn of_postgres(error: &Error) -> &'static str {
     error.name().unwrap_or(otherwise)
 }
 
-/// An error that ends `walhook run`, with a name where one can be told from it.
+/// An error that ends `walhook run`, with a name where its kind gives one.
 pub fn name_of_end(error: Error) -> Error {
     let by_kind = match (error.kind(), postgres::sqlstate(&error)) {
         (Kind::Permission, Some(_)) => Some("privileges"),

@@ -75,7 +75,7 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
         database = if settings.has_database { config.postgres.target() } else { "none".to_owned() },
         "walhook delivers"
     );
-    let http = Http::start(config, "deliver", settings.has_database, &shutdown)?;
+    let http = Http::start(config, "deliver", settings.has_database, None, &shutdown)?;
     notify.status("connects to its servers");
     let (mut backoff, began) = (Backoff::default(), Instant::now());
     let (control, identity) = loop {

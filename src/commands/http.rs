@@ -1,22 +1,10 @@
 //! HTTP of `run` and `deliver`: begun with the process, ended with it.
 
-use std::{
-    convert::Infallible,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Duration};
 
-use serde_json::json;
-use tokio::{
-    sync::watch,
-    task::JoinHandle,
-    time::{Instant, sleep, timeout},
-};
+use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
-use super::{
-    check::{self, codes},
-    dead_letters,
-};
+use super::dead_letters;
 use crate::{
     config::Config,
     error::Result,
@@ -24,22 +12,12 @@ use crate::{
         operator::{Act, Acting},
         server::{Server, Shared, Work, Working},
         settings::Settings,
-        snapshot::{Checked, LIVE},
     },
     log,
 };
 
 /// How often what the process shows is brought up to date.
 pub const EVERY: Duration = Duration::from_secs(1);
-
-/// How often everything is checked as by `walhook check`, at most. What changes at any moment is shown within seconds by other ways.
-const CHECK_EVERY: Duration = Duration::from_secs(600);
-/// The first time: once it runs.
-const CHECK_FIRST: Duration = Duration::from_secs(15);
-/// How long one check may take: it has limits of its own for each server.
-const CHECK_WITHIN: Duration = Duration::from_secs(600);
-/// How many findings are shown, the worst ones.
-const FINDINGS_MAX: usize = 100;
 
 /// A running server; dropping it ends it.
 pub struct Http {
@@ -49,7 +27,7 @@ pub struct Http {
 }
 
 impl Http {
-    /// Begins to serve where an address is set; `None` where none is.
+    /// Begins to serve where an address is set; `None` where none is. `work` is what else its thread does meanwhile.
     ///
     /// # Errors
     /// A setting that cannot be. A port that is taken is none: it is waited for.
@@ -57,6 +35,7 @@ impl Http {
         config: &Config,
         verb: &'static str,
         has_database: bool,
+        work: Option<fn(Config, Shared) -> Working>,
         shutdown: &watch::Receiver<bool>,
     ) -> Result<Option<Http>> {
         let Some(settings) = Settings::resolve(&config.http)? else { return Ok(None) };
@@ -69,9 +48,9 @@ impl Http {
                 Box::pin(async move { dead_letters::act(&postgres, wanted).await }) as Acting
             }) as Act
         });
-        let work = (verb == "run").then(|| {
+        let work = work.map(|work| {
             let (config, shared) = (config.clone(), shared.clone());
-            Box::new(move || Box::pin(check(config, shared)) as Working) as Work
+            Box::new(move || work(config, shared)) as Work
         });
         let server = Server::start(settings, shared.clone(), act, work)?;
         Ok(Some(Http { shared, task, _server: server }))
@@ -98,26 +77,5 @@ async fn follow(shared: Shared, shutdown: watch::Receiver<bool>) {
             snapshot.is_stopping = is_stopping;
         });
         sleep(EVERY).await;
-    }
-}
-
-/// `walhook check`, on the thread of the server: neither the streamer nor a connection of its takes part.
-async fn check(config: Config, shared: Shared) -> Infallible {
-    sleep(CHECK_FIRST).await;
-    loop {
-        let began = Instant::now();
-        if let Ok(findings) = timeout(CHECK_WITHIN, check::run(&config, &check::Arguments::default())).await {
-            let exit_code = check::finding::exit_code(&findings);
-            // Those of the set-up are looked for more often, and so is what is shown as it is now.
-            let is_live = |code: &str| LIVE.iter().any(|(live, _)| *live == code);
-            let is_other =
-                |code: &str| !is_live(code) && codes::of(code).is_none_or(|code| code.side != codes::Side::SetUp);
-            let others = findings.iter().filter(|finding| is_other(finding.code));
-            let findings = others.take(FINDINGS_MAX).map(|finding| json!(finding)).collect();
-            let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-            shared.update(|snapshot| snapshot.checked = Some(Checked { at, exit_code, findings }));
-        }
-        // Where it takes long, it takes no more than a twentieth of the time.
-        sleep(CHECK_EVERY.max(began.elapsed() * 20)).await;
     }
 }

@@ -5,6 +5,7 @@
 //! its lane's own matter ([`lanes`]). What a webhook halts at ends the process, until an operator amends the rules at that event.
 
 mod bulletin;
+mod checks;
 mod clerk;
 mod consumers;
 pub mod faults;
@@ -75,7 +76,7 @@ async fn stream(config: &Config, mut shutdown: watch::Receiver<bool>, notify: &N
         postgres = config.postgres.target(),
         "walhook starts"
     );
-    let http = Http::start(config, "run", true, &shutdown)?;
+    let http = Http::start(config, "run", true, Some(checks::work), &shutdown)?;
     let mut shown = http.as_ref().map(|http| Shown::new(http.shared().clone(), config));
     let mut backoff = Backoff::default();
     let mut last_error: Option<String> = None;

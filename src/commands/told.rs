@@ -84,7 +84,7 @@ impl Told {
         is_news
     }
 
-    /// What was told last.
+    /// The last failure, while it lasts.
     pub fn text(&self) -> Option<&str> {
         self.0.as_deref()
     }

@@ -1,7 +1,7 @@
 //! What an operator may change from the status page: retry a dead letter, or drop one.
 //!
-//! In: requests that [`super::server`] has let through. Out: the same as `walhook dead-letters retry` and `drop` do, by whoever
-//! [`Act`] is, and a line of the log for each with where it came from. Always holds: one thing at a time, within [`WITHIN`];
+//! In: requests that [`super::server`] has let through. Out: the same as `walhook dead-letters retry` and `drop` do, by an
+//! [`Act`], and a line of the log for each with where it came from. Always holds: one thing at a time, within [`WITHIN`];
 //! a page of another origin can have nothing done, for a request needs a header that no form can send and no foreign script may.
 
 use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
@@ -9,13 +9,12 @@ use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 use hyper::{HeaderMap, Method, header};
 use tokio::{sync::Mutex, time::timeout};
 
-use super::server::Shared;
 use crate::error::{Error, Result};
 
 /// How long PostgreSQL may take.
 pub const WITHIN: Duration = Duration::from_secs(15);
 /// The header that a request of the page carries.
-const OWN_HEADER: &str = "walhook-page";
+const OWN_HEADER: &str = "x-requested-with";
 
 /// What is to become of a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +66,7 @@ pub fn wanted(method: &Method, path: &str) -> Option<Option<Wanted>> {
 pub fn is_foreign(headers: &HeaderMap) -> Option<&'static str> {
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     if text(OWN_HEADER).is_none() {
-        return Some("the header Walhook-Page: 1 is needed, which a page of another origin cannot send");
+        return Some("the header X-Requested-With: walhook is needed, which a page of another origin cannot send");
     }
     // Where a browser says it, that decides: a proxy in between may have changed the host.
     if let Some(site) = text("sec-fetch-site") {
@@ -82,7 +81,7 @@ pub fn is_foreign(headers: &HeaderMap) -> Option<&'static str> {
     None
 }
 
-/// Where an operator's wishes are taken, one at a time.
+/// Does what operators ask for, one request at a time.
 pub struct Desk {
     act: Option<Act>,
     turn: Mutex<()>,
@@ -99,11 +98,11 @@ impl Desk {
         self.act.is_some()
     }
 
-    /// Does it, and says so in the log and in what is shown.
+    /// Does it, and says so in the log.
     ///
     /// # Errors
     /// Whatever the database refuses; it is away or slow.
-    pub async fn serve(&self, shared: &Shared, peer: SocketAddr, wanted: Option<Wanted>) -> Result<String> {
+    pub async fn serve(&self, peer: SocketAddr, wanted: Option<Wanted>) -> Result<String> {
         let Some(act) = &self.act else {
             return Err(Error::config("change something from the status page: this process has no database"));
         };
@@ -120,12 +119,6 @@ impl Desk {
         match &outcome {
             Ok(done) => {
                 tracing::info!(dead_letter = id, action = action.as_str(), %peer, "status page, by the operator's token: {done}");
-                shared.update(|snapshot| {
-                    let shown = snapshot.newest_dead_letters.len();
-                    snapshot.newest_dead_letters.retain(|letter| letter.id != id);
-                    let gone = (shown - snapshot.newest_dead_letters.len()) as u64;
-                    snapshot.dead_letters = snapshot.dead_letters.map(|count| count.saturating_sub(gone));
-                });
             }
             Err(error) => {
                 tracing::warn!(dead_letter = id, action = action.as_str(), %peer, "status page, by the operator's token: {error}");
@@ -162,7 +155,7 @@ mod tests {
             }
             is_foreign(&headers).is_some()
         };
-        let own = ("walhook-page", "1");
+        let own = ("x-requested-with", "1");
         assert!(!foreign(&[own]), "curl says nothing more");
         assert!(!foreign(&[own, ("origin", "http://127.0.0.1:9187"), ("sec-fetch-site", "same-origin")]));
         assert!(foreign(&[]), "a form of another page");

@@ -67,9 +67,9 @@ fn shown_of(published: &Published, is_wanted: impl Fn(&PublishedWebhook<'_>) -> 
 pub enum Operator {
     /// Nobody: no token is set for it, or there is no database.
     Nobody,
-    /// Whoever enters the operator's token.
+    /// A reader who enters the operator's token.
     WithToken,
-    /// Whoever reads this: its token is the operator's.
+    /// The reader of this: its token is the operator's.
     Reader,
 }
 

@@ -388,7 +388,18 @@ async fn operate(
     }
     // A task of its own: a client that goes away meanwhile leaves nothing half done, and nothing out of the log.
     let (site, attempted) = (Arc::clone(site), "do what the operator wants");
-    let served = tokio::spawn(async move { site.desk.serve(&site.shared, peer, wanted).await }).await;
+    let served = tokio::spawn(async move {
+        let done = site.desk.serve(peer, wanted).await?;
+        // Shown at once; the next look at the database comes within seconds.
+        site.shared.update(|snapshot| {
+            let shown = snapshot.newest_dead_letters.len();
+            snapshot.newest_dead_letters.retain(|letter| wanted.is_none_or(|wanted| wanted.id != letter.id));
+            let gone = (shown - snapshot.newest_dead_letters.len()) as u64;
+            snapshot.dead_letters = snapshot.dead_letters.map(|count| count.saturating_sub(gone));
+        });
+        Ok(done)
+    })
+    .await;
     match served.unwrap_or_else(|error| Err(Error::unavailable(attempted).caused_by(error))) {
         Ok(done) => body(StatusCode::OK, TEXT, format!("{done}\n")),
         Err(error) if error.is_retryable() => refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),

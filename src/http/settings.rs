@@ -52,7 +52,7 @@ pub struct Settings {
     pub address: SocketAddr,
     /// Who has this one may ask.
     pub token: Option<String>,
-    /// Who has this one may ask, and may retry and drop dead letters.
+    /// A client with this one may ask, and may retry and drop dead letters.
     pub operator_token: Option<String>,
     /// TLS, with or without client certificates.
     pub tls: Option<Arc<ServerConfig>>,

@@ -1,5 +1,5 @@
 //! A flow that is broken in many ways on real servers. Each break shows under one name in the metrics, on the status page, in the log,
-//! in `walhook status --check` and in `walhook check`, with a remedy, and is gone after the mend.
+//! in `walhook status --check` and in `walhook check`, with a remedy, and is gone after the repair.
 //!
 //! What ends `walhook run` ends its page as well: such a break shows in the log, the status and the check.
 

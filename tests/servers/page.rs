@@ -179,12 +179,12 @@ async fn an_operator_retries_one_dead_letter_and_drops_another_from_the_page_and
     };
     eventually("three dead letters", letters).await;
 
-    // Whoever lacks the token, the header or the origin changes nothing.
+    // A client that lacks the token, the header or the origin changes nothing.
     let bearer = "Authorization: Bearer operators-token-0123456789\r\n";
-    let own = "Walhook-Page: 1\r\n";
+    let own = "X-Requested-With: walhook\r\n";
     for (headers, wanted) in [
-        (String::new(), "Walhook-Page"),
-        (bearer.to_owned(), "Walhook-Page"),
+        (String::new(), "X-Requested-With"),
+        (bearer.to_owned(), "X-Requested-With"),
         (own.to_owned(), "http.operator_token_file"),
         (format!("{own}Authorization: Bearer operators-token-012345678\r\n"), "http.operator_token_file"),
         (format!("{own}{bearer}Origin: http://attacker.example\r\n"), "Origin"),
@@ -262,7 +262,7 @@ async fn a_reader_may_not_change_anything_and_where_no_token_is_set_for_operator
     std::fs::write(&other, "operators-token-0123456789").unwrap();
     let settings = folder.path().join("walhook.toml");
     let feed = linked().await;
-    let own = "Walhook-Page: 1\r\n";
+    let own = "X-Requested-With: walhook\r\n";
     let (reader, operator) =
         ("Authorization: Bearer readers-token-0123456789\r\n", "Authorization: Bearer operators-token-0123456789\r\n");
     for (more, is_set) in [(String::new(), false), (format!("operator_token_file = '{}'\n", other.display()), true)] {
@@ -272,7 +272,7 @@ async fn a_reader_may_not_change_anything_and_where_no_token_is_set_for_operator
         let address = address_of(&mut walhook).await;
         let (code, why) = post(address, "/dead-letters/1/retry", &format!("{own}{reader}")).await;
         assert!(code == 403 && why.contains("http.operator_token_file"), "{code} {why}");
-        // Who may change may read as well.
+        // The operator may read as well.
         let read = get_with(address, "/metrics", operator).await.unwrap().status;
         assert_eq!(read, if is_set { 200 } else { 401 });
         assert_eq!(post(address, "/operator", &format!("{own}{operator}")).await.0, if is_set { 200 } else { 403 });
