@@ -39,12 +39,14 @@ struct Inner {
     attempted: String,
     cause: Option<Box<dyn StdError + Send + Sync>>,
     hint: Option<String>,
+    /// Of the table in `commands/check/codes.rs`.
+    name: Option<&'static str>,
 }
 
 impl Error {
     /// An error of `kind`; `attempted` says what was attempted, on what, and what came of it.
     pub fn new(kind: Kind, attempted: impl Into<String>) -> Self {
-        Error(Box::new(Inner { kind, attempted: attempted.into(), cause: None, hint: None }))
+        Error(Box::new(Inner { kind, attempted: attempted.into(), cause: None, hint: None, name: None }))
     }
 
     /// [`Kind::Config`].
@@ -84,6 +86,19 @@ impl Error {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
         self
+    }
+
+    /// The same under the name by which `walhook check`, the metrics and the status page know what is wrong: a code of the table in
+    /// `commands/check/codes.rs`.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<Option<&'static str>>) -> Self {
+        self.0.name = name.into().or(self.0.name);
+        self
+    }
+
+    /// See [`Error::named`].
+    pub fn name(&self) -> Option<&'static str> {
+        self.0.name
     }
 
     /// The same, with what the caller was about put before it, unless the text names that already.

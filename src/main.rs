@@ -107,7 +107,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if tracing::dispatcher::has_been_set() {
-                tracing::error!(exit_code = error.exit_code(), "{error}");
+                tracing::error!(exit_code = error.exit_code(), finding = error.name(), "{error}");
             } else {
                 log::line(&format!("walhook: {error}"));
             }

@@ -25,7 +25,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_postgres::Client;
 
-use super::{deliver, identity, rows, schema, setup_check};
+use super::{breaks, deliver, identity, rows, schema, setup_check};
 use crate::{
     config::Config,
     error::{Error, Kind, Result},
@@ -240,6 +240,7 @@ async fn with_database(client: &Client, config: &Config, arguments: &Arguments, 
     add(findings, &["synchronous_standby"], server.synchronous_standby().await);
     add(findings, &["owners"], server.owners().await);
     add(findings, &["functions_replaced"], server.functions().await);
+    add(findings, &["dead_letters", "slot_held", "history_blocked"], breaks::findings(client, config).await);
 
     let history = match (&identity, &replicated) {
         (Some(identity), Some(replicated)) => match tails::History::read(client, config, identity, replicated).await {

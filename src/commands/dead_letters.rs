@@ -11,8 +11,9 @@ use super::{plain, progress::Steps};
 use crate::{
     config::Config,
     error::{Error, Kind, Result},
+    http::operator::{self, Wanted},
     log,
-    postgres::sql,
+    postgres::{Settings, sql},
     text,
 };
 
@@ -116,22 +117,38 @@ pub async fn dead_letters(config: &Config, action: &Action) -> Result<()> {
         Action::Show { id, json, payload } => show(&client, *id, *json, *payload).await,
         Action::Retry { which, subject } => {
             super::identity::read(&client).await?;
-            each(&client, which, async |id| {
-                let event: i64 = client.query_one(RETRY, &[&id, subject]).await?.get(0);
-                Ok(format!(
-                    "dead letter {id} will be published again as event {event}; its outcome: SELECT rule_nats_event_status({event})"
-                ))
-            })
-            .await
+            each(&client, which, async |id| retry(&client, id, subject.as_deref()).await).await
         }
-        Action::Drop { which } => {
-            each(&client, which, async |id| {
-                let is_news: bool = client.query_one(DROP, &[&id]).await?.get(0);
-                Ok(format!("dead letter {id} {}", if is_news { "is dropped" } else { "was dropped already" }))
-            })
-            .await
-        }
+        Action::Drop { which } => each(&client, which, async |id| drop_letter(&client, id).await).await,
     }
+}
+
+async fn retry(client: &Client, id: i64, subject: Option<&str>) -> std::result::Result<String, tokio_postgres::Error> {
+    let event: i64 = client.query_one(RETRY, &[&id, &subject]).await?.get(0);
+    Ok(format!(
+        "dead letter {id} will be published again as event {event}; its outcome: SELECT rule_nats_event_status({event})"
+    ))
+}
+
+async fn drop_letter(client: &Client, id: i64) -> std::result::Result<String, tokio_postgres::Error> {
+    let is_news: bool = client.query_one(DROP, &[&id]).await?.get(0);
+    Ok(format!("dead letter {id} {}", if is_news { "is dropped" } else { "was dropped already" }))
+}
+
+/// What an operator wants from the status page, on a connection of its own.
+///
+/// # Errors
+/// As [`dead_letters`].
+pub async fn act(postgres: &Settings, Wanted { id, action }: Wanted) -> Result<String> {
+    let client = sql::connect(postgres).await?;
+    let done = match action {
+        operator::Action::Retry => {
+            super::identity::read(&client).await?;
+            retry(&client, id, None).await
+        }
+        operator::Action::Drop => drop_letter(&client, id).await,
+    };
+    done.map_err(|error| failed(&format!("dead letter {id}"), error))
 }
 
 async fn list(client: &Client, filter: &Filter, limit: i64, as_json: bool) -> Result<()> {

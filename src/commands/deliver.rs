@@ -75,7 +75,7 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
         database = if settings.has_database { config.postgres.target() } else { "none".to_owned() },
         "walhook delivers"
     );
-    let http = Http::start(config, "deliver", &shutdown)?;
+    let http = Http::start(config, "deliver", settings.has_database, None, &shutdown)?;
     notify.status("connects to its servers");
     let (mut backoff, began) = (Backoff::default(), Instant::now());
     let (control, identity) = loop {
@@ -85,12 +85,16 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
             Err(error) => error,
         };
         let wait = backoff.next();
-        tracing::warn!(retry_in_ms = wait.as_millis(), away_s = began.elapsed().as_secs(), "{error}");
+        let name = nats_or_postgres(&error);
+        tracing::warn!(finding = name, retry_in_ms = wait.as_millis(), away_s = began.elapsed().as_secs(), "{error}");
         notify.status(&format!("not delivering, trying again: {error}"));
         // The service manager need not wait: a server may be away for long.
         notify.ready();
         if let Some(http) = &http {
-            http.shared().update(|snapshot| snapshot.start_error = Some(error.to_string()));
+            http.shared().update(|snapshot| {
+                snapshot.start_error = Some(error.to_string());
+                snapshot.start_finding = Some(name);
+            });
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -155,6 +159,11 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
     Ok(())
 }
 
+/// What `walhook check` calls why the work cannot begin.
+fn nats_or_postgres(error: &crate::error::Error) -> &'static str {
+    super::breaks::of_postgres(error)
+}
+
 /// The NATS of the configuration that is named in the settings, and the database, which is the one that publishes there.
 async fn connect(config: &Config, settings: &Settings) -> Result<(Control, Option<Identity>)> {
     let database = if settings.has_database {
@@ -188,7 +197,7 @@ async fn connect(config: &Config, settings: &Settings) -> Result<(Control, Optio
     for warning in &nats.warnings {
         tracing::warn!("{warning}");
     }
-    let control = control::connect(&nats).await?;
+    let control = control::connect(&nats).await.map_err(|error| error.named("nats_connection"))?;
     let Some((client, identity, _)) = database else { return Ok((control, None)) };
     identity::check_runs(&client, &control, &config.source, &identity).await?;
     Ok((control, Some(identity)))

@@ -1,14 +1,16 @@
 //! HTTP of `run` and `deliver`: begun with the process, ended with it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
+use super::dead_letters;
 use crate::{
     config::Config,
     error::Result,
     http::{
-        server::{Server, Shared},
+        operator::{Act, Acting},
+        server::{Server, Shared, Work, Working},
         settings::Settings,
     },
     log,
@@ -25,15 +27,32 @@ pub struct Http {
 }
 
 impl Http {
-    /// Begins to serve where an address is set; `None` where none is.
+    /// Begins to serve where an address is set; `None` where none is. `work` is what else its thread does meanwhile.
     ///
     /// # Errors
     /// A setting that cannot be. A port that is taken is none: it is waited for.
-    pub fn start(config: &Config, verb: &'static str, shutdown: &watch::Receiver<bool>) -> Result<Option<Http>> {
+    pub fn start(
+        config: &Config,
+        verb: &'static str,
+        has_database: bool,
+        work: Option<fn(Config, Shared) -> Working>,
+        shutdown: &watch::Receiver<bool>,
+    ) -> Result<Option<Http>> {
         let Some(settings) = Settings::resolve(&config.http)? else { return Ok(None) };
         let shared = Shared::new(&config.source, verb);
         let task = tokio::spawn(follow(shared.clone(), shutdown.clone()));
-        let server = Server::start(settings, shared.clone())?;
+        let act = has_database.then(|| {
+            let postgres = Arc::new(config.postgres.clone());
+            Arc::new(move |wanted| {
+                let postgres = Arc::clone(&postgres);
+                Box::pin(async move { dead_letters::act(&postgres, wanted).await }) as Acting
+            }) as Act
+        });
+        let work = work.map(|work| {
+            let (config, shared) = (config.clone(), shared.clone());
+            Box::new(move || work(config, shared)) as Work
+        });
+        let server = Server::start(settings, shared.clone(), act, work)?;
         Ok(Some(Http { shared, task, _server: server }))
     }
 

@@ -4,6 +4,7 @@ pub mod adopt;
 mod away;
 pub mod backfill;
 mod backoff;
+mod breaks;
 mod bucket;
 pub mod check;
 pub mod dead_letters;

@@ -5,6 +5,7 @@
 //! its lane's own matter ([`lanes`]). What a webhook halts at ends the process, until an operator amends the rules at that event.
 
 mod bulletin;
+mod checks;
 mod clerk;
 mod consumers;
 pub mod faults;
@@ -27,7 +28,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{backoff::Backoff, http::Http, setup, setup_check::Reported, systemd::Notify};
+use super::{backoff::Backoff, breaks, http::Http, setup, setup_check::Reported, systemd::Notify};
 use crate::{
     config::Config,
     error::{Error, Kind, Result},
@@ -51,6 +52,7 @@ pub async fn run(config: &Config, first_setup: bool, shutdown: watch::Receiver<b
 
 async fn end(config: &Config, first_setup: bool, shutdown: watch::Receiver<bool>, notify: &Notify) -> Result<()> {
     let outcome = Box::pin(stream(config, first_setup, shutdown, notify)).await;
+    let outcome = outcome.map_err(breaks::name_of_end);
     match &outcome {
         Ok(()) => notify.stopping("stopped"),
         Err(error) => notify.stopping(&format!("ends with exit code {}: {error}", error.exit_code())),
@@ -80,7 +82,7 @@ async fn stream(
         postgres = config.postgres.target(),
         "walhook starts"
     );
-    let http = Http::start(config, "run", &shutdown)?;
+    let http = Http::start(config, "run", true, Some(checks::work), &shutdown)?;
     let mut shown = http.as_ref().map(|http| Shown::new(http.shared().clone(), config));
     let mut backoff = Backoff::default();
     let mut last_error: Option<String> = None;
@@ -109,13 +111,14 @@ async fn stream(
                 }
                 let wait = backoff.next();
                 let away_s = away_since.get_or_insert_with(Instant::now).elapsed().as_secs();
-                tracing::warn!(retry_in_ms = wait.as_millis(), not_streaming_for_s = away_s, "{error}");
+                let name = breaks::of_postgres(&error);
+                tracing::warn!(finding = name, retry_in_ms = wait.as_millis(), not_streaming_for_s = away_s, "{error}");
                 notify.status(&format!("not streaming, trying again: {error}"));
                 // The service manager need not wait: PostgreSQL may be away for long.
                 notify.ready();
                 last_error = Some(error.to_string());
                 if let Some(shown) = &mut shown {
-                    shown.disconnected(&error.to_string());
+                    shown.disconnected(name, &error.to_string());
                 }
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}

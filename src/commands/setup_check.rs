@@ -12,6 +12,7 @@ use std::{
 use serde::Serialize;
 use tokio_postgres::Client;
 
+use super::check::codes;
 use crate::{
     config::Config,
     error::{Error, Kind, Result},
@@ -66,7 +67,8 @@ impl Finding {
             "row_security" => Kind::Permission,
             _ => Kind::Config,
         };
-        let error = Error::new(kind, format!("{attempted}: {}", self.problem));
+        let error = Error::new(kind, format!("{attempted}: {}", self.problem))
+            .named(codes::of(&self.name).map(|code| code.code));
         let remedy = self.remedy.unwrap_or_default();
         match self.name.as_str() {
             "slot_missing" | "publication_missing" => error.hint(format!("run `walhook setup`, or: {remedy}")),

@@ -12,6 +12,8 @@ use tokio::{sync::watch, time::sleep};
 use tokio_postgres::Client;
 
 use super::{
+    breaks,
+    check::codes,
     paint::{Paint, paint, width, wrap},
     plain,
     setup_check::{self, Finding, Severity},
@@ -33,7 +35,7 @@ pub struct Arguments {
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", conflicts_with = "check",
           value_parser = clap::value_parser!(u32).range(1..=3600))]
     watch: Option<u32>,
-    /// One line and an exit code for monitoring: 0 well, 10 nobody streams, 11 NATS is away, 12 not all is published that should be,
+    /// One line and an exit code for monitoring, with the names of `walhook check`: 0 well, 10 nobody streams, 11 NATS is away, 12 not all is published that should be,
     /// 13 the slot lags, 14 dead letters; 1 to 4 as of any command
     #[arg(long)]
     check: bool,
@@ -81,7 +83,8 @@ const RUN: &str = "SELECT (j.row || pg_catalog.jsonb_build_object('has_ended', \
 /// What monitoring learns: the worst first.
 struct Problem {
     code: u8,
-    name: &'static str,
+    /// As `walhook check` calls it.
+    name: String,
     text: String,
 }
 
@@ -101,10 +104,23 @@ pub async fn status(config: &Config, arguments: &Arguments, shutdown: watch::Rec
     if let Some(seconds) = arguments.watch {
         return again(config, arguments.json, Duration::from_secs(seconds.into()), shutdown).await.map(|()| 0);
     }
-    let client = super::connect(config).await?;
-    let seen = Seen::read(&client, config).await?;
+    let asked = async {
+        let client = super::connect(config).await?;
+        Seen::read(&client, config).await
+    };
+    let seen = match asked.await {
+        Ok(seen) => seen,
+        // The name of what is wrong, also where nothing can be asked.
+        Err(error) if arguments.check => {
+            let name = breaks::of_postgres(&error);
+            let problem = Problem { code: error.exit_code(), name: name.to_owned(), text: error.to_string() };
+            return conclude(arguments, &[problem], &Value::Null);
+        }
+        Err(error) => return Err(error),
+    };
     if arguments.check {
-        return check(config, arguments, &seen);
+        let problems = problems(config, arguments, &seen);
+        return conclude(arguments, &problems, &seen.status);
     }
     let Seen { status, findings } = &seen;
     if arguments.json {
@@ -165,10 +181,8 @@ async fn again(config: &Config, as_json: bool, every: Duration, mut shutdown: wa
 }
 
 /// One line, and the code of what is worst.
-fn check(config: &Config, arguments: &Arguments, seen: &Seen) -> Result<u8> {
-    let problems = problems(config, arguments, seen);
+fn conclude(arguments: &Arguments, problems: &[Problem], status: &Value) -> Result<u8> {
     let code = problems.first().map_or(0, |problem| problem.code);
-    let Seen { status, .. } = seen;
     let number = |value: &Value| value.as_i64().unwrap_or(0);
     let (lag, dead) = (number(&status["slot"]["lag_bytes"]), number(&status["dead_letters"]["dead"]));
     if arguments.json {
@@ -184,7 +198,9 @@ fn check(config: &Config, arguments: &Arguments, seen: &Seen) -> Result<u8> {
     }
     let what = match code {
         0 => format!("streaming, {} behind, {dead} dead letters", human(lag)),
-        _ => problems.iter().map(|problem| problem.text.as_str()).collect::<Vec<_>>().join("; "),
+        _ => {
+            problems.iter().map(|problem| format!("{}: {}", problem.name, problem.text)).collect::<Vec<_>>().join("; ")
+        }
     };
     let word = match code {
         0 => paint("OK", Paint::Good),
@@ -199,31 +215,46 @@ fn problems(config: &Config, arguments: &Arguments, seen: &Seen) -> Vec<Problem>
     let Seen { status, findings } = seen;
     let mut problems = Vec::new();
     if let Err(error) = setup_check::refuse(config, findings) {
-        problems.push(Problem { code: error.exit_code(), name: "set_up", text: error.to_string() });
+        let name = error.name().unwrap_or("setup").to_owned();
+        problems.push(Problem { code: error.exit_code(), name, text: error.to_string() });
     }
     if status["streaming"] != true {
         let text = match last_exit(status) {
             Some(exit) => format!("{}; {exit}", not_streaming(config, status)),
             None => not_streaming(config, status),
         };
-        problems.push(Problem { code: 10, name: "not_streaming", text });
+        // What has ended the last run names itself at the beginning of its reason.
+        let reason = Some(&status["run"])
+            .filter(|run| run["has_ended"] == true)
+            .and_then(|run| run["last_exit_reason"].as_str());
+        let of_end = reason.and_then(|reason| reason.split_once(": ")).and_then(|(name, _)| codes::of(name));
+        let name = match of_end {
+            Some(code) => code.code,
+            None if status["slot"]["active_pid"].is_number() => "slot_held",
+            None => "not_streaming",
+        };
+        problems.push(Problem { code: 10, name: name.to_owned(), text });
     }
     for (name, connection) in status["nats"].as_object().into_iter().flatten() {
-        if connection["connected"] != true || connection["holds_slot"] == true {
-            problems.push(Problem { code: 11, name: "nats_away", text: format!("NATS {name}: {}", nats(connection)) });
+        if connection["connected"] != true || connection["holds_slot"] == true || connection["refuses"] == true {
+            let finding = connection["finding"].as_str().unwrap_or("nats_connection").to_owned();
+            problems.push(Problem { code: 11, name: finding, text: format!("NATS {name}: {}", nats(connection)) });
         }
     }
     for finding in findings.iter().filter(|finding| finding.severity == Severity::Error) {
-        problems.push(Problem { code: 12, name: "not_published", text: finding.to_string() });
+        problems.push(Problem { code: 12, name: finding.name.clone(), text: finding.to_string() });
+    }
+    if let Some(blocked) = status["history_blocked"].as_str() {
+        problems.push(Problem { code: 12, name: "history_blocked".to_owned(), text: blocked.to_owned() });
     }
     let lag = status["slot"]["lag_bytes"].as_i64().unwrap_or(0);
     if lag > i64::from(arguments.max_lag) << 20 {
         let text = format!("the slot is {} behind, more than {} MiB", human(lag), arguments.max_lag);
-        problems.push(Problem { code: 13, name: "lag", text });
+        problems.push(Problem { code: 13, name: "slot_lag".to_owned(), text });
     }
     let dead = status["dead_letters"]["dead"].as_i64().unwrap_or(0);
     if dead > i64::from(arguments.max_dead_letters) {
-        problems.push(Problem { code: 14, name: "dead_letters", text: format!("{dead} dead letters") });
+        problems.push(Problem { code: 14, name: "dead_letters".to_owned(), text: format!("{dead} dead letters") });
     }
     problems
 }
@@ -266,6 +297,7 @@ impl Seen {
             "run": ask(client, RUN, Some(&config.source)).await?,
             "webhooks": ask(client, WEBHOOKS, None).await?,
             "dead_letters": ask(client, DEAD_LETTERS, None).await?,
+            "history_blocked": breaks::history_blocked(client).await?.as_ref().map(breaks::history_blocked_text),
         });
         Ok(Seen { status, findings })
     }

@@ -11,6 +11,8 @@ const REPEATED_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub struct Lasting {
     text: Option<String>,
+    /// What `walhook check` calls it.
+    name: Option<&'static str>,
     since: Option<Instant>,
     told: Option<Instant>,
 }
@@ -28,7 +30,7 @@ impl Lasting {
     /// Takes what there is to tell at `now`.
     pub fn tells(&mut self, text: &str, now: Instant) -> Telling {
         if self.text.as_deref() != Some(text) {
-            *self = Lasting { text: Some(text.to_owned()), since: Some(now), told: Some(now) };
+            *self = Lasting { text: Some(text.to_owned()), since: Some(now), told: Some(now), ..Lasting::default() };
             return Telling::News;
         }
         match (self.since, self.told) {
@@ -40,15 +42,21 @@ impl Lasting {
         }
     }
 
-    /// Logs a failure, if there is something to tell; `waiting` events wait for its end.
-    pub fn warn(&mut self, text: &str, waiting: usize) {
+    /// Logs a failure of this name, if there is something to tell; `waiting` events wait for its end.
+    pub fn warn(&mut self, name: &'static str, text: &str, waiting: usize) {
         match self.tells(text, Instant::now()) {
-            Telling::News => tracing::warn!("{text}"),
+            Telling::News => tracing::warn!(finding = name, "{text}"),
             Telling::Again(lasts) => {
-                tracing::warn!(waiting_events = waiting, lasts_s = lasts.as_secs(), "still: {text}");
+                tracing::warn!(finding = name, waiting_events = waiting, lasts_s = lasts.as_secs(), "still: {text}");
             }
             Telling::Nothing => {}
         }
+        self.name = Some(name);
+    }
+
+    /// What `walhook check` calls it.
+    pub fn name(&self) -> Option<&'static str> {
+        self.name
     }
 
     /// What was told last.
@@ -74,6 +82,11 @@ impl Told {
             self.0 = Some(text.to_owned());
         }
         is_news
+    }
+
+    /// The last failure, while it lasts.
+    pub fn text(&self) -> Option<&str> {
+        self.0.as_deref()
     }
 
     /// All is well again; whether there was something to tell before.

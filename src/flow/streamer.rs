@@ -31,7 +31,7 @@ use crate::{
         chunk::Chunk,
         chunk_row::Part,
         plan::Plan,
-        rules::{KeepPayload, LaneKey},
+        rules::{KeepPayload, LaneKey, Webhook},
         tables::{ServerAlias, Table, Tables},
         types::TypeCatalog,
     },
@@ -140,6 +140,17 @@ pub struct Counts {
     pub skipped: u64,
     /// Events that became dead letters, by [`Obstacle`].
     pub dead_letters: [u64; Obstacle::ALL.len()],
+}
+
+/// Of one webhook, since the session began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WebhookCounts {
+    /// Events made for it.
+    pub events: u64,
+    /// How many of them became dead letters.
+    pub dead: u64,
+    /// When the last one was committed, in µs since 2000-01-01.
+    pub last: i64,
 }
 
 /// See the module.
@@ -369,7 +380,9 @@ impl Streamer {
         if !self.router.is_stale {
             return;
         }
+        let before: Vec<i32> = self.router.rules.webhooks.iter().map(|webhook| webhook.id).collect();
         self.router.compile();
+        self.out.follow_webhooks(&before, &self.router.rules);
         self.forget_plans();
         let keys = self.router.lane_keys.iter().zip(&self.router.lane_settings);
         for (index, (key, settings)) in keys.enumerate() {
@@ -684,6 +697,21 @@ impl Streamer {
     /// Counters since the start.
     pub fn counts(&self) -> Counts {
         self.out.counts
+    }
+
+    /// The webhooks of the rules in force, in the order of their ids, and what was counted of each.
+    pub fn webhooks(&self) -> (&[Webhook], &[WebhookCounts]) {
+        (&self.router.rules.webhooks, &self.out.webhook_counts)
+    }
+
+    /// The commit and the ordinal of the last event that was counted for its webhook.
+    pub fn counted(&self) -> (Lsn, u64) {
+        self.out.counted
+    }
+
+    /// Events up to there come again, and were counted for their webhooks in an earlier session.
+    pub fn set_counted(&mut self, upto: (Lsn, u64)) {
+        (self.out.counted, self.out.counted_before) = (upto, upto);
     }
 
     /// What the log should tell, once.

@@ -4,7 +4,7 @@
 //! same table, which a test compares. prometheus-client writes OpenMetrics; the older format differs from it in the lines that
 //! describe a metric only, and is made of it.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use prometheus_client::{
     collector::Collector,
@@ -235,6 +235,13 @@ pub const METRICS: &[Metric] = &[
         "Findings of severity error about the set-up: links that publish nothing or less than they should; absent until the first check",
     ),
     metric(
+        "walhook_problems",
+        Kind::Gauge,
+        &["code"],
+        BOTH,
+        "Things that are wrong now, by the names of walhook check; nothing where nothing is",
+    ),
+    metric(
         "walhook_deliveries_total",
         Kind::Counter,
         &["webhook", "outcome"],
@@ -289,11 +296,15 @@ struct Exposed(Snapshot);
 impl Collector for Exposed {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let snapshot = &self.0;
+        let mut problems: BTreeMap<String, u64> = BTreeMap::new();
+        for problem in snapshot.problems() {
+            *problems.entry(problem.code).or_default() += 1;
+        }
         let webhooks = snapshot.deliver.as_ref().map(super::snapshot::Deliver::bounded).unwrap_or_default();
         for metric in METRICS.iter().filter(|metric| metric.verbs.contains(&snapshot.verb)) {
             let (name, unit) = split(metric);
             let mut encoder = encoder.encode_descriptor(name, metric.help, unit.as_ref(), metric.kind.metric_type())?;
-            for sample in samples(metric.name, snapshot, &webhooks) {
+            for sample in samples(metric.name, snapshot, &webhooks, &problems) {
                 write(&mut encoder, &sample)?;
             }
         }
@@ -341,7 +352,12 @@ fn number(value: u64) -> f64 {
 }
 
 /// The samples of one metric.
-fn samples<'a>(name: &str, snapshot: &'a Snapshot, webhooks: &'a [super::snapshot::Webhook]) -> Vec<Sample<'a>> {
+fn samples<'a>(
+    name: &str,
+    snapshot: &'a Snapshot,
+    webhooks: &'a [super::snapshot::Webhook],
+    problems: &'a BTreeMap<String, u64>,
+) -> Vec<Sample<'a>> {
     let one = |value: f64| vec![Sample::Number(Vec::new(), value)];
     let maybe = |value: Option<u64>| value.map(number).map(one).unwrap_or_default();
     let run = snapshot.run.as_ref();
@@ -414,6 +430,9 @@ fn samples<'a>(name: &str, snapshot: &'a Snapshot, webhooks: &'a [super::snapsho
         "walhook_log_records_dropped_total" => vec![Sample::Count(Vec::new(), snapshot.log_records_dropped)],
         "walhook_config_version" => maybe(run.map(|run| run.config_version)),
         "walhook_links_broken" => maybe(snapshot.links_broken),
+        "walhook_problems" => {
+            problems.iter().map(|(code, count)| Sample::Number(vec![("code", code.as_str())], number(*count))).collect()
+        }
         "walhook_deliveries_total" => {
             let of = |webhook: &'a super::snapshot::Webhook| {
                 [("delivered", webhook.delivered), ("retried", webhook.retried), ("dead", webhook.dead)].map(

@@ -6,9 +6,10 @@
 use std::sync::LazyLock;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::snapshot::{Snapshot, Webhook};
+use super::snapshot::{Published, PublishedWebhook, Snapshot, Webhook};
 
 /// How many webhooks an event or an answer holds.
 const WEBHOOKS_SHOWN: usize = 50;
@@ -43,9 +44,39 @@ fn by_interest(webhooks: &mut [Webhook]) {
     });
 }
 
+/// Those that publish nothing although they should, then those with the last event.
+fn shown_of(published: &Published, is_wanted: impl Fn(&PublishedWebhook<'_>) -> bool) -> Value {
+    let mut found: Vec<_> = published.iter().filter(is_wanted).collect();
+    let by_interest = |one: &PublishedWebhook<'_>, other: &PublishedWebhook<'_>| {
+        let fails = |webhook: &PublishedWebhook<'_>| webhook.publishes && webhook.problem.is_some();
+        let last = |webhook: &PublishedWebhook<'_>| webhook.last_at.unwrap_or_default();
+        fails(other).cmp(&fails(one)).then(last(other).total_cmp(&last(one))).then(one.id.cmp(&other.id))
+    };
+    // Of ten thousand only the first few have to be in order.
+    if found.len() > WEBHOOKS_SHOWN {
+        found.select_nth_unstable_by(WEBHOOKS_SHOWN, by_interest);
+        found.truncate(WEBHOOKS_SHOWN);
+    }
+    found.sort_by(by_interest);
+    json!(found)
+}
+
+/// Who may retry and drop dead letters on the page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Operator {
+    /// Nobody: no token is set for it, or there is no database.
+    Nobody,
+    /// A reader who enters the operator's token.
+    WithToken,
+    /// The reader of this: its token is the operator's.
+    Reader,
+}
+
 /// What an event of `/events` says.
-pub fn state(mut snapshot: Snapshot) -> Value {
-    let readiness = snapshot.readiness();
+pub fn state(mut snapshot: Snapshot, operator: Operator) -> Value {
+    let (readiness, problems) = (snapshot.readiness(), snapshot.problems());
+    let published = snapshot.run.as_mut().map(|run| std::mem::take(&mut run.webhooks));
     let total = snapshot.deliver.as_mut().map(|deliver| {
         let webhooks = &mut deliver.webhooks;
         let sum = |of: fn(&Webhook) -> u64| webhooks.iter().map(of).sum::<u64>();
@@ -61,6 +92,12 @@ pub fn state(mut snapshot: Snapshot) -> Value {
     let mut state = json!(snapshot);
     state["readiness"] = json!(readiness);
     state["version"] = env!("CARGO_PKG_VERSION").into();
+    state["operator"] = json!(operator);
+    state["problems"] = json!(problems);
+    if let Some(published) = published {
+        state["run"]["webhooks"] = shown_of(&published, |_| true);
+        state["run"]["webhook_count"] = published.names.len().into();
+    }
     if let Some(total) = total {
         state["deliver"]["total"] = total;
     }
@@ -70,6 +107,9 @@ pub fn state(mut snapshot: Snapshot) -> Value {
 /// The webhooks whose names hold this text, in upper or lower case.
 pub fn search(snapshot: Snapshot, text: &str) -> Value {
     let text = text.to_lowercase();
+    if let Some(run) = &snapshot.run {
+        return shown_of(&run.webhooks, |webhook| webhook.name.to_lowercase().contains(&text));
+    }
     let mut found: Vec<Webhook> = snapshot.deliver.map(|deliver| deliver.webhooks).unwrap_or_default();
     found.retain(|webhook| webhook.name.to_lowercase().contains(&text));
     by_interest(&mut found);
@@ -81,7 +121,10 @@ pub fn search(snapshot: Snapshot, text: &str) -> Value {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::http::snapshot::Deliver;
+    use crate::{
+        flow::streamer::WebhookCounts,
+        http::snapshot::{Deliver, PublishedName},
+    };
 
     #[test]
     fn the_page_is_small_and_needs_nothing_from_elsewhere() {
@@ -108,7 +151,7 @@ mod tests {
         };
         let deliver = Deliver { webhooks: (0..10_000).map(webhook).collect(), ..Deliver::default() };
         let snapshot = Snapshot { verb: "deliver", deliver: Some(deliver), ..Snapshot::default() };
-        let state = state(snapshot.clone());
+        let state = state(snapshot.clone(), Operator::Nobody);
         assert_eq!(state["deliver"]["webhooks"].as_array().unwrap().len(), WEBHOOKS_SHOWN);
         assert_eq!(
             (state["deliver"]["webhooks"][0]["id"].as_i64(), &state["deliver"]["total"]["webhooks"]),
@@ -117,5 +160,34 @@ mod tests {
         assert!(state.to_string().len() < 50_000);
         let found = search(snapshot, "wEBHOOK 1234");
         assert_eq!(found.as_array().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn of_ten_thousand_webhooks_that_publish_those_come_first_that_cannot_and_then_the_latest() {
+        let name = |id: i32| PublishedName {
+            id,
+            name: format!("Webhook {id}"),
+            problem: (id == 5).then(|| "its configuration is disabled".to_owned()),
+            publishes: true,
+        };
+        let counts = |id: i32| WebhookCounts { events: u64::from(id != 7), dead: 0, last: i64::from(id) };
+        let webhooks = Published { names: (0..10_000).map(name).collect(), counts: (0..10_000).map(counts).collect() };
+        let snapshot = Snapshot {
+            verb: "run",
+            run: Some(crate::http::snapshot::Run { webhooks, ..Default::default() }),
+            ..Snapshot::default()
+        };
+        let state = state(snapshot.clone(), Operator::WithToken);
+        let ids =
+            |list: &Value| list.as_array().unwrap().iter().map(|one| one["id"].as_i64().unwrap()).collect::<Vec<_>>();
+        let first = ids(&state["run"]["webhooks"]);
+        assert_eq!(
+            (first.len(), &first[..3], &state["operator"]),
+            (WEBHOOKS_SHOWN, &[5, 9_999, 9_998][..], &json!("with_token"))
+        );
+        assert_eq!(state["run"]["webhook_count"], 10_000);
+        assert!(state.to_string().len() < 50_000);
+        let found = search(snapshot, "wEBHOOK 7");
+        assert_eq!((found[WEBHOOKS_SHOWN - 1]["id"].is_number(), found[WEBHOOKS_SHOWN].is_null()), (true, true));
     }
 }

@@ -40,7 +40,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{metrics, page, settings::Settings, snapshot::Snapshot};
+use super::{metrics, operator, page, settings::Settings, snapshot::Snapshot};
 use crate::error::{Error, Result};
 
 /// Connections at a time. Beyond it a new one is closed at once.
@@ -107,6 +107,11 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// What the thread of the server does besides serving.
+pub type Work = Box<dyn FnOnce() -> Working + Send>;
+/// The same, begun.
+pub type Working = Pin<Box<dyn Future<Output = Infallible>>>;
+
 /// The running server. Dropping it ends it.
 pub struct Server {
     stop: watch::Sender<bool>,
@@ -115,11 +120,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Begins to listen; to be called within the process's runtime.
+    /// Begins to listen; to be called within the process's runtime. `work` is what else the thread does meanwhile.
     ///
     /// # Errors
     /// The system gives no thread or no runtime.
-    pub fn start(settings: Settings, shared: Shared) -> Result<Server> {
+    pub fn start(settings: Settings, shared: Shared, act: Option<operator::Act>, work: Option<Work>) -> Result<Server> {
         let attempted = "start the thread that serves HTTP";
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -142,11 +147,23 @@ impl Server {
                 }
             }
         });
-        let site = Arc::new(Site { settings, shared, readers: AtomicUsize::new(0) });
+        let desk = operator::Desk::new(settings.operator_token.as_ref().and(act));
+        let site = Arc::new(Site { settings, shared, readers: AtomicUsize::new(0), desk });
         thread::Builder::new()
             .name("http".to_owned())
             .spawn(move || {
-                runtime.block_on(serve(site, stopped));
+                runtime.block_on(async {
+                    let work = async move {
+                        match work {
+                            Some(work) => work().await,
+                            None => std::future::pending().await,
+                        }
+                    };
+                    tokio::select! {
+                        () = serve(site, stopped) => {}
+                        never = work => match never {},
+                    }
+                });
                 runtime.shutdown_background();
                 let _ = end.send(());
             })
@@ -167,6 +184,7 @@ struct Site {
     settings: Settings,
     shared: Shared,
     readers: AtomicUsize,
+    desk: operator::Desk,
 }
 
 /// Until `stopped` turns true.
@@ -184,7 +202,7 @@ async fn serve(site: Arc<Site>, stopped: watch::Receiver<bool>) {
             () = stop(&stopped) => break,
             accepted = listener.accept() => accepted,
         };
-        let Ok((socket, _)) = accepted else {
+        let Ok((socket, peer)) = accepted else {
             // Out of file descriptors, for example: others need the processor meanwhile.
             sleep(Duration::from_millis(100)).await;
             continue;
@@ -195,10 +213,10 @@ async fn serve(site: Arc<Site>, stopped: watch::Receiver<bool>) {
             let _permit = permit;
             let socket = Impatient::new(socket);
             match tls {
-                None => connection(socket, site, stopped).await,
+                None => connection(socket, peer, site, stopped).await,
                 Some(tls) => {
                     if let Ok(Ok(socket)) = timeout(HEADERS_WITHIN, tls.accept(socket)).await {
-                        connection(socket, site, stopped).await;
+                        connection(socket, peer, site, stopped).await;
                     }
                 }
             }
@@ -237,11 +255,16 @@ async fn listen(address: SocketAddr, stopped: &watch::Receiver<bool>) -> Option<
     }
 }
 
-async fn connection(socket: impl AsyncRead + AsyncWrite + Unpin, site: Arc<Site>, stopped: watch::Receiver<bool>) {
+async fn connection(
+    socket: impl AsyncRead + AsyncWrite + Unpin,
+    peer: SocketAddr,
+    site: Arc<Site>,
+    stopped: watch::Receiver<bool>,
+) {
     let ends = stopped.clone();
     let service = service_fn(move |request| {
         let (site, stopped) = (Arc::clone(&site), stopped.clone());
-        async move { Ok::<_, Infallible>(answer(&site, &request, stopped)) }
+        async move { Ok::<_, Infallible>(answer(&site, &request, peer, stopped).await) }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -291,9 +314,19 @@ fn refusal(status: StatusCode, why: &str) -> Answer {
 enum Access {
     Nothing,
     Reads,
+    /// And may retry and drop dead letters.
+    Operates,
 }
 
-fn answer(site: &Arc<Site>, request: &Request<Incoming>, stopped: watch::Receiver<bool>) -> Answer {
+async fn answer(
+    site: &Arc<Site>,
+    request: &Request<Incoming>,
+    peer: SocketAddr,
+    stopped: watch::Receiver<bool>,
+) -> Answer {
+    if let Some(wanted) = operator::wanted(request.method(), request.uri().path()) {
+        return operate(site, request, peer, wanted).await;
+    }
     let is_head = request.method() == Method::HEAD;
     if !is_head && request.method() != Method::GET {
         let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
@@ -324,8 +357,53 @@ fn answer(site: &Arc<Site>, request: &Request<Incoming>, stopped: watch::Receive
             body(StatusCode::OK, JSON, page::search(site.shared.latest(), &text.unwrap_or_default()).to_string())
         }
         ("/events", _) if is_head => body(StatusCode::OK, "text/event-stream", ""),
-        ("/events", _) => events(site, stopped),
+        ("/events", _) => events(site, access, stopped),
         _ => refusal(StatusCode::NOT_FOUND, "there are /, /events, /webhooks, /healthz, /readyz and /metrics"),
+    }
+}
+
+/// What only an operator may do. The order of the checks: what anybody may know comes first, and nothing is done before all are passed.
+async fn operate(
+    site: &Arc<Site>,
+    request: &Request<Incoming>,
+    peer: SocketAddr,
+    wanted: Option<operator::Wanted>,
+) -> Answer {
+    let headers = request.headers();
+    if !request.body().is_end_stream() {
+        return refusal(StatusCode::PAYLOAD_TOO_LARGE, "a request has no body here");
+    }
+    if let Some(refused) = foreign_host(&site.settings, headers) {
+        return refused;
+    }
+    if let Some(why) = operator::is_foreign(headers) {
+        return refusal(StatusCode::FORBIDDEN, why);
+    }
+    // Never 401: a browser would ask its user for a password, and send it with every request from then on.
+    if access(&site.settings, headers) != Access::Operates {
+        return refusal(
+            StatusCode::FORBIDDEN,
+            "the operator's token is needed: Authorization: Bearer TOKEN, with the content of http.operator_token_file",
+        );
+    }
+    // A task of its own: a client that goes away meanwhile leaves nothing half done, and nothing out of the log.
+    let (site, attempted) = (Arc::clone(site), "do what the operator wants");
+    let served = tokio::spawn(async move {
+        let done = site.desk.serve(peer, wanted).await?;
+        // Shown at once; the next look at the database comes within seconds.
+        site.shared.update(|snapshot| {
+            let shown = snapshot.newest_dead_letters.len();
+            snapshot.newest_dead_letters.retain(|letter| wanted.is_none_or(|wanted| wanted.id != letter.id));
+            let gone = (shown - snapshot.newest_dead_letters.len()) as u64;
+            snapshot.dead_letters = snapshot.dead_letters.map(|count| count.saturating_sub(gone));
+        });
+        Ok(done)
+    })
+    .await;
+    match served.unwrap_or_else(|error| Err(Error::unavailable(attempted).caused_by(error))) {
+        Ok(done) => body(StatusCode::OK, TEXT, format!("{done}\n")),
+        Err(error) if error.is_retryable() => refusal(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+        Err(error) => refusal(StatusCode::CONFLICT, &error.to_string()),
     }
 }
 
@@ -351,12 +429,13 @@ fn foreign_host(settings: &Settings, headers: &HeaderMap) -> Option<Answer> {
 }
 
 fn access(settings: &Settings, headers: &HeaderMap) -> Access {
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| presented(value.as_bytes()));
+    let is_given = |token: &String| given.as_ref().is_some_and(|given| is_same(token.as_bytes(), given));
+    if settings.operator_token.as_ref().is_some_and(is_given) {
+        return Access::Operates;
+    }
     // Without a token: the loopback interface, or a client certificate that was verified.
-    let Some(token) = &settings.token else { return Access::Reads };
-    let Some(given) = headers.get(header::AUTHORIZATION).and_then(|value| presented(value.as_bytes())) else {
-        return Access::Nothing;
-    };
-    if is_same(token.as_bytes(), &given) { Access::Reads } else { Access::Nothing }
+    if settings.token.as_ref().is_none_or(is_given) { Access::Reads } else { Access::Nothing }
 }
 
 /// The token of `Bearer TOKEN`, or of `Basic` with it as the password: what a browser asks its user for.
@@ -431,20 +510,25 @@ impl Drop for Reader {
 
 /// The snapshot as server-sent events, as often as it changes and at most once a second. A reader gets the newest one and never a
 /// backlog: the next is made when it has taken the last.
-fn events(site: &Arc<Site>, stopped: watch::Receiver<bool>) -> Answer {
+fn events(site: &Arc<Site>, access: Access, stopped: watch::Receiver<bool>) -> Answer {
     if site.readers.fetch_add(1, Ordering::Relaxed) >= READERS_MAX {
         site.readers.fetch_sub(1, Ordering::Relaxed);
         return refusal(StatusCode::SERVICE_UNAVAILABLE, "too many readers of /events; close another page");
     }
     let reader = Reader(Arc::clone(site));
+    let operator = match access {
+        _ if !site.desk.is_open() => page::Operator::Nobody,
+        Access::Operates => page::Operator::Reader,
+        Access::Nothing | Access::Reads => page::Operator::WithToken,
+    };
     let changes = site.shared.snapshot.subscribe();
-    let frames = stream::unfold((reader, changes, true), |(reader, mut changes, is_first)| async move {
+    let frames = stream::unfold((reader, changes, true), move |(reader, mut changes, is_first)| async move {
         if !is_first {
             sleep(EVENTS_EVERY).await;
             // Nothing new for a while: the browser learns that we are there all the same.
             let _ = timeout(EVENTS_EVERY * 10, changes.changed()).await;
         }
-        let state = page::state(changes.borrow_and_update().clone());
+        let state = page::state(changes.borrow_and_update().clone(), operator);
         Some((Ok(Frame::data(Bytes::from(format!("data: {state}\n\n")))), (reader, changes, false)))
     });
     let until = async move { stop(&stopped).await };

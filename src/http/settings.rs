@@ -31,6 +31,7 @@ const TOKEN_MIN: usize = 16;
 pub struct File {
     listen: Option<String>,
     token_file: Option<PathBuf>,
+    operator_token_file: Option<PathBuf>,
     cert: Option<PathBuf>,
     key: Option<PathBuf>,
     client_ca: Option<PathBuf>,
@@ -51,6 +52,8 @@ pub struct Settings {
     pub address: SocketAddr,
     /// Who has this one may ask.
     pub token: Option<String>,
+    /// A client with this one may ask, and may retry and drop dead letters.
+    pub operator_token: Option<String>,
     /// TLS, with or without client certificates.
     pub tls: Option<Arc<ServerConfig>>,
     /// Only clients with a certificate are let in.
@@ -75,7 +78,13 @@ impl Settings {
     pub fn resolve(file: &File) -> Result<Option<Settings>> {
         let Some(listen) = file.listen.as_deref().filter(|listen| !listen.is_empty()) else { return Ok(None) };
         let address = address(listen)?;
-        let token = token("http.token_file", file.token_file.as_deref())?;
+        let token = token_of("http.token_file", file.token_file.as_deref())?;
+        let operator_token = token_of("http.operator_token_file", file.operator_token_file.as_deref())?;
+        if operator_token.is_some() && operator_token == token {
+            return Err(Error::config("serve HTTP with one token for reading and for changing").hint(
+                "write another token into the file of http.operator_token_file (openssl rand -hex 16), or leave that setting out",
+            ));
+        }
         let wants_client_certificate = file.client_ca.is_some();
         let tls = tls(file)?;
         let is_guarded = token.is_some() || wants_client_certificate;
@@ -85,7 +94,7 @@ impl Settings {
                  http.cert, http.key and http.client_ca for client certificates; or listen on 127.0.0.1",
             ));
         }
-        Ok(Some(Settings { address, token, tls, wants_client_certificate }))
+        Ok(Some(Settings { address, token, operator_token, tls, wants_client_certificate }))
     }
 }
 
@@ -103,7 +112,7 @@ fn address(listen: &str) -> Result<SocketAddr> {
     })
 }
 
-fn token(setting: &str, file: Option<&Path>) -> Result<Option<String>> {
+fn token_of(setting: &str, file: Option<&Path>) -> Result<Option<String>> {
     let Some(file) = file else { return Ok(None) };
     let text = files::read_text(setting, file)?;
     let token = text.trim();
@@ -191,6 +200,14 @@ mod tests {
         let settings = with("0123456789abcdef").unwrap().unwrap();
         assert_eq!(settings.token.as_deref(), Some("0123456789abcdef"));
         assert!(!format!("{settings:?}").contains("0123456789abcdef"));
+        let same = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(same.path(), "0123456789abcdef").unwrap();
+        let path = Some(same.path().to_owned());
+        let both = File { token_file: path.clone(), operator_token_file: path.clone(), ..everywhere.clone() };
+        assert!(Settings::resolve(&both).unwrap_err().to_string().contains("http.operator_token_file"));
+        // It lets its owner in, and nobody else: reading needs a guard of its own.
+        let alone = File { operator_token_file: path, ..everywhere.clone() };
+        assert!(Settings::resolve(&alone).unwrap_err().to_string().contains("http.token_file"));
         let error = with("short").unwrap_err().to_string();
         assert!(error.contains("16 or more") && !error.contains("short"), "{error}");
     }

@@ -4,15 +4,17 @@
 //! or as a page. Always holds: no payload, no secret and no header value is in here, and the lists of webhooks, findings and
 //! dead letters are bounded.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::flow::histogram::Histogram;
+use crate::flow::{histogram::Histogram, streamer::WebhookCounts};
 
 /// How many webhooks have a line of their own in the metrics; the rest is summed up as [`OTHER`].
 pub const WEBHOOKS_MAX: usize = 200;
+/// 2000-01-01, where PostgreSQL's times begin, in seconds since 1970.
+const POSTGRES_EPOCH: f64 = 946_684_800.0;
 /// The label of all other webhooks.
 pub const OTHER: &str = "other";
 
@@ -33,6 +35,14 @@ pub struct Snapshot {
     pub start_error: Option<String>,
     /// Why PostgreSQL is not connected.
     pub postgres_error: Option<String>,
+    /// What `walhook check` calls that.
+    pub postgres_finding: Option<&'static str>,
+    /// The same of [`Snapshot::start_error`].
+    pub start_finding: Option<&'static str>,
+    /// Why the history takes no rows.
+    pub history_blocked: Option<String>,
+    /// What the role may not do any more.
+    pub refused: Option<String>,
     /// Each NATS configuration.
     pub nats: Vec<Nats>,
     /// Lines of the log that could not be written.
@@ -47,12 +57,25 @@ pub struct Snapshot {
     pub findings: Vec<Value>,
     /// How many links publish nothing, or less than they should; `None` while nobody has looked.
     pub links_broken: Option<u64>,
+    /// What `walhook check` has found, if it has run yet.
+    pub checked: Option<Checked>,
     /// Replays and backfills that are asked for or run.
     pub jobs: Vec<Value>,
     /// Only of `run`.
     pub run: Option<Run>,
     /// Only of `deliver`.
     pub deliver: Option<Deliver>,
+}
+
+/// What `walhook check` found when it ran last.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Checked {
+    /// When, in seconds since 1970.
+    pub at: u64,
+    /// Its exit code.
+    pub exit_code: u8,
+    /// Its findings, as `walhook check --json` shows them, but for those in [`Snapshot::findings`].
+    pub findings: Vec<Value>,
 }
 
 /// A NATS configuration.
@@ -66,6 +89,8 @@ pub struct Nats {
     pub server: Option<String>,
     /// Why not.
     pub error: Option<String>,
+    /// What `walhook check` calls that.
+    pub finding: Option<String>,
     /// The slot waits for its events.
     pub holds_slot: bool,
 }
@@ -98,12 +123,73 @@ pub struct Run {
     pub changes: Vec<(&'static str, u64)>,
     /// Each stream.
     pub streams: Vec<Stream>,
+    /// Each webhook.
+    #[serde(skip)]
+    pub webhooks: Published,
     /// Refusals of JetStream, by `err_code` or a word.
     pub publish_errors: Vec<(String, u64)>,
     /// Rows of the history that were lost.
     pub history_rows_lost: u64,
     /// How often the rules have changed since the process began.
     pub config_version: u64,
+}
+
+/// All webhooks that publish, with what was published for them. A copy costs nothing for the names and little for the numbers.
+#[derive(Debug, Clone, Default)]
+pub struct Published {
+    /// In the order of their ids.
+    pub names: Arc<[PublishedName]>,
+    /// In the same order.
+    pub counts: Arc<[WebhookCounts]>,
+}
+
+/// Which webhook it is.
+#[derive(Debug, Clone)]
+pub struct PublishedName {
+    /// Its key.
+    pub id: i32,
+    /// Its name.
+    pub name: String,
+    /// Why its events cannot be published, if they cannot.
+    pub problem: Option<String>,
+    /// Changes of linked tables go to NATS for it.
+    pub publishes: bool,
+}
+
+/// A webhook on the page of `run`.
+#[derive(Debug, Serialize)]
+pub struct PublishedWebhook<'s> {
+    /// Its key.
+    pub id: i32,
+    /// Its name.
+    pub name: &'s str,
+    /// Why its events cannot be published, if they cannot.
+    pub problem: Option<&'s str>,
+    /// Changes of linked tables go to NATS for it.
+    pub publishes: bool,
+    /// Events made for it since the process began.
+    pub events: u64,
+    /// How many of them became dead letters.
+    pub dead: u64,
+    /// When the last of them was committed, in seconds since 1970.
+    pub last_at: Option<f64>,
+}
+
+impl Published {
+    /// Each webhook with its numbers.
+    pub fn iter(&self) -> impl Iterator<Item = PublishedWebhook<'_>> {
+        #[allow(clippy::cast_precision_loss, reason = "seconds with a few digits")]
+        let seconds = |micros: i64| (micros as f64) / 1e6 + POSTGRES_EPOCH;
+        self.names.iter().zip(self.counts.iter()).map(move |(known, counts)| PublishedWebhook {
+            id: known.id,
+            name: &known.name,
+            problem: known.problem.as_deref(),
+            publishes: known.publishes,
+            events: counts.events,
+            dead: counts.dead,
+            last_at: (counts.events > 0).then(|| seconds(counts.last)),
+        })
+    }
 }
 
 /// The slot, as PostgreSQL shows it.
@@ -208,6 +294,49 @@ impl Deliver {
     }
 }
 
+/// Something that is wrong now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// Its name, the same everywhere: of the table in `commands/check/codes.rs`.
+    pub code: String,
+    /// What is wrong.
+    pub text: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// What is wrong by other means than [`Snapshot::findings`], with what to do. The findings of a check that may be minutes old leave
+/// these out.
+pub const LIVE: &[(&str, &str)] = &[
+    ("postgres_connection", "see that PostgreSQL runs and lets walhook in; `walhook check` says what it lacks"),
+    ("standby", "walhook goes on when the server is promoted"),
+    ("slot_held", "nothing, if the other walhook is meant to run; otherwise stop it"),
+    ("slot_lost", "walhook check"),
+    ("slot_wal_status", "find what walhook waits for, or raise max_slot_wal_keep_size"),
+    ("nats_connection", "see that NATS runs, and the address in rule_nats_config; `walhook check` says what it finds"),
+    ("nats_jetstream", "enable JetStream for the account; `walhook check` says what it finds"),
+    ("nats_permissions", "walhook check --permissions"),
+    ("nats_storage", "give the account or the server more storage, or lower max_bytes of a stream"),
+    ("stream_full", "raise the stream's limits in rule_nats_streams, or have its consumers read"),
+    ("history_blocked", "end the transaction that holds a lock on rule_nats_publish_history: see pg_locks"),
+    ("privileges", "walhook check names the GRANT that is missing"),
+    ("dead_letters", "walhook dead-letters list; then retry or drop them"),
+    ("webhook_disabled", "correct the receiver, then UPDATE rule_webhooks SET enabled = true for the webhook"),
+];
+
+/// How many problems are listed.
+const PROBLEMS_MAX: usize = 50;
+
+fn problem(code: &str, text: impl Into<String>) -> Problem {
+    let remedy = LIVE.iter().find(|(known, _)| *known == code).map_or("walhook check", |(_, remedy)| remedy);
+    let text = text.into();
+    // An error that says what to do knows more than the table.
+    match text.split_once(". Hint: ") {
+        Some((text, hint)) => Problem { code: code.to_owned(), text: text.to_owned(), remedy: hint.to_owned() },
+        None => Problem { code: code.to_owned(), remedy: remedy.to_owned(), text },
+    }
+}
+
 /// Whether the process does its work, and why not.
 #[derive(Debug, Serialize)]
 pub struct Readiness {
@@ -218,6 +347,46 @@ pub struct Readiness {
 }
 
 impl Snapshot {
+    /// What is wrong now, each under the name by which `walhook check`, the log and `walhook status --check` know it.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if let Some(error) = &self.start_error {
+            problems.push(problem(self.start_finding.unwrap_or("postgres_connection"), error));
+        } else if !self.postgres_connected {
+            let why = self.postgres_error.as_deref().unwrap_or("no connection yet");
+            problems.push(problem(self.postgres_finding.unwrap_or("postgres_connection"), why));
+        }
+        for nats in self.nats.iter().filter(|nats| !nats.connected || nats.error.is_some()) {
+            let code = nats.finding.as_deref().unwrap_or("nats_connection");
+            problems.push(problem(code, nats.error.as_deref().unwrap_or("no connection yet")));
+        }
+        let status = self.run.as_ref().and_then(|run| run.slot.as_ref()).map(|slot| slot.wal_status.as_str());
+        match status {
+            Some("lost") => problems.push(problem("slot_lost", "PostgreSQL has removed WAL that the slot needed")),
+            Some("unreserved") => {
+                problems.push(problem("slot_wal_status", "the slot has used up its allowance of WAL"))
+            }
+            _ => {}
+        }
+        problems.extend(self.history_blocked.as_ref().map(|why| problem("history_blocked", why)));
+        problems.extend(self.refused.as_ref().map(|why| problem("privileges", why)));
+        // Without the database nobody knows whether they still hold.
+        for finding in self.findings.iter().filter(|_| self.postgres_connected) {
+            let text = |name: &str| finding[name].as_str().unwrap_or_default().to_owned();
+            if ["error", "fatal"].contains(&text("severity").as_str()) {
+                problems.push(Problem { code: text("name"), text: text("problem"), remedy: text("remedy") });
+            }
+        }
+        if let Some(count) = self.dead_letters.filter(|count| *count > 0) {
+            problems.push(problem("dead_letters", format!("dead letters that wait to be retried or dropped: {count}")));
+        }
+        if let Some(count) = self.deliver.as_ref().map(|deliver| deliver.webhooks_disabled).filter(|count| *count > 0) {
+            problems.push(problem("webhook_disabled", format!("webhooks that are not called: {count}")));
+        }
+        problems.truncate(PROBLEMS_MAX);
+        problems
+    }
+
     /// Whether the process does its work now.
     pub fn readiness(&self) -> Readiness {
         let mut reasons = Vec::new();

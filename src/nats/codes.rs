@@ -29,6 +29,19 @@ pub mod named {
 }
 use named::*;
 
+/// The name of `walhook check` for what a refusal with this code says, where it says one thing.
+pub fn finding(code: u64) -> Option<&'static str> {
+    match code {
+        10002 | 10023 | 10028 | 10047 => Some("nats_storage"),
+        // "maximum messages exceeded", "maximum bytes exceeded" of a stream that discards new messages.
+        10077 => Some("stream_full"),
+        STREAM_NOT_FOUND => Some("stream_missing"),
+        STREAM_SUBJECT_OVERLAP => Some("stream_subjects_taken"),
+        NOT_ENABLED_FOR_ACCOUNT | NOT_ENABLED => Some("nats_jetstream"),
+        _ => None,
+    }
+}
+
 /// What a refused publish means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Publish {

@@ -1,4 +1,4 @@
-// Drives the status page in a headless Chromium, for tests/http.rs.
+// Drives the status page in a headless Chromium, for tests/servers/page.rs.
 //
 //   node browser.js PLAYWRIGHT_CORE CHROMIUM URL FOLDER
 //
@@ -6,6 +6,11 @@
 //   see TEXT             waits until the page shows the text
 //   type TEXT            types into whatever has the focus, after pressing "/"
 //   clear                empties the search field
+//   count SELECTOR N     waits until so many elements match
+//   fill SELECTOR TEXT   types into a field
+//   click NAME           presses the button of this name
+//   press SELECTOR       clicks an element
+//   reload               loads the page again
 //   shot NAME WIDTH SCHEME [HEIGHT]   a screenshot in light or dark, and whether the page is wider than the window
 //   console              what the console and the page's errors have said so far
 const [, , playwright, executablePath, url, folder] = process.argv;
@@ -23,6 +28,14 @@ const { chromium } = require(playwright);
     async see(text) { await page.getByText(text).first().waitFor({ timeout: 30000 }); },
     async type(text) { await page.locator("h1").click(); await page.keyboard.press("/"); await page.keyboard.type(text); },
     async clear() { await page.locator("#search").fill(""); },
+    async count(rest) {
+      const [selector, count] = rest.split(" ");
+      await page.waitForFunction(([selector, count]) => document.querySelectorAll(selector).length === Number(count), [selector, count], { timeout: 30000 });
+    },
+    async fill(rest) { const at = rest.indexOf(" "); await page.locator(rest.slice(0, at)).fill(rest.slice(at + 1)); },
+    async click(name) { await page.getByRole("button", { name, exact: true }).click({ timeout: 30000 }); },
+    async press(selector) { await page.locator(selector).click({ timeout: 30000 }); },
+    async reload() { await page.reload(); },
     async shot(rest) {
       const [name, width, scheme, height] = rest.split(" ");
       await page.emulateMedia({ colorScheme: scheme });

@@ -32,21 +32,21 @@ use yaml_rust2::YamlLoader;
 
 /// An answer.
 #[derive(Debug)]
-struct Answer {
-    status: u16,
+pub(super) struct Answer {
+    pub(super) status: u16,
     /// Names in lower case.
-    headers: String,
-    body: String,
+    pub(super) headers: String,
+    pub(super) body: String,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
     }
 }
 
 /// Sends bytes and reads the answer to its end; `None` where nobody answers.
-async fn exchange(address: SocketAddr, request: &str) -> Option<Answer> {
+pub(super) async fn exchange(address: SocketAddr, request: &str) -> Option<Answer> {
     let mut socket = TcpStream::connect(address).await.ok()?;
     socket.write_all(request.as_bytes()).await.ok()?;
     let mut bytes = Vec::new();
@@ -57,22 +57,22 @@ async fn exchange(address: SocketAddr, request: &str) -> Option<Answer> {
     Some(Answer { status, headers: head.to_lowercase(), body: body.to_owned() })
 }
 
-async fn get_with(address: SocketAddr, path: &str, headers: &str) -> Option<Answer> {
+pub(super) async fn get_with(address: SocketAddr, path: &str, headers: &str) -> Option<Answer> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}\r\n");
     exchange(address, &request).await
 }
 
-async fn get(address: SocketAddr, path: &str) -> Answer {
+pub(super) async fn get(address: SocketAddr, path: &str) -> Answer {
     get_with(address, path, "").await.unwrap_or_else(|| panic!("no answer to GET {path}"))
 }
 
 /// On a free port of the loopback interface.
-fn with_http(builder: Builder) -> Builder {
+pub(super) fn with_http(builder: Builder) -> Builder {
     builder.args(["--http", "127.0.0.1:0"])
 }
 
 /// Where it listens, as its log says.
-async fn address_of(walhook: &mut Walhook) -> SocketAddr {
+pub(super) async fn address_of(walhook: &mut Walhook) -> SocketAddr {
     walhook.logged("HTTP: /healthz").await;
     let log = walhook.log();
     let line = log.lines().find(|line| line.contains("HTTP: /healthz")).unwrap();
@@ -81,7 +81,7 @@ async fn address_of(walhook: &mut Walhook) -> SocketAddr {
 }
 
 /// The samples of Prometheus's text, by name and labels.
-fn samples(text: &str) -> BTreeMap<String, f64> {
+pub(super) fn samples(text: &str) -> BTreeMap<String, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines
         .map(|line| {
@@ -92,7 +92,7 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
 }
 
 /// Waits until a sample has that value.
-async fn sample(address: SocketAddr, name: &str, expected: f64) -> BTreeMap<String, f64> {
+pub(super) async fn sample(address: SocketAddr, name: &str, expected: f64) -> BTreeMap<String, f64> {
     let mut last = None;
     eventually(&format!("{name} {expected}"), async || {
         let samples = samples(&get(address, "/metrics").await.body);
@@ -106,7 +106,7 @@ async fn sample(address: SocketAddr, name: &str, expected: f64) -> BTreeMap<Stri
     .await
 }
 
-async fn ready(address: SocketAddr, status: u16, reason: &str) {
+pub(super) async fn ready(address: SocketAddr, status: u16, reason: &str) {
     eventually(&format!("/readyz {status} {reason:?}"), async || {
         let answer = get(address, "/readyz").await;
         let reasons = answer.json()["reasons"].to_string();
@@ -116,7 +116,7 @@ async fn ready(address: SocketAddr, status: u16, reason: &str) {
 }
 
 /// A feed whose table `t` is linked to webhook 1.
-async fn linked() -> Feed {
+pub(super) async fn linked() -> Feed {
     let feed = Feed::start().await;
     assert_eq!(feed.webhook("w"), 1);
     feed.pg.psql("CREATE TABLE t (id int PRIMARY KEY, note text)");
@@ -718,128 +718,4 @@ async fn a_real_prometheus_scrapes_both_verbs_and_every_query_of_the_dashboard_h
     })
     .await;
     drop(server);
-}
-
-/// A headless Chromium that shows the page, driven by tests/page/browser.js.
-struct Browser {
-    child: std::process::Child,
-    answers: std::io::Lines<std::io::BufReader<std::process::ChildStdout>>,
-}
-
-impl Browser {
-    /// `None`, and said so, where there is none.
-    fn open(address: SocketAddr) -> Option<Browser> {
-        use std::io::BufRead as _;
-        let found = Command::new("sh").args(["-c", "command -v chromium"]).output().unwrap();
-        let chromium = String::from_utf8(found.stdout).unwrap().trim().to_owned();
-        if chromium.is_empty() || Command::new("node").arg("--version").output().is_err() {
-            support::skip("the status page in a browser", "there is no chromium and node (Debian's packages)");
-            return None;
-        }
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/target/screenshots");
-        std::fs::create_dir_all(folder).unwrap();
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/page/browser.js");
-        let mut command = support::process::User::Ourselves.command("node");
-        command.arg(script).arg(support::services::playwright()).args([
-            &chromium,
-            &format!("http://{address}/"),
-            folder,
-        ]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let answers = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
-        Some(Browser { child, answers })
-    }
-
-    /// Does it, and panics where that fails.
-    fn must(&mut self, command: &str) {
-        writeln!(self.child.stdin.as_mut().unwrap(), "{command}").unwrap();
-        let answer = self.answers.next().expect("the browser is there").unwrap();
-        assert_eq!(answer, "ok", "{command}");
-    }
-}
-
-impl Drop for Browser {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-// The browser is asked by a blocking call, while the servers are processes of their own.
-#[tokio::test]
-async fn the_page_shows_a_running_flow_an_outage_and_its_end_in_a_browser_without_an_error() {
-    let nats = Nats::builder().config("max_payload: 64KB").start().await;
-    let feed = Feed::on(Postgres::builder().conf("max_slot_wal_keep_size = '1GB'").start().await, nats);
-    assert_eq!(feed.webhook("w"), 1);
-    feed.pg.psql("CREATE TABLE t (id serial PRIMARY KEY, note text)");
-    feed.pg.psql("SELECT rule_webhook_link_table(1, 't')");
-    let mut walhook = with_http(feed.streamer()).start();
-    let address = address_of(&mut walhook).await;
-    ready(address, 200, "[]").await;
-    let page = get(address, "/").await;
-    assert!(
-        page.status == 200 && page.headers.contains("content-security-policy: default-src 'none'; script-src 'sha256-")
-    );
-    let Some(mut browser) = Browser::open(address) else { return };
-    browser.must("see Events flow.");
-    feed.pg.psql("INSERT INTO t (note) SELECT 'SECRET-IN-A-ROW' FROM generate_series(1, 500)");
-    feed.pg.psql("UPDATE t SET note = repeat('x', 100000) WHERE id = 1");
-    browser.must("see dead-letters retry ID");
-    feed.pg.psql("UPDATE rule_nats_dead_letters SET webhook_name = '<img src=x onerror=alert(1)>'");
-    browser.must("see <img src=x onerror=alert(1)>");
-    browser.must("see nothing is wrong");
-    browser.must("see before the slot is lost");
-    browser.must("see last sequence");
-    browser.must("shot run-light 1200 light");
-    browser.must("shot run-dark 1200 dark");
-    browser.must("shot run-phone 360 dark 740");
-    feed.nats.stop();
-    feed.pg.psql("INSERT INTO t (note) VALUES ('waits')");
-    browser.must("see Events do not flow.");
-    browser.must("see not connected");
-    browser.must("shot nats-away-light 1200 light");
-    browser.must("shot nats-away-phone 360 light 740");
-    feed.nats.restart().await;
-    browser.must("see Events flow.");
-    browser.must("console");
-    walhook.terminate();
-    browser.must("see walhook does not answer");
-    browser.must("shot gone-light 1200 light");
-}
-
-#[tokio::test]
-async fn a_workers_page_stays_usable_with_ten_thousand_webhooks() {
-    let receiver = Http::start(|_, request| Reply::status(if request.path == "/bad" { 500 } else { 204 }));
-    let feed = Feed::start().await;
-    feed.pg.psql(
-        "INSERT INTO rule_webhooks (webhook_name, url, nats_enabled, publish_mode, nats_subject) \
-         SELECT 'webhook ' || n, 'http://127.0.0.1:1/', true, 'nats', 'webhooks.many' FROM generate_series(1, 10000) n",
-    );
-    let mile = LastMile::on(feed);
-    let good = mile.webhook("good", &receiver.url("/good"));
-    let bad = mile.webhook("<b>bad</b> & co", &receiver.url("/bad"));
-    // It calls two of them and shows all: of every other it would keep a consumer.
-    let mut worker = with_http(mile.worker()).args(["--webhook", "good", "--webhook", "<b>bad</b> & co"]).start();
-    let address = address_of(&mut worker).await;
-    ready(address, 200, "[]").await;
-    mile.publish_many(good, 20);
-    mile.publish(bad, "{}");
-    eventually("all webhooks", async || {
-        let found = get(address, "/webhooks?q=webhook%201234").await.json();
-        (found.as_array()?.len() == 1).then_some(())
-    })
-    .await;
-    let bounded = get(address, "/metrics").await.body;
-    assert!(bounded.lines().filter(|line| line.starts_with("walhook_in_flight{")).count() <= 201);
-    let Some(mut browser) = Browser::open(address) else { return };
-    browser.must("see Events flow.");
-    browser.must("see <b>bad</b> & co");
-    browser.must("shot deliver-light 1200 light");
-    browser.must("type webhook 9876");
-    browser.must("see 1 of 10,002 shown");
-    browser.must("shot deliver-search-phone 360 dark 740");
-    browser.must("clear");
-    browser.must("see 50 of 10,002 shown");
-    browser.must("console");
 }

@@ -203,7 +203,7 @@ async fn check_has_a_code_for_each_thing_that_monitoring_minds() {
     feed.pg.psql("ALTER PUBLICATION walhook_changes DROP TABLE orders");
     becomes(12, "orders").await;
     let as_json: Value = serde_json::from_str(&check(&["--json"]).1).unwrap();
-    assert_eq!((&as_json["code"], &as_json["problems"][0]["name"]), (&json!(12), &json!("not_published")));
+    assert_eq!((&as_json["code"], &as_json["problems"][0]["name"]), (&json!(12), &json!("table_not_published")));
     feed.pg.psql("ALTER PUBLICATION walhook_changes ADD TABLE orders");
     becomes(0, "").await;
     feed.nats.stop();
@@ -213,7 +213,7 @@ async fn check_has_a_code_for_each_thing_that_monitoring_minds() {
     feed.pg.psql("INSERT INTO orders SELECT n, repeat('x', 1000) FROM generate_series(3, 3000) n");
     let lagging = serde_json::from_str::<Value>(&check(&["--max-lag", "0", "--json"]).1).unwrap();
     let names: Vec<_> = lagging["problems"].as_array().unwrap().iter().map(|problem| &problem["name"]).collect();
-    assert_eq!(names, ["nats_away", "lag"]);
+    assert_eq!(names, ["nats_connection", "slot_lag"]);
     feed.nats.restart().await;
     feed.stored(3000).await;
     becomes(0, "").await;

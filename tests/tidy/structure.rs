@@ -44,19 +44,25 @@ const VERBS: [&str; 14] = [
     "uninstall",
 ];
 /// Verbs that use another verb, or something shared that uses a verb, each with the reason.
-const ACROSS: [(&str, &str, &str); 17] = [
+const ACROSS: [(&str, &str, &str); 23] = [
     ("adopt", "replay", "adopt --stream finds the streams of this database as a replay does"),
+    ("breaks", "check", "what is met at work has the form and the names of the check's findings"),
     ("check", "deliver", "a webhook is checked by deliver's own settings, rules and connector"),
     ("check", "setup", "the check compares a database with the files that setup applies"),
+    ("check", "run", "the check compares streams with what run noted of them"),
     ("config", "deliver", "the file's section for deliver is read with the rest of the file"),
     ("explain", "run", "explain reads rules and positions as run stores them"),
+    ("http", "dead_letters", "the status page retries and drops dead letters as the verb does"),
     ("replay", "backfill", "a replay of a table's present rows is a backfill"),
     ("replay", "dead_letters", "a replay of dead letters selects them as the verb does"),
     ("replay", "run", "a replay from WAL reads rules and positions as run stores them"),
     ("run", "setup", "run --setup applies the migrations before it streams"),
+    ("run", "check", "the status page of run shows what the check finds"),
     ("run", "replay", "run serves the replays that SQL has asked for"),
     ("schema", "setup", "see CIRCLES"),
+    ("setup_check", "check", "the names of all findings are one table"),
     ("seek", "replay", "both name a place in a stream by the same options"),
+    ("status", "check", "the names of all findings are one table"),
     ("status", "tail", "both end when nobody reads their output any more"),
     ("uninstall", "deliver", "uninstall removes the consumers that deliver made"),
     ("uninstall", "replay", "uninstall removes the streams that a replay made, over the same connection"),

@@ -192,7 +192,8 @@ impl Check<'_> {
     fn storage(&self, storage: Storage) -> Option<Finding> {
         let (used, limit) = storage.filter(|(used, limit)| used / limit >= NEARLY_FULL)?;
         let text = format!("the account has stored {} of {} that it may store", bytes(used), bytes(limit));
-        let finding = Finding::new("nats_storage", Severity::Warning, self.subject.as_str(), text);
+        let severity = if used >= limit { Severity::Error } else { Severity::Warning };
+        let finding = Finding::new("nats_storage", severity, self.subject.as_str(), text);
         Some(finding.remedy(How::NatsServer, format!("jetstream: {{ max_file: {:.0} }}", limit * 2.0)))
     }
 
@@ -364,6 +365,10 @@ impl Check<'_> {
         let mut findings = Vec::new();
         match foreseen {
             Foreseen::New { taken_by, limits } => {
+                if let Some(history) = self.database.history {
+                    let Reached { row: config, servers, .. } = self.reached;
+                    findings.extend(tails::missing(history, (config, servers), row));
+                }
                 findings.push(match taken_by.is_empty() {
                     true => Finding::new("stream_new", Severity::Note, subject.as_str(), format!("{subject} does not exist yet: walhook run creates it")),
                     false => Finding::new(
@@ -383,6 +388,7 @@ impl Check<'_> {
             Foreseen::There(there) => {
                 findings.extend(self.existing(row, &there));
                 findings.extend(self.tail(control, row, &there).await);
+                findings.extend(self.full(row, &there));
                 let ages = there.limits.age.map_or(0, |_| AGES_ASKED);
                 match foresee::unread(control, &there.state, ages).await {
                     Ok(unread) => findings.extend(self.unread(row, &there, &unread)),
@@ -484,6 +490,25 @@ impl Check<'_> {
             How::Sql,
             self.row_statement(row, "discard_policy = 'new', max_age_seconds = 0, max_messages = 0, max_bytes = 0"),
         ))
+    }
+
+    /// `stream_full`.
+    fn full(&self, row: &StreamRow, there: &There) -> Option<Finding> {
+        let (limits, state) = (there.limits, &there.state);
+        let is_at = |limit: Option<f64>, has: u64| limit.is_some_and(|limit| has as f64 >= limit);
+        if limits.drops_old || !(is_at(limits.messages, state.messages) || is_at(limits.bytes, state.bytes)) {
+            return None;
+        }
+        let subject = named(row);
+        let text = format!(
+            "{subject} has {} messages of {} and takes no more (discard_policy = 'new')",
+            state.messages,
+            bytes(state.bytes as f64)
+        );
+        let twice = |limit: Option<f64>| limit.map_or(0.0, |limit| limit * 2.0);
+        let change = format!("max_messages = {:.0}, max_bytes = {:.0}", twice(limits.messages), twice(limits.bytes));
+        let finding = Finding::new("stream_full", Severity::Error, subject, text);
+        Some(finding.remedy(How::Sql, self.row_statement(row, &change)).exits(1))
     }
 
     /// `stream_unread`.

@@ -84,10 +84,20 @@ impl History {
 
 /// The finding of an error that ends `walhook run` when it reads the stream's end.
 fn ends(subject: &str, error: &Error) -> Finding {
-    Finding::of_error("stream_tail", subject, error)
+    Finding::of_error(error.name().unwrap_or("stream_tail"), subject, error)
 }
 
-/// `stream_tail`, `stream_writers`.
+/// `stream_lost`: a stream that walhook has published to is not there any more.
+pub fn missing(history: &History, (config, servers): (&ConfigRow, &str), row: &StreamRow) -> Option<Finding> {
+    let History { identity, checkpoints, aliases } = history;
+    let known = open::checkpoint_of(checkpoints, aliases, config, &row.stream_name, servers)?;
+    // Such a stream is gone when its servers stop, which `run` knows.
+    let is_in_memory = row.storage_type.as_deref() == Some("memory");
+    let error = open::lost(&identity.source, known, "it does not exist any more");
+    (!is_in_memory).then(|| ends(&format!("stream {:?}", row.stream_name), &error))
+}
+
+/// `stream_lost`, `stream_tail`, `stream_writers`.
 pub async fn check(
     client: &Client,
     control: &Control,
@@ -139,7 +149,6 @@ pub async fn check(
         ours,
         listing: None,
         listed: Vec::new(),
-        listing: None,
         subjects: Vec::new(),
         max_payload: known.max_payload,
         batch_max: known.batch_max,

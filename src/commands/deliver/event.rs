@@ -217,6 +217,7 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
             lane.refuse();
         }
         tracing::warn!(
+            finding = "webhook_disabled",
             webhook = known.webhook.name,
             "the receiver answers 410: no more calls until the webhook's row changes"
         );
@@ -380,7 +381,14 @@ async fn give_up(
         lane.counters(known.webhook.webhook_id).gave_up();
         if lane.logs_failure() {
             let (status, attempt) = tried;
-            tracing::warn!(webhook = known.webhook.name, event = event_id, status, attempt, "dead letter: {reason}");
+            tracing::warn!(
+                finding = "dead_letters",
+                webhook = known.webhook.name,
+                event = event_id,
+                status,
+                attempt,
+                "dead letter: {reason}"
+            );
         }
         return Word::Never;
     }

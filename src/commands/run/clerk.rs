@@ -16,7 +16,8 @@ use super::shown;
 use crate::{
     commands::{
         backoff::Backoff,
-        identity, replay,
+        breaks::SHOWS_WITHIN,
+        http, identity, replay,
         setup_check::{self, Reported},
         told::Told,
     },
@@ -35,6 +36,8 @@ const ANCHOR: Duration = Duration::from_secs(5);
 
 /// How often the set-up is checked.
 const CHECK: Duration = Duration::from_secs(10);
+
+const _: () = assert!(CHECK.as_secs() + http::EVERY.as_secs() <= SHOWS_WITHIN.as_secs());
 
 const NEXT: &str = "SELECT replay_id FROM public.rule_cdc_replays \
     WHERE source = $1 AND is_requested AND status IN ('requested', 'running') ORDER BY replay_id LIMIT 1";

@@ -254,8 +254,11 @@ impl Lanes {
                 "connected": is_up,
                 "connected_since": group.since.filter(|_| is_up).map(timestamp),
                 "last_error": group.told.text().or_else(|| lanes().find_map(|(driver, _)| driver.told.text())),
+                "finding": group.told.name().or_else(|| lanes().find_map(|(driver, _)| driver.told.name())),
                 "given_up": group.given_up,
                 "holds_slot": holds_slot,
+                // Between two attempts a stream that refuses is open for a moment.
+                "refuses": lanes().any(|(driver, lane)| driver.told.name().is_some() && !lane.is_empty()),
                 "falls_back": lanes().filter_map(|(driver, _)| driver.falls_back.as_ref()).collect::<Vec<_>>(),
             });
             // A configuration that was switched between JetStream and core NATS has two; the one that is down tells more.

@@ -475,7 +475,7 @@ pub async fn ended(settings: &Settings, source: &str, error: Option<&Error>) -> 
              VALUES ($1, $2, $3, now(), 'epoch') \
              ON CONFLICT (source) DO UPDATE SET last_exit_code = excluded.last_exit_code, \
                  last_exit_reason = excluded.last_exit_reason, last_exit_at = excluded.last_exit_at",
-            &[&source, &code, &error.map(ToString::to_string)],
+            &[&source, &code, &error.map(reason)],
         )
         .await
         .map(drop)
@@ -503,4 +503,10 @@ pub async fn refuse_new_slot(client: &Client, source: &str, slot: &str) -> Resul
             "a new slot has no changes from before it is made: run walhook setup by hand, and walhook backfill for the rows that \
              tables have now",
         ))
+}
+
+/// What a run ended by, with the name that `walhook check` has for it before it.
+fn reason(error: &Error) -> String {
+    let name = error.name().map(|name| format!("{name}: ")).unwrap_or_default();
+    format!("{name}{error}")
 }

@@ -23,7 +23,7 @@ use super::{
     ledger,
 };
 use crate::{
-    commands::{backoff::Backoff, identity, told::Told},
+    commands::{backoff::Backoff, breaks::SHOWS_WITHIN, http, identity, told::Told},
     config::Config,
     error::{Error, Kind, Result},
     flow::{
@@ -41,6 +41,7 @@ use crate::{
 
 /// Rows that are under way for so long mean that the history is stuck: no statement takes that long by itself.
 const PATIENCE: Duration = Duration::from_secs(5);
+const _: () = assert!(PATIENCE.as_secs() + http::EVERY.as_secs() <= SHOWS_WITHIN.as_secs());
 /// So many sequences are looked up in one piece of work: what it found is kept whatever becomes of the next.
 const LOOKED_UP_MAX: usize = 256;
 /// After few rows …
@@ -81,6 +82,7 @@ pub struct Office {
     lost: u64,
     /// The last failure told, so that the log does not repeat it.
     told: Told,
+    was_stuck: bool,
     /// What went wrong with the consumers and has been told.
     told_of_consumers: HashSet<String>,
 }
@@ -144,6 +146,7 @@ impl Office {
             last_survey: None,
             lost: 0,
             told: Told::default(),
+            was_stuck: false,
             told_of_consumers: HashSet::new(),
         }
     }
@@ -153,10 +156,28 @@ impl Office {
         self.lost
     }
 
+    /// Why the history takes no rows, if it has taken none for a while.
+    pub fn stuck(&self) -> Option<&str> {
+        let is_stuck = self.busy_since.is_some_and(|since| since.elapsed() >= PATIENCE);
+        is_stuck.then(|| self.told.text().unwrap_or("rows of the history are not written"))
+    }
+
     /// Begins the next piece of work if there is one, and tells the streamer whether the history is stuck.
     pub fn look(&mut self, streamer: &mut Streamer, lanes: &Lanes) {
         let is_stuck = self.busy_since.is_some_and(|since| since.elapsed() >= PATIENCE);
         streamer.set_history_stuck(is_stuck);
+        if is_stuck != self.was_stuck {
+            self.was_stuck = is_stuck;
+            if is_stuck {
+                tracing::warn!(
+                    finding = "history_blocked",
+                    "rule_nats_publish_history takes no rows: confirming waits for it, and publishing does not. Hint: see who holds a \
+                     lock on it: SELECT pid, mode FROM pg_locks WHERE relation = 'rule_nats_publish_history'::regclass"
+                );
+            } else {
+                tracing::info!(finding = "history_blocked", "rule_nats_publish_history takes rows again");
+            }
+        }
         if self.work.is_some() {
             return;
         }

@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     commands::{
+        breaks::SHOWS_WITHIN,
         http,
         identity::{self, Runs},
         progress, schema,
@@ -72,6 +73,7 @@ const CHECKPOINT: Duration = Duration::from_secs(10);
 const FIRST_CHECKPOINT: Duration = Duration::from_secs(1);
 /// How often `rule_cdc_status` is written, if nothing of note happens.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+const _: () = assert!(HEARTBEAT.as_secs() <= SHOWS_WITHIN.as_secs());
 /// How often versions of the rules that no position needs any more are deleted.
 const PRUNE: Duration = Duration::from_secs(3600);
 /// How often the rules are read as they are now, while a stream takes nothing: how to reach it may have changed since.
@@ -153,6 +155,9 @@ pub async fn session(
     streamer.set_database(&system.dbname);
     streamer.set_newest_rules(newest, true);
     streamer.set_amendments(amendments);
+    if let Some(shown) = shown.as_ref() {
+        shown.begin(&mut streamer);
+    }
     if let Some(upto) = doubted_upto {
         streamer.doubt((confirmed, 0), upto);
     }
@@ -271,11 +276,11 @@ async fn take_slot(
             return Err(error);
         }
         if !said {
-            tracing::info!(slot = config.slot, "{error}; waiting to take over");
+            tracing::info!(finding = "slot_held", slot = config.slot, "{error}; waiting to take over");
             notify.status(&format!("not streaming: {error}; waiting to take over"));
             notify.ready();
             if let Some(shown) = shown {
-                shown.disconnected(&format!("{error}; waiting to take over"));
+                shown.disconnected("slot_held", &format!("{error}; waiting to take over"));
             }
             said = true;
         }
@@ -683,6 +688,12 @@ impl Session<'_> {
         self.job = None;
         match done {
             Done::Buried(events) => {
+                tracing::warn!(
+                    finding = "dead_letters",
+                    count = events.len(),
+                    first = events.first(),
+                    "events became dead letters: see `walhook dead-letters list`"
+                );
                 for event in events {
                     self.streamer.buried(&event);
                 }

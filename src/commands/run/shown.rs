@@ -22,21 +22,24 @@ use tokio_postgres::Client;
 use super::{lanes::Lanes, office::Office};
 use crate::{
     commands::{
+        breaks::{self, SHOWS_WITHIN},
+        http,
         setup_check::{Finding, Severity},
         told::Told,
     },
     config::Config,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     flow::{
         lane::{Lane, Times},
-        streamer::{Counts, Obstacle, Streamer},
+        streamer::{Counts, Obstacle, Streamer, WebhookCounts},
     },
     http::{
         server::Shared,
-        snapshot::{DeadLetter, Nats, Run, Slot, Snapshot, Stream},
+        snapshot::{DeadLetter, Nats, Published, PublishedName, Run, Slot, Snapshot, Stream},
     },
     nats::control::Control,
     postgres::{self, sql},
+    route::rules::Webhook,
     wal::{change::Op, lsn::Lsn},
 };
 
@@ -44,6 +47,7 @@ use crate::{
 const ASK: Duration = Duration::from_secs(5);
 /// How often JetStream is asked how full its streams are.
 const ASK_STREAMS: Duration = Duration::from_secs(10);
+const _: () = assert!(ASK.as_secs() + http::EVERY.as_secs() <= SHOWS_WITHIN.as_secs());
 /// How many dead letters, replays and backfills are shown, the newest ones.
 const SHOWN_MAX: i64 = 20;
 
@@ -114,6 +118,55 @@ pub struct Shown {
     /// What was confirmed when it last moved, and when that was.
     confirmed: (Lsn, Instant),
     fullness: Fullness,
+    published: WebhookTotals,
+}
+
+/// What was counted of each webhook, over all sessions.
+#[derive(Default)]
+struct WebhookTotals {
+    /// Of the sessions before this one, by id.
+    before: HashMap<i32, WebhookCounts>,
+    /// The same in the order of `shown`.
+    base: Vec<WebhookCounts>,
+    /// Of the rules, in this session.
+    generation: u64,
+    /// The last event that was counted.
+    counted: (Lsn, u64),
+    shown: Published,
+}
+
+impl WebhookTotals {
+    /// The names are made anew only when the rules have changed: there may be ten thousand of them.
+    fn follow(&mut self, streamer: &Streamer) -> Published {
+        let (webhooks, counts) = streamer.webhooks();
+        self.counted = streamer.counted();
+        if self.generation != streamer.generation() {
+            self.generation = streamer.generation();
+            self.base =
+                webhooks.iter().map(|webhook| self.before.get(&webhook.id).copied().unwrap_or_default()).collect();
+            let name = |webhook: &Webhook| PublishedName {
+                id: webhook.id,
+                name: webhook.name.clone(),
+                problem: webhook.problem.clone(),
+                publishes: webhook.publishes,
+            };
+            self.shown.names = webhooks.iter().map(name).collect();
+        }
+        let sum = |(base, now): (&WebhookCounts, &WebhookCounts)| WebhookCounts {
+            events: base.events + now.events,
+            dead: base.dead + now.dead,
+            last: base.last.max(now.last),
+        };
+        self.shown.counts = self.base.iter().zip(counts).map(sum).collect();
+        self.shown.clone()
+    }
+
+    /// The next session counts from 0.
+    fn end_session(&mut self) {
+        let counts = self.shown.names.iter().map(|name| name.id).zip(self.shown.counts.iter().copied());
+        self.before.extend(counts.filter(|(_, counts)| counts.events > 0));
+        self.generation = 0;
+    }
 }
 
 impl Shown {
@@ -126,6 +179,7 @@ impl Shown {
             now: Totals::default(),
             confirmed: (Lsn::ZERO, Instant::now()),
             fullness: Fullness::default(),
+            published: WebhookTotals::default(),
         }
     }
 
@@ -134,13 +188,22 @@ impl Shown {
         &self.shared
     }
 
+    /// A session begins.
+    pub fn begin(&self, streamer: &mut Streamer) {
+        streamer.set_counted(self.published.counted);
+    }
+
     /// The session has ended, or did not come about.
-    pub fn disconnected(&mut self, why: &str) {
+    pub fn disconnected(&mut self, name: &'static str, why: &str) {
         self.before.add(&std::mem::take(&mut self.now));
         self.fullness = Fullness::default();
+        self.published.end_session();
         self.shared.update(|snapshot| {
             snapshot.postgres_connected = false;
             snapshot.postgres_error = Some(why.to_owned());
+            snapshot.postgres_finding = Some(name);
+            snapshot.history_blocked = None;
+            snapshot.refused = None;
             snapshot.dead_letters = None;
             if let Some(run) = &mut snapshot.run {
                 run.slot = None;
@@ -166,6 +229,7 @@ impl Shown {
             unconfirmed_seconds: self.confirmed.1.elapsed().as_secs_f64(),
             changes: Op::ALL.iter().map(|op| (op.as_str(), all.counts.changes[op.index()])).collect(),
             streams: self.streams(&all, streamer),
+            webhooks: self.published.follow(streamer),
             publish_errors: all.publish_errors.into_iter().collect(),
             history_rows_lost: all.history_rows_lost,
             config_version: all.rules,
@@ -175,9 +239,12 @@ impl Shown {
         let dead_letters_total = reasons.collect();
         let nats = lanes.connections(streamer).iter().map(|(config, connection)| nats(config, connection)).collect();
         self.fullness.follow(streamer, lanes);
+        let history_blocked = office.stuck().map(str::to_owned);
         self.shared.update(|snapshot| {
             snapshot.postgres_connected = true;
             snapshot.postgres_error = None;
+            snapshot.postgres_finding = None;
+            snapshot.history_blocked = history_blocked;
             snapshot.dead_letters_total = dead_letters_total;
             snapshot.nats = nats;
             let slot = snapshot.run.take().and_then(|run| run.slot);
@@ -237,11 +304,13 @@ fn totals(streamer: &Streamer, lanes: &Lanes, office: &Office) -> Totals {
 fn nats(config: &str, connection: &Value) -> Nats {
     let text = |name: &str| connection[name].as_str().map(str::to_owned);
     let connected = connection["connected"] == true;
+    let is_wrong = !connected || connection["refuses"] == true;
     Nats {
         config: config.to_owned(),
         connected,
         server: text("server"),
-        error: text("last_error").filter(|_| !connected),
+        error: text("last_error").filter(|_| is_wrong),
+        finding: text("finding").filter(|_| is_wrong),
         holds_slot: connection["holds_slot"] == true,
     }
 }
@@ -332,12 +401,16 @@ pub async fn ask(config: &Config, client: &Client, shared: &Shared) -> Result<In
             Ok(answers) => {
                 told.forget();
                 shared.update(|snapshot| answers.put(snapshot));
+                shared.update(|snapshot| snapshot.refused = None);
             }
             Err(error) if client.is_closed() => return Err(error),
             Err(error) => {
                 let text = error.to_string();
                 if told.is_news(&text) {
-                    tracing::warn!("{text}");
+                    tracing::warn!(finding = breaks::of_postgres(&error), "{text}");
+                }
+                if error.kind() == Kind::Permission {
+                    shared.update(|snapshot| snapshot.refused = Some(text));
                 }
             }
         }

@@ -6,7 +6,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::{Counts, DeadLetter, Halted, Limits, Obstacle};
+use super::{Counts, DeadLetter, Halted, Limits, Obstacle, WebhookCounts};
 use crate::{
     error::{Error, Result},
     flow::{
@@ -46,6 +46,12 @@ pub struct Outlet {
     pub history: History,
     pub transaction: TransactionText,
     pub counts: Counts,
+    /// Of each webhook, by its index in the rules.
+    pub webhook_counts: Vec<WebhookCounts>,
+    /// The last event counted there, in this session or the one before: up to there nothing is counted again.
+    pub counted: (Lsn, u64),
+    /// The same, when this session began.
+    pub counted_before: (Lsn, u64),
     /// What the log should tell.
     pub notices: Vec<String>,
     /// Webhooks of which it was told that a trace context cannot be passed on.
@@ -71,6 +77,9 @@ impl Outlet {
             history: History::new(limits.history_bytes),
             transaction: TransactionText::default(),
             counts: Counts::default(),
+            webhook_counts: Vec::new(),
+            counted: (Lsn::ZERO, 0),
+            counted_before: (Lsn::ZERO, 0),
             notices: Vec::new(),
             untraced: HashSet::new(),
             id: Vec::new(),
@@ -78,6 +87,18 @@ impl Outlet {
             scratch: Vec::new(),
             origin: Origin::default(),
         }
+    }
+
+    /// The rules were compiled anew: the counters go to where their webhooks are now. `before`: the webhooks' ids as they were.
+    pub fn follow_webhooks(&mut self, before: &[i32], rules: &Rules) {
+        let counts = std::mem::take(&mut self.webhook_counts);
+        let mut known = before.iter().zip(counts).peekable();
+        // Both are in the order of the ids.
+        let of = |webhook: &Webhook| {
+            while known.next_if(|(id, _)| **id < webhook.id).is_some() {}
+            known.next_if(|(id, _)| **id == webhook.id).map(|(_, counts)| counts).unwrap_or_default()
+        };
+        self.webhook_counts = rules.webhooks.iter().map(of).collect();
     }
 
     /// A change of a linked table, for all its links or `only` some.
@@ -216,7 +237,8 @@ impl Outlet {
         message_id: Option<&[u8]>,
         problem: Option<String>,
     ) -> Result<()> {
-        let webhook = &rules.webhooks[webhook];
+        let index = webhook;
+        let webhook = &rules.webhooks[index];
         let position = event_position(change.position, webhook.id);
         self.counts.events += 1;
         self.id.clear();
@@ -228,11 +250,13 @@ impl Outlet {
             (None, Some(lane)) => lane,
             (problem, _) => {
                 let reason = problem.unwrap_or_else(|| no_stream(&self.subject));
+                self.count_for(index, &position);
                 let condemned = self.impossible(webhook, body, change, message_id, reason);
                 return self.condemn(rules, condemned, Obstacle::Invalid);
             }
         };
         if let Some(reason) = self.lanes[lane].displaces(&position) {
+            self.count_for(index, &position);
             let mut condemned = self.impossible(webhook, body, change, message_id, reason);
             // The operator has decided already what is to become of this one.
             condemned.halts = false;
@@ -244,6 +268,9 @@ impl Outlet {
             if !matches!(webhook.keep, Keep::Everything(_)) {
                 return Ok(());
             }
+        }
+        if !is_stored {
+            self.count_for(index, &position);
         }
         if !is_stored && self.has_no_place(&self.lanes[lane]) {
             let number = self.window.count_event();
@@ -275,6 +302,18 @@ impl Outlet {
         match lane.commit(draft, number, position) {
             Ok(()) => Ok(()),
             Err(condemned) => self.condemn(rules, *condemned, Obstacle::TooLarge),
+        }
+    }
+
+    fn count_for(&mut self, index: usize, position: &EventPosition) {
+        let place = (position.commit_lsn, position.ordinal);
+        if place <= self.counted_before {
+            return;
+        }
+        self.counted = place;
+        if let Some(counts) = self.webhook_counts.get_mut(index) {
+            counts.events += 1;
+            counts.last = counts.last.max(position.commit_time);
         }
     }
 
@@ -318,7 +357,8 @@ impl Outlet {
 
     pub fn condemn(&mut self, rules: &Rules, condemned: Condemned, obstacle: Obstacle) -> Result<()> {
         let Condemned { number, position, subject, headers, payload, reason, noted, halts } = condemned;
-        let webhook = rules.webhook(position.webhook_id).map(|index| &rules.webhooks[index]);
+        let index = rules.webhook(position.webhook_id);
+        let webhook = index.map(|index| &rules.webhooks[index]);
         let event_id = position.id(&self.source);
         if halts {
             let name = webhook.map_or("?", |webhook| webhook.name.as_str());
@@ -334,6 +374,10 @@ impl Outlet {
             )));
         }
         self.counts.dead_letters[obstacle as usize] += 1;
+        let is_new = (position.commit_lsn, position.ordinal) > self.counted_before;
+        if let Some(counts) = index.and_then(|index| self.webhook_counts.get_mut(index)).filter(|_| is_new) {
+            counts.dead += 1;
+        }
         let letter = DeadLetter {
             event_id,
             webhook_id: position.webhook_id,

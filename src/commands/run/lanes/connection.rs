@@ -13,7 +13,10 @@ use std::{
 
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::{driver::Driver, inquiry::Inquiry};
+use super::{
+    driver::{Driver, nats_name},
+    inquiry::Inquiry,
+};
 use crate::{
     commands::{
         backoff::Backoff,
@@ -267,22 +270,22 @@ impl Group {
             self.given_up = true;
             self.control = None;
             self.attempt = None;
-            self.tell(&format!(
+            self.tell(error, &format!(
                 "{error}; given up after {} failed attempts in a row (max_reconnect_attempts): an UPDATE of its row in \
                  rule_nats_config tries again",
                 self.failures
             ));
             return;
         }
-        self.tell(&error.to_string());
+        self.tell(error, &error.to_string());
         if self.attempt.is_none() {
             self.pause = (!at_once).then(|| Box::pin(sleep(self.backoff.next())));
         }
     }
 
     /// Logs a failure unless it is the one logged last, or that was a while ago.
-    fn tell(&mut self, text: &str) {
-        self.told.warn(text, self.in_line);
+    fn tell(&mut self, error: &Error, text: &str) {
+        self.told.warn(nats_name(error, "nats_connection"), text, self.in_line);
     }
 
     /// What it is called in errors: by its streams.
@@ -445,6 +448,10 @@ impl Link {
 /// An answer for a lane. Returns whether it was stored.
 fn take(token: &[u8], ack: Ack, index: usize, streamer: &mut Streamer, driver: &mut Driver) -> bool {
     let lane = streamer.lane_mut(index);
+    let name = match &ack {
+        Ack::Refused { code, .. } => codes::finding(*code),
+        _ => None,
+    };
     let refusal = match ack {
         Ack::Stored { sequence, duplicate } => match lane.acked(token, sequence, duplicate) {
             Ok(()) => {
@@ -492,10 +499,13 @@ fn take(token: &[u8], ack: Ack, index: usize, streamer: &mut Streamer, driver: &
             }
             Refusal::Never(why) | Refusal::TooLarge(why) | Refusal::NotNow(why) => why,
         };
-        driver.trouble = Some(Error::unavailable(format!(
-            "stream {:?} refused a message: {why}; reading its tail to go on from there",
-            lane.stream()
-        )));
+        driver.trouble = Some(
+            Error::unavailable(format!(
+                "stream {:?} refused a message: {why}; reading its tail to go on from there",
+                lane.stream()
+            ))
+            .named(name),
+        );
     }
     false
 }

@@ -10,12 +10,12 @@ use super::{
 };
 use crate::{
     commands::{backoff::Backoff, run::ledger::Checkpoint, told::Lasting},
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     flow::{
         lane::{BATCH_MAX, Lane},
         streamer::LaneSettings,
     },
-    nats::tail::CREATED_TOLERANCE_NS,
+    nats::{codes, control::ApiError, tail::CREATED_TOLERANCE_NS},
 };
 
 /// See the module.
@@ -56,6 +56,13 @@ pub struct Driver {
     waiting: Option<(u64, Instant)>,
     /// The oldest event in line, through whatever failures, and since when it is.
     front: Option<(u64, Instant)>,
+}
+
+/// What `walhook check` calls a failure of NATS.
+pub fn nats_name(error: &Error, otherwise: &'static str) -> &'static str {
+    let by_code = || codes::finding(error.cause_as::<ApiError>()?.err_code);
+    let by_kind = || (error.kind() == Kind::Permission).then_some("nats_permissions");
+    error.name().or_else(by_code).or_else(by_kind).unwrap_or(otherwise)
 }
 
 /// See [`Driver`].
@@ -175,7 +182,7 @@ impl Driver {
 
     /// Logs a failure unless it is the one logged last, or that was a while ago.
     pub fn tell(&mut self, error: &Error) {
-        self.told.warn(&error.to_string(), self.in_line);
+        self.told.warn(nats_name(error, "nats_jetstream"), &error.to_string(), self.in_line);
     }
 
     /// Counts a refusal by its code.

@@ -14,7 +14,7 @@ use std::{
 
 use tokio::time::{Sleep, sleep};
 
-use super::{Lanes, open};
+use super::{Lanes, driver::nats_name, open};
 use crate::{
     commands::{backoff::Backoff, told::Lasting},
     error::{Error, Kind, Result},
@@ -125,7 +125,8 @@ impl Lanes {
                 if group.is_core {
                     let attempted =
                         "before anything is published to core NATS, ask JetStream for the last run of this database";
-                    inquiry.told.warn(&error.context(attempted).to_string(), group.in_line);
+                    let name = nats_name(&error, "nats_jetstream");
+                    inquiry.told.warn(name, &error.context(attempted).to_string(), group.in_line);
                 }
                 return Ok(true);
             }

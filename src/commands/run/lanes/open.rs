@@ -357,7 +357,7 @@ pub enum Standing {
 /// Whether a stream is the one that was known and has kept what it acknowledged, as far as that is not in the slot any more.
 /// What was removed from it in an orderly way still counts in its last sequence.
 pub fn trusted(source: &str, known: &Checkpoint, created_ns: i64, tail: &Tail) -> Result<Standing> {
-    let Checkpoint { config_name, stream, servers, sequence, .. } = known;
+    let sequence = &known.sequence;
     let what = if known.created_ns.abs_diff(created_ns) > tail::CREATED_TOLERANCE_NS {
         "it was made anew since".to_owned()
     } else if tail.last_sequence >= *sequence {
@@ -367,16 +367,22 @@ pub fn trusted(source: &str, known: &Checkpoint, created_ns: i64, tail: &Tail) -
     } else {
         format!("it ends at message {} now", tail.last_sequence)
     };
-    Err(Error::untrusted(format!("go on in stream {stream:?}, which had taken message {sequence}: {what}")).hint(
-        format!(
+    Err(lost(source, known, &what))
+}
+
+/// The error of a stream that does not have what it acknowledged.
+pub fn lost(source: &str, known: &Checkpoint, what: &str) -> Error {
+    let Checkpoint { config_name, stream, servers, sequence, .. } = known;
+    Error::untrusted(format!("go on in stream {stream:?}, which had taken message {sequence}: {what}"))
+        .named("stream_lost")
+        .hint(format!(
             "acknowledged events are missing from it: bring the old stream back, or accept the loss by DELETE FROM \
              rule_nats_checkpoints WHERE source = {} AND config_name = {} AND stream_name = {} AND servers = {};",
             text::sql_literal(source),
             text::sql_literal(config_name),
             text::sql_literal(stream),
             text::sql_literal(servers)
-        ),
-    ))
+        ))
 }
 
 /// Where a message of ours belongs. One that core NATS brought into the stream is not of its lane: it says nothing of
