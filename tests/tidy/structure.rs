@@ -43,7 +43,7 @@ const VERBS: [&str; 13] = [
     "uninstall",
 ];
 /// Verbs that use another verb, or something shared that uses a verb, each with the reason.
-const ACROSS: [(&str, &str, &str); 15] = [
+const ACROSS: [(&str, &str, &str); 16] = [
     ("check", "deliver", "a webhook is checked by deliver's own settings, rules and connector"),
     ("check", "setup", "the check compares a database with the files that setup applies"),
     ("config", "deliver", "the file's section for deliver is read with the rest of the file"),
