@@ -58,7 +58,7 @@ const ACROSS: [(&str, &str, &str); 16] = [
     ("uninstall", "deliver", "uninstall removes the consumers that deliver made"),
     ("uninstall", "replay", "uninstall removes the streams that a replay made, over the same connection"),
     ("uninstall", "run", "uninstall removes the bucket and the consumers that run made"),
-    ("check", "run", "check judges a stream's end as run does, by the same code"),
+    ("check", "run", "check decides on a stream's end by run's own code"),
     ("tail", "replay", "tail reads a stream as a replay does, by the same options"),
 ];
 
