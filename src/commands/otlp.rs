@@ -27,7 +27,6 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::deliver::call::Answer;
 use crate::{
     deliver::{message::Call, schedule::Outcome, webhook::Webhook},
     error::{Error, Result},
@@ -258,7 +257,7 @@ pub fn acknowledged(traced: &Traced, source: &str, stream: &str) {
 }
 
 /// A request of a webhook: from its beginning to the end of the answer.
-pub fn called(webhook: &Webhook, call: &Call<'_>, answer: &Answer) {
+pub fn called(webhook: &Webhook, call: &Call<'_>, outcome: &Outcome, (started, took): (SystemTime, Duration)) {
     if SENDER.get().is_none() {
         return;
     }
@@ -267,14 +266,14 @@ pub fn called(webhook: &Webhook, call: &Call<'_>, answer: &Answer) {
     let nanos = |time: SystemTime| {
         i128::try_from(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()).unwrap_or(i128::MAX)
     };
-    let times = (nanos(answer.started), nanos(answer.started + answer.took));
+    let times = (nanos(started), nanos(started + took));
     let mut attributes = vec![
         ("http.request.method", Value::from(webhook.method.as_str())),
         ("url.full", shown_url(&webhook.url).into_owned().into()),
         ("messaging.message.id", call.event_id.as_ref().into()),
         ("walhook.webhook_id", webhook.webhook_id.into()),
     ];
-    let failure = match &answer.outcome {
+    let failure = match outcome {
         Outcome::Answered { status, .. } => {
             attributes.push(("http.response.status_code", (*status).into()));
             (!matches!(status, 200..=299)).then(|| format!("the receiver answers {status}"))

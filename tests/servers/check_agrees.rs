@@ -384,7 +384,7 @@ async fn each_trouble_of_a_link_and_of_a_stream_row_has_its_code() {
         ),
         (
             "stream_partial",
-            "INSERT INTO rule_nats_streams (stream_name, subjects) VALUES ('WEBHOOKS', '{webhooks.*.*.insert}'); \
+            "INSERT INTO rule_nats_streams (stream_name, subjects) VALUES ('WEBHOOKS', '{webhooks.a.7.>}'); \
              UPDATE rule_webhook_links SET subject_template = 'webhooks.a.{id}.{op}'"
                 .to_owned(),
             "DELETE FROM rule_nats_streams; UPDATE rule_webhook_links SET subject_template = NULL",

@@ -139,16 +139,16 @@ async fn explain_shows_columns_left_out_old_values_and_a_trace_as_run_publishes_
     let done = feed.command("explain").args(["t", "--json"]).finish();
     assert_eq!(done.code, Some(0), "{done:?}");
     assert!(!done.stdout.contains("hunter2") && !done.stdout.contains("kept back"), "{done:?}");
-    let told: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+    let shown: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
     let messages = feed.after(&["UPDATE t SET note = note", "DELETE FROM t"]).await;
     assert_eq!(messages.len(), 3, "{messages:#?}");
-    for (message, told) in messages.iter().zip(told["links"][0]["operations"].as_array().unwrap()) {
-        assert_eq!(told["headers"]["traceparent"], message.header("traceparent"), "{told:#}");
+    for (message, shown) in messages.iter().zip(shown["links"][0]["operations"].as_array().unwrap()) {
+        assert_eq!(shown["headers"]["traceparent"], message.header("traceparent"), "{shown:#}");
         assert_eq!(message.header("traceparent"), trace);
         let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-        assert_eq!(keys(&told["payload"]), keys(&message.payload), "{told:#}");
+        assert_eq!(keys(&shown["payload"]), keys(&message.payload), "{shown:#}");
         for key in ["data", "old", "old_key", "changed", "op", "type"] {
-            assert_eq!(told["payload"][key], message.payload[key], "{key}: {told:#}");
+            assert_eq!(shown["payload"][key], message.payload[key], "{key}: {shown:#}");
         }
     }
 }

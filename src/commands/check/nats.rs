@@ -572,7 +572,7 @@ impl Check<'_> {
     fn window(&self, row: &StreamRow, there: &There) -> Option<Finding> {
         let is_shared = row.ordering.as_deref() == Some("shared");
         let (severity, text, fits) =
-            judge_window(&named(row), is_shared, there.state.duplicate_window.as_secs_f64(), there.rate)?;
+            check_window(&named(row), is_shared, there.state.duplicate_window.as_secs_f64(), there.rate)?;
         let finding = Finding::new("duplicate_window", severity, named(row), text);
         Some(match fits {
             Some(seconds) => {
@@ -637,7 +637,7 @@ fn loss(there: &There, unread: &Unread) -> Option<Loss> {
 }
 
 /// What is to be said of a window of so many seconds at so many messages a second, and which one fits, if one does.
-fn judge_window(
+fn check_window(
     stream: &str,
     is_shared: bool,
     window: f64,
@@ -670,7 +670,7 @@ fn judge_window(
     );
     let least = if is_shared { WINDOW_LEAST } else { 1.0 };
     // The longest that is not worth a word any more.
-    let fits = (least..window).contains(&least).then(|| (WINDOW_NOTED / rate / ID_BYTES).floor().clamp(least, window));
+    let fits = (least..window).contains(&least).then(|| (WINDOW_NOTED / rate / ID_BYTES).trunc().clamp(least, window));
     let seconds = fits.and_then(|fits| format!("{fits:.0}").parse().ok());
     Some((severity, text, seconds))
 }
@@ -771,21 +771,21 @@ mod tests {
     }
 
     #[test]
-    fn a_duplicate_window_is_judged_by_its_memory_and_the_one_proposed_is_judged_to_fit() {
-        let judged = |is_shared, window, rate| judge_window("S", is_shared, window, rate);
-        assert_eq!(judged(false, 120.0, None), None, "nothing is known of the rate");
-        assert_eq!(judged(false, 120.0, Some(1000.0)), None, "23 MB");
-        let (severity, text, fits) = judged(false, 120.0, Some(5000.0)).unwrap();
+    fn a_duplicate_window_is_noted_by_its_memory_and_the_one_proposed_fits() {
+        let noted = |is_shared, window, rate| check_window("S", is_shared, window, rate);
+        assert_eq!(noted(false, 120.0, None), None, "nothing is known of the rate");
+        assert_eq!(noted(false, 120.0, Some(1000.0)), None, "23 MB");
+        let (severity, text, fits) = noted(false, 120.0, Some(5000.0)).unwrap();
         assert_eq!((severity, fits), (Severity::Note, Some(33)), "{text}");
         assert!(text.contains("109 MB") && text.contains("strict ordering does not need it"), "{text}");
-        assert_eq!(judged(false, 33.0, Some(5000.0)), None);
-        let (severity, _, fits) = judged(false, 120.0, Some(60_000.0)).unwrap();
+        assert_eq!(noted(false, 33.0, Some(5000.0)), None);
+        let (severity, _, fits) = noted(false, 120.0, Some(60_000.0)).unwrap();
         assert_eq!((severity, fits), (Severity::Warning, Some(2)));
-        let (severity, _, fits) = judged(true, 30.0, None).unwrap();
+        let (severity, _, fits) = noted(true, 30.0, None).unwrap();
         assert_eq!((severity, fits), (Severity::Warning, Some(120)));
         // A shared stream keeps its minute, whatever it costs.
-        let (_, text, fits) = judged(true, 120.0, Some(60_000.0)).unwrap();
+        let (_, text, fits) = noted(true, 120.0, Some(60_000.0)).unwrap();
         assert_eq!(fits, Some(60), "{text}");
-        assert_eq!(judged(true, 60.0, Some(60_000.0)).unwrap().2, None);
+        assert_eq!(noted(true, 60.0, Some(60_000.0)).unwrap().2, None);
     }
 }

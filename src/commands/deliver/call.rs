@@ -186,7 +186,7 @@ impl Caller {
         };
         answer.took = began.elapsed();
         #[cfg(feature = "otlp")]
-        crate::commands::otlp::called(webhook, call, &answer);
+        crate::commands::otlp::called(webhook, call, &answer.outcome, (started, answer.took));
         answer
     }
 }

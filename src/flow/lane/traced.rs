@@ -1,4 +1,4 @@
-//! Acknowledged events that belong to a trace, for whoever makes spans of them (feature `otlp`).
+//! Acknowledged events that belong to a trace, from which spans are made (feature `otlp`).
 //!
 //! In: a message that was acknowledged. Out: what its span says, where its headers have a `traceparent`. Always holds: at most
 //! [`MOST`] of them wait to be taken.

@@ -179,11 +179,11 @@ pub async fn unread(control: &Control, stream: &StreamState, ages: usize) -> Res
 fn lags(info: &Value) -> Option<(Unread, u64, String)> {
     let name = info["config"]["durable_name"].as_str()?;
     let count = |key: &str| info[key].as_u64().unwrap_or(0);
-    let floor = info["ack_floor"]["stream_seq"].as_u64().unwrap_or(0);
+    let acknowledged = info["ack_floor"]["stream_seq"].as_u64().unwrap_or(0);
     let messages = count("num_pending") + count("num_ack_pending");
     let subject = info["config"]["filter_subject"].as_str().filter(|subject| !subject.is_empty()).unwrap_or(">");
     let unread = Unread { consumer: crate::nats::foreign::foreign(name), messages, oldest_age: None };
-    (messages > 0).then(|| (unread, floor + 1, subject.to_owned()))
+    (messages > 0).then(|| (unread, acknowledged + 1, subject.to_owned()))
 }
 
 fn age(time_ns: i64) -> f64 {
