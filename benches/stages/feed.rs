@@ -7,7 +7,7 @@ use std::io::Write as _;
 
 use walhook::{
     flow::{
-        lane::{Lane, Moment, Tail},
+        lane::{Lane, Tail, Timestamps},
         streamer::{Limits, Received, Streamer},
     },
     route::{
@@ -121,7 +121,7 @@ impl Sink {
     pub fn new(history: &str) -> Sink {
         let limits = Limits { window_events: WINDOW, window_bytes: 8 << 20, history_bytes: 4 << 20 };
         let mut streamer = Streamer::new("src", 1, INBOX, limits, tables(history), TypeCatalog::new(), Lsn::ZERO);
-        streamer.set_time(Moment { wall: 1, steady: 1 });
+        streamer.set_time(Timestamps { wall: 1, steady: 1 });
         streamer.lane_mut(0).open(&empty_tail()).unwrap();
         Sink { streamer, answers: Answers::default() }
     }

@@ -1,16 +1,16 @@
 //! `walhook deliver`: takes events from JetStream and calls the webhooks, until told to stop.
 //!
 //! Any number run side by side. [`configuration`] says which webhooks there are, [`worker`] keeps a [`lane`] for each,
-//! [`event`] deals with one message, [`call`] with one request, [`books`] keep the record. What is sent and what an answer
+//! [`event`] deals with one message, [`call`] with one request, [`call_log`] keep the record. What is sent and what an answer
 //! means is decided in [`crate::deliver`].
 
-mod books;
 pub(super) mod call;
+mod call_log;
+mod claim_check;
 pub(super) mod configuration;
 pub(super) mod consumer;
 mod event;
 mod lane;
-mod parcel;
 pub mod settings;
 mod shown;
 mod worker;
@@ -40,8 +40,8 @@ use crate::{
     route::tables::ConfigRow,
     text,
 };
-use books::Books;
 use call::Caller;
+use call_log::CallLog;
 use configuration::Whose;
 use settings::{Options, Settings};
 use worker::Worker;
@@ -133,12 +133,12 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
         shutdown_timeout: config.shutdown_timeout,
         all: all.clone(),
         room: Semaphore::new(settings.max_in_flight),
-        object_room: Semaphore::new(settings.max_object_bytes.div_ceil(parcel::ROOM_UNIT)),
+        object_room: Semaphore::new(settings.max_object_bytes.div_ceil(claim_check::ROOM_UNIT)),
         settings,
         control,
         client,
         caller,
-        books: postgres.clone().map(Books::open),
+        call_log: postgres.clone().map(CallLog::open),
         nats_config: config.nats_config.clone(),
         counters: shown::All::default(),
         holds: Mutex::default(),

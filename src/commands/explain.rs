@@ -13,7 +13,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use super::{
     identity, names,
     paint::{Paint, paint},
-    run::{ledger, rules},
+    run::{rules, state_store},
     schema,
 };
 use crate::{
@@ -126,7 +126,7 @@ pub async fn explain(config: &Config, arguments: &Arguments) -> Result<()> {
         }
     }
     let table = Table::find(&client, config, &arguments.table).await?;
-    let types = ledger::read_types(&client).await?;
+    let types = state_store::read_types(&client).await?;
     let mut lanes = Vec::new();
     let rules = Rules::compile(&tables, &mut lanes);
     let mut notes = Vec::new();

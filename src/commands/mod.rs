@@ -13,6 +13,7 @@ pub mod demo;
 pub mod explain;
 mod http;
 mod identity;
+mod log_once;
 mod names;
 #[cfg(feature = "otlp")]
 pub mod otlp;
@@ -28,7 +29,6 @@ mod setup_check;
 pub mod status;
 mod systemd;
 pub mod tail;
-mod told;
 pub mod uninstall;
 
 use std::{

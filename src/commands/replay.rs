@@ -6,11 +6,11 @@
 //! is. Always: one replay of a feed at a time; a killed one goes on where it was. Never into a stream that walhook itself
 //! writes in strict order: it would lose its place there.
 
-mod book;
 mod filter;
 mod point;
 mod publish;
 mod read;
+mod store;
 mod streams;
 mod wal;
 mod way;
@@ -27,11 +27,11 @@ use crate::{
     nats::{control::Control, owner::Use, streams::StreamState},
     postgres::sql,
 };
-pub use book::requested;
 pub(super) use filter::{Filter, Verdict, table_of};
 pub use point::{Bounds, Point};
 pub use publish::REPLAY_STREAM;
 use publish::{Copy, Destination, Order, Places};
+pub use store::requested;
 pub use streams::{Feed, Source, control, control_that_returns};
 use way::{Via, Way};
 
@@ -103,15 +103,15 @@ pub async fn replay(config: &Config, arguments: &Arguments, shutdown: watch::Rec
     if arguments.dry_run {
         return plan.tell(&work).await;
     }
-    if !book::take_turn(&client, config).await? {
-        return Err(book::busy(&client, config).await?);
+    if !store::take_turn(&client, config).await? {
+        return Err(store::busy(&client, config).await?);
     }
     let id = match arguments.resume {
-        Some(id) => book::again(&client, id).await.map(|()| id)?,
-        None => book::begin(&client, config, &plan.bounds, &asked).await?,
+        Some(id) => store::again(&client, id).await.map(|()| id)?,
+        None => store::begin(&client, config, &plan.bounds, &asked).await?,
     };
     let outcome = work.carry_out(id, plan, shutdown).await;
-    book::end(&client, id, &outcome).await?;
+    store::end(&client, id, &outcome).await?;
     match outcome {
         Ok(true) => Ok(()),
         Ok(false) => super::say(&format!("replay {id} is interrupted; go on: walhook replay --resume {id}\n")),
@@ -205,17 +205,17 @@ impl Work<'_> {
         let via = way.via();
         let progress = way.progress();
         if let Way::Table(jobs) = way {
-            book::place(self.client, id, via, None, None, &progress).await?;
+            store::place(self.client, id, via, None, None, &progress).await?;
             (self.tell)(&format!("replay {id} by the rows that the tables have now, as events of op snapshot\n"))?;
             return self.backfill(id, jobs, shutdown).await;
         }
-        book::place(self.client, id, via, Some(&prefix), None, &progress).await?;
+        store::place(self.client, id, via, Some(&prefix), None, &progress).await?;
         let places = if via == Via::Wal { Places::Wal } else { Places::Messages };
         let order = Order { client: self.client, id, prefix: &prefix, bounds, filter, rate: self.asked.rate, places };
         let mut copy = Copy::new(order, self.asked.sent, progress.clone(), shutdown);
         let begun = async |target: Option<&Destination>| {
             let name = target.map(|target| target.name.as_str());
-            book::place(self.client, id, via, Some(&prefix), name, &progress).await?;
+            store::place(self.client, id, via, Some(&prefix), name, &progress).await?;
             (self.tell)(&format!("replay {id} from {} by the {via} to subjects {prefix}.>\n", bounds.from))
         };
         let is_whole = match way {
@@ -279,7 +279,7 @@ impl Work<'_> {
             let arguments = super::backfill::Arguments::of_table(&job.table, job.webhook.as_deref(), self.asked.rate);
             let done = super::backfill::send(self.config, &arguments, shutdown.clone(), self.tell).await?;
             sent += done.rows;
-            book::count(self.client, id, sent).await?;
+            store::count(self.client, id, sent).await?;
             if !done.is_whole {
                 return Ok(false);
             }
@@ -291,7 +291,7 @@ impl Work<'_> {
     /// The stream that takes the prefix's subjects on this server.
     async fn target(&self, control: &Control, prefix: &str) -> Result<Destination> {
         let subjects = format!("{prefix}.>");
-        let found = match (publish::taker(control, &subjects).await?, &self.asked.create_stream) {
+        let found = match (publish::stream_for_subject(control, &subjects).await?, &self.asked.create_stream) {
             (Some(name), _) => name,
             (None, Some(name)) => {
                 let root = prefix.split('.').next().unwrap_or(prefix);

@@ -4,22 +4,22 @@
 //! and the next one starts as the first did: from the slot and the streams' tails. What goes wrong with one stream is
 //! its lane's own matter ([`lanes`]). What a webhook halts at ends the process, until an operator amends the rules at that event.
 
-mod bulletin;
 mod checks;
-mod clerk;
 mod consumers;
 pub mod faults;
 mod history;
+mod history_writer;
 mod lanes;
-pub(super) mod ledger;
 mod minutes;
-mod office;
-mod pace;
+mod read_coalescing;
+mod replay_requests;
 pub(super) mod rules;
 mod session;
 mod shown;
+pub(super) mod state_store;
+mod webhook_registry;
 
-pub use bulletin::WORKERS_CONSUMER;
+pub use webhook_registry::WORKERS_CONSUMER;
 
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ async fn end(config: &Config, first_setup: bool, shutdown: watch::Receiver<bool>
         return outcome;
     }
     // For who asks later why nobody streams. A database that is away, or has no such column yet, is not waited for.
-    let noted = timeout(LAST_WORD, ledger::ended(&config.postgres, &config.source, outcome.as_ref().err())).await;
+    let noted = timeout(LAST_WORD, state_store::ended(&config.postgres, &config.source, outcome.as_ref().err())).await;
     if let Ok(Err(error)) = noted {
         tracing::debug!("{error}");
     }
@@ -135,7 +135,7 @@ async fn set_up(config: &Config, shutdown: &mut watch::Receiver<bool>, notify: &
     let done = async {
         let client = sql::connect(&config.postgres).await?;
         session::refuse_standby(&client).await?;
-        ledger::refuse_new_slot(&client, &config.source, &config.slot).await?;
+        state_store::refuse_new_slot(&client, &config.source, &config.slot).await?;
         drop(client);
         setup::setup(config).await
     };

@@ -1,6 +1,6 @@
 //! What an answer means: delivered, again later, or given up; and how fast to go on.
 //!
-//! In: the webhook, which attempt it was, what came of it. Out: a [`Verdict`], and a [`Pace`] that knows how many calls may
+//! In: the webhook, which attempt it was, what came of it. Out: a [`Verdict`], and a [`ConcurrencyLimit`] that knows how many calls may
 //! run side by side. Chance and time are passed in.
 
 use std::time::{Duration, UNIX_EPOCH};
@@ -30,7 +30,7 @@ pub enum Outcome {
 
 /// What is done with the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
+pub enum Disposition {
     /// It has arrived.
     Delivered,
     /// Again after this wait.
@@ -43,18 +43,18 @@ pub enum Fate {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
     /// With the event.
-    pub fate: Fate,
+    pub disposition: Disposition,
     /// Why it failed.
     pub error: Option<String>,
     /// With the pace of the webhook.
-    pub strain: Strain,
+    pub load: ReceiverLoad,
     /// The receiver wants no more calls at all: 410.
     pub disables: bool,
 }
 
 /// How the receiver bears the calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Strain {
+pub enum ReceiverLoad {
     /// Well.
     None,
     /// Nothing to be learned.
@@ -67,19 +67,29 @@ pub enum Strain {
 
 /// Judges the attempt with this number (from 1). `chance` is in 0..1.
 pub fn judge(webhook: &Webhook, attempt: u64, outcome: &Outcome, chance: f64) -> Verdict {
-    let (error, strain) = match outcome {
+    let (error, load) = match outcome {
         Outcome::Answered { status: 200..=299, .. } => {
-            return Verdict { fate: Fate::Delivered, error: None, strain: Strain::None, disables: false };
+            return Verdict {
+                disposition: Disposition::Delivered,
+                error: None,
+                load: ReceiverLoad::None,
+                disables: false,
+            };
         }
         Outcome::Answered { status: 410, .. } => {
             let error = "HTTP status 410: the receiver wants no more calls".to_owned();
-            return Verdict { fate: Fate::GivenUp, error: Some(error), strain: Strain::Unknown, disables: true };
+            return Verdict {
+                disposition: Disposition::GivenUp,
+                error: Some(error),
+                load: ReceiverLoad::Unknown,
+                disables: true,
+            };
         }
         Outcome::Answered { status, retry_after } => {
-            let strain = match (status, retry_after) {
-                (429 | 500..=599, Some(wait)) => Strain::Pause(*wait),
-                (429 | 500..=599, None) => Strain::Heavy,
-                _ => Strain::Unknown,
+            let load = match (status, retry_after) {
+                (429 | 500..=599, Some(wait)) => ReceiverLoad::Pause(*wait),
+                (429 | 500..=599, None) => ReceiverLoad::Heavy,
+                _ => ReceiverLoad::Unknown,
             };
             let error = match status {
                 300..=399 => {
@@ -87,22 +97,22 @@ pub fn judge(webhook: &Webhook, attempt: u64, outcome: &Outcome, chance: f64) ->
                 }
                 _ => format!("HTTP status {status}"),
             };
-            (error, strain)
+            (error, load)
         }
-        Outcome::Unanswered(error) => (error.clone(), Strain::Heavy),
-        Outcome::NotSent(error) => (error.clone(), Strain::Unknown),
+        Outcome::Unanswered(error) => (error.clone(), ReceiverLoad::Heavy),
+        Outcome::NotSent(error) => (error.clone(), ReceiverLoad::Unknown),
     };
-    let fate = if attempt >= u64::from(webhook.attempts()) {
-        Fate::GivenUp
+    let disposition = if attempt >= u64::from(webhook.attempts()) {
+        Disposition::GivenUp
     } else {
         let planned = delay(webhook, attempt).mul_f64(1.0 + JITTER * chance.clamp(0.0, 1.0));
         let asked = match outcome {
             Outcome::Answered { retry_after: Some(wait), .. } => *wait,
             _ => Duration::ZERO,
         };
-        Fate::Retry(planned.max(asked).min(WAIT_MAX))
+        Disposition::Retry(planned.max(asked).min(WAIT_MAX))
     };
-    Verdict { fate, error: Some(error), strain, disables: false }
+    Verdict { disposition, error: Some(error), load, disables: false }
 }
 
 /// The wait after this attempt, as the row plans it.
@@ -164,24 +174,24 @@ impl FailureLog {
     }
 }
 
-/// How many calls to one webhook may run side by side: halved when its server is strained, one more for every round
+/// How many calls to one webhook may run side by side: halved when its server is overloaded, one more for every round
 /// that goes well.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Pace {
+pub struct ConcurrencyLimit {
     limit: f64,
     max: u32,
 }
 
-impl Pace {
+impl ConcurrencyLimit {
     /// As many as allowed, to begin with.
-    pub fn new(max: u32) -> Pace {
-        Pace { limit: f64::from(max.max(1)), max: max.max(1) }
+    pub fn new(max: u32) -> ConcurrencyLimit {
+        ConcurrencyLimit { limit: f64::from(max.max(1)), max: max.max(1) }
     }
 
     /// The bound has changed.
     pub fn bound(&mut self, max: u32) {
         if self.max != max.max(1) {
-            *self = Pace::new(max);
+            *self = ConcurrencyLimit::new(max);
         }
     }
 
@@ -192,11 +202,11 @@ impl Pace {
     }
 
     /// Learns from an attempt.
-    pub fn learn(&mut self, strain: Strain) {
-        self.limit = match strain {
-            Strain::None => self.limit + 1.0 / self.limit,
-            Strain::Unknown => self.limit,
-            Strain::Heavy | Strain::Pause(_) => self.limit / 2.0,
+    pub fn learn(&mut self, load: ReceiverLoad) {
+        self.limit = match load {
+            ReceiverLoad::None => self.limit + 1.0 / self.limit,
+            ReceiverLoad::Unknown => self.limit,
+            ReceiverLoad::Heavy | ReceiverLoad::Pause(_) => self.limit / 2.0,
         }
         .clamp(1.0, f64::from(self.max));
     }
@@ -214,26 +224,26 @@ mod tests {
     #[test]
     fn success_is_a_status_of_the_two_hundreds_and_nothing_else() {
         for status in [200, 201, 204, 299] {
-            assert_eq!(judge(&webhook(), 9, &answered(status), 0.0).fate, Fate::Delivered, "{status}");
+            assert_eq!(judge(&webhook(), 9, &answered(status), 0.0).disposition, Disposition::Delivered, "{status}");
         }
         for status in [199, 300, 301, 302, 307, 308, 400, 404, 429, 500, 503] {
             let verdict = judge(&webhook(), 1, &answered(status), 0.0);
-            assert_eq!(verdict.fate, Fate::Retry(Duration::from_secs(1)), "{status}");
+            assert_eq!(verdict.disposition, Disposition::Retry(Duration::from_secs(1)), "{status}");
             assert!(!verdict.disables);
         }
     }
 
     #[test]
     fn waits_grow_by_the_multiplier_with_a_bounded_jitter_and_end_with_the_attempts() {
-        let wait = |attempt, chance| match judge(&webhook(), attempt, &answered(500), chance).fate {
-            Fate::Retry(wait) => wait.as_millis(),
+        let wait = |attempt, chance| match judge(&webhook(), attempt, &answered(500), chance).disposition {
+            Disposition::Retry(wait) => wait.as_millis(),
             other => panic!("{other:?}"),
         };
         assert_eq!((wait(1, 0.0), wait(2, 0.0), wait(3, 0.0)), (1000, 2000, 4000));
         assert_eq!((wait(1, 1.0), wait(3, 0.5)), (1250, 4500));
-        assert_eq!(judge(&webhook(), 4, &answered(500), 0.0).fate, Fate::GivenUp);
+        assert_eq!(judge(&webhook(), 4, &answered(500), 0.0).disposition, Disposition::GivenUp);
         let once = Webhook { retry_enabled: false, ..webhook() };
-        assert_eq!(judge(&once, 1, &answered(500), 0.0).fate, Fate::GivenUp);
+        assert_eq!(judge(&once, 1, &answered(500), 0.0).disposition, Disposition::GivenUp);
     }
 
     #[test]
@@ -277,8 +287,8 @@ mod tests {
         }
         let asked = Outcome::Answered { status: 429, retry_after: Some(Duration::from_secs(30)) };
         let verdict = judge(&webhook(), 1, &asked, 0.0);
-        assert_eq!(verdict.fate, Fate::Retry(Duration::from_secs(30)));
-        assert_eq!(verdict.strain, Strain::Pause(Duration::from_secs(30)));
+        assert_eq!(verdict.disposition, Disposition::Retry(Duration::from_secs(30)));
+        assert_eq!(verdict.load, ReceiverLoad::Pause(Duration::from_secs(30)));
     }
 
     #[test]
@@ -294,23 +304,23 @@ mod tests {
     fn gone_disables_and_is_not_tried_again() {
         let verdict = judge(&webhook(), 1, &answered(410), 0.0);
         assert!(verdict.disables);
-        assert_eq!(verdict.fate, Fate::GivenUp);
+        assert_eq!(verdict.disposition, Disposition::GivenUp);
     }
 
     #[test]
     fn the_pace_halves_under_strain_and_comes_back_a_step_for_every_round() {
-        let mut pace = Pace::new(64);
-        pace.learn(Strain::Heavy);
-        assert_eq!(pace.limit(), 32);
+        let mut concurrency = ConcurrencyLimit::new(64);
+        concurrency.learn(ReceiverLoad::Heavy);
+        assert_eq!(concurrency.limit(), 32);
         for _ in 0..20 {
-            pace.learn(Strain::Pause(Duration::ZERO));
+            concurrency.learn(ReceiverLoad::Pause(Duration::ZERO));
         }
-        assert_eq!(pace.limit(), 1);
+        assert_eq!(concurrency.limit(), 1);
         for _ in 0..10_000 {
-            pace.learn(Strain::None);
+            concurrency.learn(ReceiverLoad::None);
         }
-        assert_eq!(pace.limit(), 64);
-        pace.learn(Strain::Unknown);
-        assert_eq!(pace.limit(), 64);
+        assert_eq!(concurrency.limit(), 64);
+        concurrency.learn(ReceiverLoad::Unknown);
+        assert_eq!(concurrency.limit(), 64);
     }
 }

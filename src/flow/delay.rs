@@ -13,10 +13,10 @@ use super::event_id::EventPosition;
 use crate::wal::lsn::Lsn;
 
 /// The last event that a stream has to keep, and its sequence there; `None` where there is none.
-pub type Kept = Option<(EventPosition, u64)>;
+pub type Retained = Option<(EventPosition, u64)>;
 
 /// 0 where there is none.
-pub fn sequence_of(kept: &Kept) -> u64 {
+pub fn sequence_of(kept: &Retained) -> u64 {
     kept.map_or(0, |(_, sequence)| sequence)
 }
 
@@ -29,7 +29,7 @@ pub struct Due {
     /// The place.
     pub upto: Lsn,
     /// For each lane: up to which event its stream has to keep what it has taken.
-    pub kept: Vec<Kept>,
+    pub kept: Vec<Retained>,
     /// The lanes of which this is news: their streams are to be asked. With none it may be confirmed as it is.
     pub news: Vec<usize>,
 }
@@ -42,13 +42,13 @@ pub struct Delay {
     waiting: VecDeque<Waiting>,
     confirmed: Lsn,
     /// What was confirmed last.
-    kept: Vec<Kept>,
+    kept: Vec<Retained>,
 }
 
 #[derive(Debug)]
 struct Waiting {
     upto: Lsn,
-    kept: Vec<Kept>,
+    kept: Vec<Retained>,
     /// When the first and the last that it stands for were settled.
     first: u64,
     last: u64,
@@ -67,7 +67,7 @@ impl Delay {
     }
 
     /// All up to `settled` is, at `now`.
-    pub fn hold(&mut self, settled: Lsn, now: u64, kept: impl Iterator<Item = Kept>) {
+    pub fn hold(&mut self, settled: Lsn, now: u64, kept: impl Iterator<Item = Retained>) {
         if settled <= self.waiting.back().map_or(self.confirmed, |last| last.upto) {
             return;
         }
@@ -82,10 +82,10 @@ impl Delay {
 
     /// The last place that has waited long enough by `now`. A stream that was replaced has sequences of its own: of none more
     /// counts than is `settled` in it.
-    pub fn due(&self, now: u64, settled: impl Iterator<Item = Kept>) -> Option<Due> {
+    pub fn due(&self, now: u64, settled: impl Iterator<Item = Retained>) -> Option<Due> {
         let count = self.waiting.partition_point(|waiting| waiting.last.saturating_add(self.micros) <= now);
         let waiting = self.waiting.get(count.checked_sub(1)?)?;
-        let earlier = |(waiting, settled): (&Kept, Kept)| {
+        let earlier = |(waiting, settled): (&Retained, Retained)| {
             if sequence_of(&settled) < sequence_of(waiting) { settled } else { *waiting }
         };
         let kept: Vec<_> = waiting.kept.iter().zip(settled).map(earlier).collect();
@@ -104,7 +104,7 @@ impl Delay {
     }
 
     /// Whether a stream will be asked for what it has, now that so much of it is `settled`.
-    pub fn asks(&self, lane: usize, settled: Kept) -> bool {
+    pub fn asks(&self, lane: usize, settled: Retained) -> bool {
         !self.is_off() && self.kept.get(lane).copied().flatten() != settled
     }
 
@@ -119,7 +119,7 @@ impl Delay {
 mod tests {
     use super::*;
 
-    fn at(sequence: u64) -> Kept {
+    fn at(sequence: u64) -> Retained {
         let position = EventPosition { commit_lsn: Lsn(sequence), commit_time: 1, ordinal: 0, webhook_id: 1 };
         (sequence > 0).then_some((position, sequence))
     }
@@ -147,15 +147,15 @@ mod tests {
         hold(&mut delay, 50, 1300, [6, 200]);
         assert_eq!((due(&delay, 7498), delay.confirmed()), (None, Lsn(10)));
         assert_eq!(due(&delay, 7499), Some((30, vec![6, 0], vec![0])));
-        let ripe = due_at(&delay, 7499).unwrap();
-        delay.confirm(ripe);
+        let ready = due_at(&delay, 7499).unwrap();
+        delay.confirm(ready);
         assert_eq!((delay.confirmed(), due(&delay, 7499)), (Lsn(30), None));
         // Nothing has come into any stream since.
         assert_eq!(due(&delay, 7500), Some((40, vec![6, 0], vec![])));
         // The stream was replaced, and is not there yet.
         assert_eq!(due(&delay, u64::MAX), Some((50, vec![6, 100], vec![1])));
-        let ripe = due_at(&delay, u64::MAX).unwrap();
-        delay.confirm(ripe);
+        let ready = due_at(&delay, u64::MAX).unwrap();
+        delay.confirm(ready);
         assert_eq!((delay.confirmed(), due(&delay, u64::MAX)), (Lsn(50), None));
     }
 

@@ -3,7 +3,7 @@
 //! Comes in: a [`Note`] of what is known when the event is made, later what became of it. Goes out: [`Batch`]es of rows in
 //! PostgreSQL's binary COPY format, ready for the wire. Always holds: an event that is noted counts as unrecorded
 //! ([`History::oldest`]) until its batch is recorded, so nothing is confirmed whose row could be lost. Where rows cannot be
-//! written for long they are not kept either: [`History::unkept`] remembers from which event on, and the slot, which still has
+//! written for long they are not kept either: [`History::unwritten`] remembers from which event on, and the slot, which still has
 //! them all, is read again from there. Knows no clock and no database.
 
 use super::event_id::EventPosition;
@@ -317,7 +317,7 @@ fn digest(payload: &[u8]) -> String {
 
 /// Where rows of the history come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Book {
+pub enum HistorySource {
     /// The events of a lane.
     Lane(usize),
     /// The dead letters.
@@ -334,7 +334,7 @@ pub struct History {
     writing: Option<(u64, usize)>,
     /// An empty batch whose memory is kept.
     spare: Batch,
-    unkept: Option<u64>,
+    unwritten: Option<u64>,
     is_stuck: bool,
 }
 
@@ -346,7 +346,7 @@ impl History {
             waiting: Batch::default(),
             writing: None,
             spare: Batch::default(),
-            unkept: None,
+            unwritten: None,
             is_stuck: false,
         }
     }
@@ -361,7 +361,7 @@ impl History {
         kept: KeepPayload,
         outcome: Outcome<'_>,
     ) {
-        if self.unkept.is_some() || (self.is_stuck && !self.has_room()) {
+        if self.unwritten.is_some() || (self.is_stuck && !self.has_room()) {
             self.leave_out(number);
             return;
         }
@@ -373,7 +373,7 @@ impl History {
 
     /// The row of event `number` is not kept: the slot has to be read again from before it.
     pub fn leave_out(&mut self, number: u64) {
-        self.unkept = Some(self.unkept.map_or(number, |unkept| unkept.min(number)));
+        self.unwritten = Some(self.unwritten.map_or(number, |unwritten| unwritten.min(number)));
     }
 
     /// Says whether rows cannot be written at present.
@@ -393,12 +393,12 @@ impl History {
 
     /// Whether notes are worth taking: not while rows are left out.
     pub fn takes_notes(&self) -> bool {
-        self.unkept.is_none()
+        self.unwritten.is_none()
     }
 
     /// The oldest event whose row is not durable.
     pub fn oldest(&self) -> Option<u64> {
-        self.writing.map(|(oldest, _)| oldest).into_iter().chain(self.waiting.oldest).chain(self.unkept).min()
+        self.writing.map(|(oldest, _)| oldest).into_iter().chain(self.waiting.oldest).chain(self.unwritten).min()
     }
 
     /// Whether among the rows that wait are some whose sequence has to be looked up.
@@ -425,8 +425,8 @@ impl History {
     }
 
     /// From which event on rows were left out, once all others are durable and more could be written.
-    pub fn unkept(&self) -> Option<u64> {
-        self.unkept.filter(|_| !self.is_stuck && self.writing.is_none() && self.waiting.is_empty())
+    pub fn unwritten(&self) -> Option<u64> {
+        self.unwritten.filter(|_| !self.is_stuck && self.writing.is_none() && self.waiting.is_empty())
     }
 }
 
@@ -584,10 +584,10 @@ mod tests {
         history.push(3, &position(2), &note(), b"1", KeepPayload::Full, STORED);
         assert!(!history.takes_notes());
         let batch = history.take().unwrap();
-        assert_eq!((batch.len(), history.unkept()), (2, None));
+        assert_eq!((batch.len(), history.unwritten()), (2, None));
         history.set_stuck(false);
         history.push(4, &position(3), &note(), b"1", KeepPayload::Full, STORED);
         history.recorded(batch);
-        assert_eq!((history.oldest(), history.unkept()), (Some(3), Some(3)), "the slot is read again from there");
+        assert_eq!((history.oldest(), history.unwritten()), (Some(3), Some(3)), "the slot is read again from there");
     }
 }

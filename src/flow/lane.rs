@@ -5,19 +5,20 @@
 //! shows as stored, send the rest again. Knows neither socket nor clock.
 //!
 //! What a message looks like is in [`message`], what goes together into one atomic batch in `batch`, core NATS in `core`, what is
-//! too large for a message in [`parcel`], what a tail says of the line in `open`, what a stream has to keep in `kept`, what
+//! too large for a message in [`claim_check`], what a tail says of the line in `open`, what a stream has to keep in `retained`, what
 //! of a tail has to be listed in `doubt`, what a caller's repeated message id costs in `repeats`, how long messages took in
 //! `times`, which message a connection is closed over in `verdict`.
 
 mod batch;
+pub mod claim_check;
 mod core;
 mod doubt;
-mod kept;
 mod message;
+mod mode;
 mod open;
-pub mod parcel;
 mod record;
 mod repeats;
+mod retained;
 mod times;
 #[cfg(feature = "otlp")]
 mod traced;
@@ -26,78 +27,31 @@ mod verdict;
 use std::{collections::VecDeque, ops::Range};
 
 use super::{
-    delay::Kept,
+    delay::Retained,
     event_id::EventPosition,
     history::{History, Note, Outcome},
-    spool::{Place, Spool},
+    send_buffer::{Place, SendBuffer},
 };
 use crate::{
     error::{Error, Result},
-    route::{
-        rules::{Keep, KeepPayload},
-        tables::StreamRow,
-    },
+    route::rules::{Keep, KeepPayload},
     wal::lsn::Lsn,
 };
 
 use batch::Batching;
 pub use batch::{BATCH_MAX, Batches};
+use claim_check::ClaimCheck;
 pub use doubt::{Doubt, Listing};
-use kept::later;
 pub use message::Head;
 use message::{ATTEMPT_DIGITS, CRLF, Front, INDEX_DIGITS, Layout};
-use open::Fate;
-use parcel::Parcel;
+pub use mode::{Mode, Ordering};
+use open::SlotOutcome;
 use record::{noted, record, text};
 use repeats::Repeats;
+use retained::later;
 pub use times::Times;
 #[cfg(feature = "otlp")]
 pub use traced::Traced;
-
-/// How a lane keeps its order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ordering {
-    /// Every message names the stream sequence it expects before it: after a hole nothing is stored.
-    Strict,
-    /// Message ids only, for streams with other writers.
-    Shared,
-    /// No stream at all: core NATS, which acknowledges nothing (see `core`).
-    Core,
-}
-
-/// How messages go into a stream. It changes at the commit that changes the stream's row: messages from before go as that
-/// row said, and only when all of them are settled is the lane opened again for those behind them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mode {
-    /// How it keeps its order.
-    pub ordering: Ordering,
-    /// What goes into one atomic batch.
-    pub batches: Batches,
-}
-
-impl Mode {
-    /// As a stream's row wants it.
-    pub fn of(row: &StreamRow) -> Mode {
-        let ordering = if row.ordering.as_deref() == Some("shared") { Ordering::Shared } else { Ordering::Strict };
-        let batches = match (row.durability.as_deref(), row.transactions.as_deref()) {
-            (Some("fsync"), _) => Batches::Groups,
-            (_, Some("atomic")) => Batches::Transactions,
-            _ => Batches::None,
-        };
-        Mode { ordering, batches }
-    }
-
-    /// Has a stream's row say so.
-    pub fn write(self, row: &mut StreamRow) {
-        if Mode::of(row) == self {
-            return;
-        }
-        let ordering = if self.ordering == Ordering::Shared { "shared" } else { "strict" };
-        row.ordering = Some(ordering.to_owned());
-        row.durability = (self.batches == Batches::Groups).then(|| "fsync".to_owned());
-        row.transactions = (self.batches == Batches::Transactions).then(|| "atomic".to_owned());
-    }
-}
 
 /// What a stream's tail shows, and what it takes.
 #[derive(Debug, Clone)]
@@ -135,7 +89,7 @@ pub enum Refusal {
 
 /// An event that cannot be published, with all that a dead letter needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Condemned {
+pub struct Rejected {
     /// Its number in the window.
     pub number: u64,
     /// Its position.
@@ -179,12 +133,12 @@ pub struct Lane {
     listed_upto: u64,
     /// Up to and with the last dot.
     reply_prefix: Vec<u8>,
-    spool: Spool,
+    send_buffer: SendBuffer,
     slots: VecDeque<Slot>,
     /// Given up, and not taken from here yet.
-    condemned: Vec<Condemned>,
+    rejected: Vec<Rejected>,
     /// Events whose payloads are to be stored before they have a place in the line, in their order.
-    parcels: VecDeque<Parcel>,
+    claim_checks: VecDeque<ClaimCheck>,
     /// The index of `slots[0]`, counted since the lane began.
     base: u64,
     /// While open: the message with this index expects this last sequence.
@@ -195,11 +149,11 @@ pub struct Lane {
     /// The highest sequence that the stream is known to have reached.
     reached: u64,
     /// The last event of ours known to be in the stream, and its sequence there.
-    floor: Option<(EventPosition, u64)>,
+    last_stored: Option<(EventPosition, u64)>,
     /// The event with the highest sequence of those that were settled.
-    last_settled: Kept,
+    last_settled: Retained,
     /// Where confirming is delayed: the sequence behind which the slot still has all events.
-    kept_upto: Option<u64>,
+    retained_through: Option<u64>,
     /// In shared ordering: events in the stream that have not come down the slot yet, in their order.
     known: VecDeque<EventPosition>,
     /// See [`Doubt`].
@@ -235,9 +189,9 @@ pub struct Lane {
     #[cfg(feature = "otlp")]
     traced: Vec<Traced>,
     /// The notes of the events in line, in their order.
-    notes: Spool,
+    notes: SendBuffer,
     history: History,
-    now: Moment,
+    now: Timestamps,
     /// The index of the first message that was not handed to the socket since the lane was opened.
     sent_upto: u64,
     batching: Batching,
@@ -246,7 +200,7 @@ pub struct Lane {
 
 /// A moment by two clocks.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Moment {
+pub struct Timestamps {
     /// The time of day, in µs since 2000-01-01.
     pub wall: i64,
     /// A clock that only goes forward, in µs.
@@ -282,7 +236,7 @@ struct Slot {
     keep: Keep,
     /// If it is too large, its payload may go into the object store.
     may_be_claimed: bool,
-    /// See [`Condemned::halts`].
+    /// See [`Rejected::halts`].
     halts: bool,
     mode: Mode,
     /// Its message id is its caller's.
@@ -331,18 +285,18 @@ impl Lane {
             is_mixed: false,
             listed_upto: 0,
             reply_prefix: format!("{inbox}.").into_bytes(),
-            spool: Spool::default(),
+            send_buffer: SendBuffer::default(),
             slots: VecDeque::new(),
-            condemned: Vec::new(),
-            parcels: VecDeque::new(),
+            rejected: Vec::new(),
+            claim_checks: VecDeque::new(),
             base: 0,
             anchor: None,
             attempt: 0,
             opened_behind: 0,
             reached: 0,
-            floor: None,
+            last_stored: None,
             last_settled: None,
-            kept_upto: None,
+            retained_through: None,
             known: VecDeque::new(),
             doubts: Vec::new(),
             doubted_since: Lsn::ZERO,
@@ -363,9 +317,9 @@ impl Lane {
             times: Times::default(),
             #[cfg(feature = "otlp")]
             traced: Vec::new(),
-            notes: Spool::default(),
+            notes: SendBuffer::default(),
             history: History::new(usize::MAX),
-            now: Moment::default(),
+            now: Timestamps::default(),
             sent_upto: 0,
             batching: Batching::default(),
             repeats: Repeats::default(),
@@ -389,43 +343,6 @@ impl Lane {
         self.mode.ordering
     }
 
-    /// How events go into the stream that come from here on, and how many bytes of a transaction may be held for its end.
-    pub fn set_mode(&mut self, mode: Mode, bytes_max: usize) {
-        let batches = if mode.ordering == Ordering::Core { Batches::None } else { mode.batches };
-        self.next_mode = Mode { batches, ..mode };
-        self.batching.set_bytes_max(bytes_max);
-        let is_idle = self.slots.is_empty() && self.parcels.is_empty();
-        if is_idle && self.mode != self.next_mode {
-            self.close();
-            self.adopt_mode();
-        }
-    }
-
-    /// The mode in which the lane is to be opened.
-    pub fn mode_to_open(&self) -> Mode {
-        self.first_in_line().map_or(self.next_mode, |(_, _, mode)| mode)
-    }
-
-    /// Messages in the mode of the front may be sent from here on, once the lane is open.
-    fn adopt_mode(&mut self) {
-        self.mode = self.mode_to_open();
-        self.batching.batches = self.mode.batches;
-        self.is_mixed = self.slots.iter().any(|slot| slot.mode != self.mode);
-    }
-
-    /// Closes the lane where the message at the front is in another mode than it was opened in: all before it are settled.
-    fn end_mode(&mut self) {
-        if self.is_mixed && self.anchor.is_some() && self.slots.front().is_some_and(|slot| slot.mode != self.mode) {
-            self.close();
-        }
-    }
-
-    /// The number of the first event in line that is in another mode than those that may be sent.
-    fn first_in_other_mode(&self) -> Option<u64> {
-        let other = |slot: &&Slot| slot.mode != self.mode;
-        self.slots.iter().find(other).filter(|_| self.is_mixed).map(|slot| slot.number)
-    }
-
     /// Whether messages may be sent.
     pub fn is_open(&self) -> bool {
         self.anchor.is_some()
@@ -433,12 +350,12 @@ impl Lane {
 
     /// Events in line.
     pub fn len(&self) -> usize {
-        self.slots.len() + self.parcels.len()
+        self.slots.len() + self.claim_checks.len()
     }
 
     /// Whether nothing is in line, nor given up and not taken from here yet.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0 && self.condemned.is_empty()
+        self.len() == 0 && self.rejected.is_empty()
     }
 
     /// Whether nothing is to be done by its connection: what was left out comes again once it is open.
@@ -463,15 +380,16 @@ impl Lane {
 
     /// The oldest event in line: its number, its position and its mode.
     fn first_in_line(&self) -> Option<(u64, EventPosition, Mode)> {
-        let parcel = self.parcels.front().map(|parcel| (parcel.number, parcel.position, parcel.mode));
+        let claim_check =
+            self.claim_checks.front().map(|claim_check| (claim_check.number, claim_check.position, claim_check.mode));
         let slot = self.slots.front().map(|slot| (slot.number, slot.position, slot.mode));
-        slot.into_iter().chain(parcel).min_by_key(|(number, _, _)| *number)
+        slot.into_iter().chain(claim_check).min_by_key(|(number, _, _)| *number)
     }
 
     /// The number of the oldest event in line.
     pub fn front(&self) -> Option<u64> {
-        let parcel = self.parcels.front().map(|parcel| parcel.number);
-        self.slots.front().map(|slot| slot.number).into_iter().chain(parcel).min()
+        let claim_check = self.claim_checks.front().map(|claim_check| claim_check.number);
+        self.slots.front().map(|slot| slot.number).into_iter().chain(claim_check).min()
     }
 
     /// The number of the oldest event that is to be sent yet, in line or left out.
@@ -487,7 +405,7 @@ impl Lane {
 
     /// The same without what is in line.
     pub fn oldest_behind_line(&self) -> Option<u64> {
-        let given_up = self.condemned.iter().map(|condemned| condemned.number);
+        let given_up = self.rejected.iter().map(|rejected| rejected.number);
         given_up.chain(self.history.oldest()).chain(self.left_out).min()
     }
 
@@ -518,20 +436,20 @@ impl Lane {
 
     /// Events that can never be published, given up since the last call. Until they are taken from here nothing is
     /// sent, and they count as not settled: they cannot get lost between the lane and its owner.
-    pub fn take_condemned(&mut self) -> Vec<Condemned> {
-        std::mem::take(&mut self.condemned)
+    pub fn take_rejected(&mut self) -> Vec<Rejected> {
+        std::mem::take(&mut self.rejected)
     }
 
     /// The last event of ours known to be stored, with its stream sequence.
-    pub fn floor(&self) -> Option<(EventPosition, u64)> {
-        self.floor
+    pub fn last_stored(&self) -> Option<(EventPosition, u64)> {
+        self.last_stored
     }
 
     /// The stream is another one from here on: what the old one holds says nothing of it.
-    pub fn forget_floor(&mut self) {
-        self.floor = None;
+    pub fn forget_last_stored(&mut self) {
+        self.last_stored = None;
         self.last_settled = None;
-        self.kept_upto = None;
+        self.retained_through = None;
         self.reached = 0;
         self.opened_behind = 0;
         self.listed_upto = 0;
@@ -544,7 +462,7 @@ impl Lane {
 
     /// Whether something was sent that has no answer yet, and can have one: a batch has its answer when all of it was sent.
     pub fn awaits_answers(&self) -> bool {
-        let sent = self.spool.sent();
+        let sent = self.send_buffer.sent();
         let mut begun = self.slots.iter().take_while(|slot| slot.place < sent);
         let Some(index) = begun.position(|slot| slot.state == State::Waiting) else { return false };
         let (nth, of) = self.slots[index].part;
@@ -553,7 +471,7 @@ impl Lane {
 
     /// How many events in line were handed to the socket, whole or in part.
     pub fn under_way(&self) -> usize {
-        let sent = self.spool.sent();
+        let sent = self.send_buffer.sent();
         self.slots.partition_point(|slot| slot.place < sent)
     }
 
@@ -563,13 +481,13 @@ impl Lane {
     /// The stream's tail and this event come from different histories.
     pub fn has(&mut self, position: &EventPosition) -> Result<bool> {
         self.last_seen = Some(*position);
-        if let Some((floor, _)) = &self.floor
-            && position.contradicts(floor)
+        if let Some((last_stored, _)) = &self.last_stored
+            && position.contradicts(last_stored)
         {
-            return Err(self.rewritten(position, floor));
+            return Err(self.rewritten(position, last_stored));
         }
         match self.next_mode.ordering {
-            Ordering::Strict => Ok(self.is_behind_floor(position) && !self.is_undecided(position)),
+            Ordering::Strict => Ok(self.is_covered_by_last_stored(position) && !self.is_undecided(position)),
             // That a later one is there says nothing of those before it; what is there was listed when it was opened like this.
             Ordering::Shared => {
                 let mut is_known = false;
@@ -587,12 +505,12 @@ impl Lane {
 
     /// Begins a message; `more` appends headers of its own, a line break before each.
     pub fn draft(&mut self, head: Head<'_>, more: impl FnOnce(&mut Vec<u8>)) -> Draft {
-        let place = self.spool.begin();
+        let place = self.send_buffer.begin();
         let index = self.base + self.slots.len() as u64;
         let expected = self.expected(index);
         let own_id = head.message_id.map(|id| self.repeats.remember(id));
         let (attempt, Mode { ordering, batches }) = (self.attempt, self.next_mode);
-        let out = self.spool.buffer();
+        let out = self.send_buffer.buffer();
         let start = out.len();
         let stream = (ordering != Ordering::Core).then_some(self.stream.as_str());
         let front = Front {
@@ -621,12 +539,12 @@ impl Lane {
     pub fn skip(&mut self, draft: Draft, number: u64, position: EventPosition) {
         let Draft { place, layout, note, keep, .. } = draft;
         if let Keep::Everything(payload) = keep {
-            let message = self.spool.message(place, self.spool.length_since(place));
+            let message = self.send_buffer.message(place, self.send_buffer.length_since(place));
             let data = &message[layout.data.0..layout.data.1];
             let outcome = Outcome::Stored { at: None, sequence: None, latency: None };
             self.history.push(number, &position, self.notes.message(note.0, note.1), data, payload, outcome);
         }
-        self.spool.truncate(place);
+        self.send_buffer.truncate(place);
         if note.1 > 0 {
             self.notes.truncate(note.0);
         }
@@ -643,28 +561,28 @@ impl Lane {
     }
 
     /// What time it is, for what happens from here on.
-    pub fn set_time(&mut self, now: Moment) {
+    pub fn set_time(&mut self, now: Timestamps) {
         self.now = now;
     }
 
     /// Where the payload of the draft is to be appended.
     pub fn buffer(&mut self) -> &mut Vec<u8> {
-        self.spool.buffer()
+        self.send_buffer.buffer()
     }
 
     /// Completes a message and puts it in line as event `number`.
     ///
     /// # Errors
     /// What of it can never be published, where it is larger than the server takes; the line is as before.
-    pub fn commit(&mut self, draft: Draft, number: u64, position: EventPosition) -> Result<(), Box<Condemned>> {
-        let length = self.spool.length_since(draft.place);
+    pub fn commit(&mut self, draft: Draft, number: u64, position: EventPosition) -> Result<(), Box<Rejected>> {
+        let length = self.send_buffer.length_since(draft.place);
         if let Some(reason) = self.too_large(&draft.layout, length) {
             return self.set_aside(draft, number, position, reason);
         }
         let Draft { place, layout, note, keep, may_be_claimed, halts, own_id, .. } = draft;
-        self.spool.buffer().extend_from_slice(CRLF);
+        self.send_buffer.buffer().extend_from_slice(CRLF);
         let length = length + CRLF.len();
-        layout.finish(self.spool.message_mut(place, length));
+        layout.finish(self.send_buffer.message_mut(place, length));
         self.bytes += length;
         self.joins(&position, length);
         let (state, sent_at, part) = (State::Waiting, 0, (1, 1));
@@ -711,20 +629,20 @@ impl Lane {
         if !self.rest.is_empty() {
             return &self.rest;
         }
-        if self.anchor.is_none() || !self.condemned.is_empty() {
+        if self.anchor.is_none() || !self.rejected.is_empty() {
             return &[];
         }
-        let parcel = self.parcels.front().map(|parcel| self.first_with(parcel));
+        let claim_check = self.claim_checks.front().map(|claim_check| self.first_with(claim_check));
         let repeat = self.first_behind_repeat();
         let other = self.first_in_other_mode();
-        let limit = self.limit.into_iter().chain(self.turn_limit).chain(parcel).chain(repeat).chain(other).min();
+        let limit = self.limit.into_iter().chain(self.turn_limit).chain(claim_check).chain(repeat).chain(other).min();
         let held = limit.map_or(self.slots.len(), |limit| self.slots.partition_point(|slot| slot.number < limit));
         let held = if self.batching.is_wanted() { self.cut(held).min(held) } else { held };
         let alone = self.slots.front().map_or(1, |first| usize::from(first.part.1));
         let held = if self.is_probing || self.is_careful { held.min(alone) } else { held };
         self.freshen(held);
         let limit = self.slots.get(held).map(|slot| slot.place);
-        self.spool.unsent(limit)
+        self.send_buffer.unsent(limit)
     }
 
     /// The socket took `count` of the unsent bytes.
@@ -733,8 +651,8 @@ impl Lane {
             self.rest.drain(..count);
             return;
         }
-        self.spool.mark_sent(count);
-        let sent = self.spool.sent();
+        self.send_buffer.mark_sent(count);
+        let sent = self.send_buffer.sent();
         self.sent_upto = self.sent_upto.max(self.base);
         let from = usize::try_from(self.sent_upto - self.base).expect("within the line");
         for slot in self.slots.range_mut(from..).take_while(|slot| slot.place < sent) {
@@ -748,18 +666,18 @@ impl Lane {
         if self.anchor.is_none() {
             return self.rest.is_empty();
         }
-        let sent = self.spool.sent();
-        self.spool.sent_whole_segment() || self.slots.binary_search_by_key(&sent, |slot| slot.place).is_ok()
+        let sent = self.send_buffer.sent();
+        self.send_buffer.sent_whole_segment() || self.slots.binary_search_by_key(&sent, |slot| slot.place).is_ok()
     }
 
     /// Stops sending, but for the end of a message that is under way: others may share the connection. Answers are
     /// still taken. [`Lane::open`] is the way on.
     pub fn close(&mut self) {
         if self.anchor.is_some() && !self.is_between_messages() {
-            let sent = self.spool.sent();
+            let sent = self.send_buffer.sent();
             let begun = self.slots.partition_point(|slot| slot.place < sent);
             if let Some(slot) = begun.checked_sub(1).map(|last| &self.slots[last]) {
-                self.rest.extend_from_slice(self.spool.message_after(slot.place, slot.length, sent));
+                self.rest.extend_from_slice(self.send_buffer.message_after(slot.place, slot.length, sent));
             }
         }
         self.anchor = None;
@@ -782,7 +700,7 @@ impl Lane {
             slot.is_duplicate = duplicate;
             self.times.record(slot, self.now);
             #[cfg(feature = "otlp")]
-            traced::note(&mut self.traced, &self.spool, slot, self.now);
+            traced::note(&mut self.traced, &self.send_buffer, slot, self.now);
             if duplicate {
                 self.duplicates += 1;
             } else {
@@ -816,33 +734,33 @@ impl Lane {
         while let Some(slot) = self.slots.front()
             && let State::Stored(sequence) = slot.state
         {
-            self.floor = Some((slot.position, sequence));
+            self.last_stored = Some((slot.position, sequence));
             if !slot.is_duplicate {
                 self.last_settled = later(self.last_settled, Some((slot.position, sequence)));
             }
-            record(&mut self.history, &self.notes, &self.spool, slot, Some(sequence), self.now);
+            record(&mut self.history, &self.notes, &self.send_buffer, slot, Some(sequence), self.now);
             self.bytes -= slot.length;
             self.base += 1;
             self.slots.pop_front();
         }
-        let first = self.slots.front().map_or_else(|| self.spool.end(), |slot| slot.place);
-        self.spool.release(first);
+        let first = self.slots.front().map_or_else(|| self.send_buffer.end(), |slot| slot.place);
+        self.send_buffer.release(first);
         self.release_notes();
         self.end_mode();
     }
 
     /// The server did not store the message whose reply token this is. Returns whether that is news; then the lane
-    /// has to be closed and reopened. A message that is never stored is given up ([`Lane::take_condemned`]).
+    /// has to be closed and reopened. A message that is never stored is given up ([`Lane::take_rejected`]).
     pub fn refused(&mut self, token: &[u8], refusal: &Refusal) -> bool {
         let Some(index) = self.slot_of(token) else { return false };
         let of = usize::from(self.slots[index].part.1);
         if let (Refusal::Never(reason), 1) = (refusal, of) {
-            self.take_out(vec![(index, Fate::Condemned(reason.clone()))]);
+            self.take_out(vec![(index, SlotOutcome::Rejected(reason.clone()))]);
             return true;
         }
         if let (Refusal::TooLarge(reason), 1) = (refusal, of) {
-            let fate = self.fate_of_large(&self.slots[index], reason.clone(), self.max_payload);
-            self.take_out(vec![(index, fate)]);
+            let slot_outcome = self.outcome_of_large(&self.slots[index], reason.clone(), self.max_payload);
+            self.take_out(vec![(index, slot_outcome)]);
             return true;
         }
         let is_duplicate = *refusal == Refusal::DuplicateInBatch;

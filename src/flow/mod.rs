@@ -1,6 +1,6 @@
 //! Events in flight: from the moment they are encoded until PostgreSQL may forget them. Pure: no socket, no clock.
 //!
-//! [`spool`] holds the encoded messages, [`lane`] their order, their acks and what is to be sent (again), [`window`]
+//! [`send_buffer`] holds the encoded messages, [`lane`] their order, their acks and what is to be sent (again), [`window`]
 //! turns acks into the LSN that may be confirmed, [`delay`] holds it back where that is wished, [`history`] turns what became
 //! of them into rows, [`histogram`] counts how long they took. [`streamer`] is the one stateful heart that drives them.
 
@@ -9,6 +9,6 @@ pub mod event_id;
 pub mod histogram;
 pub mod history;
 pub mod lane;
-pub mod spool;
+pub mod send_buffer;
 pub mod streamer;
 pub mod window;

@@ -11,7 +11,7 @@
 //! Knows no socket and no clock, so tests and the simulator drive it directly.
 
 mod backfill;
-mod outlet;
+mod encoder;
 mod router;
 mod rule_log;
 
@@ -22,8 +22,8 @@ use bytes::Bytes;
 use super::{
     delay::{Delay, Due, sequence_of},
     event_id::EventPosition,
-    history::{Batch, Book, Outcome},
-    lane::{Batches, Doubt, Lane, Mode, Moment, Noted, Ordering},
+    history::{Batch, HistorySource, Outcome},
+    lane::{Batches, Doubt, Lane, Mode, Noted, Ordering, Timestamps},
 };
 use crate::{
     error::{Error, Result},
@@ -41,7 +41,7 @@ use crate::{
         lsn::Lsn,
     },
 };
-use outlet::Outlet;
+use encoder::EventEncoder;
 use router::Router;
 pub use router::{Amendment, LaneSettings, RulesRead};
 pub use rule_log::{RuleChange, RuleCommit};
@@ -162,11 +162,11 @@ pub struct Streamer {
     chunk: Option<Chunk>,
     /// A part of a chunk in this transaction could not be read, and it was told.
     router: Router,
-    out: Outlet,
+    out: EventEncoder,
     /// A keepalive's position that may be confirmed once all is settled, if nothing comes before.
     idle_upto: Option<Lsn>,
     delay: Delay,
-    now: Moment,
+    now: Timestamps,
     awaits_types: bool,
     /// See [`Streamer::doubt`].
     doubts: Vec<Doubt>,
@@ -189,10 +189,10 @@ impl Streamer {
             plans: Vec::new(),
             chunk: None,
             router: Router::new(tables, types),
-            out: Outlet::new(source, epoch, inbox, limits, confirmed),
+            out: EventEncoder::new(source, epoch, inbox, limits, confirmed),
             idle_upto: None,
             delay: Delay::new(Duration::ZERO, confirmed),
-            now: Moment::default(),
+            now: Timestamps::default(),
             awaits_types: false,
             doubts: Vec::new(),
         };
@@ -472,7 +472,7 @@ impl Streamer {
     }
 
     /// What time it is, for what happens in the lanes from here on.
-    pub fn set_time(&mut self, now: Moment) {
+    pub fn set_time(&mut self, now: Timestamps) {
         self.now = now;
         for lane in &mut self.out.lanes {
             lane.set_time(now);
@@ -535,14 +535,14 @@ impl Streamer {
     ///
     /// # Errors
     /// A webhook among theirs has `on_error = halt`.
-    pub fn condemn(&mut self) -> Result<()> {
+    pub fn reject(&mut self) -> Result<()> {
         for index in 0..self.out.lanes.len() {
             let max_payload = self.out.lanes[index].max_payload();
-            for condemned in self.out.lanes[index].take_condemned() {
+            for rejected in self.out.lanes[index].take_rejected() {
                 // Its headers are JSON here, and a little longer than they were.
-                let is_too_large = condemned.payload.len() + condemned.headers.len() > max_payload;
+                let is_too_large = rejected.payload.len() + rejected.headers.len() > max_payload;
                 let obstacle = if is_too_large { Obstacle::TooLarge } else { Obstacle::Refused };
-                self.out.condemn(&self.router.rules, condemned, obstacle)?;
+                self.out.reject(&self.router.rules, rejected, obstacle)?;
             }
         }
         Ok(())
@@ -554,7 +554,7 @@ impl Streamer {
     }
 
     /// The row of this dead letter is durable.
-    pub fn buried(&mut self, event_id: &str) {
+    pub fn dead_letter_written(&mut self, event_id: &str) {
         while let Some(index) = self.out.dead_letters.iter().position(|letter| letter.event_id == event_id) {
             let letter = self.out.dead_letters.remove(index).expect("just found");
             if let Some(Noted { note, keep, data }) = &letter.noted {
@@ -572,23 +572,23 @@ impl Streamer {
     /// Rows for the publish history, to be written; of each book one batch at a time. To be given back to
     /// [`Streamer::recorded`] once they are durable. Rows whose sequence has to be looked up come only from lanes whose
     /// stream `can_be_asked`.
-    pub fn take_history(&mut self, can_be_asked: impl Fn(usize) -> bool) -> Vec<(Book, Batch)> {
+    pub fn take_history(&mut self, can_be_asked: impl Fn(usize) -> bool) -> Vec<(HistorySource, Batch)> {
         let lanes = self.out.lanes.iter_mut().enumerate();
         let of_lanes = lanes.filter_map(|(index, lane)| {
             let history = lane.history();
             let batch = (!history.asks() || can_be_asked(index)).then(|| history.take())??;
-            Some((Book::Lane(index), batch))
+            Some((HistorySource::Lane(index), batch))
         });
         let mut batches: Vec<_> = of_lanes.collect();
-        batches.extend(self.out.history.take().map(|batch| (Book::DeadLetters, batch)));
+        batches.extend(self.out.history.take().map(|batch| (HistorySource::DeadLetters, batch)));
         batches
     }
 
     /// The rows of this batch are durable, or will never be and are given up.
-    pub fn recorded(&mut self, book: Book, batch: Batch) {
-        match book {
-            Book::Lane(index) => self.out.lanes[index].history().recorded(batch),
-            Book::DeadLetters => self.out.history.recorded(batch),
+    pub fn recorded(&mut self, source: HistorySource, batch: Batch) {
+        match source {
+            HistorySource::Lane(index) => self.out.lanes[index].history().recorded(batch),
+            HistorySource::DeadLetters => self.out.history.recorded(batch),
         }
         self.settle();
     }
@@ -612,7 +612,7 @@ impl Streamer {
             ));
         }
         let mut histories = self.out.lanes.iter_mut().map(Lane::history).chain(std::iter::once(&mut self.out.history));
-        histories.any(|history| history.unkept().is_some()).then(|| {
+        histories.any(|history| history.unwritten().is_some()).then(|| {
             "rule_nats_publish_history takes rows again, and rows for it were passed over meanwhile".to_owned()
         })
     }
@@ -653,8 +653,8 @@ impl Streamer {
     /// The streams have it, and the checkpoints say that they have to keep it.
     pub fn checkpointed(&mut self, due: Due) {
         // Of a stream that was not looked at yet only its tail will tell.
-        let lanes = self.out.lanes.iter_mut().zip(&due.kept).filter(|(lane, _)| lane.kept_upto().is_some());
-        lanes.for_each(|(lane, kept)| lane.set_kept_upto(sequence_of(kept)));
+        let lanes = self.out.lanes.iter_mut().zip(&due.kept).filter(|(lane, _)| lane.retained_through().is_some());
+        lanes.for_each(|(lane, kept)| lane.set_retained_through(sequence_of(kept)));
         self.delay.confirm(due);
     }
 

@@ -285,7 +285,7 @@ impl Stream {
             let Some((tag, body)) = self.wire.inbox.next()? else { return Ok(None) };
             match tag {
                 b'd' => return Ok(Some(body)),
-                b'N' => self.heed(parse_error(self.wire.inbox.body(body))?)?,
+                b'N' => self.on_notice(parse_error(self.wire.inbox.body(body))?)?,
                 tag if is_aside(tag) => {}
                 b'E' => {
                     let error = parse_error(self.wire.inbox.body(body))?;
@@ -305,7 +305,7 @@ impl Stream {
     /// From version 18 on a missing publication is a warning, and what it would have published is left out. To us
     /// that is as much an end as the error of the versions before: nothing is skipped in silence. The code is that of an
     /// object which is not as it must be, whatever the language of the text.
-    fn heed(&self, notice: ServerError) -> Result<()> {
+    fn on_notice(&self, notice: ServerError) -> Result<()> {
         let doing = format!("replicate from {}", self.wire.target());
         if notice.sqlstate == OBJECT_NOT_IN_PREREQUISITE_STATE {
             return Err(not_decoded(server_error(doing, notice)));

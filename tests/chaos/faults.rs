@@ -7,7 +7,7 @@ use rustix::process::Signal;
 
 use super::{
     run::{self, World},
-    support::{Postgres, Proxy, Walhook, Weather, eventually, walhook::Builder},
+    support::{NetworkFault, Postgres, Proxy, Walhook, eventually, walhook::Builder},
 };
 
 /// Every kind, by the name that the report has.
@@ -38,16 +38,16 @@ pub const KINDS: [(&str, Fault); 30] = [
     ("NATS's network cut", Fault::Cut(Side::Nats)),
     ("PostgreSQL's network reset", Fault::Reset(Side::Postgres)),
     ("NATS's network reset", Fault::Reset(Side::Nats)),
-    ("PostgreSQL's network half-open", Fault::Weather(Side::Postgres, Weather::Held)),
-    ("NATS's network half-open", Fault::Weather(Side::Nats, Weather::Held)),
-    ("PostgreSQL's answers lost", Fault::Weather(Side::Postgres, Weather::Mute)),
-    ("NATS's answers lost", Fault::Weather(Side::Nats, Weather::Mute)),
-    ("PostgreSQL's network slow", Fault::Weather(Side::Postgres, SLOW)),
-    ("NATS's network slow", Fault::Weather(Side::Nats, SLOW)),
+    ("PostgreSQL's network half-open", Fault::Network(Side::Postgres, NetworkFault::Held)),
+    ("NATS's network half-open", Fault::Network(Side::Nats, NetworkFault::Held)),
+    ("PostgreSQL's answers lost", Fault::Network(Side::Postgres, NetworkFault::Mute)),
+    ("NATS's answers lost", Fault::Network(Side::Nats, NetworkFault::Mute)),
+    ("PostgreSQL's network slow", Fault::Network(Side::Postgres, SLOW)),
+    ("NATS's network slow", Fault::Network(Side::Nats, SLOW)),
     ("both networks byte by byte", Fault::ByteByByte),
 ];
 
-const SLOW: Weather = Weather::Sliced(1400, Duration::from_millis(2));
+const SLOW: NetworkFault = NetworkFault::Sliced(1400, Duration::from_millis(2));
 
 /// Which network.
 #[derive(Debug, Clone, Copy)]
@@ -78,7 +78,7 @@ pub enum Fault {
     AllKilled,
     Cut(Side),
     Reset(Side),
-    Weather(Side, Weather),
+    Network(Side, NetworkFault),
     ByteByByte,
 }
 
@@ -226,19 +226,19 @@ impl Fault {
                 }
             }
             Fault::Reset(side) => world.proxy(side).reset(),
-            Fault::Weather(side, weather) => {
-                world.proxy(side).set(weather);
+            Fault::Network(side, network_fault) => {
+                world.proxy(side).set(network_fault);
                 // Now and then longer than an acknowledgement is waited for.
                 tokio::time::sleep(a_while * rng.u32(1..3)).await;
-                world.proxy(side).set(Weather::Fair);
+                world.proxy(side).set(NetworkFault::Fair);
             }
             Fault::ByteByByte => {
                 for side in [Side::Postgres, Side::Nats] {
-                    world.proxy(side).set(Weather::Sliced(1, Duration::ZERO));
+                    world.proxy(side).set(NetworkFault::Sliced(1, Duration::ZERO));
                 }
                 pause.await;
                 for side in [Side::Postgres, Side::Nats] {
-                    world.proxy(side).set(Weather::Fair);
+                    world.proxy(side).set(NetworkFault::Fair);
                 }
             }
         }

@@ -9,7 +9,7 @@ use crate::support;
 use std::time::{Duration, Instant};
 
 use support::{
-    Nats, Postgres, Proxy, Walhook, Weather,
+    Nats, NetworkFault, Postgres, Proxy, Walhook,
     feed::Feed,
     rows::{ended_well, linked_on, taken, whole},
 };
@@ -34,7 +34,7 @@ async fn start() -> (Feed, Proxy, Walhook, String) {
 }
 
 /// One transaction of rows `1..=rows` of `bytes` each.
-async fn check(rows: u64, bytes: u64, slow: Weather, slow_for: Duration) {
+async fn check(rows: u64, bytes: u64, slow: NetworkFault, slow_for: Duration) {
     let (feed, proxy, mut walhook, walsender) = start().await;
     let note = format!(
         "(SELECT left(string_agg(md5(i::text || n), ''), {bytes}) FROM generate_series(1, {}) n)",
@@ -47,7 +47,7 @@ async fn check(rows: u64, bytes: u64, slow: Weather, slow_for: Duration) {
     let mut last = 0;
     while last < rows + 1 {
         if since.elapsed() > slow_for {
-            proxy.set(Weather::Fair);
+            proxy.set(NetworkFault::Fair);
         }
         assert!(since.elapsed() < DONE && walhook.exited().is_none(), "{last} stored\n{}", walhook.log());
         last = feed.last_sequence("WEBHOOKS").await;
@@ -82,14 +82,14 @@ fn rss_kib(pid: u32) -> u64 {
 
 #[tokio::test]
 async fn a_transaction_of_a_million_rows_before_a_slow_nats_takes_little_memory_and_keeps_the_connection() {
-    let slow = Weather::Sliced(16 * 1024, Duration::from_millis(20));
+    let slow = NetworkFault::Sliced(16 * 1024, Duration::from_millis(20));
     let (rows, slow_for) = if whole() { (1_000_000, 60) } else { (30_000, 7) };
     check(rows, 64, slow, Duration::from_secs(slow_for)).await;
 }
 
 #[tokio::test]
 async fn a_transaction_of_a_gigabyte_before_a_slow_nats_takes_little_memory_and_keeps_the_connection() {
-    let slow = Weather::Sliced(64 * 1024, Duration::from_millis(20));
+    let slow = NetworkFault::Sliced(64 * 1024, Duration::from_millis(20));
     let (rows, slow_for) = if whole() { (5_000, 60) } else { (150, 7) };
     check(rows, 200_000, slow, Duration::from_secs(slow_for)).await;
 }

@@ -7,7 +7,7 @@ use crate::support;
 use std::time::{Duration, Instant};
 
 use support::{
-    Nats, Postgres, Proxy, Walhook, Weather, eventually,
+    Nats, NetworkFault, Postgres, Proxy, Walhook, eventually,
     feed::Feed,
     rows::{ended_well, exactly, insert, linked_on, taken, whole},
 };
@@ -82,13 +82,13 @@ async fn a_half_open_network_to_nats_is_noticed_and_its_messages_are_stored_once
     let mut walhook = net.run();
     insert(&net.feed.pg, 0, 100);
     taken(&net.feed, 100).await;
-    net.nats.set(Weather::Held);
+    net.nats.set(NetworkFault::Held);
     let first = net.committed_at(100);
     insert(&net.feed.pg, 101, 200);
     walhook.logged("no answer from").await;
     for_a_while(Duration::from_millis(300)).await;
     assert!(net.is_unconfirmed(&first), "nothing is confirmed that no stream has");
-    net.nats.set(Weather::Fair);
+    net.nats.set(NetworkFault::Fair);
     exactly(&net.feed, 200).await;
     ended_well(&mut walhook);
 }
@@ -100,14 +100,14 @@ async fn acks_lost_after_messages_were_stored_double_nothing_beyond_the_duplicat
     let mut walhook = net.run();
     insert(&net.feed.pg, 0, 100);
     net.feed.confirmed().await;
-    net.nats.set(Weather::Mute);
+    net.nats.set(NetworkFault::Mute);
     let first = net.committed_at(100);
     insert(&net.feed.pg, 101, 200);
     // Stored, and nobody has told us.
     taken(&net.feed, 200).await;
     for_a_while(Duration::from_secs(2)).await;
     assert!(net.is_unconfirmed(&first), "nothing is confirmed that was not acknowledged");
-    net.nats.set(Weather::Fair);
+    net.nats.set(NetworkFault::Fair);
     insert(&net.feed.pg, 200, 300);
     exactly(&net.feed, 300).await;
     ended_well(&mut walhook);
@@ -117,7 +117,7 @@ async fn acks_lost_after_messages_were_stored_double_nothing_beyond_the_duplicat
 async fn a_network_that_passes_single_bytes_costs_time_only() {
     let net = Net::start().await;
     for proxy in [&net.postgres, &net.nats] {
-        proxy.set(Weather::Sliced(1, Duration::ZERO));
+        proxy.set(NetworkFault::Sliced(1, Duration::ZERO));
     }
     let mut walhook = net.run();
     insert(&net.feed.pg, 0, 200);
@@ -133,7 +133,7 @@ async fn a_slow_network_to_either_server_holds_up_and_loses_nothing() {
     taken(&net.feed, 10).await;
     let walsender = net.feed.pg.psql("SELECT active_pid FROM pg_replication_slots");
     for proxy in [&net.nats, &net.postgres] {
-        proxy.set(Weather::Sliced(1000, Duration::from_millis(3)));
+        proxy.set(NetworkFault::Sliced(1000, Duration::from_millis(3)));
     }
     insert(&net.feed.pg, 10, 1500);
     exactly(&net.feed, 1500).await;
@@ -152,10 +152,10 @@ async fn answers_of_postgresql_that_are_lost_are_asked_for_anew() {
     insert(&net.feed.pg, 0, 100);
     taken(&net.feed, 100).await;
     // Its connections miss what is committed now, and are cut.
-    net.postgres.set(Weather::Mute);
+    net.postgres.set(NetworkFault::Mute);
     insert(&net.feed.pg, 100, 200);
     for_a_while(Duration::from_millis(500)).await;
-    net.postgres.set(Weather::Fair);
+    net.postgres.set(NetworkFault::Fair);
     insert(&net.feed.pg, 200, 300);
     exactly(&net.feed, 300).await;
     ended_well(&mut walhook);
@@ -167,7 +167,7 @@ async fn a_half_open_network_to_postgresql_is_waited_for_or_given_up_and_tried_a
     let mut walhook = net.run();
     insert(&net.feed.pg, 0, 100);
     taken(&net.feed, 100).await;
-    net.postgres.set(Weather::Held);
+    net.postgres.set(NetworkFault::Held);
     insert(&net.feed.pg, 100, 200);
     if whole() {
         // Longer than a server may be silent.
@@ -179,7 +179,7 @@ async fn a_half_open_network_to_postgresql_is_waited_for_or_given_up_and_tried_a
     } else {
         for_a_while(Duration::from_millis(500)).await;
     }
-    net.postgres.set(Weather::Fair);
+    net.postgres.set(NetworkFault::Fair);
     exactly(&net.feed, 200).await;
     ended_well(&mut walhook);
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_nats::jetstream::stream;
 use futures_util::StreamExt;
 use support::{
-    Nats, Postgres, Proxy, Walhook, Weather,
+    Nats, NetworkFault, Postgres, Proxy, Walhook,
     disk::Disk,
     eventually,
     feed::Feed,
@@ -456,11 +456,11 @@ async fn what_is_purged_before_its_ack_has_come_holds_nothing_up() {
     let mut walhook = feed.run();
     insert(&feed.pg, 0, 100);
     feed.confirmed().await;
-    proxy.set(Weather::Mute);
+    proxy.set(NetworkFault::Mute);
     insert(&feed.pg, 100, 1100);
     taken(&feed, 1100).await;
     purge(&feed).await;
-    proxy.set(Weather::Fair);
+    proxy.set(NetworkFault::Fair);
     insert(&feed.pg, 1100, 1200);
     feed.confirmed().await;
     let there = ids(&feed).await;

@@ -269,12 +269,13 @@ async fn a_backfill_that_cannot_be_is_refused_with_what_it_wants() {
     refused(&["--link", "99"], &["no such link"]);
     refused(&["--table", "t", "--chunk-rows", "0"], &["chunk-rows"]);
     feed.pg.psql("CREATE ROLE clerk LOGIN IN ROLE walhook_operator");
-    let clerk = feed.streamer_conninfo().replace("walhook_streamer", "clerk");
-    let as_clerk = || feed.command("backfill").args(["--table", "t"]).env("DATABASE_URL", &clerk).finish();
-    let told = as_clerk();
+    let replay_requests = feed.streamer_conninfo().replace("walhook_streamer", "clerk");
+    let as_replay_requests =
+        || feed.command("backfill").args(["--table", "t"]).env("DATABASE_URL", &replay_requests).finish();
+    let told = as_replay_requests();
     assert!(told.code == Some(4) && told.stderr.contains("GRANT SELECT, UPDATE ON"), "{told:?}");
     feed.pg.psql("GRANT SELECT, UPDATE ON t TO clerk");
-    let told = as_clerk();
+    let told = as_replay_requests();
     assert_eq!(told.code, Some(0), "{told:?}");
 
     // A snapshot that is older than the locks would send what is not so any more.

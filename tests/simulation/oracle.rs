@@ -229,7 +229,7 @@ impl Oracle {
     }
 
     /// A dead letter's row is in.
-    pub fn buries(&mut self, event_id: &str, reason: &str, jetstream: &JetStream) -> Result<(), String> {
+    pub fn writes_dead_letter(&mut self, event_id: &str, reason: &str, jetstream: &JetStream) -> Result<(), String> {
         self.dead_letters.insert(event_id.to_owned());
         if self.may_die.contains(event_id) || self.is_displaced(event_id, jetstream) {
             return Ok(());

@@ -25,7 +25,7 @@ pub enum Bug {
     NoExpectedSequence,
     /// What comes after a dead letter does not wait for its row.
     IgnoreHolds,
-    /// A dead letter counts as buried when its row is sent off.
+    /// A dead letter counts as written as a dead letter when its row is sent off.
     BuryOnSend,
     /// At the start nothing is taken as stored.
     IgnoreTail,

@@ -12,8 +12,8 @@ use walhook::{
     flow::{
         delay::{Due, sequence_of},
         event_id::EventPosition,
-        history::{Batch, Book, Place},
-        lane::{BATCH_MAX, Batches, Listing, Moment, Ordering, Refusal, Tail, parcel::Claim},
+        history::{Batch, HistorySource, Place},
+        lane::{BATCH_MAX, Batches, Listing, Ordering, Refusal, Tail, Timestamps, claim_check::Claim},
         streamer::{DeadLetter, Halted, Limits, Received, RuleChange, RuleCommit, Streamer},
     },
     route::{
@@ -84,8 +84,8 @@ struct Run {
     is_paused: bool,
     burial: Option<(Vec<DeadLetter>, bool)>,
     /// Rows of the history under way, and whether they are in.
-    recording: Option<(Vec<(Book, Batch)>, bool)>,
-    /// Of each lane the parcel under way, and whether it is stored.
+    recording: Option<(Vec<(HistorySource, Batch)>, bool)>,
+    /// Of each lane the claim check under way, and whether it is stored.
     storing: HashMap<usize, (u64, bool)>,
     /// The checkpoints under way, and whether they are in.
     checkpointing: Option<(Due, bool)>,
@@ -251,7 +251,7 @@ impl World {
         if self.run.is_none() {
             self.start();
         }
-        let now = Moment { wall: 0, steady: self.now };
+        let now = Timestamps { wall: 0, steady: self.now };
         self.run.as_mut().expect("it was started").streamer.set_time(now);
     }
 
@@ -685,7 +685,7 @@ impl World {
             Bug::IgnoreTail => tail.ours = None,
             Bug::BlindRetry => {
                 let first = driver.first_tail.get_or_insert_with(|| tail.clone());
-                if let Some((position, sequence)) = run.streamer.lane(index).floor() {
+                if let Some((position, sequence)) = run.streamer.lane(index).last_stored() {
                     first.last_sequence = sequence;
                     first.ours = Some((position, sequence));
                 }
@@ -726,16 +726,16 @@ impl World {
             return self.ends(&walhook::error::Error::untrusted(what));
         }
         if self.bug == Bug::TrustAnyTail {
-            lane.forget_floor();
+            lane.forget_last_stored();
         }
-        if self.swarm.confirm_delay > 0 && lane.kept_upto().is_none() && !is_core {
+        if self.swarm.confirm_delay > 0 && lane.retained_through().is_none() && !is_core {
             let kept = known.and_then(|(_, kept)| *kept);
             self.is_unsure |= kept.is_none() && tail.ours.is_some();
-            lane.set_kept_upto(kept.unwrap_or(tail.ours.map_or(0, |(_, sequence)| sequence)));
+            lane.set_retained_through(kept.unwrap_or(tail.ours.map_or(0, |(_, sequence)| sequence)));
         }
         let opened = lane.open(&tail);
         let text = format!("lane {index} opens behind {tail:?}: {opened:?}");
-        let outcome = opened.and_then(|()| run.streamer.condemn());
+        let outcome = opened.and_then(|()| run.streamer.reject());
         self.say(|| text);
         match outcome {
             Ok(()) => Ok(()),
@@ -817,7 +817,7 @@ impl World {
             refused |= lane.refused(&token, &refusal) || refusal == Refusal::WrongSequence;
         }
         // As late as the edge might.
-        let outcome = run.streamer.condemn();
+        let outcome = run.streamer.reject();
         if let Err(error) = outcome {
             self.ends(&error)?;
         }
@@ -848,13 +848,13 @@ impl World {
         match run.burial.take() {
             Some((letters, false)) => {
                 for letter in &letters {
-                    self.oracle.buries(&letter.event_id, &letter.reason, &self.jetstream)?;
+                    self.oracle.writes_dead_letter(&letter.event_id, &letter.reason, &self.jetstream)?;
                 }
                 run.burial = Some((letters, true));
             }
             Some((letters, true)) => {
                 for letter in letters {
-                    run.streamer.buried(&letter.event_id);
+                    run.streamer.dead_letter_written(&letter.event_id);
                 }
             }
             None if run.streamer.awaits_types() => {
@@ -869,7 +869,7 @@ impl World {
                 let letters: Vec<_> = run.streamer.dead_letters().take(most).cloned().collect();
                 if !letters.is_empty() {
                     if self.bug == Bug::BuryOnSend {
-                        letters.iter().for_each(|letter| run.streamer.buried(&letter.event_id));
+                        letters.iter().for_each(|letter| run.streamer.dead_letter_written(&letter.event_id));
                     }
                     run.burial = Some((letters, false));
                 }
@@ -917,10 +917,10 @@ impl World {
         }
     }
 
-    /// A parcel goes into the object store. Returns whether there was one.
+    /// A claim check goes into the object store. Returns whether there was one.
     fn store(&mut self) -> Result<bool, String> {
         let Some(run) = &mut self.run else { return Ok(false) };
-        let waits = |&index: &usize| run.streamer.lane(index).parcel().is_some();
+        let waits = |&index: &usize| run.streamer.lane(index).claim_check().is_some();
         let waiting: Vec<_> = (0..run.streamer.lane_count()).filter(waits).collect();
         let waiting: Vec<_> = waiting
             .into_iter()
@@ -931,8 +931,8 @@ impl World {
         }
         let index = waiting[self.rng.usize(..waiting.len())];
         let lane = run.streamer.lane_mut(index);
-        let parcel = lane.parcel().expect("just seen");
-        let (number, name) = (parcel.number, parcel.position.id(SOURCE));
+        let claim_check = lane.claim_check().expect("just seen");
+        let (number, name) = (claim_check.number, claim_check.position.id(SOURCE));
         let claim = Claim { bucket: "o".to_owned(), name, sha256: "0".repeat(64) };
         let object = format!("o/{}", claim.name);
         match run.storing.remove(&index).filter(|(storing, _)| *storing == number) {
@@ -941,12 +941,12 @@ impl World {
             _ if self.rng.u8(..30) == 0 => {
                 lane.give_up(number, "it refuses");
                 self.oracle.cannot_be_claimed(claim.name);
-                if let Err(error) = run.streamer.condemn() {
+                if let Err(error) = run.streamer.reject() {
                     self.ends(&error)?;
                 }
             }
             _ => {
-                self.jetstream.objects.insert(object, parcel.payload.to_vec());
+                self.jetstream.objects.insert(object, claim_check.payload.to_vec());
                 run.storing.insert(index, (number, true));
             }
         }
@@ -962,8 +962,8 @@ impl World {
                     due.kept.iter().map(sequence_of).enumerate().filter(|(_, sequence)| *sequence > 0)
                 {
                     let lane = run.streamer.lane(index);
-                    let seen = lane.floor().map_or(0, |(_, sequence)| sequence);
-                    let kept = lane.kept_upto().max(Some(sequence));
+                    let seen = lane.last_stored().map_or(0, |(_, sequence)| sequence);
+                    let kept = lane.retained_through().max(Some(sequence));
                     self.checkpoints.insert(run.key_of(index, Bug::None), (seen, kept));
                 }
                 run.checkpointing = Some((due, true));
@@ -1001,7 +1001,7 @@ impl World {
         Ok(true)
     }
 
-    /// The back office: rows of the history.
+    /// The back history writer: rows of the history.
     fn record(&mut self) -> Result<(), String> {
         let Some(run) = &mut self.run else { return Ok(()) };
         for (bytes, rows) in std::mem::take(&mut run.sent_off) {
@@ -1037,7 +1037,7 @@ impl World {
         }
         let mut rows = rows;
         for (book, batch) in &mut rows {
-            if let Book::Lane(index) = book
+            if let HistorySource::Lane(index) = book
                 && !run.is_core(*index)
             {
                 let stream = self.jetstream.stream(&run.key_of(*index, Bug::None));

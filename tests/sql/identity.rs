@@ -13,7 +13,7 @@ use async_nats::jetstream;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use support::{
-    Nats, Postgres, Proxy, Walhook, Weather, eventually,
+    Nats, NetworkFault, Postgres, Proxy, Walhook, eventually,
     http::Http,
     walhook::{Builder, Finished},
 };
@@ -764,7 +764,7 @@ async fn a_run_that_was_frozen_in_an_upload_does_not_replace_the_object() {
         stream.cached_info().state.messages
     };
     let before = chunks().await;
-    network.set(Weather::Sliced(100_000, Duration::from_millis(20)));
+    network.set(NetworkFault::Sliced(100_000, Duration::from_millis(20)));
     let of_first = payload(b'a');
     let frozen = tokio::spawn({
         let (bucket, writer) = (bucket.clone(), writer(1));
@@ -774,9 +774,9 @@ async fn a_run_that_was_frozen_in_an_upload_does_not_replace_the_object() {
         }
     });
     eventually("a part of the upload", async || (chunks().await > before + 2).then_some(())).await;
-    network.set(Weather::Held);
+    network.set(NetworkFault::Held);
     objects::put(&second, &bucket, "event", &payload(b'b'), &writer(2)).await.unwrap();
-    network.set(Weather::Fair);
+    network.set(NetworkFault::Fair);
     let (first, put) = frozen.await.unwrap();
     assert_eq!(put.unwrap_err().kind(), Kind::Unavailable);
     // It tries again, and sees who has put it.

@@ -34,7 +34,7 @@ use std::{
 
 pub use nats::Nats;
 pub use postgres::Postgres;
-pub use proxy::{Proxy, Weather};
+pub use proxy::{NetworkFault, Proxy};
 pub use walhook::Walhook;
 
 /// How long anything may take that a test waits for; far more than it needs on a busy machine with two cores, on which four tests

@@ -19,7 +19,7 @@ use super::port::Port;
 
 /// What the network does with what is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Weather {
+pub enum NetworkFault {
     /// It passes it on.
     Fair,
     /// Half-open: connections are accepted and stay, and nothing passes until the weather changes.
@@ -33,7 +33,7 @@ pub enum Weather {
 /// What every connection goes by.
 #[derive(Debug, Clone, Copy)]
 struct Orders {
-    weather: Weather,
+    network_fault: NetworkFault,
     server: u16,
     /// The connection, by its number from 0 on, through which nothing passes.
     stranded: Option<u64>,
@@ -55,8 +55,13 @@ impl Proxy {
     /// Stands before the server at that port of 127.0.0.1.
     pub fn before(server: u16) -> Proxy {
         let port = Port::take();
-        let (orders, followed) =
-            watch::channel(Orders { weather: Weather::Fair, server, stranded: None, cuts: 0, by_reset: false });
+        let (orders, followed) = watch::channel(Orders {
+            network_fault: NetworkFault::Fair,
+            server,
+            stranded: None,
+            cuts: 0,
+            by_reset: false,
+        });
         let (stop, stopped) = watch::channel(false);
         let listener = std::net::TcpListener::bind(("127.0.0.1", port.number())).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -71,8 +76,8 @@ impl Proxy {
     }
 
     /// Changes the weather, for connections that are there too.
-    pub fn set(&self, weather: Weather) {
-        self.orders.send_modify(|orders| orders.weather = weather);
+    pub fn set(&self, network_fault: NetworkFault) {
+        self.orders.send_modify(|orders| orders.network_fault = network_fault);
     }
 
     /// From now on nothing passes through the connection that was the `number`th to be made, from 0 on; the others go on.
@@ -109,7 +114,7 @@ impl Proxy {
 
 impl Orders {
     fn hold(&self, number: u64) -> bool {
-        self.weather == Weather::Held || self.stranded == Some(number)
+        self.network_fault == NetworkFault::Held || self.stranded == Some(number)
     }
 }
 
@@ -187,19 +192,19 @@ async fn pump(
         let Ok(length @ 1..) = from.read(&mut buffer).await else { return };
         let mut rest = &buffer[..length];
         while !rest.is_empty() {
-            let weather = match orders.wait_for(|orders| !orders.hold(number)).await {
-                Ok(orders) => orders.weather,
+            let network_fault = match orders.wait_for(|orders| !orders.hold(number)).await {
+                Ok(orders) => orders.network_fault,
                 Err(_) => return,
             };
-            match weather {
-                Weather::Mute if is_answer => return swallow(from, &mut orders).await,
-                Weather::Fair | Weather::Mute | Weather::Held => {
+            match network_fault {
+                NetworkFault::Mute if is_answer => return swallow(from, &mut orders).await,
+                NetworkFault::Fair | NetworkFault::Mute | NetworkFault::Held => {
                     if to.write_all(rest).await.is_err() {
                         return;
                     }
                     rest = &[];
                 }
-                Weather::Sliced(most, pause) => {
+                NetworkFault::Sliced(most, pause) => {
                     let (piece, after) = rest.split_at(rest.len().min(most.max(1)));
                     if to.write_all(piece).await.is_err() {
                         return;
@@ -222,7 +227,7 @@ async fn swallow(from: &mut OwnedReadHalf, orders: &mut watch::Receiver<Orders>)
     loop {
         tokio::select! {
             read = from.read(&mut buffer) => if !matches!(read, Ok(1..)) { return },
-            _ = orders.wait_for(|orders| orders.weather != Weather::Mute) => return,
+            _ = orders.wait_for(|orders| orders.network_fault != NetworkFault::Mute) => return,
         }
     }
 }

@@ -16,9 +16,9 @@ use crate::{
         identity::{self, Identity, Runs},
         run::{
             self,
-            ledger::{self, Checkpoint, Epoch},
             open::{self, Known},
             rules,
+            state_store::{self, Checkpoint, Epoch},
         },
     },
     config::Config,
@@ -59,15 +59,15 @@ impl History {
         replicated: &Replicated,
     ) -> Result<History> {
         let Replicated { system, left } = replicated;
-        let confirmed = match ledger::confirmed(client, &config.slot).await {
+        let confirmed = match state_store::confirmed(client, &config.slot).await {
             Ok(confirmed) => confirmed,
             // Its absence is a finding of its own.
             Err(_) => Lsn::ZERO,
         };
-        let Epoch { epoch, fork } = ledger::next_epoch(client, &config.source, system.timeline, left).await?;
+        let Epoch { epoch, fork } = state_store::next_epoch(client, &config.source, system.timeline, left).await?;
         let at = rules::At { source: &config.source, system_identifier: &system.system_id, confirmed };
         Ok(History {
-            checkpoints: ledger::checkpoints(client, &config.source, &system.system_id).await?,
+            checkpoints: state_store::checkpoints(client, &config.source, &system.system_id).await?,
             aliases: rules::aliases(client, at).await?,
             identity: run::Identity {
                 source: config.source.clone(),

@@ -19,7 +19,7 @@ use tokio::{
 
 use super::consumer;
 use crate::{
-    commands::{bucket, identity::Identity, rows, told::Told},
+    commands::{bucket, identity::Identity, log_once::LogOnce, rows},
     deliver::{
         sign::{self, Key},
         webhook::{self, Credentials, Webhook},
@@ -108,7 +108,7 @@ impl Whose {
 type Change = (i32, Option<Box<Webhook>>);
 
 async fn watch_bucket(control: Control, whose: Whose, changed: mpsc::Sender<Change>) {
-    let mut told = Told::default();
+    let mut told = LogOnce::default();
     while !changed.is_closed() {
         let why = match whose.bucket(&control).await {
             Ok(Some(bucket)) => match read_bucket(&control, &bucket, &changed).await {
@@ -192,7 +192,7 @@ async fn follow_rows(
     sender: &watch::Sender<Option<All>>,
 ) {
     let mut client = None;
-    let mut told = Told::default();
+    let mut told = LogOnce::default();
     let mut seen = BTreeSet::new();
     loop {
         match read_rows(postgres, &mut client, config_name).await {
@@ -257,7 +257,7 @@ pub async fn read_rows(
             by_webhook.entry(id).or_default().push((name, value));
         }
     }
-    let known = webhook::webhooks(&tables, config_name, Credentials::Told).into_iter().map(|webhook| {
+    let known = webhook::webhooks(&tables, config_name, Credentials::LogOnce).into_iter().map(|webhook| {
         let secrets = by_webhook.get(&webhook.webhook_id).map_or(&[][..], Vec::as_slice);
         let keys = if webhook.signed { keys(secrets) } else { Ok(Vec::new()) };
         (webhook.webhook_id, Arc::new(Known { webhook, keys, is_gone: false }))

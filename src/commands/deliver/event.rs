@@ -16,18 +16,18 @@ use serde_json::{Value, json};
 use tokio::time::sleep_until;
 
 use super::{
-    books::{DeadLetter, Entry, Kept},
     call::Answer,
+    call_log::{DeadLetter, Entry, Kept},
+    claim_check,
     configuration::Known,
     consumer,
     lane::{CLOSED_WAIT, Lane},
-    parcel,
     settings::Record,
 };
 use crate::{
     deliver::{
         message::{self, Call, Ids, Reading, Shape},
-        schedule::{self, Fate, Outcome, Strain, Verdict, WAIT_MAX},
+        schedule::{self, Disposition, Outcome, ReceiverLoad, Verdict, WAIT_MAX},
     },
     postgres,
 };
@@ -182,7 +182,7 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
         None => caller.call(&known.webhook, &call, keys).await,
         Some(object) => {
             let sha256 = header("Walhook-Object-SHA256").unwrap_or_default();
-            match parcel::fetch(&lane.worker, object, sha256, &message.payload).await {
+            match claim_check::fetch(&lane.worker, object, sha256, &message.payload).await {
                 Ok(fetched) => match message::read(&known.webhook, &lane.worker.source, ids, &fetched.payload) {
                     Reading::Call(mut whole) => {
                         let _ = whole.describe(headers_of(message)); // reported above
@@ -203,9 +203,9 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
     }
     let verdict = schedule::judge(&known.webhook, attempt, &answer.outcome, fastrand::f64());
     let committed = call.position.map(|position| position.commit_time);
-    counters.called(answer.took, verdict.fate, verdict.error.as_deref(), committed);
-    lane.learn(webhook_id, verdict.strain);
-    if let Strain::Pause(wait) = verdict.strain
+    counters.called(answer.took, verdict.disposition, verdict.error.as_deref(), committed);
+    lane.learn(webhook_id, verdict.load);
+    if let ReceiverLoad::Pause(wait) = verdict.load
         && webhook_id == lane.webhook_id()
     {
         tokio::spawn(consumer::pause(Arc::clone(lane), wait));
@@ -223,7 +223,7 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
         );
     }
     let entry = entry(lane, &known, &call, attempt, &answer, &verdict);
-    if let Fate::Retry(wait) = verdict.fate
+    if let Disposition::Retry(wait) = verdict.disposition
         && lane.logs_failure()
     {
         tracing::warn!(
@@ -236,18 +236,18 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
             "call failed"
         );
     }
-    match verdict.fate {
-        Fate::Delivered => {
+    match verdict.disposition {
+        Disposition::Delivered => {
             keep(lane, delivery, entry).await;
             count(&lane.worker.counts.delivered);
             Word::Ack
         }
-        Fate::Retry(wait) => {
+        Disposition::Retry(wait) => {
             keep(lane, delivery, entry).await;
             count(&lane.worker.counts.failed);
             Word::Again(wait)
         }
-        Fate::GivenUp => {
+        Disposition::GivenUp => {
             let attempts = if attempt == 1 { "attempt" } else { "attempts" };
             let why = format!("{attempt} {attempts}, then: {}", entry.error.as_deref().unwrap_or_default());
             give_up(lane, &known, message, &call.event_id, commit_lsn, why, Some(entry)).await
@@ -291,8 +291,8 @@ async fn attempt(lane: &Lane, event_id: &str, delivery: &Delivery<'_>) -> u64 {
     if delivery.delivered <= 1 {
         return 1;
     }
-    let recorded = match &lane.worker.books {
-        Some(books) if lane.worker.settings.record != Record::Off => books.attempts(event_id).await,
+    let recorded = match &lane.worker.call_log {
+        Some(call_log) if lane.worker.settings.record != Record::Off => call_log.attempts(event_id).await,
         _ => None,
     };
     1 + lane.calls_before(delivery.sequence, delivery.delivered, recorded)
@@ -301,20 +301,20 @@ async fn attempt(lane: &Lane, event_id: &str, delivery: &Delivery<'_>) -> u64 {
 fn entry(lane: &Lane, known: &Known, call: &Call<'_>, attempt: u64, answer: &Answer, verdict: &Verdict) -> Entry {
     let is_recorded = match lane.worker.settings.record {
         Record::Full => true,
-        Record::Failures => verdict.fate != Fate::Delivered || attempt > 1,
+        Record::Failures => verdict.disposition != Disposition::Delivered || attempt > 1,
         Record::Off => false,
     };
-    if !is_recorded && verdict.fate == Fate::Delivered {
+    if !is_recorded && verdict.disposition == Disposition::Delivered {
         return Entry::default();
     }
     Entry {
         webhook_id: known.webhook.webhook_id,
         webhook_name: known.webhook.name.clone(),
         event_id: call.event_id.to_string(),
-        status: match verdict.fate {
-            Fate::Delivered => "success",
-            Fate::Retry(_) => "retrying",
-            Fate::GivenUp => "failed",
+        status: match verdict.disposition {
+            Disposition::Delivered => "success",
+            Disposition::Retry(_) => "retrying",
+            Disposition::GivenUp => "failed",
         },
         attempt: i32::try_from(attempt).unwrap_or(i32::MAX),
         payload: String::from_utf8_lossy(call.body).into_owned(),
@@ -335,8 +335,8 @@ fn entry(lane: &Lane, known: &Known, call: &Call<'_>, attempt: u64, answer: &Ans
 
 /// Records an attempt. A record that cannot be made costs nothing but itself.
 async fn keep(lane: &Lane, delivery: &Delivery<'_>, entry: Entry) {
-    let Some(books) = lane.worker.books.as_ref().filter(|_| entry.is_recorded) else { return };
-    if books.keep(entry).await == Kept::No {
+    let Some(call_log) = lane.worker.call_log.as_ref().filter(|_| entry.is_recorded) else { return };
+    if call_log.keep(entry).await == Kept::No {
         count(&lane.worker.counts.unrecorded);
         lane.was_not_recorded(delivery.sequence);
     }
@@ -355,7 +355,7 @@ async fn give_up(
     let headers = shown(message.headers.as_ref());
     let tried = attempt.as_ref().map_or((None, None), |entry| (entry.response_status, Some(entry.attempt)));
     let mut is_durable = false;
-    if let Some(books) = &lane.worker.books {
+    if let Some(call_log) = &lane.worker.call_log {
         let entry = attempt.unwrap_or_else(|| Entry {
             webhook_id: known.webhook.webhook_id,
             webhook_name: known.webhook.name.clone(),
@@ -373,7 +373,7 @@ async fn give_up(
             reason: reason.clone(),
             commit_lsn,
         };
-        is_durable = books.keep(Entry { dead_letter: Some(letter), ..entry }).await == Kept::Yes;
+        is_durable = call_log.keep(Entry { dead_letter: Some(letter), ..entry }).await == Kept::Yes;
     }
     is_durable |= publish(lane, message, event_id, &reason).await;
     if is_durable {
@@ -401,7 +401,7 @@ async fn give_up(
             message.subject
         );
     }
-    Word::Again(if lane.worker.books.is_some() { Duration::from_secs(10) } else { HOPELESS })
+    Word::Again(if lane.worker.call_log.is_some() { Duration::from_secs(10) } else { HOPELESS })
 }
 
 /// Publishes a dead letter, if another stream than its own takes it: a strict stream wants no second writer.

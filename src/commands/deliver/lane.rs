@@ -27,8 +27,8 @@ use tokio::{
 
 use super::{configuration::Known, consumer, event, shown::Counters, worker::Worker};
 use crate::{
-    commands::{backoff::Backoff, told::Told},
-    deliver::schedule::{FailureLog, Pace, Strain},
+    commands::{backoff::Backoff, log_once::LogOnce},
+    deliver::schedule::{ConcurrencyLimit, FailureLog, ReceiverLoad},
     error::{Error, Result},
 };
 
@@ -62,7 +62,7 @@ pub struct Lane {
     /// Ends what waits.
     pub shutdown: watch::Receiver<bool>,
     /// How many calls may run.
-    pace: Mutex<Pace>,
+    concurrency: Mutex<ConcurrencyLimit>,
     /// The stream is a workqueue: what is acknowledged here is deleted for all.
     is_workqueue: AtomicBool,
     /// Of events, by sequence, what JetStream's and the database's counts do not say.
@@ -138,9 +138,9 @@ impl Lane {
     }
 
     /// Learns how the receiver bears the calls.
-    pub fn learn(&self, webhook_id: i32, strain: Strain) {
-        lock(&self.pace).learn(strain);
-        if let Strain::Pause(wait) = strain {
+    pub fn learn(&self, webhook_id: i32, load: ReceiverLoad) {
+        lock(&self.concurrency).learn(load);
+        if let ReceiverLoad::Pause(wait) = load {
             let until = Instant::now() + wait;
             let mut holds = lock(&self.worker.holds);
             let held = holds.entry(webhook_id).or_insert(until);
@@ -269,9 +269,9 @@ impl Lane {
             true => 1,
             false => known.webhook.max_in_flight.unwrap_or(self.worker.settings.max_in_flight_per_webhook),
         };
-        let mut pace = lock(&self.pace);
-        pace.bound(max);
-        pace.limit()
+        let mut concurrency = lock(&self.concurrency);
+        concurrency.bound(max);
+        concurrency.limit()
     }
 
     /// Ends at shutdown.
@@ -335,7 +335,7 @@ pub async fn run(
         consumer,
         known: known.clone(),
         shutdown,
-        pace: Mutex::new(Pace::new(1)),
+        concurrency: Mutex::new(ConcurrencyLimit::new(1)),
         is_workqueue: AtomicBool::new(false),
         tallies: Mutex::default(),
         failures: Mutex::default(),
@@ -346,7 +346,7 @@ pub async fn run(
     });
     let mut calls = Calls::new();
     let mut backoff = Backoff::default();
-    let mut told = Told::default();
+    let mut told = LogOnce::default();
     while let Err(error) = session(&lane, &mut known, &mut calls, &mut backoff, &start).await {
         start.is_now(false);
         let text = error.to_string();

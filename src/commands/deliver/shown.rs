@@ -18,7 +18,7 @@ use tokio_postgres::Client;
 use super::worker::Worker;
 use crate::{
     commands::http,
-    deliver::schedule::Fate,
+    deliver::schedule::Disposition,
     error::{Error, Result},
     flow::histogram::{self, Histogram},
     http::{
@@ -94,21 +94,21 @@ impl Counters {
     }
 
     /// A call has ended, of an event that was committed then (µs since 2000-01-01), if that is known.
-    pub fn called(&self, took: Duration, fate: Fate, error: Option<&str>, committed: Option<i64>) {
+    pub fn called(&self, took: Duration, disposition: Disposition, error: Option<&str>, committed: Option<i64>) {
         self.duration.record(micros(took));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.last_at.store(micros(now), Ordering::Relaxed);
-        self.is_failing.store(fate != Fate::Delivered, Ordering::Relaxed);
-        match fate {
-            Fate::Delivered => {
+        self.is_failing.store(disposition != Disposition::Delivered, Ordering::Relaxed);
+        match disposition {
+            Disposition::Delivered => {
                 self.delivered.fetch_add(1, Ordering::Relaxed);
                 if let Some(committed) = committed {
                     self.lag.record(u64::try_from(postgres::now().saturating_sub(committed)).unwrap_or(0));
                 }
             }
-            Fate::Retry(_) => drop(self.retried.fetch_add(1, Ordering::Relaxed)),
+            Disposition::Retry(_) => drop(self.retried.fetch_add(1, Ordering::Relaxed)),
             // Counted when its dead letter is durable.
-            Fate::GivenUp => {}
+            Disposition::GivenUp => {}
         }
         if let Some(error) = error {
             *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = text::one_line(error).into_owned();

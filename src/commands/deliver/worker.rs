@@ -14,8 +14,8 @@ use tokio::{
 };
 
 use super::{
-    books::Books,
     call::Caller,
+    call_log::CallLog,
     configuration::{All, Known},
     consumer,
     event::Counts,
@@ -26,8 +26,8 @@ use super::{
 use crate::{
     commands::{
         away::{Away, News},
+        log_once,
         systemd::Notify,
-        told,
     },
     nats::{control::Control, owner::Owner},
 };
@@ -54,7 +54,7 @@ pub struct Worker {
     /// For webhooks.
     pub caller: Caller,
     /// For records; without a database there are none.
-    pub books: Option<Books>,
+    pub call_log: Option<CallLog>,
     /// How many more calls may run.
     pub room: Semaphore,
     /// For how much more of payloads from object stores there is room.
@@ -86,7 +86,7 @@ pub async fn run(worker: Arc<Worker>, mut all: watch::Receiver<Option<All>>, mut
     let mut left: Option<Vec<(i32, String)>> = None;
     let mut finding = pin!(find(&worker));
     let mut tasks = JoinSet::new();
-    let mut told = Told::default();
+    let mut told = LoggedSoFar::default();
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut minutes = Minutes::new(&worker);
@@ -158,7 +158,7 @@ async fn follow(
     left: &[(i32, String)],
     lanes: &mut BTreeMap<(i32, String), Running>,
     tasks: &mut JoinSet<()>,
-    told: &mut Told,
+    told: &mut LoggedSoFar,
     shutdown: &watch::Receiver<bool>,
 ) {
     for ((id, _), running) in lanes.iter() {
@@ -221,7 +221,7 @@ async fn follow(
 
 /// The consumers that webhooks have, in whatever streams; asked until there is an answer.
 async fn find(worker: &Worker) -> Vec<(i32, String)> {
-    let mut told = told::Told::default();
+    let mut told = log_once::LogOnce::default();
     loop {
         match consumer::of_group(&worker.control, &worker.settings.group, worker.owner.get()).await {
             Ok(consumers) => return consumers,
@@ -296,12 +296,12 @@ impl Minutes {
 
 /// What the log has been told.
 #[derive(Default)]
-struct Told {
+struct LoggedSoFar {
     notes: BTreeSet<(String, String)>,
     counts: [u64; 4],
 }
 
-impl Told {
+impl LoggedSoFar {
     fn once(&mut self, webhook: &str, text: &str) {
         if self.notes.insert((webhook.to_owned(), text.to_owned())) {
             tracing::warn!(webhook, "not delivered: {text}");

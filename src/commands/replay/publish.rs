@@ -149,7 +149,7 @@ type Answer = (u64, Lsn, Result<()>);
 ///
 /// # Errors
 /// JetStream cannot be asked.
-pub async fn taker(control: &Control, subjects: &str) -> Result<Option<String>> {
+pub async fn stream_for_subject(control: &Control, subjects: &str) -> Result<Option<String>> {
     let attempted = || format!("find the stream for {subjects}");
     match control.api("STREAM.NAMES", &json!({ "subject": subjects })).await? {
         Ok(answer) => Ok(answer["streams"][0].as_str().map(str::to_owned)),

@@ -20,7 +20,7 @@ use super::{
     read::id_of,
 };
 use crate::{
-    commands::run::{ledger, rules},
+    commands::run::{rules, state_store},
     config::Config,
     error::{Error, Result},
     flow::{
@@ -149,7 +149,7 @@ pub async fn copy(
     let is_whole = 'all: loop {
         while let Some(copy_data) = stream.next_copy_data()? {
             if decoder.streamer.receive(copy_data)? == Received::UnknownTypes {
-                let types = ledger::types(&decoder.client, None).await?;
+                let types = state_store::types(&decoder.client, None).await?;
                 decoder.streamer.set_types(types);
             }
             decoder.open_lanes(&mut lanes, &destinations)?;
@@ -233,7 +233,7 @@ impl Decoder {
             }
             RulesOf::Now => {
                 let newest = rules::newest(&client).await?;
-                let types = ledger::types(&client, None).await?;
+                let types = state_store::types(&client, None).await?;
                 let tables = newest.tables.clone();
                 // In force from the beginning: changes that were read are not followed again.
                 (tables, vec![Amendment { commit_lsn: Lsn::ZERO, ordinal: 0, rules: newest }], types)
@@ -313,7 +313,7 @@ impl Decoder {
         }
         let letters: Vec<_> = self.streamer.dead_letters().map(|letter| letter.event_id.clone()).collect();
         for event in &letters {
-            self.streamer.buried(event);
+            self.streamer.dead_letter_written(event);
         }
         letters.len() as u64
     }

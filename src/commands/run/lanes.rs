@@ -5,11 +5,11 @@
 //! every failure: close the lane, let the answers settle, read the tail, go on after it from the window. A configuration
 //! that cannot be reached keeps its own lanes waiting, and the slot; the lanes of others flow.
 
+mod claim_check;
 mod connection;
 mod driver;
 mod inquiry;
 pub mod open;
-mod parcel;
 mod servers;
 
 use std::{
@@ -25,8 +25,8 @@ use tokio::time::{Instant, sleep};
 use super::{
     consumers::Source,
     faults::{self, Point},
-    ledger::{Checkpoint, Fork},
     rules::Found,
+    state_store::{Checkpoint, Fork},
 };
 use crate::{
     commands::{
@@ -36,9 +36,9 @@ use crate::{
     config::Config,
     error::{Error, Kind, Result},
     flow::{
-        delay::{Due, Kept, sequence_of},
+        delay::{Due, Retained, sequence_of},
         event_id::EventPosition,
-        lane::{Lane, Moment, Ordering, Tail},
+        lane::{Lane, Ordering, Tail, Timestamps},
         streamer::{LaneSettings, Streamer},
     },
     nats::{
@@ -54,7 +54,7 @@ use crate::{
 };
 use connection::Group;
 use driver::{Driver, Phase};
-use open::{Known, Opened, Standing};
+use open::{Known, Opened, TailTrust};
 
 /// How long answers that are under way may take to come in before the tail is read without them.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -143,7 +143,7 @@ impl Lanes {
     /// What nobody but the operator can mend: a stream that cannot be trusted, a newer run, no permission.
     pub fn poll(&mut self, cx: &mut Context<'_>, streamer: &mut Streamer, eager: bool) -> Poll<Result<()>> {
         self.follow(streamer)?;
-        streamer.set_time(Moment {
+        streamer.set_time(Timestamps {
             wall: postgres::now(),
             steady: u64::try_from(self.began.elapsed().as_micros()).expect("some hundred thousand years"),
         });
@@ -210,7 +210,7 @@ impl Lanes {
         let stands = drivers.filter_map(|(index, driver)| {
             let stands = driver.stands(streamer.lane(index))?;
             let due = due.and_then(|due| due.kept.get(index)).map_or(0, sequence_of);
-            Some(Checkpoint { kept_upto: stands.kept_upto.map(|kept| kept.max(due)), ..stands })
+            Some(Checkpoint { retained_through: stands.retained_through.map(|kept| kept.max(due)), ..stands })
         });
         stands.collect()
     }
@@ -432,7 +432,7 @@ impl Lanes {
         moved |= self.poll_inquiry(cx, at)?;
         for lane in 0..self.groups[at].lanes.len() {
             moved |= self.poll_opening(cx, at, self.groups[at].lanes[lane], streamer)?;
-            moved |= self.poll_parcel(cx, at, self.groups[at].lanes[lane], streamer)?;
+            moved |= self.poll_claim_check(cx, at, self.groups[at].lanes[lane], streamer)?;
         }
         // Before anything is sent: rows may have changed since.
         if !self.has_its_turn(at, streamer) {
@@ -443,7 +443,7 @@ impl Lanes {
                     moved = true;
                 }
             }
-            streamer.condemn()?;
+            streamer.reject()?;
         }
         for link in 0..self.groups[at].links.len() {
             let Group { links, is_core, .. } = &mut self.groups[at];
@@ -528,7 +528,7 @@ impl Lanes {
                 Poll::Ready(Ok(opened)) => self.opened(at, index, streamer, opened).map(|()| true),
                 Poll::Ready(Err(error)) => {
                     streamer.lane_mut(index).close();
-                    streamer.condemn()?;
+                    streamer.reject()?;
                     let error = error.context(format!("stream {:?}", streamer.lane(index).stream()));
                     let is_elsewhere = error.cause_as::<NoJetStream>().is_some();
                     let error = if is_elsewhere { self.explain_old_servers(at, streamer, error) } else { error };
@@ -610,7 +610,7 @@ impl Lanes {
         self.drivers[index].reached_core = true;
         self.drivers[index].phase = Phase::Running;
         self.is_notable = true;
-        streamer.condemn()
+        streamer.reject()
     }
 
     fn opened(&mut self, at: usize, index: usize, streamer: &mut Streamer, mut opened: Opened) -> Result<()> {
@@ -619,20 +619,20 @@ impl Lanes {
         if let Some(known) = &driver.known {
             match open::trusted(&self.identity.source, known, opened.created_ns, &opened.tail) {
                 // Removed since (purged, expired): the checkpoint knows what was there.
-                Ok(Standing::Whole) => {
+                Ok(TailTrust::Whole) => {
                     let is_newer = |(ours, _): &(EventPosition, u64)| known.position.is_at_or_before(ours);
                     if !opened.tail.ours.as_ref().is_some_and(is_newer) {
                         opened.tail.ours = Some((known.position, known.sequence));
                     }
                 }
-                Ok(Standing::SetBack) => opened.warnings.push(format!(
+                Ok(TailTrust::SetBack) => opened.warnings.push(format!(
                     "it had taken message {} and ends at {} now: it has lost messages that it had acknowledged. They are younger than \
                      confirm_delay_seconds, so walhook reads them from the slot and publishes them again",
                     known.sequence, opened.tail.last_sequence
                 )),
                 Err(error) if opened.is_in_memory => {
                     opened.warnings.push(error.to_string());
-                    lane.forget_floor();
+                    lane.forget_last_stored();
                 }
                 Err(error) => return Err(error),
             }
@@ -641,10 +641,10 @@ impl Lanes {
         for warning in opened.warnings {
             tracing::warn!(stream = lane.stream(), "{warning}");
         }
-        if self.delays_confirming && lane.kept_upto().is_none() {
+        if self.delays_confirming && lane.retained_through().is_none() {
             // What earlier runs have confirmed, or may have.
-            let kept = driver.known.as_ref().and_then(|known| known.kept_upto);
-            lane.set_kept_upto(kept.unwrap_or(opened.tail.ours.map_or(0, |(_, sequence)| sequence)));
+            let kept = driver.known.as_ref().and_then(|known| known.retained_through);
+            lane.set_retained_through(kept.unwrap_or(opened.tail.ours.map_or(0, |(_, sequence)| sequence)));
         }
         lane.open(&opened.tail)?;
         let group = &self.groups[at];
@@ -662,7 +662,7 @@ impl Lanes {
         driver.known = driver.stands(lane);
         driver.phase = Phase::Running;
         self.is_notable = true;
-        streamer.condemn()
+        streamer.reject()
     }
 
     /// A lane on its connection, after bytes and answers were moved. Returns whether something was begun.
@@ -689,7 +689,7 @@ impl Lanes {
         // What is refused while it settles is seen in the tail.
         driver.trouble = None;
         let is_due = until.as_mut().poll(cx).is_ready();
-        streamer.condemn()?;
+        streamer.reject()?;
         let lane = streamer.lane(index);
         if !is_due && (lane.awaits_answers() || !lane.is_between_messages()) {
             return Ok(false);
@@ -742,7 +742,7 @@ impl Lanes {
                         .hint("check JetStream's health; a publish that the account may not make also goes unanswered"),
                 };
                 // Unless others are answered on it, the connection may be dead without knowing it.
-                if link_state.lanes.len() == 1 || !link_state.has_heard(self.ack_timeout) {
+                if link_state.lanes.len() == 1 || !link_state.has_received(self.ack_timeout) {
                     self.lost(at, link, streamer, error)?;
                     return Ok(true);
                 }
@@ -750,7 +750,7 @@ impl Lanes {
             }
         };
         streamer.lane_mut(index).close();
-        streamer.condemn()?;
+        streamer.reject()?;
         self.is_notable = true;
         self.endure(error, |lanes, error| {
             let driver = &mut lanes.drivers[index];
@@ -793,7 +793,7 @@ impl Lanes {
                 driver.wait(Duration::ZERO);
             }
         }
-        streamer.condemn()?;
+        streamer.reject()?;
         let error = error.context(self.groups[at].name(streamer));
         self.endure(error, |lanes, error| lanes.groups[at].lost(link, error))
     }
@@ -825,7 +825,13 @@ fn timestamp(seconds: u64) -> String {
 
 /// Whether the stream has this event still where it was, or what shows that it has not. What somebody has deleted since is not lost;
 /// another message in its place is: the server has forgotten it, and somebody else has written there.
-async fn keeps(control: &Control, stream: &str, created_ns: i64, kept: Kept, source: &str) -> Result<Option<String>> {
+async fn keeps(
+    control: &Control,
+    stream: &str,
+    created_ns: i64,
+    kept: Retained,
+    source: &str,
+) -> Result<Option<String>> {
     let state = streams::state(control, stream).await?;
     let Some((position, sequence)) = kept.filter(|(_, sequence)| *sequence >= state.first_sequence) else {
         return Ok((state.created_ns != created_ns).then(|| format!("stream {stream:?} was made anew")));

@@ -123,7 +123,7 @@ async fn load(client: &mut Client, at: At<'_>) -> Result<(Begin, Versions)> {
     let attempted = "read the rules";
     let transaction = rows::snapshot(client, attempted).await?;
     let newest = read(&transaction).await?;
-    let types = super::ledger::read_types(&transaction).await?;
+    let types = super::state_store::read_types(&transaction).await?;
     let known = transaction
         .query_opt(
             "SELECT system_identifier, complete_from::text, doubted_upto::text FROM public.rule_cdc_rule_sources \

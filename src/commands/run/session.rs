@@ -18,17 +18,17 @@ use tokio::{
 use tokio_postgres::Client;
 
 use super::{
-    bulletin::{Bulletin, Poster},
-    clerk::Clerk,
     faults::{self, Point},
     gone,
+    history_writer::HistoryWriter,
     lanes::{Identity, Lanes},
-    ledger::{self, Epoch},
     minutes::Minutes,
-    office::Office,
-    pace::Pace,
+    read_coalescing::ReadCoalescing,
+    replay_requests::ReplayRequests,
     rules,
     shown::Shown,
+    state_store::{self, Epoch},
+    webhook_registry::{Poster, WebhookRegistry},
 };
 use crate::{
     commands::{
@@ -130,15 +130,15 @@ pub async fn session(
     let Some((stream, system, left)) = taken else { return Ok(()) };
     *streamed = true;
     faults::reach(Point::SlotTaken)?;
-    let confirmed = client.answer(ledger::confirmed(&client, &config.slot)).await?;
-    let raised = ledger::raise_epoch(&client, &config.source, system.timeline, &left);
+    let confirmed = client.answer(state_store::confirmed(&client, &config.slot)).await?;
+    let raised = state_store::raise_epoch(&client, &config.source, system.timeline, &left);
     let Epoch { epoch, fork } = client.answer(raised).await?;
     faults::reach(Point::EpochRaised)?;
     client.answer(identity::take_over(&client, &config.source)).await?;
     client.answer(identity::hold(&client, &config.source, epoch)).await?;
     let runs = Arc::new(client.answer(Runs::read(&client, &config.source)).await?);
     let run_id = format!("{:016x}", fastrand::u64(..));
-    let checkpoints = client.answer(ledger::checkpoints(&client, &config.source, &system.system_id)).await?;
+    let checkpoints = client.answer(state_store::checkpoints(&client, &config.source, &system.system_id)).await?;
     let (reader, watch) = client.parts();
     let at = rules::At { source: &config.source, system_identifier: &system.system_id, confirmed };
     let rules::Begin { mut tables, newest, amendments, types, is_first, doubted_upto } =
@@ -192,9 +192,9 @@ pub async fn session(
         streamer,
         lanes,
         job: None,
-        last_heard: Instant::now(),
+        last_received: Instant::now(),
         last_asked: Instant::now(),
-        insists: None,
+        shutdown_probe: None,
         silence: timeout.unwrap_or_default().max(SILENCE),
         last_checkpoint: Instant::now(),
         checkpoints: Vec::new(),
@@ -202,24 +202,24 @@ pub async fn session(
         last_prune: Some(Instant::now()),
         last_newest: Instant::now(),
         connections: serde_json::Map::new(),
-        office: Office::new(config, epoch),
+        history_writer: HistoryWriter::new(config, epoch),
         last_error,
         is_paused: false,
-        pace: Pace::new(Instant::now()),
-        bulletin: Bulletin::new(poster),
+        read_coalescing: ReadCoalescing::new(Instant::now()),
+        webhook_registry: WebhookRegistry::new(poster),
         run_id,
         beat: None,
         shown,
         notify,
     };
     let shared = session.shown.as_ref().map(|shown| shown.shared().clone());
-    let clerk = Clerk::start(config, epoch, reported.clone(), shared);
+    let replay_requests = ReplayRequests::start(config, epoch, reported.clone(), shared);
     let in_loop = notify.enter_loop();
     notify.ready();
     notify.status(&session.status());
     let outcome = session.stream(shutdown, interval).await;
     drop(in_loop);
-    drop(clerk);
+    drop(replay_requests);
     let Session { stream, .. } = session;
     match outcome {
         Ok(()) => {
@@ -321,26 +321,26 @@ struct Session<'c> {
     lanes: Lanes,
     /// The one statement under way on the SQL connection.
     job: Option<Job>,
-    last_heard: Instant,
+    last_received: Instant,
     last_asked: Instant,
     /// Since when the server has been asking all the time, and when it did last.
-    insists: Option<(Instant, Instant)>,
+    shutdown_probe: Option<(Instant, Instant)>,
     /// Of the server, that is borne.
     silence: Duration,
     last_checkpoint: Instant,
-    checkpoints: Vec<ledger::Checkpoint>,
+    checkpoints: Vec<state_store::Checkpoint>,
     last_heartbeat: Option<Instant>,
     last_prune: Option<Instant>,
     last_newest: Instant,
     /// As last reported.
     connections: serde_json::Map<String, serde_json::Value>,
-    office: Office,
+    history_writer: HistoryWriter,
     last_error: Option<&'c str>,
     /// The window was full and has not emptied enough yet.
     is_paused: bool,
-    pace: Pace,
+    read_coalescing: ReadCoalescing,
     /// Tells workers what is configured.
-    bulletin: Bulletin,
+    webhook_registry: WebhookRegistry,
     /// Random, of this session.
     run_id: String,
     /// How often it has counted on, and the position behind which the database knows: shown once all before it has arrived, for then
@@ -372,7 +372,7 @@ enum Done {
 
 impl Session<'_> {
     /// The loop. The arms in their order: (1) shutdown, (2) lanes, (3) status timer, (4) what is shown and reported, (5) SQL, (6) the back
-    /// office, (7) the WAL stream.
+    /// history writer, (7) the WAL stream.
     async fn stream(&mut self, shutdown: &mut watch::Receiver<bool>, status: Duration) -> Result<()> {
         let mut tick = interval(status);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -385,10 +385,12 @@ impl Session<'_> {
         loop {
             let is_reading = drain_until.is_none() && self.pump()?;
             if self.is_paused && drain_until.is_none() {
-                Pace::rest((0..self.streamer.lane_count()).map(|index| self.streamer.lane(index).under_way()).sum());
+                ReadCoalescing::rest(
+                    (0..self.streamer.lane_count()).map(|index| self.streamer.lane(index).under_way()).sum(),
+                );
             }
             self.start_job();
-            self.office.look(&mut self.streamer, &self.lanes);
+            self.history_writer.look(&mut self.streamer, &self.lanes);
             if let Some(what) = self.streamer.left_out() {
                 let from = self.streamer.confirmed();
                 return Err(Error::unavailable(format!("{what}; reading them again from {from}")));
@@ -396,9 +398,9 @@ impl Session<'_> {
             if let Some(until) = drain_until
                 && (self.streamer.has_nothing_in_flight() || Instant::now() >= until)
             {
-                return self.farewell(until).await;
+                return self.send_final_status(until).await;
             }
-            let Session { stream, streamer, lanes, job, office, pace, .. } = self;
+            let Session { stream, streamer, lanes, job, history_writer, read_coalescing, .. } = self;
             tokio::select! {
                 biased;
                 _ = shutdown.wait_for(|stop| *stop), if drain_until.is_none() => {
@@ -425,13 +427,13 @@ impl Session<'_> {
                 }
                 _ = show.tick(), if is_shown => {
                     if let Some(shown) = self.shown {
-                        shown.show(&self.streamer, &self.lanes, &self.office);
+                        shown.show(&self.streamer, &self.lanes, &self.history_writer);
                     }
                 }
                 done = run_job(job) => self.finish_job(done?),
-                done = office.run() => self.office.finish(done, &mut self.streamer),
+                done = history_writer.run() => self.history_writer.finish(done, &mut self.streamer),
                 // Polled last, when the lanes have sent all they could.
-                outcome = async { if is_reading { pace.gather() } stream.drive(is_reading).await } => {
+                outcome = async { if is_reading { read_coalescing.gather() } stream.drive(is_reading).await } => {
                     outcome?;
                     faults::exchanged()?;
                 }
@@ -454,25 +456,25 @@ impl Session<'_> {
                 Received::Nothing | Received::UnknownTypes => {}
                 Received::ReplyRequested => {
                     self.report();
-                    self.bear_insistence()?;
+                    self.check_shutdown_probe()?;
                 }
             }
             self.is_paused = !self.streamer.has_room();
         }
         self.streamer.follow_rules();
-        self.bulletin.follow(&self.streamer, &self.lanes)?;
+        self.webhook_registry.follow(&self.streamer, &self.lanes)?;
         if let Some((beat, lsn)) = self.beat
             && self.streamer.received() >= lsn
         {
             self.beat = None;
-            self.bulletin.count_on(beat);
+            self.webhook_registry.count_on(beat);
         }
         let now = Instant::now();
         // Whom we do not listen to may well have spoken.
         if heard > 0 || self.is_paused {
-            self.last_heard = now;
+            self.last_received = now;
         }
-        let silent = self.last_heard.elapsed();
+        let silent = self.last_received.elapsed();
         if silent >= self.silence {
             return Err(Error::unavailable(format!(
                 "read from PostgreSQL: no byte came for {} s, although walhook asked for an answer",
@@ -482,7 +484,7 @@ impl Session<'_> {
                 "check the firewalls and proxies between walhook and PostgreSQL: one may drop connections silently",
             ));
         }
-        self.pace.count(heard, now);
+        self.read_coalescing.count(heard, now);
         for notice in self.streamer.take_notices() {
             tracing::warn!("{notice}");
         }
@@ -491,10 +493,10 @@ impl Session<'_> {
 
     /// A shutdown of PostgreSQL waits for the confirmation of all that it has sent; where that may take long (a stream is away,
     /// or confirming is delayed) it is left to go. The slot has what is not confirmed.
-    fn bear_insistence(&mut self) -> Result<()> {
+    fn check_shutdown_probe(&mut self) -> Result<()> {
         let now = Instant::now();
-        let since = self.insists.filter(|(_, last)| now - *last < INSISTENT).map_or(now, |(since, _)| since);
-        self.insists = Some((since, now));
+        let since = self.shutdown_probe.filter(|(_, last)| now - *last < INSISTENT).map_or(now, |(since, _)| since);
+        self.shutdown_probe = Some((since, now));
         if now - since < INSISTENCE || self.streamer.confirmed() >= self.streamer.received() {
             return Ok(());
         }
@@ -505,7 +507,7 @@ impl Session<'_> {
     fn report(&mut self) {
         self.streamer.settle();
         self.minutes.look(&self.streamer, &self.lanes);
-        let ask = self.last_heard.elapsed() >= IDLE_ASK && self.last_asked.elapsed() >= IDLE_ASK;
+        let ask = self.last_received.elapsed() >= IDLE_ASK && self.last_asked.elapsed() >= IDLE_ASK;
         if ask {
             self.last_asked = Instant::now();
         }
@@ -548,7 +550,7 @@ impl Session<'_> {
             }))
         } else if self.streamer.awaits_types() {
             let shown = self.streamer.open_transaction();
-            Some(Box::pin(async move { ledger::types(&client, shown).await.map(Done::Types) }))
+            Some(Box::pin(async move { state_store::types(&client, shown).await.map(Done::Types) }))
         } else if self.streamer.dead_letters().len() > 0 {
             let mut bytes = 0;
             let mut within = |letter: &&DeadLetter| {
@@ -568,7 +570,7 @@ impl Session<'_> {
                 );
             }
             Some(Box::pin(async move {
-                ledger::bury(&client, &letters).await?;
+                state_store::write_dead_letters(&client, &letters).await?;
                 Ok(Done::Buried(letters.into_iter().map(|letter| letter.event_id).collect()))
             }))
         } else if self.streamer.rule_commits().len() > 0 {
@@ -598,7 +600,7 @@ impl Session<'_> {
             self.checkpoint(due)
         } else if self.minutes.is_due() {
             let slot = self.config.slot.clone();
-            Some(Box::pin(async move { ledger::lag(&client, &slot).await.map(Done::Lag) }))
+            Some(Box::pin(async move { state_store::lag(&client, &slot).await.map(Done::Lag) }))
         } else {
             None
         }
@@ -624,11 +626,11 @@ impl Session<'_> {
         let (received, confirmed) = (self.streamer.received(), self.streamer.confirmed());
         let published = (0..self.streamer.lane_count()).map(|index| self.streamer.lane(index).counts().0).sum();
         let failed = self.streamer.counts().dead_letters.iter().sum();
-        let history_lost = self.office.lost();
+        let history_lost = self.history_writer.lost();
         let last_error = self.last_error.map(str::to_owned);
-        let (run_id, has_marked) = (self.run_id.clone(), self.bulletin.has_marked());
+        let (run_id, has_marked) = (self.run_id.clone(), self.webhook_registry.has_marked());
         Box::pin(async move {
-            let report = ledger::Report {
+            let report = state_store::Report {
                 source: &source,
                 slot: &slot,
                 publication: &publication,
@@ -642,7 +644,7 @@ impl Session<'_> {
                 last_error: last_error.as_deref(),
                 next_in_seconds,
             };
-            ledger::report(&client, &report).await?;
+            state_store::report(&client, &report).await?;
             if has_marked {
                 identity::accept_no_more(&client, &source).await?;
             }
@@ -679,7 +681,7 @@ impl Session<'_> {
                 }
                 done = Done::Checkpointed(due);
             }
-            ledger::checkpoint(&client, &source, epoch, &system, timeline, &checkpoints).await?;
+            state_store::checkpoint(&client, &source, epoch, &system, timeline, &checkpoints).await?;
             Ok(done)
         }))
     }
@@ -695,7 +697,7 @@ impl Session<'_> {
                     "events became dead letters: see `walhook dead-letters list`"
                 );
                 for event in events {
-                    self.streamer.buried(&event);
+                    self.streamer.dead_letter_written(&event);
                 }
             }
             Done::Types(types) => self.streamer.set_types(types),
@@ -732,7 +734,7 @@ impl Session<'_> {
     }
 
     /// The last words of a shutdown: the final status and the checkpoints.
-    async fn farewell(&mut self, until: Instant) -> Result<()> {
+    async fn send_final_status(&mut self, until: Instant) -> Result<()> {
         if self.drained_from.is_some() {
             self.show_drain(true);
         }

@@ -19,13 +19,13 @@ use tokio::{
 };
 use tokio_postgres::Client;
 
-use super::{lanes::Lanes, office::Office};
+use super::{history_writer::HistoryWriter, lanes::Lanes};
 use crate::{
     commands::{
         breaks::{self, SHOWS_WITHIN},
         http,
+        log_once::LogOnce,
         setup_check::{Finding, Severity},
-        told::Told,
     },
     config::Config,
     error::{Error, Kind, Result},
@@ -212,8 +212,8 @@ impl Shown {
     }
 
     /// How things are in the session.
-    pub fn show(&mut self, streamer: &Streamer, lanes: &Lanes, office: &Office) {
-        self.now = totals(streamer, lanes, office);
+    pub fn show(&mut self, streamer: &Streamer, lanes: &Lanes, history_writer: &HistoryWriter) {
+        self.now = totals(streamer, lanes, history_writer);
         let mut all = self.before.clone();
         all.add(&self.now);
         let (received, confirmed) = (streamer.received(), streamer.confirmed());
@@ -239,7 +239,7 @@ impl Shown {
         let dead_letters_total = reasons.collect();
         let nats = lanes.connections(streamer).iter().map(|(config, connection)| nats(config, connection)).collect();
         self.fullness.follow(streamer, lanes);
-        let history_blocked = office.stuck().map(str::to_owned);
+        let history_blocked = history_writer.stuck().map(str::to_owned);
         self.shared.update(|snapshot| {
             snapshot.postgres_connected = true;
             snapshot.postgres_error = None;
@@ -278,13 +278,13 @@ impl Shown {
             stream.is_open &= lane.is_open() || lane.is_empty();
             stream.window_events += lane.len() as u64;
             stream.window_bytes += lane.bytes() as u64;
-            stream.last_sequence = stream.last_sequence.max(lane.floor().map(|(_, sequence)| sequence));
+            stream.last_sequence = stream.last_sequence.max(lane.last_stored().map(|(_, sequence)| sequence));
         }
         streams.into_values().collect()
     }
 }
 
-fn totals(streamer: &Streamer, lanes: &Lanes, office: &Office) -> Totals {
+fn totals(streamer: &Streamer, lanes: &Lanes, history_writer: &HistoryWriter) -> Totals {
     let mut streams: BTreeMap<String, StreamTotals> = BTreeMap::new();
     for index in 0..streamer.lane_count() {
         let lane = streamer.lane(index);
@@ -294,7 +294,7 @@ fn totals(streamer: &Streamer, lanes: &Lanes, office: &Office) -> Totals {
     }
     Totals {
         counts: streamer.counts(),
-        history_rows_lost: office.lost(),
+        history_rows_lost: history_writer.lost(),
         rules: streamer.generation(),
         publish_errors: lanes.publish_errors(),
         streams,
@@ -394,7 +394,7 @@ fn used_ratio(info: &Value) -> Option<f64> {
 
 /// Asks the database for what only it knows, until the connection is lost.
 pub async fn ask(config: &Config, client: &Client, shared: &Shared) -> Result<Infallible> {
-    let mut told = Told::default();
+    let mut told = LogOnce::default();
     loop {
         let began = Instant::now();
         match answers(config, client).await {

@@ -8,8 +8,8 @@
 
 use super::{
     Front, Lane, Ordering, Slot,
+    claim_check::ClaimCheck,
     message::{Mark, Part},
-    parcel::Parcel,
 };
 use crate::{flow::event_id::EventPosition, wal::lsn::Lsn};
 
@@ -125,12 +125,13 @@ impl Lane {
         }
     }
 
-    /// The number of the first event in line that a parcel holds back: where batches are wanted, all of its transaction.
-    pub(super) fn first_with(&self, parcel: &Parcel) -> u64 {
-        let is_with =
-            |slot: &&Slot| slot.number > parcel.number || slot.position.commit_lsn == parcel.position.commit_lsn;
+    /// The number of the first event in line that a claim check holds back: where batches are wanted, all of its transaction.
+    pub(super) fn first_with(&self, claim_check: &ClaimCheck) -> u64 {
+        let is_with = |slot: &&Slot| {
+            slot.number > claim_check.number || slot.position.commit_lsn == claim_check.position.commit_lsn
+        };
         let first = self.slots.iter().find(is_with).filter(|_| self.batching.is_wanted());
-        first.map_or(parcel.number, |slot| slot.number.min(parcel.number))
+        first.map_or(claim_check.number, |slot| slot.number.min(claim_check.number))
     }
 
     /// The lane is opened: nothing has its part yet.
@@ -226,7 +227,7 @@ impl Lane {
     fn is_begun(&self, at: usize) -> bool {
         let before = match at.checked_sub(1) {
             Some(before) => Some(self.slots[before].position),
-            None => self.floor.map(|(position, _)| position),
+            None => self.last_stored.map(|(position, _)| position),
         };
         before.is_some_and(|before| before.commit_lsn == self.slots[at].position.commit_lsn)
     }
@@ -275,7 +276,7 @@ impl Lane {
             // What was encoded before batches were wanted has no room for it.
             mark: mark.filter(|_| slot.layout.may_be_batched),
         };
-        let message = self.spool.message_mut(slot.place, slot.length);
+        let message = self.send_buffer.message_mut(slot.place, slot.length);
         slot.layout.set_front(&front, message);
         slot.layout.finish(message);
     }

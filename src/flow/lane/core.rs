@@ -26,7 +26,7 @@ impl Lane {
             slot.state = State::Stored(0);
             self.times.record(slot, self.now);
             #[cfg(feature = "otlp")]
-            super::traced::note(&mut self.traced, &self.spool, slot, self.now);
+            super::traced::note(&mut self.traced, &self.send_buffer, slot, self.now);
         }
         self.stored += count as u64;
         self.let_go();
@@ -35,7 +35,7 @@ impl Lane {
 
     /// How many messages in line have been sent to their last byte.
     fn sent_whole(&self) -> usize {
-        let sent = self.spool.sent();
+        let sent = self.send_buffer.sent();
         let begun = self.slots.partition_point(|slot| slot.place < sent);
         begun - usize::from(begun > 0 && !self.is_between_messages())
     }

@@ -65,7 +65,7 @@ impl Lane {
         let is_missing =
             |listed: &Vec<EventPosition>| listed.binary_search_by_key(&position.rank(), EventPosition::rank).is_err();
         let is_displaced = self.next_mode.ordering == Ordering::Strict
-            && self.is_behind_floor(position)
+            && self.is_covered_by_last_stored(position)
             && self.is_doubtful(position)
             && self.listed.as_ref().is_some_and(is_missing);
         is_displaced.then(|| self.displaced())
@@ -76,8 +76,8 @@ impl Lane {
         self.listed.is_none() && self.is_doubtful(position)
     }
 
-    pub(super) fn is_behind_floor(&self, position: &EventPosition) -> bool {
-        self.floor.is_some_and(|(floor, _)| position.is_at_or_before(&floor))
+    pub(super) fn is_covered_by_last_stored(&self, position: &EventPosition) -> bool {
+        self.last_stored.is_some_and(|(last_stored, _)| position.is_at_or_before(&last_stored))
     }
 
     /// Whether a tail tells all that opening the lane in its present mode takes. The mode may have changed since the tail was read.

@@ -1,4 +1,4 @@
-//! A message as it lies in the spool: a whole `HPUB` (NATS client protocol), written once.
+//! A message as it lies in the send buffer: a whole `HPUB` (NATS client protocol), written once.
 //!
 //! Its front (command, reply, lengths, and the headers that JetStream's checks go by) depends on the attempt and on the
 //! message's part in a batch, which is known late. So it is written anew where it lies, as often as need be; what it is shorter

@@ -1,26 +1,26 @@
 //! What the stream's tail says of the events in line, and how events leave the line.
 //!
 //! In: a tail, or what the server has refused for good. Out: a line in which all is to be sent, the rest settled, given up or set
-//! aside. Always holds: an event that leaves goes into the history, to the condemned or to the parcels.
+//! aside. Always holds: an event that leaves goes into the history, to the rejected or to the claim checks.
 
 use super::{
-    Anchor, CRLF, Condemned, Lane, Ordering, Slot, State, Tail, later, noted,
-    parcel::{Parcel, too_large},
-    record, text,
+    Anchor, CRLF, Lane, Ordering, Rejected, Slot, State, Tail,
+    claim_check::{ClaimCheck, too_large},
+    later, noted, record, text,
 };
 use crate::{
     error::Result,
-    flow::{event_id::EventPosition, spool::Spool},
+    flow::{event_id::EventPosition, send_buffer::SendBuffer},
     route::{headers, subject},
 };
 
 /// Why an event leaves the line.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum SlotOutcome {
     /// The stream has it.
     Stored,
     /// It can never be published.
-    Condemned(String),
+    Rejected(String),
     /// It can, with a claim check for its payload.
     TooLarge(String),
     /// The stream has later events, and no place for it any more: see [`Lane::displaces`].
@@ -29,7 +29,7 @@ pub(super) enum Fate {
 
 impl Lane {
     /// Goes on after the stream's tail: what it shows as stored is settled, what this stream does not take is given up
-    /// ([`Lane::take_condemned`]), all else is to be sent (again). Stays closed, and wants another tail, where this one was read
+    /// ([`Lane::take_rejected`]), all else is to be sent (again). Stays closed, and wants another tail, where this one was read
     /// for a mode that has ended since.
     ///
     /// # Errors
@@ -44,25 +44,25 @@ impl Lane {
         }
         let mut listed = tail.listed.clone();
         listed.sort_unstable_by_key(EventPosition::rank);
-        let mut fates = Vec::new();
+        let mut slot_outcomes = Vec::new();
         for (index, slot) in self.slots.iter().enumerate() {
             if let Some((stored, _)) = &tail.ours
                 && slot.position.contradicts(stored)
             {
                 return Err(self.rewritten(&slot.position, stored));
             }
-            if let Some(fate) = self.fate(slot, tail, &listed) {
-                fates.push((index, fate));
+            if let Some(slot_outcome) = self.slot_outcome(slot, tail, &listed) {
+                slot_outcomes.push((index, slot_outcome));
             }
         }
-        self.take_out(fates);
+        self.take_out(slot_outcomes);
         // By now it was sent, or the connection is another one.
         self.rest.clear();
         self.pinged = None;
         if let Some((stored, sequence)) = &tail.ours
-            && self.floor.is_none_or(|(floor, _)| floor.is_at_or_before(stored))
+            && self.last_stored.is_none_or(|(last_stored, _)| last_stored.is_at_or_before(stored))
         {
-            self.floor = Some((*stored, *sequence));
+            self.last_stored = Some((*stored, *sequence));
         }
         self.last_settled = later(self.last_settled, tail.ours);
         self.listed = None;
@@ -90,9 +90,9 @@ impl Lane {
         }
         self.recount(tail.batch_max);
         self.is_fresh();
-        let first = self.slots.front().map_or_else(|| self.spool.end(), |slot| slot.place);
-        self.spool.rewind(first);
-        self.spool.release(first);
+        let first = self.slots.front().map_or_else(|| self.send_buffer.end(), |slot| slot.place);
+        self.send_buffer.rewind(first);
+        self.send_buffer.release(first);
         self.sent_upto = self.base;
         // What is left may be in another mode, for which this tail does not tell enough.
         self.is_mixed = self.slots.iter().any(|slot| slot.mode != self.mode);
@@ -101,7 +101,7 @@ impl Lane {
     }
 
     /// What a tail says of an event in line; `None`: it is to be sent.
-    fn fate(&self, slot: &Slot, tail: &Tail, listed: &[EventPosition]) -> Option<Fate> {
+    fn slot_outcome(&self, slot: &Slot, tail: &Tail, listed: &[EventPosition]) -> Option<SlotOutcome> {
         let is_listed = || listed.binary_search_by_key(&slot.position.rank(), EventPosition::rank).is_ok();
         match slot.mode.ordering {
             Ordering::Strict => {
@@ -110,13 +110,13 @@ impl Lane {
                 let is_decided = lists_for_strict || !self.is_doubtful(&slot.position) || is_listed();
                 if is_decided && tail.ours.is_some_and(|(stored, _)| slot.position.is_at_or_before(&stored)) {
                     if self.is_doubtful(&slot.position) && !is_listed() {
-                        return Some(Fate::Displaced);
+                        return Some(SlotOutcome::Displaced);
                     }
                     // Nothing is stored behind a hole, unless another writer fills it.
                     return Some(if slot.state != State::OutOfOrder || is_listed() {
-                        Fate::Stored
+                        SlotOutcome::Stored
                     } else {
-                        Fate::Condemned(format!(
+                        SlotOutcome::Rejected(format!(
                             "another writer's message in stream {} took its place; a strict stream wants no other writer",
                             self.stream
                         ))
@@ -125,32 +125,36 @@ impl Lane {
             }
             Ordering::Shared => {
                 if matches!(slot.state, State::Stored(_)) || is_listed() {
-                    return Some(Fate::Stored);
+                    return Some(SlotOutcome::Stored);
                 }
             }
             Ordering::Core => {}
         }
-        let message = self.spool.message(slot.place, slot.length);
+        let message = self.send_buffer.message(slot.place, slot.length);
         let subject = &message[slot.layout.subject.clone()];
         if !tail.subjects.iter().any(|pattern| subject::matches(pattern.as_bytes(), subject)) {
             let takes = tail.subjects.join(", ");
-            return Some(Fate::Condemned(format!("stream {} takes {takes}, not this subject", self.stream)));
+            return Some(SlotOutcome::Rejected(format!("stream {} takes {takes}, not this subject", self.stream)));
         }
         // It was put in line before the server's limit was known, or before it was lowered; such a message would cost
         // the connection, again and again.
         let total = slot.layout.total_max(slot.length - CRLF.len());
         (total > tail.max_payload)
-            .then(|| self.fate_of_large(slot, too_large(total, tail.max_payload), tail.max_payload))
+            .then(|| self.outcome_of_large(slot, too_large(total, tail.max_payload), tail.max_payload))
     }
 
     /// Removes messages from the line (indexes rising) and closes the lane.
-    pub(super) fn take_out(&mut self, fates: Vec<(usize, Fate)>) {
+    pub(super) fn take_out(&mut self, slot_outcomes: Vec<(usize, SlotOutcome)>) {
         self.close();
         // Answers that are under way name places in a line that is no more.
         self.attempt = self.attempt.wrapping_add(1);
-        if fates.iter().enumerate().all(|(at, (index, fate))| at == *index && *fate == Fate::Stored) {
-            for slot in self.slots.drain(..fates.len()) {
-                record(&mut self.history, &self.notes, &self.spool, &slot, slot.sequence(), self.now);
+        if slot_outcomes
+            .iter()
+            .enumerate()
+            .all(|(at, (index, slot_outcome))| at == *index && *slot_outcome == SlotOutcome::Stored)
+        {
+            for slot in self.slots.drain(..slot_outcomes.len()) {
+                record(&mut self.history, &self.notes, &self.send_buffer, &slot, slot.sequence(), self.now);
                 self.bytes -= slot.length;
                 self.base += 1;
                 self.stored += u64::from(!matches!(slot.state, State::Stored(_)));
@@ -158,32 +162,33 @@ impl Lane {
             self.release_notes();
             return;
         }
-        // Something within the line goes. Rare, so the spool is simply laid anew.
-        let mut fates = fates.into_iter().peekable();
-        let mut spool = Spool::default();
+        // Something within the line goes. Rare, so the send buffer is simply laid anew.
+        let mut slot_outcomes = slot_outcomes.into_iter().peekable();
+        let mut send_buffer = SendBuffer::default();
         let mut set_aside = Vec::new();
         for (index, mut slot) in std::mem::take(&mut self.slots).into_iter().enumerate() {
-            let message = self.spool.message(slot.place, slot.length);
-            let Some((_, fate)) = fates.next_if(|(out, _)| *out == index) else {
-                slot.place = spool.begin();
-                spool.buffer().extend_from_slice(message);
+            let message = self.send_buffer.message(slot.place, slot.length);
+            let Some((_, slot_outcome)) = slot_outcomes.next_if(|(out, _)| *out == index) else {
+                slot.place = send_buffer.begin();
+                send_buffer.buffer().extend_from_slice(message);
                 self.slots.push_back(slot);
                 continue;
             };
             self.bytes -= slot.length;
-            match fate {
-                Fate::Stored => {
-                    record(&mut self.history, &self.notes, &self.spool, &slot, slot.sequence(), self.now);
+            match slot_outcome {
+                SlotOutcome::Stored => {
+                    record(&mut self.history, &self.notes, &self.send_buffer, &slot, slot.sequence(), self.now);
                     self.stored += u64::from(!matches!(slot.state, State::Stored(_)));
                 }
-                Fate::TooLarge(reason) => {
-                    set_aside.push(Parcel::of(&slot, message, self.note_at(slot.note), reason));
+                SlotOutcome::TooLarge(reason) => {
+                    set_aside.push(ClaimCheck::of(&slot, message, self.note_at(slot.note), reason));
                 }
-                fate @ (Fate::Condemned(_) | Fate::Displaced) => {
+                slot_outcome @ (SlotOutcome::Rejected(_) | SlotOutcome::Displaced) => {
                     // The operator has decided already what is to become of this one.
-                    let halts = slot.halts && fate != Fate::Displaced;
-                    let reason = if let Fate::Condemned(reason) = fate { reason } else { self.displaced() };
-                    self.condemned.push(Condemned {
+                    let halts = slot.halts && slot_outcome != SlotOutcome::Displaced;
+                    let reason =
+                        if let SlotOutcome::Rejected(reason) = slot_outcome { reason } else { self.displaced() };
+                    self.rejected.push(Rejected {
                         number: slot.number,
                         position: slot.position,
                         subject: text(&message[slot.layout.subject.clone()]),
@@ -196,8 +201,8 @@ impl Lane {
                 }
             }
         }
-        self.spool = spool;
-        set_aside.into_iter().for_each(|parcel| self.put_aside(parcel));
+        self.send_buffer = send_buffer;
+        set_aside.into_iter().for_each(|claim_check| self.put_aside(claim_check));
         self.release_notes();
     }
 }

@@ -101,7 +101,7 @@ impl Lane {
         if sequence > expected {
             return false;
         }
-        let sent = self.spool.sent();
+        let sent = self.send_buffer.sent();
         if self.slots.get(index + 1).is_some_and(|next| next.place < sent) {
             self.repeats.doubt = DOUBTED;
             return false;

@@ -110,10 +110,10 @@ fn a_message_larger_than_the_server_takes_leaves_the_line_as_it_was() {
     let head = Head { subject: b"s.a", id: b"id", message_id: None, op: "insert", epoch: 3 };
     let draft = lane.draft(head, |out| out.extend_from_slice(b"\r\nX: 1"));
     lane.buffer().extend_from_slice(&[b'x'; 1000]);
-    let condemned = lane.commit(draft, 2, at(2)).unwrap_err();
-    assert_eq!((condemned.number, condemned.subject.as_str(), condemned.payload.len()), (2, "s.a", 1000));
-    assert_eq!(condemned.headers, r#"{"Nats-Msg-Id":"id","Walhook-Epoch":"3","Walhook-Op":"insert","X":"1"}"#);
-    assert!(condemned.reason.contains("NATS takes 1000"), "{}", condemned.reason);
+    let rejected = lane.commit(draft, 2, at(2)).unwrap_err();
+    assert_eq!((rejected.number, rejected.subject.as_str(), rejected.payload.len()), (2, "s.a", 1000));
+    assert_eq!(rejected.headers, r#"{"Nats-Msg-Id":"id","Walhook-Epoch":"3","Walhook-Op":"insert","X":"1"}"#);
+    assert!(rejected.reason.contains("NATS takes 1000"), "{}", rejected.reason);
     assert_eq!((lane.len(), lane.bytes(), lane.oldest()), (1, bytes, Some(1)));
     assert_eq!(tokens(&mut lane).len(), 1);
 }
@@ -127,10 +127,10 @@ fn what_was_in_line_before_the_limit_was_known_is_judged_when_the_lane_opens() {
     open(&mut lane, &tail(5, None));
     assert_eq!(lane.unsent(), b"", "not before the dead letters are taken");
     assert_eq!(lane.oldest(), Some(1));
-    let condemned = lane.take_condemned();
-    assert_eq!(condemned.iter().map(|condemned| condemned.number).collect::<Vec<_>>(), [2, 3]);
-    assert_eq!(condemned[0].payload, [b'x'; 1000]);
-    assert!(condemned[1].reason.contains("takes s.>"), "{}", condemned[1].reason);
+    let rejected = lane.take_rejected();
+    assert_eq!(rejected.iter().map(|rejected| rejected.number).collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(rejected[0].payload, [b'x'; 1000]);
+    assert!(rejected[1].reason.contains("takes s.>"), "{}", rejected[1].reason);
     assert_eq!(sent(&mut lane).iter().map(|(_, expected)| expected.unwrap()).collect::<Vec<_>>(), [5, 6]);
 }
 
@@ -141,7 +141,7 @@ fn a_condemned_event_counts_as_not_settled_until_it_is_taken() {
     let token = tokens(&mut lane).remove(0);
     assert!(lane.refused(token.as_bytes(), &Refusal::Never("too large".to_owned())));
     assert_eq!((lane.len(), lane.oldest(), lane.is_empty()), (0, Some(1), false));
-    assert_eq!(lane.take_condemned().len(), 1);
+    assert_eq!(lane.take_rejected().len(), 1);
     assert_eq!((lane.oldest(), lane.is_empty()), (None, true));
 }
 
@@ -198,8 +198,8 @@ fn an_older_copy_that_came_in_late_is_told_from_another_writers_message() {
         lane.close();
         assert_eq!(lane.listing(), Some(Listing::Behind(10)));
         open(&mut lane, &Tail { listed, ..tail(12, Some((2, 12))) });
-        let condemned = lane.take_condemned();
-        assert_eq!(condemned.iter().map(|condemned| condemned.number).collect::<Vec<_>>(), dead);
+        let rejected = lane.take_rejected();
+        assert_eq!(rejected.iter().map(|rejected| rejected.number).collect::<Vec<_>>(), dead);
         assert_eq!(sent(&mut lane).into_iter().map(|(_, expected)| expected).collect::<Vec<_>>(), [Some(12)]);
     }
 }
@@ -228,9 +228,9 @@ fn an_event_in_doubt_is_stored_only_if_the_stream_lists_it() {
     lane.set_doubts(&doubts, Lsn(1));
     assert_eq!(lane.listing(), Some(Listing::Since(Lsn(1))));
     open(&mut lane, &Tail { listed: vec![at(5), at(2)], ..tail(9, Some((5, 9))) });
-    let condemned = lane.take_condemned();
-    assert_eq!(condemned.iter().map(|condemned| condemned.position).collect::<Vec<_>>(), [at(1), at(3)]);
-    assert!(condemned.iter().all(|condemned| !condemned.halts && condemned.reason.contains("rule_cdc_rules_amend")));
+    let rejected = lane.take_rejected();
+    assert_eq!(rejected.iter().map(|rejected| rejected.position).collect::<Vec<_>>(), [at(1), at(3)]);
+    assert!(rejected.iter().all(|rejected| !rejected.halts && rejected.reason.contains("rule_cdc_rules_amend")));
     assert_eq!(lane.len(), 0, "the second is listed, and the fourth is in no doubt");
 
     let mut lane = lane_of(Ordering::Strict, 0);
@@ -318,9 +318,9 @@ fn acks_out_of_their_order_settle_from_the_front() {
     assert!(lane.awaits_answers());
     lane.acked(tokens[2].as_bytes(), 3, false).unwrap();
     lane.acked(tokens[1].as_bytes(), 2, true).unwrap();
-    assert_eq!((lane.oldest(), lane.floor()), (Some(1), None));
+    assert_eq!((lane.oldest(), lane.last_stored()), (Some(1), None));
     lane.acked(tokens[0].as_bytes(), 1, false).unwrap();
-    assert_eq!((lane.oldest(), lane.floor(), lane.counts()), (None, Some((at(3), 3)), (2, 1)));
+    assert_eq!((lane.oldest(), lane.last_stored(), lane.counts()), (None, Some((at(3), 3)), (2, 1)));
     assert!(!lane.awaits_answers());
 }
 
@@ -402,7 +402,7 @@ fn an_event_taken_out_of_the_middle_leaves_the_others_as_they_were() {
     assert!(!lane.is_open() && !lane.awaits_answers());
     // Answers under way name places in a line that is no more.
     lane.acked(first[2].as_bytes(), 3, false).unwrap();
-    assert_eq!(lane.take_condemned()[0].position, at(2));
+    assert_eq!(lane.take_rejected()[0].position, at(2));
     put_as(&mut lane, 4, "s.a", None, b"");
     open(&mut lane, &tail(1, Some((1, 1))));
     let text = send(&mut lane);
@@ -464,14 +464,14 @@ fn after_a_lost_connection_core_nats_gets_again_what_no_pong_stood_for() {
 
 #[test]
 fn a_lane_that_is_closed_within_a_message_still_ends_it_and_nothing_more() {
-    for condemns in [false, true] {
+    for rejects in [false, true] {
         let mut lane = lane_of(Ordering::Strict, 3);
         open(&mut lane, &tail(0, None));
         let whole = String::from_utf8(lane.unsent().to_vec()).unwrap();
         let first = lane.slots[0].length;
         lane.mark_sent(first + 7);
         assert!(!lane.is_between_messages());
-        if condemns {
+        if rejects {
             assert!(lane.refused(b"0100000000", &Refusal::Never("too large".to_owned())));
         } else {
             lane.close();
@@ -481,7 +481,7 @@ fn a_lane_that_is_closed_within_a_message_still_ends_it_and_nothing_more() {
         assert_eq!(send(&mut lane), whole[first + 7..first + lane_message_length(&whole, 1)]);
         assert!(lane.is_between_messages() && lane.unsent().is_empty());
         // Or the connection is lost in the midst of it: the next one begins with a whole message.
-        lane.take_condemned();
+        lane.take_rejected();
         open(&mut lane, &tail(0, None));
         assert!(send(&mut lane).starts_with("HPUB "));
     }

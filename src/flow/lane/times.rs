@@ -1,6 +1,6 @@
 //! How long the messages of a lane took, and how things stand in it: for whoever shows that.
 
-use super::{Lane, Moment, Slot};
+use super::{Lane, Slot, Timestamps};
 use crate::flow::histogram::Histogram;
 
 /// How long the acknowledged messages of a lane took.
@@ -19,7 +19,7 @@ impl Times {
         self.commit_to_ack.add(&other.commit_to_ack);
     }
 
-    pub(super) fn record(&mut self, slot: &Slot, now: Moment) {
+    pub(super) fn record(&mut self, slot: &Slot, now: Timestamps) {
         self.publish.record(now.steady.saturating_sub(slot.sent_at));
         self.commit_to_ack.record(u64::try_from(now.wall.saturating_sub(slot.position.commit_time)).unwrap_or(0));
     }
@@ -38,7 +38,7 @@ impl Lane {
 
     /// When the oldest event in line was committed, in µs since 2000-01-01.
     pub fn oldest_commit_time(&self) -> Option<i64> {
-        let parcel = self.parcels.front().map(|parcel| parcel.position.commit_time);
-        self.slots.front().map(|slot| slot.position.commit_time).into_iter().chain(parcel).min()
+        let claim_check = self.claim_checks.front().map(|claim_check| claim_check.position.commit_time);
+        self.slots.front().map(|slot| slot.position.commit_time).into_iter().chain(claim_check).min()
     }
 }

@@ -3,9 +3,9 @@
 //! In: a message that was acknowledged. Out: what its span says, where its headers have a `traceparent`. Always holds: at most
 //! [`MOST`] of them wait to be taken.
 
-use super::{Lane, Moment, Slot, text};
+use super::{Lane, Slot, Timestamps, text};
 use crate::{
-    flow::{event_id::EventPosition, spool::Spool},
+    flow::{event_id::EventPosition, send_buffer::SendBuffer},
     route::trace::{TRACEPARENT, is_traceparent},
 };
 
@@ -26,8 +26,8 @@ pub struct Traced {
 }
 
 /// Notes it, if it belongs to a trace.
-pub(super) fn note(traced: &mut Vec<Traced>, spool: &Spool, slot: &Slot, now: Moment) {
-    let message = spool.message(slot.place, slot.length);
+pub(super) fn note(traced: &mut Vec<Traced>, send_buffer: &SendBuffer, slot: &Slot, now: Timestamps) {
+    let message = send_buffer.message(slot.place, slot.length);
     let headers = &message[slot.layout.header_at..slot.layout.body_at];
     // Of both spellings the same: most messages have none.
     if traced.len() >= MOST || memchr::memmem::find(headers, &TRACEPARENT.as_bytes()[1..]).is_none() {

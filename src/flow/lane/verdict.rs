@@ -4,7 +4,7 @@
 //! its first message alone; and that message given up, where the connection was closed over it. Always: only a message that was
 //! under way alone is given up.
 
-use super::{Fate, Lane};
+use super::{Lane, SlotOutcome};
 
 impl Lane {
     /// Sends its first message (or batch) alone from here on, or no more.
@@ -14,7 +14,7 @@ impl Lane {
 
     /// Whether some of its first message was handed to the socket.
     pub fn has_begun(&self) -> bool {
-        self.is_open() && self.slots.front().is_some_and(|first| first.place < self.spool.sent())
+        self.is_open() && self.slots.front().is_some_and(|first| first.place < self.send_buffer.sent())
     }
 
     /// The server has closed the connection over the first message, for its size or for its command line. Of a batch each message
@@ -26,7 +26,11 @@ impl Lane {
             self.slots.range_mut(..of).for_each(|slot| slot.is_single = true);
             return;
         }
-        let fate = if is_size { self.fate_of_large(first, reason, self.max_payload) } else { Fate::Condemned(reason) };
-        self.take_out(vec![(0, fate)]);
+        let slot_outcome = if is_size {
+            self.outcome_of_large(first, reason, self.max_payload)
+        } else {
+            SlotOutcome::Rejected(reason)
+        };
+        self.take_out(vec![(0, slot_outcome)]);
     }
 }

@@ -83,9 +83,9 @@ async fn a_copy_publishes_nothing_to_core_nats_where_another_configuration_has_j
     assert_eq!(run.terminate(), 0, "{}", run.log());
     let copy = copied(&nats, &original).await;
     // JetStream says it much later than core NATS could have been published to.
-    proxy.set(Weather::Sliced(32, Duration::from_millis(20)));
+    proxy.set(NetworkFault::Sliced(32, Duration::from_millis(20)));
     is_refused(&copy);
-    proxy.set(Weather::Fair);
+    proxy.set(NetworkFault::Fair);
     client.publish("core.end", Bytes::new()).await.unwrap();
     loop {
         let message = heard.next().await.unwrap();

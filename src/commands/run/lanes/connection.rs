@@ -20,8 +20,8 @@ use super::{
 use crate::{
     commands::{
         backoff::Backoff,
+        log_once::Lasting,
         run::faults::{self, Point},
-        told::Lasting,
     },
     error::{Error, Result},
     flow::{lane::Refusal, streamer::Streamer},
@@ -306,7 +306,7 @@ impl Link {
     }
 
     /// Whether the server has said something within that time.
-    pub fn has_heard(&self, within: Duration) -> bool {
+    pub fn has_received(&self, within: Duration) -> bool {
         self.heard.is_some_and(|heard| heard.elapsed() < within)
     }
 

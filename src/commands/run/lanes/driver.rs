@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, future::Future, pin::Pin, time::Duration};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
+    claim_check::{Storing, Trouble},
     open::Opened,
-    parcel::{Storing, Trouble},
 };
 use crate::{
-    commands::{backoff::Backoff, run::ledger::Checkpoint, told::Lasting},
+    commands::{backoff::Backoff, log_once::Lasting, run::state_store::Checkpoint},
     error::{Error, Kind, Result},
     flow::{
         lane::{BATCH_MAX, Lane},
@@ -49,7 +49,7 @@ pub struct Driver {
     pub trouble: Option<Error>,
     /// Refusals of its stream, by JetStream's code.
     pub refusals: BTreeMap<u64, u64>,
-    /// Its parcel on the way into the object store, and what went wrong with it before.
+    /// Its claim check on the way into the object store, and what went wrong with it before.
     pub storing: Option<Storing>,
     pub storing_trouble: Trouble,
     /// The oldest event that waits for its answer, and since when.
@@ -130,7 +130,7 @@ impl Driver {
 
     /// Where its stream stands; nothing while that was never seen.
     pub fn stands(&self, lane: &Lane) -> Option<Checkpoint> {
-        let (position, sequence) = lane.floor()?;
+        let (position, sequence) = lane.last_stored()?;
         let settings = self.settings.as_ref().filter(|_| self.created_ns != 0)?;
         Some(Checkpoint {
             config_name: settings.config.config_name.clone(),
@@ -139,7 +139,7 @@ impl Driver {
             created_ns: self.created_ns,
             position,
             sequence,
-            kept_upto: lane.kept_upto(),
+            retained_through: lane.retained_through(),
         })
     }
 

@@ -16,7 +16,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::{Lanes, driver::nats_name, open};
 use crate::{
-    commands::{backoff::Backoff, told::Lasting},
+    commands::{backoff::Backoff, log_once::Lasting},
     error::{Error, Kind, Result},
     nats::control::{ApiError, Control, NoJetStream},
 };

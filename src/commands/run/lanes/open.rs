@@ -14,7 +14,7 @@ use crate::{
         identity,
         run::{
             faults::{self, Point},
-            ledger::Checkpoint,
+            state_store::Checkpoint,
         },
     },
     error::{Error, Kind, Result},
@@ -347,7 +347,7 @@ fn falls_back(row: &StreamRow, known: &Known, takes_batches: bool, is_in_memory:
 }
 
 /// How a stream stands to what was known of it.
-pub enum Standing {
+pub enum TailTrust {
     /// It has all that it took.
     Whole,
     /// It has lost what it acknowledged last, and the slot has that still.
@@ -356,14 +356,14 @@ pub enum Standing {
 
 /// Whether a stream is the one that was known and has kept what it acknowledged, as far as that is not in the slot any more.
 /// What was removed from it in an orderly way still counts in its last sequence.
-pub fn trusted(source: &str, known: &Checkpoint, created_ns: i64, tail: &Tail) -> Result<Standing> {
+pub fn trusted(source: &str, known: &Checkpoint, created_ns: i64, tail: &Tail) -> Result<TailTrust> {
     let sequence = &known.sequence;
     let what = if known.created_ns.abs_diff(created_ns) > tail::CREATED_TOLERANCE_NS {
         "it was made anew since".to_owned()
     } else if tail.last_sequence >= *sequence {
-        return Ok(Standing::Whole);
-    } else if tail.loses_nothing(known.kept_upto) {
-        return Ok(Standing::SetBack);
+        return Ok(TailTrust::Whole);
+    } else if tail.loses_nothing(known.retained_through) {
+        return Ok(TailTrust::SetBack);
     } else {
         format!("it ends at message {} now", tail.last_sequence)
     };

@@ -144,10 +144,10 @@ fn one_answer_settles_all_of_a_batch_each_at_its_own_sequence() {
     assert!(lane.awaits_answers());
     // The later one's answer first.
     lane.acked(b"0100000004", 45, false).unwrap();
-    assert_eq!((lane.len(), lane.floor()), (5, None));
+    assert_eq!((lane.len(), lane.last_stored()), (5, None));
     lane.acked(b"0100000002", 43, false).unwrap();
     assert_eq!((lane.len(), lane.counts()), (0, (5, 0)));
-    assert_eq!(lane.floor().map(|(position, sequence)| (position.commit_lsn, sequence)), Some((Lsn(2), 45)));
+    assert_eq!(lane.last_stored().map(|(position, sequence)| (position.commit_lsn, sequence)), Some((Lsn(2), 45)));
 }
 
 #[test]
@@ -244,10 +244,10 @@ fn a_message_that_can_never_be_stored_is_found_when_the_limits_are_known_anew_an
     assert_eq!(lane.len(), 3, "which one it is is not known");
     lane.close();
     open_for(&mut lane, BATCH_MAX, &Tail { max_payload: 500, ..tail(0, None) });
-    let condemned = lane.take_condemned();
-    assert_eq!((condemned.len(), condemned[0].position.ordinal), (1, 1));
+    let rejected = lane.take_rejected();
+    assert_eq!((rejected.len(), rejected[0].position.ordinal), (1, 1));
     assert_eq!(
-        condemned[0].headers,
+        rejected[0].headers,
         r#"{"Nats-Msg-Id":"src-0000000000000001-9-1-1","Walhook-Epoch":"3","Walhook-Op":"insert"}"#
     );
     assert_eq!(shape(&read(&mut lane)), "1+1/");
@@ -272,8 +272,8 @@ fn headers_longer_than_jetstream_takes_are_found_before_they_spoil_a_batch() {
     open_for(&mut lane, BATCH_MAX, &Tail { max_payload: 1 << 20, ..tail(0, None) });
     let head = Head { subject: b"s.a", id: b"id", message_id: None, op: "insert", epoch: 3 };
     let draft = lane.draft(head, |out| out.extend_from_slice(format!("\r\nX: {}", "x".repeat(65_400)).as_bytes()));
-    let condemned = lane.commit(draft, 1, at(1)).unwrap_err();
-    assert!(condemned.reason.contains("JetStream takes 65535"), "{}", condemned.reason);
+    let rejected = lane.commit(draft, 1, at(1)).unwrap_err();
+    assert!(rejected.reason.contains("JetStream takes 65535"), "{}", rejected.reason);
 }
 
 #[test]

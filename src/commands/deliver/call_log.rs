@@ -20,8 +20,8 @@ use tokio_postgres::{Client, Statement, types::Type};
 use crate::{
     commands::{
         away::{Away, News},
+        log_once::LogOnce,
         rows::check_kept,
-        told::Told,
     },
     error::Result,
     postgres::{self, Settings, sql},
@@ -91,18 +91,18 @@ struct Waiting {
 
 /// The way to the one task that writes, and a connection to read by.
 #[derive(Clone)]
-pub struct Books {
+pub struct CallLog {
     writer: mpsc::Sender<Waiting>,
     settings: Settings,
     reader: Arc<Mutex<Option<Arc<Client>>>>,
 }
 
-impl Books {
+impl CallLog {
     /// Begins to write, on a connection of its own.
-    pub fn open(settings: Settings) -> Books {
+    pub fn open(settings: Settings) -> CallLog {
         let (writer, receiver) = mpsc::channel(WAITING_MAX);
         tokio::spawn(write(settings.clone(), receiver));
-        Books { writer, settings, reader: Arc::default() }
+        CallLog { writer, settings, reader: Arc::default() }
     }
 
     /// How many attempts of an event are recorded; `None` where that cannot be read now.
@@ -155,7 +155,7 @@ impl Connection {
 
 async fn write(settings: Settings, mut receiver: mpsc::Receiver<Waiting>) {
     let mut connection: Option<Connection> = None;
-    let mut told = Told::default();
+    let mut told = LogOnce::default();
     let mut away = Away::new(Duration::ZERO);
     let mut queue: Vec<Waiting> = Vec::new();
     let mut is_open = true;

@@ -1,7 +1,7 @@
 //! Payloads that are too large for a message, on their way into the object store.
 //!
-//! In: a lane's parcel whose turn it is. Out: its claim check into the lane, once the object is durable; or, where the object store will never
-//! take it, the parcel among the dead letters. What time may mend is tried again. One at a time for each lane.
+//! In: a lane's oversize event whose turn it is. Out: its claim check into the lane, once the object is durable; or, where the object store will never
+//! take it, the claim check among the dead letters. What time may mend is tried again. One at a time for each lane.
 
 use std::{
     future::Future,
@@ -14,9 +14,9 @@ use tokio::time::sleep;
 
 use super::Lanes;
 use crate::{
-    commands::{backoff::Backoff, told::Told},
+    commands::{backoff::Backoff, log_once::LogOnce},
     error::{Error, Kind, Result},
-    flow::{lane::parcel::Claim, streamer::Streamer},
+    flow::{lane::claim_check::Claim, streamer::Streamer},
     nats::objects::{self, Bucket, Writer},
     route::{
         streams::{most_replicas, streams_of_all},
@@ -27,7 +27,7 @@ use crate::{
 /// Where the row names no bucket.
 const BUCKET: &str = "walhook_objects";
 
-/// A parcel under way.
+/// A claim check under way.
 pub struct Storing {
     number: u64,
     /// Of the connection that it goes by: another server has another object store.
@@ -40,12 +40,12 @@ pub struct Storing {
 pub struct Trouble {
     backoff: Backoff,
     wait: Duration,
-    told: Told,
+    told: LogOnce,
 }
 
 impl Lanes {
-    /// Stores a lane's parcel. Returns whether it has come further.
-    pub(super) fn poll_parcel(
+    /// Stores a lane's claim check. Returns whether it has come further.
+    pub(super) fn poll_claim_check(
         &mut self,
         cx: &mut Context<'_>,
         at: usize,
@@ -53,8 +53,8 @@ impl Lanes {
         streamer: &mut Streamer,
     ) -> Result<bool> {
         let (group, driver) = (&self.groups[at], &mut self.drivers[index]);
-        let Some(parcel) = streamer.lane(index).parcel() else { return Ok(false) };
-        let number = parcel.number;
+        let Some(claim_check) = streamer.lane(index).claim_check() else { return Ok(false) };
+        let number = claim_check.number;
         let is_its = |storing: &Storing| {
             storing.number == number && storing.connected_times == group.connected_times && group.control.is_some()
         };
@@ -62,7 +62,7 @@ impl Lanes {
             driver.storing = None;
             let Some(control) = group.control.clone() else { return Ok(false) };
             let bucket = bucket(&group.row, streamer);
-            let (name, payload) = (parcel.position.id(&self.identity.source), parcel.payload.clone());
+            let (name, payload) = (claim_check.position.id(&self.identity.source), claim_check.payload.clone());
             let database_id = self.identity.database.database_id.clone();
             let writer = Writer { database_id, epoch: self.identity.epoch };
             let wait = std::mem::take(&mut driver.storing_trouble.wait);
@@ -90,7 +90,7 @@ impl Lanes {
                     .lane_mut(index)
                     .give_up(number, &format!("its payload cannot be put into an object store: {error}"));
                 self.is_notable = true;
-                streamer.condemn()?;
+                streamer.reject()?;
             }
         }
         Ok(true)

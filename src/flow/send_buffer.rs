@@ -11,7 +11,7 @@ const SEGMENT_BYTES: usize = 128 * 1024;
 /// How many empty segments are kept for reuse.
 const SPARE_SEGMENTS: usize = 4;
 
-/// A place in the spool; places rise.
+/// A place in the send buffer; places rise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Place {
     segment: u64,
@@ -20,7 +20,7 @@ pub struct Place {
 
 /// The bytes of messages that are not settled yet.
 #[derive(Debug, Default)]
-pub struct Spool {
+pub struct SendBuffer {
     segments: VecDeque<Vec<u8>>,
     /// The number of `segments[0]`.
     first: u64,
@@ -29,7 +29,7 @@ pub struct Spool {
     sent: Place,
 }
 
-impl Spool {
+impl SendBuffer {
     /// Where the next message will begin. Opens a segment for it where the last one is full.
     pub fn begin(&mut self) -> Place {
         if self.segments.back().is_none_or(|last| last.len() >= SEGMENT_BYTES) {
@@ -39,7 +39,7 @@ impl Spool {
         self.end()
     }
 
-    /// The buffer to append a message to, after [`Spool::begin`].
+    /// The buffer to append a message to, after [`SendBuffer::begin`].
     pub fn buffer(&mut self) -> &mut Vec<u8> {
         self.segments.back_mut().expect("begin opened a segment")
     }
@@ -61,7 +61,7 @@ impl Spool {
         &mut self.segments[index][place.offset..place.offset + length]
     }
 
-    /// How many bytes were appended since [`Spool::begin`] returned `place`.
+    /// How many bytes were appended since [`SendBuffer::begin`] returned `place`.
     pub fn length_since(&self, place: Place) -> usize {
         let end = self.end();
         assert_eq!(place.segment, end.segment, "a message lies in one segment");
@@ -192,71 +192,71 @@ impl Spool {
 mod tests {
     use super::*;
 
-    fn push(spool: &mut Spool, byte: u8, length: usize) -> Place {
-        let place = spool.begin();
-        let filled = spool.buffer().len() + length;
-        spool.buffer().resize(filled, byte);
+    fn push(send_buffer: &mut SendBuffer, byte: u8, length: usize) -> Place {
+        let place = send_buffer.begin();
+        let filled = send_buffer.buffer().len() + length;
+        send_buffer.buffer().resize(filled, byte);
         place
     }
 
-    fn drain(spool: &mut Spool, limit: Option<Place>) -> Vec<u8> {
+    fn drain(send_buffer: &mut SendBuffer, limit: Option<Place>) -> Vec<u8> {
         let mut all = Vec::new();
         loop {
-            let count = spool.unsent(limit).len();
+            let count = send_buffer.unsent(limit).len();
             if count == 0 {
                 return all;
             }
-            all.extend_from_slice(spool.unsent(limit));
-            spool.mark_sent(count);
+            all.extend_from_slice(send_buffer.unsent(limit));
+            send_buffer.mark_sent(count);
         }
     }
 
     #[test]
     fn bytes_are_sent_in_order_and_again_after_a_rewind() {
-        let mut spool = Spool::default();
-        let places: Vec<_> = (0..10u8).map(|byte| push(&mut spool, byte, 50_000)).collect();
-        let all = drain(&mut spool, None);
+        let mut send_buffer = SendBuffer::default();
+        let places: Vec<_> = (0..10u8).map(|byte| push(&mut send_buffer, byte, 50_000)).collect();
+        let all = drain(&mut send_buffer, None);
         assert_eq!(all.len(), 500_000);
         assert!(all.is_sorted());
-        spool.rewind(places[7]);
-        assert_eq!(drain(&mut spool, None), all[350_000..]);
-        assert!(drain(&mut spool, None).is_empty());
+        send_buffer.rewind(places[7]);
+        assert_eq!(drain(&mut send_buffer, None), all[350_000..]);
+        assert!(drain(&mut send_buffer, None).is_empty());
     }
 
     #[test]
     fn a_limit_holds_back_what_lies_behind_it() {
-        let mut spool = Spool::default();
-        let places: Vec<_> = (0..6u8).map(|byte| push(&mut spool, byte, 60_000)).collect();
-        assert_eq!(drain(&mut spool, Some(places[4])).len(), 240_000);
-        assert_eq!(drain(&mut spool, Some(places[4])).len(), 0);
-        assert_eq!(drain(&mut spool, None).len(), 120_000);
+        let mut send_buffer = SendBuffer::default();
+        let places: Vec<_> = (0..6u8).map(|byte| push(&mut send_buffer, byte, 60_000)).collect();
+        assert_eq!(drain(&mut send_buffer, Some(places[4])).len(), 240_000);
+        assert_eq!(drain(&mut send_buffer, Some(places[4])).len(), 0);
+        assert_eq!(drain(&mut send_buffer, None).len(), 120_000);
     }
 
     #[test]
     fn settled_messages_give_their_memory_back() {
-        let mut spool = Spool::default();
+        let mut send_buffer = SendBuffer::default();
         for round in 0..1000u32 {
-            push(&mut spool, 1, 70_000);
+            push(&mut send_buffer, 1, 70_000);
             let _ = round;
-            drain(&mut spool, None);
-            spool.release(spool.end());
-            assert!(spool.segments.len() <= 1 && spool.spare.len() <= SPARE_SEGMENTS);
+            drain(&mut send_buffer, None);
+            send_buffer.release(send_buffer.end());
+            assert!(send_buffer.segments.len() <= 1 && send_buffer.spare.len() <= SPARE_SEGMENTS);
         }
-        push(&mut spool, 2, 10_000_000);
-        drain(&mut spool, None);
-        spool.release(spool.end());
-        let held: usize = spool.spare.iter().chain(&spool.segments).map(Vec::capacity).sum();
+        push(&mut send_buffer, 2, 10_000_000);
+        drain(&mut send_buffer, None);
+        send_buffer.release(send_buffer.end());
+        let held: usize = send_buffer.spare.iter().chain(&send_buffer.segments).map(Vec::capacity).sum();
         assert!(held < 2_000_000, "{held} bytes are held for nothing");
-        push(&mut spool, 3, 5);
-        assert_eq!(drain(&mut spool, None), [3; 5]);
+        push(&mut send_buffer, 3, 5);
+        assert_eq!(drain(&mut send_buffer, None), [3; 5]);
     }
 
     #[test]
     fn a_message_taken_back_leaves_no_trace() {
-        let mut spool = Spool::default();
-        push(&mut spool, 1, 10);
-        let place = push(&mut spool, 2, 10);
-        spool.truncate(place);
-        assert_eq!(drain(&mut spool, None), [1; 10]);
+        let mut send_buffer = SendBuffer::default();
+        push(&mut send_buffer, 1, 10);
+        let place = push(&mut send_buffer, 2, 10);
+        send_buffer.truncate(place);
+        assert_eq!(drain(&mut send_buffer, None), [1; 10]);
     }
 }

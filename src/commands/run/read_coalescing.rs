@@ -25,7 +25,7 @@ const REST: Duration = Duration::from_millis(1);
 
 /// See the module.
 #[derive(Debug)]
-pub struct Pace {
+pub struct ReadCoalescing {
     /// When the present span began.
     since: Instant,
     messages: u32,
@@ -33,10 +33,10 @@ pub struct Pace {
     before: u32,
 }
 
-impl Pace {
+impl ReadCoalescing {
     /// Nothing has come yet.
-    pub fn new(now: Instant) -> Pace {
-        Pace { since: now, messages: 0, before: 0 }
+    pub fn new(now: Instant) -> ReadCoalescing {
+        ReadCoalescing { since: now, messages: 0, before: 0 }
     }
 
     /// So many messages were taken since the last call.
@@ -77,19 +77,19 @@ mod tests {
     fn only_a_run_of_messages_is_a_load_and_it_outlasts_a_short_silence() {
         let start = Instant::now();
         let at = |millis: u64| start + Duration::from_millis(millis);
-        let mut pace = Pace::new(start);
+        let mut read_coalescing = ReadCoalescing::new(start);
         for millis in 0..40 {
-            pace.count(3, at(millis));
-            assert!(!pace.is_loaded(), "a thousand rows a second are no load");
+            read_coalescing.count(3, at(millis));
+            assert!(!read_coalescing.is_loaded(), "a thousand rows a second are no load");
         }
-        pace.count(LOAD, at(41));
-        assert!(pace.is_loaded(), "at once");
-        pace.count(0, at(52));
-        assert!(pace.is_loaded(), "the walsender may have been kept from running");
-        pace.count(3, at(63));
-        assert!(!pace.is_loaded(), "a silence ends it");
-        pace.count(LOAD, at(70));
-        pace.count(3, at(1000));
-        assert!(!pace.is_loaded(), "also one without a call");
+        read_coalescing.count(LOAD, at(41));
+        assert!(read_coalescing.is_loaded(), "at once");
+        read_coalescing.count(0, at(52));
+        assert!(read_coalescing.is_loaded(), "the walsender may have been kept from running");
+        read_coalescing.count(3, at(63));
+        assert!(!read_coalescing.is_loaded(), "a silence ends it");
+        read_coalescing.count(LOAD, at(70));
+        read_coalescing.count(3, at(1000));
+        assert!(!read_coalescing.is_loaded(), "also one without a call");
     }
 }

@@ -1,4 +1,4 @@
-//! The back office: what a run writes besides delivery's own books, on an SQL connection of its own, one piece of work
+//! The history writer: what a run writes besides its checkpoints, on an SQL connection of its own, one piece of work
 //! at a time. Delivery never waits for it.
 //!
 //! In: rows of the publish history from the streamer. Out: the same rows, durable, back to the streamer, which confirms no
@@ -20,15 +20,15 @@ use super::{
     consumers,
     history::{self, Writer, Written},
     lanes::{Lanes, open::position_of},
-    ledger,
+    state_store,
 };
 use crate::{
-    commands::{backoff::Backoff, breaks::SHOWS_WITHIN, http, identity, told::Told},
+    commands::{backoff::Backoff, breaks::SHOWS_WITHIN, http, identity, log_once::LogOnce},
     config::Config,
     error::{Error, Kind, Result},
     flow::{
         event_id::EventPosition,
-        history::{Batch, Book, Place},
+        history::{Batch, HistorySource, Place},
         lane::Ordering,
         streamer::Streamer,
     },
@@ -56,7 +56,7 @@ const TIDY_ROWS: i64 = 5000;
 type Work = Pin<Box<dyn Future<Output = Done>>>;
 
 /// See the module.
-pub struct Office {
+pub struct HistoryWriter {
     config: Rc<Config>,
     /// Of the run: its connections are marked by it.
     epoch: u64,
@@ -81,7 +81,7 @@ pub struct Office {
     /// Rows of the history that were lost.
     lost: u64,
     /// The last failure told, so that the log does not repeat it.
-    told: Told,
+    told: LogOnce,
     was_stuck: bool,
     /// What went wrong with the consumers and has been told.
     told_of_consumers: HashSet<String>,
@@ -106,7 +106,7 @@ struct Asked {
 
 /// One book's rows, and where their events are stored.
 struct Batches {
-    book: Book,
+    book: HistorySource,
     batch: Batch,
 }
 
@@ -128,10 +128,10 @@ enum Outcome {
     Surveyed(Result<Vec<String>>),
 }
 
-impl Office {
+impl HistoryWriter {
     /// Nothing to do yet.
-    pub fn new(config: &Config, epoch: u64) -> Office {
-        Office {
+    pub fn new(config: &Config, epoch: u64) -> HistoryWriter {
+        HistoryWriter {
             config: Rc::new(config.clone()),
             epoch,
             work: None,
@@ -145,7 +145,7 @@ impl Office {
             last_tidy: None,
             last_survey: None,
             lost: 0,
-            told: Told::default(),
+            told: LogOnce::default(),
             was_stuck: false,
             told_of_consumers: HashSet::new(),
         }
@@ -204,7 +204,7 @@ impl Office {
             let batches = std::mem::take(&mut self.kept);
             let writer = self.writer.take();
             let unlocated = batches.iter().enumerate().find_map(|(index, Batches { book, batch })| match book {
-                Book::Lane(lane) if batch.unlocated().len() > 0 => Some((index, *lane)),
+                HistorySource::Lane(lane) if batch.unlocated().len() > 0 => Some((index, *lane)),
                 _ => None,
             });
             if let Some((index, lane)) = unlocated {
@@ -388,7 +388,7 @@ async fn tidy(config: &Config, epoch: u64, writer: Option<Writer>) -> Done {
                 // Behind somebody's lock it would keep the history waiting.
                 let limited = client.batch_execute("SET lock_timeout = '1s'").await;
                 limited.map_err(|error| sql::error("limit how long trimming waits for locks", error))?;
-                let events = ledger::trim_events(client, config.events_retention, TIDY_ROWS).await?;
+                let events = state_store::trim_events(client, config.events_retention, TIDY_ROWS).await?;
                 let rows = history::expire(client, TIDY_ROWS).await?;
                 let free = client.batch_execute("SET lock_timeout = 0").await;
                 free.map_err(|error| sql::error("let statements wait for locks again", error))?;

@@ -31,7 +31,7 @@ use crate::{
         backoff::Backoff,
         bucket::{self, MARK, Place},
         identity::{Identity, Mark, Runs},
-        told::Told,
+        log_once::LogOnce,
     },
     deliver::webhook::{self, Credentials},
     error::{Error, Kind, Result},
@@ -93,7 +93,7 @@ pub struct Poster {
 }
 
 /// The way to the one task that posts.
-pub struct Bulletin {
+pub struct WebhookRegistry {
     sender: watch::Sender<Option<Arc<News>>>,
     /// How often the run has counted on, as far as that may be shown.
     beat: watch::Sender<Option<i64>>,
@@ -112,14 +112,14 @@ struct Shared {
     error: Mutex<Option<Error>>,
 }
 
-impl Bulletin {
+impl WebhookRegistry {
     /// Begins to post what it will be given.
-    pub fn new(poster: Poster) -> Bulletin {
+    pub fn new(poster: Poster) -> WebhookRegistry {
         let (sender, news) = watch::channel(None);
         let (beat, beats) = watch::channel(None);
         let shared = Arc::new(Shared::default());
         let task = tokio::spawn(post(poster, news, beats, Arc::clone(&shared)));
-        Bulletin { sender, beat, generations: (0, 0), shared, task }
+        WebhookRegistry { sender, beat, generations: (0, 0), shared, task }
     }
 
     /// Posts the configuration if it has changed since the last time, or if there are other connections.
@@ -152,7 +152,7 @@ impl Bulletin {
     }
 }
 
-impl Drop for Bulletin {
+impl Drop for WebhookRegistry {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -165,9 +165,9 @@ async fn post(
     shared: Arc<Shared>,
 ) {
     let mut backoff = Backoff::default();
-    let mut told = Told::default();
+    let mut told = LogOnce::default();
     let mut retry_at: Option<Instant> = None;
-    let mut kept: Vec<Kept> = Vec::new();
+    let mut kept: Vec<Retained> = Vec::new();
     loop {
         let again = async {
             match retry_at {
@@ -234,14 +234,14 @@ enum Done {
 }
 
 /// A bucket that is up to date, and its last sequence by our own writing.
-struct Kept {
+struct Retained {
     control: Control,
     bucket: String,
     sequence: u64,
 }
 
 /// Writes the mark alone into all buckets. Whether nobody else has written there since.
-async fn count_on(poster: &Poster, kept: &mut [Kept], beat: Option<i64>) -> bool {
+async fn count_on(poster: &Poster, kept: &mut [Retained], beat: Option<i64>) -> bool {
     let Some(beat) = beat else { return true };
     for bucket in kept.iter_mut() {
         if timeout(ROUND, bucket.put(MARK, Some(poster.mark(beat)))).await.is_ok_and(|written| written.is_ok()) {
@@ -269,7 +269,7 @@ impl Target<'_> {
 }
 
 /// Brings the NATS of all configurations up to date.
-async fn round(poster: &Poster, now: &News, beat: Option<i64>, kept: &mut Vec<Kept>) -> (Done, Option<Error>) {
+async fn round(poster: &Poster, now: &News, beat: Option<i64>, kept: &mut Vec<Retained>) -> (Done, Option<Error>) {
     let mut done = Done::All;
     let mut problem = None;
     let mut targets: Vec<Target<'_>> = Vec::new();
@@ -324,7 +324,7 @@ async fn round(poster: &Poster, now: &News, beat: Option<i64>, kept: &mut Vec<Ke
         let round = keep_bucket(&target, poster, beat, &now.tables);
         match timeout(ROUND, round).await.unwrap_or_else(|error| Err(in_time(error))) {
             Ok(sequence) => {
-                kept.push(Kept { control: target.control, bucket: target.place.name, sequence });
+                kept.push(Retained { control: target.control, bucket: target.place.name, sequence });
             }
             Err(error) => problem = Some(error.context(attempted)),
         }
@@ -416,7 +416,7 @@ async fn keep_bucket(target: &Target<'_>, poster: &Poster, beat: Option<i64>, ta
     let store = control.jetstream().get_key_value(&place.name).await;
     let store = store.map_err(|error| failed(error.into()))?;
     let state = &store.stream.cached_info().state;
-    let mut kept = Kept { control: control.clone(), bucket: place.name.clone(), sequence: state.last_sequence };
+    let mut kept = Retained { control: control.clone(), bucket: place.name.clone(), sequence: state.last_sequence };
     // All entries at once: asked for one by one, ten thousand webhooks take seconds, at every start and every change of one.
     let mut there: BTreeMap<String, Bytes> = BTreeMap::new();
     let mut mark = None;
@@ -459,7 +459,7 @@ async fn keep_bucket(target: &Target<'_>, poster: &Poster, beat: Option<i64>, ta
     Ok(kept.sequence)
 }
 
-impl Kept {
+impl Retained {
     /// Writes an entry, or deletes it, if nobody else has written into the bucket since.
     async fn put(&mut self, key: &str, value: Option<Bytes>) -> Result<()> {
         let mut headers = HeaderMap::new();

@@ -72,9 +72,9 @@ impl Lasting {
 
 /// See the module: told once.
 #[derive(Debug, Default)]
-pub struct Told(Option<String>);
+pub struct LogOnce(Option<String>);
 
-impl Told {
+impl LogOnce {
     /// Takes what there is to tell; whether it is something else than the last time.
     pub fn is_news(&mut self, text: &str) -> bool {
         let is_news = self.0.as_deref() != Some(text);
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn the_same_is_told_once_until_all_was_well_in_between() {
-        let mut told = Told::default();
+        let mut told = LogOnce::default();
         assert!(!told.forget());
         assert!(told.is_news("a") && !told.is_news("a") && told.is_news("b") && told.is_news("a"));
         assert!(told.forget() && told.is_news("a"));

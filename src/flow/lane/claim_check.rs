@@ -1,18 +1,18 @@
-//! Parcels: events too large for a message, of webhooks that want them in the object store.
+//! Claim checks: events too large for a message, of webhooks that want them in the object store.
 //!
 //! Comes in: a message that turned out too large. Goes out: its payload, to be stored elsewhere, one at a time and in order; once
 //! that is durable the message goes into the line in its place, with a claim check for its payload. Always holds: nothing behind
-//! a parcel is sent before it, and no claim check before what it is for is durable. What can never be stored is given up
+//! a claim check is sent before it, and no claim check before what it is for is durable. What can never be stored is given up
 //! as any other event.
 
 use bytes::Bytes;
 
 use super::{
-    Condemned, Draft, Fate, HEADER_MAX, Keep, KeepPayload, Lane, Layout, Mode, Noted, Ordering, Slot, State, message,
-    text,
+    Draft, HEADER_MAX, Keep, KeepPayload, Lane, Layout, Mode, Noted, Ordering, Rejected, Slot, SlotOutcome, State,
+    message, text,
 };
 use crate::{
-    flow::{event_id::EventPosition, spool::Place},
+    flow::{event_id::EventPosition, send_buffer::Place},
     route::headers,
 };
 
@@ -21,7 +21,7 @@ const CLAIM_MAX: usize = 2048;
 
 /// An event that waits for its payload to be stored.
 #[derive(Debug)]
-pub struct Parcel {
+pub struct ClaimCheck {
     /// Its number in the window.
     pub number: u64,
     /// Its position.
@@ -38,7 +38,7 @@ pub struct Parcel {
     pub(super) mode: Mode,
 }
 
-/// Where a parcel's payload is, durably.
+/// Where a claim check's payload is, durably.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     /// The object store.
@@ -62,9 +62,9 @@ impl Draft {
 }
 
 impl Lane {
-    /// The parcel whose turn it is to be stored.
-    pub fn parcel(&self) -> Option<&Parcel> {
-        self.parcels.front()
+    /// The claim check whose turn it is to be stored.
+    pub fn claim_check(&self) -> Option<&ClaimCheck> {
+        self.claim_checks.front()
     }
 
     /// Why a message that has `length` bytes up to the end of its body can never be published, whatever becomes of it.
@@ -95,46 +95,47 @@ impl Lane {
     }
 
     /// What becomes of a message in line that is too large for `reason`.
-    pub(super) fn fate_of_large(&self, slot: &Slot, reason: String, max_payload: usize) -> Fate {
+    pub(super) fn outcome_of_large(&self, slot: &Slot, reason: String, max_payload: usize) -> SlotOutcome {
         match self.can_claim(slot.may_be_claimed, &slot.layout, max_payload) {
-            true => Fate::TooLarge(reason),
-            false => Fate::Condemned(self.without_claim(slot.may_be_claimed, reason)),
+            true => SlotOutcome::TooLarge(reason),
+            false => SlotOutcome::Rejected(self.without_claim(slot.may_be_claimed, reason)),
         }
     }
 
-    /// A message that is too large from the beginning: a parcel, or given up.
+    /// A message that is too large from the beginning: a claim check, or given up.
     pub(super) fn set_aside(
         &mut self,
         draft: Draft,
         number: u64,
         position: EventPosition,
         reason: String,
-    ) -> Result<(), Box<Condemned>> {
+    ) -> Result<(), Box<Rejected>> {
         let Draft { place, layout, note, keep, may_be_claimed, halts, .. } = draft;
-        let message = Bytes::from(self.spool.take_back(place));
+        let message = Bytes::from(self.send_buffer.take_back(place));
         let (head, payload) = (message[..layout.body_at].to_vec(), message.slice(layout.body_at..));
-        let parcel_note = self.note_at(note).to_vec();
+        let claim_check_note = self.note_at(note).to_vec();
         if note.1 > 0 {
             self.notes.truncate(note.0);
         }
-        let is_parcel = self.can_claim(may_be_claimed, &layout, self.max_payload);
-        let reason = if is_parcel { reason } else { self.without_claim(may_be_claimed, reason) };
+        let is_claim_check = self.can_claim(may_be_claimed, &layout, self.max_payload);
+        let reason = if is_claim_check { reason } else { self.without_claim(may_be_claimed, reason) };
         let mode = self.next_mode;
-        let parcel = Parcel { number, position, payload, reason, head, layout, note: parcel_note, keep, mode };
+        let claim_check =
+            ClaimCheck { number, position, payload, reason, head, layout, note: claim_check_note, keep, mode };
         drop(message);
-        if !is_parcel {
-            return Err(Box::new(Condemned { halts, ..parcel.condemned() }));
+        if !is_claim_check {
+            return Err(Box::new(Rejected { halts, ..claim_check.rejected() }));
         }
-        self.put_aside(parcel);
+        self.put_aside(claim_check);
         // What comes of its transaction waits for its end with it.
         self.joins(&position, 0);
         Ok(())
     }
 
-    pub(super) fn put_aside(&mut self, parcel: Parcel) {
-        self.bytes += parcel.payload.len();
-        let at = self.parcels.partition_point(|other| other.number < parcel.number);
-        self.parcels.insert(at, parcel);
+    pub(super) fn put_aside(&mut self, claim_check: ClaimCheck) {
+        self.bytes += claim_check.payload.len();
+        let at = self.claim_checks.partition_point(|other| other.number < claim_check.number);
+        self.claim_checks.insert(at, claim_check);
     }
 
     /// A note; that of an event without one is nowhere.
@@ -142,33 +143,33 @@ impl Lane {
         if length == 0 { &[] } else { self.notes.message(place, length) }
     }
 
-    fn take_parcel(&mut self, number: u64) -> Option<Parcel> {
-        let at = self.parcels.iter().position(|parcel| parcel.number == number)?;
-        let parcel = self.parcels.remove(at)?;
-        self.bytes -= parcel.payload.len();
-        Some(parcel)
+    fn take_claim_check(&mut self, number: u64) -> Option<ClaimCheck> {
+        let at = self.claim_checks.iter().position(|claim_check| claim_check.number == number)?;
+        let claim_check = self.claim_checks.remove(at)?;
+        self.bytes -= claim_check.payload.len();
+        Some(claim_check)
     }
 
-    /// The payload of parcel `number` is durable: its event goes into the line, before all that came behind it. Nothing of that
+    /// The payload of claim check `number` is durable: its event goes into the line, before all that came behind it. Nothing of that
     /// was sent.
     pub fn claim(&mut self, number: u64, claim: &Claim) {
-        let Some(parcel) = self.take_parcel(number) else { return };
+        let Some(claim_check) = self.take_claim_check(number) else { return };
         let at = self.slots.partition_point(|slot| slot.number < number);
         let behind = self.slots.split_off(at);
         // Rare, so what is behind is simply laid anew.
         let mut rest = Vec::with_capacity(behind.len());
         for slot in behind {
-            let message = self.spool.message(slot.place, slot.length).to_vec();
+            let message = self.send_buffer.message(slot.place, slot.length).to_vec();
             let note = self.note_at(slot.note).to_vec();
             rest.push((slot, message, note));
         }
         if let Some((first, ..)) = rest.first() {
-            self.spool.cut(first.place);
+            self.send_buffer.cut(first.place);
         }
         if let Some((first, ..)) = rest.iter().find(|(.., note)| !note.is_empty()) {
             self.notes.cut(first.note.0);
         }
-        let Parcel { position, payload, mut head, mut layout, note, keep, mode, .. } = parcel;
+        let ClaimCheck { position, payload, mut head, mut layout, note, keep, mode, .. } = claim_check;
         let name = format!("{}/{}", claim.bucket, claim.name);
         head.truncate(head.len() - b"\r\n\r\n".len());
         for (header, value) in [("Walhook-Object", &name), ("Walhook-Object-SHA256", &claim.sha256)] {
@@ -196,7 +197,7 @@ impl Lane {
             Slot {
                 number,
                 position,
-                place: self.spool.end(),
+                place: self.send_buffer.end(),
                 length: head.len(),
                 layout,
                 state: State::Waiting,
@@ -224,8 +225,8 @@ impl Lane {
 
     /// Puts a message and its note at the end of the line.
     fn lay(&mut self, mut slot: Slot, message: &[u8], note: &[u8]) {
-        slot.place = self.spool.begin();
-        self.spool.buffer().extend_from_slice(message);
+        slot.place = self.send_buffer.begin();
+        self.send_buffer.buffer().extend_from_slice(message);
         slot.note = (self.notes.end(), 0);
         if !note.is_empty() {
             let place = self.notes.begin();
@@ -238,28 +239,28 @@ impl Lane {
         self.rewrite(offset, (1, 1), None);
     }
 
-    /// The payload of parcel `number` can never be stored: its event is given up ([`Lane::take_condemned`]).
+    /// The payload of claim check `number` can never be stored: its event is given up ([`Lane::take_rejected`]).
     pub fn give_up(&mut self, number: u64, why: &str) {
-        if let Some(parcel) = self.take_parcel(number) {
-            let reason = format!("{}; {why}", parcel.reason);
-            self.condemned.push(Parcel { reason, ..parcel }.condemned());
+        if let Some(claim_check) = self.take_claim_check(number) {
+            let reason = format!("{}; {why}", claim_check.reason);
+            self.rejected.push(ClaimCheck { reason, ..claim_check }.rejected());
         }
     }
 }
 
-impl Parcel {
+impl ClaimCheck {
     /// A message that was in line.
-    pub(super) fn of(slot: &Slot, message: &[u8], note: &[u8], reason: String) -> Parcel {
+    pub(super) fn of(slot: &Slot, message: &[u8], note: &[u8], reason: String) -> ClaimCheck {
         let Slot { number, position, keep, mode, .. } = *slot;
         let layout = slot.layout.clone();
         let (head, rest) = message.split_at(layout.body_at);
         let payload = Bytes::copy_from_slice(&rest[..rest.len() - message::CRLF.len()]);
-        Parcel { number, position, payload, reason, head: head.to_vec(), layout, note: note.to_vec(), keep, mode }
+        ClaimCheck { number, position, payload, reason, head: head.to_vec(), layout, note: note.to_vec(), keep, mode }
     }
 
     /// The same, given up.
-    fn condemned(self) -> Condemned {
-        let Parcel { number, position, payload, reason, head, layout, note, keep, .. } = self;
+    fn rejected(self) -> Rejected {
+        let ClaimCheck { number, position, payload, reason, head, layout, note, keep, .. } = self;
         let noted = match keep {
             Keep::Nothing => None,
             Keep::Everything(keep) | Keep::Failures(keep) => {
@@ -267,7 +268,7 @@ impl Parcel {
                 Some(Noted { note, keep, data })
             }
         };
-        Condemned {
+        Rejected {
             number,
             position,
             subject: text(&head[layout.subject.clone()]),
@@ -300,7 +301,7 @@ mod tests {
     }
 
     /// An open lane into a stream that ends at 7 and a server that takes 3000 bytes, with an event for each body.
-    fn lane_of(ordering: Ordering, bodies: &[&str]) -> (Lane, Vec<Condemned>) {
+    fn lane_of(ordering: Ordering, bodies: &[&str]) -> (Lane, Vec<Rejected>) {
         let mut lane = Lane::new("S", ordering, "_INBOX.i.0");
         let subjects = vec!["s.>".to_owned()];
         lane.open(&Tail {
@@ -321,7 +322,7 @@ mod tests {
             let mut draft = lane.draft(head, |out| out.extend_from_slice(b"\r\nX-Own: 1"));
             draft.allow_claim();
             lane.buffer().extend_from_slice(body.as_bytes());
-            refused.extend(lane.commit(draft, commit, at(commit)).err().map(|condemned| *condemned));
+            refused.extend(lane.commit(draft, commit, at(commit)).err().map(|rejected| *rejected));
         }
         (lane, refused)
     }
@@ -364,7 +365,7 @@ mod tests {
     fn a_parcel_holds_back_what_is_behind_it_and_goes_into_the_line_in_its_place() {
         let large = "x".repeat(4000);
         let (mut lane, _) = lane_of(Ordering::Strict, &["{1}", &large, "{3}", &large, "{5}"]);
-        assert_eq!((lane.len(), lane.front(), lane.parcel().unwrap().number), (5, Some(1), 2));
+        assert_eq!((lane.len(), lane.front(), lane.claim_check().unwrap().number), (5, Some(1), 2));
         assert_eq!(sent(&mut lane), [("0100000000".to_owned(), 7, "{1}".to_owned())]);
         lane.acked(b"0100000000", 8, false).unwrap();
         assert_eq!((lane.front(), lane.oldest()), (Some(2), Some(2)));
@@ -392,7 +393,7 @@ mod tests {
         assert!(refused.is_empty());
         lane.give_up(1, "no right to");
         assert!(lane.unsent().is_empty(), "until it is taken");
-        let letter = lane.take_condemned().remove(0);
+        let letter = lane.take_rejected().remove(0);
         assert_eq!((letter.number, letter.payload.len(), letter.subject.as_str()), (1, 4000, "s.a"));
         assert!(letter.reason.contains("max_payload") && letter.reason.ends_with("; no right to"), "{}", letter.reason);
         let headers: serde_json::Value = serde_json::from_str(&letter.headers).unwrap();
@@ -406,7 +407,7 @@ mod tests {
         assert_eq!(sent(&mut lane).len(), 3);
         lane.acked(b"0100000000", 8, false).unwrap();
         assert!(lane.refused(b"0100000001", &Refusal::TooLarge("too large".to_owned())));
-        assert!(lane.take_condemned().is_empty());
+        assert!(lane.take_rejected().is_empty());
         let ours = Some((at(1), 8));
         let subjects = vec!["s.>".to_owned()];
         lane.open(&Tail {

@@ -12,7 +12,7 @@ use crate::{
     flow::{
         event_id::EventPosition,
         history::{History, Origin},
-        lane::{Condemned, Head, Lane, Noted},
+        lane::{Head, Lane, Noted, Rejected},
         window::Window,
     },
     route::{
@@ -34,7 +34,7 @@ const MESSAGE_ID_MAX: usize = 512;
 
 /// Where events go.
 #[derive(Debug)]
-pub struct Outlet {
+pub struct EventEncoder {
     pub source: String,
     pub epoch: u64,
     pub inbox: String,
@@ -63,10 +63,10 @@ pub struct Outlet {
     pub origin: Origin,
 }
 
-impl Outlet {
+impl EventEncoder {
     /// Without a lane yet.
-    pub fn new(source: &str, epoch: u64, inbox: &str, limits: Limits, confirmed: Lsn) -> Outlet {
-        Outlet {
+    pub fn new(source: &str, epoch: u64, inbox: &str, limits: Limits, confirmed: Lsn) -> EventEncoder {
+        EventEncoder {
             source: source.to_owned(),
             epoch,
             inbox: inbox.to_owned(),
@@ -196,7 +196,7 @@ impl Outlet {
                 if let Some(own) = own {
                     headers::write_again(own, &mut block);
                 }
-                let condemned = Condemned {
+                let rejected = Rejected {
                     number: self.window.count_event(),
                     position,
                     subject: String::new(),
@@ -207,7 +207,7 @@ impl Outlet {
                     noted: None,
                     halts: false,
                 };
-                self.condemn(rules, condemned, Obstacle::Invalid)
+                self.reject(rules, rejected, Obstacle::Invalid)
             }
         }
     }
@@ -251,16 +251,16 @@ impl Outlet {
             (problem, _) => {
                 let reason = problem.unwrap_or_else(|| no_stream(&self.subject));
                 self.count_for(index, &position);
-                let condemned = self.impossible(webhook, body, change, message_id, reason);
-                return self.condemn(rules, condemned, Obstacle::Invalid);
+                let rejected = self.impossible(webhook, body, change, message_id, reason);
+                return self.reject(rules, rejected, Obstacle::Invalid);
             }
         };
         if let Some(reason) = self.lanes[lane].displaces(&position) {
             self.count_for(index, &position);
-            let mut condemned = self.impossible(webhook, body, change, message_id, reason);
+            let mut rejected = self.impossible(webhook, body, change, message_id, reason);
             // The operator has decided already what is to become of this one.
-            condemned.halts = false;
-            return self.condemn(rules, condemned, Obstacle::Refused);
+            rejected.halts = false;
+            return self.reject(rules, rejected, Obstacle::Refused);
         }
         let is_stored = self.lanes[lane].has(&position)?;
         if is_stored {
@@ -301,7 +301,7 @@ impl Outlet {
         }
         match lane.commit(draft, number, position) {
             Ok(()) => Ok(()),
-            Err(condemned) => self.condemn(rules, *condemned, Obstacle::TooLarge),
+            Err(rejected) => self.reject(rules, *rejected, Obstacle::TooLarge),
         }
     }
 
@@ -325,7 +325,7 @@ impl Outlet {
         change: &Change<'_>,
         message_id: Option<&[u8]>,
         reason: String,
-    ) -> Condemned {
+    ) -> Rejected {
         let (source, transaction) = (&self.source, &self.transaction);
         let head = Head { subject: &self.subject, id: &self.id, message_id, op: change.op.as_str(), epoch: self.epoch };
         let mut block = Vec::new();
@@ -343,7 +343,7 @@ impl Outlet {
                 Some(Noted { note, keep, data })
             }
         };
-        Condemned {
+        Rejected {
             number: self.window.count_event(),
             position: event_position(change.position, webhook.id),
             subject: String::from_utf8_lossy(&self.subject).into_owned(),
@@ -355,8 +355,8 @@ impl Outlet {
         }
     }
 
-    pub fn condemn(&mut self, rules: &Rules, condemned: Condemned, obstacle: Obstacle) -> Result<()> {
-        let Condemned { number, position, subject, headers, payload, reason, noted, halts } = condemned;
+    pub fn reject(&mut self, rules: &Rules, rejected: Rejected, obstacle: Obstacle) -> Result<()> {
+        let Rejected { number, position, subject, headers, payload, reason, noted, halts } = rejected;
         let index = rules.webhook(position.webhook_id);
         let webhook = index.map(|index| &rules.webhooks[index]);
         let event_id = position.id(&self.source);

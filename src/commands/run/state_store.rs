@@ -162,7 +162,7 @@ fn catalog(rows: &[tokio_postgres::Row]) -> TypeCatalog {
 }
 
 /// Writes dead letters; one that is there already (this run follows one that was killed) stays as it is.
-pub async fn bury(client: &Client, letters: &[DeadLetter]) -> Result<()> {
+pub async fn write_dead_letters(client: &Client, letters: &[DeadLetter]) -> Result<()> {
     faults::pass(Point::Unburied).await?;
     let attempted = || format!("write {} dead letters into rule_nats_dead_letters", letters.len());
     let statement = client
@@ -177,7 +177,7 @@ pub async fn bury(client: &Client, letters: &[DeadLetter]) -> Result<()> {
     // Sent one behind the other without waiting; each is its own transaction, so a crash loses none that was settled.
     let (large, letters): (Vec<_>, Vec<_>) = letters.iter().partition(|letter| letter.payload.len() > LARGE);
     for letter in large {
-        bury_large(client, letter).await.map_err(|error| sql::error(attempted(), error))?;
+        write_large_dead_letter(client, letter).await.map_err(|error| sql::error(attempted(), error))?;
     }
     let writes = letters.iter().map(|letter| {
         let (statement, lsn) = (&statement, letter.commit_lsn.to_string());
@@ -200,7 +200,7 @@ const LARGE: usize = 1 << 20;
 const PIECE: usize = 256 * 1024;
 
 /// The same for one with a large payload, by COPY.
-async fn bury_large(client: &Client, letter: &DeadLetter) -> Result<(), tokio_postgres::Error> {
+async fn write_large_dead_letter(client: &Client, letter: &DeadLetter) -> Result<(), tokio_postgres::Error> {
     let is_there = "SELECT FROM public.rule_nats_dead_letters WHERE event_id = $1";
     if client.query_opt(is_there, &[&letter.event_id]).await?.is_some() {
         return Ok(());
@@ -257,7 +257,7 @@ pub struct Checkpoint {
     /// Its sequence.
     pub sequence: u64,
     /// Where confirming is delayed: behind this sequence the slot has all events still.
-    pub kept_upto: Option<u64>,
+    pub retained_through: Option<u64>,
 }
 
 /// Where the streams of `source` stood when an earlier run last looked.
@@ -303,7 +303,7 @@ pub async fn checkpoints(client: &Client, source: &str, system_identifier: &str)
                 webhook_id: row.get(6),
             },
             sequence: row.get::<_, i64>(7).cast_unsigned(),
-            kept_upto: row.get::<_, Option<i64>>(9).map(i64::cast_unsigned),
+            retained_through: row.get::<_, Option<i64>>(9).map(i64::cast_unsigned),
             servers: row.get(10),
         })
     };
@@ -321,7 +321,7 @@ pub async fn checkpoint(
 ) -> Result<()> {
     faults::pass(Point::Checkpoint).await?;
     for checkpoint in checkpoints {
-        let Checkpoint { config_name, stream, servers, created_ns, position, sequence, kept_upto } = checkpoint;
+        let Checkpoint { config_name, stream, servers, created_ns, position, sequence, retained_through } = checkpoint;
         let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         // Version 0.1 did not write the servers.
         client
@@ -362,7 +362,7 @@ pub async fn checkpoint(
                     &position.webhook_id,
                     &signed(*sequence),
                     &(std::time::Duration::from_nanos(created_ns.unsigned_abs()).as_secs_f64()),
-                    &kept_upto.map(signed),
+                    &retained_through.map(signed),
                     servers,
                 ],
             )

@@ -1,4 +1,4 @@
-//! The clerk: what a run does on the side, in a task of its own and on connections of its own, so that delivery never waits for it.
+//! Replay requests and the anchor slot: what a run does beside delivery, in a task of its own and on connections of its own, so that delivery never waits for it.
 //!
 //! In: rows that `rule_cdc_replay` has written, and the anchor slot's settings. Out: the replays, one after the other; the anchor, moved
 //! so that it stays as far behind as it is meant to. Always: what goes wrong here is told and tried again, and ends nothing.
@@ -17,9 +17,10 @@ use crate::{
     commands::{
         backoff::Backoff,
         breaks::SHOWS_WITHIN,
-        http, identity, replay,
+        http, identity,
+        log_once::LogOnce,
+        replay,
         setup_check::{self, Reported},
-        told::Told,
     },
     config::Config,
     error::{Error, Kind, Result},
@@ -45,16 +46,16 @@ const MOVE: &str = "SELECT public.rule_cdc_anchor_move($1)::text";
 const PROBLEM: &str = "UPDATE public.rule_cdc_anchor_settings SET problem = $2 WHERE slot_name = $1";
 
 /// The task; dropping it ends it.
-pub struct Clerk(JoinHandle<()>);
+pub struct ReplayRequests(JoinHandle<()>);
 
-impl Clerk {
+impl ReplayRequests {
     /// Begins its work.
-    pub fn start(config: &Config, epoch: u64, reported: Reported, shared: Option<Shared>) -> Clerk {
-        Clerk(tokio::spawn(work(config.clone(), epoch, reported, shared)))
+    pub fn start(config: &Config, epoch: u64, reported: Reported, shared: Option<Shared>) -> ReplayRequests {
+        ReplayRequests(tokio::spawn(work(config.clone(), epoch, reported, shared)))
     }
 }
 
-impl Drop for Clerk {
+impl Drop for ReplayRequests {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -62,7 +63,7 @@ impl Drop for Clerk {
 
 async fn work(config: Config, epoch: u64, reported: Reported, shared: Option<Shared>) {
     let mut backoff = Backoff::default();
-    let mut told = Told::default();
+    let mut told = LogOnce::default();
     loop {
         let Err(error) = session(&config, epoch, &mut backoff, &reported, shared.as_ref()).await;
         let text = error.to_string();
@@ -107,7 +108,7 @@ async fn replays(config: &Config, client: &Client, backoff: &mut Backoff) -> Res
 }
 
 async fn anchor(config: &Config, client: &Client) -> Result<Infallible> {
-    let mut told = Told::default();
+    let mut told = LogOnce::default();
     loop {
         // A problem with the slot is none of the connection's, so it holds up no replay.
         match client.query_one(MOVE, &[&config.slot]).await {
@@ -130,7 +131,7 @@ async fn anchor(config: &Config, client: &Client) -> Result<Infallible> {
 
 /// Whether the set-up is still as it must be: somebody may alter a publication or a linked table at any time.
 async fn check(config: &Config, client: &Client, reported: &Reported, shared: Option<&Shared>) -> Result<Infallible> {
-    let mut told = Told::default();
+    let mut told = LogOnce::default();
     loop {
         let began = Instant::now();
         match setup_check::read(client, config).await {

@@ -4,37 +4,37 @@
 use super::{Lane, Tail};
 use crate::{
     error::Error,
-    flow::delay::{Kept, sequence_of},
+    flow::delay::{Retained, sequence_of},
 };
 
 /// Of two places the one that is further on.
-pub(super) fn later(one: Kept, other: Kept) -> Kept {
+pub(super) fn later(one: Retained, other: Retained) -> Retained {
     if sequence_of(&other) > sequence_of(&one) { other } else { one }
 }
 
 impl Tail {
     /// Whether a stream that ends here, although it had taken more, is without loss: the slot has all events behind sequence
-    /// `kept_upto`, and the stream those before. The last one of ours tells where that is.
-    pub fn loses_nothing(&self, kept_upto: Option<u64>) -> bool {
-        kept_upto.is_some_and(|kept| self.ours.map_or(0, |(_, sequence)| sequence) >= kept)
+    /// `retained_through`, and the stream those before. The last one of ours tells where that is.
+    pub fn loses_nothing(&self, retained_through: Option<u64>) -> bool {
+        retained_through.is_some_and(|kept| self.ours.map_or(0, |(_, sequence)| sequence) >= kept)
     }
 }
 
 impl Lane {
     /// The event with the highest sequence of those that are settled.
-    pub fn last_settled(&self) -> Kept {
+    pub fn last_settled(&self) -> Retained {
         self.last_settled
     }
 
     /// Up to which sequence the stream has to keep what it has taken, for behind it the slot has all events still. `None`: all
     /// of it, as far as is known.
-    pub fn kept_upto(&self) -> Option<u64> {
-        self.kept_upto
+    pub fn retained_through(&self) -> Option<u64> {
+        self.retained_through
     }
 
     /// Says so. It never goes down.
-    pub fn set_kept_upto(&mut self, sequence: u64) {
-        self.kept_upto = self.kept_upto.max(Some(sequence));
+    pub fn set_retained_through(&mut self, sequence: u64) {
+        self.retained_through = self.retained_through.max(Some(sequence));
     }
 
     /// The stream ends before what it had reached.
@@ -43,7 +43,7 @@ impl Lane {
             "go on in stream {}: it had reached sequence {} and ends at {} now",
             self.stream, self.reached, tail.last_sequence
         );
-        if tail.loses_nothing(self.kept_upto) {
+        if tail.loses_nothing(self.retained_through) {
             return Error::unavailable(format!("{what}; what it has lost the slot still has"));
         }
         Error::untrusted(what).hint(
