@@ -830,7 +830,7 @@ BEGIN
     FROM public.rule_nats_streams s WHERE s.stream_id = v_stream_id;
     IF v_other.limits <> '' THEN
         RAISE NOTICE 'stream % deletes its oldest events beyond %, whether consumers have read them or not',
-            quote_literal(p_stream_name), v_other.limits
+            public.rule_cdc_quoted(p_stream_name), public.rule_cdc_sayable(v_other.limits)
             USING HINT = format('UPDATE rule_nats_streams SET discard_policy = ''new'', max_age_seconds = 0 WHERE stream_id = %s; makes '
                                 'publishing wait instead, and PostgreSQL keeps the WAL.', v_stream_id);
     END IF;

@@ -166,6 +166,8 @@ pub struct Lane {
     last_seen: Option<EventPosition>,
     bytes: usize,
     max_payload: usize,
+    /// When the lane was last opened, and that limit read: µs of the steady clock.
+    opened_at: u64,
     limit: Option<u64>,
     /// The first event that may have to wait for an earlier one in another lane.
     turn_limit: Option<u64>,
@@ -304,6 +306,7 @@ impl Lane {
             last_seen: None,
             bytes: 0,
             max_payload: MAX_PAYLOAD_MAX,
+            opened_at: 0,
             limit: None,
             turn_limit: None,
             rest: Vec::new(),
@@ -576,9 +579,14 @@ impl Lane {
     /// What of it can never be published, where it is larger than the server takes; the line is as before.
     pub fn commit(&mut self, draft: Draft, number: u64, position: EventPosition) -> Result<(), Box<Rejected>> {
         let length = self.send_buffer.length_since(draft.place);
-        if let Some(reason) = self.too_large(&draft.layout, length) {
-            return self.set_aside(draft, number, position, reason);
-        }
+        let asks_again = if let Some(reason) = self.too_large(&draft.layout, length) {
+            if !self.may_have_grown(&draft) {
+                return self.set_aside(draft, number, position, reason);
+            }
+            true
+        } else {
+            false
+        };
         let Draft { place, layout, note, keep, may_be_claimed, halts, own_id, .. } = draft;
         self.send_buffer.buffer().extend_from_slice(CRLF);
         let length = length + CRLF.len();
@@ -608,6 +616,9 @@ impl Lane {
         });
         self.is_mixed |= self.next_mode != self.mode;
         self.end_mode();
+        if asks_again {
+            self.close();
+        }
         if let Some(is_repeated) = own_id {
             self.repeats.joins(number, is_repeated);
         }

@@ -386,7 +386,7 @@ async fn an_event_over_max_payload_is_a_dead_letter_with_its_payload_and_the_nex
     feed.pg.psql("INSERT INTO t VALUES (5, 'small')");
     assert_eq!(ids(&feed).await, [1, 3, 5]);
     let rows = feed.pg.psql(
-        "SELECT convert_from(payload, 'UTF8')::jsonb -> 'data' ->> 'id', reason LIKE '%65536 (max_payload)%', subject, \
+        "SELECT convert_from(payload, 'UTF8')::jsonb -> 'data' ->> 'id', reason LIKE '%NATS takes 65536 (max_payload%', subject, \
                 webhook_name, status, octet_length(payload) > 65536 FROM rule_nats_dead_letters ORDER BY dead_letter_id",
     );
     assert_eq!(rows, "2|t|webhooks.w|w|dead|t\n4|t|webhooks.w|w|dead|t");

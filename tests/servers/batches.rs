@@ -212,6 +212,33 @@ async fn an_event_too_large_for_the_stream_is_a_dead_letter_and_the_rest_of_its_
     assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_dead_letters"), "2");
 }
 
+/// walhook asks again before it gives up an event by a limit that it has read long ago.
+#[tokio::test]
+async fn a_streams_own_limit_that_is_raised_under_way_holds_for_the_next_event() {
+    let feed = feed_with(Nats::start().await, "transactions = 'atomic'").await;
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t (of, size, note) VALUES (1, 1, '')");
+    feed.confirmed().await;
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+    let mut config = config(&feed).await;
+    config["max_msg_size"] = json!(2000);
+    ask(&feed, "UPDATE", &config).await;
+    walhook = feed.run();
+    feed.pg.psql("INSERT INTO t (of, size, note) VALUES (1, 1, '')");
+    feed.confirmed().await;
+    config["max_msg_size"] = json!(6000);
+    ask(&feed, "UPDATE", &config).await;
+    // The limit counts as known for one second; the clock is PostgreSQL's, which this test waits for.
+    feed.pg.psql("SELECT pg_sleep(1.1)");
+    feed.pg.psql("INSERT INTO t (of, size, note) VALUES (2, 2, repeat('x', 4000)), (2, 2, '')");
+    feed.pg.psql("INSERT INTO t (of, size, note) VALUES (3, 1, repeat('x', 9000))");
+    feed.pg.psql("INSERT INTO t (of, size, note) VALUES (4, 1, '')");
+    feed.confirmed().await;
+    assert_eq!(feed.messages().await.len(), 5);
+    assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_dead_letters WHERE reason LIKE '%takes 6000 %'"), "1");
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+}
+
 #[tokio::test]
 async fn message_ids_of_the_callers_own_work_in_batches_and_a_known_one_makes_single_messages_of_its_transaction() {
     let feed = atomic().await;

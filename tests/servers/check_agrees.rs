@@ -293,16 +293,16 @@ async fn a_stream_that_does_not_end_where_the_events_end_is_found_before_run_end
     // Made anew, and set back: the remedy is a statement.
     api(&feed, "DELETE", &json!({})).await;
     api(&feed, "CREATE", &config).await;
-    let found = agree(&feed, "stream_tail", 3, &[]);
-    assert!(found.text("stream_tail").contains("made anew"), "{found:#?}");
-    let remedy = found.remedy("stream_tail");
-    let statement = &remedy[remedy.find("DELETE FROM rule_nats_checkpoints").unwrap()..].trim_end_matches('.');
+    let found = agree(&feed, "stream_lost", 3, &[]);
+    assert!(found.text("stream_lost").contains("made anew"), "{found:#?}");
+    let remedy = found.remedy("stream_lost");
+    let statement = &remedy[remedy.find("DELETE FROM rule_nats_checkpoints").unwrap()..].trim_end_matches([';', '.']);
     assert_eq!(feed.pg.psql(&format!("WITH d AS ({statement} RETURNING 1) SELECT count(*) FROM d")), "1");
     assert_eq!(checked(&feed, &[]).code(), 0);
     publishes(&feed, 2).await;
     feed.pg.psql("UPDATE rule_nats_checkpoints SET sequence = sequence + 5 WHERE stream_name <> ''");
-    let found = agree(&feed, "stream_tail", 3, &[]);
-    assert!(found.text("stream_tail").contains("had taken message"), "{found:#?}");
+    let found = agree(&feed, "stream_lost", 3, &[]);
+    assert!(found.text("stream_lost").contains("had taken message"), "{found:#?}");
     feed.pg.psql("UPDATE rule_nats_checkpoints SET sequence = sequence - 5 WHERE stream_name <> ''");
 
     // Of another database, also where no webhook publishes by it: `run` looks at the streams of each configuration.

@@ -484,7 +484,7 @@ async fn a_history_that_refuses_rows_costs_them_loudly_and_holds_up_nothing() {
     insert(&feed, 5, 10);
     feed.confirmed().await;
     assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_publish_history"), "9");
-    walhook.logged("did not take 1 rows").await;
+    walhook.logged("refused 1 rows").await;
     walhook.logged("\"mine\"").await;
     // JSON that jsonb cannot hold is told as far as it can be.
     feed.pg.psql("CREATE TABLE raw (id int PRIMARY KEY, doc json); SELECT rule_webhook_link_table(1, 'raw')");
@@ -521,7 +521,7 @@ async fn a_webhook_deleted_before_its_row_is_written_costs_that_row_alone() {
         feed.pg.psql("SELECT count(*), count(*) FILTER (WHERE webhook_id = 1) FROM rule_nats_publish_history"),
         "10|10"
     );
-    walhook.logged("did not take 1 rows").await;
+    walhook.logged("refused 1 rows").await;
     walhook.logged("webhook 2 does not exist any more").await;
     ended_well(&mut walhook);
 }

@@ -110,7 +110,7 @@ async fn a_run_without_postgresql_is_ready_after_its_first_attempt_so_that_a_boo
     let mut walhook = manager.of(feed.streamer()).env("WATCHDOG_USEC", "2000000").start();
     let before = manager.upto("READY=1");
     let status = before.iter().rfind(|message| message.starts_with("STATUS=")).unwrap();
-    assert!(status.starts_with("STATUS=not streaming, tries again: "), "{before:?}");
+    assert!(status.starts_with("STATUS=not streaming, trying again: "), "{before:?}");
     manager.upto("WATCHDOG=1");
     feed.pg.restart().await;
     let after = manager.upto("STATUS=streams from slot");

@@ -353,8 +353,9 @@ pub fn become_child(parent: u32, program: &[std::ffi::OsString]) -> Result<()> {
     #[cfg(not(target_os = "linux"))]
     let _ = parent;
     let Some((program, arguments)) = program.split_first() else {
-        return Err(Error::config("start a server of the demo: no program is named")
-            .hint("run walhook demo without --child-of"));
+        return Err(Error::config(
+            "start a server of the demo: no program is named; use walhook demo without this option",
+        ));
     };
     let error = Command::new(program).args(arguments).exec();
     Err(Error::unavailable(format!("run {}", shown(Path::new(program)))).caused_by(error))

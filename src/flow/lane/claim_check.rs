@@ -19,6 +19,9 @@ use crate::{
 /// What a claim check may add to the headers and the body of a message, in bytes.
 const CLAIM_MAX: usize = 2048;
 
+/// How long what a stream takes counts as known, in µs.
+const LIMIT_HOLDS: u64 = 1_000_000;
+
 /// An event that waits for its payload to be stored.
 #[derive(Debug)]
 pub struct ClaimCheck {
@@ -75,6 +78,15 @@ impl Lane {
         }
         (self.mode.ordering != Ordering::Core && header > HEADER_MAX)
             .then(|| format!("the message's headers have {header} bytes, JetStream takes {HEADER_MAX}"))
+    }
+
+    /// Whether the stream may take larger messages by now than when the lane was opened: its `max_msg_size`, or the server's
+    /// `max_payload`, may have been raised. The message goes into the line then, and the lane is opened again, which reads the
+    /// limit and decides. Not more often than once in [`LIMIT_HOLDS`]; a message that can have a claim check gets one instead.
+    pub(super) fn may_have_grown(&self, draft: &Draft) -> bool {
+        let is_limit = draft.layout.header_max() <= HEADER_MAX || self.mode.ordering == Ordering::Core;
+        let is_old = !self.is_open() || self.now.steady.saturating_sub(self.opened_at) >= LIMIT_HOLDS;
+        is_limit && is_old && !self.can_claim(draft.may_be_claimed, &draft.layout, self.max_payload)
     }
 
     /// Whether a message that is too large can be sent with a claim check instead of its payload, to a server that takes

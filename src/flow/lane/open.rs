@@ -81,6 +81,7 @@ impl Lane {
         self.reached = tail.last_sequence;
         self.opened_behind = tail.last_sequence;
         self.max_payload = tail.max_payload;
+        self.opened_at = self.now.steady;
         self.anchor = Some(Anchor { index: self.base, last_sequence: tail.last_sequence });
         self.is_probing = self.mode.ordering == Ordering::Strict;
         self.forget_removed();
