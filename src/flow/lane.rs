@@ -168,6 +168,8 @@ pub struct Lane {
     max_payload: usize,
     /// When the lane was last opened, and that limit read: µs of the steady clock.
     opened_at: u64,
+    /// The server's own limit, in bytes; 0 where it is not known.
+    server_limit: usize,
     limit: Option<u64>,
     /// The first event that may have to wait for an earlier one in another lane.
     turn_limit: Option<u64>,
@@ -307,6 +309,7 @@ impl Lane {
             bytes: 0,
             max_payload: MAX_PAYLOAD_MAX,
             opened_at: 0,
+            server_limit: 0,
             limit: None,
             turn_limit: None,
             rest: Vec::new(),
@@ -580,7 +583,7 @@ impl Lane {
     pub fn commit(&mut self, draft: Draft, number: u64, position: EventPosition) -> Result<(), Box<Rejected>> {
         let length = self.send_buffer.length_since(draft.place);
         let asks_again = if let Some(reason) = self.too_large(&draft.layout, length) {
-            if !self.may_have_grown(&draft) {
+            if !self.may_have_grown(&draft, length) {
                 return self.set_aside(draft, number, position, reason);
             }
             true

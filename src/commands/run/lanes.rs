@@ -646,9 +646,10 @@ impl Lanes {
             let kept = driver.known.as_ref().and_then(|known| known.retained_through);
             lane.set_retained_through(kept.unwrap_or(opened.tail.ours.map_or(0, |(_, sequence)| sequence)));
         }
-        lane.open(&opened.tail)?;
         let group = &self.groups[at];
         let publisher = group.links[group.link_of(index)].publisher();
+        lane.set_server_limit(publisher.map_or(0, |publisher| publisher.info().max_payload));
+        lane.open(&opened.tail)?;
         tracing::info!(
             stream = lane.stream(),
             server = publisher.map(|publisher| publisher.target()),

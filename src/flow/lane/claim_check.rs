@@ -80,13 +80,20 @@ impl Lane {
             .then(|| format!("the message's headers have {header} bytes, JetStream takes {HEADER_MAX}"))
     }
 
-    /// Whether the stream may take larger messages by now than when the lane was opened: its `max_msg_size`, or the server's
-    /// `max_payload`, may have been raised. The message goes into the line then, and the lane is opened again, which reads the
+    /// The server takes messages of at most so many bytes (`max_payload`). It tells when that changes; of a stream's own limit it
+    /// does not tell.
+    pub fn set_server_limit(&mut self, bytes: usize) {
+        self.server_limit = bytes;
+    }
+
+    /// Whether the stream may take larger messages by now than when the lane was opened: its `max_msg_size` may have been raised,
+    /// up to what the server takes. The message goes into the line then, and the lane is opened again, which reads the
     /// limit and decides. Not more often than once in [`LIMIT_HOLDS`]; a message that can have a claim check gets one instead.
-    pub(super) fn may_have_grown(&self, draft: &Draft) -> bool {
+    pub(super) fn may_have_grown(&self, draft: &Draft, length: usize) -> bool {
         let is_limit = draft.layout.header_max() <= HEADER_MAX || self.mode.ordering == Ordering::Core;
         let is_old = !self.is_open() || self.now.steady.saturating_sub(self.opened_at) >= LIMIT_HOLDS;
-        is_limit && is_old && !self.can_claim(draft.may_be_claimed, &draft.layout, self.max_payload)
+        let is_within = draft.layout.total_max(length) <= self.server_limit;
+        is_within && is_limit && is_old && !self.can_claim(draft.may_be_claimed, &draft.layout, self.max_payload)
     }
 
     /// Whether a message that is too large can be sent with a claim check instead of its payload, to a server that takes
