@@ -158,7 +158,7 @@ impl Lane {
                 record(&mut self.history, &self.notes, &self.send_buffer, &slot, slot.sequence(), self.now);
                 self.bytes -= slot.length;
                 self.base += 1;
-                self.stored += u64::from(!matches!(slot.state, State::Stored(_)));
+                self.stored += u64::from(slot.sent_at != 0 && !matches!(slot.state, State::Stored(_)));
             }
             self.release_notes();
             return;
@@ -179,7 +179,7 @@ impl Lane {
             match slot_outcome {
                 SlotOutcome::Stored => {
                     record(&mut self.history, &self.notes, &self.send_buffer, &slot, slot.sequence(), self.now);
-                    self.stored += u64::from(!matches!(slot.state, State::Stored(_)));
+                    self.stored += u64::from(slot.sent_at != 0 && !matches!(slot.state, State::Stored(_)));
                 }
                 SlotOutcome::TooLarge(reason) => {
                     set_aside.push(ClaimCheck::of(&slot, message, self.note_at(slot.note), reason));

@@ -242,6 +242,19 @@ fn an_event_in_doubt_is_stored_only_if_the_stream_lists_it() {
     assert_eq!((lane.listing(), lane.displaces(&at(1))), (None, None));
 }
 
+/// An earlier session has counted what it published.
+#[test]
+fn only_events_that_this_session_sent_count_as_stored() {
+    let mut lane = lane_of(Ordering::Strict, 3);
+    open(&mut lane, &tail(1, Some((1, 1))));
+    assert_eq!((lane.len(), lane.counts()), (2, (0, 0)), "the first was stored before");
+    lane.set_time(Timestamps { wall: 0, steady: 5 });
+    tokens(&mut lane);
+    lane.close();
+    open(&mut lane, &tail(3, Some((3, 3))));
+    assert_eq!((lane.len(), lane.counts()), (0, (2, 0)), "the others were sent, and their answers lost");
+}
+
 /// A tail that was read for another mode lists other events, or none.
 #[test]
 fn an_event_in_doubt_waits_for_a_tail_that_lists_it() {
