@@ -1,13 +1,18 @@
 //! Gives `walhook version` the commit and the date of the build.
 //!
-//! In: WALHOOK_BUILD_COMMIT and SOURCE_DATE_EPOCH, as whoever builds it has set them; without them, for a release build in a git
+//! In: WALHOOK_BUILD_COMMIT and SOURCE_DATE_EPOCH, where the build sets them; without them, for a release build in a git
 //! checkout (`cargo install --git`), the commit and its date. Out: two variables of the compiler, empty where nothing is known. The
 //! clock is not asked, so that the same commit gives the same binary.
+
+#[allow(dead_code, reason = "of two items the build needs one")]
+#[path = "src/calendar.rs"]
+mod calendar;
 
 use std::{env, process::Command};
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/calendar.rs");
     println!("cargo::rerun-if-env-changed=WALHOOK_BUILD_COMMIT");
     println!("cargo::rerun-if-env-changed=SOURCE_DATE_EPOCH");
     let given = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
@@ -36,16 +41,8 @@ fn git(arguments: &[&str]) -> Option<String> {
     ask(arguments)
 }
 
-/// Seconds since 1970 as a date in UTC (Howard Hinnant's civil_from_days).
+/// Seconds since 1970 as a date in UTC.
 fn date(seconds: i64) -> String {
-    let days = seconds.div_euclid(86_400) + 719_468;
-    let era = days.div_euclid(146_097);
-    let day_of_era = days.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (year, month, day) = calendar::civil_from_days(seconds.div_euclid(86_400));
     format!("{year:04}-{month:02}-{day:02}")
 }

@@ -28,6 +28,7 @@
 //! as stored, send the rest again from the window. Whatever goes wrong with PostgreSQL: end the session and begin one as
 //! the first began, from the slot and the tails. There is no retry of a single event.
 
+mod calendar;
 pub mod commands;
 pub mod config;
 pub mod deliver;

@@ -1,7 +1,7 @@
 //! `walhook deliver`: takes events from JetStream and calls the webhooks, until told to stop.
 //!
 //! Any number run side by side. [`configuration`] says which webhooks there are, [`worker`] keeps a [`lane`] for each,
-//! [`event`] deals with one message, [`call`] with one request, [`call_log`] keep the record. What is sent and what an answer
+//! [`event`] deals with one message, [`call`] with one request, [`call_log`] keeps the record. What is sent and what an answer
 //! means is decided in [`crate::deliver`].
 
 pub(super) mod call;
@@ -85,7 +85,7 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
             Err(error) => error,
         };
         let wait = backoff.next();
-        let name = nats_or_postgres(&error);
+        let name = super::breaks::of_postgres(&error);
         tracing::warn!(finding = name, retry_in_ms = wait.as_millis(), away_s = began.elapsed().as_secs(), "{error}");
         notify.status(&format!("not delivering, trying again: {error}"));
         // The service manager need not wait: a server may be away for long.
@@ -157,11 +157,6 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
     showing.iter().for_each(JoinHandle::abort);
     tracing::info!("all calls finished");
     Ok(())
-}
-
-/// What `walhook check` calls why the work cannot begin.
-fn nats_or_postgres(error: &crate::error::Error) -> &'static str {
-    super::breaks::of_postgres(error)
 }
 
 /// The NATS of the configuration that is named in the settings, and the database, which is the one that publishes there.

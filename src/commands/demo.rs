@@ -392,11 +392,8 @@ enum Statement {
 
 /// This binary with other arguments, on the demo's database; no setting of the user's reaches it.
 fn own(name: &'static str, arguments: &[&str], url: &str, log: &Path) -> Result<Process> {
-    let program = if cfg!(target_os = "linux") {
-        PathBuf::from("/proc/self/exe")
-    } else {
-        std::env::current_exe().map_err(|error| Error::unavailable("find walhook's own file").caused_by(error))?
-    };
+    let program =
+        servers::own_binary().map_err(|error| Error::unavailable("find walhook's own file").caused_by(error))?;
     let arguments: Vec<_> = arguments.iter().map(|&argument| argument.to_owned()).collect();
     Process::start(name, &program, &arguments, &[("DATABASE_URL", url)], log, false, Signal::TERM)
 }

@@ -14,7 +14,7 @@ pub struct Lasting {
     /// What `walhook check` calls it.
     name: Option<&'static str>,
     since: Option<Instant>,
-    told: Option<Instant>,
+    logged: Option<Instant>,
 }
 
 /// Whether there is something to tell.
@@ -30,12 +30,12 @@ impl Lasting {
     /// Takes what there is to tell at `now`.
     pub fn tells(&mut self, text: &str, now: Instant) -> Telling {
         if self.text.as_deref() != Some(text) {
-            *self = Lasting { text: Some(text.to_owned()), since: Some(now), told: Some(now), ..Lasting::default() };
+            *self = Lasting { text: Some(text.to_owned()), since: Some(now), logged: Some(now), ..Lasting::default() };
             return Telling::News;
         }
-        match (self.since, self.told) {
-            (Some(since), Some(told)) if now.duration_since(told) >= REPEATED_AFTER => {
-                self.told = Some(now);
+        match (self.since, self.logged) {
+            (Some(since), Some(logged)) if now.duration_since(logged) >= REPEATED_AFTER => {
+                self.logged = Some(now);
                 Telling::Again(now.duration_since(since))
             }
             _ => Telling::Nothing,
@@ -116,9 +116,9 @@ mod tests {
 
     #[test]
     fn the_same_is_told_once_until_all_was_well_in_between() {
-        let mut told = LogOnce::default();
-        assert!(!told.forget());
-        assert!(told.is_news("a") && !told.is_news("a") && told.is_news("b") && told.is_news("a"));
-        assert!(told.forget() && told.is_news("a"));
+        let mut logged = LogOnce::default();
+        assert!(!logged.forget());
+        assert!(logged.is_news("a") && !logged.is_news("a") && logged.is_news("b") && logged.is_news("a"));
+        assert!(logged.forget() && logged.is_news("a"));
     }
 }

@@ -28,6 +28,7 @@ use tokio::{
 };
 
 use crate::{
+    calendar::POSTGRES_EPOCH_US,
     deliver::{message::Call, schedule::Outcome, webhook::Webhook},
     error::{Error, Result},
     flow::lane::Traced,
@@ -45,8 +46,6 @@ const GATHER: Duration = Duration::from_millis(500);
 const WITHIN: Duration = Duration::from_secs(5);
 /// How long the end of the process waits for the last spans.
 const AT_THE_END: Duration = Duration::from_secs(2);
-/// µs from 1970 to 2000.
-const Y2K: i64 = 946_684_800_000_000;
 
 static SENDER: OnceLock<mpsc::Sender<Value>> = OnceLock::new();
 static LEFT_OUT: AtomicU64 = AtomicU64::new(0);
@@ -239,7 +238,7 @@ pub fn acknowledged(traced: &Traced, source: &str, stream: &str) {
     if SENDER.get().is_none() {
         return;
     }
-    let nanos = |micros: i64| i128::from(micros + Y2K) * 1000;
+    let nanos = |micros: i64| i128::from(micros + POSTGRES_EPOCH_US) * 1000;
     let times = (nanos(traced.position.commit_time), nanos(traced.acked));
     let attributes = [
         ("messaging.system", "nats".into()),

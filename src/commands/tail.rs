@@ -33,6 +33,7 @@ use super::{
     replay::{Bounds, Feed, Filter, Point, Source, Verdict, control_that_returns, table_of},
 };
 use crate::{
+    calendar::POSTGRES_EPOCH_US,
     config::Config,
     error::{Error, Kind, Result},
     flow::event_id::EventPosition,
@@ -365,7 +366,7 @@ fn stored(stream: &str, message: &Value) -> Option<Read> {
 /// Nanoseconds since 1970 as events write times.
 fn written(nanos: i128) -> String {
     let mut time = String::new();
-    write_timestamp(i64::try_from(nanos / 1000 - 946_684_800_000_000).unwrap_or(i64::MAX), &mut time);
+    write_timestamp(i64::try_from(nanos / 1000 - i128::from(POSTGRES_EPOCH_US)).unwrap_or(i64::MAX), &mut time);
     time
 }
 

@@ -91,12 +91,12 @@ impl Webhook {
     }
 }
 
-/// Whether headers that look like credentials are told.
+/// Whether headers that look like credentials are included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Credentials {
-    /// To a worker that has read the database itself.
-    LogOnce,
-    /// In the bucket. A webhook with `expose_credentials` tells them anyway: its messages do.
+    /// For a worker that has read the database itself.
+    Included,
+    /// In the bucket. A webhook with `expose_credentials` includes them anyway, as its messages do.
     Withheld,
 }
 
@@ -115,12 +115,12 @@ pub fn webhooks(tables: &Tables, config_name: &str, credentials: Credentials) ->
         .filter(|(_, row)| config.is_some() && row.nats_config_id.or(default) == config)
         .map(|(compiled, row)| {
             let (headers, withheld) = headers(row.headers.as_deref());
-            let tell = credentials == Credentials::LogOnce || row.expose_credentials;
-            let (headers, mut withheld) = match tell {
+            let includes = credentials == Credentials::Included || row.expose_credentials;
+            let (headers, mut withheld) = match includes {
                 true => (headers.into_iter().chain(withheld).collect(), Vec::new()),
                 false => (headers, withheld.into_keys().collect()),
             };
-            let url = if tell { Cow::Borrowed(row.url.as_str()) } else { shown_url(&row.url) };
+            let url = if includes { Cow::Borrowed(row.url.as_str()) } else { shown_url(&row.url) };
             if url != row.url {
                 withheld.push("url".to_owned());
             }
@@ -300,13 +300,13 @@ mod tests {
     #[test]
     fn a_configuration_has_its_own_webhooks_and_the_default_one_those_that_name_none() {
         let ids =
-            |name| webhooks(&tables(), name, Credentials::LogOnce).iter().map(|w| w.webhook_id).collect::<Vec<_>>();
+            |name| webhooks(&tables(), name, Credentials::Included).iter().map(|w| w.webhook_id).collect::<Vec<_>>();
         assert_eq!((ids("default"), ids("other"), ids("nowhere")), (vec![7], vec![8], vec![]));
     }
 
     #[test]
     fn credentials_are_told_to_those_who_read_the_database_only() {
-        let told = &webhooks(&tables(), "default", Credentials::LogOnce)[0];
+        let told = &webhooks(&tables(), "default", Credentials::Included)[0];
         assert_eq!(told.headers["Authorization"], "Bearer t");
         assert!(!told.needs_database());
         let withheld = &webhooks(&tables(), "default", Credentials::Withheld)[0];
@@ -319,7 +319,7 @@ mod tests {
         (row.url, row.headers) = ("https://u:hunter2@example.com/?token=hunter2".to_owned(), None);
         let withheld = &webhooks(&with_login, "default", Credentials::Withheld)[0];
         assert_eq!((withheld.url.as_str(), withheld.needs_database()), ("https://example.com/?token=***", true));
-        assert!(webhooks(&with_login, "default", Credentials::LogOnce)[0].url.contains("u:hunter2@"));
+        assert!(webhooks(&with_login, "default", Credentials::Included)[0].url.contains("u:hunter2@"));
         let mut tables = tables();
         tables.webhooks.get_mut(&7).unwrap().expose_credentials = true;
         assert!(!webhooks(&tables, "default", Credentials::Withheld)[0].needs_database());
@@ -334,7 +334,7 @@ mod tests {
 
     #[test]
     fn the_subjects_are_its_own_and_its_links_with_wildcards_for_what_rows_say() {
-        let webhook = &webhooks(&tables(), "default", Credentials::LogOnce)[0];
+        let webhook = &webhooks(&tables(), "default", Credentials::Included)[0];
         assert_eq!(webhook.subjects, ["webhooks.or%2Eders.*", "webhooks.orders"]);
         let link = LinkRow { table_schema: "s".to_owned(), table_name: "t".to_owned(), ..LinkRow::default() };
         assert_eq!(pattern("a.{schema}-{op}.x{a.b}.{table}", &link), "a.*.*.t");

@@ -582,14 +582,13 @@ impl Lane {
     /// What of it can never be published, where it is larger than the server takes; the line is as before.
     pub fn commit(&mut self, draft: Draft, number: u64, position: EventPosition) -> Result<(), Box<Rejected>> {
         let length = self.send_buffer.length_since(draft.place);
-        let asks_again = if let Some(reason) = self.too_large(&draft.layout, length) {
-            if !self.may_have_grown(&draft, length) {
-                return self.set_aside(draft, number, position, reason);
-            }
-            true
-        } else {
-            false
-        };
+        let too_large = self.too_large(&draft.layout, length);
+        let asks_again = too_large.is_some();
+        if let Some(reason) = too_large
+            && !self.may_have_grown(&draft, length)
+        {
+            return self.set_aside(draft, number, position, reason);
+        }
         let Draft { place, layout, note, keep, may_be_claimed, halts, own_id, .. } = draft;
         self.send_buffer.buffer().extend_from_slice(CRLF);
         let length = length + CRLF.len();

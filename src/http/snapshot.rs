@@ -9,12 +9,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::flow::{histogram::Histogram, streamer::WebhookCounts};
+use crate::{
+    calendar::POSTGRES_EPOCH_US,
+    flow::{histogram::Histogram, streamer::WebhookCounts},
+};
 
 /// How many webhooks have a line of their own in the metrics; the rest is summed up as [`OTHER`].
 pub const WEBHOOKS_MAX: usize = 200;
-/// 2000-01-01, where PostgreSQL's times begin, in seconds since 1970.
-const POSTGRES_EPOCH: f64 = 946_684_800.0;
 /// The label of all other webhooks.
 pub const OTHER: &str = "other";
 
@@ -179,7 +180,7 @@ impl Published {
     /// Each webhook with its numbers.
     pub fn iter(&self) -> impl Iterator<Item = PublishedWebhook<'_>> {
         #[allow(clippy::cast_precision_loss, reason = "seconds with a few digits")]
-        let seconds = |micros: i64| (micros as f64) / 1e6 + POSTGRES_EPOCH;
+        let seconds = |micros: i64| (micros as f64) / 1e6 + POSTGRES_EPOCH_US as f64 / 1e6;
         self.names.iter().zip(self.counts.iter()).map(move |(known, counts)| PublishedWebhook {
             id: known.id,
             name: &known.name,

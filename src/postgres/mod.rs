@@ -21,7 +21,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::error::Error;
+use crate::{calendar::POSTGRES_EPOCH_US, error::Error};
 
 pub use settings::{Secret, Settings};
 use sqlstate::Class;
@@ -57,7 +57,7 @@ impl std::error::Error for ServerError {}
 /// µs since 2000-01-01, as PostgreSQL counts time.
 pub fn now() -> i64 {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-    i64::try_from(since_1970).unwrap_or(i64::MAX) - 946_684_800_000_000
+    i64::try_from(since_1970).unwrap_or(i64::MAX) - POSTGRES_EPOCH_US
 }
 
 /// The server's error code, where `error` came from the server.

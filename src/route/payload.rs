@@ -15,10 +15,13 @@ use super::{
     trace,
     value::{write_bytes, write_json, write_json_string},
 };
-use crate::wal::{
-    change::{Change, Op},
-    lsn::Lsn,
-    pgoutput::{Column, OldTuple, Tuple},
+use crate::{
+    calendar::{POSTGRES_EPOCH_US, civil_from_days},
+    wal::{
+        change::{Change, Op},
+        lsn::Lsn,
+        pgoutput::{Column, OldTuple, Tuple},
+    },
 };
 
 mod cloudevents;
@@ -58,7 +61,7 @@ impl TransactionText {
         id.push(b'-');
         self.timestamp.clear();
         write_timestamp(commit_time, &mut self.timestamp);
-        self.timestamp_us = commit_time.saturating_add(946_684_800_000_000);
+        self.timestamp_us = commit_time.saturating_add(POSTGRES_EPOCH_US);
         self.lsn.clear();
         write!(self.lsn, "{commit_lsn}").expect("writing to a string");
         self.commit_lsn = commit_lsn;
@@ -88,19 +91,6 @@ pub fn write_timestamp(micros: i64, out: &mut String) {
     // PostgreSQL's own times end in the year 294276.
     write!(out, "{year:04}").expect("writing to a string");
     out.push_str(std::str::from_utf8(&text).expect("digits are ASCII"));
-}
-
-/// Year, month and day of a number of days since 1970-01-01, by Howard Hinnant's algorithm of that name.
-fn civil_from_days(days: i64) -> (i64, i64, i64) {
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
 }
 
 /// What an event is about.

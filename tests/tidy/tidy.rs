@@ -30,7 +30,7 @@ const MAY_USE: [(&str, &[&str]); 10] = [
 ];
 
 /// What every part may use; these use nothing but `text`.
-const FOR_ALL: [&str; 2] = ["error", "percent"];
+const FOR_ALL: [&str; 3] = ["calendar", "error", "percent"];
 /// The parts on top, which the others do not use.
 const TOP: [(&str, &[&str]); 3] = [
     ("config", &["commands", "files", "flow", "http", "nats", "postgres"]), // their settings; of commands only deliver's

@@ -401,7 +401,7 @@ pub const CODES: &[Code] = &[
     code(
         "stream_lost",
         Nats,
-        "a stream that had acknowledged events is gone, made anew or set back",
+        "a stream that had acknowledged events was deleted, recreated or set back",
         "Acknowledged events are missing from it. walhook run ends with exit code 3.",
     ),
     code(

@@ -155,7 +155,7 @@ impl Connection {
 
 async fn write(settings: Settings, mut receiver: mpsc::Receiver<Waiting>) {
     let mut connection: Option<Connection> = None;
-    let mut told = LogOnce::default();
+    let mut logged = LogOnce::default();
     let mut away = Away::new(Duration::ZERO);
     let mut queue: Vec<Waiting> = Vec::new();
     let mut is_open = true;
@@ -175,7 +175,7 @@ async fn write(settings: Settings, mut receiver: mpsc::Receiver<Waiting>) {
         let outcome = attempt(&settings, &mut connection, &batch).await;
         match outcome {
             Ok(()) => {
-                if told.forget() {
+                if logged.forget() {
                     tracing::info!("calls are written into rule_webhook_calls again");
                 }
                 away.look(std::iter::empty(), Instant::now());
@@ -184,7 +184,7 @@ async fn write(settings: Settings, mut receiver: mpsc::Receiver<Waiting>) {
             Err(error) if error.is_retryable() || connection.as_ref().is_none_or(|open| open.client.is_closed()) => {
                 connection = None;
                 let text = error.to_string();
-                if told.is_news(&text) {
+                if logged.is_news(&text) {
                     tracing::warn!("calls cannot be written into rule_webhook_calls; trying again: {text}");
                 }
                 if let [News::Still(_, lasts)] = &away.look(std::iter::once("PostgreSQL"), Instant::now())[..] {
@@ -272,9 +272,9 @@ const CALLS: &str = "WITH given AS ( \
 const ATTEMPTS: &str =
     "SELECT retry_count + 1 FROM public.rule_webhook_calls WHERE event_id = $1 AND started_at IS NOT NULL";
 
-/// A message may come again after its letter was written: its last acknowledgement was lost, or its consumer was made anew. If somebody
+/// A message may come again after its letter was written: its last acknowledgement was lost, or its consumer was recreated. If somebody
 /// has retried or dropped the letter by then, it stays so; a retry is an event with an id, and a letter, of its own. Where one
-/// row would be of two messages (a stream that was made anew counts from 1 again), the newest has it.
+/// row would be of two messages (a recreated stream counts from 1 again), the newest has it.
 const DEAD_LETTERS: &str = "INSERT INTO public.rule_nats_dead_letters AS d \
         (event_id, webhook_id, webhook_name, subject, headers, payload, reason, commit_lsn, origin) \
     SELECT event_id, webhook_id, webhook_name, subject, headers::jsonb, payload, reason, commit_lsn::pg_lsn, 'deliver' \

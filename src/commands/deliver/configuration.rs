@@ -108,7 +108,7 @@ impl Whose {
 type Change = (i32, Option<Box<Webhook>>);
 
 async fn watch_bucket(control: Control, whose: Whose, changed: mpsc::Sender<Change>) {
-    let mut told = LogOnce::default();
+    let mut logged = LogOnce::default();
     while !changed.is_closed() {
         let why = match whose.bucket(&control).await {
             Ok(Some(bucket)) => match read_bucket(&control, &bucket, &changed).await {
@@ -119,10 +119,10 @@ async fn watch_bucket(control: Control, whose: Whose, changed: mpsc::Sender<Chan
             Err(error) => Some(format!("the bucket of source {:?} cannot be followed: {error}", whose.source)),
         };
         match why {
-            Some(text) if told.is_news(&text) => tracing::info!("{text}"),
+            Some(text) if logged.is_news(&text) => tracing::info!("{text}"),
             Some(_) => {}
             None => {
-                told.forget();
+                logged.forget();
             }
         }
         sleep(LOOK).await;
@@ -192,12 +192,12 @@ async fn follow_rows(
     sender: &watch::Sender<Option<All>>,
 ) {
     let mut client = None;
-    let mut told = LogOnce::default();
+    let mut logged = LogOnce::default();
     let mut seen = BTreeSet::new();
     loop {
         match read_rows(postgres, &mut client, config_name).await {
             Ok((webhooks, rows)) => {
-                told.forget();
+                logged.forget();
                 let is_deleted = seen.difference(&rows).copied().collect();
                 seen.extend(rows);
                 sender.send_replace(Some(All { webhooks, is_deleted }));
@@ -205,7 +205,7 @@ async fn follow_rows(
             Err(error) => {
                 client = None;
                 let text = error.to_string();
-                if told.is_news(&text) {
+                if logged.is_news(&text) {
                     tracing::warn!("the webhooks cannot be read; calls go on with those that were read before: {text}");
                 }
             }
@@ -257,7 +257,7 @@ pub async fn read_rows(
             by_webhook.entry(id).or_default().push((name, value));
         }
     }
-    let known = webhook::webhooks(&tables, config_name, Credentials::LogOnce).into_iter().map(|webhook| {
+    let known = webhook::webhooks(&tables, config_name, Credentials::Included).into_iter().map(|webhook| {
         let secrets = by_webhook.get(&webhook.webhook_id).map_or(&[][..], Vec::as_slice);
         let keys = if webhook.signed { keys(secrets) } else { Ok(Vec::new()) };
         (webhook.webhook_id, Arc::new(Known { webhook, keys, is_gone: false }))

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::{lane::Lane, settings::DeliverFrom, worker::Worker};
 use crate::{
+    calendar::POSTGRES_EPOCH_US,
     deliver::webhook::{Webhook, cover},
     error::{Error, Kind, Result},
     nats::{
@@ -28,8 +29,6 @@ const NO_CONSUMER: u64 = 10014;
 /// JetStream's answers where a workqueue stream has a consumer that takes some of the same subjects, or all.
 const NOT_UNIQUE: [u64; 2] = [10099, 10100];
 
-/// From 1970 to 2000, in µs.
-const MICROS_BEFORE_2000: i64 = 946_684_800_000_000;
 const NO_STREAM: u64 = 10059;
 /// JetStream lists some hundreds of names on a page; past so many pages a list has no end.
 const PAGES_MAX: usize = 10_000;
@@ -303,7 +302,7 @@ pub async fn pause(lane: Arc<Lane>, wait: Duration) {
     if remaining < wait {
         let mut until = String::new();
         let micros = i64::try_from((now + wait).as_micros()).unwrap_or(i64::MAX);
-        write_timestamp(micros.saturating_sub(MICROS_BEFORE_2000), &mut until);
+        write_timestamp(micros.saturating_sub(POSTGRES_EPOCH_US), &mut until);
         set_pause(&lane, json!({ "pause_until": until })).await;
     }
 }

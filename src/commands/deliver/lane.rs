@@ -346,11 +346,11 @@ pub async fn run(
     });
     let mut calls = Calls::new();
     let mut backoff = Backoff::default();
-    let mut told = LogOnce::default();
+    let mut logged = LogOnce::default();
     while let Err(error) = session(&lane, &mut known, &mut calls, &mut backoff, &start).await {
         start.is_now(false);
         let text = error.to_string();
-        if told.is_news(&text) {
+        if logged.is_news(&text) {
             tracing::warn!(webhook = webhook.name, stream = lane.stream, "{text}");
         }
         let retry = sleep(backoff.next());

@@ -86,7 +86,7 @@ pub async fn run(worker: Arc<Worker>, mut all: watch::Receiver<Option<All>>, mut
     let mut left: Option<Vec<(i32, String)>> = None;
     let mut finding = pin!(find(&worker));
     let mut tasks = JoinSet::new();
-    let mut told = LoggedSoFar::default();
+    let mut logged = LoggedSoFar::default();
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut minutes = Minutes::new(&worker);
@@ -116,8 +116,9 @@ pub async fn run(worker: Arc<Worker>, mut all: watch::Receiver<Option<All>>, mut
             _ = look.tick() => {}
         }
         let Some(now) = all.borrow_and_update().clone() else { continue };
-        told.counts(&worker);
-        follow(&worker, &now, left.as_deref().unwrap_or_default(), &mut lanes, &mut tasks, &mut told, &shutdown).await;
+        logged.counts(&worker);
+        follow(&worker, &now, left.as_deref().unwrap_or_default(), &mut lanes, &mut tasks, &mut logged, &shutdown)
+            .await;
         is_configured = true;
         while tasks.try_join_next().is_some() {}
         // A lane that has ended by itself was a deleted webhook's.
@@ -128,7 +129,7 @@ pub async fn run(worker: Arc<Worker>, mut all: watch::Receiver<Option<All>>, mut
     worker.notify.stopping("stopping: waits for the calls in flight");
     while tasks.join_next().await.is_some() {}
     drop(lanes);
-    told.counts(&worker);
+    logged.counts(&worker);
     // What was said last has to leave before the process does.
     if let Err(error) = worker.client.flush().await {
         tracing::warn!(%error, "the last acknowledgements may not have been sent; their events will be delivered again");
@@ -158,7 +159,7 @@ async fn follow(
     left: &[(i32, String)],
     lanes: &mut BTreeMap<(i32, String), Running>,
     tasks: &mut JoinSet<()>,
-    told: &mut LoggedSoFar,
+    logged: &mut LoggedSoFar,
     shutdown: &watch::Receiver<bool>,
 ) {
     for ((id, _), running) in lanes.iter() {
@@ -187,18 +188,18 @@ async fn follow(
         }
         if webhook.needs_database() && !worker.settings.has_database {
             let why = if webhook.signed { "it is signed" } else { "it has credentials in its headers or its url" };
-            told.once(&webhook.name, &format!("{why}, so it is left to workers with a database"));
+            logged.once(&webhook.name, &format!("{why}, so it is left to workers with a database"));
             continue;
         }
         let mut streams = match consumer::streams(&worker.control, &webhook.subjects).await {
             Ok(streams) => streams,
             Err(error) => {
-                told.once(&webhook.name, &error.to_string());
+                logged.once(&webhook.name, &error.to_string());
                 continue;
             }
         };
         if streams.is_empty() && webhook.publishes {
-            told.once(&webhook.name, &format!("no stream takes {} yet", webhook.subjects.join(", ")));
+            logged.once(&webhook.name, &format!("no stream takes {} yet", webhook.subjects.join(", ")));
         }
         streams.extend(left.iter().filter(|(webhook, _)| webhook == id).map(|(_, stream)| stream.clone()));
         for stream in streams {
@@ -207,7 +208,7 @@ async fn follow(
                 continue;
             }
             if let Err(error) = consumer::check_stream(&worker.control, &key.1, worker.owner.get()).await {
-                told.once(&webhook.name, &error.to_string());
+                logged.once(&webhook.name, &error.to_string());
                 continue;
             }
             let (sender, receiver) = watch::channel(Arc::clone(known));
@@ -221,13 +222,13 @@ async fn follow(
 
 /// The consumers that webhooks have, in whatever streams; asked until there is an answer.
 async fn find(worker: &Worker) -> Vec<(i32, String)> {
-    let mut told = log_once::LogOnce::default();
+    let mut logged = log_once::LogOnce::default();
     loop {
         match consumer::of_group(&worker.control, &worker.settings.group, worker.owner.get()).await {
             Ok(consumers) => return consumers,
             Err(error) => {
                 let text = error.to_string();
-                if told.is_news(&text) {
+                if logged.is_news(&text) {
                     tracing::warn!("cannot look for events that webhooks left in their earlier streams: {text}");
                 }
             }

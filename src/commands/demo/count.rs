@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::text;
+use crate::{calendar::POSTGRES_EPOCH_US, text};
 
 /// A change: transaction, operation, and which row.
 pub type Change = (i64, String, String);
@@ -118,7 +118,7 @@ impl Event {
 
     /// Commit time in microseconds since 1970; the id has it since 2000.
     pub fn committed_at(&self) -> Option<i64> {
-        i64::from_str_radix(self.id.rsplit('-').nth(2)?, 16).ok().map(|micros| micros + 946_684_800_000_000)
+        i64::from_str_radix(self.id.rsplit('-').nth(2)?, 16).ok().map(|micros| micros + POSTGRES_EPOCH_US)
     }
 
     /// The row or the call in a few words.

@@ -220,6 +220,11 @@ fn make_folder(path: &Path, mode: u32) -> Result<PathBuf> {
     Ok(path.to_owned())
 }
 
+/// This binary itself, even where its path is closed to the user that a process of it becomes.
+pub fn own_binary() -> io::Result<PathBuf> {
+    if cfg!(target_os = "linux") { Ok(PathBuf::from("/proc/self/exe")) } else { env::current_exe() }
+}
+
 /// A program that the demo has started. It ends with this value, and with the demo's process.
 #[derive(Debug)]
 pub struct Process {
@@ -245,13 +250,7 @@ impl Process {
         let failed =
             |error: io::Error| Error::unavailable(format!("start {name} ({})", shown(program))).caused_by(error);
         let file = OpenOptions::new().create(true).append(true).open(log).map_err(failed)?;
-        // This binary itself, even where its path is closed to the user that it becomes.
-        let own = if cfg!(target_os = "linux") {
-            PathBuf::from("/proc/self/exe")
-        } else {
-            env::current_exe().map_err(failed)?
-        };
-        let mut command = Command::new(own);
+        let mut command = Command::new(own_binary().map_err(failed)?);
         command.args(["demo", "--child-of", &std::process::id().to_string(), "--"]).arg(program).args(arguments);
         command.env_clear();
         for kept in ["PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR", "RUST_BACKTRACE"] {

@@ -81,7 +81,7 @@ pub struct HistoryWriter {
     /// Rows of the history that were lost.
     lost: u64,
     /// The last failure told, so that the log does not repeat it.
-    told: LogOnce,
+    logged: LogOnce,
     was_stuck: bool,
     /// What went wrong with the consumers and has been told.
     told_of_consumers: HashSet<String>,
@@ -145,7 +145,7 @@ impl HistoryWriter {
             last_tidy: None,
             last_survey: None,
             lost: 0,
-            told: LogOnce::default(),
+            logged: LogOnce::default(),
             was_stuck: false,
             told_of_consumers: HashSet::new(),
         }
@@ -159,7 +159,7 @@ impl HistoryWriter {
     /// Why the history takes no rows, if it has taken none for a while.
     pub fn stuck(&self) -> Option<&str> {
         let is_stuck = self.busy_since.is_some_and(|since| since.elapsed() >= PATIENCE);
-        is_stuck.then(|| self.told.text().unwrap_or("rows of the history are not written"))
+        is_stuck.then(|| self.logged.text().unwrap_or("rows of the history are not written"))
     }
 
     /// Begins the next piece of work if there is one, and tells the streamer whether the history is stuck.
@@ -314,7 +314,7 @@ impl HistoryWriter {
         };
         match failure {
             None => {
-                self.told.forget();
+                self.logged.forget();
                 self.backoff = Backoff::default();
                 self.rests_until = None;
             }
@@ -331,7 +331,7 @@ impl HistoryWriter {
 
     fn tell(&mut self, error: &Error) {
         let text = error.to_string();
-        if self.told.is_news(&text) {
+        if self.logged.is_news(&text) {
             tracing::warn!("{text}");
         }
     }

@@ -29,6 +29,7 @@ use super::{
     state_store::{Checkpoint, Fork},
 };
 use crate::{
+    calendar::POSTGRES_EPOCH_US,
     commands::{
         backoff::Backoff,
         identity::{self, Runs},
@@ -253,12 +254,12 @@ impl Lanes {
                 "server": server.map(|publisher| publisher.target()),
                 "connected": is_up,
                 "connected_since": group.since.filter(|_| is_up).map(timestamp),
-                "last_error": group.told.text().or_else(|| lanes().find_map(|(driver, _)| driver.told.text())),
-                "finding": group.told.name().or_else(|| lanes().find_map(|(driver, _)| driver.told.name())),
+                "last_error": group.logged.text().or_else(|| lanes().find_map(|(driver, _)| driver.logged.text())),
+                "finding": group.logged.name().or_else(|| lanes().find_map(|(driver, _)| driver.logged.name())),
                 "given_up": group.given_up,
                 "holds_slot": holds_slot,
                 // Between two attempts a stream that refuses is open for a moment.
-                "refuses": lanes().any(|(driver, lane)| driver.told.name().is_some() && !lane.is_empty()),
+                "refuses": lanes().any(|(driver, lane)| driver.logged.name().is_some() && !lane.is_empty()),
                 "falls_back": lanes().filter_map(|(driver, _)| driver.falls_back.as_ref()).collect::<Vec<_>>(),
             });
             // A configuration that was switched between JetStream and core NATS has two; the one that is down tells more.
@@ -363,7 +364,7 @@ impl Lanes {
                 driver.wait(Duration::ZERO);
                 self.groups[at].in_use = true;
             } else if stream_changed {
-                driver.told.forget();
+                driver.logged.forget();
                 driver.backoff = Backoff::default();
                 streamer.lane_mut(index).close();
                 match driver.phase {
@@ -395,7 +396,7 @@ impl Lanes {
             for &index in &group.lanes {
                 let (driver, lane) = (&mut self.drivers[index], streamer.lane_mut(index));
                 lane.close();
-                driver.told.forget();
+                driver.logged.forget();
                 driver.backoff = Backoff::default();
                 if !matches!(driver.phase, Phase::Absent) {
                     driver.wait(Duration::ZERO);
@@ -404,7 +405,7 @@ impl Lanes {
         } else if group.row.revision != config.revision {
             group.row.revision = config.revision;
             if group.given_up {
-                group.told.forget();
+                group.logged.forget();
                 group.revive();
             }
         }
@@ -680,9 +681,9 @@ impl Lanes {
         if std::mem::take(&mut driver.answered) {
             self.is_notable |= eager;
             driver.backoff.failures = 0;
-            driver.told.forget();
+            driver.logged.forget();
             group.backoff.failures = 0;
-            group.told.forget();
+            group.logged.forget();
         }
         let Phase::Settling(until) = &mut driver.phase else {
             return self.look_after_running(at, link, index, streamer);
@@ -818,9 +819,8 @@ impl Lanes {
 
 /// ISO 8601 of a number of seconds since 1970.
 fn timestamp(seconds: u64) -> String {
-    const Y2K: i64 = 946_684_800;
     let mut text = String::new();
-    write_timestamp((i64::try_from(seconds).unwrap_or(i64::MAX / 2_000_000) - Y2K) * 1_000_000, &mut text);
+    write_timestamp(i64::try_from(seconds).unwrap_or(i64::MAX / 2_000_000) * 1_000_000 - POSTGRES_EPOCH_US, &mut text);
     text
 }
 

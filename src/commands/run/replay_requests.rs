@@ -63,11 +63,11 @@ impl Drop for ReplayRequests {
 
 async fn work(config: Config, epoch: u64, reported: Reported, shared: Option<Shared>) {
     let mut backoff = Backoff::default();
-    let mut told = LogOnce::default();
+    let mut logged = LogOnce::default();
     loop {
         let Err(error) = session(&config, epoch, &mut backoff, &reported, shared.as_ref()).await;
         let text = error.to_string();
-        if told.is_news(&text) {
+        if logged.is_news(&text) {
             tracing::warn!("{text}");
         }
         sleep(backoff.next()).await;
@@ -108,17 +108,17 @@ async fn replays(config: &Config, client: &Client, backoff: &mut Backoff) -> Res
 }
 
 async fn anchor(config: &Config, client: &Client) -> Result<Infallible> {
-    let mut told = LogOnce::default();
+    let mut logged = LogOnce::default();
     loop {
         // A problem with the slot is none of the connection's, so it holds up no replay.
         match client.query_one(MOVE, &[&config.slot]).await {
             Ok(_) => {
-                told.forget();
+                logged.forget();
             }
             Err(error) if error.is_closed() => return Err(failed("move the anchor slot", error)),
             Err(error) => {
                 let text = failed("move the anchor slot", error).to_string();
-                if told.is_news(&text) {
+                if logged.is_news(&text) {
                     tracing::warn!("{text}");
                     let noted = client.execute(PROBLEM, &[&config.slot, &text]).await;
                     noted.map_err(|error| failed("note why the anchor slot is not moved", error))?;
@@ -131,12 +131,12 @@ async fn anchor(config: &Config, client: &Client) -> Result<Infallible> {
 
 /// Whether the set-up is still as it must be: somebody may alter a publication or a linked table at any time.
 async fn check(config: &Config, client: &Client, reported: &Reported, shared: Option<&Shared>) -> Result<Infallible> {
-    let mut told = LogOnce::default();
+    let mut logged = LogOnce::default();
     loop {
         let began = Instant::now();
         match setup_check::read(client, config).await {
             Ok(findings) => {
-                told.forget();
+                logged.forget();
                 if let Some(shared) = shared {
                     shown::show_findings(shared, &findings);
                 }
@@ -145,7 +145,7 @@ async fn check(config: &Config, client: &Client, reported: &Reported, shared: Op
             Err(error) if client.is_closed() => return Err(error),
             Err(error) => {
                 let text = error.to_string();
-                if told.is_news(&text) {
+                if logged.is_news(&text) {
                     tracing::warn!("{text}");
                 }
             }

@@ -394,19 +394,19 @@ fn used_ratio(info: &Value) -> Option<f64> {
 
 /// Asks the database for what only it knows, until the connection is lost.
 pub async fn ask(config: &Config, client: &Client, shared: &Shared) -> Result<Infallible> {
-    let mut told = LogOnce::default();
+    let mut logged = LogOnce::default();
     loop {
         let began = Instant::now();
         match answers(config, client).await {
             Ok(answers) => {
-                told.forget();
+                logged.forget();
                 shared.update(|snapshot| answers.put(snapshot));
                 shared.update(|snapshot| snapshot.refused = None);
             }
             Err(error) if client.is_closed() => return Err(error),
             Err(error) => {
                 let text = error.to_string();
-                if told.is_news(&text) {
+                if logged.is_news(&text) {
                     tracing::warn!(finding = breaks::of_postgres(&error), "{text}");
                 }
                 if error.kind() == Kind::Permission {

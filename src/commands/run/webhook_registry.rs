@@ -165,7 +165,7 @@ async fn post(
     shared: Arc<Shared>,
 ) {
     let mut backoff = Backoff::default();
-    let mut told = LogOnce::default();
+    let mut logged = LogOnce::default();
     let mut retry_at: Option<Instant> = None;
     let mut kept: Vec<Retained> = Vec::new();
     loop {
@@ -215,12 +215,12 @@ async fn post(
             }
             Some(error) => {
                 let text = error.to_string();
-                if told.is_news(&text) {
+                if logged.is_news(&text) {
                     tracing::warn!("workers' bucket and consumers: {text}");
                 }
             }
             None => {
-                told.forget();
+                logged.forget();
             }
         }
     }

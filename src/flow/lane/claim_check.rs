@@ -319,20 +319,15 @@ mod tests {
         EventPosition { commit_lsn: Lsn(commit), commit_time: 9, ordinal: 0, webhook_id: 1 }
     }
 
+    fn tail(last_sequence: u64, ours: Option<(EventPosition, u64)>, max_payload: usize) -> Tail {
+        let subjects = vec!["s.>".to_owned()];
+        Tail { last_sequence, ours, listing: None, listed: Vec::new(), subjects, max_payload, batch_max: 1 }
+    }
+
     /// An open lane into a stream that ends at 7 and a server that takes 3000 bytes, with an event for each body.
     fn lane_of(ordering: Ordering, bodies: &[&str]) -> (Lane, Vec<Rejected>) {
         let mut lane = Lane::new("S", ordering, "_INBOX.i.0");
-        let subjects = vec!["s.>".to_owned()];
-        lane.open(&Tail {
-            last_sequence: 7,
-            ours: None,
-            listing: None,
-            listed: Vec::new(),
-            subjects,
-            max_payload: 3000,
-            batch_max: 1,
-        })
-        .unwrap();
+        lane.open(&tail(7, None, 3000)).unwrap();
         lane.is_probing = false;
         let mut refused = Vec::new();
         for (commit, body) in (1..).zip(bodies) {
@@ -428,17 +423,7 @@ mod tests {
         assert!(lane.refused(b"0100000001", &Refusal::TooLarge("too large".to_owned())));
         assert!(lane.take_rejected().is_empty());
         let ours = Some((at(1), 8));
-        let subjects = vec!["s.>".to_owned()];
-        lane.open(&Tail {
-            last_sequence: 8,
-            ours,
-            listing: None,
-            listed: Vec::new(),
-            subjects,
-            max_payload: 3000,
-            batch_max: 1,
-        })
-        .unwrap();
+        lane.open(&tail(8, ours, 3000)).unwrap();
         lane.is_probing = false;
         assert!(lane.unsent().is_empty());
         claim(&mut lane, 2);
@@ -454,17 +439,7 @@ mod tests {
         let (_, refused) = lane_of(Ordering::Core, &[&large]);
         assert!(refused[0].reason.ends_with("core NATS has no object store"), "{}", refused[0].reason);
         let mut lane = Lane::new("S", Ordering::Strict, "_INBOX.i.0");
-        let subjects = vec!["s.>".to_owned()];
-        lane.open(&Tail {
-            last_sequence: 7,
-            ours: None,
-            listing: None,
-            listed: Vec::new(),
-            subjects,
-            max_payload: 300,
-            batch_max: 1,
-        })
-        .unwrap();
+        lane.open(&tail(7, None, 300)).unwrap();
         let head = Head { subject: b"s.a", id: b"i", message_id: None, op: "insert", epoch: 3 };
         let mut draft = lane.draft(head, |_| ());
         draft.allow_claim();

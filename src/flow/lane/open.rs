@@ -106,11 +106,11 @@ impl Lane {
         let is_listed = || listed.binary_search_by_key(&slot.position.rank(), EventPosition::rank).is_ok();
         match slot.mode.ordering {
             Ordering::Strict => {
-                let lists_for_strict = self.mode.ordering == Ordering::Strict;
-                // Otherwise the opening in its own mode decides.
-                let is_decided = lists_for_strict || !self.is_doubtful(&slot.position) || is_listed();
+                let is_missing = self.is_doubtful(&slot.position) && !is_listed();
+                // What is listed for another ordering does not tell that an event is missing: the opening in its own decides.
+                let is_decided = !is_missing || self.mode.ordering == Ordering::Strict;
                 if is_decided && tail.ours.is_some_and(|(stored, _)| slot.position.is_at_or_before(&stored)) {
-                    if self.is_doubtful(&slot.position) && !is_listed() {
+                    if is_missing {
                         return Some(SlotOutcome::Displaced);
                     }
                     // Nothing is stored behind a hole, unless another writer fills it.

@@ -230,14 +230,13 @@ impl EventEncoder {
     fn event(
         &mut self,
         rules: &Rules,
-        webhook: usize,
+        index: usize,
         body: Body<'_>,
         change: &Change<'_>,
         lane: Option<usize>,
         message_id: Option<&[u8]>,
         problem: Option<String>,
     ) -> Result<()> {
-        let index = webhook;
         let webhook = &rules.webhooks[index];
         let position = event_position(change.position, webhook.id);
         self.counts.events += 1;
@@ -305,12 +304,16 @@ impl EventEncoder {
         }
     }
 
+    /// Whether no session before this one has counted the event for its webhook.
+    fn is_new(&self, position: &EventPosition) -> bool {
+        (position.commit_lsn, position.ordinal) > self.counted_before
+    }
+
     fn count_for(&mut self, index: usize, position: &EventPosition) {
-        let place = (position.commit_lsn, position.ordinal);
-        if place <= self.counted_before {
+        if !self.is_new(position) {
             return;
         }
-        self.counted = place;
+        self.counted = (position.commit_lsn, position.ordinal);
         if let Some(counts) = self.webhook_counts.get_mut(index) {
             counts.events += 1;
             counts.last = counts.last.max(position.commit_time);
@@ -374,7 +377,7 @@ impl EventEncoder {
             )));
         }
         self.counts.dead_letters[obstacle as usize] += 1;
-        let is_new = (position.commit_lsn, position.ordinal) > self.counted_before;
+        let is_new = self.is_new(&position);
         if let Some(counts) = index.and_then(|index| self.webhook_counts.get_mut(index)).filter(|_| is_new) {
             counts.dead += 1;
         }

@@ -40,7 +40,7 @@ pub struct Storing {
 pub struct Trouble {
     backoff: Backoff,
     wait: Duration,
-    told: LogOnce,
+    logged: LogOnce,
 }
 
 impl Lanes {
@@ -101,7 +101,7 @@ impl Trouble {
     fn again(&mut self, error: &Error) {
         self.wait = self.backoff.next();
         let text = error.to_string();
-        if self.told.is_news(&text) {
+        if self.logged.is_news(&text) {
             tracing::warn!("{text}; later events of the stream wait");
         }
     }

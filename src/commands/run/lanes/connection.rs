@@ -70,7 +70,7 @@ pub struct Group {
     failures: u32,
     pub given_up: bool,
     /// The last failure told, so that the log does not repeat it at every attempt.
-    pub told: Lasting,
+    pub logged: Lasting,
     /// How many events of its lanes are in line.
     pub in_line: usize,
     /// When the last connection was made, in seconds since 1970.
@@ -119,7 +119,7 @@ impl Group {
             pause: None,
             failures: 0,
             given_up: false,
-            told: Lasting::default(),
+            logged: Lasting::default(),
             in_line: 0,
             since: None,
         }
@@ -136,7 +136,7 @@ impl Group {
         self.disconnect();
         // It may be another account.
         self.inquiry = Inquiry::default();
-        self.told.forget();
+        self.logged.forget();
         self.revive();
     }
 
@@ -285,7 +285,7 @@ impl Group {
 
     /// Logs a failure unless it is the one logged last, or that was a while ago.
     fn tell(&mut self, error: &Error, text: &str) {
-        self.told.warn(nats_name(error, "nats_connection"), text, self.in_line);
+        self.logged.warn(nats_name(error, "nats_connection"), text, self.in_line);
     }
 
     /// What it is called in errors: by its streams.

@@ -31,7 +31,7 @@ pub struct Driver {
     pub is_wanted: bool,
     pub backoff: Backoff,
     /// The last failure told, so that the log does not repeat it at every attempt.
-    pub told: Lasting,
+    pub logged: Lasting,
     /// How many events are in line.
     pub in_line: usize,
     /// Where the stream was last seen to stand, by this run or an earlier one.
@@ -86,7 +86,7 @@ impl Driver {
             settings: None,
             is_wanted: true,
             backoff: Backoff::default(),
-            told: Lasting::default(),
+            logged: Lasting::default(),
             in_line: 0,
             known,
             created_ns: 0,
@@ -182,7 +182,7 @@ impl Driver {
 
     /// Logs a failure unless it is the one logged last, or that was a while ago.
     pub fn tell(&mut self, error: &Error) {
-        self.told.warn(nats_name(error, "nats_jetstream"), &error.to_string(), self.in_line);
+        self.logged.warn(nats_name(error, "nats_jetstream"), &error.to_string(), self.in_line);
     }
 
     /// Counts a refusal by its code.

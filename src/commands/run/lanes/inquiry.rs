@@ -35,7 +35,7 @@ pub struct Inquiry {
     /// It could not be asked.
     has_failed: bool,
     backoff: Backoff,
-    told: Lasting,
+    logged: Lasting,
 }
 
 #[derive(Default)]
@@ -126,14 +126,14 @@ impl Lanes {
                     let attempted =
                         "before anything is published to core NATS, ask JetStream for the last run of this database";
                     let name = nats_name(&error, "nats_jetstream");
-                    inquiry.told.warn(name, &error.context(attempted).to_string(), group.in_line);
+                    inquiry.logged.warn(name, &error.context(attempted).to_string(), group.in_line);
                 }
                 return Ok(true);
             }
             Err(error) => return Err(error),
         };
         inquiry.is_answered = true;
-        inquiry.told.forget();
+        inquiry.logged.forget();
         inquiry.state = State::Done(has_bucket);
         if group.is_core && has_bucket {
             group.connected_times += 1;
