@@ -27,7 +27,7 @@ use super::{
     backoff::Backoff,
     http::Http,
     identity::{self, Identity},
-    rows,
+    presence, rows,
     systemd::Notify,
 };
 use crate::{
@@ -194,6 +194,8 @@ async fn connect(config: &Config, settings: &Settings) -> Result<(Control, Optio
     }
     let control = control::connect(&nats).await.map_err(|error| error.named("nats_connection"))?;
     let Some((client, identity, _)) = database else { return Ok((control, None)) };
-    identity::check_runs(&client, &control, &config.source, &identity).await?;
+    if let Some(mark) = presence::check_runs(&client, &control, &config.source, &identity).await? {
+        identity::check_timeline(&client, &mark).await?;
+    }
     Ok((control, Some(identity)))
 }

@@ -16,10 +16,9 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
-use super::bucket;
 use crate::{
     error::{Error, Kind, Result},
-    nats::{control::Control, owner::Owner},
+    nats::owner::Owner,
     postgres::{self, sql},
     wal::lsn::Lsn,
 };
@@ -153,6 +152,9 @@ pub struct Mark {
     pub epoch: u64,
     /// How often the run has counted on.
     pub beat: i64,
+    /// The timeline of its session; 0 where the run did not write it (before 0.2).
+    #[serde(default)]
+    pub timeline: u32,
 }
 
 /// The runs that the database knows, and how far each has counted.
@@ -172,6 +174,11 @@ impl Runs {
         Ok(Runs(rows.iter().map(|row| (row.get(0), row.get(1))).collect()))
     }
 
+    /// Whether the database accepts what any run has left, because of `walhook adopt --same`.
+    pub fn accept_any(&self) -> bool {
+        self.0.contains_key(ANY_RUN)
+    }
+
     /// Whether this database is the one whose run left the mark in the bucket. To be read after the mark: the database counts
     /// first.
     ///
@@ -181,7 +188,7 @@ impl Runs {
         let Mark { run_id, beat, .. } = mark;
         let known = match self.0.get(run_id) {
             Some(known) if known >= beat => return Ok(()),
-            _ if self.0.contains_key(ANY_RUN) => return Ok(()),
+            _ if self.accept_any() => return Ok(()),
             Some(known) => format!("this database knows that run only up to count {known}"),
             None => "this database does not know that run".to_owned(),
         };
@@ -193,24 +200,38 @@ impl Runs {
     }
 }
 
-/// Whether the last run that the bucket shows is known to this database, for verbs that only read there. Who may not read the bucket
-/// cannot know.
+/// Refuses a PostgreSQL that was set back to an earlier point, or promoted, since the run of `mark`: `walhook run` compares the
+/// streams with the WAL first. For verbs that act on events which the streams have.
 ///
 /// # Errors
-/// [`Kind::Untrusted`]: it is not; or a server cannot be asked.
-pub async fn check_runs(client: &Client, control: &Control, source: &str, identity: &Identity) -> Result<()> {
-    let mark = match bucket::find(control, source, identity).await {
-        Ok(place) => place.mark,
-        Err(error) if error.kind() == Kind::Permission => {
-            tracing::warn!("cannot check whether this database is a copy (a base backup): {error}");
-            None
-        }
-        Err(error) => return Err(error),
+/// [`Kind::Unavailable`]: no run has compared them yet. PostgreSQL cannot be asked.
+pub async fn check_timeline(client: &Client, mark: &Mark) -> Result<()> {
+    let attempted = "read the timeline of PostgreSQL";
+    // The control file names the new timeline only after a checkpoint. The first 8 digits of a WAL file's name are its timeline
+    // (PostgreSQL's documentation, "WAL Internals").
+    let row = client
+        .query_one(
+            "SELECT CASE WHEN NOT pg_catalog.pg_is_in_recovery() \
+                 THEN pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_flush_lsn()) END",
+            &[],
+        )
+        .await
+        .map_err(|error| sql::error(attempted, error))?;
+    let Some(name) = row.get::<_, Option<String>>(0) else {
+        return Err(Error::unavailable(format!("{attempted}: the server is a standby"))
+            .hint("where several servers are named, target_session_attrs=primary picks the primary"));
     };
-    match mark {
-        Some(mark) => Runs::read(client, source).await?.check(&mark, &identity.database_id),
-        None => Ok(()),
+    let digits = name.get(..8).ok_or_else(|| Error::protocol(format!("{attempted}: a WAL file is named {name:?}")))?;
+    let timeline = u32::from_str_radix(digits, 16).map_err(|error| Error::protocol(attempted).caused_by(error))?;
+    if mark.timeline == 0 || mark.timeline == timeline {
+        return Ok(());
     }
+    Err(Error::unavailable(format!(
+        "compare PostgreSQL with the last run: that was on timeline {}, and PostgreSQL is on timeline {timeline} now: a standby was \
+         promoted, or the database was restored to an earlier point. Nobody has compared the streams with it yet",
+        mark.timeline
+    ))
+    .hint("start `walhook run`: it compares them, and this command goes on once it streams"))
 }
 
 /// Counts the run on, durable before it returns; how far it is, and the position in the WAL behind which that stands.
@@ -377,7 +398,7 @@ mod tests {
     use super::*;
 
     fn mark(run: &str, beat: i64) -> Mark {
-        Mark { database_id: "d".to_owned(), run_id: run.to_owned(), epoch: 1, beat }
+        Mark { database_id: "d".to_owned(), run_id: run.to_owned(), epoch: 1, beat, timeline: 1 }
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod names;
 #[cfg(feature = "otlp")]
 pub mod otlp;
 pub mod paint;
+mod presence;
 mod progress;
 pub mod replay;
 mod rows;

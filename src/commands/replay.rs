@@ -240,7 +240,7 @@ impl Work<'_> {
                 for row in self.feed.publishing() {
                     let control = streams::control(self.config, &row).await?;
                     let Feed { identity, .. } = self.feed;
-                    super::identity::check_runs(self.client, &control, &self.config.source, identity).await?;
+                    super::presence::check_runs(self.client, &control, &self.config.source, identity).await?;
                     targets.push((row.config_id, self.target(&control, &prefix).await?));
                 }
                 begun(targets.first().map(|(_, target)| target)).await?;

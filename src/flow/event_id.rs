@@ -3,6 +3,11 @@
 
 use crate::wal::lsn::Lsn;
 
+/// What to do where stream and database tell different histories.
+pub const REWRITTEN: &str = "the database was restored or failed over to an earlier point, or is a copy: a copy gets an identity of its \
+                         own by `walhook adopt`; otherwise decide which events of the stream are valid, then start with \
+                         another source (WALHOOK_SOURCE) or another stream";
+
 /// Where an event stands: events of one lane are published in the order of their positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventPosition {

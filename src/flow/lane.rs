@@ -28,7 +28,7 @@ use std::{collections::VecDeque, ops::Range};
 
 use super::{
     delay::Retained,
-    event_id::EventPosition,
+    event_id::{EventPosition, REWRITTEN},
     history::{History, Note, Outcome},
     send_buffer::{Place, SendBuffer},
 };
@@ -819,10 +819,7 @@ impl Lane {
              another one there, committed at {} (µs since 2000-01-01)",
             self.stream, stored.commit_lsn, stored.commit_time, ours.commit_time
         ))
-        .hint(
-            "the database was restored or failed over to an earlier point; decide which events of the stream are \
-             valid, then start with another source (WALHOOK_SOURCE) or another stream",
-        )
+        .hint(REWRITTEN)
     }
 }
 

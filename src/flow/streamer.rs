@@ -12,6 +12,7 @@
 
 mod backfill;
 mod encoder;
+mod ends;
 mod router;
 mod rule_log;
 
@@ -21,7 +22,7 @@ use bytes::Bytes;
 
 use super::{
     delay::{Delay, Due, sequence_of},
-    event_id::EventPosition,
+    event_id::{EventPosition, REWRITTEN},
     history::{Batch, HistorySource, Outcome},
     lane::{Batches, Doubt, Lane, Mode, Noted, Ordering, Timestamps},
 };
@@ -42,6 +43,7 @@ use crate::{
     },
 };
 use encoder::EventEncoder;
+use ends::{Missing, StreamEnds};
 use router::Router;
 pub use router::{Amendment, LaneSettings, RulesRead};
 pub use rule_log::{RuleChange, RuleCommit};
@@ -166,6 +168,7 @@ pub struct Streamer {
     /// A keepalive's position that may be confirmed once all is settled, if nothing comes before.
     idle_upto: Option<Lsn>,
     delay: Delay,
+    ends: StreamEnds,
     now: Timestamps,
     awaits_types: bool,
     /// See [`Streamer::doubt`].
@@ -192,6 +195,7 @@ impl Streamer {
             out: EventEncoder::new(source, epoch, inbox, limits, confirmed),
             idle_upto: None,
             delay: Delay::new(Duration::ZERO, confirmed),
+            ends: StreamEnds::new(confirmed),
             now: Timestamps::default(),
             awaits_types: false,
             doubts: Vec::new(),
@@ -269,6 +273,7 @@ impl Streamer {
         match frame {
             Frame::Keepalive { end, reply_requested, .. } => {
                 if self.assembler.transaction().is_none() {
+                    self.ends.pass(end).map_err(|missing| rewritten(&self.out.lanes, missing))?;
                     self.compare_rules(end);
                     self.idle_upto = Some(end);
                     self.settle();
@@ -291,6 +296,8 @@ impl Streamer {
                 self.idle_upto = None;
                 self.chunk = None;
                 let begun = self.assembler.transaction().expect("it has just begun");
+                let (commit_lsn, commit_time) = (begun.commit_lsn, begun.commit_time);
+                self.ends.begin(commit_lsn, commit_time).map_err(|missing| rewritten(&self.out.lanes, missing))?;
                 self.router.begin(begun.commit_lsn);
                 self.out.transaction.render(&self.out.source, begun.commit_lsn, begun.commit_time, begun.xid);
             }
@@ -619,6 +626,9 @@ impl Streamer {
 
     /// Moves `confirmed` as far as what is settled allows.
     pub fn settle(&mut self) {
+        if !self.ends.have_come() {
+            return;
+        }
         let oldest = self.oldest();
         self.out.window.settle(oldest);
         if let Some(upto) = self.idle_upto
@@ -643,6 +653,14 @@ impl Streamer {
     /// say it too: [`Streamer::checkpointed`].
     pub fn due(&self) -> Option<Due> {
         self.delay.due(self.now.steady, self.out.lanes.iter().map(Lane::last_settled))
+    }
+
+    /// The stream of a lane ends with this event of ours. Nothing more is confirmed before it has come down the slot.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Untrusted`]: it is not in the WAL, now or when the WAL was read up to there ([`Streamer::receive`]).
+    pub fn expect_end(&mut self, index: usize, position: EventPosition) -> Result<()> {
+        self.ends.expect(index, position).map_err(|missing| rewritten(&self.out.lanes, missing))
     }
 
     /// Whether a lane's stream will be asked for what it has, before more is confirmed.
@@ -720,6 +738,16 @@ impl Streamer {
         notices.append(&mut self.out.notices);
         notices
     }
+}
+
+/// A stream ends with an event that is not in the WAL.
+fn rewritten(lanes: &[Lane], Missing { lane, position }: Missing) -> Error {
+    Error::untrusted(format!(
+        "go on in stream {:?}: its last event of this database was committed at {}, and PostgreSQL's WAL has no such commit there",
+        lanes[lane].stream(),
+        position.commit_lsn
+    ))
+    .hint(REWRITTEN)
 }
 
 #[cfg(test)]

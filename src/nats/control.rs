@@ -312,6 +312,12 @@ impl Control {
         }
     }
 
+    /// Ends when the server refuses, from now on, that this user publishes to `subject` or subscribes to it, with the server's words.
+    pub fn refusal(&self, subject: &str) -> impl Future<Output = String> + use<> {
+        let (mut refusals, subject) = (self.refusals(), subject.to_owned());
+        async move { forbidden(&mut refusals, &subject).await }
+    }
+
     /// Every refusal of the server from now on, for [`forbidden`].
     pub(super) fn refusals(&self) -> broadcast::Receiver<String> {
         self.refusals.subscribe()

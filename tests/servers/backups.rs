@@ -7,6 +7,7 @@ use crate::support;
 
 use std::os::unix::fs::PermissionsExt;
 
+use futures_util::StreamExt;
 use support::{
     DEADLINE, Nats, Postgres, Walhook, eventually,
     feed::Feed,
@@ -184,6 +185,88 @@ async fn a_base_backup_leaves_the_slot_out_and_does_nothing_until_it_is_adopted(
     ended_well(&mut walhook);
 }
 
+/// The original answers for itself: its mark in the bucket may be as old as the copy.
+#[tokio::test]
+async fn a_base_backup_is_known_as_a_copy_at_once_while_the_original_runs() {
+    let receiver = Http::ok();
+    let (feed, mut walhook) = original(&receiver, "").await;
+    let folder = open_folder();
+    let data = folder.path().join("data");
+    feed.pg.tool("pg_basebackup", &["-c", "fast", "-D", &data.display().to_string()]);
+    let copy = Postgres::builder().version("17").tools().copy_of(&data).start().await;
+    succeeds(&copy, "setup", &[]);
+    refuses_all(&copy, &feed.nats, &receiver, true).await;
+    // The original goes on, and its worker joins at once.
+    let mut worker = feed.command("deliver").args(["--allow-network", "127.0.0.1"]).start();
+    insert(&feed.pg, 50, 100);
+    feed.confirmed().await;
+    receiver.received(100).await;
+    ended_well(&mut worker);
+    ended_well(&mut walhook);
+}
+
+/// Core NATS stores nothing, and there is no JetStream to ask: the original answers all the same.
+#[tokio::test]
+async fn a_copy_publishes_nothing_to_core_nats_while_the_original_runs() {
+    let nats = Nats::builder().config("jetstream: disabled").start().await;
+    let pg = Postgres::builder().version("17").tools().fresh().start().await;
+    let feed = linked_on(pg, nats);
+    feed.pg.psql("UPDATE rule_nats_config SET jetstream_enabled = false");
+    let client = feed.nats.client().await;
+    let mut heard = client.subscribe("webhooks.>").await.unwrap();
+    client.flush().await.unwrap();
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 1);
+    heard.next().await.unwrap();
+    let folder = open_folder();
+    let data = folder.path().join("data");
+    feed.pg.tool("pg_basebackup", &["-c", "fast", "-D", &data.display().to_string()]);
+    let copy = Postgres::builder().version("17").tools().copy_of(&data).start().await;
+    succeeds(&copy, "setup", &[]);
+    copy.psql("INSERT INTO t SELECT i, 'of the copy' FROM generate_series(5000, 5009) i");
+    let mut refused = on(&copy, "run").start();
+    assert_eq!(refused.wait(DEADLINE), 3, "{}", refused.log());
+    assert!(refused.log().contains("walhook adopt"), "{}", refused.log());
+    insert(&feed.pg, 1, 2);
+    let message = heard.next().await.unwrap();
+    let id = serde_json::from_slice::<serde_json::Value>(&message.payload).unwrap()["data"]["id"].clone();
+    assert_eq!(id, 1);
+    ended_well(&mut walhook);
+}
+
+/// A backup that is started as it is has no timeline of its own. Its WAL goes on to where the stream's last event was committed, and
+/// further, but there is no such commit.
+#[tokio::test]
+async fn a_backup_that_takes_the_originals_place_and_lacks_events_of_the_stream_is_refused() {
+    let receiver = Http::ok();
+    let (mut feed, mut walhook) = original(&receiver, "").await;
+    let folder = open_folder();
+    let data = folder.path().join("data");
+    feed.pg.tool("pg_basebackup", &["-c", "fast", "-D", &data.display().to_string()]);
+    insert(&feed.pg, 50, 3000);
+    exactly(&feed, 3000).await;
+    walhook.kill9();
+    feed.pg.stop();
+    // As where walhook may not write the bucket.
+    feed.nats.jetstream().await.get_key_value("walhook_walhook").await.unwrap().purge("run").await.unwrap();
+    let nats_before = feed.last_sequence("WEBHOOKS").await;
+    feed.pg = Postgres::builder().version("17").tools().copy_of(&data).start().await;
+    // Before anything is written there: the stream is ahead of the WAL.
+    let mut worker = feed.command("deliver").args(["--allow-network", "127.0.0.1"]).start();
+    worker.logged("the stream has events from behind").await;
+    let called = receiver.count();
+    assert!(called <= 50, "{called}");
+    ended_well(&mut worker);
+    succeeds(&feed.pg, "setup", &[]);
+    insert(&feed.pg, 50, 6000);
+    feed.pg.psql("SELECT pg_switch_wal()");
+    insert(&feed.pg, 6000, 6010);
+    let mut refused = feed.run();
+    assert_eq!(refused.wait(DEADLINE), 3, "{}", refused.log());
+    assert!(refused.log().contains("PostgreSQL's WAL has no such commit there"), "{}", refused.log());
+    assert_eq!(feed.last_sequence("WEBHOOKS").await, nats_before);
+}
+
 #[tokio::test]
 async fn a_restore_to_an_earlier_point_goes_on_as_another_source_in_another_stream() {
     let receiver = Http::ok();
@@ -198,10 +281,11 @@ async fn a_restore_to_an_earlier_point_goes_on_as_another_source_in_another_stre
     // These are stored, and undone by the restore.
     insert(&feed.pg, 100, 150);
     exactly(&feed, 150).await;
-    counts_on(&feed).await;
     feed.pg.psql("SELECT pg_switch_wal()");
     ended_well(&mut walhook);
     feed.pg.stop();
+    let store = feed.nats.jetstream().await.get_key_value("walhook_walhook").await.unwrap();
+    let mark = store.get("run").await.unwrap().unwrap();
     std::fs::write(data.join("recovery.signal"), "").unwrap();
     let conf = format!(
         "archive_mode = off\nrestore_command = 'cp {}/%f %p'\nrecovery_target_lsn = '{target}'\nrecovery_target_action = promote",
@@ -213,6 +297,16 @@ async fn a_restore_to_an_earlier_point_goes_on_as_another_source_in_another_stre
     assert_eq!(restored.psql("SELECT count(*) FROM t"), "100");
     feed.pg = restored;
     succeeds(&feed.pg, "setup", &[]);
+    // The original may have counted on for the last time before the point of the restore: only the timeline tells then.
+    let mut as_before: serde_json::Value = serde_json::from_slice(&mark).unwrap();
+    as_before["beat"] = 1.into();
+    store.put("run", as_before.to_string().into()).await.unwrap();
+    let mut worker = feed.command("deliver").args(["--allow-network", "127.0.0.1"]).start();
+    worker.logged("PostgreSQL is on timeline 2 now").await;
+    ended_well(&mut worker);
+    assert_eq!(receiver.count(), 0);
+    as_before["beat"] = 1_000_000.into();
+    store.put("run", as_before.to_string().into()).await.unwrap();
     refuses_all(&feed.pg, &feed.nats, &receiver, true).await;
     // The database is right. --same alone does not make the stream's end true.
     succeeds(&feed.pg, "adopt", &["--same", "--yes"]);

@@ -6,16 +6,22 @@ use std::time::Duration;
 
 use crate::support;
 
+use futures_util::StreamExt;
 use support::{
     Nats, Postgres, Proxy, Walhook, eventually,
     feed::{Feed, Message},
+    port::Port,
     rows::ended_well,
 };
 
 /// A table `t` whose rows webhook 1 gets, and streams A and B, which take `a.>` and `b.>`. A takes one message until it is
 /// given room.
 async fn feed() -> Feed {
-    let feed = Feed::on(Postgres::start().await, Nats::start().await);
+    feed_on(Nats::start().await).await
+}
+
+async fn feed_on(nats: Nats) -> Feed {
+    let feed = Feed::on(Postgres::start().await, nats);
     feed.pg.psql(
         "CREATE TABLE t (id int PRIMARY KEY, note text);
          SELECT rule_nats_stream_create('A', ARRAY['a.>'], 'default', 'limits');
@@ -417,6 +423,49 @@ async fn a_servers_name_changes_again_and_again_within_one_session() {
     feed.confirmed().await;
     assert_eq!(feed.messages_of("A").await.len(), messages.len() + 1);
     assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_dead_letters"), "0");
+    ended_well(&mut walhook);
+}
+
+/// One transaction changes the address and switches JetStream off, and walhook has not seen yet that both addresses are one server.
+#[tokio::test]
+async fn core_nats_by_another_address_comes_after_what_waits_for_jetstream() {
+    let monitoring = Port::take();
+    let feed = feed_on(Nats::builder().config(&format!("http: 127.0.0.1:{}", monitoring.number())).start().await).await;
+    let connections = || {
+        let url = format!("http://127.0.0.1:{}/connz", monitoring.number());
+        let answer = ureq::get(url).call().unwrap().body_mut().read_to_string().unwrap();
+        serde_json::from_str::<serde_json::Value>(&answer).unwrap()["num_connections"].as_u64().unwrap()
+    };
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t VALUES (1)");
+    holds(&feed, "A", &[1]).await;
+    feed.pg.psql("INSERT INTO t VALUES (2)");
+    walhook.logged("refused a message").await;
+    let before = connections();
+    let name = feed.nats.url().replace("127.0.0.1", "localhost");
+    feed.pg.psql(&format!(
+        "BEGIN; UPDATE rule_nats_config SET nats_url = '{name}', jetstream_enabled = false; INSERT INTO t VALUES (3); COMMIT"
+    ));
+    feed.pg.psql("INSERT INTO t VALUES (4)");
+    eventually("a connection for core NATS, and one to ask JetStream", async || {
+        (connections() >= before + 2).then_some(())
+    })
+    .await;
+    // Core NATS could be used by now, and JetStream refuses the event that waits again and again.
+    let client = feed.nats.client().await;
+    let mut heard = client.subscribe("a.>").await.unwrap();
+    for _ in 0..2 {
+        let message = heard.next().await.unwrap();
+        let payload: serde_json::Value = serde_json::from_slice(&message.payload).unwrap();
+        assert_eq!(payload["data"]["id"], 2, "{}", walhook.log());
+    }
+    // No row describes the stream of that address now: walhook leaves it as NATS has it.
+    let jetstream = feed.nats.jetstream().await;
+    let mut limits = jetstream.get_stream("A").await.unwrap().info().await.unwrap().config.clone();
+    limits.max_messages = 1000;
+    jetstream.update_stream(limits).await.unwrap();
+    feed.confirmed().await;
+    holds(&feed, "A", &[1, 2, 3, 4]).await;
     ended_well(&mut walhook);
 }
 

@@ -716,6 +716,11 @@ impl World {
         let Some(link) = connection.take().or_else(fresh) else { return self.failed(index) };
         driver.phase = Phase::Running(link);
         driver.waiting = None;
+        if let Some((position, _)) = tail.ours
+            && let Err(error) = run.streamer.expect_end(index, position)
+        {
+            return self.ends(&error);
+        }
         let lane = run.streamer.lane_mut(index);
         let known = self.checkpoints.get(&key);
         if let Some((seen, kept)) = known.filter(|_| self.bug != Bug::TrustAnyTail)

@@ -23,8 +23,9 @@ use crate::{
         log_once::LogOnce,
         rows::check_kept,
     },
-    error::Result,
+    error::{Error, Result},
     postgres::{self, Settings, sql},
+    wal::lsn::Lsn,
 };
 
 /// Entries written together.
@@ -105,16 +106,33 @@ impl CallLog {
         CallLog { writer, settings, reader: Arc::default() }
     }
 
+    async fn reader(&self) -> Result<Arc<Client>> {
+        let mut reader = self.reader.lock().await;
+        Ok(match &*reader {
+            Some(client) if !client.is_closed() => Arc::clone(client),
+            _ => Arc::clone(reader.insert(Arc::new(sql::connect(&self.settings).await?))),
+        })
+    }
+
+    /// Where the WAL ends.
+    ///
+    /// # Errors
+    /// PostgreSQL cannot be asked, or is a standby.
+    pub async fn wal_end(&self) -> Result<Lsn> {
+        let attempted = "read where the WAL ends";
+        let read = async {
+            let statement = "SELECT pg_catalog.pg_current_wal_flush_lsn()::text";
+            let row = self.reader().await?.query_one(statement, &[]).await;
+            row.map_err(|error| sql::error(attempted, error))
+        };
+        let row = timeout(READ_PATIENCE, read).await.map_err(|_| Error::unavailable(attempted))??;
+        row.get::<_, &str>(0).parse().map_err(|error| Error::protocol(attempted).caused_by(error))
+    }
+
     /// How many attempts of an event are recorded; `None` where that cannot be read now.
     pub async fn attempts(&self, event_id: &str) -> Option<u64> {
         let read = async {
-            let client = {
-                let mut reader = self.reader.lock().await;
-                match &*reader {
-                    Some(client) if !client.is_closed() => Arc::clone(client),
-                    _ => Arc::clone(reader.insert(Arc::new(sql::connect(&self.settings).await?))),
-                }
-            };
+            let client = self.reader().await?;
             let rows = client.query_typed(ATTEMPTS, &[(&event_id, Type::TEXT)]).await;
             rows.map_err(|error| sql::error("read how often a call was tried", error))
         };

@@ -209,17 +209,17 @@ pub async fn ensure(worker: &Worker, stream: &str, name: &str, webhook: &Webhook
     Ok(())
 }
 
-/// Whether the stream deletes a message once one consumer has acknowledged it.
+/// Whether the stream deletes a message once one consumer has acknowledged it, and the sequence of its last message.
 ///
 /// # Errors
 /// JetStream cannot be asked, or does not let us ask: then nothing may be acknowledged for others.
-pub async fn is_workqueue(control: &Control, stream: &str) -> Result<bool> {
+pub async fn look_at(control: &Control, stream: &str) -> Result<(bool, u64)> {
     let request = format!("STREAM.INFO.{stream}");
     let attempted = || format!("read the retention of stream {stream:?}");
     let hint = || format!("a worker publishes on $JS.API.{request}; docs/deliver.md lists what it needs in NATS");
     let answer = control.api(&request, &Value::Null).await.map_err(|error| error.context(attempted()).hint(hint()))?;
     let info = answer.map_err(|error| refused(attempted(), error))?;
-    Ok(info["config"]["retention"] == "workqueue")
+    Ok((info["config"]["retention"] == "workqueue", info["state"]["last_seq"].as_u64().unwrap_or(0)))
 }
 
 /// Why a workqueue stream refuses a webhook's consumer: who has its subjects, what becomes of its events, what to do.

@@ -152,6 +152,15 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
     if let Some(wrong) = call.describe(headers_of(message)) {
         lane.note_untraced(&wrong);
     }
+    if let Some(position) = call.position
+        && let Some(wal_end) = lane.wal_end_before(delivery.sequence, position.commit_lsn)
+    {
+        lane.note_once(format!(
+            "the stream has events from behind {wal_end}, where PostgreSQL's WAL ended when this worker began: the database was restored \
+             to an earlier point, or is a copy. They are not delivered; start `walhook run`, whose error says what to do"
+        ));
+        return Word::Later(OTHERS_WAIT);
+    }
     let commit_lsn = call.position.map(|position| position.commit_lsn.to_string());
     if known.is_gone {
         let why = "the webhook was deleted before its event was called".to_owned();

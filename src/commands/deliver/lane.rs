@@ -30,6 +30,7 @@ use crate::{
     commands::{backoff::Backoff, log_once::LogOnce},
     deliver::schedule::{ConcurrencyLimit, FailureLog, ReceiverLoad},
     error::{Error, Result},
+    wal::lsn::Lsn,
 };
 
 /// How long a request for messages stands before it is made anew. Short enough that one which a lost connection has
@@ -77,8 +78,18 @@ pub struct Lane {
     has_room: Notify,
     /// The receiver has said 410 to this configuration.
     is_refused: AtomicBool,
+    /// Where stream and WAL ended when the lane began.
+    ends: Mutex<Option<Ends>>,
     /// What has happened to its webhook.
     counters: Arc<Counters>,
+}
+
+/// Where a stream ended, and where the WAL ended afterwards. No event of this database is in the stream before that and in the WAL
+/// behind that.
+#[derive(Debug, Clone, Copy)]
+struct Ends {
+    sequence: u64,
+    wal: Lsn,
 }
 
 /// What is known of an event beyond its counts.
@@ -135,6 +146,28 @@ impl Lane {
     /// Whether what is acknowledged here is deleted for all.
     pub fn is_workqueue(&self) -> bool {
         self.is_workqueue.load(Ordering::Relaxed)
+    }
+
+    /// Reads where the WAL ends, once the stream was seen to end at `last_sequence`. Where that cannot be read any more, the ends
+    /// of before still tell.
+    ///
+    /// # Errors
+    /// It cannot be read, and never was.
+    async fn compare(&self, last_sequence: u64) -> Result<()> {
+        let Some(call_log) = &self.worker.call_log else { return Ok(()) };
+        match call_log.wal_end().await {
+            Ok(wal) => *lock(&self.ends) = Some(Ends { sequence: last_sequence, wal }),
+            Err(error) if lock(&self.ends).is_none() => return Err(error),
+            Err(error) => tracing::debug!("{error}"),
+        }
+        Ok(())
+    }
+
+    /// Where the WAL ended when the stream had an event already that was committed behind that. `None`: the database can have
+    /// committed it.
+    pub fn wal_end_before(&self, sequence: u64, commit_lsn: Lsn) -> Option<Lsn> {
+        let ends = *lock(&self.ends);
+        ends.filter(|ends| sequence <= ends.sequence && commit_lsn > ends.wal).map(|ends| ends.wal)
     }
 
     /// Learns how the receiver bears the calls.
@@ -343,6 +376,7 @@ pub async fn run(
         answered: AtomicUsize::new(0),
         has_room: Notify::new(),
         is_refused: AtomicBool::new(false),
+        ends: Mutex::new(None),
     });
     let mut calls = Calls::new();
     let mut backoff = Backoff::default();
@@ -386,8 +420,9 @@ async fn session(
     start: &Start,
 ) -> Result<()> {
     let mut configured = Arc::clone(&known.borrow_and_update());
-    let is_workqueue = consumer::is_workqueue(&lane.worker.control, &lane.stream).await?;
+    let (is_workqueue, last_sequence) = consumer::look_at(&lane.worker.control, &lane.stream).await?;
     lane.is_workqueue.store(is_workqueue, Ordering::Relaxed);
+    lane.compare(last_sequence).await?;
     if !configured.is_gone {
         consumer::ensure(&lane.worker, &lane.stream, &lane.consumer, &configured.webhook).await?;
     }

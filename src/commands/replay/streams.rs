@@ -9,6 +9,7 @@ use crate::{
     commands::{
         self,
         identity::{self, Identity},
+        presence,
         run::{position_of, rules},
     },
     config::Config,
@@ -121,7 +122,7 @@ impl Feed {
                 Some(control) => control.clone(),
                 None => {
                     let control = control(config, &row).await?;
-                    identity::check_runs(client, &control, &self.source, &self.identity).await?;
+                    presence::check_runs(client, &control, &self.source, &self.identity).await?;
                     controls.insert(key.config_id, control.clone());
                     control
                 }

@@ -189,6 +189,12 @@ impl Lanes {
         groups.filter_map(|group| Some((group.row.config_id, group.inquiry.witness().cloned()?))).collect()
     }
 
+    /// Connections to the accounts that events go to, once it is known that no other run streams there.
+    pub fn answering(&self) -> Vec<Control> {
+        let groups = self.groups.iter().filter(|group| group.in_use && group.is_asked);
+        groups.filter_map(|group| group.control.as_ref().or(group.inquiry.connection()).cloned()).collect()
+    }
+
     /// The streams that events go to, by configuration.
     pub fn wanted_streams(&self, streamer: &Streamer) -> HashMap<i32, Vec<String>> {
         let mut streams: HashMap<i32, Vec<String>> = HashMap::new();
@@ -354,6 +360,9 @@ impl Lanes {
             if !driver.is_wanted && ((is_known && is_as_known) || is_at_rest) {
                 // Rows that are gone leave the lane to drain as it is, by the newest way into its server. They may have come
                 // and gone in one moment, though, and left something in it.
+                if let Some(known) = &mut driver.settings {
+                    known.is_current = settings.is_current;
+                }
                 continue;
             }
             let at = self.group_of(index, &settings.config, streamer);
@@ -554,10 +563,12 @@ impl Lanes {
     }
 
     /// The other half of a configuration that was switched between JetStream and core NATS. On one server core NATS may
-    /// lead into the same streams, whose order wants no other writer: so one of them publishes at a time.
+    /// lead into the same streams, whose order wants no other writer: so one of them publishes at a time. Core NATS does not
+    /// tell whether two addresses are one server, so they count as one.
     fn other_half(&self, at: usize) -> impl Iterator<Item = &Group> {
         let here = &self.groups[at];
-        self.groups.iter().filter(|there| there.is_core != here.is_core && self.are_one_server(here, there))
+        let is_its = |there: &&Group| there.is_core != here.is_core && there.row.config_id == here.row.config_id;
+        self.groups.iter().filter(is_its)
     }
 
     fn other_half_is_on_line(&self, at: usize) -> bool {
@@ -589,9 +600,10 @@ impl Lanes {
             return false;
         }
         let here = &self.groups[at];
-        let mut halves = self.groups.iter().filter(|group| group.is_core == here.is_core);
+        let is_half = |group: &&Group| group.is_core == here.is_core && group.row.config_id == here.row.config_id;
+        let mut halves = self.groups.iter().filter(is_half);
         !self.other_half(at).any(|other| self.has_left(other, streamer))
-            || (!here.is_core && halves.any(|half| self.are_one_server(here, half) && self.has_left(half, streamer)))
+            || (!here.is_core && halves.any(|half| self.has_left(half, streamer)))
     }
 
     /// There is no tail to go on from: all that is in line is sent.
@@ -615,6 +627,9 @@ impl Lanes {
     }
 
     fn opened(&mut self, at: usize, index: usize, streamer: &mut Streamer, mut opened: Opened) -> Result<()> {
+        if let Some((position, _)) = opened.tail.ours {
+            streamer.expect_end(index, position)?;
+        }
         let driver = &mut self.drivers[index];
         let lane = streamer.lane_mut(index);
         if let Some(known) = &driver.known {
@@ -647,7 +662,8 @@ impl Lanes {
             let kept = driver.known.as_ref().and_then(|known| known.retained_through);
             lane.set_retained_through(kept.unwrap_or(opened.tail.ours.map_or(0, |(_, sequence)| sequence)));
         }
-        let group = &self.groups[at];
+        let group = &mut self.groups[at];
+        group.connected_times += u64::from(group.asked());
         let publisher = group.links[group.link_of(index)].publisher();
         lane.set_server_limit(publisher.map_or(0, |publisher| publisher.info().max_payload));
         lane.open(&opened.tail)?;

@@ -193,10 +193,12 @@ async fn as_of(client: &Transaction<'_>, at: At<'_>) -> Result<Tables> {
     let attempted = || format!("read the rules as of {}", at.confirmed);
     let found = client
         .query(
-            "SELECT DISTINCT ON (v.table_name, v.row_id) v.table_name, v.row_data::text \
-             FROM public.rule_cdc_rule_versions v \
-             WHERE v.source = $1 AND v.since_lsn < $2::text::pg_lsn \
-             ORDER BY v.table_name, v.row_id, v.since_lsn DESC",
+            // In the order of the primary key, backwards: with 10,000 webhooks a sort took longer than all else at the start.
+            "SELECT newest.table_name, newest.row_data::text FROM (\
+                 SELECT DISTINCT ON (v.table_name, v.row_id) v.table_name, v.row_data \
+                 FROM public.rule_cdc_rule_versions v \
+                 WHERE v.source = $1 AND v.since_lsn < $2::text::pg_lsn \
+                 ORDER BY v.table_name DESC, v.row_id DESC, v.since_lsn DESC) newest",
             &[&at.source, &at.confirmed.to_string()],
         )
         .await

@@ -35,6 +35,7 @@ use crate::{
         breaks::SHOWS_WITHIN,
         http,
         identity::{self, Runs},
+        presence::ThisRun,
         progress, schema,
         setup_check::{self, Reported},
         systemd::Notify,
@@ -161,13 +162,15 @@ pub async fn session(
     if let Some(upto) = doubted_upto {
         streamer.doubt((confirmed, 0), upto);
     }
-    let poster = Poster {
+    let run = ThisRun {
         source: config.source.clone(),
         identity: database.clone(),
-        runs: Arc::clone(&runs),
         run_id: run_id.clone(),
         epoch,
+        timeline: system.timeline,
+        postgres: config.postgres.clone(),
     };
+    let poster = Poster { run, runs: Arc::clone(&runs) };
     let identity = Identity {
         source: config.source.clone(),
         database,

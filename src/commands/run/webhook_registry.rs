@@ -30,8 +30,9 @@ use crate::{
     commands::{
         backoff::Backoff,
         bucket::{self, MARK, Place},
-        identity::{Identity, Mark, Runs},
+        identity::{Mark, Runs},
         log_once::LogOnce,
+        presence::{Presence, ThisRun},
     },
     deliver::webhook::{self, Credentials},
     error::{Error, Kind, Result},
@@ -80,16 +81,10 @@ struct News {
 
 /// Who posts.
 pub struct Poster {
-    /// The name of the feed.
-    pub source: String,
-    /// The database.
-    pub identity: Identity,
+    /// This run, and its database.
+    pub run: ThisRun,
     /// The runs that the database knew before this one.
     pub runs: Arc<Runs>,
-    /// This run.
-    pub run_id: String,
-    /// Its count.
-    pub epoch: u64,
 }
 
 /// The way to the one task that posts.
@@ -101,6 +96,7 @@ pub struct WebhookRegistry {
     generations: (u64, u64),
     shared: Arc<Shared>,
     task: JoinHandle<()>,
+    presence: Presence,
 }
 
 /// What the task tells.
@@ -118,8 +114,9 @@ impl WebhookRegistry {
         let (sender, news) = watch::channel(None);
         let (beat, beats) = watch::channel(None);
         let shared = Arc::new(Shared::default());
+        let presence = Presence::start(poster.run.clone());
         let task = tokio::spawn(post(poster, news, beats, Arc::clone(&shared)));
-        WebhookRegistry { sender, beat, generations: (0, 0), shared, task }
+        WebhookRegistry { sender, beat, generations: (0, 0), shared, task, presence }
     }
 
     /// Posts the configuration if it has changed since the last time, or if there are other connections.
@@ -130,11 +127,13 @@ impl WebhookRegistry {
         if let Some(error) = self.shared.error.lock().ok().and_then(|mut error| error.take()) {
             return Err(error);
         }
+        self.presence.check()?;
         let generations = (streamer.generation(), lanes.connected_times());
         if generations != self.generations {
             self.generations = generations;
             let tables = streamer.tables().clone();
             let (controls, witnesses) = (lanes.controls(), lanes.witnesses());
+            self.presence.follow(lanes.answering());
             let news = News { tables, controls, witnesses, streams: lanes.wanted_streams(streamer) };
             self.sender.send_replace(Some(Arc::new(news)));
         }
@@ -306,7 +305,7 @@ async fn round(poster: &Poster, now: &News, beat: Option<i64>, kept: &mut Vec<Re
     // Core NATS has no workers: its bucket is kept for the mark alone, by which a copy of this database is known.
     for (id, control) in &now.witnesses {
         let Some(row) = now.tables.configs.get(id) else { continue };
-        match timeout(ROUND, bucket::find(control, &poster.source, &poster.identity))
+        match timeout(ROUND, bucket::find(control, &poster.run.source, &poster.run.identity))
             .await
             .unwrap_or_else(|error| Err(in_time(error)))
         {
@@ -334,25 +333,22 @@ async fn round(poster: &Poster, now: &News, beat: Option<i64>, kept: &mut Vec<Re
 
 impl Poster {
     fn mark(&self, beat: i64) -> Bytes {
-        let mark = Mark {
-            database_id: self.identity.database_id.clone(),
-            run_id: self.run_id.clone(),
-            epoch: self.epoch,
-            beat,
-        };
-        json!(mark).to_string().into()
+        json!(self.run.mark(beat)).to_string().into()
     }
 
     /// Whether the bucket is ours to write: nobody else has, but earlier runs of this database.
     fn check(&self, mark: &Mark) -> Result<()> {
-        if mark.run_id == self.run_id {
+        if mark.run_id == self.run.run_id {
             return Ok(());
         }
-        let checked = self.runs.check(mark, &self.identity.database_id);
-        if checked.is_err() && mark.epoch > self.epoch {
+        let checked = self.runs.check(mark, &self.run.identity.database_id);
+        if checked.is_err() && mark.epoch > self.run.epoch {
             return Err(Error::new(
                 Kind::Fenced,
-                format!("run {} of source {:?} keeps it already; this is run {}", mark.epoch, self.source, self.epoch),
+                format!(
+                    "run {} of source {:?} keeps it already; this is run {}",
+                    mark.epoch, self.run.source, self.run.epoch
+                ),
             )
             .hint("a newer walhook has taken over, or a copy of this database runs; stop this one"));
         }
@@ -363,9 +359,9 @@ impl Poster {
 /// The bucket of a configuration, made if it is missing; `None` while streams of events are missing. They come first: an account may
 /// have room for few streams.
 async fn bucket_of(control: &Control, poster: &Poster, streams: &[String], replicas: i32) -> Result<Option<Place>> {
-    let place = bucket::find(control, &poster.source, &poster.identity).await?;
+    let place = bucket::find(control, &poster.run.source, &poster.run.identity).await?;
     let stream = bucket::stream(&place.name);
-    let owner = poster.identity.owner(&poster.source);
+    let owner = poster.run.identity.owner(&poster.run.source);
     if place.info.is_some() {
         if place.claim == Claim::Unclaimed {
             // Where that is not allowed the mark tells.

@@ -14,6 +14,7 @@ use crate::{
         bucket,
         deliver::consumer::{all_streams, listed},
         identity::{self, Identity},
+        presence,
         replay::{self, REPLAY_STREAM},
         rows,
         run::WORKERS_CONSUMER,
@@ -88,7 +89,7 @@ pub async fn find(client: &Client, config: &Config) -> Result<Findings> {
         })?;
         let mut places = BTreeSet::new();
         for source in &sources {
-            identity::check_runs(client, &control, source, &identity).await?;
+            presence::check_runs(client, &control, source, &identity).await?;
             let place = bucket::find(&control, source, &identity).await?;
             places.extend(place.info.map(|_| bucket::stream(&place.name)));
         }

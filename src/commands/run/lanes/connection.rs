@@ -57,7 +57,9 @@ pub struct Group {
     pub lanes: Vec<usize>,
     pub links: Vec<Link>,
     pub control: Option<Control>,
-    /// How often it was made, or a witness was found to have a bucket.
+    /// Other runs of this database, or of a copy, were asked for on its account, and none streams: this run answers there.
+    pub is_asked: bool,
+    /// How often it was made, and how often others were asked for by it.
     pub connected_times: u64,
     /// Whose the database is, as JetStream says.
     pub inquiry: Inquiry,
@@ -122,6 +124,7 @@ impl Group {
             logged: Lasting::default(),
             in_line: 0,
             since: None,
+            is_asked: false,
         }
     }
 
@@ -136,6 +139,7 @@ impl Group {
         self.disconnect();
         // It may be another account.
         self.inquiry = Inquiry::default();
+        self.is_asked = false;
         self.logged.forget();
         self.revive();
     }
@@ -155,6 +159,11 @@ impl Group {
         for link in &mut self.links {
             link.publisher = None;
         }
+    }
+
+    /// No other run streams. Returns whether that is news.
+    pub fn asked(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_asked, true)
     }
 
     /// A new lane takes the place with the fewest others.

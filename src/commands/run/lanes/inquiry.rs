@@ -27,7 +27,7 @@ const NO_JETSTREAM: [u64; 2] = [10039, 10076];
 /// What the JetStream of a group's account was asked.
 #[derive(Default)]
 pub struct Inquiry {
-    /// For core NATS: the connection by which it is asked. It stays where this database has a bucket.
+    /// For core NATS: the connection by which it is asked, and by which this run answers others.
     witness: Option<Control>,
     state: State,
     /// It has answered in this session, or there is none.
@@ -72,10 +72,15 @@ impl Inquiry {
 
     /// Whether a connection is wanted.
     pub fn lacks_witness(&self) -> bool {
-        self.witness.is_none() && !matches!(self.state, State::Done(false))
+        self.witness.is_none()
     }
 
-    /// For core NATS: the way to the bucket that this database has on the account.
+    /// For core NATS: the connection to the account, once it was asked.
+    pub fn connection(&self) -> Option<&Control> {
+        self.witness.as_ref().filter(|_| matches!(self.state, State::Done(_)))
+    }
+
+    /// For core NATS: the connection to the bucket that this database has on the account.
     pub fn witness(&self) -> Option<&Control> {
         self.witness.as_ref().filter(|_| matches!(self.state, State::Done(true)))
     }
@@ -135,7 +140,8 @@ impl Lanes {
         inquiry.is_answered = true;
         inquiry.logged.forget();
         inquiry.state = State::Done(has_bucket);
-        if group.is_core && has_bucket {
+        if group.is_core {
+            group.asked();
             group.connected_times += 1;
         } else {
             inquiry.witness = None;
@@ -145,8 +151,9 @@ impl Lanes {
 
     /// Whether a group's lanes of core NATS may be opened.
     pub(super) fn may_open_core(&self, at: usize) -> bool {
-        let here = self.groups[at].inquiry.is_answered;
-        let is_answered = here || self.other_half(at).any(|other| other.inquiry.is_answered);
+        let here = &self.groups[at];
+        let mut same = self.groups.iter().filter(|there| self.are_one_server(here, there));
+        let is_answered = same.any(|there| there.inquiry.is_answered);
         let mut others = self.groups.iter().enumerate().filter(|(other, group)| *other != at && group.in_use);
         is_answered
             && others

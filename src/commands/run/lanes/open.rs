@@ -11,7 +11,8 @@ use super::Identity;
 use crate::{
     commands::{
         bucket::{self, Place},
-        identity,
+        identity::{self, Runs},
+        presence::{self, Asker},
         run::{
             faults::{self, Point},
             state_store::Checkpoint,
@@ -19,7 +20,7 @@ use crate::{
     },
     error::{Error, Kind, Result},
     flow::{
-        event_id::EventPosition,
+        event_id::{EventPosition, REWRITTEN},
         lane::{BATCH_MAX, Listing, Tail},
         streamer::LaneSettings,
     },
@@ -33,11 +34,6 @@ use crate::{
     text,
     wal::lsn::Lsn,
 };
-
-/// What to do where stream and database tell different histories.
-const REWRITTEN: &str = "the database was restored or failed over to an earlier point, or is a copy: a copy gets an identity of its \
-                         own by `walhook adopt`; otherwise decide which events of the stream are valid, then start with \
-                         another source (WALHOOK_SOURCE) or another stream";
 
 /// What the stream shows.
 pub struct Opened {
@@ -222,6 +218,9 @@ async fn check_runs(control: &Control, identity: &Identity, warnings: &mut Vec<S
 /// # Errors
 /// [`Kind::Untrusted`]: it does not know that run; or JetStream cannot be asked.
 pub async fn ask_runs(control: &Control, identity: &Identity) -> Result<bool> {
+    let Identity { source, database, run_id, postgres, .. } = identity;
+    let runs = || async { Runs::read(&sql::connect(postgres).await?, source).await };
+    presence::refuse_copy(control, source, database, Asker::Starting(run_id), runs).await?;
     let Place { mark, info, .. } = bucket::find(control, &identity.source, &identity.database).await?;
     if let Some(mark) = mark.filter(|mark| mark.run_id != identity.run_id) {
         identity.runs.check(&mark, &identity.database.database_id)?;
