@@ -464,6 +464,10 @@ BEGIN
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = format('SELECT rule_webhook_update(%s, p_enabled => true); enables it.', p_webhook_id);
     END IF;
+    IF p_payload IS NULL THEN
+        RAISE EXCEPTION 'Webhook % (%): the payload is NULL', p_webhook_id, public.rule_cdc_sayable(v_name)
+            USING ERRCODE = 'null_value_not_allowed', HINT = 'Give a JSON value: ''{}'', or ''null'' for JSON''s null.';
+    END IF;
     INSERT INTO public.rule_webhook_calls (webhook_id, payload, rule_name, scheduled_at)
     VALUES (p_webhook_id, p_payload, p_rule_name, coalesce(p_scheduled_at, now()))
     RETURNING call_id INTO v_call_id;

@@ -612,7 +612,10 @@ COMMENT ON FUNCTION public.rule_nats_stream_conflicts IS
 CREATE OR REPLACE FUNCTION public.rule_nats_stream_name_problem(p_stream_name TEXT)
 RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE WHEN coalesce(p_stream_name !~ '^[^[:space:].*>/\\[:cntrl:]]{1,255}$', true)
-                THEN format('cannot name a stream %s', coalesce(quote_literal(left(p_stream_name, 300)), 'NULL')) END
+                THEN format('cannot name a stream %s', coalesce(quote_literal(left(p_stream_name, 300)), 'NULL'))
+                -- walhook's own bucket of webhooks is such a stream, and those of applications are.
+                WHEN p_stream_name ~ '^(KV|OBJ)_'
+                THEN format('cannot name a stream %L: it would be the stream of a bucket', left(p_stream_name, 300)) END
 $$;
 COMMENT ON FUNCTION public.rule_nats_stream_name_problem IS 'walhook: why this cannot be a stream''s name, or NULL where it can';
 
@@ -655,7 +658,7 @@ BEGIN
         RAISE EXCEPTION 'NATS configuration %: %', public.rule_cdc_quoted(p_config_name),
             public.rule_cdc_sayable(public.rule_nats_stream_name_problem(p_stream_name))
             USING ERRCODE = 'invalid_parameter_value',
-            HINT = 'A stream name has 1 to 255 characters, and no space, dot, *, >, / or \ among them.';
+            HINT = 'A stream name has 1 to 255 characters, no space, dot, *, >, / or \ among them, and does not begin with KV_ or OBJ_.';
     END IF;
     IF v_config_id IS NOT NULL THEN
         SELECT coalesce(jsonb_agg(to_jsonb(k)), '[]') INTO v_before
@@ -733,7 +736,7 @@ BEGIN
     IF public.rule_nats_stream_name_problem(p_stream_name) IS NOT NULL THEN
         RAISE EXCEPTION '%', public.rule_cdc_sayable(public.rule_nats_stream_name_problem(p_stream_name))
             USING ERRCODE = 'invalid_parameter_value',
-            HINT = 'A stream name has 1 to 255 characters, and no space, dot, *, >, / or \ among them.';
+            HINT = 'A stream name has 1 to 255 characters, no space, dot, *, >, / or \ among them, and does not begin with KV_ or OBJ_.';
     END IF;
     IF coalesce(cardinality(p_subjects), 0) = 0 THEN
         RAISE EXCEPTION 'stream % needs at least one subject', public.rule_cdc_quoted(p_stream_name)
@@ -1087,6 +1090,11 @@ CREATE OR REPLACE FUNCTION public.rule_nats_consumer_update_stats(
     p_avg_processing_time_ms NUMERIC DEFAULT NULL
 ) RETURNS BOOLEAN LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF p_stream_name IS NULL OR p_consumer_name IS NULL THEN
+        RAISE EXCEPTION 'cannot note the numbers of a consumer: stream % and consumer % need names',
+            coalesce(public.rule_cdc_quoted(p_stream_name), 'NULL'), coalesce(public.rule_cdc_quoted(p_consumer_name), 'NULL')
+            USING ERRCODE = 'null_value_not_allowed', HINT = 'rule_nats_consumer_update_stats(''WEBHOOKS'', ''webhook-worker-1'', 10, 9, 1)';
+    END IF;
     INSERT INTO public.rule_nats_consumer_stats AS s
         (stream_name, consumer_name, messages_delivered, messages_acknowledged, messages_pending, avg_processing_time_ms,
          last_active_at, updated_at)
@@ -1102,7 +1110,7 @@ BEGIN
     RETURN true;
 END
 $$;
-COMMENT ON FUNCTION public.rule_nats_consumer_update_stats IS 'walhook: what a worker reports of its own consumer';
+COMMENT ON FUNCTION public.rule_nats_consumer_update_stats IS 'walhook: for workers of your own: records the numbers of a consumer';
 
 CALL public.rule_cdc_functions_close();
 

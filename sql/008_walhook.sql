@@ -27,40 +27,46 @@ ALTER TABLE public.rule_webhooks
     ADD COLUMN IF NOT EXISTS expose_credentials BOOLEAN NOT NULL DEFAULT false,
     ADD COLUMN IF NOT EXISTS nats_headers JSONB;
 COMMENT ON COLUMN public.rule_webhooks.payload_format IS
-    'webhook: what the RFC''s workers read; data: the bare row or payload; debezium; cloudevents (structured); cloudevents_binary';
+    'The form of the message body. webhook: the form that the workers of RFC-0007 read; data: only the row or the payload; '
+    'debezium; cloudevents (structured); cloudevents_binary';
 COMMENT ON COLUMN public.rule_webhooks.on_error IS
-    'What becomes of an event that can never be published: halt, dead_letter (rule_nats_dead_letters), object_store (what is only too '
-    'large is published as a claim check, and its payload goes to rule_nats_config.object_bucket; the others as dead_letter)';
+    'What walhook does with an event that can never be published. halt: walhook stops; dead_letter: it writes the event '
+    'into rule_nats_dead_letters; object_store: if the event is only too large, walhook publishes a claim check and puts '
+    'the payload into rule_nats_config.object_bucket, otherwise as dead_letter';
 COMMENT ON COLUMN public.rule_webhooks.expose_credentials IS
-    'true: header values that look like credentials go into the payload too. The stream is no vault';
+    'true: the payload also contains header values that look like credentials. Everybody who may read the stream can then '
+    'read them';
 COMMENT ON COLUMN public.rule_webhooks.nats_headers IS
-    'Headers of each of its messages, {"Name": "value"}; rule_nats_headers_problem tells what cannot be one. The column headers is '
-    'for the call that a worker makes';
+    'Headers of each message of this webhook: {"Name": "value"}. rule_nats_headers_problem says what cannot be a header. '
+    'The column headers holds those of the request that a worker sends';
 
 ALTER TABLE public.rule_nats_streams ADD COLUMN IF NOT EXISTS ordering TEXT NOT NULL DEFAULT 'strict';
 COMMENT ON COLUMN public.rule_nats_streams.ordering IS
-    'strict: walhook is the only writer and the stream an exact prefix of commit order; shared: others write as well';
+    'strict: walhook is the stream''s only writer, and the stream has the events in commit order without a gap; shared: '
+    'other programs write into it as well';
 
 ALTER TABLE public.rule_nats_streams
     ADD COLUMN IF NOT EXISTS transactions TEXT NOT NULL DEFAULT 'streamed',
     ADD COLUMN IF NOT EXISTS durability TEXT NOT NULL DEFAULT 'default';
 COMMENT ON COLUMN public.rule_nats_streams.transactions IS
-    'streamed: event by event; atomic: the stream takes all events of a transaction or none, up to 1000 of them (one JetStream '
-    'batch, nats-server 2.12.1 or newer). Larger ones go in several, between Walhook-Transaction: begin and end';
+    'streamed: walhook publishes event by event; atomic: the stream stores all events of a transaction or none, up to 1000 '
+    'of them (one JetStream batch, nats-server 2.12.1 or newer). walhook publishes a larger transaction in several parts, '
+    'between the headers Walhook-Transaction: begin and end';
 COMMENT ON COLUMN public.rule_nats_streams.durability IS
-    'fsync: the server syncs its disk before each ack (sync_interval: always), so whole transactions are gathered into batches '
-    'that share one sync (nats-server 2.15 or newer); default: as fast as acks come';
+    'fsync: the server syncs its disk before each ack (sync_interval: always), and walhook gathers whole transactions into '
+    'batches that share one sync (nats-server 2.15 or newer); default: walhook does not wait for a sync';
 
 ALTER TABLE public.rule_nats_config
     ADD COLUMN IF NOT EXISTS history TEXT NOT NULL DEFAULT 'full',
     ADD COLUMN IF NOT EXISTS history_payload TEXT NOT NULL DEFAULT 'full',
     ADD COLUMN IF NOT EXISTS object_bucket TEXT NOT NULL DEFAULT 'walhook_objects';
 COMMENT ON COLUMN public.rule_nats_config.history IS
-    'What goes into rule_nats_publish_history: full, failures or off. In full a commit is confirmed only with its history';
-COMMENT ON COLUMN public.rule_nats_config.history_payload IS 'How the history keeps payloads: full, hash or none';
+    'Which events walhook writes into rule_nats_publish_history: full, failures or off. With full and failures it confirms '
+    'a commit only after it has written its rows';
+COMMENT ON COLUMN public.rule_nats_config.history_payload IS 'What the history keeps of payloads: full, hash or none';
 COMMENT ON COLUMN public.rule_nats_config.object_bucket IS
-    'The object store that payloads too large for a message go into, of webhooks with on_error = ''object_store''; made by the '
-    'streamer where it is missing';
+    'The object store for payloads that are too large for a message, of webhooks with on_error = ''object_store''. walhook '
+    'creates it if it is missing';
 
 DO $checks$
 DECLARE
@@ -124,14 +130,17 @@ CREATE TABLE IF NOT EXISTS public.rule_webhook_links (
     CONSTRAINT valid_operations CHECK (operations <@ '{insert,update,delete,truncate}' AND cardinality(operations) > 0)
 );
 COMMENT ON TABLE public.rule_webhook_links IS
-    'This webhook wants these operations of this table. Written by rule_webhook_link_table; in the publication, so that a '
-    'change takes effect at its own commit';
+    'Links: which operations of which table go to which webhook. rule_webhook_link_table writes them. The table is in the '
+    'publication, so a change takes effect at its own commit';
 COMMENT ON COLUMN public.rule_webhook_links.subject_template IS
-    'Subject with the tokens {schema} {table} {op} {column}, percent-encoded; NULL: the webhook''s subject';
-COMMENT ON COLUMN public.rule_webhook_links.columns IS 'The columns that go into the payload; NULL: all';
-COMMENT ON COLUMN public.rule_webhook_links.filter IS 'Only rows that contain this, as jsonb @> does; NULL: all';
-COMMENT ON COLUMN public.rule_webhook_links.when_changed IS 'Only updates that change one of these columns; NULL: all';
-COMMENT ON COLUMN public.rule_webhook_links.include_old IS 'Send the old row too, as far as the table''s replica identity holds it';
+    'The subject with the tokens {schema}, {table}, {op} and {column}, percent-encoded; NULL: the webhook''s subject';
+COMMENT ON COLUMN public.rule_webhook_links.columns IS 'The columns that the payload contains; NULL: all';
+COMMENT ON COLUMN public.rule_webhook_links.filter IS
+    'walhook publishes only rows that contain this object, as jsonb @> does; NULL: all rows';
+COMMENT ON COLUMN public.rule_webhook_links.when_changed IS
+    'walhook publishes only updates that change one of these columns; NULL: all updates';
+COMMENT ON COLUMN public.rule_webhook_links.include_old IS
+    'true: the payload contains the old row too, as far as the table''s replica identity has it';
 
 CREATE TABLE IF NOT EXISTS public.rule_webhook_events (
     event_id BIGSERIAL PRIMARY KEY,
@@ -146,16 +155,20 @@ CREATE TABLE IF NOT EXISTS public.rule_webhook_events (
 );
 ALTER TABLE public.rule_webhook_events ADD COLUMN IF NOT EXISTS body BYTEA;
 COMMENT ON TABLE public.rule_webhook_events IS
-    'Events made by SQL, on their way out. Published by inserts only: deleting rows sends nothing and loses nothing, the WAL '
-    'has them. Trimmed by the streamer';
-COMMENT ON COLUMN public.rule_webhook_events.webhook_id IS 'No foreign key: an event outlives its webhook';
-COMMENT ON COLUMN public.rule_webhook_events.subject IS 'As it was when the event was made: later edits of the webhook do not reroute it';
+    'Events that SQL functions have made. walhook publishes inserts only, from the WAL: deleting a row publishes nothing '
+    'and loses nothing. walhook deletes old rows';
+COMMENT ON COLUMN public.rule_webhook_events.webhook_id IS
+    'Not a foreign key, because an event stays when its webhook is deleted';
+COMMENT ON COLUMN public.rule_webhook_events.subject IS
+    'The subject at the time of the call: later changes of the webhook do not change it';
 COMMENT ON COLUMN public.rule_webhook_events.message_id IS
-    'The caller''s own, sent as Nats-Msg-Id <source>:<webhook_id>:<message_id>; NULL: made from the position in the WAL';
+    'The caller''s own id, which walhook sends as Nats-Msg-Id <source>:<webhook_id>:<message_id>; NULL: walhook makes one '
+    'from the position in the WAL';
 COMMENT ON COLUMN public.rule_webhook_events.headers IS
-    'The call''s own headers: of the message, and in the payload. With body: all that the message had';
+    'The call''s own headers, which are in the message and in the payload. With body: all headers of the message';
 COMMENT ON COLUMN public.rule_webhook_events.body IS
-    'A dead letter that is published again: the whole message body, sent as it is in place of one made of payload';
+    'For a dead letter that is published again: the whole message body, which walhook sends unchanged in place of one made '
+    'from payload';
 
 CREATE TABLE IF NOT EXISTS public.rule_nats_checkpoints (
     source TEXT,
@@ -175,15 +188,16 @@ CREATE TABLE IF NOT EXISTS public.rule_nats_checkpoints (
 );
 ALTER TABLE public.rule_nats_checkpoints ADD COLUMN IF NOT EXISTS kept_sequence BIGINT;
 COMMENT ON TABLE public.rule_nats_checkpoints IS
-    'The streamer''s own: the tail of each stream as last seen, to tell a stream that was replaced or cut. The source''s own '
-    'row (names empty) carries the newest epoch; after a promotion or a restore also where the old timeline was left '
-    '(commit_lsn) and the first epoch on the new one (sequence). Never published, never linkable';
-COMMENT ON COLUMN public.rule_nats_checkpoints.epoch IS 'Counts the runs that have held the slot; the newest may publish';
+    'The end of each stream as walhook last saw it, by which it recognizes a stream that was replaced or set back. The row '
+    'of the source itself (names empty) has the newest epoch; after a promotion or a restore also where the old timeline '
+    'ended (commit_lsn) and the first epoch on the new one (sequence). Never published, and cannot be linked';
+COMMENT ON COLUMN public.rule_nats_checkpoints.epoch IS
+    'The number of runs that have held the slot so far; only the newest run may publish';
 COMMENT ON COLUMN public.rule_nats_checkpoints.commit_time IS 'Microseconds since 2000-01-01 UTC, as in the WAL';
-COMMENT ON COLUMN public.rule_nats_checkpoints.sequence IS 'The tail''s sequence in the stream';
+COMMENT ON COLUMN public.rule_nats_checkpoints.sequence IS 'The sequence of the stream''s last message';
 COMMENT ON COLUMN public.rule_nats_checkpoints.kept_sequence IS
-    'With confirm_delay_seconds: behind this sequence the slot has all events still, so a stream that has lost some of those is '
-    'filled again. NULL: the stream has to have all up to the tail';
+    'With confirm_delay_seconds: the slot still has all events behind this sequence, so walhook publishes them again if the '
+    'stream has lost some. NULL: the stream must have all events up to its end';
 
 CREATE TABLE IF NOT EXISTS public.rule_nats_dead_letters (
     dead_letter_id BIGSERIAL PRIMARY KEY,
@@ -201,15 +215,17 @@ CREATE TABLE IF NOT EXISTS public.rule_nats_dead_letters (
 );
 ALTER TABLE public.rule_nats_dead_letters ADD COLUMN IF NOT EXISTS retried_as BIGINT;
 COMMENT ON TABLE public.rule_nats_dead_letters IS
-    'Events that can never be published, whole, with the reason. Written before the lane goes on. Never published, never linkable';
+    'Events that can never be published or delivered, whole, with the reason. walhook writes the row before it goes on to '
+    'the next event. Never published, and cannot be linked';
 COMMENT ON COLUMN public.rule_nats_dead_letters.event_id IS '<source>-<commit lsn>-<commit time>-<ordinal>-<webhook id>';
-COMMENT ON COLUMN public.rule_nats_dead_letters.payload IS 'The message body as it would have been sent';
+COMMENT ON COLUMN public.rule_nats_dead_letters.payload IS 'The message body that would have been sent';
 COMMENT ON COLUMN public.rule_nats_dead_letters.headers IS
-    'The message''s headers as they would have been sent, but for those that name its place in a stream';
+    'The headers that the message would have had, except those that say its place in a stream';
 COMMENT ON COLUMN public.rule_nats_dead_letters.status IS
-    'dead; retried: published again as event retried_as; dropped. Changed by rule_nats_dead_letter_retry and _drop';
+    'dead; retried: published again as the event retried_as; dropped: nobody needs it. rule_nats_dead_letter_retry and '
+    'rule_nats_dead_letter_drop set it';
 COMMENT ON COLUMN public.rule_nats_dead_letters.retried_as IS
-    'event_id in rule_webhook_events; rule_nats_event_status tells what became of it';
+    'The event_id in rule_webhook_events; rule_nats_event_status says what became of that event';
 
 CREATE TABLE IF NOT EXISTS public.rule_cdc_status (
     source TEXT PRIMARY KEY,
@@ -233,19 +249,22 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_status (
 ALTER TABLE public.rule_cdc_status ADD COLUMN IF NOT EXISTS history_lost BIGINT;
 ALTER TABLE public.rule_cdc_status ADD COLUMN IF NOT EXISTS log_lines_lost BIGINT;
 COMMENT ON TABLE public.rule_cdc_status IS
-    'What the running streamer last said of itself, one row per source. Never published, never linkable';
-COMMENT ON COLUMN public.rule_cdc_status.pid IS 'Process id on host';
-COMMENT ON COLUMN public.rule_cdc_status.connected_since IS 'Since when it holds the slot';
+    'What the running walhook last wrote about itself, one row per source. Never published, and cannot be linked';
+COMMENT ON COLUMN public.rule_cdc_status.pid IS 'The process id on that host';
+COMMENT ON COLUMN public.rule_cdc_status.connected_since IS 'Since when walhook has held the slot';
 COMMENT ON COLUMN public.rule_cdc_status.nats IS
     '{"<config_name>": {"server": "nats://host:4222", "connected": true, "connected_since": "...", "last_error": null, '
-    '"given_up": false, "holds_slot": false, "unsettled": 0, "falls_back": []}}, no secrets. holds_slot: it is not connected and '
-    'the slot waits for its unsettled events; falls_back: what of transactions and durability its streams cannot do';
+    '"given_up": false, "holds_slot": false, "unsettled": 0, "falls_back": []}}, without secrets. holds_slot: walhook is '
+    'not connected, and the slot waits for its unsettled events; falls_back: which settings of transactions and durability '
+    'the streams do not support';
 COMMENT ON COLUMN public.rule_cdc_status.history_lost IS
-    'Rows that rule_nats_publish_history did not take, in this session; their events are delivered';
+    'How many rows rule_nats_publish_history has refused in this session; walhook published their events all the same';
 COMMENT ON COLUMN public.rule_cdc_status.log_lines_lost IS
-    'Lines of its log that standard error did not take (a full disk, a closed or stalled pipe), since the process began';
+    'How many lines of the log walhook could not write to standard error (a full disk, a closed pipe, a reader that does '
+    'not read) since the process began';
 COMMENT ON COLUMN public.rule_cdc_status.heartbeat_seconds IS
-    'How often it writes heartbeat_at, s; three times that without one, and it counts as not running';
+    'How often walhook writes heartbeat_at, in seconds. If it has not done so for three times as long, it counts as not '
+    'running';
 
 -- The history is the RFC's; these say which event a row is about, and where it went.
 ALTER TABLE public.rule_nats_publish_history
@@ -253,10 +272,11 @@ ALTER TABLE public.rule_nats_publish_history
     ADD COLUMN IF NOT EXISTS webhook_event_id BIGINT,
     ADD COLUMN IF NOT EXISTS stream_name TEXT;
 COMMENT ON COLUMN public.rule_nats_publish_history.event_id IS
-    '<source>-<commit lsn>-<commit time>-<ordinal>-<webhook id>: here once, however often a killed streamer writes it again';
+    '<source>-<commit lsn>-<commit time>-<ordinal>-<webhook id>. Each event has one row, also if walhook was killed and '
+    'writes it again';
 COMMENT ON COLUMN public.rule_nats_publish_history.webhook_event_id IS
-    'event_id in rule_webhook_events; NULL for a linked table''s event';
-COMMENT ON COLUMN public.rule_nats_publish_history.stream_name IS 'The stream that acknowledged it';
+    'The event_id in rule_webhook_events; NULL for an event of a linked table';
+COMMENT ON COLUMN public.rule_nats_publish_history.stream_name IS 'The stream that acknowledged the event';
 CREATE INDEX IF NOT EXISTS idx_nats_publish_event ON public.rule_nats_publish_history (webhook_event_id)
     WHERE webhook_event_id IS NOT NULL;
 CREATE INDEX IF NOT EXISTS idx_nats_publish_message_id ON public.rule_nats_publish_history (message_id)
@@ -275,14 +295,15 @@ IF NOT EXISTS (SELECT FROM pg_attribute
     ALTER TABLE public.rule_cdc_status
         ADD COLUMN last_exit_code INTEGER, ADD COLUMN last_exit_reason TEXT, ADD COLUMN last_exit_at TIMESTAMPTZ;
     COMMENT ON COLUMN public.rule_cdc_status.last_exit_code IS
-        'The exit code of the last `walhook run` that ended; 0: somebody stopped it';
-    COMMENT ON COLUMN public.rule_cdc_status.last_exit_reason IS 'Its last error, which its log has too; NULL where somebody stopped it';
+    'The exit code of the last `walhook run` that ended; 0: somebody stopped it';
+    COMMENT ON COLUMN public.rule_cdc_status.last_exit_reason IS
+    'The last error of that `walhook run`, which is in its log too; NULL if somebody stopped it';
 END IF;
 IF NOT EXISTS (SELECT FROM pg_attribute
                WHERE attrelid = 'public.rule_webhook_links'::regclass AND attname = 'trace_column' AND NOT attisdropped) THEN
     ALTER TABLE public.rule_webhook_links ADD COLUMN trace_column TEXT;
     COMMENT ON COLUMN public.rule_webhook_links.trace_column IS
-        'The column whose traceparent (W3C) goes into the headers of the message, and into those of the webhook''s request';
+    'The column with the traceparent (W3C) that goes into the headers of the message and of the webhook''s request';
 END IF;
 END
 $added$;
@@ -318,6 +339,9 @@ DECLARE
     v_part TEXT;
     v_whole_schema BOOLEAN;
 BEGIN
+    IF p_name IS NULL THEN
+        RETURN 'the name of the publications is NULL';
+    END IF;
     FOREACH v_part IN ARRAY ARRAY['_inserts', '_changes'] LOOP
         v_name := p_name || v_part;
         IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = v_name) THEN
@@ -332,7 +356,7 @@ BEGIN
                      JOIN pg_catalog.pg_publication p ON p.oid = n.pnpubid WHERE p.pubname = $1)'
             INTO v_whole_schema USING v_name;
             IF v_whole_schema THEN
-                RETURN format('publication %I publishes a whole schema: it takes in tables that nobody linked', v_name);
+                RETURN format('publication %I publishes a whole schema, and with it tables that nobody linked', v_name);
             END IF;
         END IF;
     END LOOP;
@@ -340,7 +364,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_publication_problem IS
-    'walhook: why the pair <name>_inserts and <name>_changes cannot be used, or NULL where it can';
+    'walhook: why walhook cannot use the publications <name>_inserts and <name>_changes; NULL if it can';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_publication_create(p_name TEXT DEFAULT 'walhook')
 RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -353,9 +377,9 @@ DECLARE
     v_done BOOLEAN := false;
 BEGIN
     IF p_name IS NULL OR octet_length(p_name) NOT BETWEEN 1 AND 55 THEN
-        RAISE EXCEPTION 'cannot name a publication %', coalesce(public.rule_cdc_quoted(p_name), 'NULL')
+        RAISE EXCEPTION 'cannot use % as the name of the publications', coalesce(public.rule_cdc_quoted(p_name), 'NULL')
             USING ERRCODE = 'invalid_parameter_value',
-            HINT = 'Its name has 1 to 55 bytes: _inserts and _changes are added to it.';
+            HINT = 'The name has 1 to 55 bytes: walhook adds _inserts and _changes to it.';
     END IF;
     FOR v_part IN
         VALUES ('_inserts', 'insert', ARRAY['rule_webhook_events', 'rule_cdc_backfill_rows']),
@@ -407,8 +431,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_publication_create IS
-    'walhook: makes or completes <name>_inserts and <name>_changes; true where something was done. Before the slot: a slot '
-    'cannot decode what lies before its publication';
+    'walhook: creates or completes the publications <name>_inserts and <name>_changes; returns true if it changed '
+    'something. Call it before the slot is created, because a slot cannot decode changes from before its publication';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_slot_create(
     p_slot TEXT DEFAULT 'walhook',
@@ -438,7 +462,7 @@ BEGIN
     FROM pg_replication_slots s WHERE s.slot_name = p_slot;
     IF FOUND THEN
         IF v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
-            RAISE EXCEPTION 'slot % exists and is not ours: % slot, plugin %, database %', public.rule_cdc_quoted(p_slot),
+            RAISE EXCEPTION 'slot % exists and is not walhook''s: % slot, plugin %, database %', public.rule_cdc_quoted(p_slot),
                 v_slot.slot_type, public.rule_cdc_sayable(coalesce(v_slot.plugin, 'none')),
                     public.rule_cdc_sayable(coalesce(v_slot.database, 'none'))
                 USING ERRCODE = 'duplicate_object', HINT = 'Choose another name for the slot.';
@@ -446,7 +470,7 @@ BEGIN
             SELECT f.problem INTO v_finding FROM public.rule_cdc_check_slot(p_slot) f WHERE f.name = 'slot_lost';
             RAISE EXCEPTION 'cannot use slot %: %', public.rule_cdc_quoted(p_slot), public.rule_cdc_sayable(v_finding.problem)
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = public.rule_cdc_sayable(format('To go on with a gap: SELECT rule_cdc_slot_drop(%L); then create it again.', p_slot));
+                HINT = public.rule_cdc_sayable(format('To go on without the changes that are lost: SELECT rule_cdc_slot_drop(%L); then create the slot again.', p_slot));
         END IF;
         IF v_slot.two_phase THEN
             SELECT f.problem, f.remedy INTO v_finding FROM public.rule_cdc_check_slot(p_slot) f WHERE f.name = 'slot_two_phase';
@@ -473,8 +497,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_slot_create IS
-    'walhook: makes the logical slot (failover slot on 17 and newer) and returns its start; one of ours that exists is left as '
-    'it is. Needs REPLICATION, and a transaction that has written nothing';
+    'walhook: creates the logical slot (a failover slot on PostgreSQL 17 and newer) and returns its start. It does not '
+    'change a slot of walhook that exists. Needs REPLICATION, and a transaction that has not written anything';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_slot_drop(p_slot TEXT DEFAULT 'walhook')
 RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -486,7 +510,7 @@ BEGIN
         RETURN false;
     END IF;
     IF v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
-        RAISE EXCEPTION 'slot % is not ours: plugin %, database %', public.rule_cdc_quoted(p_slot),
+        RAISE EXCEPTION 'slot % is not walhook''s: plugin %, database %', public.rule_cdc_quoted(p_slot),
             public.rule_cdc_sayable(coalesce(v_slot.plugin, 'none')),
             public.rule_cdc_sayable(coalesce(v_slot.database, 'none'))
             USING ERRCODE = 'wrong_object_type', HINT = 'pg_drop_replication_slot drops any slot.';
@@ -505,7 +529,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_slot_drop IS
-    'walhook: drops the slot, and with it what has not been published yet; false where there is none. Its anchor stays';
+    'walhook: drops the slot; events that are not published yet are lost. Returns false if there is no such slot. The '
+    'slot''s anchor stays';
 
 -- pg_replication_slots differs by version; this view has the same columns on all, NULL where the server does not know.
 -- After pg_upgrade run this file again to fill them.
@@ -515,7 +540,7 @@ DECLARE
                               WHERE attrelid = 'pg_catalog.pg_replication_slots'::regclass AND attnum > 0);
 BEGIN
     CALL public.rule_cdc_view('rule_cdc_slots',
-        'Logical slots of this database: retained_bytes is the WAL they keep on disk, lag_bytes what they have not confirmed',
+        'The logical slots of this database. retained_bytes: the WAL that they keep on disk; lag_bytes: the WAL that they have not confirmed',
         format($sql$
         SELECT s.slot_name,
                s.database,
@@ -555,8 +580,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     )
     SELECT b.oid::regclass, b.parent::regclass, c.relkind <> 'p' FROM below b JOIN pg_class c ON c.oid = b.oid
 $$;
-COMMENT ON FUNCTION public.rule_cdc_partitions IS
-    'walhook: a table and all its partitions, without a lock on any of them';
+COMMENT ON FUNCTION public.rule_cdc_partitions IS 'walhook: a table and all its partitions; takes no lock on any of them';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_table_problem(p_table REGCLASS)
 RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -578,12 +602,12 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     )
     SELECT CASE
         WHEN EXISTS (SELECT FROM ours WHERE oid = p_table)
-            THEN 'it is one of walhook''s own: linking it would publish secrets, or feed publishing with itself'
+            THEN 'it is one of walhook''s own tables: linking it would publish secrets, or feed publishing with itself'
         WHEN EXISTS (SELECT FROM ours WHERE oid IN (SELECT a.oid FROM above a))
-            THEN 'it is a child or partition of one of walhook''s own: linking it would publish secrets, or feed publishing '
+            THEN 'it is a child or partition of one of walhook''s own tables: linking it would publish secrets, or feed publishing '
                  'with itself'
         WHEN c.relkind = 'p' AND EXISTS (SELECT FROM ours WHERE oid IN (SELECT t.relid FROM public.rule_cdc_partitions(p_table) t))
-            THEN 'one of walhook''s own is a partition of it: linking it would publish secrets, or feed publishing with itself'
+            THEN 'one of walhook''s own tables is a partition of it: linking it would publish secrets, or feed publishing with itself'
         WHEN n.nspname IN ('pg_catalog', 'information_schema') OR n.nspname LIKE 'pg\_toast%' OR c.oid < 16384
             THEN 'it is a system table'
         WHEN c.relkind IN ('v', 'm') THEN 'it is a view: link the tables it reads'
@@ -597,7 +621,7 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.oid = p_table
 $$;
-COMMENT ON FUNCTION public.rule_cdc_table_problem IS 'walhook: why this table can never be linked, or NULL where it can';
+COMMENT ON FUNCTION public.rule_cdc_table_problem IS 'walhook: why this table can never be linked; NULL if it can';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_replica_identity(p_table REGCLASS)
 RETURNS TEXT[] LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -615,7 +639,7 @@ RETURNS TEXT[] LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     WHERE c.oid = p_table
 $$;
 COMMENT ON FUNCTION public.rule_cdc_replica_identity IS
-    'walhook: the columns of the old row that the WAL has for an update or delete; NULL where it has none';
+    'walhook: which columns of the old row the WAL contains for an update or delete; NULL if none';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_generated_identity(p_table REGCLASS, p_publication TEXT)
 RETURNS TABLE (columns TEXT[], remedy TEXT)
@@ -664,8 +688,9 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_generated_identity IS
-    'walhook: generated columns of a table''s replica identity that a publication does not send, and what to do; no row where there '
-    'are none. From 18 on the application''s own UPDATE fails, before that a DELETE comes without them';
+    'walhook: generated columns of a table''s replica identity that a publication does not send, and a remedy; no row if '
+    'there are none. In PostgreSQL 18 and newer the application''s own UPDATE fails because of them; in older versions a '
+    'DELETE arrives without them';
 
 -- One of an earlier version has other columns.
 DO $drop$
@@ -774,7 +799,7 @@ BEGIN
                format('%s names %s, which the table %s', place, coalesce(quote_literal(c), 'NULL'),
                       CASE WHEN EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = p_table AND a.attname = c
                                                                      AND a.attgenerated <> '')
-                           THEN 'generates: it is not sent' ELSE 'has not' END), c
+                           THEN 'generates, and PostgreSQL does not send it' ELSE 'does not have' END), c
         FROM (SELECT 'columns' AS place, unnest(p_columns) AS c
               UNION ALL SELECT 'filter', unnest(v_filter_keys)
               UNION ALL SELECT 'when_changed', unnest(p_when_changed)
@@ -789,12 +814,12 @@ BEGIN
         v_name := regexp_replace(p_subject_template, '\{[^{}]*\}', 'x', 'g');
         IF v_name ~ '[{}]' THEN
             name := 'template_braces';
-            problem := format('its subject template %L has an odd brace', p_subject_template);
+            problem := format('its subject template %L has a brace without its pair', p_subject_template);
             remedy := 'Tokens are {schema} {table} {op} and {a_column}.';
             RETURN NEXT;
         ELSIF public.rule_nats_subject_check(v_name) IS NOT NULL THEN
             name := 'template_subject';
-            problem := format('its subject template %L is no subject: %s', p_subject_template,
+            problem := format('its subject template %L is not a subject: %s', p_subject_template,
                               public.rule_nats_subject_check(v_name));
             remedy := 'For example: orders.{op}.{customer_id}';
             RETURN NEXT;
@@ -812,7 +837,7 @@ BEGIN
         IF v_identity IS NULL THEN
             -- Also for insert and truncate: in the publication of changes, the application's own UPDATE would fail.
             name := 'identity_missing';
-            problem := format('%s has no replica identity: once published, UPDATE and DELETE on it would fail', v_leaf);
+            problem := format('%s has no replica identity: once it is published, UPDATE and DELETE on it would fail', v_leaf);
             remedy := CASE
                 WHEN EXISTS (SELECT FROM pg_index WHERE indrelid = v_leaf AND indisprimary AND indimmediate)
                     THEN format('ALTER TABLE %s REPLICA IDENTITY DEFAULT;', v_leaf)
@@ -830,8 +855,8 @@ BEGIN
             CONTINUE;
         ELSIF FOUND AND p_operations && '{update,delete}' THEN
             name := 'identity_generated';
-            problem := format('the replica identity of %s has the generated column %s, which is not published: a DELETE would not '
-                              'bring it', v_leaf, array_to_string(v_generated.columns, ', '));
+            problem := format('the replica identity of %s has the generated column %s, which is not published: a DELETE arrives '
+                              'without it', v_leaf, array_to_string(v_generated.columns, ', '));
             remedy := v_generated.remedy;
             RETURN NEXT;
             CONTINUE;
@@ -840,7 +865,7 @@ BEGIN
         remedy := format('ALTER TABLE %s REPLICA IDENTITY FULL;', v_leaf);
         IF p_when_changed IS NOT NULL AND 'update' = ANY (p_operations) THEN
             name := 'identity_when_changed';
-            problem := format('when_changed compares with the old row, which the WAL has of %s only under REPLICA IDENTITY FULL',
+            problem := format('when_changed compares with the old row, and the WAL has the whole old row of %s only with REPLICA IDENTITY FULL',
                               v_leaf);
             RETURN NEXT;
         END IF;
@@ -849,7 +874,7 @@ BEGIN
                               WHERE c <> ALL (v_identity) AND c = ANY (v_columns) ORDER BY c);
             IF v_needed <> '{}' THEN
                 name := 'identity_filter';
-                problem := format('filter or subject need %s, which a DELETE on %s does not bring: only %s',
+                problem := format('filter or subject need %s, but a DELETE on %s has only %s',
                                   array_to_string(v_needed, ', '), v_leaf, array_to_string(v_identity, ', '));
                 remedy := format('ALTER TABLE %s REPLICA IDENTITY FULL; -- or link without delete', v_leaf);
                 RETURN NEXT;
@@ -859,14 +884,14 @@ BEGIN
         IF p_include_old AND p_operations && '{update,delete}' THEN
             is_error := false;
             name := 'identity_old';
-            problem := format('of the old row of %s only %s will be there', v_leaf, array_to_string(v_identity, ', '));
+            problem := format('the payload will have only %2$s of the old row of %1$s', v_leaf, array_to_string(v_identity, ', '));
             RETURN NEXT;
         END IF;
     END LOOP;
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_link_problems IS
-    'walhook: what is wrong with such a link (is_error), or less than it seems, each with what to do about it';
+    'walhook: what is wrong with such a link (is_error), or where it does less than it seems to, each with a remedy';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_link_subjects(
     p_webhook_id INTEGER,
@@ -894,7 +919,7 @@ CREATE OR REPLACE FUNCTION public.rule_cdc_link_subjects(
     CROSS JOIN unnest(p_operations) op
 $$;
 COMMENT ON FUNCTION public.rule_cdc_link_subjects IS
-    'walhook: the subjects that a link publishes to, with * for what comes from a column';
+    'walhook: the subjects to which a link publishes, with * for a token that comes from a column';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_publication_place(p_table REGCLASS, p_publication TEXT, p_must BOOLEAN)
 RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -931,15 +956,15 @@ EXCEPTION WHEN insufficient_privilege THEN
             HINT = public.rule_cdc_sayable(format('Let the owner of table and publication, or a superuser, run: %s; then call this again.',
                           array_to_string(v_statements, '; ')));
     ELSE
-        RAISE WARNING 'the publication is left as it is: %', public.rule_cdc_sayable(SQLERRM)
+        RAISE WARNING 'walhook did not change the publication: %', public.rule_cdc_sayable(SQLERRM)
             USING HINT = public.rule_cdc_sayable(format('Let the owner of table and publication, or a superuser, run: %s;',
                                 array_to_string(v_statements, '; ')));
     END IF;
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_publication_place IS
-    'walhook: puts a table into the publication that its links ask for, and out of the other; names the statements where the '
-    'caller may not';
+    'walhook: puts a table into the publication that its links need, and removes it from the other one. If the caller may '
+    'not do that, the message contains the statements';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_publication_tidy(p_publication TEXT DEFAULT 'walhook')
 RETURNS INTEGER LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -947,7 +972,7 @@ DECLARE
     v_table REGCLASS;
     v_tidied INTEGER := 0;
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtextextended('walhook: links', 0));
+    LOCK TABLE public.rule_webhook_links IN SHARE UPDATE EXCLUSIVE MODE;
     FOR v_table IN
         SELECT DISTINCT r.prrelid FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
         WHERE p.pubname IN (p_publication || '_inserts', p_publication || '_changes')
@@ -964,7 +989,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_publication_tidy IS
-    'walhook: takes tables that no link names out of the publication (their webhook was deleted), and returns how many';
+    'walhook: removes tables without a link from the publications (somebody has deleted their webhook), and returns how '
+    'many';
 
 -- Those of an earlier version have no p_trace_column: beside these no call could be told which one it means.
 DO $drop$
@@ -1062,8 +1088,9 @@ BEGIN
             HINT = public.rule_cdc_sayable(format('SELECT rule_cdc_publication_create(%L); makes it.', p_publication));
     END IF;
 
-    -- Two links made at once must agree on where the table belongs.
-    PERFORM pg_advisory_xact_lock(hashtextextended('walhook: links', 0));
+    -- Two links made at once must agree on where the table belongs. Only roles that may write links can take this lock, and it
+    -- stops neither readers nor writers.
+    LOCK TABLE public.rule_webhook_links IN SHARE UPDATE EXCLUSIVE MODE;
 
     -- With publish_via_partition_root a published root swallows the changes of its published partitions.
     SELECT l.table_schema || '.' || l.table_name INTO v_other
@@ -1075,7 +1102,7 @@ BEGIN
            OR c.oid IN (SELECT relid FROM pg_partition_tree(p_table)))
     LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'cannot link %: % is linked, and the changes of a partition arrive as those of one table',
+        RAISE EXCEPTION 'cannot link %: % is linked, and PostgreSQL sends the changes of a partition for one table only',
             public.rule_cdc_sayable(p_table::text), public.rule_cdc_sayable(v_other)
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'Link the partitioned table or its partitions, not both.';
@@ -1117,7 +1144,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_link_table(INTEGER, REGCLASS, TEXT[], TEXT, TEXT[], JSONB, TEXT[], BOOLEAN, TEXT, TEXT) IS
-    'walhook: publishes the changes of a table for a webhook, from this commit on, and returns the link''s id; again: changes the link';
+    'walhook: links a table to a webhook: its changes are published from this commit on. Returns the link''s id. If the '
+    'link exists, it is changed';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_webhook_id(p_webhook TEXT)
 RETURNS INTEGER LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -1132,7 +1160,8 @@ BEGIN
     RETURN v_webhook_id;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_webhook_id IS 'walhook: the id of the webhook of this name; raises where there is none';
+COMMENT ON FUNCTION public.rule_cdc_webhook_id IS
+    'walhook: the id of the webhook with this name; raises an error if there is none';
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_link_table(
     p_webhook TEXT,
@@ -1150,7 +1179,7 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_link_table(
                                           p_columns, p_filter, p_when_changed, p_include_old, p_publication, p_trace_column)
 $$;
 COMMENT ON FUNCTION public.rule_webhook_link_table(TEXT, REGCLASS, TEXT[], TEXT, TEXT[], JSONB, TEXT[], BOOLEAN, TEXT, TEXT) IS
-    'walhook: the same, by the webhook''s name';
+    'walhook: the same, with the webhook''s name';
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_unlink_table(
     p_webhook INTEGER,
@@ -1158,7 +1187,11 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_unlink_table(
     p_publication TEXT DEFAULT 'walhook'
 ) RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtextextended('walhook: links', 0));
+    IF p_publication IS NULL THEN
+        RAISE EXCEPTION 'cannot unlink %: the name of the publications is NULL', public.rule_cdc_sayable(p_table::text)
+            USING ERRCODE = 'null_value_not_allowed', HINT = 'Leave p_publication out, or give the name of the publications.';
+    END IF;
+    LOCK TABLE public.rule_webhook_links IN SHARE UPDATE EXCLUSIVE MODE;
     DELETE FROM public.rule_webhook_links l
     USING pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.oid = p_table AND l.webhook_id = p_webhook AND l.table_schema = n.nspname AND l.table_name = c.relname;
@@ -1170,7 +1203,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_unlink_table(INTEGER, REGCLASS, TEXT) IS
-    'walhook: ends a link at this commit; the table leaves the publication with its last link. false where there was no link';
+    'walhook: removes a link at this commit. With its last link the table also leaves the publication. Returns false if '
+    'there was no link';
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_unlink_table(
     p_webhook TEXT,
@@ -1179,7 +1213,7 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_unlink_table(
 ) RETURNS BOOLEAN LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT public.rule_webhook_unlink_table(public.rule_cdc_webhook_id(p_webhook), p_table, p_publication)
 $$;
-COMMENT ON FUNCTION public.rule_webhook_unlink_table(TEXT, REGCLASS, TEXT) IS 'walhook: the same, by the webhook''s name';
+COMMENT ON FUNCTION public.rule_webhook_unlink_table(TEXT, REGCLASS, TEXT) IS 'walhook: the same, with the webhook''s name';
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_links_check(p_publication TEXT DEFAULT 'walhook')
 RETURNS TABLE (link_id INTEGER, webhook_id INTEGER, webhook_name TEXT, table_name TEXT, operations TEXT[], subjects TEXT[],
@@ -1229,7 +1263,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_links_check IS
-    'walhook: every link: which subjects it publishes to (* for what comes from a column), which streams take them, and why not';
+    'walhook: for each link, to which subjects it publishes (* for a token that comes from a column), which streams take '
+    'them, and what is wrong';
 
 -- ------------------------------------------------------------------------------------------------------------ publishing
 
@@ -1248,7 +1283,7 @@ BEGIN
     END IF;
     FOR v_name, v_value IN SELECT key, value FROM jsonb_each(p_headers) LOOP
         IF v_name !~ '^[!-9;-~]+$' THEN
-            RETURN format('%L is no header name: visible ASCII without a colon', left(v_name, 200));
+            RETURN format('%L is not a header name, which is visible ASCII without a colon', left(v_name, 200));
         ELSIF v_name ~* '^(nats|walhook)-' THEN
             RETURN format('the header %s is reserved', v_name);
         ELSIF p_payload_format LIKE 'cloudevents%' AND v_name ~* '^(ce-|content-type$)' THEN
@@ -1265,8 +1300,7 @@ BEGIN
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION public.rule_nats_headers_problem IS
-    'walhook: why these cannot be the headers of a message, or NULL where they can';
+COMMENT ON FUNCTION public.rule_nats_headers_problem IS 'walhook: why these cannot be the headers of a message; NULL if they can';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_is_traceparent(p_value TEXT)
 RETURNS BOOLEAN LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -1275,7 +1309,7 @@ RETURNS BOOLEAN LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalo
             OR p_value ~ '^(?!00|ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}-[!-~]*$')
 $$;
 COMMENT ON FUNCTION public.rule_cdc_is_traceparent IS
-    'walhook: whether this is a traceparent by the grammar of https://www.w3.org/TR/trace-context/; NULL for NULL';
+    'walhook: whether this text is a traceparent by the grammar of https://www.w3.org/TR/trace-context/; NULL for NULL';
 
 -- One look at the webhook decides all of a call, so that a change of it in the meantime is seen whole or not at all.
 CREATE OR REPLACE FUNCTION public.rule_webhook_put(
@@ -1314,7 +1348,7 @@ BEGIN
         RAISE EXCEPTION 'Webhook % (%): Invalid publish_mode %', p_webhook_id, public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)),
             public.rule_cdc_quoted(v_mode)
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = format('It is queue, nats or both: SELECT rule_webhook_enable_nats(%s, NULL, ''nats'');', p_webhook_id);
+            HINT = format('publish_mode must be queue, nats or both: SELECT rule_webhook_enable_nats(%s, NULL, ''nats'');', p_webhook_id);
     END IF;
     IF p_payload IS NULL THEN
         RAISE EXCEPTION 'Webhook % (%): the payload is NULL', p_webhook_id, public.rule_cdc_sayable(left(v_webhook.webhook_name, 200))
@@ -1368,7 +1402,7 @@ BEGIN
                 public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)),
                 public.rule_cdc_quoted(left(p_message_id, 100))
                 USING ERRCODE = 'invalid_parameter_value',
-                HINT = 'It has 1 to 512 bytes, no control characters, and no space at its ends.';
+                HINT = 'A message id has 1 to 512 bytes, no control characters, and no space at its ends.';
         END IF;
         -- The trace of the call, or else that of the session: passed on where it is one, and never a reason to refuse a call.
         IF p_headers IS NULL OR jsonb_typeof(p_headers) = 'object' THEN
@@ -1384,9 +1418,9 @@ BEGIN
                 FROM jsonb_each(p_headers) h WHERE lower(h.key) NOT IN ('traceparent', 'tracestate');
             END IF;
             IF NOT public.rule_cdc_is_traceparent(v_trace) THEN
-                RAISE NOTICE 'Webhook % (%): % is no traceparent: the event goes without a trace', p_webhook_id,
+                RAISE NOTICE 'Webhook % (%): % is not a traceparent, so the event has no trace', p_webhook_id,
                     public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)), public.rule_cdc_quoted(left(v_trace, 100))
-                    USING HINT = 'It is 00-<32 hex digits>-<16 hex digits>-<2 hex digits>, in lower case.';
+                    USING HINT = 'A traceparent is 00-<32 hex digits>-<16 hex digits>-<2 hex digits>, in lower case.';
             END IF;
         END IF;
         IF p_headers IS NOT NULL THEN
@@ -1422,7 +1456,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_put IS
-    'walhook: what the functions that call a webhook share: in mode nats the event alone, in mode NULL what the webhook''s own says';
+    'walhook: the common part of the functions that call a webhook. In mode nats it makes the event only; in mode NULL it '
+    'follows the webhook''s publish_mode';
 
 -- These run with their owner's rights, so that an application needs EXECUTE on them and nothing else. The caller is
 -- therefore not current_user: it is the role he has SET, else the one he logged in as.
@@ -1440,8 +1475,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_publish_nats IS
-    'walhook: makes an event for NATS in this transaction and returns at once; it is published after the commit. '
-    'rule_nats_event_status tells what became of it. message_id NULL: made from the position in the WAL';
+    'walhook: makes an event for NATS in this transaction and returns at once; walhook publishes it after the commit. '
+    'rule_nats_event_status says what became of it. If message_id is NULL, walhook makes one from the position in the WAL';
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_call_unified(
     webhook_id INTEGER,
@@ -1456,7 +1491,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_call_unified IS
-    'walhook: calls a webhook by its publish_mode: into the queue, to NATS or both, all in this transaction. '
+    'walhook: calls a webhook by its publish_mode: through the queue, NATS or both, all in this transaction. Returns '
     '{"success", "status", "queue": {"call_id"}, "nats": {"event_id", "subject", ...}}';
 
 -- Through the event table, and so down the slot: a retry has its own place in the order, in a strict stream too, and comes
@@ -1482,7 +1517,7 @@ BEGIN
         RAISE EXCEPTION 'cannot retry dead letter %: it is %', p_dead_letter_id, v_letter.status
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = public.rule_cdc_sayable(
-                format('To have it once more: UPDATE rule_nats_dead_letters SET status = ''dead'' WHERE dead_letter_id = %s;',
+                format('To publish it once more: UPDATE rule_nats_dead_letters SET status = ''dead'' WHERE dead_letter_id = %s;',
                           p_dead_letter_id));
     ELSIF v_letter.payload IS NULL THEN
         RAISE EXCEPTION 'cannot retry dead letter %: its payload was not kept', p_dead_letter_id
@@ -1497,7 +1532,7 @@ BEGIN
         w.nats_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
     WHERE w.webhook_id = v_letter.webhook_id;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'cannot retry dead letter %: its webhook % does not exist (any more)', p_dead_letter_id,
+        RAISE EXCEPTION 'cannot retry dead letter %: its webhook % does not exist', p_dead_letter_id,
             coalesce(v_letter.webhook_id::text, 'NULL')
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = public.rule_cdc_sayable(coalesce((SELECT format('UPDATE rule_nats_dead_letters SET webhook_id = %s WHERE dead_letter_id = %s; gives it to webhook %L.',
@@ -1529,8 +1564,9 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_nats_dead_letter_retry IS
-    'walhook: publishes a dead letter again, after this transaction: body and headers byte for byte, to its subject or p_subject, '
-    'under a message id of its own; the header Walhook-Retry-Of has the first event''s id. Returns the event_id for rule_nats_event_status';
+    'walhook: publishes a dead letter again after this transaction: the same body and headers, byte for byte, to its '
+    'subject or to p_subject, with a message id of its own. The header Walhook-Retry-Of has the id of the first event. '
+    'Returns the event_id for rule_nats_event_status';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_dead_letter_drop(p_dead_letter_id BIGINT)
 RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -1554,7 +1590,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_nats_dead_letter_drop IS
-    'walhook: marks a dead letter as one that nobody wants; false where it was already. The row stays';
+    'walhook: marks a dead letter as dropped: nobody needs it. Returns false if it was dropped before. The row stays';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_event_status(event_id BIGINT)
 RETURNS JSONB LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -1595,7 +1631,7 @@ BEGIN
         RETURN jsonb_build_object(
             'event_id', p_event_id, 'status', 'unknown', 'subject', v_row.subject, 'message_id', v_row.message_id,
             'stream', v_row.stream_name,
-            'message', 'after a restart the stream did not have it, and nothing says that it had it before: it is no dead letter either');
+            'message', 'after a restart the stream does not have it, there is no record that it ever had it, and it is not a dead letter');
     ELSIF FOUND THEN
         RETURN jsonb_build_object(
             'event_id', p_event_id, 'status', 'failed', 'success', false, 'subject', v_row.subject,
@@ -1609,22 +1645,22 @@ BEGIN
     WHERE e.event_id = p_event_id;
     IF NOT FOUND THEN
         RETURN jsonb_build_object('event_id', p_event_id, 'status', 'unknown',
-            'message', 'no such event, or it was trimmed and its history has expired or was not kept');
+            'message', 'there is no such event, or walhook has deleted it and the history has no row of it');
     END IF;
     RETURN jsonb_build_object(
         'event_id', p_event_id, 'status', 'enqueued', 'subject', v_row.subject, 'message_id', v_row.message_id,
         'created_at', v_row.created_at,
         'message', CASE
-            WHEN v_row.history <> 'full' THEN format('history is %s: an acknowledgement leaves no trace here', v_row.history)
+            WHEN v_row.history <> 'full' THEN format('history is %s: the database does not record acknowledgements', v_row.history)
             WHEN NOT EXISTS (SELECT FROM public.rule_cdc_status s
                              WHERE s.heartbeat_at > clock_timestamp() - make_interval(secs => 3 * s.heartbeat_seconds))
-                THEN 'no walhook is running; it will be published when one is'
+                THEN 'no walhook is running; the event will be published when one runs'
             ELSE 'not acknowledged yet' END);
 END
 $$;
 COMMENT ON FUNCTION public.rule_nats_event_status IS
-    'walhook: what became of an event: enqueued; published, with stream, sequence and latency_ms; duplicate, with the event that had '
-    'its message_id first; failed, with error; unknown';
+    'walhook: what became of an event: enqueued; published, with stream, sequence and latency_ms; duplicate, with the event '
+    'that had its message_id first; failed, with error; unknown';
 
 CREATE OR REPLACE PROCEDURE public.rule_nats_wait(
     event_id BIGINT,
@@ -1638,7 +1674,7 @@ DECLARE
     v_pause DOUBLE PRECISION := 0.005;
 BEGIN
     IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
-        RAISE EXCEPTION 'cannot wait for event % in a % transaction: it would not see the answer', p_event_id,
+        RAISE EXCEPTION 'cannot wait for event % in a % transaction: it would not see the outcome', p_event_id,
             current_setting('transaction_isolation')
             USING ERRCODE = 'active_sql_transaction', HINT = 'Commit, then CALL rule_nats_wait outside of a transaction.';
     END IF;
@@ -1660,8 +1696,8 @@ BEGIN
 END
 $$;
 COMMENT ON PROCEDURE public.rule_nats_wait IS
-    'walhook: waits until the event of a committed transaction is published or has failed, and answers as rule_nats_event_status; '
-    'after the timeout with "timed_out": true';
+    'walhook: waits until the event of a committed transaction is published or has failed, and returns what '
+    'rule_nats_event_status returns; after the timeout also "timed_out": true';
 
 -- -------------------------------------------------------------------------------------- the publish history, by the streamer
 
@@ -1690,7 +1726,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_nats_history_open IS
-    'walhook: the streamer''s: makes the session''s temporary table into which it copies rows of the history';
+    'walhook: for walhook run: creates the session''s temporary table, into which walhook copies rows of the history';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_history_json(p_text TEXT)
 RETURNS JSONB LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -1702,7 +1738,7 @@ EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
 END
 $$;
 COMMENT ON FUNCTION public.rule_nats_history_json IS
-    'walhook: the streamer''s: a payload as jsonb, or {"unstorable": why} where it cannot be one';
+    'walhook: for walhook run: a payload as jsonb, or {"unstorable": why} if jsonb cannot represent it';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_history_insert(p_first TID, p_last TID, p_careful BOOLEAN)
 RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -1743,7 +1779,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_nats_history_insert IS
-    'walhook: the streamer''s: moves rows of its temporary table into the history; carefully means what jsonb cannot hold too';
+    'walhook: for walhook run: moves rows from its temporary table into the history; carefully: also rows whose payload '
+    'jsonb cannot represent';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_history_write(OUT lost BIGINT, OUT problem TEXT)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -1776,8 +1813,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_nats_history_write IS
-    'walhook: the streamer''s: moves its temporary table into the history; rows that are refused (their webhook was deleted, a '
-    'constraint of yours) are left out: how many, and why the first';
+    'walhook: for walhook run: moves its temporary table into the history. It leaves out rows that the history refuses '
+    '(their webhook was deleted, or a constraint of yours), and returns how many these are and why the first was refused';
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_events_cleanup(
     p_older_than INTERVAL DEFAULT '24 hours',
@@ -1786,6 +1823,10 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_events_cleanup(
 DECLARE
     v_deleted BIGINT;
 BEGIN
+    IF p_limit < 0 THEN
+        RAISE EXCEPTION 'cannot delete a negative number of events: p_limit is %', coalesce(p_limit::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Give how many events it may delete at most; NULL: all that are old enough.';
+    END IF;
     DELETE FROM public.rule_webhook_events
     WHERE event_id IN (SELECT e.event_id FROM public.rule_webhook_events e
                        WHERE e.created_at < now() - p_older_than
@@ -1796,8 +1837,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_events_cleanup IS
-    'walhook: deletes events older than that, the oldest p_limit at most, and returns how many. Loses nothing: what is not '
-    'published yet is in the WAL';
+    'walhook: deletes events that are older than this, the oldest first and at most p_limit, and returns how many. No event '
+    'is lost: events that are not published yet are in the WAL';
 
 -- -------------------------------------------------------------------------------------- what the running streamer reports
 
@@ -1831,11 +1872,11 @@ BEGIN
         'message', CASE
             WHEN NOT coalesce(v_config.enabled, true) THEN format('NATS config %s is disabled', p_config_name)
             WHEN v_status.source IS NULL THEN 'no walhook has run on this database yet: start `walhook run`'
-            WHEN NOT v_running THEN format('no walhook is running: the last one was heard of at %s', v_status.heartbeat_at)
+            WHEN NOT v_running THEN format('no walhook is running: the last one wrote its status at %s', v_status.heartbeat_at)
             WHEN v_connected THEN 'NATS connection initialized'
             WHEN v_nats IS NULL THEN 'walhook is running and has no connection for this configuration: no enabled webhook uses it'
             WHEN (v_nats ->> 'given_up')::boolean THEN
-                'walhook is running and has given this configuration up: see last_error; an UPDATE of its row tries again'
+                'walhook is running and no longer tries to connect for this configuration: see last_error; after an UPDATE of its row it tries again'
             ELSE 'walhook is running and not connected to NATS: see last_error' END
             || CASE WHEN v_running AND (v_nats ->> 'holds_slot')::boolean
                     THEN format('; the slot waits for its %s unsettled events', v_nats ->> 'unsettled') ELSE '' END,
@@ -1857,7 +1898,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_nats_report IS
-    'walhook: what the running streamer last said of the connection of this configuration; it asks nobody';
+    'walhook: what the running walhook last wrote about the connection of this configuration; the function asks no server';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_init(config_name TEXT DEFAULT 'default')
 RETURNS JSONB LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -1877,14 +1918,15 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_nats_init IS
-    'walhook: there is nothing to initialize in the server: answers whether the running streamer is connected, and why not';
+    'walhook: the server needs no initialization; returns whether the running walhook is connected, and why not';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_health_check(config_name TEXT DEFAULT 'default')
 RETURNS JSONB LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT public.rule_nats_report($1)
 $$;
 COMMENT ON FUNCTION public.rule_nats_health_check IS
-    'walhook: {"success", "config", "connected", "running", "message", ...}; an unknown configuration is success false';
+    'walhook: returns {"success", "config", "connected", "running", "message", ...}; for an unknown configuration success '
+    'is false';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_test_connection(p_config_name TEXT DEFAULT 'default')
 RETURNS JSON LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -1893,7 +1935,7 @@ RETURNS JSON LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, 
          FROM public.rule_nats_config c WHERE c.config_name = p_config_name), '{}'))::json
 $$;
 COMMENT ON FUNCTION public.rule_nats_test_connection IS
-    'walhook: as rule_nats_health_check, as json, with the configuration itself as "config", without its secrets';
+    'walhook: the same as rule_nats_health_check as json, with the configuration itself, without its secrets, as "config"';
 
 -- ---------------------------------------------------------------- two functions of RFC-0005 that were broken as shipped
 
@@ -1939,7 +1981,7 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     FROM again
 $$;
 COMMENT ON FUNCTION public.rule_webhook_process_retries IS
-    'walhook: gives calls whose retry is due back to the workers (status pending), one row for each';
+    'walhook: makes calls whose retry is due available to the workers again (status pending), and returns a row for each';
 
 CALL public.rule_cdc_functions_close();
 

@@ -18,7 +18,7 @@ DECLARE
     v_role RECORD;
 BEGIN
     FOR v_role IN
-        VALUES ('walhook_streamer', 'LOGIN REPLICATION', 'walhook: the process `walhook run`'),
+        VALUES ('walhook_streamer', 'LOGIN REPLICATION', 'walhook: the role of `walhook run`'),
                ('walhook_application', 'NOLOGIN', 'walhook: may call webhooks'),
                ('walhook_operator', 'NOLOGIN', 'walhook: may set up webhooks, links and streams')
     LOOP
@@ -28,7 +28,7 @@ BEGIN
                 EXECUTE format('COMMENT ON ROLE %I IS %L', v_role.column1, v_role.column3);
             EXCEPTION
                 WHEN insufficient_privilege THEN
-                    RAISE NOTICE 'the role % is missing and % may not make it', v_role.column1, current_user
+                    RAISE NOTICE 'the role % is missing and % may not create it', v_role.column1, current_user
                         USING HINT = format('Let a superuser run: CREATE ROLE %I %s; then run this file again.',
                                             v_role.column1, v_role.column2);
                 WHEN duplicate_object OR unique_violation THEN

@@ -25,26 +25,30 @@ ALTER TABLE public.rule_webhooks
     ADD COLUMN IF NOT EXISTS delivery_order TEXT NOT NULL DEFAULT 'any',
     ADD COLUMN IF NOT EXISTS max_in_flight INTEGER;
 COMMENT ON COLUMN public.rule_webhooks.signed IS
-    'walhook deliver: every request is signed (Standard Webhooks), and without a secret none is sent. Set with the first secret named signing';
+    'For walhook deliver: true: it signs every request (Standard Webhooks), and sends none without a secret. Becomes true '
+    'with the first secret named signing';
 COMMENT ON COLUMN public.rule_webhooks.secrets_changed_at IS
-    'When a secret of this webhook was last set or deleted: by this, workers know to read them again';
+    'When a secret of this webhook was last set or deleted. Workers read the secrets again when it changes';
 COMMENT ON COLUMN public.rule_webhooks.request_body IS
-    'walhook deliver, payload_format webhook: data sends the row or the caller''s payload alone, message the whole message';
+    'For walhook deliver with payload_format webhook. data: the request contains only the row or the caller''s payload; '
+    'message: the whole message';
 COMMENT ON COLUMN public.rule_webhooks.delivery_order IS
-    'walhook deliver: any calls side by side; strict one call at a time over all workers, in commit order, retries included';
+    'For walhook deliver. any: calls run side by side; strict: all workers together make one call at a time, in commit '
+    'order, retries included';
 COMMENT ON COLUMN public.rule_webhooks.max_in_flight IS
-    'walhook deliver: calls side by side for each worker; NULL: the worker''s own setting';
+    'For walhook deliver: how many calls each worker makes side by side; NULL: as the worker''s own setting says';
 
 ALTER TABLE public.rule_webhook_calls ADD COLUMN IF NOT EXISTS event_id TEXT;
 COMMENT ON COLUMN public.rule_webhook_calls.event_id IS
-    'The event that walhook deliver called for; NULL for calls of the queue in PostgreSQL, which is none of its business';
+    'The event that walhook deliver called the webhook for; NULL for calls of the queue in PostgreSQL, which walhook '
+    'deliver does not make';
 CREATE UNIQUE INDEX IF NOT EXISTS idx_webhook_calls_event
     ON public.rule_webhook_calls (event_id) WHERE event_id IS NOT NULL;
 
 ALTER TABLE public.rule_nats_streams ADD COLUMN IF NOT EXISTS consumers TEXT[];
 COMMENT ON COLUMN public.rule_nats_streams.consumers IS
-    'Durable pull consumers that the streamer makes for workers of your own. NULL: webhook-worker-1 on the stream that its '
-    'configuration names, and none on others';
+    'Durable pull consumers that walhook run creates for workers of your own. NULL: webhook-worker-1 on the stream that its '
+    'configuration names, and none on other streams';
 
 DO $checks$
 DECLARE
@@ -85,7 +89,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_secret_changed IS
-    'walhook: trigger of rule_webhook_secrets: notes in the webhook''s row that its secrets have changed';
+    'walhook: the function of the trigger on rule_webhook_secrets: writes into the webhook''s row that its secrets have '
+    'changed';
 REVOKE ALL ON FUNCTION public.rule_webhook_secret_changed() FROM PUBLIC;
 
 -- Once: a trigger waits for those who write into its table.
@@ -99,7 +104,7 @@ BEGIN
         CREATE TRIGGER walhook_secret_changed AFTER INSERT OR UPDATE OR DELETE ON public.rule_webhook_secrets
             FOR EACH ROW EXECUTE FUNCTION public.rule_webhook_secret_changed();
         COMMENT ON TRIGGER walhook_secret_changed ON public.rule_webhook_secrets IS
-            'walhook: tells the workers, by the webhook''s row, to read its secrets again';
+    'walhook: writes into the webhook''s row that its secrets have changed, so that workers read them again';
         -- Secrets that were there before.
         UPDATE public.rule_webhooks w
         SET secrets_changed_at = clock_timestamp(), signed = true
@@ -115,10 +120,10 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'walhook_worker') THEN
         BEGIN
             CREATE ROLE walhook_worker LOGIN;
-            COMMENT ON ROLE walhook_worker IS 'walhook: the process `walhook deliver`';
+            COMMENT ON ROLE walhook_worker IS 'walhook: the role of `walhook deliver`';
         EXCEPTION
             WHEN insufficient_privilege THEN
-                RAISE NOTICE 'the role walhook_worker is missing and % may not make it', current_user
+                RAISE NOTICE 'the role walhook_worker is missing and % may not create it', current_user
                     USING HINT = 'Let a superuser run: CREATE ROLE walhook_worker LOGIN; then run this file again.';
             WHEN duplicate_object OR unique_violation THEN
                 NULL; -- somebody else made it just now, in another database

@@ -70,20 +70,22 @@ $checks$;
 CREATE INDEX IF NOT EXISTS idx_cdc_replays_open
     ON public.rule_cdc_replays (source, replay_id) WHERE status IN ('requested', 'running');
 COMMENT ON TABLE public.rule_cdc_replays IS
-    'Replays, one row each, written by `walhook replay` and rule_cdc_replay. Never published, never linkable';
+    'Replays, one row each. `walhook replay` and rule_cdc_replay write them. Never published, and cannot be linked';
 COMMENT ON COLUMN public.rule_cdc_replays.via IS
-    'stream, wal or table: from where the events come; NULL: the running walhook has not chosen yet';
+    'Where the events come from: stream, wal or table; NULL: the running walhook has not chosen yet';
 COMMENT ON COLUMN public.rule_cdc_replays.is_requested IS
-    'SQL has asked for it, so the running walhook carries it out, and goes on with it after a restart';
-COMMENT ON COLUMN public.rule_cdc_replays.create_stream IS 'The stream to be made where none takes the subjects';
-COMMENT ON COLUMN public.rule_cdc_replays.from_point IS 'An LSN or a commit time, as it was asked for';
+    'true: somebody asked for it by SQL, so the running walhook carries it out, and continues it after a restart';
+COMMENT ON COLUMN public.rule_cdc_replays.create_stream IS 'The stream that walhook creates if no stream takes the subjects';
+COMMENT ON COLUMN public.rule_cdc_replays.from_point IS 'An LSN or a commit time, as given';
 COMMENT ON COLUMN public.rule_cdc_replays.status IS
-    'requested, running, done, failed (see error), cancelled, interrupted: it was killed, and `walhook replay --resume` goes on '
-    'with it. A killed one is running until the next replay of its source looks; one that SQL has asked for is requested again then';
+    'requested, running, done, failed (see error), cancelled, interrupted: it was killed, and `walhook replay --resume` '
+    'continues it. A killed replay stays running until the next replay of its source begins; if somebody asked for it by '
+    'SQL, it then is requested again';
 COMMENT ON COLUMN public.rule_cdc_replays.progress IS
-    '{"<config>/<stream>": sequence, "<config>/<stream> end": sequence}, or "wal" and LSNs: up to where what was read is stored, so where '
-    'a resumed replay goes on, and where it ends';
-COMMENT ON COLUMN public.rule_cdc_replays.first_lsn IS 'Commit LSN of the first event that was sent; last_lsn of the last';
+    '{"<config>/<stream>": sequence, "<config>/<stream> end": sequence}, or "wal" and LSNs: up to where the events are '
+    'stored, which is where a resumed replay continues, and where the replay ends';
+COMMENT ON COLUMN public.rule_cdc_replays.first_lsn IS
+    'The commit LSN of the first event that was sent; last_lsn: of the last one';
 
 END
 $schema$;
@@ -110,10 +112,11 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_anchor_settings (
     CONSTRAINT valid_anchor_keep CHECK (keep > interval '0' AND keep_bytes > 0)
 );
 COMMENT ON TABLE public.rule_cdc_anchor_settings IS
-    'How far behind its slot each anchor slot stays, by rule_cdc_anchor_create. Never published, never linkable';
-COMMENT ON COLUMN public.rule_cdc_anchor_settings.keep IS 'What was committed longer ago need not be kept';
-COMMENT ON COLUMN public.rule_cdc_anchor_settings.keep_bytes IS 'No more WAL than this is kept, however young it is';
-COMMENT ON COLUMN public.rule_cdc_anchor_settings.problem IS 'Why the anchor could not be moved the last time';
+    'How far behind its slot each anchor slot stays. rule_cdc_anchor_create writes it. Never published, and cannot be '
+    'linked';
+COMMENT ON COLUMN public.rule_cdc_anchor_settings.keep IS 'For how long after a commit its WAL is kept';
+COMMENT ON COLUMN public.rule_cdc_anchor_settings.keep_bytes IS 'The most WAL that is kept, however young it is';
+COMMENT ON COLUMN public.rule_cdc_anchor_settings.problem IS 'Why walhook could not move the anchor the last time';
 
 -- Only a slot of our own making is ever moved. A row that names another is none of ours.
 DELETE FROM public.rule_cdc_anchor_settings WHERE anchor_name IS DISTINCT FROM slot_name || '_anchor';
@@ -133,14 +136,14 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_anchor_places (
     PRIMARY KEY (slot_name, seen_at)
 );
 COMMENT ON TABLE public.rule_cdc_anchor_places IS
-    'Where the slot was confirmed, and when: to places among these its anchor is moved. About a thousand at most. Never published, '
-    'never linkable';
+    'Confirmed positions of the slot, each with its time, at most about a thousand. walhook moves the anchor to one of '
+    'them. Never published, and cannot be linked';
 
 END
 $schema$;
 
 CALL public.rule_cdc_view('rule_cdc_anchors',
-    'Anchor slots: `walhook replay --via wal` goes back to reaches_lsn, or to reaches_time; retained_bytes is the WAL that they keep', $view$
+    'Anchor slots. `walhook replay --via wal` can go back to reaches_lsn, or to reaches_time; retained_bytes: the WAL that they keep', $view$
 SELECT a.slot_name, a.anchor_name, a.keep, a.keep_bytes,
        s.confirmed_flush_lsn AS reaches_lsn,
        (SELECT min(p.seen_at) FROM public.rule_cdc_anchor_places p
@@ -179,11 +182,12 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_backfill_jobs (
 -- A first version did not note where it began.
 ALTER TABLE public.rule_cdc_backfill_jobs ADD COLUMN IF NOT EXISTS begin_lsn PG_LSN;
 COMMENT ON TABLE public.rule_cdc_backfill_jobs IS
-    'Backfills; the view rule_cdc_backfills shows them with their progress. Never published, never linkable';
-COMMENT ON COLUMN public.rule_cdc_backfill_jobs.key_columns IS 'The primary key, in whose order the rows are taken';
-COMMENT ON COLUMN public.rule_cdc_backfill_jobs.begin_lsn IS 'All its rows lie behind it in the WAL';
+    'Backfills; the view rule_cdc_backfills shows them with their progress. Never published, and cannot be linked';
+COMMENT ON COLUMN public.rule_cdc_backfill_jobs.key_columns IS 'The primary key, by which the rows are ordered';
+COMMENT ON COLUMN public.rule_cdc_backfill_jobs.begin_lsn IS 'All rows of the backfill are behind this position in the WAL';
 COMMENT ON COLUMN public.rule_cdc_backfill_jobs.end_lsn IS
-    'All its rows lie before it in the WAL: they are delivered once the slot is confirmed up to there';
+    'All rows of the backfill are before this position in the WAL: once the slot is confirmed up to here, they are '
+    'delivered';
 
 CREATE TABLE IF NOT EXISTS public.rule_cdc_backfill_ranges (
     backfill_id BIGINT NOT NULL REFERENCES public.rule_cdc_backfill_jobs (backfill_id) ON DELETE CASCADE,
@@ -199,11 +203,13 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_backfill_ranges (
     PRIMARY KEY (backfill_id, range_number)
 );
 COMMENT ON TABLE public.rule_cdc_backfill_ranges IS
-    'Ranges of keys that several readers send side by side; each locks the row of its range. Never published, never linkable';
-COMMENT ON COLUMN public.rule_cdc_backfill_ranges.after_key IS 'How far it is; NULL: nothing yet, and no lower end';
-COMMENT ON COLUMN public.rule_cdc_backfill_ranges.upto_key IS 'Its upper end, which belongs to it; NULL: none';
+    'Ranges of keys, which several readers send side by side; each reader locks the row of its range. Never published, and '
+    'cannot be linked';
+COMMENT ON COLUMN public.rule_cdc_backfill_ranges.after_key IS
+    'Rows up to this key are sent; NULL: none yet, and the range has no lower end';
+COMMENT ON COLUMN public.rule_cdc_backfill_ranges.upto_key IS 'The last key of the range; NULL: it has no upper end';
 COMMENT ON COLUMN public.rule_cdc_backfill_ranges.later IS
-    'Keys of rows that some transaction held a lock on when their turn came; they are tried again';
+    'Keys of rows that another transaction had locked; the reader tries them again';
 
 CREATE TABLE IF NOT EXISTS public.rule_cdc_backfill_rows (
     chunk JSONB,
@@ -219,20 +225,21 @@ ALTER TABLE public.rule_cdc_backfill_rows
                                AND jsonb_typeof(chunk -> 'table') = 'string' AND jsonb_typeof(chunk -> 'links') = 'array'
                                AND jsonb_typeof(chunk -> 'columns') = 'array', false) END);
 COMMENT ON TABLE public.rule_cdc_backfill_rows IS
-    'Always empty: a chunk of a backfill is inserted here and deleted in the same transaction, so that its rows are in the WAL, at '
-    'their place among live changes. Published by inserts only, never linkable';
+    'Always empty: a backfill inserts a chunk here and deletes it in the same transaction, so that its rows are in the WAL '
+    'among the live changes. Published by inserts only, and cannot be linked';
 COMMENT ON COLUMN public.rule_cdc_backfill_rows.chunk IS
-    'The first row of a chunk says what the others are: {"backfill", "schema", "table", "links", "columns": [{"name", "type", "key"}]}';
+    'The first row of a chunk describes the other rows: {"backfill", "schema", "table", "links", "columns": [{"name", '
+    '"type", "key"}]}';
 COMMENT ON COLUMN public.rule_cdc_backfill_rows.row_data IS
-    'A row as pgoutput writes one: the number of columns, and for each n, or t, its length and its text in UTF-8';
+    'A row in the form of pgoutput: the number of columns, and for each n, or t, its length and its text in UTF-8';
 
 END
 $schema$;
 
 CALL public.rule_cdc_view('rule_cdc_backfills',
-    'Backfills and how far they are. rows_waiting: some transaction holds a lock on them. events_failed: snapshot events of its webhooks '
-    'between begin_lsn and end_lsn that are in rule_nats_dead_letters; final once the slot is confirmed up to end_lsn. One that was '
-    'killed is running, and goes on where it was when `walhook backfill` is asked for the same again', $view$
+    'Backfills and their progress. rows_waiting: rows that another transaction has locked. events_failed: snapshot events of its '
+    'webhooks between begin_lsn and end_lsn that are in rule_nats_dead_letters; final once the slot is confirmed up to end_lsn. '
+    'A backfill whose process was killed stays running; the same `walhook backfill` command continues it', $view$
 SELECT j.backfill_id, j.table_schema, j.table_name, j.link_ids, j.status, j.rows_estimated,
        coalesce(r.rows_sent, 0)::bigint AS rows_sent,
        coalesce(r.rows_waiting, 0)::bigint AS rows_waiting,
@@ -295,8 +302,8 @@ CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_key(
     WHERE i.indrelid = p_table AND i.indisprimary AND k.place <= i.indnkeyatts
 $$;
 COMMENT ON FUNCTION public.rule_cdc_backfill_key IS
-    'walhook: the primary key of a table, the types below its columns, and the operators that compare them (lt, le, eq, ge, gt); NULL '
-    'where it has none';
+    'walhook: the primary key of a table, the types of its columns without domains, and the operators that compare them '
+    '(lt, le, eq, ge, gt); NULL if it has none';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_bound(
     p_names TEXT[],
@@ -327,8 +334,7 @@ BEGIN
     RETURN '(' || v_condition || ')';
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_backfill_bound IS
-    'walhook: the condition that the key of table t lies on one side of p_key';
+COMMENT ON FUNCTION public.rule_cdc_backfill_bound IS 'walhook: the condition that the key of table t is on one side of p_key';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_foreign_code(p_table REGCLASS)
 RETURNS TABLE (problem TEXT, remedy TEXT) LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -385,8 +391,8 @@ RETURNS TABLE (problem TEXT, remedy TEXT) LANGUAGE sql STABLE SET search_path = 
     WHERE NOT r.rolsuper AND r.rolname <> current_user
 $$;
 COMMENT ON FUNCTION public.rule_cdc_backfill_foreign_code IS
-    'walhook: code of other roles that a query of this table would run with the rights of the caller, and the statement after which it '
-    'is a superuser''s own';
+    'walhook: code of other roles that a query of this table would run with the caller''s rights, and the statement that '
+    'makes a superuser its owner';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_check(p_table REGCLASS)
 RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
@@ -400,7 +406,7 @@ BEGIN
             public.rule_cdc_sayable(current_user)
             USING ERRCODE = 'insufficient_privilege',
             HINT = public.rule_cdc_sayable(
-                format('Let its owner run: GRANT SELECT, UPDATE ON %s TO %I; (SELECT FOR SHARE wants both).', p_table, current_user));
+                format('Let its owner run: GRANT SELECT, UPDATE ON %s TO %I; (SELECT FOR SHARE needs both).', p_table, current_user));
     END IF;
     IF row_security_active(p_table) THEN
         RAISE EXCEPTION 'cannot backfill %: its row-level security would hide rows from %', public.rule_cdc_sayable(p_table::text),
@@ -419,12 +425,13 @@ BEGIN
             public.rule_cdc_sayable(current_user), public.rule_cdc_sayable(v_code.problem),
             public.rule_cdc_sayable(current_user)
             USING ERRCODE = 'insufficient_privilege',
-            HINT = public.rule_cdc_sayable(format('Read that code; if it may run so, let a superuser run: %s', v_code.remedy));
+            HINT = public.rule_cdc_sayable(format('Read that code; if it is harmless, let a superuser run: %s', v_code.remedy));
     END IF;
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_backfill_check IS
-    'walhook: refuses a table whose rows the caller cannot read all, or not without running code of another role';
+    'walhook: refuses a table if the caller cannot read all its rows, or cannot read them without running code of another '
+    'role';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_routes(p_links INTEGER[])
 RETURNS TABLE (problem TEXT, remedy TEXT) LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -462,10 +469,10 @@ RETURNS TABLE (problem TEXT, remedy TEXT) LANGUAGE sql STABLE SET search_path = 
     FROM links l
     CROSS JOIN LATERAL public.rule_cdc_link_problems(to_regclass(format('%I.%I', l.table_schema, l.table_name)), '{insert}', l.subject_template,
                                                      l.columns, l.filter, l.when_changed, l.include_old) p
-    WHERE p.is_error AND p.problem NOT LIKE 'columns names %'
+    WHERE p.is_error AND p.name <> 'columns_missing'
 $$;
 COMMENT ON FUNCTION public.rule_cdc_backfill_routes IS
-    'walhook: why rows of a backfill for these links would be dead letters, each with what to do about it';
+    'walhook: why rows of a backfill for these links would become dead letters, each with a remedy';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_start(
     p_table TEXT,
@@ -477,8 +484,7 @@ SET DateStyle = 'ISO' SET IntervalStyle = 'iso_8601' SET TimeZone = 'UTC' SET ex
 SET row_security = off SET constraint_exclusion = off
 AS $$
 DECLARE
-    v_table REGCLASS := coalesce(to_regclass(p_table),
-                                 to_regclass(CASE WHEN strpos(p_table, '.') = 0 THEN 'public.' || p_table END));
+    v_table REGCLASS;
     v_schema TEXT;
     v_name TEXT;
     v_links INTEGER[];
@@ -495,6 +501,12 @@ DECLARE
     v_number INTEGER := 0;
     v_id BIGINT;
 BEGIN
+    BEGIN
+        v_table := coalesce(to_regclass(p_table), to_regclass(CASE WHEN strpos(p_table, '.') = 0 THEN 'public.' || p_table END));
+    EXCEPTION WHEN invalid_name OR syntax_error OR undefined_table OR invalid_schema_name OR feature_not_supported THEN
+        -- What can be no name of a table is none.
+        v_table := NULL;
+    END;
     IF v_table IS NULL THEN
         RAISE EXCEPTION 'cannot backfill %: there is no such table', coalesce(public.rule_cdc_quoted(p_table), 'NULL')
             USING ERRCODE = 'undefined_table', HINT = 'Name it with its schema: shop.orders.';
@@ -527,13 +539,13 @@ BEGIN
     END IF;
     v_key := public.rule_cdc_backfill_key(v_table);
     IF v_key.names IS NULL THEN
-        RAISE EXCEPTION 'cannot backfill %: it has no primary key, in whose order its rows could be taken',
+        RAISE EXCEPTION 'cannot backfill %: it has no primary key, and a backfill reads rows in the order of that key',
             public.rule_cdc_sayable(v_table::text)
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = public.rule_cdc_sayable(format('Give %s a primary key.', v_table));
     END IF;
     SELECT * INTO v_route FROM public.rule_cdc_backfill_routes(v_links) r LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'cannot backfill %: its events would be dead letters: %', public.rule_cdc_sayable(v_table::text),
+        RAISE EXCEPTION 'cannot backfill %: its events would become dead letters: %', public.rule_cdc_sayable(v_table::text),
             public.rule_cdc_sayable(v_route.problem)
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = public.rule_cdc_sayable(v_route.remedy);
     END IF;
@@ -565,8 +577,9 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_backfill_start IS
-    'walhook: begins to send the rows of a linked table as events of op snapshot, for one of its webhooks or all, and returns the '
-    'backfill''s number; rule_cdc_backfill_chunk does it, p_ranges at most side by side';
+    'walhook: begins a backfill, which sends the rows of a linked table as events with op snapshot, to one of its webhooks '
+    'or to all; returns the backfill''s number. rule_cdc_backfill_chunk sends the rows; at most p_ranges sessions can do so '
+    'side by side';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_chunk(p_backfill_id BIGINT, p_rows INTEGER DEFAULT 1000)
 RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -597,7 +610,7 @@ BEGIN
         RAISE EXCEPTION 'cannot take a chunk of backfill % in a transaction that is %', p_backfill_id,
             current_setting('transaction_isolation')
             USING ERRCODE = 'invalid_transaction_state',
-            HINT = 'It has to see each row as it is when it is locked: use READ COMMITTED, a transaction for each chunk.';
+            HINT = 'It has to see each row as it is when it locks it: use READ COMMITTED, and one transaction for each chunk.';
     END IF;
     IF p_rows IS NULL OR p_rows NOT BETWEEN 1 AND 100000 THEN
         RAISE EXCEPTION 'cannot take a chunk of % rows', coalesce(p_rows::text, 'NULL')
@@ -628,7 +641,7 @@ BEGIN
     v_table := to_regclass(format('%I.%I', v_job.table_schema, v_job.table_name));
     v_key := CASE WHEN v_table IS NOT NULL THEN public.rule_cdc_backfill_key(v_table) END;
     IF v_key.names IS DISTINCT FROM v_job.key_columns THEN
-        RAISE EXCEPTION 'cannot go on with backfill % of %.%: its primary key was (%) and is not any more', p_backfill_id,
+        RAISE EXCEPTION 'cannot go on with backfill % of %.%: its primary key was (%) and has changed', p_backfill_id,
             public.rule_cdc_sayable(v_job.table_schema), public.rule_cdc_sayable(v_job.table_name),
                 public.rule_cdc_sayable(array_to_string(v_job.key_columns, ', '))
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Cancel it by rule_cdc_backfill_cancel and start another.';
@@ -727,8 +740,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_backfill_chunk IS
-    'walhook: sends the next rows of a backfill, p_rows at most, and answers how many; 0: other readers or transactions hold locks on what '
-    'is left, NULL: nothing is left. A transaction of its own for each call';
+    'walhook: sends the next rows of a backfill, at most p_rows, and returns how many. 0: other readers or transactions '
+    'have locked the rows that are left; NULL: no rows are left. Each call needs a transaction of its own';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_cancel(p_backfill_id BIGINT)
 RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -739,7 +752,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_backfill_cancel IS
-    'walhook: ends a backfill before its end; what it has sent stays sent. false where it was not running';
+    'walhook: ends a backfill early; rows that were sent stay sent. Returns false if it was not running';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_anchor_create(
     p_keep INTERVAL DEFAULT '24 hours',
@@ -754,20 +767,20 @@ BEGIN
     IF p_keep IS NULL OR p_keep <= interval '0' OR p_keep_bytes IS NULL OR p_keep_bytes <= 0 THEN
         RAISE EXCEPTION 'cannot keep WAL of slot % for % and % bytes', public.rule_cdc_quoted(p_slot), coalesce(p_keep::text, 'NULL'),
             coalesce(p_keep_bytes::text, 'NULL')
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'Say how long and how much: rule_cdc_anchor_create(''24 hours'', 4294967296).';
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Give both limits: rule_cdc_anchor_create(''24 hours'', 4294967296).';
     END IF;
     SELECT s.plugin, s.database, s.wal_status INTO v_slot FROM pg_replication_slots s WHERE s.slot_name = p_slot;
     IF NOT FOUND OR v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
-        RAISE EXCEPTION 'cannot anchor slot %: this database has no such slot of pgoutput', public.rule_cdc_quoted(p_slot)
+        RAISE EXCEPTION 'cannot anchor slot %: this database has no slot of that name with the plugin pgoutput', public.rule_cdc_quoted(p_slot)
             USING ERRCODE = 'undefined_object', HINT = 'Run `walhook setup`, or SELECT rule_cdc_publication_create(); and SELECT rule_cdc_slot_create(); first.';
     END IF;
     SELECT s.confirmed_flush_lsn, s.plugin, s.database, s.wal_status INTO v_slot
     FROM pg_replication_slots s WHERE s.slot_name = v_anchor;
     IF FOUND THEN
         IF v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
-            RAISE EXCEPTION 'slot % exists and is not ours: plugin %, database %', public.rule_cdc_quoted(v_anchor),
+            RAISE EXCEPTION 'slot % exists and is not walhook''s: plugin %, database %', public.rule_cdc_quoted(v_anchor),
                 public.rule_cdc_sayable(coalesce(v_slot.plugin, 'none')), public.rule_cdc_sayable(coalesce(v_slot.database, 'none'))
-                USING ERRCODE = 'duplicate_object', HINT = 'Anchor a slot of another name.';
+                USING ERRCODE = 'duplicate_object', HINT = 'Choose another slot, whose anchor has another name.';
         ELSIF NOT EXISTS (SELECT FROM public.rule_cdc_anchor_settings a WHERE a.slot_name = p_slot AND a.anchor_name = v_anchor) THEN
             RAISE EXCEPTION 'slot % exists, and walhook has not made it', public.rule_cdc_quoted(v_anchor)
                 USING ERRCODE = 'duplicate_object',
@@ -794,9 +807,9 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_anchor_create IS
-    'walhook: makes a slot that stays behind p_slot and keeps WAL for replays: what was committed within p_keep, but no more than '
-    'p_keep_bytes; the running walhook moves it. Again with other limits changes them. Returns how far it reaches back. Runs '
-    'with its owner''s rights, which need REPLICATION, and in a transaction that has written nothing';
+    'walhook: creates a slot that stays behind p_slot and keeps WAL for replays: of commits within p_keep, but at most '
+    'p_keep_bytes. The running walhook moves it. A second call changes the limits. Returns the position that it reaches '
+    'back to. Runs with its owner''s rights, who needs REPLICATION, in a transaction that has not written anything';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_anchor_drop(p_slot TEXT DEFAULT 'walhook')
 RETURNS BOOLEAN LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -814,7 +827,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_anchor_drop IS
-    'walhook: drops the anchor of a slot and lets its WAL go; false where there is none. Runs with its owner''s rights';
+    'walhook: drops the anchor of a slot, so that PostgreSQL can remove its WAL; returns false if there is none. Runs with '
+    'its owner''s rights';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_anchor_move(p_slot TEXT DEFAULT 'walhook')
 RETURNS PG_LSN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -839,7 +853,7 @@ BEGIN
     END IF;
     IF v_anchor.anchor_name IS DISTINCT FROM p_slot || '_anchor' OR v_anchor.plugin IS DISTINCT FROM 'pgoutput'
        OR v_anchor.database IS DISTINCT FROM current_database() THEN
-        RAISE EXCEPTION 'cannot move anchor slot %: it is not of our making (plugin %, database %)',
+        RAISE EXCEPTION 'cannot move anchor slot %: walhook did not create it (plugin %, database %)',
             public.rule_cdc_quoted(v_anchor.anchor_name),
             public.rule_cdc_sayable(coalesce(v_anchor.plugin, 'none')), public.rule_cdc_sayable(coalesce(v_anchor.database, 'none'))
             USING ERRCODE = 'wrong_object_type',
@@ -881,8 +895,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_anchor_move IS
-    'walhook: notes where p_slot is, and moves its anchor as far as rule_cdc_anchor_create has said; the running walhook calls it '
-    'every few seconds. Returns where the anchor is, NULL where there is none';
+    'walhook: records the position of p_slot, and moves its anchor as far as rule_cdc_anchor_create allows; the running '
+    'walhook calls it every few seconds. Returns the anchor''s position; NULL if there is none';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_replay_point(p_name TEXT, p_point TEXT)
 RETURNS TEXT LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -892,16 +906,16 @@ DECLARE
 BEGIN
     IF p_point ~ '^[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}$' THEN
         IF p_point::pg_lsn > v_end THEN
-            RAISE EXCEPTION '% %: it lies ahead; the WAL ends at %', p_name, public.rule_cdc_quoted(p_point), v_end
+            RAISE EXCEPTION '% %: it is in the future; the WAL ends at %', p_name, public.rule_cdc_quoted(p_point), v_end
                 USING ERRCODE = 'invalid_parameter_value',
-                HINT = 'Is it an LSN of another server, or of one that was restored to an earlier point?';
+                HINT = 'Check whether it is an LSN of another server, or of one that was restored to an earlier point.';
         END IF;
         RETURN p_point;
     END IF;
     v_time := CASE WHEN p_point ~ '^\d+[smhd]$' THEN now() - replace(p_point, 'm', ' minutes')::interval
                    ELSE p_point::timestamptz END;
     IF v_time > clock_timestamp() THEN
-        RAISE EXCEPTION '% %: it lies ahead; it is % now', p_name, public.rule_cdc_quoted(p_point), clock_timestamp()
+        RAISE EXCEPTION '% %: it is in the future; the time is %', p_name, public.rule_cdc_quoted(p_point), clock_timestamp()
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     RETURN to_char(v_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
@@ -911,7 +925,8 @@ EXCEPTION WHEN invalid_datetime_format OR datetime_field_overflow THEN
         HINT = 'Give an LSN (0/16B3748), a time (2026-11-25 10:00+00) or an age (90s, 15m, 2h, 7d).';
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_replay_point IS 'walhook: an LSN, or a time or an age as a time; what lies ahead is refused';
+COMMENT ON FUNCTION public.rule_cdc_replay_point IS
+    'walhook: an LSN unchanged; a time or an age as a time; refuses what is in the future';
 
 -- An earlier version had no p_rules; beside it calls would be ambiguous.
 DROP FUNCTION IF EXISTS public.rule_cdc_replay(TEXT, TEXT, TEXT, TEXT, TEXT, TEXT, TEXT, INTEGER, TEXT);
@@ -948,12 +963,12 @@ BEGIN
     END IF;
     IF p_via NOT IN ('stream', 'wal', 'table') THEN
         RAISE EXCEPTION 'cannot replay via %', public.rule_cdc_quoted(p_via)
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'stream, wal, table; NULL: the first of them that still has it.';
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'p_via is stream, wal or table; NULL: the first of these that still has the events.';
     END IF;
     IF p_rules IS NULL OR p_rules NOT IN ('commit', 'now') THEN
         RAISE EXCEPTION 'cannot replay by the rules of %', coalesce(public.rule_cdc_quoted(p_rules), 'NULL')
             USING ERRCODE = 'invalid_parameter_value',
-            HINT = 'p_rules is commit, the rules in force at each commit, or now, those of now.';
+            HINT = 'p_rules is commit (the rules in force at each commit) or now (the rules of today).';
     END IF;
     IF p_rate <= 0 THEN
         RAISE EXCEPTION 'cannot replay % events a second', p_rate USING ERRCODE = 'invalid_parameter_value';
@@ -971,7 +986,7 @@ BEGIN
         v_webhook := coalesce(v_webhook, substring(p_webhook FROM '^\d{1,9}$'));
         IF v_webhook IS NULL THEN
             RAISE EXCEPTION 'cannot replay for webhook %: there is none of that name', public.rule_cdc_quoted(p_webhook)
-                USING ERRCODE = 'no_data_found', HINT = 'Of one that was deleted, give its number.';
+                USING ERRCODE = 'no_data_found', HINT = 'If the webhook was deleted, give its id.';
         END IF;
     END IF;
     IF v_source IS NULL THEN
@@ -995,8 +1010,10 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_replay IS
-    'walhook: asks the running walhook to publish again what happened since p_from, up to p_to: LSNs, times or ages (2h). p_via: stream, '
-    'wal, table; NULL: the first that still has it. p_rules: commit, or now; of a replay from the WAL. Returns the number of its row in rule_cdc_replays; one is carried out after the other';
+    'walhook: asks the running walhook to publish the events from p_from to p_to again: LSNs, times or ages (2h). p_via: '
+    'stream, wal or table; NULL: the first of these that still has the events. p_rules, for a replay from the WAL: commit, '
+    'the rules in force at each commit, or now, the rules of today. Returns the number of its row in rule_cdc_replays; '
+    'walhook carries out one replay after the other';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_replay_cancel(p_replay_id BIGINT)
 RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -1007,7 +1024,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_replay_cancel IS
-    'walhook: ends a replay, or forgets one that waits; what it has published stays. false where there was nothing to end';
+    'walhook: ends a replay, or removes one that waits; events that it has published stay. Returns false if there was none '
+    'to end';
 
 CALL public.rule_cdc_functions_close();
 

@@ -35,7 +35,7 @@ CALL public.rule_cdc_functions_open(ARRAY[]::text[]);
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_template_problem(p_template TEXT)
 RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT CASE WHEN named.subject ~ '[{}]' THEN 'it has an odd brace' ELSE public.rule_nats_subject_check(named.subject) END
+    SELECT CASE WHEN named.subject ~ '[{}]' THEN 'it has a brace without its pair' ELSE public.rule_nats_subject_check(named.subject) END
     FROM (SELECT regexp_replace(p_template, '\{[^{}]*\}', 'x', 'g') AS subject) named
 $$;
 COMMENT ON FUNCTION public.rule_cdc_template_problem IS
@@ -164,7 +164,7 @@ BEGIN
         v_text := nullif(p_row ->> 'stream_name', '');
         IF v_text IS NOT NULL AND public.rule_nats_stream_name_problem(v_text) IS NOT NULL THEN
             problem := public.rule_nats_stream_name_problem(v_text);
-            advice := 'A stream name has 1 to 255 characters, and no space, dot, *, >, / or \ among them.';
+            advice := 'A stream name has 1 to 255 characters, no space, dot, *, >, / or \ among them, and does not begin with KV_ or OBJ_.';
             RETURN NEXT;
         END IF;
         columns := '{subject_prefix}';
@@ -197,7 +197,7 @@ BEGIN
         columns := '{stream_name}';
         problem := public.rule_nats_stream_name_problem(p_row ->> 'stream_name');
         IF problem IS NOT NULL THEN
-            advice := 'A stream name has 1 to 255 characters, and no space, dot, *, >, / or \ among them.';
+            advice := 'A stream name has 1 to 255 characters, no space, dot, *, >, / or \ among them, and does not begin with KV_ or OBJ_.';
             RETURN NEXT;
         END IF;
         columns := '{subjects}';

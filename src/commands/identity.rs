@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
+use super::marks;
 use crate::{
     error::{Error, Kind, Result},
     nats::owner::Owner,
@@ -322,24 +323,20 @@ pub struct Stream<'s> {
     pub created_ns: i64,
 }
 
-/// The lock that every connection of a run shares.
-const LOCK: &str = "pg_catalog.hashtextextended('walhook: run ' || $1, 0)";
-
 /// Marks a connection as one of this run. A newer run ends it.
 ///
 /// # Errors
 /// [`Kind::Fenced`]: there is a newer run.
 pub async fn hold(client: &Client, source: &str, epoch: u64) -> Result<()> {
-    let failed = |error| sql::error("mark the connection as one of this run", error);
-    // The lock first: a newer run raises the epoch, and then looks for the lock.
-    client.execute(&format!("SELECT pg_catalog.pg_advisory_lock_shared({LOCK})"), &[&source]).await.map_err(failed)?;
+    // The mark first: a newer run raises the epoch, and then looks for marks.
+    marks::set(client, marks::Mark::Run(source)).await?;
     let row = client
         .query_opt(
             "SELECT epoch FROM public.rule_nats_checkpoints WHERE source = $1 AND config_name = '' AND stream_name = ''",
             &[&source],
         )
         .await
-        .map_err(failed)?;
+        .map_err(|error| sql::error("mark the connection as one of this run", error))?;
     let newest = row.and_then(|row| u64::try_from(row.get::<_, i64>(0)).ok()).unwrap_or(0);
     if newest > epoch {
         return Err(Error::new(
@@ -358,38 +355,23 @@ pub async fn hold(client: &Client, source: &str, epoch: u64) -> Result<()> {
 /// One of them cannot be ended.
 pub async fn take_over(client: &Client, source: &str) -> Result<()> {
     let attempted = "end the connections of the run before";
-    let statement = format!(
-        "SELECT l.pid, pg_catalog.pg_terminate_backend(l.pid, 5000) FROM pg_catalog.pg_locks l, (SELECT {LOCK} AS key) k \
-         WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.pid <> pg_catalog.pg_backend_pid() \
-           AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
-           AND l.classid::bigint = (k.key >> 32) & 4294967295 AND l.objid::bigint = k.key & 4294967295"
-    );
-    let rows = client.query(&statement, &[&source]).await.map_err(|error| {
-        let error = sql::error(attempted, error);
-        match postgres::sqlstate(&error) {
+    for session in marks::others(client, marks::Mark::Run(source)).await? {
+        let process = session.process;
+        match marks::end(client, &session).await {
+            Ok(true) => {}
+            Ok(false) => {
+                return Err(Error::unavailable(format!("{attempted}: process {process} of PostgreSQL does not end")));
+            }
             // Of a role that this one cannot end: it may still write.
-            Some("42501") => Error::unavailable(error.to_string()).hint(format!(
-                "as a superuser: SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid::bigint = \
-                 hashtextextended('walhook: run {source}', 0) & 4294967295"
-            )),
-            _ => error,
+            Err(error) if postgres::sqlstate(&error) == Some("42501") => {
+                let role = session.role;
+                return Err(Error::unavailable(format!("{attempted}, process {process} of role {role:?}: {error}"))
+                    .hint(format!("as a superuser: SELECT pg_terminate_backend({process})")));
+            }
+            Err(error) => return Err(error),
         }
-    })?;
-    match rows.iter().find(|row| !row.get::<_, bool>(1)) {
-        // One that ended by itself meanwhile is gone as well.
-        Some(row) if is_there(client, row.get(0)).await? => {
-            Err(Error::unavailable(format!("{attempted}: process {} of PostgreSQL does not end", row.get::<_, i32>(0))))
-        }
-        _ => Ok(()),
     }
-}
-
-async fn is_there(client: &Client, process: i32) -> Result<bool> {
-    let row = client
-        .query_one("SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE pid = $1)", &[&process])
-        .await
-        .map_err(|error| sql::error("look for a connection of the run before", error))?;
-    Ok(row.get(0))
+    Ok(())
 }
 
 #[cfg(test)]

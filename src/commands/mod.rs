@@ -14,6 +14,7 @@ pub mod explain;
 mod http;
 mod identity;
 mod log_once;
+mod marks;
 mod names;
 #[cfg(feature = "otlp")]
 pub mod otlp;

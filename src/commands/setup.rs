@@ -4,7 +4,13 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::{backoff::Backoff, progress::Steps, schema};
+use super::{
+    backoff::Backoff,
+    log_once::LogOnce,
+    marks::{self, Mark},
+    progress::Steps,
+    schema,
+};
 use crate::{
     config::{Config, Options},
     error::{Error, Result},
@@ -32,11 +38,8 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("017_jetstream.sql", include_str!("../../sql/017_jetstream.sql")),
 ];
 
-/// Waiting for another setup may take any time; for what we resolve names by see sql/004_preconditions.sql.
+/// What we resolve names by: see sql/004_preconditions.sql.
 const SESSION: &str = "SET search_path = pg_catalog, pg_temp; SET lock_timeout = 0; SET statement_timeout = 0";
-
-/// Only one setup at a time: two that create the same table would trip over each other.
-const LOCK: &str = "SELECT pg_catalog.pg_advisory_lock(7763486874)";
 
 /// While a statement of ours waits for a lock, everybody who comes after it waits behind it: not for long.
 const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '1s'";
@@ -52,7 +55,9 @@ pub async fn setup(config: &Config) -> Result<()> {
     let mut client = sql::connect(&config.postgres).await?;
     let database = config.postgres.target();
     client.batch_execute(SESSION).await.map_err(|error| sql::error("prepare the session", error))?;
-    client.batch_execute(LOCK).await.map_err(|error| sql::error("wait for another setup", error))?;
+    take_turn(&client).await?;
+    let process = client.query_one("SELECT pg_catalog.pg_backend_pid()", &[]).await;
+    let process: i32 = process.map_err(|error| sql::error("ask which process serves us", error))?.get(0);
     schema::refuse_newer(&client, &database).await?;
     apply(&mut client, PRECONDITIONS, &database).await?;
     let objects = statements(&config.publication, &config.slot);
@@ -70,10 +75,14 @@ pub async fn setup(config: &Config) -> Result<()> {
     // Somebody may have been quicker than we.
     apply(&mut client, PRECONDITIONS, &database).await?;
     for (done, (what, statement)) in (MIGRATIONS.len() + 1..).zip(objects) {
-        let answer = client
-            .simple_query(&statement)
-            .await
-            .map_err(|error| sql::error(format!("create {what} at {database}"), error))?;
+        let made = async {
+            let made = client.simple_query(&statement).await;
+            made.map_err(|error| sql::error(format!("create {what} at {database}"), error))
+        };
+        let answer = tokio::select! {
+            answer = made => answer?,
+            () = name_blockers(config, process, &what) => unreachable!("it does not end"),
+        };
         let result = answer.iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
             _ => None,
@@ -93,6 +102,43 @@ pub async fn setup(config: &Config) -> Result<()> {
     }
     tracing::info!("setup is complete; start with: walhook run");
     Ok(())
+}
+
+/// Only one setup at a time: two that create the same table would trip over each other. Each marks its session and then looks for
+/// the mark of another; two that see each other both step back, and wait for different times.
+async fn take_turn(client: &Client) -> Result<()> {
+    let (mut backoff, mut logged) = (Backoff::from(Duration::from_millis(50)), LogOnce::default());
+    loop {
+        marks::set(client, Mark::Setup).await?;
+        let others = marks::others(client, Mark::Setup).await?;
+        let Some(other) = others.first() else { return Ok(()) };
+        marks::set(client, Mark::SetupWaits).await?;
+        let marks::Session { process, role } = other;
+        let text = format!(
+            "another walhook setup works on this database, process {process} of role {role:?}: waiting for its end"
+        );
+        // Two that step back from each other are no news.
+        if backoff.failures > 3 && logged.is_news(&text) {
+            tracing::warn!("{text}; SELECT pg_terminate_backend({process}) ends one that was left behind");
+        }
+        tokio::time::sleep(backoff.next().min(Duration::from_secs(1))).await;
+    }
+}
+
+/// A slot begins where no transaction is open that has written: PostgreSQL waits for the end of each, however long that takes. Logs
+/// for whom it waits, and never ends.
+async fn name_blockers(config: &Config, process: i32, what: &str) {
+    let mut logged = LogOnce::default();
+    loop {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        // This is only for the log: what fails here fails the setup as well, or does not matter.
+        let Ok(client) = sql::connect(&config.postgres).await else { continue };
+        let Ok(blockers) = sql::blockers(&client, process).await else { continue };
+        let text = format!("{what} waits for the end of transactions that have written: {}", blockers.join("; "));
+        if !blockers.is_empty() && logged.is_news(&text) {
+            tracing::warn!("{text}");
+        }
+    }
 }
 
 /// Runs one file in a transaction; where it waits for a lock in vain, again a little later.

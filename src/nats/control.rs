@@ -22,6 +22,7 @@ use async_nats::{
     ServerError, connection::State as ConnectionState, jetstream,
 };
 use bytes::Bytes;
+use futures_util::future::join_all;
 use serde_json::Value;
 use tokio::sync::broadcast;
 
@@ -105,7 +106,18 @@ pub async fn connect_once(settings: &Settings) -> Result<Control> {
 }
 
 async fn open(settings: &Settings, options: ConnectOptions, refusals: broadcast::Sender<String>) -> Result<Control> {
-    let servers = settings.servers.iter().map(address).collect::<Result<Vec<_>>>()?;
+    // What async-nats reads has no bound, so each server shows first how it begins.
+    let looked = join_all(settings.servers.iter().map(|server| handshake::begins_as_nats(settings, server))).await;
+    let (mut servers, mut strange) = (Vec::new(), None);
+    for (server, looked) in settings.servers.iter().zip(looked) {
+        match looked {
+            Ok(()) => servers.push(address(server)?),
+            Err(error) => strange = Some(error),
+        }
+    }
+    if let (true, Some(error)) = (servers.is_empty(), strange) {
+        return Err(error.context(format!("NATS configuration {:?}", settings.config_name)));
+    }
     let error = match Box::pin(options.connect(servers)).await {
         Ok(client) => return Ok(Control { client, refusals, api: Arc::new(settings.api.clone()) }),
         Err(error) => error,

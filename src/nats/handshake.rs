@@ -217,6 +217,25 @@ pub(super) async fn begins_with_tls(settings: &Settings, server: &ServerAddr) ->
     tokio::time::timeout(TLS_PROBE, attempt).await.is_ok_and(|answer| answer.is_some())
 }
 
+/// Whether a server begins as NATS does, read within the bounds that the connections of async-nats do not have. A server that
+/// cannot be reached is left to them, and so is one with TLS from the first byte, whose certificate they check before they read.
+///
+/// # Errors
+/// It sends something else, or a line without an end.
+pub(super) async fn begins_as_nats(settings: &Settings, server: &ServerAddr) -> Result<()> {
+    if settings.tls.first {
+        return Ok(());
+    }
+    let attempt = async {
+        let Ok(tcp) = TcpStream::connect((server.host.as_str(), server.port)).await else { return Ok(()) };
+        match first_info(&mut Io::Tcp(tcp), server, &mut BytesMut::with_capacity(8 * 1024)).await {
+            Err(error) if error.kind() == Kind::Protocol => Err(error),
+            _ => Ok(()),
+        }
+    };
+    tokio::time::timeout(settings.connect_timeout, attempt).await.unwrap_or(Ok(()))
+}
+
 /// What there is to say of such a server.
 pub(super) fn waits_for_tls(server: &ServerAddr) -> Error {
     Error::config(format!("connect to {server}: it expects TLS from the first byte (handshake_first)"))

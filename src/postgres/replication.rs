@@ -19,12 +19,15 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    wal::lsn::Lsn,
+    wal::{lsn::Lsn, transcode::Encoding},
 };
 
 /// How long a server may take to end the stream after we have. It may be busy decoding a large transaction; then the
 /// connection is dropped, which frees the slot as well, a moment later.
 const FINISH: Duration = Duration::from_secs(5);
+
+/// A buffer for converted payloads that has grown larger than this is let go.
+const CONVERTED_KEPT: usize = 1024 * 1024;
 
 /// What IDENTIFY_SYSTEM answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,12 +46,34 @@ pub struct SystemIdentity {
 #[derive(Debug)]
 pub struct Connection {
     wire: Wire,
+    /// Of the database, if it has one byte for each character.
+    encoding: Option<Encoding>,
 }
 
 /// A database in `SQL_ASCII` has text of any bytes. Asked for UTF-8 the server ends the stream at the first value that is none, and
 /// again at every attempt.
 const RAW_BYTES: &str = "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false) \
     WHERE pg_catalog.getdatabaseencoding() OPERATOR(pg_catalog.=) 'SQL_ASCII'";
+
+/// The characters of the bytes 128 to 255 in a database whose encoding has one byte for each, in hexadecimal UTF-8; nothing for a
+/// byte that the encoding does not define. PostgreSQL makes the table, so it is exactly how PostgreSQL converts. PL/pgSQL, because only
+/// there an error of a conversion ends no statement, and leaves no line in the server's log.
+const BYTES: &str = "DO $walhook$ DECLARE \
+        v_encoding CONSTANT pg_catalog.name := pg_catalog.getdatabaseencoding(); v_all pg_catalog.text := ''; \
+    BEGIN \
+        IF pg_catalog.pg_encoding_max_length(pg_catalog.pg_char_to_encoding(v_encoding)) OPERATOR(pg_catalog.=) 1 \
+           AND v_encoding OPERATOR(pg_catalog.<>) 'SQL_ASCII' THEN \
+            FOR v_byte IN 128..255 LOOP \
+                BEGIN \
+                    v_all := pg_catalog.concat(v_all, pg_catalog.encode(pg_catalog.convert( \
+                        pg_catalog.set_byte('\\x00'::pg_catalog.bytea, 0, v_byte), v_encoding, 'UTF8'), 'hex'), ','); \
+                EXCEPTION WHEN OTHERS THEN \
+                    v_all := pg_catalog.concat(v_all, ','); \
+                END; \
+            END LOOP; \
+        END IF; \
+        PERFORM pg_catalog.set_config('walhook.bytes', v_all, false); \
+    END $walhook$; SELECT pg_catalog.current_setting('walhook.bytes')";
 
 impl Connection {
     /// Connects with `replication=database` and logs in.
@@ -72,9 +97,15 @@ impl Connection {
             }
             outcome => outcome.map_err(not_let_in)?,
         };
-        let mut connection = Connection { wire };
+        let mut connection = Connection { wire, encoding: None };
         let statements = session::replication_statement() + &session::statements() + "; " + RAW_BYTES;
         connection.run(&statements, "prepare the session").await?;
+        let rows = match connection.run(BYTES, "read the characters of the database's encoding").await {
+            // A role that may not use PL/pgSQL: then the server converts, and ends the stream at a byte that it cannot.
+            Err(error) if super::sqlstate(&error).is_some() => Vec::new(),
+            outcome => outcome?,
+        };
+        connection.encoding = rows.first().and_then(|row| encoding(row.first()?.as_deref()?));
         Ok(connection)
     }
 
@@ -167,17 +198,42 @@ impl Connection {
     pub async fn start_replication(mut self, slot: &str, start: Lsn, options: &[(&str, &str)]) -> Result<Stream> {
         let doing = format!("start replication from slot {slot:?} at {}", self.wire.target());
         let command = start_command(slot, start, options);
-        frontend::query(&command, &mut self.wire.outbox).map_err(|e| Error::config(doing.clone()).caused_by(e))?;
+        if let Some(encoding) = &self.encoding {
+            // From here on the server converts nothing, also not what this command says.
+            let Some(command) = encoding.encode(&command) else {
+                return Err(Error::config(doing)
+                    .hint("a publication's name has a character that the database's encoding lacks"));
+            };
+            self.run("SET client_encoding = 'SQL_ASCII'", "have text sent as it is").await?;
+            let out = &mut self.wire.outbox;
+            out.put_u8(b'Q');
+            out.put_u32(u32::try_from(command.len() + 5).map_err(|e| Error::config(doing.clone()).caused_by(e))?);
+            out.put_slice(&command);
+            out.put_u8(0);
+        } else {
+            frontend::query(&command, &mut self.wire.outbox).map_err(|e| Error::config(doing.clone()).caused_by(e))?;
+        }
         let (tag, body) = self.wire.reply().await.map_err(|e| e.context(&doing))?;
         match tag {
             b'W' => {
                 self.wire.inbox.expect_rows();
-                Ok(Stream { wire: self.wire })
+                Ok(Stream { wire: self.wire, encoding: self.encoding, converted: Vec::new() })
             }
             b'E' => Err(not_started(server_error(doing, parse_error(self.wire.inbox.body(body))?))),
             tag => Err(unexpected(tag, &doing)),
         }
     }
+}
+
+/// The encoding by what [`BYTES`] answers.
+fn encoding(bytes: &str) -> Option<Encoding> {
+    let character = |hex: &str| {
+        let bytes: Option<Vec<u8>> =
+            (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok()).collect();
+        bytes.and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default()
+    };
+    let characters: Vec<String> = bytes.strip_suffix(',')?.split(',').map(character).collect();
+    Encoding::of(&characters.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// What a code means where a role logs in for replication.
@@ -249,6 +305,9 @@ fn unexpected(tag: u8, doing: &str) -> Error {
 #[derive(Debug)]
 pub struct Stream {
     wire: Wire,
+    encoding: Option<Encoding>,
+    /// The last payload, in UTF-8.
+    converted: Vec<u8>,
 }
 
 impl Stream {
@@ -277,7 +336,14 @@ impl Stream {
     /// # Errors
     /// The server's error, or its end of the stream (retryable: it is shutting down), or bytes that are no frame.
     pub fn next_copy_data(&mut self) -> Result<Option<&[u8]>> {
-        Ok(self.next_payload()?.map(|place| self.wire.inbox.body(place)))
+        let Some(place) = self.next_payload()? else { return Ok(None) };
+        let payload = self.wire.inbox.body(place);
+        let Some(encoding) = &self.encoding else { return Ok(Some(payload)) };
+        if self.converted.capacity() > CONVERTED_KEPT {
+            self.converted = Vec::new();
+        }
+        encoding.convert(payload, &mut self.converted);
+        Ok(Some(&self.converted))
     }
 
     fn next_payload(&mut self) -> Result<Option<Range<usize>>> {

@@ -30,7 +30,10 @@ use super::{
     tls,
     wire::{self, Attributes, Dialled, LoggedIn, Socket},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    wal::name::readable,
+};
 
 /// After so long without an answer the server is asked what it is at.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -94,13 +97,21 @@ impl Watch {
     /// Those of the work; Unavailable where the connection passes nothing on.
     pub async fn answer<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         let mut work = pin!(work);
-        let mut before = None;
+        let (mut before, mut logged) = (None, Vec::new());
         loop {
             if let Ok(outcome) = timeout(PATIENCE, &mut work).await {
                 return outcome;
             }
             // A server that cannot be asked is away, which others notice.
-            let Ok(now) = self.waits().await else { continue };
+            let Ok((now, blockers)) = self.waits().await else { continue };
+            if !blockers.is_empty() && blockers != logged {
+                tracing::warn!(
+                    "a statement at {} waits for locks of others: {}",
+                    self.settings.target(),
+                    blockers.join("; ")
+                );
+                logged = blockers;
+            }
             if now.is_some() && now == before {
                 return Err(Error::unavailable(format!(
                     "wait for the answer of {}: an answer was lost, for PostgreSQL has waited for the next statement for at least {} s",
@@ -113,8 +124,8 @@ impl Watch {
         }
     }
 
-    /// What the server's process was at when it began to wait for us; `None` while it is at work.
-    async fn waits(&self) -> Result<Option<String>> {
+    /// What the server's process was at when it began to wait for us; `None` while it is at work. And for whom it waits.
+    async fn waits(&self) -> Result<(Option<String>, Vec<String>)> {
         let client = connect(&self.settings).await?;
         let query = "SELECT CASE WHEN a.pid IS NULL THEN 'nothing' \
                          WHEN a.state <> 'active' OR a.wait_event = 'ClientRead' \
@@ -125,8 +136,42 @@ impl Watch {
         let process: [&(dyn ToSql + Sync); 1] = [&self.process];
         let asked = client.query_one(query, &process);
         let row = timeout(PATIENCE, asked).await.map_err(|_| Error::unavailable("ask what a connection is at"))?;
-        Ok(row.map_err(|e| error("ask what a connection is at", e))?.get(0))
+        let now = row.map_err(|e| error("ask what a connection is at", e))?.get(0);
+        let asked = timeout(PATIENCE, blockers(&client, self.process)).await;
+        let blockers = asked.map_err(|_| Error::unavailable("ask for whom a connection waits"))?;
+        Ok((now, blockers.map_err(|e| error("ask for whom a connection waits", e))?))
     }
+}
+
+/// Who keeps a process of the server waiting, each with the statement that ends it.
+///
+/// # Errors
+/// PostgreSQL cannot be asked.
+pub async fn blockers(client: &Client, process: i32) -> std::result::Result<Vec<String>, tokio_postgres::Error> {
+    // Names in a database in SQL_ASCII are any bytes. A prepared transaction has no process.
+    let bytes = |column: &str| {
+        format!(
+            "pg_catalog.convert_to(coalesce({column}::pg_catalog.text, ''), \
+                 CASE pg_catalog.getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)"
+        )
+    };
+    let query = format!(
+        "SELECT DISTINCT b.pid, {}, {} FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids($1)) b (pid) \
+             LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid ORDER BY b.pid",
+        bytes("a.usename"),
+        bytes("a.application_name")
+    );
+    let rows = client.query(&query, &[&process]).await?;
+    let blocker = |row: &tokio_postgres::Row| match row.get::<_, i32>(0) {
+        0 => "a prepared transaction (SELECT * FROM pg_prepared_xacts)".to_owned(),
+        pid => {
+            let (role, application) = (readable(row.get(1)), readable(row.get(2)));
+            format!(
+                "process {pid} of role {role:?}, application {application:?} (SELECT pg_terminate_backend({pid}) ends it)"
+            )
+        }
+    };
+    Ok(rows.iter().map(blocker).collect())
 }
 
 /// Connects and logs in.

@@ -141,7 +141,7 @@ pub fn invalid(headers: &Map<String, Value>, of: Of) -> Option<String> {
     let mut length = 0;
     for (name, value) in headers {
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':') {
-            return Some(format!("{name:?} is no header name: visible ASCII without a colon"));
+            return Some(format!("{name:?} is not a header name, which is visible ASCII without a colon"));
         }
         let is_attribute = || name.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("ce-"));
         let is_taken = match of {
@@ -261,7 +261,7 @@ mod tests {
             assert!(refused.contains(reason), "{headers}: {refused}");
         };
         for name in ["", "a b", "a:b", "ä", "a\\r\\nb", "a\\u007f"] {
-            check(&format!("{{\"{name}\": \"x\"}}"), &[], "no header name");
+            check(&format!("{{\"{name}\": \"x\"}}"), &[], "not a header name");
         }
         for name in ["Nats-Msg-Id", "nats-x", "WALHOOK-Op"] {
             check(&format!("{{\"{name}\": \"x\"}}"), &[], "reserved");

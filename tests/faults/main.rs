@@ -12,3 +12,4 @@ mod large;
 mod network;
 mod recovery;
 mod streams_in_trouble;
+mod tpcb;

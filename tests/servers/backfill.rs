@@ -590,7 +590,7 @@ async fn a_backfill_into_dead_letters_is_refused_before_its_first_row_with_the_s
     // Every refusal names what is wrong and a statement; that one is run, and the next thing is wrong, or nothing.
     let mended = |words: &str| {
         let told = backfill(&feed, &["--table", "t"], 2).stderr;
-        assert!(told.contains("would be dead letters") && told.contains(words), "no {words:?} in {told}");
+        assert!(told.contains("would become dead letters") && told.contains(words), "no {words:?} in {told}");
         let remedy = ["UPDATE rule_", "SELECT rule_"].iter().find_map(|begin| told.find(begin)).unwrap();
         let remedy = &told[remedy..=remedy + told[remedy..].find(';').unwrap()];
         feed.pg.psql(remedy);
@@ -611,7 +611,7 @@ async fn a_backfill_into_dead_letters_is_refused_before_its_first_row_with_the_s
     feed.pg.psql("ALTER TABLE t RENAME kind TO sort; SELECT rule_webhook_link_table(1, 't', '{insert}', p_subject_template => 'webhooks.{sort}');
                   ALTER TABLE t RENAME sort TO kind");
     let told = backfill(&feed, &["--table", "t"], 2).stderr;
-    assert!(told.contains("the subject template names 'sort', which the table has not"), "{told}");
+    assert!(told.contains("the subject template names 'sort', which the table does not have"), "{told}");
 }
 
 #[tokio::test]
@@ -712,11 +712,11 @@ async fn an_anchor_setting_moves_no_slot_but_our_own() {
     let before =
         feed.pg.psql("SELECT slot_name, confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name <> 'walhook'");
     let mut walhook = feed.run();
-    walhook.logged("it is not of our making (plugin test_decoding").await;
+    walhook.logged("walhook did not create it (plugin test_decoding").await;
     // Left by an earlier version: setup removes it.
     feed.pg.psql(&format!("ALTER TABLE rule_cdc_anchor_settings DROP CONSTRAINT valid_anchor_name; DELETE FROM rule_cdc_anchor_settings; {}", setting("theirs")));
     let error = feed.pg.try_psql("SELECT rule_cdc_anchor_move()").unwrap_err();
-    assert!(error.as_db_error().unwrap().message().contains("not of our making"), "{error:?}");
+    assert!(error.as_db_error().unwrap().message().contains("walhook did not create it"), "{error:?}");
     assert_eq!(feed.pg.psql("SELECT rule_cdc_anchor_drop()"), "t");
     feed.pg.psql(&setting("theirs"));
     assert_eq!(feed.command("setup").finish().code, Some(0));

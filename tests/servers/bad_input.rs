@@ -243,7 +243,13 @@ async fn a_slot_that_has_lost_its_wal_ends_it_with_the_code_for_distrust() {
     refuses(feed.command("run"), 3, &["slot \"walhook\" is lost", "max_slot_wal_keep_size"]);
     // To go on with a gap.
     let done = feed.command("setup").finish();
-    says(&done, 2, &["To go on with a gap: SELECT rule_cdc_slot_drop('walhook'); then create it again."]);
+    says(
+        &done,
+        2,
+        &[
+            "To go on without the changes that are lost: SELECT rule_cdc_slot_drop('walhook'); then create the slot again.",
+        ],
+    );
     feed.pg.psql("SELECT rule_cdc_slot_drop('walhook')");
     assert_eq!(feed.command("setup").finish().code, Some(0));
     feed.pg.psql("INSERT INTO t VALUES (1)");

@@ -471,3 +471,31 @@ async fn a_lost_server_ends_a_request_by_its_deadline_and_the_control_connection
     let asked = tokio::time::timeout(Duration::from_secs(20), control.api("INFO", &Value::Null)).await.unwrap();
     assert!(asked.is_ok_and(|answer| answer.is_ok()));
 }
+
+#[tokio::test]
+async fn a_server_that_sends_without_an_end_before_the_login_is_refused_by_both_connections() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let sent = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = std::sync::Arc::clone(&sent);
+    tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let counted = std::sync::Arc::clone(&counted);
+            tokio::spawn(async move {
+                let chunk = [b'I'; 64 * 1024];
+                while socket.write_all(&chunk).await.is_ok() {
+                    counted.fetch_add(chunk.len(), std::sync::atomic::Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    let settings = Settings::resolve(&row(format!("nats://{address}")), &Overrides::default()).unwrap();
+    let control = control::connect(&settings).await.map(drop).unwrap_err().to_string();
+    let publisher = Publisher::open(&settings, &[]).await.map(drop).unwrap_err().to_string();
+    for error in [control, publisher] {
+        assert!(error.contains("a line without an end"), "{error}");
+    }
+    let sent = sent.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(sent < 64 * 1024 * 1024, "{sent} bytes were taken");
+}

@@ -126,8 +126,8 @@ async fn what_cannot_be_replayed_is_refused_with_what_could_be() {
             assert!(told.contains(word), "{arguments:?}: no {word:?} in {told}");
         }
     };
-    refused(&["--from", "FFFF/0"], 2, &["lies ahead", "the WAL ends at 0/"]);
-    refused(&["--from", "2100-01-01"], 2, &["lies ahead"]);
+    refused(&["--from", "FFFF/0"], 2, &["it is in the future", "the WAL ends at 0/"]);
+    refused(&["--from", "2100-01-01"], 2, &["it is in the future"]);
     refused(&["--from", "noon or so"], 2, &["noon or so", "0/16B3748"]);
     refused(&["--from", &first, "--to", "0/1"], 2, &["lies before --from"]);
     refused(&["--from", "0/0", "--webhook", "nobody"], 2, &["nobody", "number"]);

@@ -44,7 +44,7 @@ CREATE TABLE heirs_heir () INHERITS (heir);
 SELECT throws_like(format('SELECT rule_webhook_link_table(1, %L)', t), '%it is a child or partition of one of walhook''s own%') FROM unnest('{heir,heirs_heir}'::text[]) t;
 CREATE TABLE all_status (LIKE rule_cdc_status) PARTITION BY LIST (source);
 ALTER TABLE all_status ATTACH PARTITION rule_cdc_status DEFAULT;
-SELECT throws_like('SELECT rule_webhook_link_table(1, ''all_status'')', '%one of walhook''s own is a partition of it%');
+SELECT throws_like('SELECT rule_webhook_link_table(1, ''all_status'')', '%one of walhook''s own tables is a partition of it%');
 ALTER TABLE all_status DETACH PARTITION rule_cdc_status;
 SELECT throws_like('SELECT rule_webhook_link_table(1, ''pg_class'')', '%it is a system table');
 SELECT throws_like('SELECT rule_webhook_link_table(1, ''published'')', '%it is a view%');
@@ -58,7 +58,7 @@ SELECT throws_like('SELECT rule_webhook_link_table(9, ''orders'')', 'Webhook 9 n
 SELECT throws_like('SELECT rule_webhook_link_table(''nobody'', ''orders'')', 'Webhook ''nobody'' not found');
 SELECT throws_hint(format('SELECT rule_webhook_link_table(1, ''orders'', %L)', o), '%its operations are%', 'Choose from insert%')
 FROM unnest(ARRAY['{upsert}', '{}', '{insert,NULL}', NULL]) o;
-SELECT throws_hint($$SELECT rule_webhook_link_table(1, 'orders', p_columns => '{id,nope}')$$, '%columns names ''nope'', which the table has not', 'The columns are id, status, Odd name.');
+SELECT throws_hint($$SELECT rule_webhook_link_table(1, 'orders', p_columns => '{id,nope}')$$, '%columns names ''nope'', which the table does not have', 'The columns are id, status, Odd name.');
 SELECT throws_like($$SELECT rule_webhook_link_table(1, 'orders', p_columns => '{twice}')$$, '%which the table generates%');
 SELECT throws_like($$SELECT rule_webhook_link_table(1, 'orders', p_columns => '{}')$$, '%list of columns is empty');
 SELECT throws_like($$SELECT rule_webhook_link_table(1, 'orders', p_filter => '[1]')$$, '%its filter is a JSON array');
@@ -68,8 +68,8 @@ SELECT throws_like(format('SELECT rule_webhook_link_table(1, ''orders'', ''{inse
 FROM unnest(ARRAY['orders.{id', 'orders.id}', 'orders.{{id}}', 'orders..{id}', 'orders.*', 'orders {id}', '', '$SYS.{id}']) t;
 
 -- Replica identity
-SELECT throws_hint($$SELECT rule_webhook_link_table(1, 'orders', p_when_changed => '{status}')$$, '%only under REPLICA IDENTITY FULL', 'ALTER TABLE public.orders REPLICA IDENTITY FULL;');
-SELECT throws_like($$SELECT rule_webhook_link_table(1, 'orders', p_filter => '{"status": "paid"}')$$, '%need status, which a DELETE on public.orders does not bring: only id');
+SELECT throws_hint($$SELECT rule_webhook_link_table(1, 'orders', p_when_changed => '{status}')$$, '%only with REPLICA IDENTITY FULL', 'ALTER TABLE public.orders REPLICA IDENTITY FULL;');
+SELECT throws_like($$SELECT rule_webhook_link_table(1, 'orders', p_filter => '{"status": "paid"}')$$, '%need status, but a DELETE on public.orders has only id');
 SELECT is(rule_webhook_link_table(1, 'orders', '{insert,update}', p_filter => '{"status": "paid"}') > 0, true, 'without delete');
 -- From 18 on a generated column would be in the way: see setup_check.sql.
 ALTER TABLE orders DROP COLUMN twice, REPLICA IDENTITY FULL;
@@ -79,7 +79,7 @@ SELECT is((SELECT (subjects, streams, publication, ok, problems)::text FROM rule
 CREATE TABLE "No.Key" (i int, note text);
 SELECT ok(rule_webhook_link_table(1, '"No.Key"', '{insert}', '{schema}.{table}') > 0, 'inserts need no key');
 SELECT is((SELECT subjects FROM rule_webhook_links_check() WHERE table_name = 'public."No.Key"'), '{public.No%2EKey}'::text[]);
-SELECT throws_hint($$SELECT rule_webhook_link_table(2, '"No.Key"')$$, '%no replica identity: once published, UPDATE and DELETE on it would fail', 'ALTER TABLE public."No.Key" REPLICA IDENTITY FULL;%');
+SELECT throws_hint($$SELECT rule_webhook_link_table(2, '"No.Key"')$$, '%no replica identity: once it is published, UPDATE and DELETE on it would fail', 'ALTER TABLE public."No.Key" REPLICA IDENTITY FULL;%');
 SELECT throws_like($$SELECT rule_webhook_link_table(2, '"No.Key"', '{insert,truncate}')$$, '%no replica identity%');
 UPDATE "No.Key" SET i = 1; -- and so the application goes on
 CREATE TABLE nothing (id int PRIMARY KEY);
@@ -98,7 +98,7 @@ CREATE TABLE parted_b PARTITION OF parted FOR VALUES FROM ('2026-02-01') TO ('20
 SELECT ok(rule_webhook_link_table(1, 'parted') > 0, 'the root');
 SELECT is(published('parted'), 'walhook_changes');
 SELECT throws_like($$SELECT rule_webhook_link_table(1, 'parted_a')$$, '%public.parted is linked%');
-SELECT throws_hint($$SELECT rule_webhook_link_table(1, 'parted', p_when_changed => '{id}')$$, '%of public.parted_a only under%', 'ALTER TABLE public.parted_a REPLICA IDENTITY FULL;');
+SELECT throws_hint($$SELECT rule_webhook_link_table(1, 'parted', p_when_changed => '{id}')$$, '%of public.parted_a only with%', 'ALTER TABLE public.parted_a REPLICA IDENTITY FULL;');
 SELECT rule_webhook_unlink_table(1, 'parted');
 SELECT ok(rule_webhook_link_table(1, 'parted_a', '{insert}') > 0, 'a leaf');
 SELECT is((SELECT (subjects, publication, ok)::text FROM rule_webhook_links_check() WHERE table_name = 'public.parted_a'), '({webhooks.hook},walhook_inserts,t)');
@@ -121,7 +121,7 @@ SELECT rule_webhook_unlink_table(1, 'by_index'), rule_webhook_unlink_table(2, 'b
 DROP TABLE parent CASCADE;
 SELECT ok(problems('public.parent') LIKE 'there is no table public.parent (any more)%DELETE FROM public.rule_webhook_links WHERE link_id = %;', problems('public.parent'));
 ALTER TABLE orders DROP COLUMN status, REPLICA IDENTITY NOTHING;
-SELECT ok(problems('public.orders') LIKE '%filter names ''status'', which the table has not%no replica identity%', problems('public.orders'));
+SELECT ok(problems('public.orders') LIKE '%filter names ''status'', which the table does not have%no replica identity%', problems('public.orders'));
 ALTER PUBLICATION walhook_inserts DROP TABLE "No.Key";
 SELECT ok(problems('public."No.Key"') LIKE '%not in publication walhook_inserts: ALTER PUBLICATION walhook_inserts ADD TABLE ONLY public."No.Key";', 'not published');
 SELECT rule_webhook_disable_nats(1);
@@ -141,8 +141,8 @@ SELECT is(published('rule_webhooks'), 'walhook_changes');
 CREATE PUBLICATION everything_inserts FOR ALL TABLES;
 SELECT throws_hint($$SELECT rule_cdc_publication_create('everything')$$, '%everything_inserts is FOR ALL TABLES%', 'DROP PUBLICATION%');
 SELECT throws_like($$SELECT rule_webhook_link_table(2, 'nothing', '{insert}', p_publication => 'everything')$$, '%FOR ALL TABLES%');
-SELECT throws_like($$SELECT rule_cdc_publication_create(repeat('x', 56))$$, 'cannot name a publication%');
-SELECT throws_like($$SELECT rule_cdc_publication_create(NULL)$$, 'cannot name a publication NULL');
+SELECT throws_like($$SELECT rule_cdc_publication_create(repeat('x', 56))$$, 'cannot use %as the name of the publications');
+SELECT throws_like($$SELECT rule_cdc_publication_create(NULL)$$, 'cannot use NULL as the name of the publications');
 ALTER PUBLICATION walhook_inserts SET (publish = 'insert, delete');
 SELECT ok(rule_cdc_publication_create(), 'put right');
 SELECT is((SELECT (pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot)::text FROM pg_publication WHERE pubname = 'walhook_inserts'), '(t,f,f,f,t)');

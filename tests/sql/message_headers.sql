@@ -14,8 +14,8 @@ BEGIN
 END
 $$;
 SELECT refused(headers::jsonb, 'webhook', why) FROM (VALUES
-    ('[1]', '%a JSON array%'), ('"x"', '%a JSON string%'), ('{"": "x"}', '%no header name%'), ('{"a b": "x"}', '%no header name%'),
-    ('{"a:b": "x"}', '%no header name%'), ('{"ä": "x"}', '%no header name%'), ('{"a\r\nb": "x"}', '%no header name%'),
+    ('[1]', '%a JSON array%'), ('"x"', '%a JSON string%'), ('{"": "x"}', '%not a header name%'), ('{"a b": "x"}', '%not a header name%'),
+    ('{"a:b": "x"}', '%not a header name%'), ('{"ä": "x"}', '%not a header name%'), ('{"a\r\nb": "x"}', '%not a header name%'),
     ('{"ok": "x", "nats-X": "x"}', '%nats-X is reserved'), ('{"Walhook-Id": "x"}', '%reserved'), ('{"a": 1}', '%a JSON number%'),
     ('{"a": null}', '%a JSON null%'), ('{"a": ["x"]}', '%a JSON array%'), ('{"a": "x\r\ny"}', '%control character%'),
     ('{"a": "\u007f"}', '%control character%')) v (headers, why);

@@ -16,6 +16,16 @@ SELECT throws_like($$SELECT rule_webhook_secret_set(1, 'signing', 'whsec_hunter2
 SELECT throws_like($$SELECT rule_webhook_secret_set(1, 'signing_2', ' ')$$, '%cannot sign%');
 SELECT ok(rule_webhook_secret_set(1, 'signing', 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw') AND rule_webhook_secret_set(1, 'signing', 'any text')
           AND rule_webhook_secret_set(1, 'signing', 'whsec_QQ==') AND rule_webhook_secret_set(1, 'other', 'whsec_hunter2!'), 'taken');
+-- A mistake in an argument is reported in words, not as a constraint or as an error of a statement within the function.
+SELECT throws_like('SELECT rule_webhook_enqueue(1, NULL)', 'Webhook 1 (hook): the payload is NULL');
+SELECT throws_like('SELECT rule_webhook_call(1, NULL)', 'Webhook 1 (hook): the payload is NULL');
+SELECT throws_like('SELECT rule_nats_consumer_update_stats(NULL, ''c'', 1, 1, 1)', 'cannot note the numbers of a consumer: stream NULL and consumer ''c'' need names');
+SELECT throws_like('SELECT rule_nats_consumer_update_stats(''S'', NULL, 1, 1, 1)', 'cannot note the numbers of a consumer: stream ''S'' and consumer NULL need names');
+SELECT throws_like('SELECT rule_webhook_unlink_table(1, ''pg_class'', NULL)', 'cannot unlink pg_class: the name of the publications is NULL');
+SELECT is(rule_cdc_publication_problem(NULL), 'the name of the publications is NULL');
+SELECT throws_like('SELECT rule_webhook_events_cleanup(''1 day'', -1)', 'cannot delete a negative number of events: p_limit is -1');
+SELECT throws_like('SELECT rule_cdc_backfill_start(''a b {'')', 'cannot backfill ''a b {'': there is no such table');
+SELECT throws_like('SELECT rule_cdc_backfill_start(''a.b.c.d'')', 'cannot backfill ''a.b.c.d'': there is no such table');
 SELECT throws_like('SELECT rule_webhook_retry(999)', 'Call 999 not found');
 SELECT rule_webhook_enqueue(1, '{}');
 UPDATE rule_webhook_calls SET retry_count = 3;

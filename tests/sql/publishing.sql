@@ -24,7 +24,7 @@ SELECT throws_like('SELECT rule_webhook_call_unified(9, ''{}'')', 'Webhook 9 not
 SELECT throws_like('SELECT rule_webhook_publish_nats(1, ''{}'', '''')', '%message id%');
 SELECT throws_like($$SELECT rule_webhook_publish_nats(1, '{}', E'a\nb')$$, '%message id%');
 SELECT throws_like($$SELECT rule_webhook_publish_nats(1, '{}', NULL, '{"Nats-Msg-Id": "x"}')$$, '%Nats-Msg-Id is reserved');
-SELECT throws_like($$SELECT rule_webhook_publish_nats(1, '{}', NULL, '{"A B": "x"}')$$, '%is no header name%');
+SELECT throws_like($$SELECT rule_webhook_publish_nats(1, '{}', NULL, '{"A B": "x"}')$$, '%is not a header name%');
 SELECT throws_like($$SELECT rule_webhook_publish_nats(1, '{}', NULL, '{"A": 1}')$$, '%is a JSON number, not a string');
 SELECT throws_like($$SELECT rule_webhook_publish_nats(1, '{}', NULL, '{"A": "x\r\ny"}')$$, '%control character%');
 SELECT throws_like($$SELECT rule_webhook_publish_nats(1, '{}', NULL, '[]')$$, '%headers are a JSON array%');

@@ -116,5 +116,93 @@ SELECT throws_like(s, 'permission denied for %') FROM unnest(ARRAY[
     'INSERT INTO rule_webhook_events (webhook_id, payload) VALUES (1, ''1'')', 'UPDATE rule_webhook_links SET enabled = false', 'DELETE FROM rule_nats_checkpoints',
     'DELETE FROM rule_cdc_anchor_settings', 'SELECT * FROM rule_webhook_calls', 'INSERT INTO rule_cdc_migrations (version, description) VALUES (''999'', ''x'')']) s;
 RESET ROLE;
+-- The tables and functions of 012 to 017: what each role may do with them, and what not.
+SET ROLE walhook_operator;
+SELECT count(*) FROM rule_cdc_check(), rule_cdc_check_rows(), rule_cdc_check_functions(), rule_cdc_check_sessions();
+SELECT * FROM rule_cdc_identity, rule_cdc_runs, rule_cdc_claims, rule_cdc_put_aside, rule_cdc_rule_sources, rule_cdc_server_aliases LIMIT 0;
+SELECT amendment_id, source, reason, made_by FROM rule_cdc_rule_amendments;
+SELECT source, table_name, row_id, since_lsn FROM rule_cdc_rule_versions;
+UPDATE rule_nats_config SET jetstream_domain = 'hub' WHERE config_name = 'mine';
+SELECT is((SELECT (jetstream_domain, api_prefix)::text FROM rule_nats_config WHERE config_name = 'mine'), '(hub,)');
+SELECT throws_like('SELECT rule_cdc_rules_amend(''no-such-event'')', '%no-such-event%');
+SELECT is(rule_cdc_rules_forget('no such source'), false);
+SELECT throws_like(s, 'permission denied for %') FROM unnest(ARRAY[
+    'UPDATE rule_cdc_identity SET database_id = ''x''', 'INSERT INTO rule_cdc_runs DEFAULT VALUES', 'DELETE FROM rule_cdc_runs', 'DELETE FROM rule_cdc_claims',
+    'INSERT INTO rule_cdc_claims DEFAULT VALUES', 'DELETE FROM rule_cdc_put_aside', 'UPDATE rule_cdc_rule_sources SET source = ''x''', 'DELETE FROM rule_cdc_rule_sources',
+    'DELETE FROM rule_cdc_rule_versions', 'INSERT INTO rule_cdc_rule_versions DEFAULT VALUES', 'SELECT * FROM rule_cdc_rule_versions', 'SELECT * FROM rule_cdc_rule_amendments',
+    'DELETE FROM rule_cdc_rule_amendments', 'INSERT INTO rule_cdc_rule_amendments DEFAULT VALUES', 'INSERT INTO rule_cdc_server_aliases DEFAULT VALUES',
+    'DELETE FROM rule_cdc_server_aliases', 'SELECT rule_cdc_rules_now()', 'SELECT rule_cdc_rules_prune(''s'', ''s'', 7)',
+    'SELECT rule_cdc_rules_write(''s'', ''0/1'', true, ''{}'', ''{}'', ''{}'', ''{}'')']) s;
+RESET ROLE;
+SET ROLE walhook_application;
+SELECT throws_like(s, 'permission denied for %') FROM unnest(ARRAY[
+    'SELECT * FROM rule_cdc_identity', 'SELECT * FROM rule_cdc_claims', 'SELECT * FROM rule_cdc_rule_versions', 'SELECT * FROM rule_cdc_rule_amendments',
+    'SELECT * FROM rule_cdc_server_aliases', 'SELECT * FROM rule_cdc_check()', 'SELECT rule_cdc_rules_amend(''x'')', 'SELECT rule_cdc_rules_forget(''x'')',
+    'SELECT rule_cdc_replay(''1h'')', 'SELECT rule_cdc_backfill_start(''plain'')', 'SELECT rule_cdc_anchor_create()', 'SELECT rule_nats_dead_letter_retry(1)']) s;
+RESET ROLE;
+SET ROLE walhook_worker;
+SELECT * FROM rule_cdc_identity, rule_cdc_runs LIMIT 0;
+SELECT throws_like(s, 'permission denied for %') FROM unnest(ARRAY[
+    'UPDATE rule_cdc_identity SET database_id = ''x''', 'DELETE FROM rule_cdc_runs', 'SELECT * FROM rule_cdc_claims', 'SELECT * FROM rule_cdc_rule_versions',
+    'SELECT * FROM rule_cdc_server_aliases', 'SELECT rule_cdc_rules_amend(''x'')', 'SELECT rule_cdc_replay(''1h'')', 'SELECT rule_cdc_backfill_start(''plain'')']) s;
+RESET ROLE;
+SET ROLE walhook_streamer;
+SELECT count(*) FROM rule_cdc_check();
+SELECT * FROM rule_cdc_identity, rule_cdc_claims, rule_cdc_rule_versions, rule_cdc_rule_amendments, rule_cdc_rule_sources, rule_cdc_server_aliases LIMIT 0;
+SELECT throws_like(s, 'permission denied for %') FROM unnest(ARRAY[
+    'UPDATE rule_cdc_identity SET database_id = ''x''', 'DELETE FROM rule_cdc_identity', 'DELETE FROM rule_cdc_claims', 'INSERT INTO rule_cdc_put_aside DEFAULT VALUES',
+    'INSERT INTO rule_cdc_rule_amendments DEFAULT VALUES', 'UPDATE rule_cdc_rule_amendments SET reason = ''x''', 'UPDATE rule_cdc_server_aliases SET alias_id = 1',
+    'SELECT rule_cdc_rules_amend(''x'')', 'SELECT rule_cdc_rules_forget(''x'')', 'SELECT rule_cdc_rules_now()', 'SELECT rule_cdc_anchor_create()', 'SELECT rule_cdc_replay(''1h'')']) s;
+RESET ROLE;
+
+-- Each table and function that there is, by what each role may do with it: one that is added has to be decided upon here.
+CREATE FUNCTION may(p_role text, p_right text) RETURNS text LANGUAGE sql AS $$
+    SELECT coalesce(string_agg(c.relname::text, ' ' ORDER BY c.relname), '') FROM pg_class c
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition AND c.relname <> 'plain'
+      AND has_table_privilege(p_role, c.oid, p_right)
+$$;
+CREATE FUNCTION may_call(p_role text, p_may boolean) RETURNS text LANGUAGE sql AS $$
+    SELECT coalesce(string_agg(DISTINCT p.proname::text, ' ' ORDER BY p.proname::text), '') FROM pg_proc p
+    WHERE p.pronamespace = 'public'::regnamespace AND p.proname LIKE 'rule\_%' AND has_function_privilege(p_role, p.oid, 'EXECUTE') = p_may
+$$;
+SELECT is(may('walhook_application', 'SELECT'), '');
+SELECT is(may('walhook_application', 'INSERT'), '');
+SELECT is(may('walhook_application', 'UPDATE'), '');
+SELECT is(may('walhook_application', 'DELETE'), '');
+SELECT is(may('walhook_worker', 'SELECT'),
+    'rule_cdc_identity rule_cdc_migrations rule_cdc_runs rule_nats_config rule_nats_dead_letters rule_nats_streams '
+    'rule_webhook_call_history rule_webhook_calls rule_webhook_links rule_webhook_secrets rule_webhooks');
+SELECT is(may('walhook_worker', 'INSERT'), 'rule_nats_dead_letters rule_webhook_call_history rule_webhook_calls');
+SELECT is(may('walhook_worker', 'UPDATE'), 'rule_nats_dead_letters rule_webhook_calls');
+SELECT is(may('walhook_worker', 'DELETE'), '');
+SELECT is(may('walhook_streamer', 'INSERT'),
+    'rule_cdc_anchor_places rule_cdc_backfill_jobs rule_cdc_backfill_ranges rule_cdc_backfill_rows rule_cdc_claims rule_cdc_replays '
+    'rule_cdc_rule_sources rule_cdc_rule_versions rule_cdc_runs rule_cdc_server_aliases rule_cdc_status rule_nats_checkpoints '
+    'rule_nats_consumer_stats rule_nats_dead_letters rule_nats_publish_history');
+SELECT is(may('walhook_streamer', 'UPDATE'),
+    'rule_cdc_anchor_settings rule_cdc_backfill_jobs rule_cdc_backfill_ranges rule_cdc_claims rule_cdc_replays rule_cdc_rule_sources '
+    'rule_cdc_rule_versions rule_cdc_runs rule_cdc_status rule_nats_checkpoints rule_nats_consumer_stats rule_nats_dead_letters '
+    'rule_nats_publish_history');
+SELECT is(may('walhook_streamer', 'DELETE'),
+    'rule_cdc_anchor_places rule_cdc_backfill_rows rule_cdc_rule_amendments rule_cdc_rule_sources rule_cdc_rule_versions rule_cdc_runs '
+    'rule_cdc_server_aliases rule_cdc_status rule_nats_publish_history rule_webhook_events');
+SELECT is(may('walhook_operator', 'INSERT'),
+    'rule_cdc_backfill_jobs rule_cdc_backfill_ranges rule_cdc_backfill_rows rule_cdc_replays rule_nats_config rule_nats_streams '
+    'rule_webhook_calls rule_webhook_links rule_webhook_secrets rule_webhooks');
+SELECT is(may('walhook_operator', 'UPDATE'),
+    'rule_cdc_backfill_jobs rule_cdc_backfill_ranges rule_cdc_replays rule_nats_config rule_nats_streams rule_webhook_calls '
+    'rule_webhook_links rule_webhook_secrets rule_webhooks');
+SELECT is(may('walhook_operator', 'DELETE'),
+    'rule_cdc_backfill_rows rule_nats_config rule_nats_consumer_stats rule_nats_streams rule_webhook_call_history rule_webhook_calls '
+    'rule_webhook_links rule_webhook_secrets rule_webhooks');
+SELECT is(may_call('walhook_application', true),
+    'rule_nats_event_status rule_nats_subject_check rule_nats_wait rule_webhook_call rule_webhook_call_unified rule_webhook_enqueue '
+    'rule_webhook_publish_nats');
+SELECT is(may_call('walhook_worker', true), 'rule_nats_consumer_update_stats');
+SELECT is(may_call('walhook_operator', false),
+    'rule_cdc_anchor_move rule_cdc_functions_close rule_cdc_functions_open rule_cdc_grant rule_cdc_rules_now rule_cdc_rules_prune '
+    'rule_cdc_rules_write rule_cdc_view rule_nats_history_insert rule_nats_history_json rule_nats_history_open rule_nats_history_write '
+    'rule_webhook_secret_changed rule_webhook_secret_get');
+SELECT is(count(*), 0::bigint) FROM unnest('{walhook_application,walhook_worker,walhook_streamer,walhook_operator}'::text[]) r, unnest('{TRUNCATE,REFERENCES,TRIGGER}'::text[]) p WHERE may(r, p) <> '';
 SELECT is((SELECT (rolcanlogin, rolreplication, rolsuper, rolcreatedb, rolcreaterole, rolbypassrls)::text FROM pg_roles WHERE rolname = 'walhook_streamer'), '(t,t,f,f,f,f)');
 SELECT * FROM finish();

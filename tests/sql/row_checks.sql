@@ -18,21 +18,21 @@ SELECT refused(format('UPDATE rule_webhooks SET %s = %L', c, v), '%"hook" (webho
     ('headers', '{"a": "x\r\ny"}', '%control character%'), ('timeout_ms', '0', '%from 1 to 60000%'), ('timeout_ms', '60001', '%from 1 to 60000%'),
     ('max_retries', '11', '%from 0 to 10%'), ('retry_backoff_multiplier', 'NaN', '%NaN%')) x (c, v, why);
 SELECT refused(format('UPDATE rule_webhook_links SET %s = %L', c, v), 'link 1 of webhook_id 1 to public.orders: ' || why) FROM (VALUES
-    ('subject_template', 'a.{op', '%odd brace%'), ('subject_template', 'a..{op}', '%empty token%'), ('subject_template', '', '%empty%'),
+    ('subject_template', 'a.{op', '%brace without its pair%'), ('subject_template', 'a..{op}', '%empty token%'), ('subject_template', '', '%empty%'),
     ('subject_template', '>', '%wildcard%'), ('filter', '[1]', '%JSON array%'), ('filter', '"x"', '%JSON string%'), ('columns', '{}', '%empty list%'),
     ('when_changed', '{NULL}', '%NULL%')) x (c, v, why);
 SELECT refused(format('UPDATE rule_nats_config SET %s = %L', c, v), 'NATS configuration "%" (config_id 1): ' || why) FROM (VALUES
     ('config_name', '', '%empty%'), ('nats_url', '', '%no server%'), ('nats_url', ' , ', '%no server%'), ('nats_url', 'ws://a', '%WebSocket%'),
     ('nats_url', 'http://a', '%scheme%'), ('nats_url', 'nats://a b', '%host:port%'), ('nats_url', 'a:0', '%host:port%'), ('nats_url', 'a:65536', '%host:port%'),
     ('nats_url', 'nats://a/path', '%host:port%'), ('nats_url', 'nats://[::1', '%host:port%'), ('nats_cluster_urls', '{nats://a,wss://b}', '%WebSocket%'),
-    ('stream_name', 'a.b', '%cannot name%'), ('subject_prefix', 'a.', '%empty token%'), ('subject_prefix', 'a b', '%white space%'),
+    ('stream_name', 'a.b', '%cannot name%'), ('stream_name', 'KV_x', '%of a bucket%'), ('subject_prefix', 'a.', '%empty token%'), ('subject_prefix', 'a b', '%white space%'),
     ('max_connections', '0', '%less than 1%'), ('connection_timeout_ms', '0', '%less than 1%'), ('reconnect_delay_ms', '-1', '%less than 0%'),
     ('auth_credentials_file', 'a.creds', '%absolute%'), ('tls_ca_file', 'ca.pem', '%absolute%'), ('tls_cert_file', 'c', '%absolute%'),
     ('tls_key_file', 'k', '%absolute%')) x (c, v, why);
 SELECT throws_like('UPDATE rule_nats_config SET nats_url = ''http://u:hunter2@a''', '%(config_id 1): nats_url: its scheme is neither nats:// nor tls://');
 SELECT rule_nats_stream_create('S', '{s.>}');
 SELECT refused(format('UPDATE rule_nats_streams SET %s = %L WHERE stream_name = ''S''', c, v), 'stream "%" (stream_id %): ' || why) FROM (VALUES
-    ('stream_name', 'a b', '%cannot name%'), ('subjects', '{}', '%empty%'), ('subjects', '{>}', '%everything%'), ('subjects', '{s.a,NULL}', '%NULL%'),
+    ('stream_name', 'a b', '%cannot name%'), ('stream_name', 'KV_walhook_walhook', '%of a bucket%'), ('stream_name', 'OBJ_x', '%of a bucket%'), ('subjects', '{}', '%empty%'), ('subjects', '{>}', '%everything%'), ('subjects', '{s.a,NULL}', '%NULL%'),
     ('subjects', '{s.>.a}', '%wildcard%'), ('subjects', '{s.>,s.a}', '%overlap%'), ('replicas', '0', '%replicas%'), ('replicas', '6', '%replicas%'),
     ('max_age_seconds', '60', '%longer than%'), ('max_age_seconds', '9999999999', '%292 years%'), ('duplicate_window_seconds', '604801', '%longer than%'),
     ('consumers', '{a.b}', '%"a.b"%'), ('consumers', '{NULL}', '%NULL%')) x (c, v, why);
@@ -47,6 +47,7 @@ UPDATE rule_webhooks SET nats_subject = NULL, headers = NULL;
 UPDATE rule_webhook_links SET subject_template = 'a.{kind}.{op}', filter = '{"kind": "x"}', columns = '{id}', when_changed = NULL;
 UPDATE rule_nats_config SET nats_url = 'NATS://u:p%40@a:1, tls://[::1]:4222,b', nats_cluster_urls = '{c,""}', stream_name = '', subject_prefix = '';
 UPDATE rule_nats_streams SET consumers = '{webhook-worker-1,a(b)}', max_age_seconds = 0, duplicate_window_seconds = 999999, replicas = NULL;
+SELECT throws_like('SELECT rule_nats_stream_create(''OBJ_objects'', ''{o.>}'')', 'cannot name a stream ''OBJ_objects'': it would be the stream of a bucket');
 SELECT rule_nats_stream_create('SHORT', '{short.>}', 'default', 'limits', 60);
 SELECT is((SELECT duplicate_window_seconds FROM rule_nats_streams WHERE stream_name = 'SHORT'), 60);
 -- Whoever may write a row needs no right to the functions that look at it.

@@ -18,8 +18,8 @@ SELECT is(ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = 'rule_cd
 -- commit
 SELECT pg_create_logical_replication_slot(current_database() || '_x', 'test_decoding');
 -- commit
-SELECT throws_like('SELECT rule_cdc_slot_create(current_database() || ''_x'')', '%exists and is not ours%test_decoding%');
-SELECT throws_like('SELECT rule_cdc_slot_drop(current_database() || ''_x'')', '%is not ours%');
+SELECT throws_like('SELECT rule_cdc_slot_create(current_database() || ''_x'')', '%exists and is not walhook''s%test_decoding%');
+SELECT throws_like('SELECT rule_cdc_slot_drop(current_database() || ''_x'')', '%is not walhook''s%');
 SELECT ok(rule_cdc_slot_drop(current_database()), 'dropped');
 SELECT ok(NOT rule_cdc_slot_drop(current_database()), 'nothing to drop');
 SELECT pg_drop_replication_slot(current_database() || '_x');

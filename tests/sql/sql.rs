@@ -587,7 +587,10 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "ALTER SYSTEM SET wal_level = logical",
         "setup_check::a_server_without_logical_wal_is_told_the_statement_that_helps",
     ),
-    ("To go on with a gap", "bad_input::a_slot_that_has_lost_its_wal_ends_it_with_the_code_for_distrust"),
+    (
+        "To go on without the changes that are lost",
+        "bad_input::a_slot_that_has_lost_its_wal_ends_it_with_the_code_for_distrust",
+    ),
     ("GRANT SELECT ON … TO …; or let its owner", "sql::the_sql_surface_does_what_its_test_files_say_on_every_version"),
     ("GRANT SELECT, UPDATE ON", "backfill::a_backfill_that_cannot_be_is_refused_with_what_it_wants"),
     ("ALTER ROLE … BYPASSRLS; or start", "backfill::a_table_whose_policy_hides_rows_is_sent_whole_or_refused"),

@@ -4,6 +4,7 @@
 mod test_files;
 
 mod chart;
+mod decisions;
 mod packaging;
 mod release;
 mod structure;

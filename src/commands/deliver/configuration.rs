@@ -206,7 +206,11 @@ async fn follow_rows(
                 client = None;
                 let text = error.to_string();
                 if logged.is_news(&text) {
-                    tracing::warn!("the webhooks cannot be read; calls go on with those that were read before: {text}");
+                    let meanwhile = match *sender.borrow() {
+                        Some(_) => "calls go on with those that were read before",
+                        None => "nothing is called until they can be read",
+                    };
+                    tracing::warn!("the webhooks cannot be read; {meanwhile}: {text}");
                 }
             }
         }

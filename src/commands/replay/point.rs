@@ -57,7 +57,7 @@ impl Point {
             && let Ok(lsn) = text.parse::<Lsn>()
         {
             if lsn > end {
-                return Err(Error::config(format!("{}: it lies ahead; the WAL ends at {end}", attempted()))
+                return Err(Error::config(format!("{}: it is in the future; the WAL ends at {end}", attempted()))
                     .hint("is it an LSN of another server, or of one that was restored to an earlier point?"));
             }
             return Ok(Point::Lsn(lsn));
@@ -77,7 +77,7 @@ impl Point {
         })?;
         let time: i64 = row.get(0);
         if time > now {
-            return Err(Error::config(format!("{}: it lies ahead; it is {} now", attempted(), written(now))));
+            return Err(Error::config(format!("{}: it is in the future; the time is {}", attempted(), written(now))));
         }
         Ok(Point::Time(time))
     }

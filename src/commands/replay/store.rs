@@ -1,7 +1,8 @@
 //! The book of replays, `rule_cdc_replays`: what was asked for, whose turn it is, and what became of it.
 //!
 //! In: replays that begin, go on and end; rows that SQL has written with `rule_cdc_replay`. Out: the same in the table. Always:
-//! whoever has the feed's lock is the only one that replays; so a row that says `running` without it was killed, and is
+//! the session with the mark of the source's replay is the only one that replays; so a row that says `running` without it was
+//! killed, and is
 //! made `requested` again where SQL has asked, for the sidecar goes on with it, and `interrupted` elsewhere.
 
 use serde_json::{Map, Value};
@@ -10,14 +11,16 @@ use tokio_postgres::Client;
 
 use super::{Asked, Bounds, Feed, RulesOf, Via, Work, failed};
 use crate::{
+    commands::marks::{self, Mark},
     config::Config,
     error::{Error, Kind, Result},
 };
 
-const LOCK: &str = "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('walhook: replay ' || $1, 0))";
+/// Held only while a session looks for others and sets its mark; nobody else locks the table so, and it stops no writer.
+const LOCK: &str = "BEGIN; LOCK TABLE public.rule_cdc_replays IN SHARE UPDATE EXCLUSIVE MODE";
 const RUNNING: &str = "SELECT replay_id, started_at::text FROM public.rule_cdc_replays \
     WHERE source = $1 AND status = 'running' ORDER BY replay_id DESC LIMIT 1";
-/// Whoever has the lock knows that nobody else runs.
+/// The session that has the mark knows that nobody else runs.
 const INTERRUPT: &str = "UPDATE public.rule_cdc_replays \
     SET status = CASE WHEN is_requested THEN 'requested' ELSE 'interrupted' END, updated_at = now() \
     WHERE source = $1 AND status = 'running' RETURNING replay_id, is_requested";
@@ -68,11 +71,16 @@ impl Asked {
     }
 }
 
-/// One replay of a feed at a time: whether it is our turn. It goes with the connection.
+/// One replay of a feed at a time: whether it is our turn. The turn ends with the connection.
 pub async fn take_turn(client: &Client, config: &Config) -> Result<bool> {
     let attempted = "take turns with other replays";
-    let row = client.query_one(LOCK, &[&config.source]).await.map_err(|error| failed(attempted, error))?;
-    if !row.get::<_, bool>(0) {
+    client.batch_execute(LOCK).await.map_err(|error| failed(attempted, error))?;
+    let is_free = marks::others(client, Mark::Replay(&config.source)).await?.is_empty();
+    if is_free {
+        marks::set(client, Mark::Replay(&config.source)).await?;
+    }
+    client.batch_execute("COMMIT").await.map_err(|error| failed(attempted, error))?;
+    if !is_free {
         return Ok(false);
     }
     let rows = client.query(INTERRUPT, &[&config.source]).await.map_err(|error| failed(attempted, error))?;

@@ -157,7 +157,7 @@ impl EventEncoder {
                 .clone()
                 .or_else(|| subject::invalid(&self.subject).map(|why| format!("its subject is invalid: {why}")));
         } else {
-            problem = problem.or_else(|| Some("its webhook does not exist (any more)".to_owned()));
+            problem = problem.or_else(|| Some("its webhook does not exist".to_owned()));
         }
         if let Some(id) = message_id
             && (id.len() > MESSAGE_ID_MAX || id.iter().any(|&byte| byte < b' ' || byte == 0x7F))
