@@ -29,7 +29,11 @@ impl Raw {
 }
 
 async fn raw(feed: &Feed) -> Vec<Raw> {
-    let mut stream = feed.nats.jetstream().await.get_stream("WEBHOOKS").await.unwrap();
+    raw_of(feed, "WEBHOOKS").await
+}
+
+async fn raw_of(feed: &Feed, stream: &str) -> Vec<Raw> {
+    let mut stream = feed.nats.jetstream().await.get_stream(stream).await.unwrap();
     let state = stream.info().await.unwrap().state.clone();
     let mut messages = Vec::new();
     for sequence in state.first_sequence.max(1)..=state.last_sequence {
@@ -383,5 +387,40 @@ async fn a_large_body_goes_into_the_object_store_and_rows_from_before_the_link_a
     let refused = refused.as_db_error().unwrap();
     assert!(refused.message().contains("payload_format data"), "{refused:?}");
     assert!(refused.hint().unwrap().contains("SET payload_format = 'data' WHERE webhook_id = 1;"), "{refused:?}");
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+}
+
+#[tokio::test]
+async fn rows_that_are_long_deleted_come_again_from_the_stream_and_from_the_wal_byte_for_byte() {
+    let feed = with(
+        "CREATE TABLE t (n int PRIMARY KEY, body bytea NOT NULL); \
+         SELECT rule_webhook_link_table(1, 't', '{insert}', p_payload_column => 'body', p_message_id_column => 'n', \
+                                        p_headers_columns => '{\"N\": \"n\"}')",
+    )
+    .await;
+    let mut walhook = feed.run();
+    feed.confirmed().await;
+    feed.pg.psql("SELECT rule_cdc_anchor_create()");
+    let from = feed.pg.psql("SELECT pg_current_wal_insert_lsn()");
+    feed.pg.psql("INSERT INTO t VALUES (1, '\\x00ff'), (2, '\\x6e6f206a736f6e'); DELETE FROM t");
+    // By the rules of its commit, also for a replay.
+    feed.pg.psql("SELECT rule_webhook_unlink_table(1, 't')");
+    feed.confirmed().await;
+    let first = raw(&feed).await;
+    assert_eq!(first.len(), 2);
+    for (via, prefix) in [("stream", "replay.1"), ("wal", "replay.2")] {
+        let replay = ["--from", &from, "--via", via, "--create-stream", "REPLAY", "--table", "t"];
+        let done = feed.command("replay").args(replay).finish();
+        assert_eq!(done.code, Some(0), "{via}: {done:?}");
+        let again = raw_of(&feed, "REPLAY").await;
+        let again = &again[again.len() - 2..];
+        for (again, first) in again.iter().zip(&first) {
+            assert_eq!((&again.subject, &again.body), (&format!("{prefix}.{}", first.subject), &first.body), "{via}");
+            assert_eq!(again.header("Walhook-Replay-Of"), first.header("Nats-Msg-Id"));
+            for name in ["N", "Content-Type", "Walhook-Message-Id", "Walhook-Headers", "Walhook-Type", "Walhook-Op"] {
+                assert_eq!(again.header(name), first.header(name), "{via}: {name}");
+            }
+        }
+    }
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
 }
