@@ -305,6 +305,17 @@ IF NOT EXISTS (SELECT FROM pg_attribute
     COMMENT ON COLUMN public.rule_webhook_links.trace_column IS
     'The column with the traceparent (W3C) that goes into the headers of the message and of the webhook''s request';
 END IF;
+IF NOT EXISTS (SELECT FROM pg_attribute
+               WHERE attrelid = 'public.rule_webhook_links'::regclass AND attname = 'payload_column' AND NOT attisdropped) THEN
+    ALTER TABLE public.rule_webhook_links
+        ADD COLUMN payload_column TEXT, ADD COLUMN message_id_column TEXT, ADD COLUMN headers_columns JSONB;
+    COMMENT ON COLUMN public.rule_webhook_links.payload_column IS
+        'The column whose value is the body of the message, byte for byte; NULL: the body is made of the row';
+    COMMENT ON COLUMN public.rule_webhook_links.message_id_column IS
+        'The column that goes into the header Walhook-Message-Id. Nats-Msg-Id stays the event''s id';
+    COMMENT ON COLUMN public.rule_webhook_links.headers_columns IS
+        'Headers of the message by the columns that have their values: {"eventType": "type"}';
+END IF;
 END
 $added$;
 
@@ -893,6 +904,144 @@ $$;
 COMMENT ON FUNCTION public.rule_cdc_link_problems IS
     'walhook: what is wrong with such a link (is_error), or where it does less than it seems to, each with a remedy';
 
+-- A link whose message is a column: what is wrong with its settings whatever its table, then what is wrong with them for this table.
+CREATE OR REPLACE FUNCTION public.rule_cdc_message_shape(
+    p_operations TEXT[],
+    p_columns TEXT[],
+    p_include_old BOOLEAN,
+    p_payload_column TEXT,
+    p_message_id_column TEXT,
+    p_headers_columns JSONB,
+    OUT problem TEXT,
+    OUT advice TEXT
+) LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_name TEXT;
+BEGIN
+    IF p_payload_column IS NULL THEN
+        IF p_message_id_column IS NOT NULL OR p_headers_columns IS NOT NULL THEN
+            problem := 'message_id_column and headers_columns are for a link whose message is a column';
+            advice := 'Name that column: p_payload_column => ''payload''.';
+        END IF;
+    ELSIF p_operations IS DISTINCT FROM '{insert}' THEN
+        problem := format('its message is the column %s, and only inserts are such messages; its operations are %s',
+                          quote_literal(p_payload_column), coalesce(p_operations::text, 'NULL'));
+        advice := 'Link inserts alone: p_operations => ''{insert}''.';
+    ELSIF p_columns IS NOT NULL OR p_include_old THEN
+        problem := format('its message is the column %s, so columns and include_old have nothing to choose from',
+                          quote_literal(p_payload_column));
+        advice := 'Leave columns NULL and include_old false.';
+    ELSIF p_headers_columns IS NOT NULL THEN
+        advice := 'Write headers_columns as an object of headers and columns: {"eventType": "type"}.';
+        IF jsonb_typeof(p_headers_columns) <> 'object' THEN
+            problem := format('its headers_columns are a JSON %s', jsonb_typeof(p_headers_columns));
+            RETURN;
+        END IF;
+        problem := public.rule_nats_headers_problem(p_headers_columns);
+        IF problem IS NULL THEN
+            SELECT CASE WHEN n.name IN ('traceparent', 'tracestate')
+                        THEN format('the header %s is that of p_trace_column', n.name)
+                        ELSE format('the header %s is named twice', n.name) END
+            INTO problem
+            FROM (SELECT lower(k) AS name, count(*) AS many FROM jsonb_object_keys(p_headers_columns) k GROUP BY 1) n
+            WHERE n.many > 1 OR n.name IN ('traceparent', 'tracestate') ORDER BY n.name LIMIT 1;
+        END IF;
+        problem := 'headers_columns: ' || problem;
+    END IF;
+    IF problem IS NULL THEN
+        advice := NULL;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_message_shape IS
+    'walhook: why these cannot be the settings of a link whose message is a column, whatever its table, or NULL where they can';
+
+CREATE OR REPLACE FUNCTION public.rule_cdc_message_problems(
+    p_webhook_id INTEGER,
+    p_table REGCLASS,
+    p_operations TEXT[],
+    p_columns TEXT[],
+    p_include_old BOOLEAN,
+    p_payload_column TEXT,
+    p_message_id_column TEXT,
+    p_headers_columns JSONB
+) RETURNS TABLE (name TEXT, is_error BOOLEAN, problem TEXT, remedy TEXT)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_columns TEXT[];
+    v_format TEXT;
+    v_column RECORD;
+BEGIN
+    IF p_payload_column IS NULL AND p_message_id_column IS NULL AND p_headers_columns IS NULL THEN
+        RETURN;
+    END IF;
+    is_error := true;
+    SELECT s.problem, s.advice INTO problem, remedy
+    FROM public.rule_cdc_message_shape(p_operations, p_columns, p_include_old, p_payload_column, p_message_id_column, p_headers_columns) s;
+    IF problem IS NOT NULL THEN
+        name := 'message_settings';
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    SELECT coalesce(w.payload_format, 'webhook') INTO v_format FROM public.rule_webhooks w WHERE w.webhook_id = p_webhook_id;
+    IF v_format <> 'data' THEN
+        name := 'message_format';
+        problem := format('its message is the column %L, which only payload_format data sends as it is; that of its webhook is %s',
+                          p_payload_column, v_format);
+        remedy := format('UPDATE public.rule_webhooks SET payload_format = ''data'' WHERE webhook_id = %s;', p_webhook_id);
+        RETURN NEXT;
+    END IF;
+    v_columns := ARRAY(SELECT a.attname::text FROM pg_attribute a
+                       WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum);
+    FOR problem IN
+        SELECT format('%s names %L, which the table %s', named.place, named.c,
+                      CASE WHEN EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = p_table AND a.attname = named.c
+                                                                     AND a.attgenerated <> '')
+                           THEN 'generates: it is not sent' ELSE 'has not' END)
+        FROM (SELECT 1 AS nr, 'payload_column' AS place, p_payload_column AS c
+              UNION ALL SELECT 2, 'message_id_column', p_message_id_column
+              UNION ALL SELECT 3, 'headers_columns', h.value FROM jsonb_each_text(coalesce(p_headers_columns, '{}')) h) named
+        WHERE named.c <> ALL (v_columns)
+        ORDER BY named.nr, named.c
+    LOOP
+        name := 'message_column';
+        remedy := format('The columns are %s.', array_to_string(v_columns, ', '));
+        RETURN NEXT;
+    END LOOP;
+    -- The type below domains, as walhook run reads it.
+    WITH RECURSIVE below (oid) AS (
+        SELECT a.atttypid FROM pg_attribute a
+        WHERE a.attrelid = p_table AND a.attname = p_payload_column AND a.attnum > 0 AND NOT a.attisdropped
+        UNION
+        SELECT t.typbasetype FROM below b JOIN pg_type t ON t.oid = b.oid AND t.typtype = 'd'
+    )
+    SELECT format_type(a.atttypid, NULL) AS type_name,
+           EXISTS (SELECT FROM below b WHERE b.oid IN ('json'::regtype, 'jsonb'::regtype, 'text'::regtype, 'varchar'::regtype,
+                                                       'bytea'::regtype)) AS fits,
+           NOT a.attnotnull AND NOT EXISTS (SELECT FROM below b JOIN pg_type t ON t.oid = b.oid AND t.typnotnull) AS is_nullable
+    INTO v_column
+    FROM pg_attribute a
+    WHERE a.attrelid = p_table AND a.attname = p_payload_column AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '';
+    IF NOT FOUND THEN
+        RETURN;
+    ELSIF NOT v_column.fits THEN
+        name := 'message_column';
+        problem := format('payload_column names %L, whose type is %s', p_payload_column, v_column.type_name);
+        remedy := 'A message is a column of type json, jsonb, text, varchar or bytea.';
+        RETURN NEXT;
+    ELSIF v_column.is_nullable THEN
+        is_error := false;
+        name := 'message_nullable';
+        problem := format('its message is the column %L: of a row in which that is NULL the event becomes a dead letter', p_payload_column);
+        remedy := format('ALTER TABLE %s ALTER COLUMN %I SET NOT NULL;', p_table, p_payload_column);
+        RETURN NEXT;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION public.rule_cdc_message_problems IS
+    'walhook: what is wrong with a link whose message is a column (is_error), or may be, each with what to do about it; no row for '
+    'any other link';
+
 CREATE OR REPLACE FUNCTION public.rule_cdc_link_subjects(
     p_webhook_id INTEGER,
     p_table_schema TEXT,
@@ -992,14 +1141,16 @@ COMMENT ON FUNCTION public.rule_cdc_publication_tidy IS
     'walhook: removes tables without a link from the publications (somebody has deleted their webhook), and returns how '
     'many';
 
--- Those of an earlier version have no p_trace_column: beside these no call could be told which one it means.
+-- Those of an earlier version lack the last parameters: beside these no call could be told which one it means.
 DO $drop$
 DECLARE
     v_function REGPROCEDURE;
 BEGIN
     FOREACH v_function IN ARRAY ARRAY[
         to_regprocedure('public.rule_webhook_link_table(integer, regclass, text[], text, text[], jsonb, text[], boolean, text)'),
-        to_regprocedure('public.rule_webhook_link_table(text, regclass, text[], text, text[], jsonb, text[], boolean, text)')] LOOP
+        to_regprocedure('public.rule_webhook_link_table(text, regclass, text[], text, text[], jsonb, text[], boolean, text)'),
+        to_regprocedure('public.rule_webhook_link_table(integer, regclass, text[], text, text[], jsonb, text[], boolean, text, text)'),
+        to_regprocedure('public.rule_webhook_link_table(text, regclass, text[], text, text[], jsonb, text[], boolean, text, text)')] LOOP
         IF obj_description(v_function, 'pg_proc') LIKE 'walhook:%' THEN
             INSERT INTO pg_temp.walhook_grants
             SELECT p.proname, pg_get_userbyid(a.grantee)
@@ -1020,7 +1171,10 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_link_table(
     p_when_changed TEXT[] DEFAULT NULL,
     p_include_old BOOLEAN DEFAULT false,
     p_publication TEXT DEFAULT 'walhook',
-    p_trace_column TEXT DEFAULT NULL
+    p_trace_column TEXT DEFAULT NULL,
+    p_payload_column TEXT DEFAULT NULL,
+    p_message_id_column TEXT DEFAULT NULL,
+    p_headers_columns JSONB DEFAULT NULL
 ) RETURNS INTEGER LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_webhook RECORD;
@@ -1054,6 +1208,9 @@ BEGIN
     FOR v_problem IN
         SELECT * FROM public.rule_cdc_link_problems(p_table, p_operations, p_subject_template, p_columns, p_filter,
                                                     p_when_changed, coalesce(p_include_old, false), p_publication)
+        UNION ALL
+        SELECT * FROM public.rule_cdc_message_problems(v_webhook.webhook_id, p_table, v_operations, p_columns, coalesce(p_include_old, false),
+                                                       p_payload_column, p_message_id_column, p_headers_columns)
     LOOP
         IF v_problem.is_error THEN
             RAISE EXCEPTION 'cannot link % to webhook %: %', public.rule_cdc_sayable(p_table::text),
@@ -1110,9 +1267,9 @@ BEGIN
 
     INSERT INTO public.rule_webhook_links AS l
         (webhook_id, table_schema, table_name, operations, subject_template, columns, filter, when_changed, include_old,
-         trace_column)
+         trace_column, payload_column, message_id_column, headers_columns)
     VALUES (v_webhook.webhook_id, v_schema, v_table, v_operations, p_subject_template, p_columns, p_filter, p_when_changed,
-            coalesce(p_include_old, false), p_trace_column)
+            coalesce(p_include_old, false), p_trace_column, p_payload_column, p_message_id_column, p_headers_columns)
     ON CONFLICT (webhook_id, table_schema, table_name) DO UPDATE SET
         operations = excluded.operations,
         subject_template = excluded.subject_template,
@@ -1121,6 +1278,9 @@ BEGIN
         when_changed = excluded.when_changed,
         include_old = excluded.include_old,
         trace_column = excluded.trace_column,
+        payload_column = excluded.payload_column,
+        message_id_column = excluded.message_id_column,
+        headers_columns = excluded.headers_columns,
         enabled = true
     RETURNING l.link_id INTO v_link_id;
     PERFORM public.rule_cdc_publication_place(p_table, p_publication, true);
@@ -1143,7 +1303,8 @@ BEGIN
     RETURN v_link_id;
 END
 $$;
-COMMENT ON FUNCTION public.rule_webhook_link_table(INTEGER, REGCLASS, TEXT[], TEXT, TEXT[], JSONB, TEXT[], BOOLEAN, TEXT, TEXT) IS
+COMMENT ON FUNCTION public.rule_webhook_link_table(INTEGER, REGCLASS, TEXT[], TEXT, TEXT[], JSONB, TEXT[], BOOLEAN, TEXT, TEXT, TEXT,
+                                                   TEXT, JSONB) IS
     'walhook: links a table to a webhook: its changes are published from this commit on. Returns the link''s id. If the '
     'link exists, it is changed';
 
@@ -1173,12 +1334,17 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_link_table(
     p_when_changed TEXT[] DEFAULT NULL,
     p_include_old BOOLEAN DEFAULT false,
     p_publication TEXT DEFAULT 'walhook',
-    p_trace_column TEXT DEFAULT NULL
+    p_trace_column TEXT DEFAULT NULL,
+    p_payload_column TEXT DEFAULT NULL,
+    p_message_id_column TEXT DEFAULT NULL,
+    p_headers_columns JSONB DEFAULT NULL
 ) RETURNS INTEGER LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT public.rule_webhook_link_table(public.rule_cdc_webhook_id(p_webhook), p_table, p_operations, p_subject_template,
-                                          p_columns, p_filter, p_when_changed, p_include_old, p_publication, p_trace_column)
+                                          p_columns, p_filter, p_when_changed, p_include_old, p_publication, p_trace_column,
+                                          p_payload_column, p_message_id_column, p_headers_columns)
 $$;
-COMMENT ON FUNCTION public.rule_webhook_link_table(TEXT, REGCLASS, TEXT[], TEXT, TEXT[], JSONB, TEXT[], BOOLEAN, TEXT, TEXT) IS
+COMMENT ON FUNCTION public.rule_webhook_link_table(TEXT, REGCLASS, TEXT[], TEXT, TEXT[], JSONB, TEXT[], BOOLEAN, TEXT, TEXT, TEXT, TEXT,
+                                                   JSONB) IS
     'walhook: the same, with the webhook''s name';
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_unlink_table(

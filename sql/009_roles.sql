@@ -142,6 +142,7 @@ BEGIN
               WHEN 'walhook_streamer' THEN p.proname IN (
                   'rule_cdc_slot_create', 'rule_cdc_publication_problem', 'rule_webhook_events_cleanup',
                   'rule_nats_cleanup_expired', 'rule_webhook_links_check', 'rule_cdc_link_problems',
+                  'rule_cdc_message_problems', 'rule_cdc_message_shape',
                   'rule_cdc_link_subjects', 'rule_cdc_table_problem', 'rule_cdc_replica_identity', 'rule_nats_stream_for',
                   'rule_nats_streams_of', 'rule_nats_subject_covers',
                   'rule_nats_subject_check', 'rule_nats_subject_token', 'rule_nats_subjects_overlap',

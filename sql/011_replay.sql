@@ -470,6 +470,13 @@ RETURNS TABLE (problem TEXT, remedy TEXT) LANGUAGE sql STABLE SET search_path = 
     CROSS JOIN LATERAL public.rule_cdc_link_problems(to_regclass(format('%I.%I', l.table_schema, l.table_name)), '{insert}', l.subject_template,
                                                      l.columns, l.filter, l.when_changed, l.include_old) p
     WHERE p.is_error AND p.name <> 'columns_missing'
+    UNION ALL
+    SELECT format('link %s: %s', l.link_id, p.problem), p.remedy
+    FROM links l
+    CROSS JOIN LATERAL public.rule_cdc_message_problems(l.webhook_id, to_regclass(format('%I.%I', l.table_schema, l.table_name)), l.operations,
+                                                        l.columns, l.include_old, l.payload_column, l.message_id_column,
+                                                        l.headers_columns) p
+    WHERE p.is_error
 $$;
 COMMENT ON FUNCTION public.rule_cdc_backfill_routes IS
     'walhook: why rows of a backfill for these links would become dead letters, each with a remedy';

@@ -353,14 +353,22 @@ BEGIN
             CONTINUE;
         END IF;
         FOR v_problem IN
-            SELECT p.* FROM jsonb_array_elements(coalesce(l.problems, '[]')) WITH ORDINALITY e (problem, place)
+            SELECT p.*, e.place FROM jsonb_array_elements(coalesce(l.problems, '[]')) WITH ORDINALITY e (problem, place)
             CROSS JOIN LATERAL jsonb_to_record(e.problem) AS p (name TEXT, is_error BOOLEAN, problem TEXT, remedy TEXT)
-            ORDER BY e.place
+            UNION ALL
+            SELECT m.name, m.is_error, m.problem, m.remedy, 1000 + m.place
+            FROM public.rule_cdc_message_problems(
+                l.webhook_id, l.table_oid::regclass, l.operations, l.columns, l.include_old, l.payload_column, l.message_id_column,
+                l.headers_columns) WITH ORDINALITY m (name, is_error, problem, remedy, place)
+            -- Of links that are not such it is not called: there may be thousands.
+            WHERE (l.payload_column IS NOT NULL OR l.message_id_column IS NOT NULL OR l.headers_columns IS NOT NULL)
+              AND NOT coalesce(l.problems @> '[{"name": "table_unfit"}]', false)
+            ORDER BY 5
         LOOP
             name := v_problem.name;
             problem := v_problem.problem;
             remedy := v_problem.remedy;
-            IF remedy NOT LIKE 'ALTER %' THEN
+            IF remedy NOT LIKE 'ALTER %' AND remedy NOT LIKE 'UPDATE %' THEN
                 -- Advice, where the choice is the user's.
                 problem := problem || '. ' || rtrim(remedy, '.');
                 remedy := NULL;

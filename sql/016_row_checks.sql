@@ -138,6 +138,17 @@ BEGIN
                 RETURN NEXT;
             END IF;
         END LOOP;
+        columns := '{payload_column,message_id_column,headers_columns,operations,columns,include_old}';
+        SELECT m.problem, m.advice INTO problem, advice
+        FROM public.rule_cdc_message_shape(
+            ARRAY(SELECT jsonb_array_elements_text(CASE jsonb_typeof(p_row -> 'operations') WHEN 'array' THEN p_row -> 'operations' ELSE '[]' END)),
+            CASE jsonb_typeof(p_row -> 'columns')
+                WHEN 'array' THEN ARRAY(SELECT jsonb_array_elements_text(p_row -> 'columns')) END,
+            (p_row ->> 'include_old')::boolean, p_row ->> 'payload_column', p_row ->> 'message_id_column',
+            nullif(p_row -> 'headers_columns', 'null')) m;
+        IF problem IS NOT NULL THEN
+            RETURN NEXT;
+        END IF;
 
     ELSIF p_table = 'rule_nats_config' THEN
         columns := '{config_name}';
@@ -286,7 +297,8 @@ RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
                 AND NEW.subject_template ~ '^(?!_)([A-Za-z0-9_-]|\{[A-Za-z0-9_]+\})+(\.([A-Za-z0-9_-]|\{[A-Za-z0-9_]+\})+)*$')
             AND (NEW.filter IS NULL OR jsonb_typeof(NEW.filter) = 'object')
             AND (NEW.columns IS NULL OR cardinality(NEW.columns) > 0 AND array_position(NEW.columns, NULL) IS NULL)
-            AND (NEW.when_changed IS NULL OR cardinality(NEW.when_changed) > 0 AND array_position(NEW.when_changed, NULL) IS NULL)$when$
+            AND (NEW.when_changed IS NULL OR cardinality(NEW.when_changed) > 0 AND array_position(NEW.when_changed, NULL) IS NULL)
+            AND NEW.payload_column IS NULL AND NEW.message_id_column IS NULL AND NEW.headers_columns IS NULL$when$
         ELSE 'false' END)
 $$;
 COMMENT ON FUNCTION public.rule_cdc_row_suspect IS
@@ -380,7 +392,8 @@ DECLARE
 BEGIN
     FOR v_table, v_columns IN
         VALUES ('rule_webhooks', 'nats_subject, url, method, headers, timeout_ms, max_retries, retry_backoff_multiplier'),
-               ('rule_webhook_links', 'subject_template, filter, columns, when_changed'),
+               ('rule_webhook_links', 'subject_template, filter, columns, when_changed, operations, include_old, payload_column, '
+                                      'message_id_column, headers_columns'),
                ('rule_nats_config', 'config_name, nats_url, nats_cluster_urls, stream_name, subject_prefix, max_connections, '
                                     'connection_timeout_ms, reconnect_delay_ms, auth_credentials_file, tls_ca_file, tls_cert_file, '
                                     'tls_key_file'),
@@ -389,7 +402,9 @@ BEGIN
     LOOP
         IF NOT EXISTS (SELECT FROM pg_trigger t
                        WHERE t.tgrelid = format('public.%I', v_table)::regclass AND t.tgname = 'walhook_row_check'
-                         AND t.tgfoid = 'public.rule_cdc_row_check()'::regprocedure AND t.tgenabled <> 'D')
+                         AND t.tgfoid = 'public.rule_cdc_row_check()'::regprocedure AND t.tgenabled <> 'D'
+                         -- That of an earlier version looks at fewer columns.
+                         AND cardinality(t.tgattr::int2[]) = cardinality(string_to_array(v_columns, ',')))
         THEN
             EXECUTE format('DROP TRIGGER IF EXISTS walhook_row_check ON public.%I', v_table);
             EXECUTE format('CREATE TRIGGER walhook_row_check BEFORE INSERT OR UPDATE OF %s ON public.%I FOR EACH ROW '

@@ -13,10 +13,19 @@ const ROWS: u64 = 20_000;
 
 #[test]
 fn an_event_in_the_steady_state_allocates_nothing() {
+    allocates_nothing(Sink::new);
+}
+
+#[test]
+fn a_message_that_is_a_column_allocates_nothing() {
+    allocates_nothing(Sink::of_column);
+}
+
+fn allocates_nothing(make: fn(&str) -> Sink) {
     for (in_each, history) in [(1, "off"), (1000, "off"), (1, "full"), (1000, "full")] {
         let frames = Frames::of(WARM_UP + ROWS, in_each);
         let mut frames = frames.iter();
-        let mut sink = Sink::new(history);
+        let mut sink = make(history);
         take(&mut sink, &mut frames, WARM_UP);
         let allocated = allocation_counter::measure(|| take(&mut sink, &mut frames, WARM_UP + ROWS));
         // A window that is settled as a whole gives segments of some hundred messages back.

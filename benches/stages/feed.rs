@@ -119,8 +119,31 @@ pub struct Sink {
 impl Sink {
     /// With a webhook linked to the table, and `history` as `rule_nats_config` says it.
     pub fn new(history: &str) -> Sink {
+        Sink::with(tables(history))
+    }
+
+    /// The same with messages that are the column `doc`, with id and header from the other one.
+    pub fn of_column(history: &str) -> Sink {
+        let mut tables = tables(history);
+        let mut put = |table, row: &[(&'static str, &str)]| {
+            tables.put(table, row.iter().map(|&(name, text)| (name, Cell::Text(text)))).unwrap();
+        };
+        put(Table::Webhooks, &[("webhook_id", "1"), ("payload_format", "data")]);
+        put(
+            Table::Links,
+            &[
+                ("link_id", "1"),
+                ("payload_column", "doc"),
+                ("message_id_column", "id"),
+                ("headers_columns", "{\"Id\": \"id\"}"),
+            ],
+        );
+        Sink::with(tables)
+    }
+
+    fn with(tables: Tables) -> Sink {
         let limits = Limits { window_events: WINDOW, window_bytes: 8 << 20, history_bytes: 4 << 20 };
-        let mut streamer = Streamer::new("src", 1, INBOX, limits, tables(history), TypeCatalog::new(), Lsn::ZERO);
+        let mut streamer = Streamer::new("src", 1, INBOX, limits, tables, TypeCatalog::new(), Lsn::ZERO);
         streamer.set_time(Timestamps { wall: 1, steady: 1 });
         streamer.lane_mut(0).open(&empty_tail()).unwrap();
         Sink { streamer, answers: Answers::default() }

@@ -41,9 +41,14 @@ type Run = fn(u64, u64) -> Duration;
 const STAGES: &[(&str, Run)] = &[
     ("decode, 1-row transactions", |made, rows| decode(&Frames::of(made, 1), rows)),
     ("decode, 1000-row transactions", |made, rows| decode(&Frames::of(made, 1000), rows)),
-    ("event, 1-row transactions", |made, rows| event(&Frames::of(made, 1), rows, "off")),
-    ("event, 1000-row transactions", |made, rows| event(&Frames::of(made, 1000), rows, "off")),
-    ("event, 1000-row transactions, history full", |made, rows| event(&Frames::of(made, 1000), rows, "full")),
+    ("event, 1-row transactions", |made, rows| event(&Frames::of(made, 1), rows, Sink::new("off"))),
+    ("event, 1000-row transactions", |made, rows| event(&Frames::of(made, 1000), rows, Sink::new("off"))),
+    ("event that is a column, 1000-row transactions", |made, rows| {
+        event(&Frames::of(made, 1000), rows, Sink::of_column("off"))
+    }),
+    ("event, 1000-row transactions, history full", |made, rows| {
+        event(&Frames::of(made, 1000), rows, Sink::new("full"))
+    }),
     ("window", |_, rows| window(rows)),
 ];
 
@@ -102,8 +107,7 @@ fn decode(frames: &Frames, rows: u64) -> Duration {
     begin.elapsed()
 }
 
-fn event(frames: &Frames, rows: u64, history: &str) -> Duration {
-    let mut sink = Sink::new(history);
+fn event(frames: &Frames, rows: u64, mut sink: Sink) -> Duration {
     let begin = Instant::now();
     for frame in frames.iter() {
         sink.take(frame);

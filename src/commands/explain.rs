@@ -295,6 +295,9 @@ impl Making<'_> {
             "filter": link.filter,
             "when_changed": link.when_changed,
             "trace_column": link.trace_column,
+            "payload_column": link.payload_column,
+            "message_id_column": link.message_id_column,
+            "headers_columns": link.headers_columns,
         });
         let Some(target) = linked.targets.iter().find(|target| target.link == id) else {
             let mode = webhook.and_then(|row| row.publish_mode.as_deref()).unwrap_or("queue");
@@ -456,7 +459,8 @@ fn pretty(answer: &Value, table: &str) -> String {
             line(&link["url"]),
             line(&link["payload_format"])
         );
-        for key in ["filter", "when_changed", "trace_column"] {
+        for key in ["filter", "when_changed", "trace_column", "payload_column", "message_id_column", "headers_columns"]
+        {
             if !link[key].is_null() {
                 let _ = writeln!(out, "  {key}: {}", line(&link[key]));
             }

@@ -257,7 +257,7 @@ impl Work<'_> {
         }
         if unknown > 0 {
             tracing::warn!(
-                "{unknown} messages do not tell their table (payload_format data, or a subscriber's own) and were left out: \
+                "{unknown} messages do not tell their table (calls in payload_format data, or a subscriber's own) and were left out: \
                  choose by --webhook instead of --table to have them"
             );
         }

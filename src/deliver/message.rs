@@ -10,7 +10,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::webhook::{RequestBody, Webhook};
-use crate::{flow::event_id::EventPosition, route::trace};
+use crate::{
+    flow::event_id::EventPosition,
+    route::{headers::push_encoded, trace},
+};
 
 /// What identifies a message.
 #[derive(Debug, Clone, Copy)]
@@ -74,8 +77,8 @@ pub struct Call<'a> {
     pub headers: BTreeMap<String, String>,
     /// The body.
     pub body: &'a [u8],
-    /// Its type, where no header says otherwise.
-    pub content_type: &'static str,
+    /// Its type, where no header of the webhook says otherwise.
+    pub content_type: &'a str,
 }
 
 /// What a message is to this webhook's worker.
@@ -130,8 +133,10 @@ pub fn read<'a>(webhook: &Webhook, source: &str, ids: Ids<'a>, payload: &'a [u8]
         // An id of somebody else's choosing is theirs to keep unique, so the place in the stream goes with ours.
         None => Cow::Borrowed(ids.fallback),
     };
-    let whole: &RawValue = match serde_json::from_slice(payload) {
-        Ok(whole) => whole,
+    let whole = match serde_json::from_slice::<&RawValue>(payload) {
+        Ok(whole) => whole.get(),
+        // The value of a column, which may be anything.
+        Err(_) if ids.shape == Shape::Bare && ours.is_some() => "null",
         Err(error) => return Reading::Unreadable(event_id(), format!("the payload is not JSON: {error}")),
     };
     let is_cloudevent = ids.shape == Shape::CloudEvent || ids.shape == Shape::Unknown && webhook.is_cloudevent;
@@ -143,7 +148,7 @@ pub fn read<'a>(webhook: &Webhook, source: &str, ids: Ids<'a>, payload: &'a [u8]
         }
         Shape::CloudEvent | Shape::Bare => false,
     };
-    let envelope = serde_json::from_str::<Envelope<'a>>(whole.get()).ok().filter(is_envelope);
+    let envelope = serde_json::from_str::<Envelope<'a>>(whole).ok().filter(is_envelope);
     match (&ours, envelope.as_ref().and_then(|envelope| envelope.webhook_id)) {
         (Some(_), _) => {}
         (None, Some(id)) if id == webhook.webhook_id => {}
@@ -171,7 +176,7 @@ pub fn read<'a>(webhook: &Webhook, source: &str, ids: Ids<'a>, payload: &'a [u8]
         content_type: if is_cloudevent { CLOUDEVENT } else { "application/json" },
     };
     if is_cloudevent {
-        call.kind = serde_json::from_str::<Typed<'a>>(whole.get()).ok().and_then(|typed| typed.kind);
+        call.kind = serde_json::from_str::<Typed<'a>>(whole).ok().and_then(|typed| typed.kind);
     }
     if let Some(envelope) = envelope {
         call.kind = envelope.kind;
@@ -189,7 +194,11 @@ pub fn read<'a>(webhook: &Webhook, source: &str, ids: Ids<'a>, payload: &'a [u8]
 impl<'a> Call<'a> {
     /// Adds what the message's headers, given by name and value, tell of its body, and of the trace that it belongs to. Returns a
     /// `traceparent` that is none, which is not passed on.
-    pub fn describe(&mut self, headers: impl Iterator<Item = (&'a str, &'a str)>) -> Option<String> {
+    pub fn describe(&mut self, headers: impl Iterator<Item = (&'a str, &'a str)> + Clone) -> Option<String> {
+        let is_bare = Shape::of(|wanted| headers.clone().find(|(name, _)| *name == wanted).map(|(_, value)| value))
+            == Shape::Bare;
+        // Names of headers that are for the receiver too.
+        let passed = headers.clone().find(|(name, _)| *name == "Walhook-Headers").map_or("", |(_, names)| names);
         for (name, value) in headers {
             match name {
                 _ if [trace::TRACEPARENT, trace::TRACESTATE].iter().any(|ours| name.eq_ignore_ascii_case(ours)) => {
@@ -197,6 +206,15 @@ impl<'a> Call<'a> {
                     self.headers.retain(|other, _| !other.eq_ignore_ascii_case(name));
                     self.headers.insert(name.to_ascii_lowercase(), value.to_owned());
                 }
+                _ if passed.split(' ').any(|passed| passed == name) => {
+                    if name.eq_ignore_ascii_case("Content-Type") {
+                        self.content_type = value;
+                    } else if is_http_name(name) {
+                        self.headers.insert(name.to_owned(), visible(value));
+                    }
+                }
+                "Content-Type" if is_bare => self.content_type = value,
+                "Walhook-Message-Id" => drop(self.headers.insert(name.to_ascii_lowercase(), visible(value))),
                 "Walhook-Op" => self.op = Some(value),
                 "Walhook-Old-Key" => self.old_key = Some(value),
                 "Walhook-Type" if self.kind.is_none() => self.kind = Some(value.into()),
@@ -259,6 +277,21 @@ pub fn is_reserved(name: &str) -> bool {
         "webhook-timestamp",
     ];
     RESERVED.iter().any(|reserved| name.eq_ignore_ascii_case(reserved))
+}
+
+/// Whether HTTP has headers of this name (RFC 9110, section 5.6.2).
+fn is_http_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+}
+
+/// A value as HTTP takes it: percent-encoded where it is not visible ASCII.
+fn visible(value: &str) -> String {
+    if value.bytes().all(|byte| (b' '..0x7F).contains(&byte)) {
+        return value.to_owned();
+    }
+    let mut encoded = Vec::new();
+    push_encoded(value.as_bytes(), &mut encoded);
+    String::from_utf8(encoded).expect("percent-encoding leaves ASCII")
 }
 
 /// The id as it stands in `webhook-id`: a full stop would part id, time and body in what is signed.

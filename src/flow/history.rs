@@ -11,6 +11,7 @@ use crate::{
     route::{
         payload::{self, Body},
         rules::{KeepPayload, Webhook},
+        value::write_as_json,
     },
     wal::pgoutput::Column,
 };
@@ -251,6 +252,13 @@ impl Batch {
         out.extend_from_slice(note);
         match kept {
             KeepPayload::Full => jsonb(payload, out),
+            KeepPayload::AnyBytes => {
+                let start = out.len();
+                jsonb(&[], out);
+                write_as_json(payload, out);
+                let length = i32::try_from(out.len() - start - 4).expect("an event's parts are small");
+                out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+            }
             KeepPayload::Hash => jsonb(digest(payload).as_bytes(), out),
             KeepPayload::None => jsonb(b"null", out),
         }
@@ -503,6 +511,19 @@ mod tests {
         );
         let sha = "\u{1}{\"sha256\":\"ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\",\"bytes\":3}";
         assert_eq!(text(2, 13).unwrap(), sha);
+    }
+
+    #[test]
+    fn a_body_of_any_bytes_is_one_json_value() {
+        let mut history = History::new(ROOM);
+        for body in [&b" {\"a\": 1}"[..], b"no json \"", b"\xFF\0", b""] {
+            history.push(1, &position(0), &note(), body, KeepPayload::AnyBytes, STORED);
+        }
+        let batch = history.take().unwrap();
+        let kept: Vec<_> =
+            rows(&batch).iter().map(|row| String::from_utf8(row[13].clone().unwrap()).unwrap()).collect();
+        let expected = [" {\"a\": 1}", "\"no json \\\"\"", "{\"$base64\":\"/wA=\"}", "\"\""];
+        assert_eq!(kept, expected.map(|json| format!("\u{1}{json}")));
     }
 
     #[test]

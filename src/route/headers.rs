@@ -7,7 +7,7 @@
 use serde_json::{Map, Value};
 
 /// Longest block of a webhook's or an event's own headers, in bytes. JetStream takes 64 KiB with all the others.
-const BLOCK_MAX: usize = 8 * 1024;
+pub const BLOCK_MAX: usize = 8 * 1024;
 /// The same of a dead letter that is published again, whose format's headers are among them.
 const AGAIN_MAX: usize = 60 * 1024;
 /// What tells a message's place in a stream, in a batch and in a transaction.
@@ -68,19 +68,29 @@ impl Block {
         self.ends.push(self.lines.len());
     }
 
+    /// Appends the lines of the names that are not replaced.
+    pub fn write_unless(&self, is_replaced: impl Fn(&str) -> bool, out: &mut Vec<u8>) {
+        let mut begin = 0;
+        for (name, &end) in self.names.iter().zip(&self.ends) {
+            if !is_replaced(name) {
+                out.extend_from_slice(&self.lines[begin..end]);
+            }
+            begin = end;
+        }
+    }
+
+    /// Whether it has this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.names.iter().any(|own| own.eq_ignore_ascii_case(name))
+    }
+
     /// Appends all lines; of those that an event's `own` headers name as well only the event's.
     pub fn write(&self, own: Option<&Map<String, Value>>, expose_credentials: bool, out: &mut Vec<u8>) {
         let Some(own) = own else {
             out.extend_from_slice(&self.lines);
             return;
         };
-        let mut begin = 0;
-        for (name, &end) in self.names.iter().zip(&self.ends) {
-            if !own.keys().any(|other| other.eq_ignore_ascii_case(name)) {
-                out.extend_from_slice(&self.lines[begin..end]);
-            }
-            begin = end;
-        }
+        self.write_unless(|name| own.keys().any(|other| other.eq_ignore_ascii_case(name)), out);
         for (name, value) in own.iter().filter(|(name, value)| expose_credentials || !is_credential(name, value)) {
             match value {
                 Value::String(value) => push_line(name.as_bytes(), value.as_bytes(), out),
@@ -91,7 +101,8 @@ impl Block {
 }
 
 /// Headers of ours that stay with a message's body when it is published again.
-const STAYS: [&str; 6] = [
+const STAYS: [&str; 7] = [
+    "Walhook-Headers",
     "Walhook-Message-Id",
     "Walhook-Object",
     "Walhook-Object-SHA256",
@@ -123,7 +134,8 @@ pub fn push_encoded(text: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-fn push_line(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+/// Appends a line.
+pub fn push_line(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
     out.extend_from_slice(name);
     out.extend_from_slice(b": ");

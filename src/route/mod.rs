@@ -3,7 +3,7 @@
 //! In the order of use: [`tables`] holds the configuration rows, [`streams`] and [`rules`] judge and compile them,
 //! [`plan`] lays them over one table, [`filter`] and [`subject`] decide about one change, [`types`] and [`value`] write its
 //! columns (`json` knows the grammar, [`digits`] numbers of fixed width), [`payload`] the whole, with [`headers`] beside it. [`chunk`] lets rows of a backfill go the same way,
-//! [`trace`] passes on the trace that a row or a call belongs to.
+//! [`message_columns`] makes messages of columns as they are, [`trace`] passes on the trace that a row or a call belongs to.
 
 pub mod chunk;
 pub mod chunk_row;
@@ -11,6 +11,7 @@ pub mod digits;
 pub mod filter;
 pub mod headers;
 mod json;
+pub mod message_columns;
 pub mod payload;
 pub mod plan;
 pub mod rules;

@@ -10,8 +10,9 @@ use serde_json::{Map, Value};
 use super::{
     digits::{push_hex, set_digits, set_hex},
     headers,
+    message_columns::MessageColumns,
     plan::{ColumnPlan, EventColumns, Linked, Target},
-    rules::{Format, Webhook},
+    rules::{Format, Keep, Webhook},
     trace,
     value::{write_bytes, write_json, write_json_string},
 };
@@ -142,7 +143,10 @@ pub fn write_headers(
         out.extend_from_slice(b"\r\ntraceparent: ");
         out.extend_from_slice(parent);
     }
-    webhook.message_headers.write(own, webhook.expose_credentials, out);
+    match message_columns(body) {
+        Some((columns, row)) => columns.write_headers(row, webhook, out),
+        None => webhook.message_headers.write(own, webhook.expose_credentials, out),
+    }
     match webhook.format {
         Format::CloudEventsBinary => cloudevents::write_headers(body, source, transaction, id, out),
         // Whose payload does not say in one place what happened to what.
@@ -196,6 +200,19 @@ fn push_ascii(json: &[u8], out: &mut Vec<u8>) {
     }
 }
 
+/// The columns that are the message, and their row.
+fn message_columns(body: Body<'_>) -> Option<(&MessageColumns, Tuple<'_>)> {
+    match body {
+        Body::Row { target, change, .. } => Some((target.message.as_ref()?, change.new?)),
+        Body::Call { .. } => None,
+    }
+}
+
+/// What the history keeps of the event, for its body need not be JSON.
+pub fn keep(body: Body<'_>, webhook: &Webhook) -> Keep {
+    if message_columns(body).is_some() || again(body).is_some() { webhook.keep.of_any_bytes() } else { webhook.keep }
+}
+
 /// The message body, in PostgreSQL's text, of a dead letter that is published again.
 fn again(body: Body<'_>) -> Option<&[u8]> {
     match body {
@@ -220,6 +237,10 @@ pub fn write(
     let start = out.len();
     if let Some(bytes) = again(body) {
         write_bytes(bytes, out);
+        return start..out.len();
+    }
+    if let Some((columns, row)) = message_columns(body) {
+        columns.write_body(row, out);
         return start..out.len();
     }
     match webhook.format {

@@ -6,6 +6,7 @@
 use super::{
     chunk_row::RowColumns,
     filter::{Filter, Seen},
+    message_columns::MessageColumns,
     rules::Rules,
     subject::{self, Template},
     tables::{LinkRow, Table},
@@ -88,6 +89,8 @@ pub struct Target {
     pub include_old: bool,
     /// The column whose `traceparent` goes into the headers.
     pub trace: Option<usize>,
+    /// The columns that are the message, where its body is not made of the row.
+    pub message: Option<MessageColumns>,
     /// The subject.
     pub subject: Template,
     /// The lane, where the subject is the same for every row.
@@ -135,7 +138,8 @@ impl Plan {
             ColumnPlan { key, class, is_key: column.is_key }
         });
         let columns = columns.collect();
-        let targets = links.iter().filter_map(|(id, link)| Target::new(*id, link, relation, rules, warnings)).collect();
+        let target = |(id, link): &(i32, LinkRow)| Target::new(*id, link, relation, rules, types, warnings);
+        let targets = links.iter().filter_map(target).collect();
         let mut qualified = Vec::new();
         let unescaped = format!("{}.{}", relation.schema, relation.name);
         write_json_str(&unescaped, &mut qualified);
@@ -170,7 +174,14 @@ impl EventColumns {
 
 impl Target {
     /// `None` for a link that is switched off or whose webhook does not publish.
-    fn new(id: i32, link: &LinkRow, relation: &Relation, rules: &Rules, warnings: &mut Vec<String>) -> Option<Target> {
+    fn new(
+        id: i32,
+        link: &LinkRow,
+        relation: &Relation,
+        rules: &Rules,
+        types: &TypeCatalog,
+        warnings: &mut Vec<String>,
+    ) -> Option<Target> {
         let webhook = rules.webhook(link.webhook_id)?;
         if !link.enabled || !rules.webhooks[webhook].publishes {
             return None;
@@ -227,6 +238,9 @@ impl Target {
             }),
             None => Template::literal(&rules.webhooks[webhook].subject),
         };
+        let mut of_message = Vec::new();
+        let message = MessageColumns::new(link, relation, types, &rules.webhooks[webhook], &mut of_message);
+        problems.extend(of_message.into_iter().map(|problem| format!("{named}: {problem}")));
         let lane = subject.as_literal().and_then(|subject| rules.lane(webhook, subject));
         Some(Target {
             link: id,
@@ -234,6 +248,7 @@ impl Target {
             selected,
             include_old: link.include_old,
             trace,
+            message,
             subject,
             lane,
             problem: (!problems.is_empty()).then(|| problems.join("; ")),
@@ -273,7 +288,8 @@ impl Target {
         change: &Change<'_>,
         subject: &mut Vec<u8>,
     ) -> (Option<usize>, Option<String>) {
-        let missing = self.subject.write(change.op, change.new.or(change.old.map(|old| old.tuple())), subject);
+        let row = change.new.or(change.old.map(|old| old.tuple()));
+        let missing = self.subject.write(change.op, row, subject);
         let problem = match (&self.problem, missing) {
             (Some(problem), _) => Some(problem.clone()),
             (None, Err(column)) => {
@@ -282,6 +298,7 @@ impl Target {
             (None, Ok(())) if self.lane.is_some() => None,
             (None, Ok(())) => subject::invalid(subject).map(|why| format!("its subject is invalid: {why}")),
         };
+        let problem = problem.or_else(|| self.message.as_ref()?.problem(row?));
         (self.lane.or_else(|| rules.lane(self.webhook, subject)), problem)
     }
 }

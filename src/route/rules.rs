@@ -85,11 +85,25 @@ pub enum Keep {
     Everything(KeepPayload),
 }
 
+impl Keep {
+    /// The same for a body that need not be JSON.
+    #[must_use]
+    pub fn of_any_bytes(self) -> Keep {
+        match self {
+            Keep::Everything(KeepPayload::Full) => Keep::Everything(KeepPayload::AnyBytes),
+            Keep::Failures(KeepPayload::Full) => Keep::Failures(KeepPayload::AnyBytes),
+            keep => keep,
+        }
+    }
+}
+
 /// How the history keeps a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeepPayload {
-    /// As it is.
+    /// As it is: it is JSON.
     Full,
+    /// As it is where it is JSON, as a string otherwise.
+    AnyBytes,
     /// Its SHA-256 and length.
     Hash,
     /// Not at all.

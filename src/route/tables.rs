@@ -104,6 +104,10 @@ pub struct LinkRow {
     pub when_changed: Option<Vec<String>>,
     pub include_old: bool,
     pub trace_column: Option<String>,
+    pub payload_column: Option<String>,
+    pub message_id_column: Option<String>,
+    /// A JSON object of headers and columns, as text.
+    pub headers_columns: Option<String>,
     pub enabled: bool,
 }
 
@@ -456,6 +460,9 @@ impl Row for LinkRow {
             "when_changed" => self.when_changed = array(column, value)?,
             "include_old" => self.include_old = boolean(column, value)?,
             "trace_column" => self.trace_column = optional(value),
+            "payload_column" => self.payload_column = optional(value),
+            "message_id_column" => self.message_id_column = optional(value),
+            "headers_columns" => self.headers_columns = optional(value),
             "enabled" => self.enabled = boolean(column, value)?,
             _ => {}
         }

@@ -174,6 +174,18 @@ impl TypeCatalog {
         self.declared.get(&oid).copied().unwrap_or(Class::TEXT)
     }
 
+    /// The type below a domain; a type that is none is its own.
+    pub fn base(&self, oid: u32) -> u32 {
+        let mut oid = oid;
+        for _ in 0..HOPS_MAX {
+            match self.types.get(&oid) {
+                Some(TypeKind::Domain { base }) => oid = *base,
+                _ => break,
+            }
+        }
+        oid
+    }
+
     /// How values of the type become JSON. `None`: a type newer than this catalog, which is to be read again; if it is
     /// still unknown then, the type has been dropped since, and [`declared`](Self::declared) says what is left of it.
     pub fn class(&self, oid: u32) -> Option<Class> {

@@ -128,6 +128,11 @@ fn write_vector(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
 
 // Bytes
 
+/// Appends `bytes` as one JSON value: as they are where they are one, as a string otherwise.
+pub fn write_as_json(bytes: &[u8], out: &mut Vec<u8>) {
+    if is_json(bytes) { out.extend_from_slice(bytes) } else { write_json_string(bytes, out) }
+}
+
 /// Appends the bytes of a `bytea` as they are; what is not one in hexadecimal stays text.
 pub fn write_bytes(text: &[u8], out: &mut Vec<u8>) {
     let begin = out.len();

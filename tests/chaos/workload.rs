@@ -88,6 +88,13 @@ pub fn prepare(pg: &Postgres, nats_urls: [&str; 2], window_s: u32) {
         ));
         pg.psql(&link(id, table));
     }
+    // An outbox, whose webhook no other is like.
+    pg.psql(
+        "CREATE TABLE outbox (id bigint PRIMARY KEY, payload jsonb NOT NULL);
+         SELECT rule_webhook_enable_nats(rule_webhook_register('outbox', 'https://example.com/outbox'), 'chaos.a.outbox', 'nats', 'default');
+         UPDATE rule_webhooks SET payload_format = 'data' WHERE webhook_name = 'outbox';
+         SELECT rule_webhook_link_table('outbox', 'outbox', '{insert}', p_payload_column => 'payload', p_message_id_column => 'id')",
+    );
 }
 
 fn link(webhook: usize, table: &str) -> String {
@@ -243,6 +250,15 @@ impl Worker {
                     .await
             }
             43..46 => client.batch_execute("INSERT INTO unlinked SELECT generate_series(1, 300)").await,
+            52..58 => {
+                let (first, last) = self.keys(4);
+                client
+                    .batch_execute(&format!(
+                        "BEGIN; INSERT INTO outbox SELECT i, jsonb_build_object('n', i) FROM generate_series({first}, {last}) i; \
+                         UPDATE outbox SET payload = '{{}}'; DELETE FROM outbox; COMMIT"
+                    ))
+                    .await
+            }
             46..52 => {
                 let n = self.rng.u32(..);
                 client.batch_execute(&format!("SELECT rule_webhook_publish_nats(1, '{{\"n\": {n}}}')")).await

@@ -7,4 +7,5 @@ mod deliver;
 mod deliver_bad_input;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod outbox;
 mod workers;

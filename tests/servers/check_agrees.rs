@@ -357,7 +357,8 @@ async fn each_trouble_of_a_link_and_of_a_stream_row_has_its_code() {
         .unwrap();
     let again = "UPDATE rule_webhook_links l SET table_schema = s.table_schema, table_name = s.table_name, operations = s.operations, \
                      subject_template = s.subject_template, columns = s.columns, filter = s.filter, when_changed = s.when_changed, \
-                     include_old = s.include_old FROM links s WHERE s.link_id = l.link_id";
+                     include_old = s.include_old, payload_column = NULL, headers_columns = NULL \
+                 FROM links s WHERE s.link_id = l.link_id";
     let link = |change: &str| format!("UPDATE rule_webhook_links SET {change}");
     let cases = [
         ("column_missing", link("when_changed = '{gone}'"), again),
@@ -371,6 +372,11 @@ async fn each_trouble_of_a_link_and_of_a_stream_row_has_its_code() {
         ("identity_filter", link("filter = '{\"note\": \"x\"}'"), again),
         ("identity_old", link("include_old = true"), again),
         ("operations", link("operations = '{insert,gone}'"), again),
+        ("message_settings", link("payload_column = 'note'"), again),
+        ("message_settings", link("headers_columns = '{\"A\": \"note\"}'"), again),
+        ("message_format", link("payload_column = 'note', operations = '{insert}'"), again),
+        ("message_column", link("payload_column = 'id', operations = '{insert}'"), again),
+        ("message_nullable", link("payload_column = 'note', operations = '{insert}'"), again),
         ("table_unfit", link("table_schema = 'pg_catalog', table_name = 'pg_class'"), again),
         (
             "table_published_twice",

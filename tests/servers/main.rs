@@ -30,6 +30,7 @@ mod moves;
 mod nats_configurations;
 mod nats_connection;
 mod nats_streams;
+mod outbox;
 mod package;
 mod page;
 mod payloads;

@@ -107,12 +107,13 @@ async fn events_are_chosen_by_webhook_and_by_table_and_a_dry_run_only_counts_the
     replay(&feed, &["--from", "0/0", "--webhook", "2", "--table", "public.t"]);
     assert_eq!(ids(&feed, "REPLAY").await[3..], [4]);
 
-    // A bare row names no table: it is not guessed at, and it is told.
+    // A bare row names its table by a header; a bare call names none: that is not guessed at, and logged.
     feed.pg.psql("UPDATE rule_webhooks SET payload_format = 'data' WHERE webhook_id = 1; INSERT INTO t VALUES (5)");
-    feed.stored(7).await;
+    feed.pg.psql("SELECT rule_webhook_publish_nats(1, '{\"id\": 6}')");
+    feed.stored(8).await;
     let told = replay(&feed, &["--from", "0/0", "--webhook", "w", "--table", "t"]);
     assert!(told.stderr.contains("1 messages do not tell their table"), "{}", told.stderr);
-    assert_eq!(feed.last_sequence("REPLAY").await, 8);
+    assert_eq!(feed.last_sequence("REPLAY").await, 9);
 }
 
 #[tokio::test]

@@ -62,7 +62,15 @@ fn is_safe(argument: &str) -> bool {
 fn every_value_in_a_message_is_made_fit_for_every_client() {
     let mut unfit = Vec::new();
     let mut count = 0;
-    for file in ["005_webhooks", "007_nats_integration", "008_walhook", "011_replay", "013_rules", "016_row_checks"] {
+    for file in [
+        "005_webhooks",
+        "007_nats_integration",
+        "008_walhook",
+        "011_replay",
+        "013_rules",
+        "016_row_checks",
+        "018_outbox",
+    ] {
         let text = fs::read_to_string(format!("{}/sql/{file}.sql", env!("CARGO_MANIFEST_DIR"))).unwrap();
         for kind in ["RAISE EXCEPTION ", "RAISE WARNING ", "RAISE NOTICE "] {
             for (at, _) in text.match_indices(kind) {

@@ -20,7 +20,16 @@ SELECT refused(format('UPDATE rule_webhooks SET %s = %L', c, v), '%"hook" (webho
 SELECT refused(format('UPDATE rule_webhook_links SET %s = %L', c, v), 'link 1 of webhook_id 1 to public.orders: ' || why) FROM (VALUES
     ('subject_template', 'a.{op', '%brace without its pair%'), ('subject_template', 'a..{op}', '%empty token%'), ('subject_template', '', '%empty%'),
     ('subject_template', '>', '%wildcard%'), ('filter', '[1]', '%JSON array%'), ('filter', '"x"', '%JSON string%'), ('columns', '{}', '%empty list%'),
-    ('when_changed', '{NULL}', '%NULL%')) x (c, v, why);
+    ('when_changed', '{NULL}', '%NULL%'), ('payload_column', 'kind', '%only inserts are such messages%'), ('message_id_column', 'kind', '%whose message is a column%'),
+    ('headers_columns', '{"A": "kind"}', '%whose message is a column%')) x (c, v, why);
+UPDATE rule_webhook_links SET operations = '{insert}', payload_column = 'kind';
+SELECT refused(format('UPDATE rule_webhook_links SET %s = %L', c, v), 'link 1 of webhook_id 1 to public.orders: ' || why) FROM (VALUES
+    ('operations', '{insert,update}', '%only inserts%{insert,update}'), ('columns', '{id}', '%nothing to choose from'), ('include_old', 'true', '%nothing to choose from'),
+    ('headers_columns', '["kind"]', '%JSON array%'), ('headers_columns', '{"Nats-X": "kind"}', '%reserved%'), ('headers_columns', '{"walhook-op": "kind"}', '%reserved%'),
+    ('headers_columns', '{"a b": "kind"}', '%no header name%'), ('headers_columns', '{"A": 1}', '%not a string%'), ('headers_columns', '{"A": null}', '%not a string%'),
+    ('headers_columns', '{"A": "kind", "a": "id"}', '%a is named twice%'), ('headers_columns', '{"traceparent": "kind"}', '%p_trace_column%')) x (c, v, why);
+UPDATE rule_webhook_links SET message_id_column = 'id', headers_columns = '{"A": "kind", "Content-Type": "kind"}';
+UPDATE rule_webhook_links SET operations = '{insert,update,delete}', payload_column = NULL, message_id_column = NULL, headers_columns = NULL;
 SELECT refused(format('UPDATE rule_nats_config SET %s = %L', c, v), 'NATS configuration "%" (config_id 1): ' || why) FROM (VALUES
     ('config_name', '', '%empty%'), ('nats_url', '', '%no server%'), ('nats_url', ' , ', '%no server%'), ('nats_url', 'ws://a', '%WebSocket%'),
     ('nats_url', 'http://a', '%scheme%'), ('nats_url', 'nats://a b', '%host:port%'), ('nats_url', 'a:0', '%host:port%'), ('nats_url', 'a:65536', '%host:port%'),

@@ -715,17 +715,26 @@ async fn a_function_that_gets_a_parameter_replaces_the_one_without_it_and_keeps_
     let types = "int, regclass, text[], text, text[], jsonb, text[], boolean, text";
     feed.pg.psql(&format!(
         "CREATE ROLE linker; \
-         DROP FUNCTION rule_webhook_link_table(int, regclass, text[], text, text[], jsonb, text[], boolean, text, text); \
+         DROP FUNCTION rule_webhook_link_table(int, regclass, text[], text, text[], jsonb, text[], boolean, text, text, text, text, jsonb); \
          CREATE FUNCTION rule_webhook_link_table({before}) RETURNS int LANGUAGE sql AS 'SELECT 1'; \
          COMMENT ON FUNCTION rule_webhook_link_table({types}) IS 'walhook: of an earlier version'; \
          GRANT EXECUTE ON FUNCTION rule_webhook_link_table({types}) TO linker; \
-         ALTER TABLE rule_webhook_links DROP COLUMN trace_column; \
+         DROP FUNCTION rule_webhook_link_table(text, regclass, text[], text, text[], jsonb, text[], boolean, text, text, text, text, jsonb); \
+         CREATE FUNCTION rule_webhook_link_table(text, regclass, text[], text, text[], jsonb, text[], boolean, text, text DEFAULT NULL) \
+             RETURNS int LANGUAGE sql AS 'SELECT 1'; \
+         COMMENT ON FUNCTION rule_webhook_link_table(text, regclass, text[], text, text[], jsonb, text[], boolean, text, text) \
+             IS 'walhook: of the version before'; \
+         DROP TRIGGER walhook_row_check ON rule_webhook_links; \
+         CREATE TRIGGER walhook_row_check BEFORE INSERT OR UPDATE OF subject_template, filter, columns, when_changed ON rule_webhook_links \
+             FOR EACH ROW WHEN (NEW.subject_template IS NOT NULL) EXECUTE FUNCTION rule_cdc_row_check(); \
+         ALTER TABLE rule_webhook_links DROP COLUMN trace_column, DROP COLUMN payload_column, DROP COLUMN message_id_column, \
+             DROP COLUMN headers_columns; \
          ALTER TABLE rule_cdc_status DROP COLUMN last_exit_code, DROP COLUMN last_exit_reason, DROP COLUMN last_exit_at"
     ));
     for _ in 0..2 {
         let done = feed.command("setup").finish();
         assert_eq!(done.code, Some(0), "{}", done.stderr);
-        let functions = "SELECT count(*), bool_and(pronargs = 10), bool_and(has_function_privilege('linker', oid, 'EXECUTE')) \
+        let functions = "SELECT count(*), bool_and(pronargs = 13), bool_and(has_function_privilege('linker', oid, 'EXECUTE')) \
                          FROM pg_proc WHERE proname = 'rule_webhook_link_table'";
         assert_eq!(feed.pg.psql(functions), "2|t|t");
     }
@@ -734,4 +743,7 @@ async fn a_function_that_gets_a_parameter_replaces_the_one_without_it_and_keeps_
     feed.pg.psql(&format!("SELECT rule_webhook_link_table({webhook}, 'orders')"));
     feed.pg.psql("SELECT rule_webhook_link_table('orders', 'orders', p_trace_column => 'trace')");
     assert_eq!(feed.pg.psql("SELECT trace_column FROM rule_webhook_links"), "trace");
+    // The trigger of the version before knew nothing of the columns that came later.
+    let unusable = feed.pg.try_psql("UPDATE rule_webhook_links SET payload_column = 'trace'").unwrap_err();
+    assert!(unusable.as_db_error().unwrap().message().contains("only inserts are such messages"), "{unusable:?}");
 }

@@ -119,7 +119,7 @@ async fn the_migrations_load_on_every_version_and_a_second_time_change_nothing()
         assert_eq!(fingerprint(&client).await, before, "PostgreSQL {version}");
         let recorded = pg
             .psql("SELECT string_agg(version, ' ' ORDER BY version) FROM rule_cdc_migrations WHERE version <> 'found'");
-        assert_eq!(recorded, "005 007 008 009 010 011 012 013 014 015 016 017", "PostgreSQL {version}");
+        assert_eq!(recorded, "005 007 008 009 010 011 012 013 014 015 016 017 018", "PostgreSQL {version}");
     }
 }
 
@@ -732,6 +732,13 @@ async fn every_statement_that_a_hint_names_can_be_run_as_it_stands() {
             "SELECT rule_webhook_link_table(2, 't'); SELECT rule_webhook_disable_nats(2); SELECT rule_webhook_link_table(2, 't')",
             1,
         ),
+        // Messages that are columns.
+        ("CREATE TABLE outbox (id int PRIMARY KEY, aggregatetype text, aggregateid text, type text, payload json)", 0),
+        ("SELECT rule_webhook_link_outbox(1, 'outbox')", 1),
+        ("UPDATE rule_webhooks SET payload_format = 'webhook'", 0),
+        ("SELECT rule_webhook_link_table(1, 'outbox', '{insert}', p_payload_column => 'payload')", 1),
+        ("SELECT rule_webhook_link_table(1, 'outbox', '{insert}', p_payload_column => 'payload')", 1),
+        ("SELECT rule_webhook_unlink_table(1, 'outbox'); UPDATE rule_webhooks SET payload_format = 'webhook'", 0),
         ("SELECT rule_webhook_link_table(1, 'bare')", 1),
         ("SELECT rule_webhook_link_table(1, 't', p_when_changed => '{note}')", 1),
         ("SELECT rule_webhook_link_table(1, 't', p_publication => 'second')", 1),

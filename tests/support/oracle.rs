@@ -196,6 +196,10 @@ impl Rules {
                 continue;
             }
             let mut change = change.clone();
+            // The message is a column, which has a JSON object.
+            if let Some(column) = link.get("payload_column").filter(|column| *column != "null") {
+                change.row = cells(&serde_json::from_str(text(&change.row[text(column)])).unwrap());
+            }
             if let Some(columns) = list(&link["columns"]) {
                 change.row.retain(|column, _| columns.contains(column));
                 change.unchanged.retain(|column| columns.contains(column));

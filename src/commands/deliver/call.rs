@@ -208,7 +208,8 @@ fn request(
     *request.uri_mut() = uri;
     let headers = request.headers_mut();
     headers.insert(USER_AGENT, HeaderValue::from_static(concat!("walhook/", env!("CARGO_PKG_VERSION"))));
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(call.content_type));
+    let content_type = HeaderValue::from_str(call.content_type);
+    headers.insert(CONTENT_TYPE, content_type.unwrap_or_else(|_| HeaderValue::from_static("application/octet-stream")));
     if let Some(login) = login {
         headers.insert(AUTHORIZATION, login);
     }

@@ -30,6 +30,7 @@ use crate::{
         schedule::{self, Disposition, Outcome, ReceiverLoad, Verdict, WAIT_MAX},
     },
     postgres,
+    route::value::write_as_json,
 };
 
 /// Where a dead letter's stream would take it.
@@ -265,7 +266,7 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
 }
 
 /// A message's headers, each by its name and first value.
-fn headers_of(message: &Message) -> impl Iterator<Item = (&str, &str)> {
+fn headers_of(message: &Message) -> impl Iterator<Item = (&str, &str)> + Clone {
     let headers = message.headers.iter().flat_map(HeaderMap::iter);
     headers.filter_map(|(name, values)| Some((name.as_ref(), values.first()?.as_str())))
 }
@@ -326,7 +327,7 @@ fn entry(lane: &Lane, known: &Known, call: &Call<'_>, attempt: u64, answer: &Ans
             Disposition::GivenUp => "failed",
         },
         attempt: i32::try_from(attempt).unwrap_or(i32::MAX),
-        payload: String::from_utf8_lossy(call.body).into_owned(),
+        payload: recorded(call.body),
         started: Some(answer.started),
         took: answer.took,
         response_status: match answer.outcome {
@@ -340,6 +341,13 @@ fn entry(lane: &Lane, known: &Known, call: &Call<'_>, attempt: u64, answer: &Ans
         disables: verdict.disables.then(|| known.webhook.url.clone()),
         is_recorded,
     }
+}
+
+/// A body as its record has it, which is JSON.
+fn recorded(body: &[u8]) -> String {
+    let mut json = Vec::with_capacity(body.len());
+    write_as_json(body, &mut json);
+    String::from_utf8_lossy(&json).into_owned()
 }
 
 /// Records an attempt. A record that cannot be made costs nothing but itself.
@@ -370,7 +378,7 @@ async fn give_up(
             webhook_name: known.webhook.name.clone(),
             event_id: event_id.to_owned(),
             status: "failed",
-            payload: String::from_utf8_lossy(&message.payload).into_owned(),
+            payload: recorded(&message.payload),
             error: Some(reason.clone()),
             is_recorded: lane.worker.settings.record != Record::Off,
             ..Entry::default()

@@ -1,7 +1,7 @@
 //! Which events a replay is for, judged by what their messages tell, whichever way they come.
 //!
-//! In: names of webhooks and tables, and a message's position, headers and body. Out: whether it is wanted; a bare row
-//! (`payload_format` `data`) names no table, and is not guessed at.
+//! In: names of webhooks and tables, and a message's position, headers and body. Out: whether it is wanted. A bare body
+//! (`payload_format` `data`) may be anything, also what looks like another table's event: of such a message the header counts.
 
 use std::collections::BTreeSet;
 
@@ -12,6 +12,7 @@ use crate::{
     commands::names,
     error::{Error, Result},
     flow::event_id::EventPosition,
+    percent,
     route::tables::Tables,
 };
 
@@ -71,10 +72,15 @@ impl Filter {
     }
 }
 
-/// The table that a message tells, in whichever format; `None` in `data`, which is the bare row.
+/// The table that a message names, in whichever format; `None` for a call in `data`, which is the bare payload.
 pub fn table_of(headers: Option<&HeaderMap>, payload: &[u8]) -> Option<String> {
     if let Some(subject) = headers.and_then(|headers| headers.get("ce-subject")) {
         return Some(subject.as_str().to_owned());
+    }
+    let by_header =
+        headers.and_then(|headers| headers.get("Walhook-Type")).and_then(|kind| kind.as_str().rsplit_once('.'));
+    if let Some((table, _)) = by_header.filter(|(table, _)| table.contains('.')) {
+        return percent::decode(table);
     }
     let body: Value = serde_json::from_slice(payload).ok()?;
     let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -107,6 +113,13 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("ce-subject", "public.orders");
         assert_eq!(table_of(Some(&headers), b"{}").as_deref(), Some("public.orders"));
+        let mut headers = HeaderMap::new();
+        headers.insert("Walhook-Type", "public.%C3%A4.insert");
+        for body in [webhook, debezium, cloudevent, "no JSON"] {
+            assert_eq!(table_of(Some(&headers), body.as_bytes()).as_deref(), Some("public.ä"));
+        }
+        headers.insert("Walhook-Type", "webhook.call");
+        assert_eq!(table_of(Some(&headers), b"{}"), None);
         for bare in [r#"{"id":1}"#, r#"{"event":{"table":"x"}}"#, "[]", "no JSON", ""] {
             assert_eq!(told(bare), None, "{bare}");
         }

@@ -17,6 +17,7 @@ use crate::{
     },
     route::{
         headers,
+        message_columns::MESSAGE_ID_MAX,
         payload::{self, Body, TransactionText},
         plan::{EventColumns, Linked, no_stream},
         rules::{Keep, OnError, Rules, Webhook},
@@ -28,9 +29,6 @@ use crate::{
         pgoutput::{Column, Tuple},
     },
 };
-
-/// Longest message id of a caller's own that is taken, in bytes.
-const MESSAGE_ID_MAX: usize = 512;
 
 /// Where events go.
 #[derive(Debug)]
@@ -291,7 +289,7 @@ impl EventEncoder {
         if webhook.keep != Keep::Nothing {
             self.origin.fill(body, webhook);
             let note = self.origin.note(body, webhook, &self.id, &self.subject, message_id);
-            lane.note(&mut draft, data, webhook.keep, &note);
+            lane.note(&mut draft, data, payload::keep(body, webhook), &note);
         }
         let number = self.window.count_event();
         if is_stored {
@@ -337,7 +335,7 @@ impl EventEncoder {
         payload::write_headers(body, webhook, source, transaction, &self.id, &mut block);
         let mut payload = Vec::new();
         let data = payload::write(body, webhook, source, transaction, &self.id, &mut payload);
-        let noted = match webhook.keep {
+        let noted = match payload::keep(body, webhook) {
             Keep::Nothing => None,
             Keep::Failures(keep) | Keep::Everything(keep) => {
                 let mut note = Vec::new();

@@ -416,7 +416,11 @@ const HEADERS: &[(&str, &str)] = &[
         "the event's id; for a call with a `message_id` `<source>:<webhook id>:<message_id>`; `replay.<number>:<id>` in a replay",
     ),
     ("Walhook-Id", "the event's id, where `Nats-Msg-Id` is another"),
-    ("Walhook-Message-Id", "the `message_id` of a call, unchanged"),
+    ("Walhook-Message-Id", "the `message_id` of a call, or the [message id of a row](../outbox.md), unchanged"),
+    (
+        "Walhook-Headers",
+        "names of the headers that come from [columns of the row](../outbox.md), with spaces between them",
+    ),
     (
         "Walhook-Type",
         "`public.orders.delete`, in the formats `data` and `debezium`, whose payloads do not say it in one place",
@@ -438,7 +442,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("Nats-Batch-Id", "in an atomic batch: the same in all its messages"),
     ("Nats-Batch-Sequence", "in an atomic batch: the number of the message"),
     ("Nats-Batch-Commit", "in an atomic batch: the last message"),
-    ("Content-Type", "in CloudEvents formats"),
+    ("Content-Type", "in CloudEvents formats, and where the body is [a column](../outbox.md)"),
     ("ce-…", "in the format `cloudevents_binary`: the attributes of the event"),
 ];
 
