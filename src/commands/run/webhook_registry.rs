@@ -272,6 +272,8 @@ async fn round(poster: &Poster, now: &News, beat: Option<i64>, kept: &mut Vec<Re
     let mut done = Done::All;
     let mut problem = None;
     let mut targets: Vec<Target<'_>> = Vec::new();
+    // Whose bucket is not known in this round: it may be one of those that are.
+    let mut unknown: Vec<&ConfigRow> = Vec::new();
     kept.clear();
     let in_time = |error| Error::unavailable("no end within 60 s").caused_by(error);
     for (&id, row) in &now.tables.configs {
@@ -279,7 +281,10 @@ async fn round(poster: &Poster, now: &News, beat: Option<i64>, kept: &mut Vec<Re
             continue;
         }
         // Without a connection there is news when its lanes have one.
-        let Some(control) = now.controls.get(&id) else { continue };
+        let Some(control) = now.controls.get(&id) else {
+            unknown.push(row);
+            continue;
+        };
         let (streams, _) = streams_of_all(&now.tables).remove(&id).unwrap_or_default();
         let wanted = now.streams.get(&id).map_or(&[][..], Vec::as_slice);
         let round = async {
@@ -291,7 +296,10 @@ async fn round(poster: &Poster, now: &News, beat: Option<i64>, kept: &mut Vec<Re
                 if place.is_none() || matches!(consumers, Done::ButForAStream) {
                     done = Done::ButForAStream;
                 }
-                let Some(place) = place else { continue };
+                let Some(place) = place else {
+                    unknown.push(row);
+                    continue;
+                };
                 match targets.iter_mut().find(|target| target.is_of(&place)) {
                     Some(target) => target.rows.push(row),
                     None => {
@@ -299,7 +307,10 @@ async fn round(poster: &Poster, now: &News, beat: Option<i64>, kept: &mut Vec<Re
                     }
                 }
             }
-            Err(error) => problem = Some(error.context(format!("NATS configuration {:?}", row.config_name))),
+            Err(error) => {
+                unknown.push(row);
+                problem = Some(error.context(format!("NATS configuration {:?}", row.config_name)));
+            }
         }
     }
     // Core NATS has no workers: its bucket is kept for the mark alone, by which a copy of this database is known.
@@ -320,7 +331,7 @@ async fn round(poster: &Poster, now: &News, beat: Option<i64>, kept: &mut Vec<Re
     }
     for target in targets {
         let attempted = format!("keep the bucket {:?}", target.place.name);
-        let round = keep_bucket(&target, poster, beat, &now.tables);
+        let round = keep_bucket(&target, poster, beat, &now.tables, &unknown);
         match timeout(ROUND, round).await.unwrap_or_else(|error| Err(in_time(error))) {
             Ok(sequence) => {
                 kept.push(Retained { control: target.control, bucket: target.place.name, sequence });
@@ -406,7 +417,15 @@ async fn bucket_of(control: &Control, poster: &Poster, streams: &[String], repli
 
 /// Puts what differs, deletes what is no more; the bucket's last sequence. Every entry expects the one before it, so a run that was
 /// frozen in between writes nothing more: the run after it has written a mark.
-async fn keep_bucket(target: &Target<'_>, poster: &Poster, beat: Option<i64>, tables: &Tables) -> Result<u64> {
+///
+/// Entries of webhooks in an `unknown` configuration stay: it may lead to the same bucket and be connected later than this one.
+async fn keep_bucket(
+    target: &Target<'_>,
+    poster: &Poster,
+    beat: Option<i64>,
+    tables: &Tables,
+    unknown: &[&ConfigRow],
+) -> Result<u64> {
     let Target { control, place, rows, has_workers } = target;
     let failed = |error: async_nats::Error| Error::unavailable("read it").caused_by(error);
     let store = control.jetstream().get_key_value(&place.name).await;
@@ -447,6 +466,11 @@ async fn keep_bucket(target: &Target<'_>, poster: &Poster, beat: Option<i64>, ta
                 kept.put(&key, Some(value.into())).await?;
             }
             yield_now().await; // the way of a change runs on this thread
+        }
+    }
+    for row in unknown {
+        for webhook in webhook::webhooks(tables, &row.config_name, Credentials::Withheld) {
+            there.remove(&format!("{}{}", bucket::KEY_PREFIX, webhook.webhook_id));
         }
     }
     for key in there.into_keys() {
