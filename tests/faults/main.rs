@@ -10,5 +10,6 @@ mod failover;
 mod fault_points;
 mod large;
 mod network;
+mod postgres_shutdown;
 mod recovery;
 mod streams_in_trouble;
