@@ -1,7 +1,8 @@
 //! `walhook run`: stream until told to stop.
 //!
-//! One task holds everything; [`session`] is its one `select!`. Whatever goes wrong with PostgreSQL ends the session,
-//! and the next one starts as the first did: from the slot and the streams' tails. What goes wrong with one stream is
+//! One task holds everything; [`session`] is its one `select!`. Whatever goes wrong with PostgreSQL ends the session
+//! (but for its shutdown, in which the rest is still confirmed: [`server_shutdown`]), and the next one starts as the first did: from the
+//! slot and the streams' tails. What goes wrong with one stream is
 //! its lane's own matter ([`lanes`]). What a webhook halts at ends the process, until an operator amends the rules at that event.
 
 mod checks;
@@ -14,6 +15,7 @@ mod minutes;
 mod read_coalescing;
 mod replay_requests;
 pub(super) mod rules;
+mod server_shutdown;
 mod session;
 mod shown;
 pub(super) mod state_store;

@@ -1,14 +1,20 @@
 //! `walhook status`: what the database knows of slot, streams, webhooks and dead letters, for a person, as JSON, again and again
-//! (`--watch`), or as one line and an exit code for monitoring (`--check`).
+//! (`--watch`), or as one line and an exit code for monitoring (`--check`). With `--alive` no database is asked, but the process itself.
 
 use std::{
     io::{self, IsTerminal as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
 use clap::Args;
 use serde_json::{Value, json};
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tokio_postgres::Client;
 
 use super::{
@@ -21,6 +27,7 @@ use super::{
 use crate::{
     config::Config,
     error::{Error, Result},
+    http,
     postgres::sql,
     text,
 };
@@ -45,7 +52,14 @@ pub struct Arguments {
     /// With --check: so many dead letters are not minded
     #[arg(long, value_name = "COUNT", default_value_t = 0, requires = "check")]
     max_dead_letters: u32,
+    /// Whether the `walhook run` or `walhook deliver` with these settings is alive, by its /healthz (--http), as a healthcheck inside a
+    /// container: 0 alive, 1 not
+    #[arg(long, conflicts_with_all = ["json", "watch", "check"])]
+    alive: bool,
 }
+
+/// How long /healthz has for its answer.
+const ALIVE_WITHIN: Duration = Duration::from_secs(5);
 
 /// One statement each, whose answer is one JSON value.
 const SLOT: &str = "SELECT row_to_json(s)::text FROM public.rule_cdc_slots s WHERE s.slot_name::text = $1";
@@ -94,6 +108,42 @@ struct Seen {
     findings: Vec<Finding>,
 }
 
+/// Asks the process that has the same settings, on this machine, for its /healthz.
+async fn alive(config: &Config) -> Result<()> {
+    let Some(settings) = http::settings::Settings::resolve(&config.http)? else {
+        return Err(Error::config("ask whether walhook is alive: it serves no HTTP by these settings")
+            .hint("set http.listen (--http, WALHOOK_HTTP) for the process that is asked and for this command"));
+    };
+    let mut address = settings.address;
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    let attempted = format!("ask whether walhook is alive: GET http://{address}/healthz");
+    if settings.tls.is_some() {
+        return Err(Error::config(format!("{attempted}: it is served by TLS"))
+            .hint("ask it from outside by a client of HTTPS, or use `walhook status --check`"));
+    }
+    let asking = async {
+        let mut socket = TcpStream::connect(address).await?;
+        let request = format!("GET /healthz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        socket.take(4096).read_to_end(&mut answer).await?;
+        Ok::<_, io::Error>(String::from_utf8_lossy(&answer).into_owned())
+    };
+    let Ok(answer) = timeout(ALIVE_WITHIN, asking).await else {
+        return Err(Error::unavailable(format!("{attempted}: no answer within {} s", ALIVE_WITHIN.as_secs())));
+    };
+    let answer = answer.map_err(|error| Error::unavailable(attempted.as_str()).caused_by(error))?;
+    if answer.starts_with("HTTP/1.1 200 ") {
+        return super::say("alive\n");
+    }
+    let body = answer.split_once("\r\n\r\n").map_or(answer.as_str(), |(_, body)| body);
+    Err(Error::unavailable(format!("{attempted}: {}", text::one_line(body.trim()))))
+}
+
 /// Prints the status, and ends with an error where not all is well: so a monitor needs the exit code alone. With `--check` the code
 /// is the outcome.
 ///
@@ -101,6 +151,9 @@ struct Seen {
 /// PostgreSQL cannot be asked; what `walhook run` would not start with, by its code; nobody streams (1); something that should
 /// be published is not (2).
 pub async fn status(config: &Config, arguments: &Arguments, shutdown: watch::Receiver<bool>) -> Result<u8> {
+    if arguments.alive {
+        return alive(config).await.map(|()| 0);
+    }
     if let Some(seconds) = arguments.watch {
         return again(config, arguments.json, Duration::from_secs(seconds.into()), shutdown).await.map(|()| 0);
     }

@@ -69,6 +69,10 @@ pub fn sqlstate(error: &Error) -> Option<&str> {
 pub(crate) const PROTOCOL_VIOLATION: &str = "08P01";
 /// The slot (or another object) is in use by another session: waiting is the remedy.
 pub const OBJECT_IN_USE: &str = "55006";
+/// The server has ended the connection: it is shutting down, or somebody has called `pg_terminate_backend`.
+pub const ADMIN_SHUTDOWN: &str = "57P01";
+/// The server takes no connections now: it is shutting down, or starting.
+pub const CANNOT_CONNECT_NOW: &str = "57P03";
 /// A file that the server needs is not there: WAL.
 pub const UNDEFINED_FILE: &str = "58P01";
 /// There is no such slot or publication.

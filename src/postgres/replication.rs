@@ -311,6 +311,11 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// Which server it comes from: `user@host:port/db`.
+    pub fn target(&self) -> &str {
+        self.wire.target()
+    }
+
     /// Sends what is queued and, if `read`, reads what the socket has. Returns when something was read; with `read`
     /// false it only sends, and never returns but by an error. So one `select!` arm can hold it always.
     ///

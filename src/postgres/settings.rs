@@ -422,6 +422,18 @@ impl Settings {
         self.target_at(&self.hosts)
     }
 
+    /// Settings that lead to one of the servers alone, whatever it is now: the one that a connection by these settings calls `target`.
+    #[must_use]
+    pub fn only(&self, target: &str) -> Settings {
+        let mut only = self.clone();
+        only.hosts.retain(|host| format!("{}@{host}/{}", self.user, self.dbname) == target);
+        if only.hosts.is_empty() {
+            only.hosts.clone_from(&self.hosts);
+        }
+        only.target_session_attrs = TargetSessionAttrs::Any;
+        only
+    }
+
     /// The same of some of the hosts.
     pub(super) fn target_at(&self, hosts: &[Host]) -> String {
         let hosts: Vec<String> = hosts.iter().map(Host::to_string).collect();
@@ -710,6 +722,18 @@ mod tests {
             let ip = Some("10.0.0.1".parse().unwrap());
             s.hosts = vec![Host { address: Address::Tcp { name: "10.0.0.1".into(), ip }, port: 5432 }];
         });
+    }
+
+    #[test]
+    fn settings_of_one_server_leave_out_the_others_and_take_it_as_it_is() {
+        let all = parse("user=u dbname=d host=a,/s,b port=1,2,3 target_session_attrs=primary", &[]).unwrap();
+        for (target, host) in [("u@a:1/d", tcp("a", 1)), ("u@b:3/d", tcp("b", 3))] {
+            let only = all.only(target);
+            assert_eq!((only.hosts, only.target_session_attrs), (vec![host], TargetSessionAttrs::Any), "{target}");
+        }
+        let socket = unix("/s", 2);
+        assert_eq!(all.only(&format!("u@{socket}/d")).hosts, [socket]);
+        assert_eq!(all.only("another").hosts, all.hosts, "never without any");
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod failover;
 mod fault_points;
 mod large;
 mod network;
+mod postgres_shutdown;
 mod recovery;
 mod streams_in_trouble;
 mod tpcb;

@@ -7,7 +7,8 @@ use crate::support;
 
 use std::os::unix::fs::PermissionsExt;
 
-use futures_util::StreamExt;
+use futures_util::StreamExt as _;
+use serde_json::json;
 use support::{
     DEADLINE, Nats, Postgres, Walhook, eventually,
     feed::Feed,
@@ -333,4 +334,197 @@ async fn a_restore_to_an_earlier_point_goes_on_as_another_source_in_another_stre
     let expected: Vec<i64> = (0..100).chain(5000..5010).collect();
     assert_eq!(ids, expected);
     assert_eq!(feed.last_sequence("WEBHOOKS").await, 150);
+}
+
+/// A stream as `nats stream backup` keeps it: what the server said of it, and its files.
+struct Snapshot {
+    of: serde_json::Value,
+    chunks: Vec<bytes::Bytes>,
+}
+
+async fn ask(client: &async_nats::Client, subject: String, request: &serde_json::Value) -> serde_json::Value {
+    let answer = client.request(subject.clone(), request.to_string().into()).await.unwrap();
+    let answer: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap();
+    assert!(answer["error"].is_null(), "{subject}: {answer}");
+    answer
+}
+
+/// As `nats stream backup` does it.
+async fn stream_backup(nats: &Nats, stream: &str) -> Snapshot {
+    let client = nats.client().await;
+    let inbox = client.new_inbox();
+    let mut deliveries = client.subscribe(inbox.clone()).await.unwrap();
+    let of = ask(&client, format!("$JS.API.STREAM.SNAPSHOT.{stream}"), &json!({ "deliver_subject": inbox })).await;
+    let mut chunks = Vec::new();
+    while let Some(chunk) = deliveries.next().await {
+        if chunk.payload.is_empty() {
+            break;
+        }
+        if let Some(reply) = chunk.reply {
+            client.publish(reply, bytes::Bytes::new()).await.unwrap();
+        }
+        chunks.push(chunk.payload);
+    }
+    Snapshot { of, chunks }
+}
+
+/// As `nats stream restore` does it.
+async fn stream_restore(nats: &Nats, stream: &str, snapshot: &Snapshot) {
+    let client = nats.client().await;
+    let request = json!({ "config": snapshot.of["config"], "state": snapshot.of["state"] });
+    let begun = ask(&client, format!("$JS.API.STREAM.RESTORE.{stream}"), &request).await;
+    let to = begun["deliver_subject"].as_str().unwrap().to_owned();
+    for chunk in &snapshot.chunks {
+        client.request(to.clone(), chunk.clone()).await.unwrap();
+    }
+    let done = client.request(to, bytes::Bytes::new()).await.unwrap();
+    let done: serde_json::Value = serde_json::from_slice(&done.payload).unwrap();
+    assert!(done["error"].is_null(), "{done}");
+}
+
+/// Removes the stream and brings it back as it was in the backup; walhook is stopped meanwhile.
+async fn replaced_by(feed: &Feed, snapshot: &Snapshot) {
+    feed.nats.jetstream().await.delete_stream("WEBHOOKS").await.unwrap();
+    stream_restore(&feed.nats, "WEBHOOKS", snapshot).await;
+}
+
+/// A walhook with these options is refused before it publishes: the server says that the stream is a new one. The statement of its log
+/// says that this is known.
+async fn refused_and_accepted(feed: &Feed, mut refused: Walhook) {
+    let stored = feed.last_sequence("WEBHOOKS").await;
+    assert_eq!(refused.wait(DEADLINE), 3, "{}", refused.log());
+    let log = refused.log();
+    assert!(log.contains("it was made anew since"), "{log}");
+    assert_eq!(feed.last_sequence("WEBHOOKS").await, stored, "nothing is published");
+    let statement = &log[log.find("DELETE FROM").unwrap_or_else(|| panic!("{log}"))..];
+    feed.pg.psql(statement.split(';').next().unwrap());
+}
+
+#[tokio::test]
+async fn a_restored_stream_that_has_every_event_is_gone_on_with_also_on_another_server() {
+    for version in ["2.10", "2.15"] {
+        let mut feed = linked_on(Postgres::start().await, Nats::builder().version(version).start().await);
+        let mut walhook = feed.run();
+        insert(&feed.pg, 0, 100);
+        feed.confirmed().await;
+        ended_well(&mut walhook);
+        let snapshot = stream_backup(&feed.nats, "WEBHOOKS").await;
+        replaced_by(&feed, &snapshot).await;
+        // A 2.10 leaves the stream the time when it was made.
+        if version == "2.15" {
+            refused_and_accepted(&feed, feed.run()).await;
+        }
+        let mut walhook = feed.run();
+        insert(&feed.pg, 100, 150);
+        exactly(&feed, 150).await;
+        ended_well(&mut walhook);
+
+        let snapshot = stream_backup(&feed.nats, "WEBHOOKS").await;
+        let other = Nats::builder().version(version).start().await;
+        stream_restore(&other, "WEBHOOKS", &snapshot).await;
+        feed.pg.psql(&format!("SELECT rule_nats_configure('default', '{}')", other.url()));
+        feed.nats = other;
+        let mut walhook = feed.run();
+        insert(&feed.pg, 150, 200);
+        exactly(&feed, 200).await;
+        ended_well(&mut walhook);
+        let history = "SELECT count(*), count(DISTINCT sequence_number), max(sequence_number) FROM rule_nats_publish_history WHERE success";
+        assert_eq!(feed.pg.psql(history), "200|200|200");
+    }
+}
+
+#[tokio::test]
+async fn a_restored_stream_that_lacks_events_is_filled_from_the_slot_where_confirming_was_delayed() {
+    let feed = linked_on(Postgres::start().await, Nats::start().await);
+    let run = || feed.streamer().env("WALHOOK_CONFIRM_DELAY_SECONDS", "3600").start();
+    let mut walhook = run();
+    insert(&feed.pg, 0, 100);
+    exactly_stored(&feed, 100).await;
+    // While walhook publishes: the backup is the stream as of one of its messages.
+    let inserting = std::thread::spawn({
+        let conninfo = feed.pg.conninfo();
+        move || {
+            support::runtime().block_on(async {
+                let (client, connection) = tokio_postgres::connect(&conninfo, tokio_postgres::NoTls).await.unwrap();
+                tokio::spawn(connection);
+                for id in 100..300 {
+                    client.execute("INSERT INTO t VALUES ($1, 'x')", &[&id]).await.unwrap();
+                }
+            });
+        }
+    });
+    let snapshot = stream_backup(&feed.nats, "WEBHOOKS").await;
+    inserting.join().unwrap();
+    exactly_stored(&feed, 300).await;
+    ended_well(&mut walhook);
+    replaced_by(&feed, &snapshot).await;
+    let kept = feed.last_sequence("WEBHOOKS").await;
+    assert!((100..=300).contains(&kept), "{kept}");
+    refused_and_accepted(&feed, run()).await;
+    let mut walhook = run();
+    exactly_stored(&feed, 300).await;
+    insert(&feed.pg, 300, 350);
+    exactly_stored(&feed, 350).await;
+    ended_well(&mut walhook);
+}
+
+/// Rows `0..count` are in the stream, each once and in order; nothing need be confirmed.
+async fn exactly_stored(feed: &Feed, count: i64) {
+    let all = feed.stored(u64::try_from(count).unwrap()).await;
+    let ids: Vec<i64> = all.iter().map(|message| message.data()["id"].as_i64().unwrap()).collect();
+    assert_eq!(ids, (0..count).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_restored_stream_that_lacks_confirmed_events_is_refused_until_the_loss_is_accepted() {
+    let feed = linked_on(Postgres::start().await, Nats::start().await);
+    let mut walhook = feed.run();
+    insert(&feed.pg, 0, 100);
+    feed.confirmed().await;
+    // A worker of somebody's, which has taken 40.
+    let consumer = json!({ "stream_name": "WEBHOOKS", "config": { "durable_name": "theirs", "ack_policy": "all" } });
+    let client = feed.nats.client().await;
+    ask(&client, "$JS.API.CONSUMER.DURABLE.CREATE.WEBHOOKS.theirs".to_owned(), &consumer).await;
+    let took = async |count: usize| {
+        let consumer: async_nats::jetstream::consumer::PullConsumer =
+            feed.nats.jetstream().await.get_consumer_from_stream("theirs", "WEBHOOKS").await.unwrap();
+        let mut messages = consumer.fetch().max_messages(count).messages().await.unwrap();
+        let mut sequences = Vec::new();
+        while let Some(message) = messages.next().await {
+            let message = message.unwrap();
+            sequences.push(message.info().unwrap().stream_sequence);
+            message.double_ack().await.unwrap();
+        }
+        sequences
+    };
+    assert_eq!(took(40).await.last(), Some(&40));
+    let snapshot = stream_backup(&feed.nats, "WEBHOOKS").await;
+    insert(&feed.pg, 100, 130);
+    exactly(&feed, 130).await;
+    assert_eq!(took(30).await.last(), Some(&70));
+    eventually("a checkpoint at the end", async || {
+        let at = feed.pg.psql("SELECT sequence FROM rule_nats_checkpoints WHERE stream_name <> ''");
+        (at == "130").then_some(())
+    })
+    .await;
+    ended_well(&mut walhook);
+    replaced_by(&feed, &snapshot).await;
+
+    refused_and_accepted(&feed, feed.run()).await;
+    // Which events are missing, the history knows.
+    let lost = "SELECT count(*), min(sequence_number), max(sequence_number) FROM rule_nats_publish_history WHERE sequence_number > 100";
+    assert_eq!(feed.pg.psql(lost), "30|101|130");
+    let mut walhook = feed.run();
+    feed.pg.psql("INSERT INTO t VALUES (1000, 'after')");
+    feed.confirmed().await;
+    let ids: Vec<i64> = feed.messages().await.iter().map(|message| message.data()["id"].as_i64().unwrap()).collect();
+    assert_eq!(ids, (0..100).chain([1000]).collect::<Vec<_>>());
+    // The worker stands where it stood at the backup.
+    assert_eq!(took(1).await, [41]);
+    // Rows that a table still has are sent again as rows of a snapshot.
+    let done = feed.command("backfill").args(["--table", "t"]).finish();
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    feed.confirmed().await;
+    assert_eq!(feed.last_sequence("WEBHOOKS").await, 101 + 131);
+    ended_well(&mut walhook);
 }

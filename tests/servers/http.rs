@@ -611,7 +611,7 @@ async fn every_statement_of_the_runbook_can_be_run() {
 }
 
 /// Whether promtool and prometheus are here; says so where they are not.
-fn has_prometheus(what: &str) -> bool {
+pub(super) fn has_prometheus(what: &str) -> bool {
     let is_there = ["promtool", "prometheus"].iter().all(|name| Command::new(name).arg("--version").output().is_ok());
     if !is_there {
         support::skip(what, "there is no promtool and prometheus (Debian's package `prometheus`)");
@@ -633,7 +633,7 @@ fn promtool_takes_the_alerts_and_each_fires_when_it_must_and_not_before() {
 }
 
 /// Asks Prometheus; the answer's `data`.
-async fn prometheus(address: SocketAddr, path: &str, query: &[(&str, &str)]) -> Option<Value> {
+pub(super) async fn prometheus(address: SocketAddr, path: &str, query: &[(&str, &str)]) -> Option<Value> {
     let query = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
     let answer = get_with(address, &format!("/api/v1/{path}?{query}"), "").await?;
     // Prometheus may send it in chunks: JSON begins with the first brace and ends with the last.

@@ -1,12 +1,14 @@
-//! The Debian package in a Debian of its own: installed, run as its user with its settings, put over an older one with changed
-//! settings, removed and purged.
+//! The Debian package and the archive in a bare Debian and a bare Ubuntu: installed, run as its user with its settings, put over an
+//! older one with changed settings, removed and purged; and the demo from the archive.
+//!
+//! What is installed is the binary under test; with WALHOOK_RELEASE_FILES the files that `scripts/release` has made there.
 
 #![allow(clippy::unwrap_used)]
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use rustix::process::Signal;
@@ -32,17 +34,37 @@ fn run(program: &str, arguments: &[&str]) -> String {
     done(&format!("{program} {arguments:?}"), &Command::new(program).args(arguments).output().unwrap())
 }
 
-/// The package of the binary under test.
-fn package(out: &Path) -> PathBuf {
-    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/release"))
-        .args(["--binary", env!("CARGO_BIN_EXE_walhook"), "--out"])
-        .arg(out)
-        .env("SOURCE_DATE_EPOCH", "1700000000")
-        .output()
-        .unwrap();
-    done("scripts/release", &output);
-    let files = fs::read_dir(out).unwrap().map(|entry| entry.unwrap().path());
-    files.into_iter().find(|path| path.extension().is_some_and(|ending| ending == "deb")).unwrap()
+/// What a release consists of.
+struct Release {
+    folder: PathBuf,
+    /// It goes with this value, where it was made for it.
+    _made: Option<TempDir>,
+}
+
+impl Release {
+    fn files() -> Release {
+        if let Some(made) = std::env::var_os("WALHOOK_RELEASE_FILES") {
+            return Release { folder: made.into(), _made: None };
+        }
+        let out = tempfile::tempdir().unwrap();
+        let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/release"))
+            .args(["--binary", env!("CARGO_BIN_EXE_walhook"), "--out"])
+            .arg(out.path())
+            .env("SOURCE_DATE_EPOCH", "1700000000")
+            .output()
+            .unwrap();
+        done("scripts/release", &output);
+        Release { folder: out.path().to_owned(), _made: Some(out) }
+    }
+
+    /// The file for this machine's processor with this ending.
+    fn file(&self, ending: &str) -> PathBuf {
+        let ours = |path: &PathBuf| {
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            name.ends_with(ending) && [std::env::consts::ARCH, "amd64"].iter().any(|one| name.contains(one))
+        };
+        fs::read_dir(&self.folder).unwrap().map(|entry| entry.unwrap().path()).find(ours).unwrap()
+    }
 }
 
 /// The same package as an older version had it, with other settings in its files.
@@ -62,31 +84,51 @@ fn older(new: &Path, folder: &Path) -> PathBuf {
     old
 }
 
-/// A Debian that is thrown away.
-struct Debian(TempDir);
+/// A Debian or an Ubuntu that is thrown away.
+struct Bare(TempDir);
 
-impl Debian {
-    fn copy(of: &Path) -> Debian {
-        let folder = tempfile::tempdir().unwrap();
-        run("cp", &["-a", &format!("{}/.", of.display()), folder.path().to_str().unwrap()]);
-        Debian(folder)
+impl Bare {
+    /// `None`, and said so, where this machine cannot make one.
+    fn new(distribution: &str, package: &str) -> Option<Bare> {
+        let what = format!("the package and the archive on a bare {distribution}");
+        if User::unprivileged() == User::Ourselves || Command::new("dpkg-deb").arg("--version").output().is_err() {
+            skip(&what, "only root can install into a folder, with dpkg");
+            return None;
+        }
+        match services::bare_root(distribution, package) {
+            Err(why) => {
+                skip(&what, &format!("scripts/services {distribution} cannot make one here: {why}"));
+                None
+            }
+            Ok(made) => {
+                let folder = tempfile::tempdir().unwrap();
+                run("cp", &["-a", &format!("{}/.", made.display()), folder.path().to_str().unwrap()]);
+                Some(Bare(folder))
+            }
+        }
     }
 
     fn path(&self, inside: &str) -> PathBuf {
         self.0.path().join(inside.trim_start_matches('/'))
     }
 
-    fn dpkg(&self, arguments: &[&str]) -> String {
+    /// A program inside, with the environment that a login has.
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("chroot");
-        command.arg(self.0.path()).arg("dpkg").args(arguments);
-        // The environment that a login has; nobody is there to answer a question.
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("DEBIAN_FRONTEND", "noninteractive");
-        done(&format!("dpkg {arguments:?}"), &command.stdin(std::process::Stdio::null()).output().unwrap())
+        command.arg(self.0.path()).args(arguments).env_clear();
+        // Nobody is there to answer a question.
+        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("DEBIAN_FRONTEND", "noninteractive");
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> String {
+        done(&format!("{arguments:?}"), &self.command(arguments).output().unwrap())
     }
 
     fn install(&self, package: &Path) {
         fs::copy(package, self.path("/tmp/walhook.deb")).unwrap();
-        self.dpkg(&["--force-confold", "-i", "/tmp/walhook.deb"]);
+        self.run(&["dpkg", "--force-confold", "-i", "/tmp/walhook.deb"]);
         fs::remove_file(self.path("/tmp/walhook.deb")).unwrap();
     }
 
@@ -118,23 +160,13 @@ fn terminate(mut service: Process) {
     assert!(status.success(), "{status}: {}", service.log());
 }
 
-#[tokio::test]
-async fn the_debian_package_installs_runs_upgrades_with_changed_settings_and_goes() {
-    if User::unprivileged() == User::Ourselves || Command::new("dpkg-deb").arg("--version").output().is_err() {
-        skip("the Debian package", "only root can install it into a folder, with dpkg");
-        return;
-    }
-    let Some(debian) = services::debian() else {
-        skip("the Debian package", "scripts/services debian cannot make a Debian here");
-        return;
-    };
-    let (debian, folder) = (Debian::copy(&debian), tempfile::tempdir().unwrap());
-    let before = debian.files();
-    let new = package(folder.path());
-    let control = run("dpkg-deb", &["--field", new.to_str().unwrap(), "Maintainer"]);
-    assert!(control.contains('@') && control.contains('<'), "a maintainer can be written to: {control}");
-    debian.install(&older(&new, folder.path()));
-    let settings = |name: &str| fs::read_to_string(debian.path(&format!("/etc/walhook/{name}.toml"))).unwrap();
+async fn the_package_installs_runs_upgrades_with_changed_settings_and_goes(distribution: &str) {
+    let Some(bare) = Bare::new(distribution, "") else { return };
+    let (folder, release) = (tempfile::tempdir().unwrap(), Release::files());
+    let before = bare.files();
+    let new = release.file(".deb");
+    bare.install(&older(&new, folder.path()));
+    let settings = |name: &str| fs::read_to_string(bare.path(&format!("/etc/walhook/{name}.toml"))).unwrap();
     assert!(settings("walhook").starts_with("# as version 0.0.1"));
 
     // As it is installed.
@@ -142,36 +174,98 @@ async fn the_debian_package_installs_runs_upgrades_with_changed_settings_and_goe
     feed.pg.psql("CREATE TABLE orders (id int PRIMARY KEY)");
     feed.webhook("orders");
     feed.pg.psql("SELECT rule_webhook_link_table('orders', 'orders')");
-    let service = debian.service("walhook", &feed.streamer_conninfo());
+    let service = bare.service("walhook", &feed.streamer_conninfo());
     feed.pg.psql("INSERT INTO orders VALUES (1)");
     assert!(feed.stored(1).await[0].header("Nats-Msg-Id").starts_with("walhook-"));
     let worker = feed.streamer_conninfo().replace("walhook_streamer", "walhook_worker");
-    let deliver = debian.service("walhook-deliver", &worker);
+    let deliver = bare.service("walhook-deliver", &worker);
     logged(&deliver, "walhook delivers").await;
     terminate(deliver);
 
     // A setting is changed, and a newer package comes: what was changed stays, what was not is renewed.
     let changed = format!("shutdown_timeout_ms = 12345\n{}", settings("walhook"));
-    fs::write(debian.path("/etc/walhook/walhook.toml"), &changed).unwrap();
-    debian.install(&new);
+    fs::write(bare.path("/etc/walhook/walhook.toml"), &changed).unwrap();
+    bare.install(&new);
     assert_eq!(settings("walhook"), changed);
     assert!(!settings("deliver").starts_with("# as version 0.0.1"), "{}", settings("deliver"));
-    assert!(debian.path("/etc/walhook/walhook.toml.dpkg-dist").is_file(), "the new settings lie beside");
+    assert!(bare.path("/etc/walhook/walhook.toml.dpkg-dist").is_file(), "the new settings lie beside");
     // The older one runs until it is restarted; then the new one goes on with the changed file.
     feed.pg.psql("INSERT INTO orders VALUES (2)");
     feed.stored(2).await;
     terminate(service);
-    let service = debian.service("walhook", &feed.streamer_conninfo());
+    let service = bare.service("walhook", &feed.streamer_conninfo());
     feed.pg.psql("INSERT INTO orders VALUES (3)");
     assert_eq!(feed.stored(3).await.len(), 3);
     terminate(service);
 
     // Removed, the settings stay; purged, nothing does.
-    fs::remove_file(debian.path("/tmp/log")).unwrap();
-    debian.dpkg(&["-r", "walhook"]);
-    assert!(!debian.path("/usr/bin/walhook").exists());
+    fs::remove_file(bare.path("/tmp/log")).unwrap();
+    bare.run(&["dpkg", "-r", "walhook"]);
+    assert!(!bare.path("/usr/bin/walhook").exists());
     assert_eq!(settings("walhook"), changed);
-    debian.dpkg(&["-P", "walhook"]);
-    assert_eq!(debian.files(), before);
-    assert!(!debian.path("/etc/walhook").exists());
+    bare.run(&["dpkg", "-P", "walhook"]);
+    assert_eq!(bare.files(), before);
+    assert!(!bare.path("/etc/walhook").exists());
+}
+
+#[tokio::test]
+async fn on_a_bare_debian_the_package_installs_runs_upgrades_with_changed_settings_and_goes() {
+    the_package_installs_runs_upgrades_with_changed_settings_and_goes("debian").await;
+}
+
+#[tokio::test]
+async fn on_a_bare_ubuntu_the_package_installs_runs_upgrades_with_changed_settings_and_goes() {
+    the_package_installs_runs_upgrades_with_changed_settings_and_goes("ubuntu").await;
+}
+
+/// What the README's first screen says, from the archive alone: unpack, `./walhook demo`; and `walhook run --setup` on a database.
+async fn the_archive_shows_the_demo_and_sets_up_and_runs(distribution: &str) {
+    let Some(bare) = Bare::new(distribution, "postgresql") else { return };
+    let release = Release::files();
+    let archive = release.file(".tar.gz");
+    let name = archive.file_name().unwrap().to_str().unwrap();
+    fs::copy(&archive, bare.path(&format!("/root/{name}"))).unwrap();
+    bare.run(&["tar", "-C", "/root", "-xzf", &format!("/root/{name}")]);
+    let program = format!("/root/{}/walhook", name.strip_suffix(".tar.gz").unwrap());
+    assert!(bare.run(&[&program, "version"]).starts_with(&format!("walhook {}", env!("CARGO_PKG_VERSION"))));
+
+    // PostgreSQL is the distribution's package; nats-server is not there yet.
+    let missing = bare.command(&[&program, "demo", "--seconds", "1"]).output().unwrap();
+    let said = String::from_utf8_lossy(&missing.stderr).into_owned();
+    assert!(!missing.status.success() && said.contains("download nats-server"), "{said}");
+    assert!(!said.contains("apt install postgresql"), "{said}");
+    fs::copy(services::nats("default"), bare.path("/usr/local/bin/nats-server")).unwrap();
+    let mounts = "mount -t tmpfs tmpfs \"$1/dev/shm\" && mount -t proc proc \"$1/proc\" && root=$1 && shift && exec chroot \"$root\" \"$@\"";
+    for folder in ["/dev/shm", "/proc"] {
+        fs::create_dir_all(bare.path(folder)).unwrap();
+    }
+    let mut demo = Command::new("unshare");
+    demo.args(["--mount", "--propagation", "private", "sh", "-c", mounts, "sh"]).arg(bare.path("/"));
+    demo.args([&program, "demo", "--seconds", "3"]);
+    demo.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null());
+    let said = done("walhook demo", &demo.output().unwrap());
+    assert!(said.contains("lost: 0, duplicated: 0"), "{said}");
+
+    let feed = Feed { pg: crate::support::Postgres::start().await, nats: crate::support::Nats::start().await };
+    let mut command = User::Ourselves.command("chroot");
+    command.arg(bare.path("/")).args([&program, "run", "--setup", "-d", &feed.pg.conninfo()]);
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    let service = Process::start("walhook run --setup", command, &bare.path("/tmp/log"));
+    logged(&service, "slot taken").await;
+    feed.pg.psql(&format!("SELECT rule_nats_configure('default', '{}')", feed.nats.url()));
+    feed.webhook("orders");
+    feed.pg.psql("CREATE TABLE orders (id int PRIMARY KEY); SELECT rule_webhook_link_table('orders', 'orders')");
+    feed.pg.psql("INSERT INTO orders VALUES (1)");
+    assert_eq!(feed.stored(1).await[0].data()["id"], 1);
+    terminate(service);
+}
+
+#[tokio::test]
+async fn on_a_bare_debian_the_archive_shows_the_demo_and_sets_up_and_runs() {
+    the_archive_shows_the_demo_and_sets_up_and_runs("debian").await;
+}
+
+#[tokio::test]
+async fn on_a_bare_ubuntu_the_archive_shows_the_demo_and_sets_up_and_runs() {
+    the_archive_shows_the_demo_and_sets_up_and_runs("ubuntu").await;
 }

@@ -680,6 +680,78 @@ async fn uninstall_leaves_a_database_as_it_was_before_setup() {
     }
 }
 
+/// What an application and its administrator may have made before: of each kind of object that setup makes or touches.
+const MADE_BEFORE: &str = "
+    CREATE ROLE app LOGIN PASSWORD 'x'; ALTER ROLE app SET work_mem = '8MB'; ALTER ROLE app IN DATABASE postgres SET search_path = shop, public;
+    CREATE ROLE reader; GRANT reader TO app; COMMENT ON ROLE reader IS 'reads';
+    ALTER DATABASE postgres SET statement_timeout = '1h'; GRANT CREATE ON DATABASE postgres TO app; COMMENT ON DATABASE postgres IS 'the shop';
+    CREATE SCHEMA shop AUTHORIZATION app; GRANT USAGE ON SCHEMA shop TO reader;
+    ALTER DEFAULT PRIVILEGES IN SCHEMA shop GRANT SELECT ON TABLES TO reader; ALTER DEFAULT PRIVILEGES GRANT EXECUTE ON FUNCTIONS TO reader;
+    CREATE TABLE shop.orders (id int PRIMARY KEY, note text, amount numeric(10, 2) CHECK (amount > 0));
+    ALTER TABLE shop.orders REPLICA IDENTITY FULL; COMMENT ON COLUMN shop.orders.note IS 'of the customer'; GRANT SELECT (id) ON shop.orders TO reader;
+    CREATE INDEX ON shop.orders (amount); CREATE VIEW shop.totals AS SELECT sum(amount) FROM shop.orders;
+    CREATE TABLE parts (id int, at date, PRIMARY KEY (id, at)) PARTITION BY RANGE (at); CREATE TABLE parts_2026 PARTITION OF parts DEFAULT;
+    ALTER TABLE shop.orders ENABLE ROW LEVEL SECURITY; CREATE POLICY mine ON shop.orders TO app USING (id > 0);
+    CREATE FUNCTION shop.stamp() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+    CREATE TRIGGER stamp BEFORE INSERT ON shop.orders FOR EACH ROW EXECUTE FUNCTION shop.stamp();
+    CREATE FUNCTION shop.watch() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';
+    CREATE EVENT TRIGGER watch ON ddl_command_end EXECUTE FUNCTION shop.watch();
+    CREATE PUBLICATION everything FOR ALL TABLES; CREATE PUBLICATION chosen FOR TABLE shop.orders;
+    CREATE SEQUENCE numbers START 7; CREATE TYPE mood AS ENUM ('well'); CREATE DOMAIN positive AS int CHECK (VALUE > 0);
+    INSERT INTO shop.orders VALUES (1, 'a', 1), (2, 'b', 2); INSERT INTO parts VALUES (1, '2026-11-30')";
+
+/// All that `pg_dumpall` and `pg_dump` know of a server, and its slots and settings of roles in databases.
+fn dumped(pg: &Postgres) -> String {
+    let all = [
+        pg.tool("pg_dumpall", &["--globals-only"]),
+        pg.tool("pg_dump", &["--create", "postgres"]),
+        pg.psql("SELECT string_agg(concat_ws(' ', slot_name, plugin, slot_type, database), E'\\n' ORDER BY slot_name) FROM pg_replication_slots"),
+        pg.psql("SELECT string_agg(concat_ws(' ', setdatabase, setrole, setconfig::text), E'\\n' ORDER BY setdatabase, setrole) FROM pg_db_role_setting"),
+    ];
+    // A new key in each dump.
+    all.join("\n").lines().filter(|line| !line.contains("restrict ")).collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test]
+async fn uninstall_leaves_what_pg_dump_shows_of_all_that_was_there_before() {
+    for version in ["14", "18"] {
+        let pg = Postgres::builder().version(version).tools().fresh().start().await;
+        pg.psql(MADE_BEFORE);
+        pg.psql("SELECT pg_create_logical_replication_slot('theirs', 'pgoutput'), pg_create_physical_replication_slot('standby')");
+        let before = dumped(&pg);
+        for object in [
+            "CREATE EVENT TRIGGER watch",
+            "CREATE POLICY mine",
+            "CREATE ROLE app",
+            "theirs pgoutput logical",
+            "statement_timeout",
+        ] {
+            assert!(before.contains(object), "{object}: {before}");
+        }
+        for (verb_name, arguments) in [("setup", &[][..]), ("setup", &[])] {
+            let done = verb(verb_name, pg.conninfo(), arguments).await;
+            assert_eq!(done.code, Some(0), "{}", done.stderr);
+        }
+        pg.psql(
+            "SELECT rule_webhook_register('hook', 'https://example.com'), rule_webhook_enable_nats(1, NULL, 'nats');
+             SELECT rule_webhook_link_table('hook', 'shop.orders'), rule_webhook_link_table('hook', 'parts');
+             SELECT rule_nats_stream_create('ORDERS', ARRAY['orders.>']); SELECT rule_webhook_publish_nats(1, '{}');
+             INSERT INTO shop.orders VALUES (3, 'c', 3); DELETE FROM shop.orders WHERE id = 3;
+             GRANT walhook_operator TO app; ALTER ROLE walhook_streamer PASSWORD 'y'; ALTER ROLE walhook_worker SET work_mem = '1MB'",
+        );
+        pg.psql("SELECT rule_cdc_anchor_create()");
+        assert_ne!(dumped(&pg), before);
+        let done = verb("uninstall", pg.conninfo(), &["--yes"]).await;
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        let after = dumped(&pg);
+        let lines = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+        let (old, new) = (lines(&before), lines(&after));
+        let changes: Vec<_> = old.symmetric_difference(&new).collect();
+        assert!(changes.is_empty(), "PostgreSQL {version}: {changes:#?}");
+        assert_eq!(after, before, "PostgreSQL {version}: the same lines in another order");
+    }
+}
+
 #[tokio::test]
 async fn uninstall_leaves_the_upstreams_tables_their_rows_and_what_they_were() {
     let pg = Postgres::start().await;

@@ -47,11 +47,19 @@ pub fn cache() -> PathBuf {
     ask(&["cache"])
 }
 
-/// The root folder of a small Debian, made where it is missing; `None` where that cannot be.
-pub fn debian() -> Option<PathBuf> {
+/// The root folder of a small `debian` or `ubuntu`, with one more package or `""`, made where it is missing; why not, where that cannot
+/// be.
+pub fn bare_root(distribution: &str, package: &str) -> Result<PathBuf, String> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services");
-    let output = Command::new(script).arg("debian").stdin(Stdio::null()).output().ok()?;
-    output.status.success().then(|| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim_end()))
+    let output = Command::new(script)
+        .args([distribution, package])
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim_end()))
 }
 
 fn ask(question: &[&str]) -> PathBuf {

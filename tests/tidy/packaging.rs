@@ -169,9 +169,10 @@ fn compose_names_only_files_services_options_and_variables_that_exist() {
             }
         }
     }
-    let service = &compose["services"]["run"];
-    let check = strings(&service["healthcheck"]["test"]);
-    assert_command(&check[2..], "compose.yaml: healthcheck of run");
+    for name in ["run", "deliver"] {
+        let check = strings(&compose["services"][name]["healthcheck"]["test"]);
+        assert_command(&check[2..], &format!("compose.yaml: healthcheck of {name}"));
+    }
     for secret in &secrets {
         files.insert(mounted(compose["secrets"][secret.as_str()]["file"].as_str().unwrap()));
     }
@@ -182,6 +183,55 @@ fn compose_names_only_files_services_options_and_variables_that_exist() {
     let walhook = &compose["x-walhook"];
     assert_eq!(walhook["read_only"].as_bool(), Some(true));
     assert_eq!(walhook["stop_grace_period"].as_str(), Some("30s"));
+}
+
+/// A compose file as Compose's own library reads it, or its refusal; `None` where the library cannot be had.
+fn loaded(text: &str) -> Option<Result<Yaml, String>> {
+    if !has("go", "version", "compose.yaml is not checked by the schema of Compose") {
+        return None;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("compose.yaml");
+    fs::write(&file, text).unwrap();
+    let mut command = Command::new("go");
+    command.current_dir(root().join("tests/compose")).args(["run", "."]).arg(&file);
+    let output = command.output().unwrap();
+    if output.status.success() {
+        return Some(Ok(yaml(&String::from_utf8(output.stdout).unwrap())));
+    }
+    let said = all_output(&output);
+    if said.contains("dial tcp") || said.contains("proxy.golang.org") {
+        skipped(
+            "compose.yaml is not checked by the schema of Compose",
+            &format!("Go cannot fetch its library: {said}"),
+        );
+        return None;
+    }
+    Some(Err(said))
+}
+
+#[test]
+fn compose_is_understood_by_composes_own_library_and_mistakes_are_refused() {
+    let text = read("compose.yaml");
+    let Some(project) = loaded(&text) else { return };
+    let project = project.unwrap();
+    for name in ["setup", "run", "deliver"] {
+        let service = &project["services"][name];
+        assert_eq!(service["read_only"].as_bool(), Some(true), "{name}");
+        assert_eq!(strings(&service["cap_drop"]), ["ALL"], "{name}");
+    }
+    for name in ["run", "deliver"] {
+        assert_eq!(strings(&project["services"][name]["healthcheck"]["test"])[..2], ["CMD", "/usr/local/bin/walhook"]);
+    }
+    for (right, wrong) in [
+        ("read_only: true", "read_onyl: true"),
+        ("restart: unless-stopped", "restart: [unless-stopped]"),
+        ("nats: {condition: service_healthy}", "natz: {condition: service_healthy}"),
+        ("interval: 10s", "interval: ten"),
+    ] {
+        let refused = loaded(&text.replace(right, wrong)).unwrap();
+        assert!(refused.is_err(), "{wrong} is taken");
+    }
 }
 
 #[test]

@@ -26,6 +26,7 @@ use super::{
     read_coalescing::ReadCoalescing,
     replay_requests::ReplayRequests,
     rules,
+    server_shutdown::ServerShutdown,
     shown::Shown,
     state_store::{self, Epoch},
     webhook_registry::{Poster, WebhookRegistry},
@@ -63,11 +64,6 @@ const IDLE_ASK: Duration = Duration::from_secs(5);
 /// As long as PostgreSQL's own receivers wait (`wal_receiver_timeout`), or as the server does if that is longer: amid a large
 /// transaction it speaks up only as often as that makes it.
 const SILENCE: Duration = Duration::from_secs(60);
-/// While PostgreSQL shuts down it asks again at every answer until all that it sent is confirmed: this often, and at other times
-/// never, for we speak before it has to ask …
-const INSISTENT: Duration = Duration::from_secs(1);
-/// … and so long it is served, before it is let go.
-const INSISTENCE: Duration = Duration::from_secs(2);
 /// How often checkpoints are written, if streams have moved.
 const CHECKPOINT: Duration = Duration::from_secs(10);
 /// The same until there is a first one: who has just started it wants to see in the status that it works.
@@ -184,6 +180,7 @@ pub async fn session(
     let timeout = client.answer(wal_sender_timeout(&client)).await?;
     let interval = status_interval(config, timeout);
     let minutes = Minutes::new(config.log_summary, &streamer);
+    let server_shutdown = ServerShutdown::new(config.postgres.only(stream.target()));
     let mut session = Session {
         minutes,
         drained_from: None,
@@ -197,7 +194,7 @@ pub async fn session(
         job: None,
         last_received: Instant::now(),
         last_asked: Instant::now(),
-        shutdown_probe: None,
+        server_shutdown,
         silence: timeout.unwrap_or_default().max(SILENCE),
         last_checkpoint: Instant::now(),
         checkpoints: Vec::new(),
@@ -326,8 +323,7 @@ struct Session<'c> {
     job: Option<Job>,
     last_received: Instant,
     last_asked: Instant,
-    /// Since when the server has been asking all the time, and when it did last.
-    shutdown_probe: Option<(Instant, Instant)>,
+    server_shutdown: ServerShutdown,
     /// Of the server, that is borne.
     silence: Duration,
     last_checkpoint: Instant,
@@ -374,8 +370,8 @@ enum Done {
 }
 
 impl Session<'_> {
-    /// The loop. The arms in their order: (1) shutdown, (2) lanes, (3) status timer, (4) what is shown and reported, (5) SQL, (6) the back
-    /// history writer, (7) the WAL stream.
+    /// The loop. The arms in their order: (1) shutdown, (2) lanes, (3) status timer, (4) what is shown and reported, (5) SQL, and
+    /// whether the server shuts down where there is none, (6) the history writer, (7) the WAL stream.
     async fn stream(&mut self, shutdown: &mut watch::Receiver<bool>, status: Duration) -> Result<()> {
         let mut tick = interval(status);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -392,7 +388,7 @@ impl Session<'_> {
                     (0..self.streamer.lane_count()).map(|index| self.streamer.lane(index).under_way()).sum(),
                 );
             }
-            self.start_job();
+            self.start_job()?;
             self.history_writer.look(&mut self.streamer, &self.lanes);
             if let Some(what) = self.streamer.left_out() {
                 let from = self.streamer.confirmed();
@@ -403,7 +399,7 @@ impl Session<'_> {
             {
                 return self.send_final_status(until).await;
             }
-            let Session { stream, streamer, lanes, job, history_writer, read_coalescing, .. } = self;
+            let Session { stream, streamer, lanes, job, server_shutdown, history_writer, read_coalescing, .. } = self;
             tokio::select! {
                 biased;
                 _ = shutdown.wait_for(|stop| *stop), if drain_until.is_none() => {
@@ -433,7 +429,18 @@ impl Session<'_> {
                         shown.show(&self.streamer, &self.lanes, &self.history_writer);
                     }
                 }
-                done = run_job(job) => self.finish_job(done?),
+                done = run_job(job) => match done {
+                    Ok(done) => self.finish_job(done),
+                    Err(error) => {
+                        self.job = None;
+                        self.server_shutdown.failed(error, &self.client, self.streamer.confirmed())?;
+                    }
+                },
+                outcome = server_shutdown.ask() => {
+                    outcome?;
+                    self.report();
+                    self.server_shutdown.look(self.streamer.confirmed(), self.streamer.received())?;
+                }
                 done = history_writer.run() => self.history_writer.finish(done, &mut self.streamer),
                 // Polled last, when the lanes have sent all they could.
                 outcome = async { if is_reading { read_coalescing.gather() } stream.drive(is_reading).await } => {
@@ -459,7 +466,7 @@ impl Session<'_> {
                 Received::Nothing | Received::UnknownTypes => {}
                 Received::ReplyRequested => {
                     self.report();
-                    self.check_shutdown_probe()?;
+                    self.server_shutdown.asked(self.streamer.confirmed(), self.streamer.received())?;
                 }
             }
             self.is_paused = !self.streamer.has_room();
@@ -494,18 +501,6 @@ impl Session<'_> {
         Ok(!self.is_paused)
     }
 
-    /// A shutdown of PostgreSQL waits for the confirmation of all that it has sent; where that may take long (a stream is away,
-    /// or confirming is delayed) it is left to go. The slot has what is not confirmed.
-    fn check_shutdown_probe(&mut self) -> Result<()> {
-        let now = Instant::now();
-        let since = self.shutdown_probe.filter(|(_, last)| now - *last < INSISTENT).map_or(now, |(since, _)| since);
-        self.shutdown_probe = Some((since, now));
-        if now - since < INSISTENCE || self.streamer.confirmed() >= self.streamer.received() {
-            return Ok(());
-        }
-        Err(Error::unavailable("PostgreSQL is shutting down; unconfirmed events will be sent again when it is back"))
-    }
-
     /// Tells PostgreSQL what is confirmed.
     fn report(&mut self) {
         self.streamer.settle();
@@ -527,13 +522,19 @@ impl Session<'_> {
     }
 
     /// Begins the next statement on the SQL connection, if one is wanted and none is under way.
-    fn start_job(&mut self) {
-        if self.job.is_none()
-            && let Some(job) = self.next_job()
-        {
+    fn start_job(&mut self) -> Result<()> {
+        if self.job.is_some() || self.server_shutdown.is_without_sql() {
+            return Ok(());
+        }
+        if self.client.is_closed() {
+            let error = gone("write what is to be written");
+            return self.server_shutdown.failed(error, &self.client, self.streamer.confirmed());
+        }
+        if let Some(job) = self.next_job() {
             let client = Rc::clone(&self.client);
             self.job = Some(Box::pin(async move { client.answer(job).await }));
         }
+        Ok(())
     }
 
     fn next_job(&mut self) -> Option<Job> {
