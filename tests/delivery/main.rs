@@ -5,6 +5,9 @@ mod support;
 
 mod deliver;
 mod deliver_bad_input;
+mod limits;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod queue;
+mod receivers;
 mod workers;
