@@ -609,7 +609,7 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
             'rule_cdc_status', 'rule_cdc_replays', 'rule_cdc_backfill_jobs', 'rule_cdc_backfill_ranges',
             'rule_cdc_backfill_rows', 'rule_cdc_anchor_settings', 'rule_cdc_anchor_places', 'rule_cdc_rule_sources',
             'rule_cdc_rule_versions', 'rule_cdc_rule_amendments', 'rule_cdc_server_aliases',
-            'rule_cdc_identity', 'rule_cdc_runs', 'rule_cdc_claims', 'rule_cdc_put_aside')
+            'rule_webhook_limits', 'rule_webhook_limit_holders', 'rule_cdc_identity', 'rule_cdc_runs', 'rule_cdc_claims', 'rule_cdc_put_aside')
     )
     SELECT CASE
         WHEN EXISTS (SELECT FROM ours WHERE oid = p_table)
@@ -1672,8 +1672,9 @@ DECLARE
     v_subject TEXT;
     v_problem TEXT;
     v_event_id BIGINT;
+    v_call_id INTEGER;
 BEGIN
-    SELECT d.event_id, d.webhook_id, d.status, d.subject, d.headers, d.payload INTO v_letter
+    SELECT d.event_id, d.webhook_id, d.status, d.subject, d.headers, d.payload, d.origin INTO v_letter
     FROM public.rule_nats_dead_letters d WHERE d.dead_letter_id = p_dead_letter_id
     FOR UPDATE;
     IF NOT FOUND THEN
@@ -1706,6 +1707,16 @@ BEGIN
                              FROM public.rule_webhooks w WHERE w.nats_enabled ORDER BY w.webhook_id DESC LIMIT 1),
                             format('SELECT rule_nats_dead_letter_drop(%s); puts it aside.', p_dead_letter_id)));
     END IF;
+    -- A call of the queue goes into the queue again, with the webhook-id that its receiver knows; to NATS where a subject is given.
+    IF v_letter.origin = 'queue' AND p_subject IS NULL THEN
+        INSERT INTO public.rule_webhook_calls (webhook_id, payload, retry_of)
+        VALUES (v_letter.webhook_id, convert_from(v_letter.payload, 'UTF8')::jsonb,
+                coalesce(v_letter.headers ->> 'Walhook-Retry-Of', v_letter.event_id))
+        RETURNING call_id INTO v_call_id;
+        UPDATE public.rule_nats_dead_letters SET status = 'retried', retried_call = v_call_id
+        WHERE dead_letter_id = p_dead_letter_id;
+        RETURN NULL;
+    END IF;
     v_problem := public.rule_nats_subject_check(v_subject);
     IF v_problem IS NOT NULL THEN
         RAISE EXCEPTION 'cannot retry dead letter % to the subject %: %', p_dead_letter_id, public.rule_cdc_quoted(v_subject),
@@ -1732,7 +1743,8 @@ $$;
 COMMENT ON FUNCTION public.rule_nats_dead_letter_retry IS
     'walhook: publishes a dead letter again after this transaction: the same body and headers, byte for byte, to its '
     'subject or to p_subject, with a message id of its own. The header Walhook-Retry-Of has the id of the first event. '
-    'Returns the event_id for rule_nats_event_status';
+    'Returns the event_id for rule_nats_event_status. A call of the queue (origin queue) goes into the queue again: then '
+    'it returns NULL, and retried_call has the call_id';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_dead_letter_drop(p_dead_letter_id BIGINT)
 RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

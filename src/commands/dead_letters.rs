@@ -76,16 +76,19 @@ pub struct Filter {
 
 /// Which to act on, of those that are dead.
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
+#[group(required = true, multiple = true)]
 pub struct Which {
     /// Their dead_letter_ids
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", conflicts_with_all = ["webhook", "since", "all"])]
     ids: Vec<i64>,
     /// All of this webhook
     #[arg(long, value_name = "NAME")]
     webhook: Option<String>,
+    /// All written since: a time (2026-11-25 10:00+00) or an age (90s, 15m, 2h, 7d)
+    #[arg(long, value_name = "TIME|AGE")]
+    since: Option<String>,
     /// All
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["webhook", "since"])]
     all: bool,
 }
 
@@ -99,11 +102,14 @@ const LIST: &str = "SELECT {letter} FROM ( \
         ORDER BY dead_letter_id DESC LIMIT $5) l ORDER BY dead_letter_id";
 const SHOW: &str = "SELECT {letter}, (SELECT payload FROM public.rule_nats_dead_letters \
                                                   WHERE dead_letter_id = $1) FROM ( \
-        SELECT dead_letter_id, created_at, status, retried_as, webhook_id, webhook_name, subject, event_id, commit_lsn, \
+        SELECT dead_letter_id, created_at, status, retried_as, retried_call, webhook_id, webhook_name, subject, event_id, commit_lsn, \
                origin, reason, headers FROM public.rule_nats_dead_letters WHERE dead_letter_id = $1) l";
 const CHOOSE: &str = "SELECT dead_letter_id FROM public.rule_nats_dead_letters \
-    WHERE status = 'dead' AND ($1::text IS NULL OR webhook_name = $1) ORDER BY dead_letter_id";
+    WHERE status = 'dead' AND ($1::text IS NULL OR webhook_name = $1) \
+      AND ($2::text IS NULL OR created_at >= $2::text::timestamptz) \
+      AND ($3::text IS NULL OR created_at >= now() - $3::text::interval) ORDER BY dead_letter_id";
 const RETRY: &str = "SELECT public.rule_nats_dead_letter_retry($1, $2)";
+const CALL: &str = "SELECT retried_call FROM public.rule_nats_dead_letters WHERE dead_letter_id = $1";
 const DROP: &str = "SELECT public.rule_nats_dead_letter_drop($1)";
 
 /// Does it.
@@ -124,9 +130,14 @@ pub async fn dead_letters(config: &Config, action: &Action) -> Result<()> {
 }
 
 async fn retry(client: &Client, id: i64, subject: Option<&str>) -> std::result::Result<String, tokio_postgres::Error> {
-    let event: i64 = client.query_one(RETRY, &[&id, &subject]).await?.get(0);
+    if let Some(event) = client.query_one(RETRY, &[&id, &subject]).await?.get::<_, Option<i64>>(0) {
+        return Ok(format!(
+            "dead letter {id} will be published again as event {event}; its outcome: SELECT rule_nats_event_status({event})"
+        ));
+    }
+    let call: i32 = client.query_one(CALL, &[&id]).await?.get(0);
     Ok(format!(
-        "dead letter {id} will be published again as event {event}; its outcome: SELECT rule_nats_event_status({event})"
+        "dead letter {id} is in the queue again as call {call}; its outcome: SELECT rule_webhook_call_status({call})"
     ))
 }
 
@@ -152,11 +163,7 @@ pub async fn act(postgres: &Settings, Wanted { id, action }: Wanted) -> Result<S
 }
 
 async fn list(client: &Client, filter: &Filter, limit: i64, as_json: bool) -> Result<()> {
-    let (since, age) = match filter.since.as_deref().map(Since::parse) {
-        None => (None, None),
-        Some(Since::Time(time)) => (Some(time), None),
-        Some(Since::Age(age)) => (None, Some(age)),
-    };
+    let (since, age) = Since::split(filter.since.as_deref());
     let attempted = "list the dead letters";
     let rows = client
         .query(&with_letter(LIST), &[&filter.webhook, &filter.status, &since, &age, &limit.saturating_add(1)])
@@ -230,6 +237,7 @@ async fn show(client: &Client, id: i64, as_json: bool, only_payload: bool) -> Re
         "created_at",
         "status",
         "retried_as",
+        "retried_call",
         "webhook_id",
         "webhook_name",
         "subject",
@@ -261,7 +269,9 @@ async fn each(
 ) -> Result<()> {
     let ids = if which.ids.is_empty() {
         let attempted = "choose the dead letters";
-        let rows = client.query(CHOOSE, &[&which.webhook]).await.map_err(|error| failed(attempted, error))?;
+        let (since, age) = Since::split(which.since.as_deref());
+        let chosen = client.query(CHOOSE, &[&which.webhook, &since, &age]).await;
+        let rows = chosen.map_err(|error| failed(attempted, error))?;
         rows.iter().map(|row| row.get(0)).collect()
     } else {
         which.ids.clone()
@@ -298,6 +308,15 @@ pub(super) enum Since<'t> {
 }
 
 impl Since<'_> {
+    /// A time, or an age.
+    fn split(text: Option<&str>) -> (Option<&str>, Option<String>) {
+        match text.map(Since::parse) {
+            None => (None, None),
+            Some(Since::Time(time)) => (Some(time), None),
+            Some(Since::Age(age)) => (None, Some(age)),
+        }
+    }
+
     pub(super) fn parse(text: &str) -> Since<'_> {
         let unit = match text.as_bytes().last() {
             Some(b's') => "seconds",

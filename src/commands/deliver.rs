@@ -11,6 +11,10 @@ pub(super) mod configuration;
 pub(super) mod consumer;
 mod event;
 mod lane;
+pub(super) mod limits;
+mod queue;
+mod queue_log;
+pub(super) mod receivers;
 pub mod settings;
 mod shown;
 mod worker;
@@ -43,6 +47,9 @@ use crate::{
 use call::Caller;
 use call_log::CallLog;
 use configuration::Whose;
+use limits::Limits;
+use queue::Queue;
+use receivers::Receivers;
 use settings::{Options, Settings};
 use worker::Worker;
 
@@ -76,6 +83,9 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
         "walhook delivers"
     );
     let http = Http::start(config, "deliver", settings.has_database, None, &shutdown)?;
+    if settings.queue {
+        return drain(config, settings, caller, http, shutdown, notify).await;
+    }
     notify.status("connects to its servers");
     let (mut backoff, began) = (Backoff::default(), Instant::now());
     let (control, identity) = loop {
@@ -125,6 +135,7 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
         whose,
         config.nats_config.clone(),
         postgres.clone(),
+        settings.secrets_dir.clone(),
         sender,
     ));
     let worker = Arc::new(Worker {
@@ -137,23 +148,98 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
         settings,
         control,
         client,
-        caller,
+        receivers: Receivers::new(caller),
+        limits: Limits::new(postgres.clone()),
         call_log: postgres.clone().map(CallLog::open),
         nats_config: config.nats_config.clone(),
-        counters: shown::All::default(),
+        counters: Arc::default(),
         holds: Mutex::default(),
         began: Instant::now(),
-        counts: event::Counts::default(),
+        counts: Arc::default(),
         log_summary: config.log_summary,
         notify: notify.clone(),
     });
     let mut showing = Vec::new();
     if let Some(http) = &http {
-        showing.push(tokio::spawn(shown::show(Arc::clone(&worker), http.shared().clone())));
+        let view = shown::View {
+            chosen: worker.settings.webhooks.clone(),
+            all: worker.all.clone(),
+            counters: Arc::clone(&worker.counters),
+            counts: Arc::clone(&worker.counts),
+            nats: Some((worker.nats_config.clone(), worker.control.clone())),
+        };
+        showing.push(tokio::spawn(shown::show(view, http.shared().clone())));
         showing.extend(postgres.map(|postgres| tokio::spawn(shown::ask(postgres, http.shared().clone()))));
     }
     worker::run(worker, all, shutdown).await;
     following.abort();
+    showing.iter().for_each(JoinHandle::abort);
+    tracing::info!("all calls finished");
+    Ok(())
+}
+
+/// The queue in PostgreSQL.
+async fn drain(
+    config: &Config,
+    settings: Settings,
+    caller: Caller,
+    http: Option<Http>,
+    mut shutdown: watch::Receiver<bool>,
+    notify: &Notify,
+) -> Result<()> {
+    notify.status("connects to PostgreSQL");
+    let (mut backoff, began) = (Backoff::default(), Instant::now());
+    loop {
+        let connected = async {
+            let client = super::connect(config).await?;
+            // Calls of a copy are the original's to make.
+            identity::read(&client).await
+        };
+        let error = match connected.await {
+            Ok(_) => break,
+            Err(error) if !error.is_retryable() => return Err(error),
+            Err(error) => error,
+        };
+        let wait = backoff.next();
+        let name = super::breaks::of_postgres(&error);
+        tracing::warn!(finding = name, retry_in_ms = wait.as_millis(), away_s = began.elapsed().as_secs(), "{error}");
+        notify.status(&format!("not delivering, trying again: {error}"));
+        notify.ready();
+        if let Some(http) = &http {
+            http.shared().update(|snapshot| {
+                snapshot.start_error = Some(error.to_string());
+                snapshot.start_finding = Some(name);
+            });
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+        }
+    }
+    let (sender, all) = watch::channel(None);
+    let chosen = settings.webhooks.clone();
+    let queue = Arc::new(Queue::new(
+        settings,
+        config.source.clone(),
+        config.postgres.clone(),
+        Receivers::new(caller),
+        sender,
+        config.shutdown_timeout,
+        notify.clone(),
+    ));
+    let mut showing = Vec::new();
+    if let Some(http) = &http {
+        http.shared().update(|snapshot| {
+            snapshot.start_error = None;
+            snapshot.postgres_connected = true;
+        });
+        let (counters, counts) = (Arc::clone(&queue.counters), Arc::clone(&queue.counts));
+        let view = shown::View { chosen, all, counters, counts, nats: None };
+        showing.push(tokio::spawn(shown::show(view, http.shared().clone())));
+        showing.push(tokio::spawn(shown::ask(config.postgres.clone(), http.shared().clone())));
+    }
+    tracing::info!("taking calls from the queue");
+    queue::run(queue, shutdown).await;
     showing.iter().for_each(JoinHandle::abort);
     tracing::info!("all calls finished");
     Ok(())

@@ -37,6 +37,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("016_row_checks.sql", include_str!("../../sql/016_row_checks.sql")),
     ("017_jetstream.sql", include_str!("../../sql/017_jetstream.sql")),
     ("018_outbox.sql", include_str!("../../sql/018_outbox.sql")),
+    ("019_last_mile.sql", include_str!("../../sql/019_last_mile.sql")),
 ];
 
 /// What we resolve names by: see sql/004_preconditions.sql.

@@ -5,6 +5,7 @@
 
 pub mod message;
 pub mod network;
+pub mod oauth2;
 pub mod schedule;
 pub mod sign;
 pub mod webhook;

@@ -11,6 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::{oauth2::OAuth2, sign::Scheme};
 use crate::route::{
     headers::is_credential,
     rules::{Format, Rules},
@@ -73,8 +74,23 @@ pub struct Webhook {
     pub request_body: RequestBody,
     /// One call at a time, in the stream's order.
     pub is_ordered: bool,
-    /// How many calls at a time, for each worker; otherwise the worker's own setting.
+    /// How many calls at a time, over all workers with a database; otherwise the worker's own setting, for each worker.
     pub max_in_flight: Option<u32>,
+    /// How many calls a second, over all workers.
+    #[serde(default)]
+    pub rate_limit_per_second: Option<f64>,
+    /// How requests are signed, where they are.
+    #[serde(default)]
+    pub signature: Scheme,
+    /// Connections show a certificate.
+    #[serde(default)]
+    pub client_certificate: bool,
+    /// Requests carry an access token.
+    #[serde(default)]
+    pub has_oauth2: bool,
+    /// From where. Not in the bucket: its parameters may hold what is nobody else's to know.
+    #[serde(skip)]
+    pub oauth2: Option<OAuth2>,
     /// The subjects that its events are published on.
     pub subjects: Vec<String>,
 }
@@ -87,7 +103,28 @@ impl Webhook {
 
     /// Only a worker with a database can call it as it must be called.
     pub fn needs_database(&self) -> bool {
-        self.signed || !self.withheld.is_empty()
+        self.signed
+            || self.client_certificate
+            || self.has_oauth2
+            || self.rate_limit_per_second.is_some()
+            || !self.withheld.is_empty()
+    }
+}
+
+impl Webhook {
+    /// Why that is so.
+    pub fn why_database(&self) -> &'static str {
+        if self.signed {
+            "it is signed"
+        } else if self.client_certificate {
+            "it is called with a client certificate"
+        } else if self.has_oauth2 {
+            "it is called with an access token"
+        } else if self.rate_limit_per_second.is_some() {
+            "workers share its rate_limit_per_second through the database"
+        } else {
+            "it has credentials in its headers or its url"
+        }
     }
 }
 
@@ -102,8 +139,13 @@ pub enum Credentials {
 
 /// The webhooks whose events go to the NATS of configuration `config_name`, in the order of their ids.
 pub fn webhooks(tables: &Tables, config_name: &str, credentials: Credentials) -> Vec<Webhook> {
+    webhooks_of(tables, Some(config_name), credentials)
+}
+
+/// The same; without the name of a configuration all that there are.
+pub fn webhooks_of(tables: &Tables, config_name: Option<&str>, credentials: Credentials) -> Vec<Webhook> {
     let named = |name: &str| tables.configs.iter().find(|(_, row)| row.config_name == name).map(|(&id, _)| id);
-    let (config, default) = (named(config_name), named("default"));
+    let (config, default) = (config_name.and_then(named), named("default"));
     let rules = Rules::compile(tables, &mut Vec::new());
     // Once for all webhooks, not all links for each of them.
     let mut links: HashMap<i32, Vec<&LinkRow>> = HashMap::new();
@@ -112,7 +154,7 @@ pub fn webhooks(tables: &Tables, config_name: &str, credentials: Credentials) ->
     }
     let compiled = rules.webhooks.iter().filter_map(|compiled| Some((compiled, tables.webhooks.get(&compiled.id)?)));
     compiled
-        .filter(|(_, row)| config.is_some() && row.nats_config_id.or(default) == config)
+        .filter(|(_, row)| config_name.is_none() || config.is_some() && row.nats_config_id.or(default) == config)
         .map(|(compiled, row)| {
             let (headers, withheld) = headers(row.headers.as_deref());
             let includes = credentials == Credentials::Included || row.expose_credentials;
@@ -148,6 +190,11 @@ pub fn webhooks(tables: &Tables, config_name: &str, credentials: Credentials) ->
                 },
                 is_ordered: row.delivery_order.as_deref() == Some("strict"),
                 max_in_flight: row.max_in_flight.and_then(|count| u32::try_from(count).ok()).filter(|count| *count > 0),
+                rate_limit_per_second: row.rate_limit_per_second.filter(|rate| *rate > 0.0 && rate.is_finite()),
+                signature: Scheme::read(row.signature_scheme.as_deref(), row.signature_template.as_deref()),
+                client_certificate: row.client_certificate,
+                has_oauth2: row.oauth2.is_some(),
+                oauth2: row.oauth2.as_deref().map(OAuth2::read),
                 subjects: subjects(&compiled.subject, links.get(&compiled.id).map_or(&[], Vec::as_slice)),
             }
         })

@@ -87,6 +87,13 @@ pub struct WebhookRow {
     pub request_body: Option<String>,
     pub delivery_order: Option<String>,
     pub max_in_flight: Option<i32>,
+    pub rate_limit_per_second: Option<f64>,
+    pub signature_scheme: Option<String>,
+    /// A JSON object, as text.
+    pub signature_template: Option<String>,
+    pub client_certificate: bool,
+    /// A JSON object, as text.
+    pub oauth2: Option<String>,
 }
 
 /// A row of `rule_webhook_links`.
@@ -441,6 +448,11 @@ impl Row for WebhookRow {
             "request_body" => self.request_body = optional(value),
             "delivery_order" => self.delivery_order = optional(value),
             "max_in_flight" => self.max_in_flight = optional_number(column, value)?,
+            "rate_limit_per_second" => self.rate_limit_per_second = optional_number(column, value)?,
+            "signature_scheme" => self.signature_scheme = optional(value),
+            "signature_template" => self.signature_template = optional(value),
+            "client_certificate" => self.client_certificate = boolean(column, value)?,
+            "oauth2" => self.oauth2 = optional(value),
             _ => {}
         }
         Ok(())

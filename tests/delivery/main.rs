@@ -5,7 +5,10 @@ mod support;
 
 mod deliver;
 mod deliver_bad_input;
+mod limits;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod outbox;
+mod queue;
+mod receivers;
 mod workers;

@@ -119,7 +119,7 @@ async fn the_migrations_load_on_every_version_and_a_second_time_change_nothing()
         assert_eq!(fingerprint(&client).await, before, "PostgreSQL {version}");
         let recorded = pg
             .psql("SELECT string_agg(version, ' ' ORDER BY version) FROM rule_cdc_migrations WHERE version <> 'found'");
-        assert_eq!(recorded, "005 007 008 009 010 011 012 013 014 015 016 017 018", "PostgreSQL {version}");
+        assert_eq!(recorded, "005 007 008 009 010 011 012 013 014 015 016 017 018 019", "PostgreSQL {version}");
     }
 }
 
@@ -745,6 +745,9 @@ async fn every_statement_that_a_hint_names_can_be_run_as_it_stands() {
         ("SELECT rule_cdc_slot_create('walhook', true, 'third')", 1),
         ("SELECT rule_cdc_anchor_create()", 1),
         ("SELECT rule_nats_dead_letter_retry(99)", 1),
+        ("SELECT rule_nats_dead_letters_retry(NULL)", 1),
+        ("SELECT rule_nats_dead_letters_retry(now(), 'nobody')", 1),
+        ("SELECT rule_webhook_oauth2_set(99, 'https://x', 'me')", 1),
         ("SELECT rule_nats_dead_letter_drop(99)", 1),
         (
             "INSERT INTO rule_nats_dead_letters (event_id, webhook_id, payload, reason, status) VALUES ('a', 1, 'x', 'r', 'dropped'), ('b', 99, 'x', 'r', 'dead'), ('c', 1, NULL, 'r', 'dead'), ('d', 1, 'x', 'r', 'retried')",

@@ -20,7 +20,10 @@ use tokio::{
     time::sleep,
 };
 
-use super::{eventually, runtime, tls::Identity};
+use super::{
+    eventually, runtime,
+    tls::{Authority, Identity},
+};
 
 /// A request as it came.
 #[derive(Debug, Clone)]
@@ -141,6 +144,29 @@ impl Http {
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        Self::serve(script, Some(tokio_rustls::TlsAcceptor::from(Arc::new(config))))
+    }
+
+    /// The same, for clients with a certificate of this authority only.
+    pub fn start_mtls(
+        identity: &Identity,
+        clients: &Authority,
+        script: impl Fn(usize, &Request) -> Reply + Send + Sync + 'static,
+    ) -> Http {
+        use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(clients.certificate.as_bytes()).unwrap()).unwrap();
+        let verifier =
+            rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
+        let chain = CertificateDer::pem_slice_iter(identity.certificate.as_bytes()).collect::<Result<_, _>>().unwrap();
+        let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(verifier.unwrap())
             .with_single_cert(chain, key)
             .unwrap();
         Self::serve(script, Some(tokio_rustls::TlsAcceptor::from(Arc::new(config))))

@@ -59,6 +59,11 @@ impl LastMile {
             .arg(self.feed.nats.url())
     }
 
+    /// A folder of its own, for files that settings name.
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
     /// The path of a settings file with this text.
     pub fn settings(&self, text: &str) -> String {
         let path = self.folder.path().join(format!("{:016x}.toml", fastrand::u64(..)));

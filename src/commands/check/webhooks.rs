@@ -16,8 +16,10 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::finding::{Finding, How, Severity};
 use crate::{
     commands::deliver::{
-        call::{Caller, Step},
+        call::{Answer, Caller, Step},
         configuration::{self, Known},
+        limits::Limits,
+        receivers::{Away, Receivers},
         settings::{Options, Settings},
     },
     config::Config,
@@ -42,7 +44,14 @@ pub async fn check(config: &Config, options: &Options, ping: bool) -> Result<Vec
     let settings = Settings::resolve(options, &config.deliver, &config.source)?;
     let caller = Caller::new(&settings.allowed_networks, settings.ca.as_deref())?;
     let mut client = None;
-    let (known, _) = configuration::read_rows(&config.postgres, &mut client, &config.nats_config).await?;
+    let (known, _) = {
+        let rows = configuration::Rows {
+            postgres: config.postgres.clone(),
+            config_name: Some(config.nats_config.clone()),
+            secrets_dir: settings.secrets_dir.clone(),
+        };
+        configuration::read_rows(&rows, &mut client).await?
+    };
     let is_called = |known: &&Arc<Known>| {
         let webhook = &known.webhook;
         webhook.enabled
@@ -61,8 +70,9 @@ pub async fn check(config: &Config, options: &Options, ping: bool) -> Result<Vec
     findings.extend(reach(&caller, &known).await);
     if ping {
         let reached: Vec<_> = known.iter().filter(|known| known.keys.is_ok()).collect();
+        let receivers = Receivers::new(caller);
         let pings =
-            stream::iter(reached.into_iter().map(|known| self::ping(&caller, known))).buffer_unordered(SIDE_BY_SIDE);
+            stream::iter(reached.into_iter().map(|known| self::ping(&receivers, known))).buffer_unordered(SIDE_BY_SIDE);
         findings.extend(pings.collect::<Vec<_>>().await.into_iter().flatten());
     }
     Ok(findings)
@@ -165,7 +175,7 @@ fn certificate_of(known: &Known, der: &[u8]) -> Option<Finding> {
 }
 
 /// `webhook_ping`: one request, signed as every call, whose type says that it is a test.
-async fn ping(caller: &Caller, known: &Known) -> Option<Finding> {
+async fn ping(receivers: &Receivers, known: &Known) -> Option<Finding> {
     let webhook = &known.webhook;
     let id = format!("walhook-check-{:016x}", fastrand::u64(..));
     let data = r#"{"test":true}"#;
@@ -186,8 +196,10 @@ async fn ping(caller: &Caller, known: &Known) -> Option<Finding> {
         body: body.as_bytes(),
         content_type: "application/json",
     };
-    let keys = known.keys.as_deref().map_err(Clone::clone);
-    let answer = caller.call(webhook, &call, keys).await;
+    let answer = match receivers.token(known).await {
+        Ok(Ok(token)) => receivers.attempt(&Limits::new(None), None, known, &call, token).await,
+        Ok(Err(why)) | Err(Away { why, .. }) => Answer::not_sent(why),
+    };
     let why = match answer.outcome {
         Outcome::Answered { status: 200..=299, .. } => return None,
         Outcome::Answered { status, .. } => format!("answers {status} to a test request"),

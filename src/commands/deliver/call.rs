@@ -24,7 +24,8 @@ use hyper::{
     HeaderMap, Method, Request, Response, Uri,
     body::Incoming,
     header::{
-        AUTHORIZATION, CONTENT_LOCATION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER, USER_AGENT,
+        ACCEPT, AUTHORIZATION, CONTENT_LOCATION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
+        USER_AGENT,
     },
     rt::{Read, ReadBufCursor, Write},
 };
@@ -37,7 +38,7 @@ use hyper_util::{
 };
 use rustls::{
     ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, ServerName, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 use tokio::{
     net::{TcpStream, lookup_host},
@@ -49,6 +50,7 @@ use crate::{
     deliver::{
         message::{self, Call},
         network::{self, Network},
+        oauth2::{Ask, NoToken},
         schedule::{self, Outcome},
         sign::{self, Key},
         webhook::Webhook,
@@ -102,7 +104,11 @@ impl Answer {
 pub struct Caller {
     client: Client<Connector, Full<Bytes>>,
     connector: Connector,
+    roots: Arc<RootCertStore>,
 }
+
+/// An answer of a token endpoint.
+pub type Posted = std::result::Result<(u16, Vec<u8>), NoToken>;
 
 /// How far a connection comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,13 +131,70 @@ impl Caller {
     /// # Errors
     /// `ca` cannot be read.
     pub fn new(allowed: &[Network], ca: Option<&Path>) -> Result<Caller> {
-        let connector = Connector { allowed: allowed.into(), tls: Arc::new(tls(ca)?) };
+        let roots = Arc::new(roots(ca)?);
+        let config = tls(&roots).map(|builder| builder.with_no_client_auth());
+        let config = config.map_err(|error| Error::protocol("prepare TLS towards webhooks").caused_by(error))?;
+        Ok(Caller::with(Connector { allowed: allowed.into(), tls: Arc::new(config) }, roots))
+    }
+
+    /// The same that shows this certificate (PEM, with those between it and its authority) to servers that ask for one.
+    ///
+    /// # Errors
+    /// Why it cannot be used; neither certificate nor key is shown.
+    pub fn certified(&self, certificate: &str, key: &str) -> std::result::Result<Caller, String> {
+        let chain: std::result::Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect();
+        let chain = chain.map_err(|_| "the secret tls_certificate is no certificate in PEM")?;
+        if chain.is_empty() {
+            return Err("the secret tls_certificate has no certificate in PEM".to_owned());
+        }
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| "the secret tls_key is no key in PEM")?;
+        let config = tls(&self.roots).and_then(|builder| builder.with_client_auth_cert(chain, key));
+        let config =
+            config.map_err(|error| format!("the secrets tls_certificate and tls_key cannot be used: {error}"))?;
+        Ok(Caller::with(Connector { tls: Arc::new(config), ..self.connector.clone() }, Arc::clone(&self.roots)))
+    }
+
+    fn with(connector: Connector, roots: Arc<RootCertStore>) -> Caller {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .http1_max_buf_size(HEAD_MAX)
             .build(connector.clone());
-        Ok(Caller { client, connector })
+        Caller { client, connector, roots }
+    }
+
+    /// Asks a token endpoint, under the rules that hold for webhooks: the same addresses, certificates and bounds, no redirect.
+    pub async fn ask_for_token(&self, url: &str, ask: &Ask, within: Duration) -> Posted {
+        let refused = |why: String| NoToken::Refused(why);
+        let (uri, _) = target(url).map_err(|why| refused(why.replace("the webhook's url", "its token_url")))?;
+        let mut request = Request::new(Full::new(Bytes::from(ask.form.clone())));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = uri;
+        let headers = request.headers_mut();
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("walhook/", env!("CARGO_PKG_VERSION"))));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        if let Some((id, secret)) = &ask.login {
+            let login = format!("Basic {}", STANDARD.encode(format!("{id}:{secret}")));
+            headers.insert(
+                AUTHORIZATION,
+                sensitive(&login).ok_or_else(|| refused("its login cannot be sent".to_owned()))?,
+            );
+        }
+        let deadline = Instant::now() + within;
+        let late = || NoToken::Later(format!("no answer within {} ms", within.as_millis()));
+        match timeout_at(deadline, self.client.request(request)).await {
+            Err(_) => Err(late()),
+            Ok(Err(error)) => Err(match failure(&error) {
+                Outcome::NotSent(why) => NoToken::Refused(why),
+                Outcome::Unanswered(why) => NoToken::Later(why),
+                Outcome::Answered { .. } => late(),
+            }),
+            Ok(Ok(response)) => {
+                let status = response.status().as_u16();
+                Ok((status, read_bytes(response, deadline).await))
+            }
+        }
     }
 
     /// Connects as a call to this URL does, TLS included, and sends nothing. The server's own certificate (DER), where there is one.
@@ -155,8 +218,14 @@ impl Caller {
         })
     }
 
-    /// Calls, and answers within the webhook's timeout.
-    pub async fn call(&self, webhook: &Webhook, call: &Call<'_>, keys: Result<&[Key], String>) -> Answer {
+    /// Calls, with this `Authorization` where there is one, and answers within the webhook's timeout.
+    pub async fn call(
+        &self,
+        webhook: &Webhook,
+        call: &Call<'_>,
+        keys: Result<&[Key], String>,
+        authorization: Option<&str>,
+    ) -> Answer {
         let (started, began) = (SystemTime::now(), Instant::now());
         let deadline = began + Duration::from_millis(webhook.timeout_ms);
         let mut answer = Answer {
@@ -167,7 +236,7 @@ impl Caller {
             took: Duration::ZERO,
         };
         let now = started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        answer.outcome = match keys.and_then(|keys| request(webhook, call, keys, now)) {
+        answer.outcome = match keys.and_then(|keys| request(webhook, call, keys, now, authorization)) {
             Err(problem) => Outcome::NotSent(problem),
             Ok(request) => match timeout_at(deadline, self.client.request(request)).await {
                 Err(_) => Outcome::Unanswered(format!("no answer within {} ms", webhook.timeout_ms)),
@@ -197,6 +266,7 @@ fn request(
     call: &Call<'_>,
     keys: &[Key],
     now: u64,
+    authorization: Option<&str>,
 ) -> std::result::Result<Request<Full<Bytes>>, String> {
     let (uri, login) = target(&webhook.url)?;
     let method = Method::from_bytes(webhook.method.as_bytes())
@@ -222,6 +292,9 @@ fn request(
         let value = HeaderValue::from_str(value).map_err(|_| wrong("has a value that HTTP does not allow"))?;
         headers.insert(name, value);
     }
+    if let Some(authorization) = authorization {
+        headers.insert(AUTHORIZATION, sensitive(authorization).ok_or("its access token cannot be in a header")?);
+    }
     let id = &call.webhook_id;
     let own = |value: &str| HeaderValue::from_str(value).map_err(|_| "the event's id cannot be in a header".to_owned());
     headers.insert("webhook-id", own(id)?);
@@ -243,7 +316,15 @@ fn request(
         }
     }
     if !keys.is_empty() {
-        headers.insert("webhook-signature", own(&sign::signature(keys, id, now, &body))?);
+        let (name, value) = webhook.signature.sign(keys, id, now, &body)?;
+        if message::is_reserved(&name) && !name.eq_ignore_ascii_case(sign::HEADER) {
+            return Err(format!("the header {name:?} of its signature_template has another use"));
+        }
+        let name = HeaderName::from_bytes(name.as_bytes())
+            .map_err(|_| "the header of its signature_template has a name that HTTP does not allow".to_owned())?;
+        let value = HeaderValue::from_str(&value)
+            .map_err(|_| "its signature_template makes a value that HTTP does not allow".to_owned())?;
+        headers.insert(name, value);
     }
     *request.body_mut() = Full::new(body);
     Ok(request)
@@ -262,16 +343,21 @@ fn target(url: &str) -> std::result::Result<(Uri, Option<HeaderValue>), String> 
             let decode =
                 |text| percent::decode(text).ok_or("the login in the webhook's url is not percent-encoded text");
             let pair = format!("{}:{}", decode(user)?, decode(password.unwrap_or_default())?);
-            let mut value = HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(pair)))
-                .map_err(|_| "the login in the webhook's url cannot be sent".to_owned())?;
-            value.set_sensitive(true);
-            Some(value)
+            let login = sensitive(&format!("Basic {}", STANDARD.encode(pair)));
+            Some(login.ok_or("the login in the webhook's url cannot be sent")?)
         }
     };
     let authority = &parsed[url::Position::BeforeHost..url::Position::AfterPort];
     let path = &parsed[url::Position::BeforePath..url::Position::AfterQuery];
     let uri = Uri::builder().scheme(parsed.scheme()).authority(authority).path_and_query(path).build();
     Ok((uri.map_err(|error| format!("the webhook's url cannot be called: {error}"))?, login))
+}
+
+/// A header's value that no debug output shows.
+fn sensitive(text: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 /// Why there was no answer: what lies at the bottom, for hyper's own words say little.
@@ -315,6 +401,10 @@ fn shown(headers: &HeaderMap) -> String {
 
 /// As much of the body as is kept; the rest is read, so that the connection can be used again, or not at all.
 async fn read(response: Response<Incoming>, deadline: Instant) -> String {
+    storable(&read_bytes(response, deadline).await)
+}
+
+async fn read_bytes(response: Response<Incoming>, deadline: Instant) -> Vec<u8> {
     let mut body = response.into_body();
     let mut kept = Vec::new();
     let mut seen = 0;
@@ -327,7 +417,7 @@ async fn read(response: Response<Incoming>, deadline: Instant) -> String {
             break;
         }
     }
-    storable(&kept)
+    kept
 }
 
 /// PostgreSQL's text has no NUL and nothing that is not UTF-8.
@@ -335,7 +425,8 @@ fn storable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).replace('\0', "\u{fffd}")
 }
 
-fn tls(ca: Option<&Path>) -> Result<ClientConfig> {
+/// Whom servers have their certificates from.
+fn roots(ca: Option<&Path>) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(files::system_certificates()?.0);
     if let Some(file) = ca {
@@ -347,10 +438,15 @@ fn tls(ca: Option<&Path>) -> Result<ClientConfig> {
             roots.add(certificate).map_err(|error| unusable().caused_by(error))?;
         }
     }
+    Ok(roots)
+}
+
+type TlsBuilder = rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>;
+
+fn tls(roots: &Arc<RootCertStore>) -> std::result::Result<TlsBuilder, rustls::Error> {
     let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| Error::protocol("prepare TLS towards webhooks").caused_by(error))?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+        .with_safe_default_protocol_versions()?;
+    Ok(builder.with_root_certificates(Arc::clone(roots)))
 }
 
 /// Resolves, judges, dials, encrypts.

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -25,8 +26,9 @@ use crate::{
         webhook::{self, Credentials, Webhook},
     },
     error::Result,
+    files,
     nats::{control::Control, owner::Owner},
-    postgres::{Settings as Postgres, sql},
+    postgres::{Settings as Postgres, settings::Secret, sql},
 };
 
 /// How often the rows are read where nothing says that they have changed.
@@ -43,8 +45,30 @@ pub struct Known {
     pub webhook: Webhook,
     /// Empty where it is not signed; otherwise why it cannot be signed.
     pub keys: std::result::Result<Vec<Key>, String>,
+    /// What else its receiver wants to see.
+    pub access: Access,
+    /// Which version of its row this is, where it was read from the database.
+    pub version: String,
     /// Its row was there and is there no more.
     pub is_gone: bool,
+}
+
+impl Known {
+    /// One without anything secret.
+    pub fn open(webhook: Webhook, keys: std::result::Result<Vec<Key>, String>) -> Known {
+        Known { webhook, keys, access: Access::default(), version: String::new(), is_gone: false }
+    }
+}
+
+/// Secrets by which a receiver knows the worker.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Access {
+    /// `tls_certificate`, PEM.
+    pub certificate: Option<Secret>,
+    /// `tls_key`, PEM.
+    pub key: Option<Secret>,
+    /// `oauth2_client_secret`
+    pub client_secret: Option<Secret>,
 }
 
 /// All webhooks.
@@ -62,12 +86,16 @@ pub async fn follow(
     whose: Whose,
     config_name: String,
     postgres: Option<Postgres>,
+    secrets_dir: Option<PathBuf>,
     sender: watch::Sender<Option<All>>,
 ) {
     let (changed, mut changes) = mpsc::channel(16);
     tokio::spawn(watch_bucket(control, whose, changed));
     match postgres {
-        Some(postgres) => follow_rows(&postgres, &config_name, &mut changes, &sender).await,
+        Some(postgres) => {
+            let rows = Rows { postgres, config_name: Some(config_name), secrets_dir };
+            follow_rows(&rows, &mut changes, &sender).await;
+        }
         None => follow_bucket(&mut changes, &sender).await,
     }
 }
@@ -169,7 +197,7 @@ async fn follow_bucket(changes: &mut mpsc::Receiver<Change>, sender: &watch::Sen
                         false => Ok(Vec::new()),
                         true => Err("it is signed, and this worker has no database to read secrets from".to_owned()),
                     };
-                    all.webhooks.insert(id, Arc::new(Known { webhook: *webhook, keys, is_gone: false }));
+                    all.webhooks.insert(id, Arc::new(Known::open(*webhook, keys)));
                 }
                 (None, Some(known)) => Arc::make_mut(known).webhook.enabled = false,
                 (None, None) => {}
@@ -184,18 +212,23 @@ async fn follow_bucket(changes: &mut mpsc::Receiver<Change>, sender: &watch::Sen
     }
 }
 
+/// Where the rows are, and which.
+pub struct Rows {
+    /// The database.
+    pub postgres: Postgres,
+    /// Of this NATS configuration; otherwise all.
+    pub config_name: Option<String>,
+    /// A folder with secrets.
+    pub secrets_dir: Option<PathBuf>,
+}
+
 /// With a database.
-async fn follow_rows(
-    postgres: &Postgres,
-    config_name: &str,
-    changes: &mut mpsc::Receiver<Change>,
-    sender: &watch::Sender<Option<All>>,
-) {
+async fn follow_rows(rows: &Rows, changes: &mut mpsc::Receiver<Change>, sender: &watch::Sender<Option<All>>) {
     let mut client = None;
     let mut logged = LogOnce::default();
     let mut seen = BTreeSet::new();
     loop {
-        match read_rows(postgres, &mut client, config_name).await {
+        match read_rows(rows, &mut client).await {
             Ok((webhooks, rows)) => {
                 logged.forget();
                 let is_deleted = seen.difference(&rows).copied().collect();
@@ -233,9 +266,8 @@ async fn follow_rows(
 /// # Errors
 /// The rows cannot be read.
 pub async fn read_rows(
-    postgres: &Postgres,
+    Rows { postgres, config_name, secrets_dir }: &Rows,
     client: &mut Option<tokio_postgres::Client>,
-    config_name: &str,
 ) -> Result<(BTreeMap<i32, Arc<Known>>, BTreeSet<i32>)> {
     let client = match client {
         Some(client) if !client.is_closed() => client,
@@ -244,39 +276,81 @@ pub async fn read_rows(
     let attempted = "read the webhooks";
     let transaction = rows::snapshot(client, attempted).await?;
     let tables = rows::read(&transaction).await?;
+    let failed = |error| rows::missing_table(sql::error(attempted, error));
+    let versions = transaction.query("SELECT webhook_id, xmin::text FROM public.rule_webhooks", &[]).await;
+    let versions = versions.map_err(failed)?;
+    let mut versions: BTreeMap<i32, String> = versions.iter().map(|row| (row.get(0), row.get(1))).collect();
     // The newest first: the one that receivers know longest comes last.
     let secrets = transaction
         .query(
             "SELECT webhook_id, secret_name, secret_value FROM public.rule_webhook_secrets \
-             WHERE webhook_id IS NOT NULL AND secret_name LIKE $1 || '%' ORDER BY webhook_id, secret_id DESC",
-            &[&sign::SECRET_NAME],
+             WHERE webhook_id IS NOT NULL AND (secret_name LIKE $1 || '%' OR secret_name = ANY ($2)) \
+             ORDER BY webhook_id, secret_id DESC",
+            &[&sign::SECRET_NAME, &ACCESS.as_slice()],
         )
         .await
         .map_err(|error| rows::missing_table(sql::error("read rule_webhook_secrets", error)))?;
     transaction.commit().await.map_err(|error| sql::error(attempted, error))?;
-    let mut by_webhook: BTreeMap<i32, Vec<(&str, &str)>> = BTreeMap::new();
+    let mut by_webhook: BTreeMap<i32, Vec<(String, String)>> = BTreeMap::new();
     for row in &secrets {
-        let (id, name, value): (i32, &str, &str) = (row.get(0), row.get(1), row.get(2));
-        if sign::is_signing(name) {
-            by_webhook.entry(id).or_default().push((name, value));
-        }
+        let (id, name, value): (i32, String, String) = (row.get(0), row.get(1), row.get(2));
+        by_webhook.entry(id).or_default().push((name, value));
     }
-    let known = webhook::webhooks(&tables, config_name, Credentials::Included).into_iter().map(|webhook| {
-        let secrets = by_webhook.get(&webhook.webhook_id).map_or(&[][..], Vec::as_slice);
-        let keys = if webhook.signed { keys(secrets) } else { Ok(Vec::new()) };
-        (webhook.webhook_id, Arc::new(Known { webhook, keys, is_gone: false }))
+    let webhooks = webhook::webhooks_of(&tables, config_name.as_deref(), Credentials::Included);
+    let known = webhooks.into_iter().map(|webhook| {
+        let id = webhook.webhook_id;
+        let mut secrets = by_webhook.remove(&id).unwrap_or_default();
+        let problem =
+            secrets_dir.as_deref().map(|folder| in_files(folder, &webhook.name, &mut secrets)).and_then(Result::err);
+        let keys = match (webhook.signed, problem) {
+            (false, _) => Ok(Vec::new()),
+            (true, Some(problem)) => Err(problem),
+            (true, None) => keys(&webhook, &secrets),
+        };
+        let secret = |wanted: &str| {
+            secrets.iter().find(|(name, _)| name == wanted).map(|(_, value)| Secret::new(value.as_str()))
+        };
+        let [certificate, key, client_secret] = ACCESS.map(secret);
+        let access = Access { certificate, key, client_secret };
+        let version = versions.remove(&id).unwrap_or_default();
+        (id, Arc::new(Known { webhook, keys, access, version, is_gone: false }))
     });
     Ok((known.collect(), tables.webhooks.keys().copied().collect()))
 }
 
-fn keys(secrets: &[(&str, &str)]) -> std::result::Result<Vec<Key>, String> {
+/// The names of the secrets of [`Access`].
+const ACCESS: [&str; 3] = ["tls_certificate", "tls_key", "oauth2_client_secret"];
+
+/// Secrets in files `<secrets_dir>/<webhook>/<secret>`, which come before those in the table. A webhook whose name is no name of a
+/// folder has none there: no name leads out of the folder.
+fn in_files(folder: &Path, webhook: &str, secrets: &mut Vec<(String, String)>) -> std::result::Result<(), String> {
+    if webhook.is_empty() || webhook.starts_with('.') || webhook.contains(['/', '\0']) {
+        return Ok(());
+    }
+    let Ok(entries) = std::fs::read_dir(folder.join(webhook)) else { return Ok(()) };
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    names.retain(|name| sign::is_signing(name) || ACCESS.contains(&name.as_str()));
+    // `signing_2027` before `signing_2026` before `signing`: the newest first.
+    names.sort();
+    for name in names {
+        let content = files::read_text("deliver.secrets_dir", &folder.join(webhook).join(&name));
+        let content = content.map_err(|error| error.to_string())?;
+        secrets.retain(|(other, _)| *other != name);
+        secrets.insert(0, (name, content));
+    }
+    Ok(())
+}
+
+fn keys(webhook: &Webhook, secrets: &[(String, String)]) -> std::result::Result<Vec<Key>, String> {
+    let secrets: Vec<_> = secrets.iter().filter(|(name, _)| sign::is_signing(name)).collect();
     if secrets.is_empty() {
         return Err(format!(
             "it is signed and has no secret: SELECT rule_webhook_secret_set(<webhook_id>, '{}', 'whsec_…')",
             sign::SECRET_NAME
         ));
     }
-    let key =
-        |(name, value): &(&str, &str)| Key::parse(value).map_err(|why| format!("secret {name:?} cannot sign: {why}"));
+    let key = |(name, value): &&(String, String)| {
+        webhook.signature.key(value).map_err(|why| format!("secret {name:?} cannot sign: {why}"))
+    };
     secrets.iter().map(key).collect()
 }

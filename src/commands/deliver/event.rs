@@ -13,7 +13,7 @@ use std::{
 
 use async_nats::{HeaderMap, Message};
 use serde_json::{Value, json};
-use tokio::time::sleep_until;
+use tokio::{sync::SemaphorePermit, time::sleep_until};
 
 use super::{
     call::Answer,
@@ -22,6 +22,8 @@ use super::{
     configuration::Known,
     consumer,
     lane::{CLOSED_WAIT, Lane},
+    limits::{Slot, Starved},
+    receivers::Token,
     settings::Record,
 };
 use crate::{
@@ -39,6 +41,8 @@ const DEAD_SUBJECT: &str = "dlq.";
 const HOPELESS: Duration = WAIT_MAX;
 /// How long an event of another webhook that cannot be called from here waits on a workqueue stream.
 const OTHERS_WAIT: Duration = Duration::from_secs(60);
+/// How long a worker without a slot asks for no events of a webhook.
+const STARVED_WAIT: Duration = Duration::from_secs(1);
 
 /// What has happened since the start.
 #[derive(Debug, Default)]
@@ -57,7 +61,8 @@ pub struct Counts {
     pub lag_ms: AtomicU64,
 }
 
-fn count(counter: &AtomicU64) {
+/// One more.
+pub fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
@@ -168,35 +173,30 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
         return give_up(lane, &known, message, &call.event_id, commit_lsn, why, None).await;
     }
     let attempt = attempt(lane, &call.event_id, delivery).await;
-    // Others have their turn while the receiver wants none.
-    while let Some(until) = lane.paused_until(webhook_id) {
-        tokio::select! {
-            () = sleep_until(until) => {}
-            () = lane.stopped() => return Word::Later(Duration::ZERO),
-        }
-    }
-    let Ok(room) = lane.worker.room.acquire().await else { return Word::Later(Duration::ZERO) };
-    if *lane.shutdown.borrow() {
+    let turn = tokio::select! {
+        turn = turn(lane, webhook_id) => turn,
         // Another worker has it at once.
-        return Word::Later(Duration::ZERO);
-    }
+        () = lane.stopped() => return Word::Later(Duration::ZERO),
+    };
+    let Turn { token, slot, room } = match turn {
+        Ok(turn) => turn,
+        Err(word) => return word,
+    };
     // What waited for its turn is called as the row is by now.
     let Some(known) = lane.webhook(webhook_id).filter(|known| lane.may_call(known)) else {
         return Word::Later(CLOSED_WAIT);
     };
-    let keys = known.keys.as_deref().map_err(Clone::clone);
-    let caller = &lane.worker.caller;
     let counters = lane.counters(webhook_id);
     let running = counters.begin();
     let answer = match header("Walhook-Object").filter(|_| call.position.is_some()) {
-        None => caller.call(&known.webhook, &call, keys).await,
+        None => make(lane, &known, &call, token, slot.as_ref()).await,
         Some(object) => {
             let sha256 = header("Walhook-Object-SHA256").unwrap_or_default();
             match claim_check::fetch(&lane.worker, object, sha256, &message.payload).await {
                 Ok(fetched) => match message::read(&known.webhook, &lane.worker.source, ids, &fetched.payload) {
                     Reading::Call(mut whole) => {
                         let _ = whole.describe(headers_of(message)); // reported above
-                        caller.call(&known.webhook, &whole, keys).await
+                        make(lane, &known, &whole, token, slot.as_ref()).await
                     }
                     Reading::Unreadable(_, why) => Answer::not_sent(why),
                     Reading::Anothers(_) => Answer::not_sent("the payload is another webhook's".to_owned()),
@@ -220,7 +220,7 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
     {
         tokio::spawn(consumer::pause(Arc::clone(lane), wait));
     }
-    drop(room);
+    drop((room, slot));
     let _answered = lane.answered();
     if verdict.disables {
         if webhook_id == lane.webhook_id() {
@@ -262,6 +262,69 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
             let why = format!("{attempt} {attempts}, then: {}", entry.error.as_deref().unwrap_or_default());
             give_up(lane, &known, message, &call.event_id, commit_lsn, why, Some(entry)).await
         }
+    }
+}
+
+/// What a call needs to begin.
+struct Turn<'l> {
+    /// Its token, or why there is none.
+    token: Result<Option<Token>, String>,
+    slot: Option<Slot>,
+    room: SemaphorePermit<'l>,
+}
+
+/// Waits until a webhook may be called: its receiver wants calls, it has a token, and its limits and the worker's allow one more.
+async fn turn(lane: &Lane, webhook_id: i32) -> Result<Turn<'_>, Word> {
+    let known = || lane.webhook(webhook_id).ok_or(Word::Later(CLOSED_WAIT));
+    let token = loop {
+        // Others have their turn while the receiver wants none.
+        while let Some(until) = lane.paused_until(webhook_id) {
+            sleep_until(until).await;
+        }
+        let known = known()?;
+        // One that may not be called now asks for no token.
+        if !lane.may_call(&known) {
+            return Err(Word::Later(CLOSED_WAIT));
+        }
+        match lane.worker.receivers.token(&known).await {
+            Ok(token) => break token,
+            // No call was made, so none has failed.
+            Err(away) => {
+                lane.counters(webhook_id).waits(&away.why);
+                lane.note_once(format!("calls wait: {}", away.why));
+                lane.hold(webhook_id, away.wait);
+            }
+        }
+    };
+    let limits = &lane.worker.limits;
+    let slot = match limits.slot(&known()?.webhook).await {
+        Ok(slot) => slot,
+        // Workers that have slots are glad of it.
+        Err(Starved) => {
+            lane.hold(webhook_id, STARVED_WAIT);
+            return Err(Word::Later(STARVED_WAIT));
+        }
+    };
+    loop {
+        let start = limits.start(&known()?.webhook).await;
+        let Ok(room) = lane.worker.room.acquire().await else { return Err(Word::Later(Duration::ZERO)) };
+        if !start.is_late() {
+            return Ok(Turn { token, slot, room });
+        }
+    }
+}
+
+/// Calls, if there is a token where one is needed.
+async fn make(
+    lane: &Lane,
+    known: &Known,
+    call: &Call<'_>,
+    token: Result<Option<Token>, String>,
+    slot: Option<&Slot>,
+) -> Answer {
+    match token {
+        Ok(token) => lane.worker.receivers.attempt(&lane.worker.limits, slot, known, call, token).await,
+        Err(why) => Answer::not_sent(why),
     }
 }
 

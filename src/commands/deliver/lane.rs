@@ -174,11 +174,16 @@ impl Lane {
     pub fn learn(&self, webhook_id: i32, load: ReceiverLoad) {
         lock(&self.concurrency).learn(load);
         if let ReceiverLoad::Pause(wait) = load {
-            let until = Instant::now() + wait;
-            let mut holds = lock(&self.worker.holds);
-            let held = holds.entry(webhook_id).or_insert(until);
-            *held = until.max(*held);
+            self.hold(webhook_id, wait);
         }
+    }
+
+    /// Calls a webhook no more for so long, and asks for no events of it.
+    pub fn hold(&self, webhook_id: i32, wait: Duration) {
+        let until = Instant::now() + wait;
+        let mut holds = lock(&self.worker.holds);
+        let held = holds.entry(webhook_id).or_insert(until);
+        *held = until.max(*held);
     }
 
     /// Until when a webhook's receiver wants no calls.
@@ -304,7 +309,7 @@ impl Lane {
         };
         let mut concurrency = lock(&self.concurrency);
         concurrency.bound(max);
-        concurrency.limit()
+        concurrency.limit().min(self.worker.limits.room(&known.webhook))
     }
 
     /// Ends at shutdown.
@@ -450,7 +455,7 @@ async fn session(
                 }
                 lane.is_refused.store(false, Ordering::Relaxed);
                 let now = Arc::clone(&known.borrow_and_update());
-                if now.webhook.url != configured.webhook.url {
+                if (&now.webhook.url, &now.webhook.oauth2) != (&configured.webhook.url, &configured.webhook.oauth2) {
                     lane.release();
                     tokio::spawn(consumer::resume(Arc::clone(lane)));
                 }

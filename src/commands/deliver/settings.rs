@@ -61,6 +61,9 @@ pub struct Options {
     /// Which calls to record in rule_webhook_calls [default: full]
     #[arg(long, value_name = "full|failures|off")]
     pub record: Option<Record>,
+    /// Take calls from the queue in PostgreSQL (rule_webhook_calls) instead of events from JetStream; needs no NATS
+    #[arg(long, conflicts_with_all = ["no_database", "deliver_from", "record"])]
+    pub queue: bool,
     /// Use no database: nothing is recorded, and webhooks that are signed or have credentials in their headers or URL are left out
     #[arg(long)]
     pub no_database: bool,
@@ -83,7 +86,9 @@ pub struct File {
     ack_wait_ms: Option<u64>,
     deliver_from: Option<DeliverFrom>,
     record: Option<Record>,
+    queue_poll_ms: Option<u64>,
     ca: Option<PathBuf>,
+    secrets_dir: Option<PathBuf>,
 }
 
 /// All settings, checked.
@@ -109,8 +114,14 @@ pub struct Settings {
     pub deliver_from: DeliverFrom,
     /// Which calls are recorded.
     pub record: Record,
+    /// How often the queue is looked at while it is empty.
+    pub queue_poll: Duration,
     /// Certificates to trust besides the system's.
     pub ca: Option<PathBuf>,
+    /// A folder with secrets of webhooks.
+    pub secrets_dir: Option<PathBuf>,
+    /// Whether calls come from the queue in PostgreSQL.
+    pub queue: bool,
     /// Whether there is a database.
     pub has_database: bool,
     /// Which one it would be.
@@ -163,7 +174,10 @@ impl Settings {
             ack_wait: Duration::from_millis(between("ack_wait_ms", file.ack_wait_ms.unwrap_or(30_000), 500, 600_000)?),
             deliver_from: options.deliver_from.or(file.deliver_from).unwrap_or_default(),
             record: if options.no_database { Record::Off } else { options.record.or(file.record).unwrap_or_default() },
+            queue_poll: Duration::from_millis(between("queue_poll_ms", file.queue_poll_ms.unwrap_or(250), 10, 60_000)?),
             ca: file.ca.clone(),
+            secrets_dir: file.secrets_dir.clone(),
+            queue: options.queue,
             has_database: !options.no_database,
             database_id: options.database_id.clone(),
         })
@@ -207,12 +221,12 @@ mod tests {
         let enabled: Vec<_> = section
             .lines()
             .filter_map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')))
-            .filter(|line| !line.starts_with("ca ="))
+            .filter(|line| !line.starts_with("ca =") && !line.starts_with("secrets_dir ="))
             .collect();
         let file: File = toml::from_str(&enabled.join("\n")).unwrap();
         let resolve = |file: &File| Settings::resolve(&Options::default(), file, "walhook").unwrap();
         assert_eq!(format!("{:?}", resolve(&file)), format!("{:?}", resolve(&File::default())));
-        assert_eq!(enabled.len(), 10, "every setting but ca");
+        assert_eq!(enabled.len(), 11, "every setting but ca and secrets_dir");
     }
 
     #[test]

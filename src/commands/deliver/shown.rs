@@ -12,10 +12,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
 use tokio_postgres::Client;
 
-use super::worker::Worker;
+use super::{configuration::All as Known, event::Counts};
 use crate::{
     commands::http,
     deliver::schedule::Disposition,
@@ -25,6 +28,7 @@ use crate::{
         server::Shared,
         snapshot::{DeadLetter, Deliver, Nats, Webhook},
     },
+    nats::control::Control,
     postgres::{self, Settings, sql},
     text,
 };
@@ -115,6 +119,12 @@ impl Counters {
         }
     }
 
+    /// A call waits for something that is away.
+    pub fn waits(&self, why: &str) {
+        self.is_failing.store(true, Ordering::Relaxed);
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = text::one_line(why).into_owned();
+    }
+
     /// An event has become a dead letter.
     pub fn gave_up(&self) {
         self.dead.fetch_add(1, Ordering::Relaxed);
@@ -133,15 +143,33 @@ impl All {
     }
 }
 
+/// What is shown of a worker.
+pub struct View {
+    /// The webhooks to be called, by name; empty: all.
+    pub chosen: Vec<String>,
+    /// All webhooks, as they are now.
+    pub all: watch::Receiver<Option<Known>>,
+    /// Their counters.
+    pub counters: Arc<All>,
+    /// Those of the worker.
+    pub counts: Arc<Counts>,
+    /// The NATS configuration and its connection, where there is one.
+    pub nats: Option<(String, Control)>,
+}
+
 /// Shows the worker until its task is ended.
-pub async fn show(worker: Arc<Worker>, shared: Shared) {
+pub async fn show(worker: View, shared: Shared) {
     loop {
         let (webhooks, webhooks_disabled) = webhooks(&worker);
         let dead = worker.counts.dead.load(Ordering::Relaxed);
-        let nats =
-            Nats { config: worker.nats_config.clone(), connected: worker.control.is_connected(), ..Nats::default() };
+        let nats = worker.nats.iter().map(|(config, control)| Nats {
+            config: config.clone(),
+            connected: control.is_connected(),
+            ..Nats::default()
+        });
+        let nats = nats.collect();
         shared.update(|snapshot| {
-            snapshot.nats = vec![nats];
+            snapshot.nats = nats;
             snapshot.dead_letters_total = vec![("undelivered", dead)];
             snapshot.deliver = Some(Deliver { webhooks_disabled, webhooks });
         });
@@ -150,10 +178,10 @@ pub async fn show(worker: Arc<Worker>, shared: Shared) {
 }
 
 /// Each webhook, and how many are not called.
-fn webhooks(worker: &Worker) -> (Vec<Webhook>, u64) {
+fn webhooks(worker: &View) -> (Vec<Webhook>, u64) {
     let all = worker.all.borrow().clone().unwrap_or_default();
     let counters = worker.counters.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let chosen = |name: &String| worker.settings.webhooks.is_empty() || worker.settings.webhooks.contains(name);
+    let chosen = |name: &String| worker.chosen.is_empty() || worker.chosen.contains(name);
     let mut disabled = 0;
     let mut webhooks = Vec::new();
     for (id, known) in &all.webhooks {

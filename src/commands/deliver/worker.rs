@@ -14,12 +14,13 @@ use tokio::{
 };
 
 use super::{
-    call::Caller,
     call_log::CallLog,
     configuration::{All, Known},
     consumer,
     event::Counts,
     lane,
+    limits::Limits,
+    receivers::Receivers,
     settings::Settings,
     shown,
 };
@@ -52,7 +53,9 @@ pub struct Worker {
     /// For messages.
     pub client: async_nats::Client,
     /// For webhooks.
-    pub caller: Caller,
+    pub receivers: Receivers,
+    /// What webhooks allow over all workers.
+    pub limits: Limits,
     /// For records; without a database there are none.
     pub call_log: Option<CallLog>,
     /// How many more calls may run.
@@ -64,11 +67,11 @@ pub struct Worker {
     /// When the worker began.
     pub began: Instant,
     /// What has happened.
-    pub counts: Counts,
+    pub counts: Arc<Counts>,
     /// How often the log tells what was done; zero: never.
     pub log_summary: Duration,
     /// What has happened to each webhook.
-    pub counters: shown::All,
+    pub counters: Arc<shown::All>,
     /// The NATS configuration, by its name.
     pub nats_config: String,
     /// The service manager.
@@ -128,6 +131,7 @@ pub async fn run(worker: Arc<Worker>, mut all: watch::Receiver<Option<All>>, mut
     drop(in_loop);
     worker.notify.stopping("stopping: waits for the calls in flight");
     while tasks.join_next().await.is_some() {}
+    worker.limits.release().await;
     drop(lanes);
     logged.counts(&worker);
     // What was said last has to leave before the process does.
@@ -187,8 +191,8 @@ async fn follow(
             continue;
         }
         if webhook.needs_database() && !worker.settings.has_database {
-            let why = if webhook.signed { "it is signed" } else { "it has credentials in its headers or its url" };
-            logged.once(&webhook.name, &format!("{why}, so it is left to workers with a database"));
+            logged
+                .once(&webhook.name, &format!("{}, so it is left to workers with a database", webhook.why_database()));
             continue;
         }
         let mut streams = match consumer::streams(&worker.control, &webhook.subjects).await {
@@ -276,7 +280,7 @@ impl Minutes {
         if self.every.is_zero() || self.last.elapsed() < self.every {
             return;
         }
-        let Counts { delivered, failed, dead, bytes, lag_ms, .. } = &worker.counts;
+        let Counts { delivered, failed, dead, bytes, lag_ms, .. } = &*worker.counts;
         let now = [delivered, failed, dead, bytes].map(|counter| counter.load(Ordering::Relaxed));
         let since = std::mem::replace(&mut self.counts, now);
         let [delivered, failed, dead, bytes] = [0, 1, 2, 3].map(|at: usize| now[at] - since[at]);
@@ -310,7 +314,7 @@ impl LoggedSoFar {
     }
 
     fn counts(&mut self, worker: &Worker) {
-        let Counts { delivered, failed, dead, unrecorded, .. } = &worker.counts;
+        let Counts { delivered, failed, dead, unrecorded, .. } = &*worker.counts;
         let now = [delivered, failed, dead, unrecorded].map(|counter| counter.load(Ordering::Relaxed));
         if now != self.counts {
             let [delivered, failed_attempts, dead_letters, unrecorded] = now;
