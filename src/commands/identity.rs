@@ -330,6 +330,35 @@ pub async fn hold(client: &Client, source: &str, epoch: u64) -> Result<()> {
     Ok(())
 }
 
+/// Ends other connections that have the advisory lock of this key, and waits for their end.
+fn end_holders(key: &str) -> String {
+    format!(
+        "SELECT l.pid, pg_catalog.pg_terminate_backend(l.pid, 5000) FROM pg_catalog.pg_locks l, (SELECT {key} AS key) k \
+         WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.pid <> pg_catalog.pg_backend_pid() \
+           AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
+           AND l.classid::bigint = (k.key >> 32) & 4294967295 AND l.objid::bigint = k.key & 4294967295"
+    )
+}
+
+/// The key of the lock of the connection that writes the history of a source.
+const HISTORY_LOCK: &str = "pg_catalog.hashtextextended('walhook: history ' || $1, 0)";
+
+/// Makes this the one connection that writes the history of the source. One that was given up before it had answered may still commit: it
+/// is ended first, so that what it has written shows. To be called once [`hold`] has succeeded.
+///
+/// # Errors
+/// PostgreSQL cannot be asked.
+pub async fn hold_history(client: &Client, source: &str) -> Result<()> {
+    let failed = |error| sql::error("become the one connection that writes the history", error);
+    match client.query(&end_holders(HISTORY_LOCK), &[&source]).await.map_err(failed) {
+        // Of another role: then it is waited for.
+        Err(error) if postgres::sqlstate(&error) != Some("42501") => return Err(error),
+        _ => {}
+    }
+    client.execute(&format!("SELECT pg_catalog.pg_advisory_lock({HISTORY_LOCK})"), &[&source]).await.map_err(failed)?;
+    Ok(())
+}
+
 /// Ends the connections of earlier runs, one of which may be frozen in the midst of a statement. To be called once the epoch is
 /// raised.
 ///
@@ -337,12 +366,7 @@ pub async fn hold(client: &Client, source: &str, epoch: u64) -> Result<()> {
 /// One of them cannot be ended.
 pub async fn take_over(client: &Client, source: &str) -> Result<()> {
     let attempted = "end the connections of the run before";
-    let statement = format!(
-        "SELECT l.pid, pg_catalog.pg_terminate_backend(l.pid, 5000) FROM pg_catalog.pg_locks l, (SELECT {LOCK} AS key) k \
-         WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.pid <> pg_catalog.pg_backend_pid() \
-           AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) \
-           AND l.classid::bigint = (k.key >> 32) & 4294967295 AND l.objid::bigint = k.key & 4294967295"
-    );
+    let statement = end_holders(LOCK);
     let rows = client.query(&statement, &[&source]).await.map_err(|error| {
         let error = sql::error(attempted, error);
         match postgres::sqlstate(&error) {

@@ -30,6 +30,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("015_server_aliases.sql", include_str!("../../sql/015_server_aliases.sql")),
     ("016_row_checks.sql", include_str!("../../sql/016_row_checks.sql")),
     ("017_jetstream.sql", include_str!("../../sql/017_jetstream.sql")),
+    ("018_history.sql", include_str!("../../sql/018_history.sql")),
 ];
 
 /// Waiting for another setup may take any time; for what we resolve names by see sql/004_preconditions.sql.

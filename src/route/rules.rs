@@ -88,6 +88,8 @@ pub enum Keep {
 /// How the history keeps a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeepPayload {
+    /// As it is, where the event is in no stream.
+    Reference,
     /// As it is.
     Full,
     /// Its SHA-256 and length.
@@ -365,6 +367,7 @@ fn compile_webhook(
 /// What a configuration keeps in the history. A word that is unknown, which the table's check lets nobody write, keeps all.
 fn keep(config: Option<&ConfigRow>) -> Keep {
     let payload = match config.and_then(|config| config.history_payload.as_deref()) {
+        Some("reference") => KeepPayload::Reference,
         Some("hash") => KeepPayload::Hash,
         Some("none") => KeepPayload::None,
         _ => KeepPayload::Full,
