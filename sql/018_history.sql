@@ -84,7 +84,7 @@ BEGIN
     LOOP
         EXECUTE format('REVOKE ALL ON %s FROM %s', v_table, v_grantee.name);
     END LOOP;
-    -- Rows are copied into it directly, by whoever may write them into its parent.
+    -- Rows are copied into it directly, by the roles that may write them into its parent.
     FOR v_grantee IN
         SELECT DISTINCT quote_ident(pg_get_userbyid(a.grantee)) AS name
         FROM pg_class c, aclexplode(c.relacl) a
@@ -195,7 +195,7 @@ CREATE OR REPLACE FUNCTION public.rule_nats_history_open()
 RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     -- As the history has them, but that jsonb comes as its binary form, the version 1 and then the text: so what cannot be a jsonb
-    -- can be told apart from what can.
+    -- can be distinguished from what can.
     CREATE TEMPORARY TABLE IF NOT EXISTS walhook_history (
         published_at TIMESTAMPTZ NOT NULL, -- 2000-01-01 where the ack was not seen
         sequence_number BIGINT,            -- looked up after a restart: -1: removed from the stream since; 0: not found

@@ -9,7 +9,7 @@ use crate::support;
 use futures_util::StreamExt;
 use support::{Nats, Postgres, Walhook, eventually, feed::Feed};
 
-/// A linked table `items` and its webhook 1; the history keeps payloads, by which rows are told apart here.
+/// A linked table `items` and its webhook 1; the history keeps payloads, which distinguish rows here.
 async fn linked() -> Feed {
     linked_on(Postgres::start().await).await
 }

@@ -60,7 +60,7 @@ SELECT is((SELECT r.partition FROM rule_nats_history_retire('2026-03-22 00:00:00
 
 -- A table of somebody else with that name is left alone
 CREATE TABLE rule_nats_publish_history_20260401 (mine int);
-SELECT ok((SELECT m.made IS NULL AND m.problem LIKE 'cannot make the partition rule_nats_publish_history_20260401: %already exists' FROM rule_nats_history_make('2026-04-01 00:00:00+00') m), 'told');
+SELECT ok((SELECT m.made IS NULL AND m.problem LIKE 'cannot make the partition rule_nats_publish_history_20260401: %already exists' FROM rule_nats_history_make('2026-04-01 00:00:00+00') m), 'the name is taken');
 SELECT is(rule_nats_history_target('2026-04-01 00:00:00+00')::text, 'rule_nats_publish_history');
 SELECT is((SELECT count(*) FROM rule_nats_history_retire('2026-05-01 00:00:00+00')), '0');
 

@@ -1,7 +1,7 @@
 //! The publish history's way into the database: rows in batches by COPY, off the delivery path.
 //!
 //! In: batches of rows as [`crate::flow::history`] made them. Out: rows in `rule_nats_publish_history`, each event once however
-//! often it is written. What the table refuses is told and counted, and holds up nothing.
+//! often it is written. What the table refuses is logged and counted, and holds up nothing.
 //!
 //! Rows of which all is known are copied straight into the partition of the day, which has no unique index: an event can have a row
 //! already only if it was committed before this connection began to write, and up to which commit that is so the database says
