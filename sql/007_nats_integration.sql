@@ -1052,19 +1052,6 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION public.rule_nats_webhooks_list IS 'walhook: webhooks that publish to NATS, with their history counted';
 
-CREATE OR REPLACE FUNCTION public.rule_nats_cleanup_expired()
-RETURNS BIGINT LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    v_deleted BIGINT;
-BEGIN
-    DELETE FROM public.rule_nats_publish_history WHERE expires_at < now();
-    GET DIAGNOSTICS v_deleted = ROW_COUNT;
-    RETURN v_deleted;
-END
-$$;
-COMMENT ON FUNCTION public.rule_nats_cleanup_expired IS
-    'walhook: deletes history that has expired and returns how many rows; the streamer does so by itself, in small batches';
-
 CREATE OR REPLACE FUNCTION public.rule_nats_cleanup_old_history(
     p_older_than INTERVAL DEFAULT '30 days',
     p_keep_failed BOOLEAN DEFAULT true

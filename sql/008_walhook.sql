@@ -58,12 +58,12 @@ COMMENT ON COLUMN public.rule_nats_streams.durability IS
 
 ALTER TABLE public.rule_nats_config
     ADD COLUMN IF NOT EXISTS history TEXT NOT NULL DEFAULT 'full',
-    ADD COLUMN IF NOT EXISTS history_payload TEXT NOT NULL DEFAULT 'full',
+    ADD COLUMN IF NOT EXISTS history_payload TEXT NOT NULL DEFAULT 'reference',
     ADD COLUMN IF NOT EXISTS object_bucket TEXT NOT NULL DEFAULT 'walhook_objects';
 COMMENT ON COLUMN public.rule_nats_config.history IS
     'Which events walhook writes into rule_nats_publish_history: full, failures or off. With full and failures it confirms '
     'a commit only after it has written its rows';
-COMMENT ON COLUMN public.rule_nats_config.history_payload IS 'What the history keeps of payloads: full, hash or none';
+COMMENT ON COLUMN public.rule_nats_config.history_payload IS 'What the history keeps of payloads';
 COMMENT ON COLUMN public.rule_nats_config.object_bucket IS
     'The object store for payloads that are too large for a message, of webhooks with on_error = ''object_store''. walhook '
     'creates it if it is missing';
@@ -79,7 +79,7 @@ BEGIN
                ('rule_nats_streams', 'valid_transactions', 'transactions', '{streamed,atomic}'),
                ('rule_nats_streams', 'valid_durability', 'durability', '{default,fsync}'),
                ('rule_nats_config', 'valid_history', 'history', '{full,failures,off}'),
-               ('rule_nats_config', 'valid_history_payload', 'history_payload', '{full,hash,none}')
+               ('rule_nats_config', 'valid_history_payload', 'history_payload', '{reference,full,hash,none}')
     LOOP
         -- One of an earlier version, which knows fewer words, gives way.
         IF EXISTS (SELECT FROM pg_constraint
@@ -1862,7 +1862,14 @@ BEGIN
             USING ERRCODE = 'active_sql_transaction', HINT = 'COMMIT, then CALL rule_nats_wait.';
     END IF;
     LOOP
-        result := public.rule_nats_event_status(p_event_id);
+        -- In a subtransaction that ends without its locks: a partition of the history that is made meanwhile is seen, and none is
+        -- kept from being dropped.
+        BEGIN
+            result := public.rule_nats_event_status(p_event_id);
+            RAISE EXCEPTION 'asked' USING ERRCODE = 'WH001';
+        EXCEPTION WHEN SQLSTATE 'WH001' THEN
+            NULL;
+        END;
         EXIT WHEN result ->> 'status' <> 'enqueued';
         IF clock_timestamp() >= v_deadline THEN
             result := result || '{"timed_out": true}';
@@ -1877,122 +1884,7 @@ COMMENT ON PROCEDURE public.rule_nats_wait IS
     'walhook: waits until the event of a committed transaction is published or has failed, and returns what '
     'rule_nats_event_status returns; after the timeout also "timed_out": true';
 
--- -------------------------------------------------------------------------------------- the publish history, by the streamer
-
-CREATE OR REPLACE FUNCTION public.rule_nats_history_open()
-RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    -- As the history has them, but that jsonb comes as its binary form, the version 1 and then the text: so what cannot be a jsonb
-    -- can be told apart from what can.
-    CREATE TEMPORARY TABLE IF NOT EXISTS walhook_history (
-        published_at TIMESTAMPTZ NOT NULL, -- 2000-01-01 where the ack was not seen
-        sequence_number BIGINT,            -- looked up after a restart: -1: removed from the stream since; 0: not found
-        latency_ms NUMERIC(10, 2),
-        success BOOLEAN NOT NULL,
-        webhook_id INTEGER NOT NULL,
-        event_id TEXT NOT NULL,
-        subject TEXT NOT NULL,
-        headers TEXT NOT NULL,
-        message_id TEXT NOT NULL,
-        triggered_by TEXT,
-        rule_execution_id BIGINT,
-        webhook_event_id BIGINT,
-        stream_name TEXT,
-        payload TEXT NOT NULL,
-        error_message TEXT
-    ) ON COMMIT DELETE ROWS;
-END
-$$;
-COMMENT ON FUNCTION public.rule_nats_history_open IS
-    'walhook: for walhook run: creates the session''s temporary table, into which walhook copies rows of the history';
-
-CREATE OR REPLACE FUNCTION public.rule_nats_history_json(p_text TEXT)
-RETURNS JSONB LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    RETURN p_text::jsonb;
-EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
-    -- JSON that jsonb cannot hold, such as a text with \u0000.
-    RETURN jsonb_build_object('unstorable', SQLERRM);
-END
-$$;
-COMMENT ON FUNCTION public.rule_nats_history_json IS
-    'walhook: for walhook run: a payload as jsonb, or {"unstorable": why} if jsonb cannot represent it';
-
-CREATE OR REPLACE FUNCTION public.rule_nats_history_insert(p_first TID, p_last TID, p_careful BOOLEAN)
-RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    INSERT INTO public.rule_nats_publish_history AS h
-        (webhook_id, subject, payload, headers, published_at, message_id, sequence_number, success, error_message,
-         latency_ms, triggered_by, rule_execution_id, event_id, webhook_event_id, stream_name)
-    SELECT n.webhook_id, n.subject,
-           CASE WHEN p_careful THEN public.rule_nats_history_json(substr(n.payload, 2)) ELSE substr(n.payload, 2)::jsonb END,
-           CASE WHEN p_careful THEN public.rule_nats_history_json(substr(n.headers, 2)) ELSE substr(n.headers, 2)::jsonb END,
-           CASE WHEN n.published_at = '2000-01-01 00:00:00+00' THEN now() ELSE n.published_at END,
-           n.message_id, CASE WHEN n.sequence_number > 0 THEN n.sequence_number END,
-           n.success AND d.event_id IS NULL AND CASE WHEN n.sequence_number = 0 THEN
-               -- Not stored, because the stream has an event with the same message_id of the caller's: as for one that was acknowledged.
-               n.message_id <> n.event_id AND (
-                   EXISTS (SELECT FROM public.rule_nats_publish_history o
-                           WHERE o.message_id = n.message_id AND o.webhook_id = n.webhook_id AND o.stream_name = n.stream_name
-                             AND o.success AND o.event_id <> n.event_id)
-                   OR EXISTS (SELECT FROM pg_temp.walhook_history o
-                              WHERE o.message_id = n.message_id AND o.webhook_id = n.webhook_id
-                                AND o.stream_name = n.stream_name AND o.success AND o.sequence_number <> 0))
-               ELSE true END,
-           coalesce(n.error_message, d.reason),
-           n.latency_ms, n.triggered_by, n.rule_execution_id, n.event_id, n.webhook_event_id, n.stream_name
-    FROM pg_temp.walhook_history n
-    -- What comes again after a restart and is not in its stream, although the stream has what came after it: it was a dead letter,
-    -- it has been removed there (expired, purged, acknowledged away), or nobody knows.
-    LEFT JOIN public.rule_nats_dead_letters d ON n.success AND n.sequence_number <= 0 AND d.event_id = n.event_id
-    WHERE n.ctid >= p_first AND n.ctid <= p_last
-      AND EXISTS (SELECT FROM public.rule_webhooks w WHERE w.webhook_id = n.webhook_id)
-    -- One that failed can succeed later, when the streamer was killed in between and the cause was removed; what was not known can
-    -- become known.
-    ON CONFLICT (event_id) WHERE event_id IS NOT NULL DO UPDATE SET
-        success = excluded.success, error_message = excluded.error_message, sequence_number = excluded.sequence_number,
-        latency_ms = excluded.latency_ms, published_at = excluded.published_at, stream_name = excluded.stream_name
-    WHERE NOT h.success AND (excluded.success AND excluded.sequence_number IS NOT NULL
-                             OR h.error_message IS NULL AND (excluded.success OR excluded.error_message IS NOT NULL));
-END
-$$;
-COMMENT ON FUNCTION public.rule_nats_history_insert IS
-    'walhook: for walhook run: moves rows from its temporary table into the history; carefully: also rows whose payload '
-    'jsonb cannot represent';
-
-CREATE OR REPLACE FUNCTION public.rule_nats_history_write(OUT lost BIGINT, OUT problem TEXT)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    v_row RECORD;
-BEGIN
-    SELECT count(*), format('webhook %s does not exist any more', min(n.webhook_id)) INTO lost, problem
-    FROM pg_temp.walhook_history n
-    WHERE NOT EXISTS (SELECT FROM public.rule_webhooks w WHERE w.webhook_id = n.webhook_id);
-    BEGIN
-        PERFORM public.rule_nats_history_insert('(0,0)', '(4294967295,65535)', false);
-    EXCEPTION WHEN OTHERS THEN
-        -- The table itself, the server or the moment: no row fares better than another.
-        IF SQLSTATE ~ '^(08|25|40|42|53|55|57|58|XX)' THEN
-            RAISE;
-        END IF;
-        FOR v_row IN SELECT n.ctid AS at FROM pg_temp.walhook_history n LOOP
-            BEGIN
-                PERFORM public.rule_nats_history_insert(v_row.at, v_row.at, true);
-            EXCEPTION WHEN OTHERS THEN
-                IF SQLSTATE ~ '^(08|25|40|42|53|55|57|58|XX)' THEN
-                    RAISE;
-                END IF;
-                problem := CASE WHEN lost = 0 THEN SQLERRM ELSE problem END;
-                lost := lost + 1;
-            END;
-        END LOOP;
-    END;
-    problem := CASE WHEN lost > 0 THEN problem END;
-END
-$$;
-COMMENT ON FUNCTION public.rule_nats_history_write IS
-    'walhook: for walhook run: moves its temporary table into the history. It leaves out rows that the history refuses '
-    '(their webhook was deleted, or a constraint of yours), and returns how many these are and why the first was refused';
+-- ------------------------------------------------------------------------------------------------------------ trimming
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_events_cleanup(
     p_older_than INTERVAL DEFAULT '24 hours',

@@ -141,13 +141,12 @@ BEGIN
                   'rule_nats_event_status', 'rule_nats_wait', 'rule_nats_subject_check')
               WHEN 'walhook_streamer' THEN p.proname IN (
                   'rule_cdc_slot_create', 'rule_cdc_publication_problem', 'rule_webhook_events_cleanup',
-                  'rule_nats_cleanup_expired', 'rule_webhook_links_check', 'rule_cdc_link_problems',
+                  'rule_webhook_links_check', 'rule_cdc_link_problems',
                   'rule_cdc_message_problems', 'rule_cdc_message_shape',
                   'rule_cdc_link_subjects', 'rule_cdc_table_problem', 'rule_cdc_replica_identity', 'rule_nats_stream_for',
                   'rule_nats_streams_of', 'rule_nats_subject_covers',
                   'rule_nats_subject_check', 'rule_nats_subject_token', 'rule_nats_subjects_overlap',
-                  'rule_nats_headers_problem', 'rule_nats_report', 'rule_nats_health_check', 'rule_nats_history_open',
-                  'rule_nats_history_json', 'rule_nats_history_insert', 'rule_nats_history_write',
+                  'rule_nats_headers_problem', 'rule_nats_report', 'rule_nats_health_check',
                   'rule_nats_dead_letter_retry', 'rule_nats_dead_letter_drop')
               WHEN 'walhook_operator' THEN p.proname NOT IN (
                   'rule_webhook_secret_get', 'rule_webhook_secret_changed', 'rule_cdc_functions_open',

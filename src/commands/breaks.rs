@@ -21,7 +21,10 @@ pub const SHOWS_WITHIN: Duration = Duration::from_secs(15);
 /// Who holds a lock on the history that keeps rows out, where somebody waits for it.
 const BLOCKED: &str = "SELECT pg_catalog.min(held.pid), pg_catalog.string_agg(DISTINCT held.mode, ', ') \
     FROM pg_catalog.pg_locks held \
-    WHERE held.granted AND held.relation = pg_catalog.to_regclass('public.rule_nats_publish_history') \
+    WHERE held.granted \
+      AND (held.relation = pg_catalog.to_regclass('public.rule_nats_publish_history') \
+           OR held.relation IN (SELECT i.inhrelid FROM pg_catalog.pg_inherits i \
+                                WHERE i.inhparent = pg_catalog.to_regclass('public.rule_nats_publish_history'))) \
       AND held.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) \
       AND held.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock') \
       AND EXISTS (SELECT FROM pg_catalog.pg_locks waits WHERE NOT waits.granted AND waits.relation = held.relation \

@@ -348,6 +348,16 @@ pub async fn hold(client: &Client, source: &str, epoch: u64) -> Result<()> {
     Ok(())
 }
 
+/// Makes this the one connection that writes the history of the source. One that was given up before it had answered may still commit: it
+/// is ended first, so that what it has written shows. To be called once [`hold`] has succeeded.
+///
+/// # Errors
+/// It cannot be ended, or PostgreSQL cannot be asked.
+pub async fn hold_history(client: &Client, source: &str) -> Result<()> {
+    marks::set(client, marks::Mark::History(source)).await?;
+    end_others(client, marks::Mark::History(source), "end the connection that wrote the history before").await
+}
+
 /// Ends the connections of earlier runs, one of which may be frozen in the midst of a statement. To be called once the epoch is
 /// raised.
 ///
@@ -355,7 +365,13 @@ pub async fn hold(client: &Client, source: &str, epoch: u64) -> Result<()> {
 /// One of them cannot be ended.
 pub async fn take_over(client: &Client, source: &str) -> Result<()> {
     let attempted = "end the connections of the run before";
-    for session in marks::others(client, marks::Mark::Run(source)).await? {
+    // A connection that writes the history is marked as the run's first.
+    end_others(client, marks::Mark::Run(source), attempted).await?;
+    end_others(client, marks::Mark::History(source), attempted).await
+}
+
+async fn end_others(client: &Client, mark: marks::Mark<'_>, attempted: &str) -> Result<()> {
+    for session in marks::others(client, mark).await? {
         let process = session.process;
         match marks::end(client, &session).await {
             Ok(true) => {}

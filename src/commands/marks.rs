@@ -26,6 +26,8 @@ const MARK: &str = "CASE WHEN pg_catalog.length($1::pg_catalog.text) <= 63 THEN 
 pub enum Mark<'s> {
     /// It writes for the run of a source.
     Run(&'s str),
+    /// It writes the history of a source, for its run.
+    History(&'s str),
     /// It replays the events of a source.
     Replay(&'s str),
     /// It sets the database up.
@@ -38,6 +40,7 @@ impl Mark<'_> {
     fn text(self) -> String {
         match self {
             Mark::Run(source) => format!("walhook run of {source}"),
+            Mark::History(source) => format!("walhook history of {source}"),
             Mark::Replay(source) => format!("walhook replay of {source}"),
             Mark::Setup => "walhook setup".to_owned(),
             Mark::SetupWaits => "walhook setup (waiting)".to_owned(),
@@ -46,7 +49,7 @@ impl Mark<'_> {
 
     fn privilege(self) -> &'static str {
         match self {
-            Mark::Run(_) | Mark::Replay(_) => MAY_WRITE,
+            Mark::Run(_) | Mark::History(_) | Mark::Replay(_) => MAY_WRITE,
             Mark::Setup | Mark::SetupWaits => MAY_SET_UP,
         }
     }

@@ -38,6 +38,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("017_jetstream.sql", include_str!("../../sql/017_jetstream.sql")),
     ("018_outbox.sql", include_str!("../../sql/018_outbox.sql")),
     ("019_last_mile.sql", include_str!("../../sql/019_last_mile.sql")),
+    ("020_history.sql", include_str!("../../sql/020_history.sql")),
 ];
 
 /// What we resolve names by: see sql/004_preconditions.sql.

@@ -13,7 +13,7 @@ use crate::{
         rules::{KeepPayload, Webhook},
         value::write_as_json,
     },
-    wal::pgoutput::Column,
+    wal::{lsn::Lsn, pgoutput::Column},
 };
 
 /// Bytes that an empty batch keeps for the next rows.
@@ -180,6 +180,10 @@ pub struct Batch {
     unusual: usize,
     /// The oldest event of them.
     oldest: Option<u64>,
+    /// Of their events the first commit.
+    first_commit: Option<Lsn>,
+    /// Whose events they are, each once.
+    webhooks: Vec<i32>,
     /// Rows whose sequence has to be looked up, by where they begin in `bytes`; from [`History::take`] on in the order
     /// of their positions.
     unlocated: Vec<(usize, EventPosition)>,
@@ -205,6 +209,16 @@ impl Batch {
     /// stands as 0: what failed, or was stored before a restart.
     pub fn is_plain(&self) -> bool {
         self.unusual == 0
+    }
+
+    /// The first commit of their events.
+    pub fn first_commit(&self) -> Option<Lsn> {
+        self.first_commit
+    }
+
+    /// The webhooks of their events, each once.
+    pub fn webhooks(&self) -> &[i32] {
+        &self.webhooks
     }
 
     /// The events that are stored at a sequence not known yet with the subject of each, in the order of their positions.
@@ -234,7 +248,15 @@ impl Batch {
         }
     }
 
-    fn push(&mut self, number: u64, note: &[u8], payload: &[u8], kept: KeepPayload, outcome: Outcome<'_>) {
+    fn push(
+        &mut self,
+        number: u64,
+        position: &EventPosition,
+        note: &[u8],
+        payload: &[u8],
+        kept: KeepPayload,
+        outcome: Outcome<'_>,
+    ) {
         let out = &mut self.bytes;
         let (time, sequence, latency, reason) = match outcome {
             Outcome::Stored { at, sequence, latency } => (at, sequence, latency, None),
@@ -250,21 +272,28 @@ impl Batch {
         field(latency.map(milliseconds).as_ref().map(|bytes| &bytes[..]), out);
         field(Some(&[u8::from(reason.is_none())]), out);
         out.extend_from_slice(note);
-        match kept {
-            KeepPayload::Full => jsonb(payload, out),
-            KeepPayload::AnyBytes => {
+        match (kept, sequence) {
+            // The stream has it, at this sequence.
+            (KeepPayload::Reference, Some(1..)) | (KeepPayload::None, _) => jsonb(b"null", out),
+            (KeepPayload::Full, _) => jsonb(payload, out),
+            (KeepPayload::Reference | KeepPayload::AnyBytes, _) => {
                 let start = out.len();
                 jsonb(&[], out);
                 write_as_json(payload, out);
                 let length = i32::try_from(out.len() - start - 4).expect("an event's parts are small");
                 out[start..start + 4].copy_from_slice(&length.to_be_bytes());
             }
-            KeepPayload::Hash => jsonb(digest(payload).as_bytes(), out),
-            KeepPayload::None => jsonb(b"null", out),
+            (KeepPayload::Hash, _) => jsonb(digest(payload).as_bytes(), out),
         }
         field(reason.map(str::as_bytes), out);
         self.rows += 1;
         self.oldest = Some(self.oldest.map_or(number, |oldest| oldest.min(number)));
+        let commit = position.commit_lsn;
+        self.first_commit = Some(self.first_commit.map_or(commit, |first| first.min(commit)));
+        // Rows of one webhook mostly follow each other.
+        if self.webhooks.last() != Some(&position.webhook_id) && !self.webhooks.contains(&position.webhook_id) {
+            self.webhooks.push(position.webhook_id);
+        }
     }
 
     /// Empty again, with its memory kept unless a burst has blown it up.
@@ -273,6 +302,8 @@ impl Batch {
         self.rows = 0;
         self.unusual = 0;
         self.oldest = None;
+        self.first_commit = None;
+        self.webhooks.clear();
         self.unlocated.clear();
         if self.bytes.capacity() > SPARE_BYTES_MAX {
             self.bytes.shrink_to(SPARE_BYTES_MAX);
@@ -376,7 +407,7 @@ impl History {
         if matches!(outcome, Outcome::Stored { sequence: None, .. }) {
             self.waiting.unlocated.push((self.waiting.bytes.len(), *position));
         }
-        self.waiting.push(number, note, payload, kept, outcome);
+        self.waiting.push(number, position, note, payload, kept, outcome);
     }
 
     /// The row of event `number` is not kept: the slot has to be read again from before it.
@@ -442,7 +473,6 @@ impl History {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::wal::lsn::Lsn;
 
     const ROOM: usize = 1000;
     const STORED: Outcome<'_> = Outcome::Stored { at: Some(7), sequence: Some(9), latency: Some(1500) };
@@ -524,6 +554,34 @@ mod tests {
             rows(&batch).iter().map(|row| String::from_utf8(row[13].clone().unwrap()).unwrap()).collect();
         let expected = [" {\"a\": 1}", "\"no json \\\"\"", "{\"$base64\":\"/wA=\"}", "\"\""];
         assert_eq!(kept, expected.map(|json| format!("\u{1}{json}")));
+    }
+
+    #[test]
+    fn by_reference_only_what_is_in_no_stream_has_its_payload() {
+        let mut history = History::new(ROOM);
+        let core = Outcome::Stored { at: Some(7), sequence: Some(0), latency: None };
+        let unknown = Outcome::Stored { at: None, sequence: None, latency: None };
+        for (number, outcome) in (1..).zip([STORED, core, unknown, Outcome::Failed { reason: "too large" }]) {
+            history.push(number, &position(0), &note(), b"[1]", KeepPayload::Reference, outcome);
+        }
+        let kept: Vec<_> = rows(&history.take().unwrap()).iter().map(|row| row[13].clone().unwrap()).collect();
+        assert_eq!(kept, [&b"\x01null"[..], b"\x01[1]", b"\x01[1]", b"\x01[1]"]);
+    }
+
+    #[test]
+    fn a_batch_knows_its_webhooks_and_its_first_commit() {
+        let mut history = History::new(ROOM);
+        for (lsn, webhook_id) in [(7, 1), (5, 2), (9, 1)] {
+            let position = EventPosition { commit_lsn: Lsn(lsn), commit_time: 6, ordinal: 0, webhook_id };
+            history.push(1, &position, &note(), b"1", KeepPayload::Full, STORED);
+        }
+        let batch = history.take().unwrap();
+        assert_eq!((batch.first_commit(), batch.webhooks()), (Some(Lsn(5)), &[1, 2][..]));
+        history.recorded(batch);
+        history.push(2, &position(0), &note(), b"1", KeepPayload::Full, STORED);
+        history.take().unwrap();
+        history.push(2, &position(0), &note(), b"1", KeepPayload::Full, STORED);
+        assert_eq!(history.waiting.webhooks(), [1]);
     }
 
     #[test]

@@ -100,6 +100,8 @@ impl Keep {
 /// How the history keeps a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeepPayload {
+    /// As it is, where the event is in no stream.
+    Reference,
     /// As it is: it is JSON.
     Full,
     /// As it is where it is JSON, as a string otherwise.
@@ -379,6 +381,7 @@ fn compile_webhook(
 /// What a configuration keeps in the history. A word that is unknown, which the table's check lets nobody write, keeps all.
 fn keep(config: Option<&ConfigRow>) -> Keep {
     let payload = match config.and_then(|config| config.history_payload.as_deref()) {
+        Some("reference") => KeepPayload::Reference,
         Some("hash") => KeepPayload::Hash,
         Some("none") => KeepPayload::None,
         _ => KeepPayload::Full,

@@ -65,6 +65,7 @@ async fn count(feed: &Feed, bucket: &str) -> (u64, usize) {
 #[tokio::test]
 async fn an_oversize_event_is_a_claim_check_in_its_place_and_fetched_back_as_it_would_have_been() {
     let feed = linked("").await;
+    feed.pg.psql("UPDATE rule_nats_config SET history_payload = 'full'");
     let mut walhook = feed.run();
     insert(&feed, 1, 10);
     insert(&feed, 2, 300_000);

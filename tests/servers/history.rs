@@ -7,11 +7,17 @@ use std::collections::BTreeSet;
 use crate::support;
 
 use futures_util::StreamExt;
-use support::{Walhook, eventually, feed::Feed};
+use support::{Nats, Postgres, Walhook, eventually, feed::Feed};
 
-/// A linked table `items` and its webhook 1.
+/// A linked table `items` and its webhook 1; the history keeps payloads, which distinguish rows here.
 async fn linked() -> Feed {
-    let feed = Feed::start().await;
+    linked_on(Postgres::start().await).await
+}
+
+async fn linked_on(pg: Postgres) -> Feed {
+    let feed = Feed::on(pg, Nats::start().await);
+    feed.pg.psql(&format!("SELECT rule_nats_configure('default', '{}')", feed.nats.url()));
+    feed.pg.psql("UPDATE rule_nats_config SET history_payload = 'full'");
     feed.pg.psql(
         "SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>']);
          CREATE TABLE items (id bigint PRIMARY KEY, note text)",
@@ -125,19 +131,22 @@ async fn a_configuration_says_how_much_is_kept_and_may_change_it_while_rows_flow
     insert(&feed, 1, 2);
     keep("full", "none");
     insert(&feed, 2, 3);
-    keep("failures", "hash");
+    keep("full", "reference");
     insert(&feed, 3, 4);
-    fail();
-    keep("off", "full");
+    keep("failures", "hash");
     insert(&feed, 4, 5);
     fail();
-    feed.stored(5).await;
+    keep("off", "full");
+    insert(&feed, 5, 6);
+    fail();
+    feed.stored(6).await;
     feed.confirmed().await;
     let rows =
         feed.pg.psql("SELECT success, left(payload::text, 60) FROM rule_nats_publish_history ORDER BY publish_id");
     let lines: Vec<_> = rows.lines().collect();
-    assert_eq!((lines.len(), lines[0], lines[2]), (4, r#"t|{"id": 0, "note": "note 0"}"#, "t|null"), "{rows}");
-    assert!(lines[3].starts_with(r#"f|{"bytes": 2000002, "sha256": "#), "{rows}");
+    assert_eq!((lines.len(), lines[0]), (5, r#"t|{"id": 0, "note": "note 0"}"#), "{rows}");
+    assert_eq!((lines[2], lines[3]), ("t|null", "t|null"), "{rows}");
+    assert!(lines[4].starts_with(r#"f|{"bytes": 2000002, "sha256": "#), "{rows}");
     // The digest is of the data as it was published.
     let digest = feed.pg.psql("SELECT payload FROM rule_nats_publish_history ORDER BY publish_id OFFSET 1 LIMIT 1");
     let expected = feed
@@ -542,5 +551,104 @@ async fn rows_that_have_expired_are_deleted_and_the_others_stay() {
         feed.pg.psql("SELECT count(*) FROM rule_nats_publish_history WHERE expires_at < now() - interval '60 seconds'"),
         "0"
     );
+    ended_well(&mut walhook);
+}
+
+/// The partitions of today and tomorrow cannot be made: their names are taken.
+const TAKEN: &str = "DO $$ BEGIN FOR i IN 0..1 LOOP EXECUTE format('CREATE TABLE rule_nats_publish_history_%s ()',
+    to_char(now() AT TIME ZONE 'UTC' + i * interval '1 day', 'YYYYMMDD')); END LOOP; END $$";
+
+/// What is said of the history by the tables that its rows are in: its own, and a partition.
+const PLACES: &str = "SELECT count(*) FILTER (WHERE tableoid = 'rule_nats_publish_history'::regclass),
+    count(*) FILTER (WHERE tableoid <> 'rule_nats_publish_history'::regclass) FROM rule_nats_publish_history";
+
+#[tokio::test]
+async fn rows_of_the_layout_before_are_read_by_the_same_name_and_no_event_has_a_second_row_in_a_partition() {
+    for version in ["14", "18"] {
+        let feed = linked_on(Postgres::builder().version(version).start().await).await;
+        // As 0.2.0 wrote them: into the table itself.
+        feed.pg.psql(TAKEN);
+        let mut from = 0;
+        for round in 0..6i64 {
+            if round == 3 {
+                feed.pg.psql(&TAKEN.replace("CREATE TABLE", "DROP TABLE").replace("%s ()", "%s"));
+            }
+            let mut walhook = feed.run();
+            if round < 3 {
+                walhook.logged("cannot make the partition").await;
+            }
+            for _ in 0..20 {
+                insert(&feed, from, from + 50);
+                from += 50;
+            }
+            // At another place each time: what is in the history is not confirmed yet.
+            let written = from - 900 + 120 * round;
+            eventually("some rows to be written", async || {
+                let count = feed.pg.psql("SELECT count(*) FROM rule_nats_publish_history");
+                (count.parse::<i64>().unwrap() >= written).then_some(())
+            })
+            .await;
+            walhook.kill9();
+        }
+        let mut walhook = feed.run();
+        all_are_told(&feed, from).await;
+        let places = feed.pg.psql(PLACES);
+        let (own, of_partitions) = places.split_once('|').unwrap();
+        let (own, of_partitions): (i64, i64) = (own.parse().unwrap(), of_partitions.parse().unwrap());
+        assert!(own >= 2000 && of_partitions >= 2000, "PostgreSQL {version}: {places}");
+        // Where there is no row in the table itself any more, what a killed run has written is known by the partitions.
+        ended_well(&mut walhook);
+        feed.pg.psql("DELETE FROM ONLY rule_nats_publish_history");
+        for _ in 0..3 {
+            let mut walhook = feed.run();
+            let before = feed.pg.psql("SELECT count(*) FROM rule_nats_publish_history").parse::<i64>().unwrap();
+            insert(&feed, from, from + 1000);
+            from += 1000;
+            eventually("some rows to be written", async || {
+                let count = feed.pg.psql("SELECT count(*) FROM rule_nats_publish_history");
+                (count.parse::<i64>().unwrap() > before).then_some(())
+            })
+            .await;
+            walhook.kill9();
+        }
+        let mut walhook = feed.run();
+        feed.confirmed().await;
+        let rows =
+            "SELECT count(*), count(DISTINCT event_id), count(DISTINCT sequence_number) FROM rule_nats_publish_history";
+        let expected = from - own;
+        assert_eq!(feed.pg.psql(rows), format!("{expected}|{expected}|{expected}"), "PostgreSQL {version}");
+        ended_well(&mut walhook);
+    }
+}
+
+#[tokio::test]
+async fn a_partition_that_has_expired_is_dropped_and_one_that_somebody_reads_later() {
+    let feed = linked().await;
+    for (days, expires) in [(9, "-1 day"), (10, "-2 days"), (11, "1 day")] {
+        feed.pg.psql(&format!("SELECT rule_nats_history_make(now() - interval '{days} days')"));
+        let name = feed.pg.psql("SELECT partition FROM rule_nats_history_partitions() ORDER BY day LIMIT 1");
+        feed.pg.psql(&format!(
+            "INSERT INTO {name} (webhook_id, subject, payload, success, expires_at) \
+             SELECT 1, 's', '{{}}', true, now() + interval '{expires}' FROM generate_series(1, 1000)"
+        ));
+    }
+    let old = "SELECT string_agg((current_date - to_date(day, 'YYYYMMDD'))::text, ' ' ORDER BY day) FROM rule_nats_history_partitions()
+               WHERE day < to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')";
+    assert_eq!(feed.pg.psql(old), "11 10 9");
+    // A long report reads one of them, and all of them.
+    let reader = feed.pg.client().await;
+    reader.batch_execute("BEGIN; SELECT count(*) FROM rule_nats_publish_history").await.unwrap();
+    let mut walhook = feed.run();
+    walhook.logged("cannot drop the expired partition").await;
+    insert(&feed, 0, 100);
+    // Neither publishing nor the history waits for the reader.
+    feed.confirmed().await;
+    assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_publish_history"), "3100");
+    reader.batch_execute("COMMIT").await.unwrap();
+    ended_well(&mut walhook);
+    let mut walhook = feed.run();
+    eventually("expired partitions to be dropped", async || (feed.pg.psql(old) == "11").then_some(())).await;
+    assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_publish_history"), "1100");
+    assert!(walhook.log().contains("dropped a partition"), "{}", walhook.log());
     ended_well(&mut walhook);
 }

@@ -148,6 +148,11 @@ const REMEDIES: &[(&str, Run)] = &[
             "ALTER ROLE walhook_streamer NOBYPASSRLS",
         ]),
     ),
+    (
+        "SELECT pid, mode, relation::regclass FROM pg_locks WHERE relation::regclass::text",
+        Run::Sql(&["SELECT pid, mode, relation::regclass FROM pg_locks \
+             WHERE relation::regclass::text LIKE '%rule_nats_publish_history%'"]),
+    ),
     ("UPDATE rule_nats_config SET history = 'off'", Run::Sql(&["UPDATE rule_nats_config SET history = 'off'"])),
     ("SELECT * FROM rule_nats_streams, and `walhook status`", Run::Sql(&["SELECT * FROM rule_nats_streams"])),
     ("start `walhook run`, or see its log", Run::Test("commands::status_tells_slot_streams_webhooks_and_dead_letters")),

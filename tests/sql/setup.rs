@@ -654,6 +654,11 @@ async fn uninstall_leaves_a_database_as_it_was_before_setup() {
             "{}",
             refused.stderr
         );
+        // Partitions of the history go with it.
+        support::eventually("partitions of today and tomorrow", async || {
+            (pg.psql("SELECT count(*) FROM rule_nats_history_partitions()") == "2").then_some(())
+        })
+        .await;
         run.kill9();
         support::eventually("the slot to be free", async || {
             (pg.psql("SELECT count(*) FROM pg_replication_slots WHERE active") == "0").then_some(())

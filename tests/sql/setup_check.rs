@@ -165,8 +165,11 @@ async fn a_lock_on_walhooks_own_tables_is_waited_for_whatever_the_roles_lock_tim
         holder.batch_execute(&format!("BEGIN; LOCK TABLE {table}")).await.unwrap();
         feed.pg.psql("INSERT INTO t SELECT max(id) + 1 FROM t");
         eventually(&format!("walhook to wait for {table}"), async || {
-            let waits =
-                format!("SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = '{table}'::regclass");
+            // Rows of the history go into a partition of it.
+            let waits = format!(
+                "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation IN \
+                 (SELECT '{table}'::regclass UNION SELECT inhrelid FROM pg_inherits WHERE inhparent = '{table}'::regclass)"
+            );
             (feed.pg.psql(&waits) == "t").then_some(())
         })
         .await;

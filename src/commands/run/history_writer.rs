@@ -117,13 +117,21 @@ pub struct Done {
     outcome: Outcome,
 }
 
+/// What trimming has come to.
+struct Tidied {
+    /// How many rows were deleted from one of the tables, at most.
+    rows: u64,
+    /// Why a partition could not be made or dropped.
+    problem: Option<String>,
+}
+
 enum Outcome {
     /// Rows have had the time to.
     Gathered,
     /// Some of the sequences were looked up, and how far that got in a lane's stream.
     LookedUp(Vec<Batches>, Result<(usize, Option<Reached>)>),
     History(Vec<Batches>, Result<Written>),
-    Tidied(Result<u64>),
+    Tidied(Result<Tidied>),
     /// With what went wrong on the way.
     Surveyed(Result<Vec<String>>),
 }
@@ -172,7 +180,8 @@ impl HistoryWriter {
                 tracing::warn!(
                     finding = "history_blocked",
                     "rule_nats_publish_history takes no rows: confirming waits for it, and publishing does not. Hint: see who holds a \
-                     lock on it: SELECT pid, mode FROM pg_locks WHERE relation = 'rule_nats_publish_history'::regclass"
+                     lock on it or on a partition: SELECT pid, mode, relation::regclass FROM pg_locks \
+                     WHERE relation::regclass::text LIKE '%rule_nats_publish_history%'"
                 );
             } else {
                 tracing::info!(finding = "history_blocked", "rule_nats_publish_history takes rows again");
@@ -294,12 +303,16 @@ impl HistoryWriter {
                 self.lost += lost;
                 Some(not_taken(lost, &error.reason()))
             }
-            Outcome::Tidied(Ok(rows)) => {
+            Outcome::Tidied(Ok(Tidied { rows, problem })) => {
                 tracing::debug!(rows, "trimmed");
                 if rows >= TIDY_ROWS.unsigned_abs() {
                     self.last_tidy = None;
                 }
-                return;
+                let Some(problem) = problem else { return };
+                Some(Error::unavailable(format!("partitions of rule_nats_publish_history: {problem}")).hint(
+                    "walhook tries again every minute; meanwhile rows are written, and expired ones stay: see who holds a lock: \
+                     SELECT pid, mode, relation::regclass FROM pg_locks WHERE relation::regclass::text LIKE '%rule_nats_publish_history%'",
+                ))
             }
             Outcome::Surveyed(Ok(problems)) => {
                 for problem in problems {
@@ -389,10 +402,12 @@ async fn tidy(config: &Config, epoch: u64, writer: Option<Writer>) -> Done {
                 let limited = client.batch_execute("SET lock_timeout = '1s'").await;
                 limited.map_err(|error| sql::error("limit how long trimming waits for locks", error))?;
                 let events = state_store::trim_events(client, config.events_retention, TIDY_ROWS).await?;
+                let unmade = history::make_partitions(client).await?;
+                let undropped = history::retire_partitions(client).await?;
                 let rows = history::expire(client, TIDY_ROWS).await?;
                 let free = client.batch_execute("SET lock_timeout = 0").await;
                 free.map_err(|error| sql::error("let statements wait for locks again", error))?;
-                Ok(events.max(rows))
+                Ok(Tidied { rows: events.max(rows), problem: unmade.or(undropped) })
             };
             let tidied = writer.client().answer(tidied).await;
             Done { writer: Some(writer).filter(|_| tidied.is_ok()), outcome: Outcome::Tidied(tidied) }
@@ -417,7 +432,8 @@ async fn reach(config: &Config, epoch: u64, writer: Option<Writer>) -> Result<Wr
         None => {
             let client = Watched::connect(&config.postgres).await?;
             client.answer(identity::hold(&client, &config.source, epoch)).await?;
-            Ok(Writer::new(client))
+            client.answer(identity::hold_history(&client, &config.source)).await?;
+            Ok(Writer::new(client, config))
         }
     }
 }
