@@ -39,7 +39,7 @@ const EVERY: Duration = Duration::from_millis(200);
 /// Requests that are answered by one count; others are not answered.
 const ASKERS_MAX: usize = 256;
 
-/// The subject on which a run of this database answers.
+/// The subject on which a run of this database is asked. Answers come on subjects below it, for which users need no other rights.
 pub fn subject(source: &str, database_id: &str) -> String {
     format!("_WALHOOK.run.{database_id}.{source}")
 }
@@ -204,9 +204,9 @@ pub async fn ask(control: &Control, source: &str, database_id: &str, asker: Aske
     let subject = subject(source, database_id);
     let lost = |error: String| Error::unavailable(format!("ask {subject} for runs that stream")).caused_by(error);
     let client = control.client();
-    let refusal = control.refusal(&subject);
-    tokio::pin!(refusal);
-    let inbox = client.new_inbox();
+    let inbox = format!("{subject}.{:016x}", fastrand::u64(..));
+    let (refusal, unheard) = (control.refusal(&subject), control.refusal(&inbox));
+    tokio::pin!(refusal, unheard);
     let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| lost(error.to_string()))?;
     client
         .publish_with_reply(subject.clone(), inbox, own_run.to_owned().into())
@@ -217,6 +217,7 @@ pub async fn ask(control: &Control, source: &str, database_id: &str, asker: Aske
             let answer = tokio::select! {
                 answer = answers.next() => answer,
                 _ = &mut refusal => return None,
+                _ = &mut unheard => return None,
             };
             let message = answer?;
             if message.status.is_some_and(|status| status.as_u16() == 503) {

@@ -244,6 +244,8 @@ async fn a_backup_that_takes_the_originals_place_and_lacks_events_of_the_stream_
     let folder = open_folder();
     let data = folder.path().join("data");
     feed.pg.tool("pg_basebackup", &["-c", "fast", "-D", &data.display().to_string()]);
+    // Behind all that setup will write into the copy's WAL.
+    feed.pg.psql("SELECT pg_switch_wal()");
     insert(&feed.pg, 50, 3000);
     exactly(&feed, 3000).await;
     walhook.kill9();
@@ -259,9 +261,8 @@ async fn a_backup_that_takes_the_originals_place_and_lacks_events_of_the_stream_
     assert!(called <= 50, "{called}");
     ended_well(&mut worker);
     succeeds(&feed.pg, "setup", &[]);
-    insert(&feed.pg, 50, 6000);
     feed.pg.psql("SELECT pg_switch_wal()");
-    insert(&feed.pg, 6000, 6010);
+    insert(&feed.pg, 50, 9000);
     let mut refused = feed.run();
     assert_eq!(refused.wait(DEADLINE), 3, "{}", refused.log());
     assert!(refused.log().contains("PostgreSQL's WAL has no such commit there"), "{}", refused.log());

@@ -160,7 +160,7 @@ const LINKS: [(&str, &str, &str); 10] = [
     ("", "", ""),
     ("p_subject_template => 'webhooks.{table}.{op}.{note}'", "", ""),
     ("p_columns => '{id,note}'", "ALTER TABLE t3 DROP COLUMN note CASCADE", "note: columns names 'note'"),
-    ("p_include_old => true", "", "note: of the old row of public.t4 only id"),
+    ("p_include_old => true", "", "note: the payload will have only id"),
     (
         "",
         "UPDATE rule_webhooks SET nats_subject = 'elsewhere.x' WHERE webhook_id = 5",

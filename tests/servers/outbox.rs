@@ -62,6 +62,8 @@ fn on(feed: Feed, sql: &str) -> Feed {
     feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>', 'outbox.event.>'])");
     assert_eq!(feed.webhook("w"), 1);
     feed.pg.psql("UPDATE rule_webhooks SET payload_format = 'data'");
+    // Bodies that need not be JSON go into the history as well.
+    feed.pg.psql("UPDATE rule_nats_config SET history_payload = 'full'");
     feed.pg.psql(sql);
     feed
 }

@@ -23,7 +23,7 @@ SELECT throws_like(link($$'{insert}', p_payload_column => 'doc', p_include_old =
 SELECT throws_hint(link(a), '%are for a link whose message is a column', 'Name that column: p_payload_column => ''payload''.')
 FROM unnest(ARRAY[$$'{insert}', p_message_id_column => 'id'$$, $$'{insert}', p_headers_columns => '{"A": "note"}'$$]) a;
 SELECT throws_hint(link(format($$'{insert}', p_payload_column => 'doc', p_headers_columns => %L$$, h)), '%cannot link public.t to webhook ''hook''%' || why, 'Write headers_columns as an object of headers and columns: {"eventType": "type"}.')
-FROM (VALUES ('["note"]', 'JSON array'), ('"note"', 'JSON string'), ('{"A": 1}', 'the header A is a JSON number, not a string'), ('{"a b": "note"}', '''a b'' is no header name%'),
+FROM (VALUES ('["note"]', 'JSON array'), ('"note"', 'JSON string'), ('{"A": 1}', 'the header A is a JSON number, not a string'), ('{"a b": "note"}', '''a b'' is not a header name%'),
              ('{"Walhook-X": "note"}', 'the header Walhook-X is reserved'), ('{"nats-msg-id": "note"}', 'the header nats-msg-id is reserved'),
              ('{"A": "note", "a": "name"}', 'the header a is named twice'), ('{"TraceParent": "note"}', 'the header traceparent is that of p_trace_column')) x (h, why);
 SELECT throws_hint(link(a), '%' || why, 'The columns are id, doc, docb, note, name, raw, nullable, at, code, tags.') FROM (VALUES

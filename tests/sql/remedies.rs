@@ -22,6 +22,15 @@ enum Run {
 const REMEDIES: &[(&str, Run)] = &[
     ("SELECT * FROM rule_webhook_links lists", Run::Sql(&["SELECT * FROM rule_webhook_links"])),
     ("run `walhook setup`, which applies the migrations", Run::Walhook(&["setup"])),
+    (
+        "start `walhook run`: it compares them",
+        Run::Test("failover::a_standby_with_a_synced_slot_goes_on_where_the_primary_ended"),
+    ),
+    (
+        "set http.listen (--http, WALHOOK_HTTP)",
+        Run::Test("compose::the_services_of_compose_do_together_what_its_page_says"),
+    ),
+    ("use `walhook status --check`", Run::Test("terminal::check_has_a_code_for_each_thing_that_monitoring_minds")),
     ("walhook dead-letters list --status all", Run::Walhook(&["dead-letters", "list", "--status", "all"])),
     ("`walhook help` shows every command and flag", Run::Walhook(&["help"])),
     (

@@ -26,7 +26,7 @@ UPDATE rule_webhook_links SET operations = '{insert}', payload_column = 'kind';
 SELECT refused(format('UPDATE rule_webhook_links SET %s = %L', c, v), 'link 1 of webhook_id 1 to public.orders: ' || why) FROM (VALUES
     ('operations', '{insert,update}', '%only inserts%{insert,update}'), ('columns', '{id}', '%nothing to choose from'), ('include_old', 'true', '%nothing to choose from'),
     ('headers_columns', '["kind"]', '%JSON array%'), ('headers_columns', '{"Nats-X": "kind"}', '%reserved%'), ('headers_columns', '{"walhook-op": "kind"}', '%reserved%'),
-    ('headers_columns', '{"a b": "kind"}', '%no header name%'), ('headers_columns', '{"A": 1}', '%not a string%'), ('headers_columns', '{"A": null}', '%not a string%'),
+    ('headers_columns', '{"a b": "kind"}', '%not a header name%'), ('headers_columns', '{"A": 1}', '%not a string%'), ('headers_columns', '{"A": null}', '%not a string%'),
     ('headers_columns', '{"A": "kind", "a": "id"}', '%a is named twice%'), ('headers_columns', '{"traceparent": "kind"}', '%p_trace_column%')) x (c, v, why);
 UPDATE rule_webhook_links SET message_id_column = 'id', headers_columns = '{"A": "kind", "Content-Type": "kind"}';
 UPDATE rule_webhook_links SET operations = '{insert,update,delete}', payload_column = NULL, message_id_column = NULL, headers_columns = NULL;

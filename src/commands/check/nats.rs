@@ -277,10 +277,10 @@ impl Check<'_> {
             purposes.dedup();
             let mut subjects: Vec<String> =
                 lacking.iter().map(|right| format!("publish on {}", right.subject)).collect();
-            if need == Need::Must {
-                subjects.extend(subscribe.iter().map(|subject| format!("subscribe to {subject}")));
-                if !subscribe.is_empty() {
-                    purposes.push("receive answers");
+            for right in subscribe.iter().filter(|right| right.need == need) {
+                subjects.push(format!("subscribe to {}", right.subject));
+                if !purposes.contains(&right.purpose) {
+                    purposes.push(right.purpose);
                 }
             }
             if subjects.is_empty() {
@@ -307,6 +307,7 @@ impl Check<'_> {
             streams: &self.reached.streams,
             buckets,
             inbox_prefix: &self.reached.settings.inbox_prefix,
+            source: &self.config.source,
         };
         rights::of_run(self.config, self.tables, &places)
     }
@@ -710,6 +711,7 @@ pub fn permissions(
             streams: &reached.streams,
             buckets: &buckets,
             inbox_prefix: &reached.settings.inbox_prefix,
+            source: &config.source,
         };
         let rights =
             if is_deliver { rights::of_deliver(tables, &places) } else { rights::of_run(config, tables, &places) };

@@ -4,6 +4,7 @@
 //! against what the server says that the user may do. Asks nobody.
 
 use crate::{
+    commands::presence,
     config::Config,
     deliver::webhook::{self, Credentials},
     route::{
@@ -41,7 +42,7 @@ pub struct Rights {
     /// Subjects to publish on.
     pub publish: Vec<Right>,
     /// Subjects to subscribe to.
-    pub subscribe: Vec<String>,
+    pub subscribe: Vec<Right>,
 }
 
 /// Where the parts of a configuration are.
@@ -54,11 +55,24 @@ pub struct Places<'a> {
     pub buckets: &'a [String],
     /// Below which subject answers come.
     pub inbox_prefix: &'a str,
+    /// The name of the feed.
+    pub source: &'a str,
 }
 
 impl Rights {
     fn new(inbox_prefix: &str) -> Rights {
-        Rights { publish: Vec::new(), subscribe: vec![format!("{inbox_prefix}.>")] }
+        let inbox = Right { subject: format!("{inbox_prefix}.>"), need: Need::Must, purpose: "receive answers" };
+        Rights { publish: Vec::new(), subscribe: vec![inbox] }
+    }
+
+    /// To ask whether a run streams, and for a run to answer ([`presence`]).
+    fn recognize_copies(&mut self, source: &str) {
+        let purpose = "recognize a copy of the database while the original runs";
+        let subject = presence::subject(source, "*");
+        for subject in [format!("{subject}.*"), subject] {
+            self.subscribe.push(Right { subject: subject.clone(), need: Need::Should, purpose });
+            self.add(Need::Should, purpose, subject);
+        }
     }
 
     fn add(&mut self, need: Need, purpose: &'static str, subject: impl Into<String>) {
@@ -76,7 +90,7 @@ impl Rights {
         format!(
             "permissions: {{\n  publish: {{\n    allow: [\n{}    ]\n  }}\n  subscribe: {{\n    allow: [\n{}    ]\n  }}\n}}\n",
             list(&mut self.publish.iter().map(|right| right.subject.as_str())),
-            list(&mut self.subscribe.iter().map(String::as_str)),
+            list(&mut self.subscribe.iter().map(|right| right.subject.as_str())),
         )
     }
 }
@@ -89,6 +103,7 @@ fn quoted(subject: &str) -> String {
 pub fn of_run(config: &Config, tables: &Tables, places: &Places<'_>) -> Rights {
     use Need::{Must, Should};
     let mut rights = Rights::new(places.inbox_prefix);
+    rights.recognize_copies(places.source);
     if places.row.jetstream_enabled == Some(false) {
         for webhook in webhook::webhooks(tables, &places.row.config_name, Credentials::Withheld) {
             for subject in &webhook.subjects {
@@ -146,6 +161,7 @@ pub fn of_run(config: &Config, tables: &Tables, places: &Places<'_>) -> Rights {
 pub fn of_deliver(tables: &Tables, places: &Places<'_>) -> Rights {
     use Need::{Must, Should};
     let mut rights = Rights::new(places.inbox_prefix);
+    rights.recognize_copies(places.source);
     rights.add(Must, "find the streams", "$JS.API.STREAM.NAMES");
     rights.add(Must, "find the consumers", "$JS.API.CONSUMER.NAMES.*");
     for stream in places.streams {
@@ -210,11 +226,13 @@ impl Allowed {
     }
 
     /// What of `rights` is not allowed.
-    pub fn lacking<'r>(&self, rights: &'r Rights) -> (Vec<&'r Right>, Vec<&'r str>) {
+    pub fn lacking<'r>(&self, rights: &'r Rights) -> (Vec<&'r Right>, Vec<&'r Right>) {
         let publish =
             rights.publish.iter().filter(|right| !may(&right.subject, self.publish.as_deref(), &self.publish_denied));
-        let subscribe = rights.subscribe.iter().map(String::as_str);
-        let subscribe = subscribe.filter(|subject| !may(subject, self.subscribe.as_deref(), &self.subscribe_denied));
+        let subscribe = rights
+            .subscribe
+            .iter()
+            .filter(|right| !may(&right.subject, self.subscribe.as_deref(), &self.subscribe_denied));
         (publish.collect(), subscribe.collect())
     }
 }
@@ -240,6 +258,7 @@ mod tests {
             let allowed = Allowed::parse(&answer).unwrap();
             let (publish, subscribe) = allowed.lacking(&rights);
             let publish: Vec<_> = publish.iter().map(|right| right.subject.clone()).collect();
+            let subscribe: Vec<_> = subscribe.iter().map(|right| right.subject.as_str()).collect();
             (publish.join(" "), subscribe.join(" "))
         };
         let none = (String::new(), String::new());

@@ -119,6 +119,13 @@ impl Story {
         if needs_cli {
             self.streams_exist().await;
         }
+        if foreground.lines().any(|line| line.trim() == "walhook status") && !self.background.is_empty() {
+            // What was started before streams by the time that a reader has typed this.
+            eventually("walhook to stream", async || {
+                self.bash("walhook status").stdin(Stdio::null()).output().unwrap().status.success().then_some(())
+            })
+            .await;
+        }
         if !foreground.trim().is_empty() && (self.has_nats_cli || !needs_cli) {
             let mut command = self.bash(&format!("set -euo pipefail\n{foreground}"));
             let output =
