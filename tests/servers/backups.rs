@@ -244,7 +244,8 @@ async fn a_backup_that_takes_the_originals_place_and_lacks_events_of_the_stream_
     let folder = open_folder();
     let data = folder.path().join("data");
     feed.pg.tool("pg_basebackup", &["-c", "fast", "-D", &data.display().to_string()]);
-    // Behind all that setup will write into the copy's WAL.
+    // Behind all that setup will write into the copy's WAL. A segment without anything in it is not left.
+    feed.pg.psql("SELECT pg_logical_emit_message(false, 'test', 'x')");
     feed.pg.psql("SELECT pg_switch_wal()");
     insert(&feed.pg, 50, 3000);
     exactly(&feed, 3000).await;
