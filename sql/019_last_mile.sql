@@ -82,7 +82,7 @@ COMMENT ON TABLE public.rule_webhook_limits IS
     'Written by walhook deliver. Never published, never linkable';
 COMMENT ON COLUMN public.rule_webhook_limits.next_call_at IS
     'rate_limit_per_second: all starts of calls before this moment are taken';
-COMMENT ON COLUMN public.rule_webhook_limits.rate IS 'The rate_limit_per_second by which next_call_at was reckoned; another one begins anew';
+COMMENT ON COLUMN public.rule_webhook_limits.rate IS 'The rate_limit_per_second by which next_call_at was computed. If it changes, walhook computes next_call_at again';
 COMMENT ON COLUMN public.rule_webhook_limits.paused_until IS
     'walhook deliver --queue: the receiver has asked for no calls until then (Retry-After)';
 COMMENT ON COLUMN public.rule_webhook_limits.paused_url_hash IS 'Of the url that has asked for it: another one is called at once';

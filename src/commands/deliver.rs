@@ -87,37 +87,11 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
         return drain(config, settings, caller, http, shutdown, notify).await;
     }
     notify.status("connects to its servers");
-    let (mut backoff, began) = (Backoff::default(), Instant::now());
-    let (control, identity) = loop {
-        let error = match connect(config, &settings).await {
-            Ok(connected) => break connected,
-            Err(error) if !error.is_retryable() => return Err(error),
-            Err(error) => error,
-        };
-        let wait = backoff.next();
-        let name = super::breaks::of_postgres(&error);
-        tracing::warn!(finding = name, retry_in_ms = wait.as_millis(), away_s = began.elapsed().as_secs(), "{error}");
-        notify.status(&format!("not delivering, trying again: {error}"));
-        // The service manager need not wait: a server may be away for long.
-        notify.ready();
-        if let Some(http) = &http {
-            http.shared().update(|snapshot| {
-                snapshot.start_error = Some(error.to_string());
-                snapshot.start_finding = Some(name);
-            });
-        }
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
-        }
+    let attempt = || connect(config, &settings);
+    let Some((control, identity)) = until_connected(attempt, http.as_ref(), &mut shutdown, notify).await? else {
+        return Ok(());
     };
     let postgres = settings.has_database.then(|| config.postgres.clone());
-    if let Some(http) = &http {
-        http.shared().update(|snapshot| {
-            snapshot.start_error = None;
-            snapshot.postgres_connected = true;
-        });
-    }
     let client = control.client().clone();
     let (sender, all) = watch::channel(None);
     let owner = Arc::new(OnceLock::new());
@@ -178,6 +152,50 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
     Ok(())
 }
 
+/// Tries until an attempt succeeds; `None`: a shutdown began before. A server that is away is waited for, however long.
+///
+/// # Errors
+/// What trying again does not change.
+async fn until_connected<T, F: Future<Output = Result<T>>>(
+    attempt: impl Fn() -> F,
+    http: Option<&Http>,
+    shutdown: &mut watch::Receiver<bool>,
+    notify: &Notify,
+) -> Result<Option<T>> {
+    let (mut backoff, began) = (Backoff::default(), Instant::now());
+    loop {
+        let error = match attempt().await {
+            Ok(connected) => {
+                if let Some(http) = http {
+                    http.shared().update(|snapshot| {
+                        snapshot.start_error = None;
+                        snapshot.postgres_connected = true;
+                    });
+                }
+                return Ok(Some(connected));
+            }
+            Err(error) if !error.is_retryable() => return Err(error),
+            Err(error) => error,
+        };
+        let wait = backoff.next();
+        let name = super::breaks::of_postgres(&error);
+        tracing::warn!(finding = name, retry_in_ms = wait.as_millis(), away_s = began.elapsed().as_secs(), "{error}");
+        notify.status(&format!("not delivering, trying again: {error}"));
+        // The service manager need not wait: a server may be away for long.
+        notify.ready();
+        if let Some(http) = http {
+            http.shared().update(|snapshot| {
+                snapshot.start_error = Some(error.to_string());
+                snapshot.start_finding = Some(name);
+            });
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            _ = shutdown.wait_for(|stop| *stop) => return Ok(None),
+        }
+    }
+}
+
 /// The queue in PostgreSQL.
 async fn drain(
     config: &Config,
@@ -188,33 +206,13 @@ async fn drain(
     notify: &Notify,
 ) -> Result<()> {
     notify.status("connects to PostgreSQL");
-    let (mut backoff, began) = (Backoff::default(), Instant::now());
-    loop {
-        let connected = async {
-            let client = super::connect(config).await?;
-            // Calls of a copy are the original's to make.
-            identity::read(&client).await
-        };
-        let error = match connected.await {
-            Ok(_) => break,
-            Err(error) if !error.is_retryable() => return Err(error),
-            Err(error) => error,
-        };
-        let wait = backoff.next();
-        let name = super::breaks::of_postgres(&error);
-        tracing::warn!(finding = name, retry_in_ms = wait.as_millis(), away_s = began.elapsed().as_secs(), "{error}");
-        notify.status(&format!("not delivering, trying again: {error}"));
-        notify.ready();
-        if let Some(http) = &http {
-            http.shared().update(|snapshot| {
-                snapshot.start_error = Some(error.to_string());
-                snapshot.start_finding = Some(name);
-            });
-        }
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
-        }
+    let attempt = || async {
+        let client = super::connect(config).await?;
+        // Calls of a copy are the original's to make.
+        identity::read(&client).await
+    };
+    if until_connected(attempt, http.as_ref(), &mut shutdown, notify).await?.is_none() {
+        return Ok(());
     }
     let (sender, all) = watch::channel(None);
     let chosen = settings.webhooks.clone();
@@ -229,10 +227,6 @@ async fn drain(
     ));
     let mut showing = Vec::new();
     if let Some(http) = &http {
-        http.shared().update(|snapshot| {
-            snapshot.start_error = None;
-            snapshot.postgres_connected = true;
-        });
         let (counters, counts) = (Arc::clone(&queue.counters), Arc::clone(&queue.counts));
         let view = shown::View { chosen, all, counters, counts, nats: None };
         showing.push(tokio::spawn(shown::show(view, http.shared().clone())));

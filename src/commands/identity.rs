@@ -175,6 +175,14 @@ impl Runs {
         Ok(Runs(rows.iter().map(|row| (row.get(0), row.get(1))).collect()))
     }
 
+    /// The same on a connection of its own.
+    ///
+    /// # Errors
+    /// PostgreSQL cannot be asked.
+    pub async fn read_by(settings: &postgres::Settings, source: &str) -> Result<Runs> {
+        Runs::read(&sql::connect(settings).await?, source).await
+    }
+
     /// Whether the database accepts what any run has left, because of `walhook adopt --same`.
     pub fn accept_any(&self) -> bool {
         self.0.contains_key(ANY_RUN)

@@ -79,8 +79,12 @@ impl Presence {
     /// # Errors
     /// It has.
     pub fn check(&mut self) -> Result<()> {
+        if !self.task.is_finished() {
+            return Ok(());
+        }
         match (&mut self.task).now_or_never() {
             Some(Ok(error)) => Err(error),
+            Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Some(Err(_)) | None => Ok(()),
         }
     }
@@ -168,7 +172,7 @@ impl ThisRun {
     }
 
     async fn look_for_others(self, control: Control) -> Result<()> {
-        let runs = || async { Runs::read(&sql::connect(&self.postgres).await?, &self.source).await };
+        let runs = || Runs::read_by(&self.postgres, &self.source);
         refuse_copy(&control, &self.source, &self.identity, Asker::Running(&self.run_id), runs).await
     }
 

@@ -29,7 +29,7 @@ use crate::{
 const HELD: Duration = Duration::from_secs(10);
 /// How much later than its timeout a call ends at most.
 const MARGIN: Duration = Duration::from_millis(500);
-/// How often the slots' time is prolonged, and the shares of all workers are reckoned anew.
+/// How often the slots' time is prolonged, and the shares of all workers are computed again.
 const RENEW: Duration = Duration::from_secs(1);
 /// The same while calls wait for a slot.
 const ASK: Duration = Duration::from_millis(200);

@@ -219,7 +219,7 @@ async fn check_runs(control: &Control, identity: &Identity, warnings: &mut Vec<S
 /// [`Kind::Untrusted`]: it does not know that run; or JetStream cannot be asked.
 pub async fn ask_runs(control: &Control, identity: &Identity) -> Result<bool> {
     let Identity { source, database, run_id, postgres, .. } = identity;
-    let runs = || async { Runs::read(&sql::connect(postgres).await?, source).await };
+    let runs = || Runs::read_by(postgres, source);
     presence::refuse_copy(control, source, database, Asker::Starting(run_id), runs).await?;
     let Place { mark, info, .. } = bucket::find(control, &identity.source, &identity.database).await?;
     if let Some(mark) = mark.filter(|mark| mark.run_id != identity.run_id) {
