@@ -180,11 +180,11 @@ BEGIN
     END IF;
     INSERT INTO public.rule_cdc_rule_versions (source, table_name, row_id, since_lsn, row_data)
     SELECT p_source, n.table_name, n.row_id, p_since,
-           CASE WHEN n.is_partial THEN coalesce((
-               SELECT v.row_data FROM public.rule_cdc_rule_versions v
+           CASE WHEN n.is_partial THEN (coalesce((
+               SELECT v.row_data::jsonb FROM public.rule_cdc_rule_versions v
                WHERE v.source = p_source AND v.table_name = n.table_name AND v.row_id = n.row_id AND v.since_lsn < p_since
-               ORDER BY v.since_lsn DESC LIMIT 1), '{}') || n.row_data::jsonb
-           ELSE n.row_data::jsonb END
+               ORDER BY v.since_lsn DESC LIMIT 1), '{}') || n.row_data::jsonb)::json
+           ELSE n.row_data::json END
     FROM unnest(p_tables, p_ids, p_rows, p_partial) AS n (table_name, row_id, row_data, is_partial)
     ON CONFLICT (source, table_name, row_id, since_lsn) DO NOTHING;
     GET DIAGNOSTICS v_rows = ROW_COUNT;

@@ -245,14 +245,14 @@ async fn connect(config: &Config, settings: &Settings) -> Result<(Control, Optio
         let client = super::connect(config).await?;
         let identity = identity::read(&client).await?;
         let tables = rows::read(&client).await?;
-        let row = tables.configs.into_values().find(|row| row.config_name == config.nats_config);
+        let row = tables.configs.values().find(|row| row.config_name == config.nats_config).cloned();
         Some((client, identity, row))
     } else {
         None
     };
     let row = database.as_ref().and_then(|(.., row)| row.clone());
     let row = match row {
-        Some(row) => row,
+        Some(row) => ConfigRow::clone(&row),
         None if config.nats.url.is_some() => {
             ConfigRow { config_name: config.nats_config.clone(), ..ConfigRow::default() }
         }

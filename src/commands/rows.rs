@@ -1,6 +1,6 @@
 //! The configuration tables, read from the database; and what the verbs share of its other tables.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use tokio_postgres::{Client, GenericClient, IsolationLevel, SimpleQueryMessage, Transaction};
 
@@ -57,18 +57,25 @@ pub async fn read_text(client: &impl GenericClient) -> Result<BTreeMap<(Table, i
             .simple_query(&format!("SELECT * FROM public.{}", table.name()))
             .await
             .map_err(|error| missing_table(sql::error(format!("read {}", table.name()), error)))?;
+        let mut names: Option<Arc<[String]>> = None;
         for row in &rows {
             let SimpleQueryMessage::Row(row) = row else { continue };
-            let columns = row.columns().iter().enumerate();
-            let text: RowText =
-                columns.map(|(index, column)| (column.name().to_owned(), row.get(index).map(str::to_owned))).collect();
-            let id = text.get(table.key()).cloned().flatten().and_then(|id| id.parse().ok());
-            let id =
-                id.ok_or_else(|| Error::protocol(format!("read a row of {}: no {}", table.name(), table.key())))?;
-            all.insert((table, id), text);
+            let names =
+                names.get_or_insert_with(|| row.columns().iter().map(|column| column.name().to_owned()).collect());
+            let text = RowText::new(names, (0..row.len()).map(|index| row.get(index)));
+            all.insert((table, id_of(table, &text)?), text);
         }
     }
     Ok(all)
+}
+
+/// A row's key.
+///
+/// # Errors
+/// It has none.
+pub fn id_of(table: Table, row: &RowText) -> Result<i32> {
+    let id = row.get(table.key()).flatten().and_then(|id| id.parse().ok());
+    id.ok_or_else(|| Error::protocol(format!("read a row of {}: no {}", table.name(), table.key())))
 }
 
 /// The same from a database in `SQL_ASCII`, whose texts may be no UTF-8: as hexadecimal digits, which any text can be sent as.
@@ -92,19 +99,16 @@ async fn read_bytes(client: &impl GenericClient) -> Result<BTreeMap<(Table, i32)
         let list: Vec<&str> = columns.iter().map(|column| column.get(1)).collect();
         let query = format!("SELECT {} FROM {name} t", list.join(", "));
         for row in &client.query(&query, &[]).await.map_err(failed)? {
-            let mut text = RowText::new();
-            for (index, column) in columns.iter().enumerate() {
+            let values = columns.iter().enumerate().map(|(index, column)| {
                 let value = row.get::<_, Option<&str>>(index).map(|digits| {
                     let mut bytes = Vec::new();
                     write_bytes(format!("\\x{digits}").as_bytes(), &mut bytes);
                     readable(&bytes).into_owned()
                 });
-                text.insert(column.get(0), value);
-            }
-            let id = text.get(table.key()).cloned().flatten().and_then(|id| id.parse().ok());
-            let id =
-                id.ok_or_else(|| Error::protocol(format!("read a row of {}: no {}", table.name(), table.key())))?;
-            all.insert((table, id), text);
+                (column.get::<_, &str>(0), value)
+            });
+            let text: RowText = values.collect();
+            all.insert((table, id_of(table, &text)?), text);
         }
     }
     Ok(all)

@@ -14,6 +14,7 @@ mod json;
 pub mod message_columns;
 pub mod payload;
 pub mod plan;
+pub mod row_text;
 pub mod rules;
 pub mod shown_url;
 pub mod streams;

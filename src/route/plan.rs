@@ -7,7 +7,7 @@ use super::{
     chunk_row::RowColumns,
     filter::{Filter, Seen},
     message_columns::MessageColumns,
-    rules::Rules,
+    rules::{IdAndLink, Rules},
     subject::{self, Template},
     tables::{LinkRow, Table},
     types::{Class, TypeCatalog},
@@ -138,7 +138,7 @@ impl Plan {
             ColumnPlan { key, class, is_key: column.is_key }
         });
         let columns = columns.collect();
-        let target = |(id, link): &(i32, LinkRow)| Target::new(*id, link, relation, rules, types, warnings);
+        let target = |(id, link): &IdAndLink| Target::new(*id, link, relation, rules, types, warnings);
         let targets = links.iter().filter_map(target).collect();
         let mut qualified = Vec::new();
         let unescaped = format!("{}.{}", relation.schema, relation.name);

@@ -3,7 +3,7 @@
 //! Comes in: [`Tables`]. Goes out: [`Rules`], in which every webhook either works or carries the reason why not. A
 //! row that makes no sense is set aside alone; the others flow.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use super::{
     headers::{self, Block},
@@ -112,6 +112,9 @@ pub enum KeepPayload {
     None,
 }
 
+/// A link with its key.
+pub type IdAndLink = (i32, Arc<LinkRow>);
+
 /// A compiled webhook.
 #[derive(Debug, Clone)]
 pub struct Webhook {
@@ -159,7 +162,7 @@ pub struct Rules {
     pub webhooks: Vec<Webhook>,
     by_id: HashMap<i32, usize>,
     configs: HashMap<i32, Config>,
-    links: HashMap<(String, String), Vec<(i32, LinkRow)>>,
+    links: HashMap<(String, String), Vec<IdAndLink>>,
 }
 
 impl Rules {
@@ -180,7 +183,13 @@ impl Rules {
             .iter()
             .map(|(&id, row)| {
                 let config_id = row.nats_config_id.or(default_config);
-                compile_webhook(id, row, config_id, config_id.and_then(|id| tables.configs.get(&id)), &configs)
+                compile_webhook(
+                    id,
+                    row,
+                    config_id,
+                    config_id.and_then(|id| tables.configs.get(&id)).map(AsRef::as_ref),
+                    &configs,
+                )
             })
             .collect();
         let by_id = webhooks.iter().enumerate().map(|(index, webhook)| (webhook.id, index)).collect();
@@ -201,7 +210,7 @@ impl Rules {
     }
 
     /// The links of a table with their ids, in the order of their webhooks.
-    pub fn links(&self, schema: &str, table: &str) -> &[(i32, LinkRow)] {
+    pub fn links(&self, schema: &str, table: &str) -> &[IdAndLink] {
         // Asked once per table and change of rules, so the two strings do not matter.
         self.links.get(&(schema.to_owned(), table.to_owned())).map_or(&[], Vec::as_slice)
     }
@@ -236,7 +245,7 @@ impl Rules {
             // It was switched from one to the other: what came before goes the old way.
             None | Some(_) => return None,
         };
-        Some((config.clone(), stream))
+        Some((ConfigRow::clone(config), stream))
     }
 
     /// What the rows of streams want and do not get.

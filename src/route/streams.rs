@@ -76,7 +76,7 @@ fn streams_of(config_id: i32, row: &ConfigRow, tables: &Tables, neighbours: &[(&
         .streams
         .values()
         .filter(|stream| stream.config_id == Some(config_id) || (stream.config_id.is_none() && default_config))
-        .cloned()
+        .map(|stream| StreamRow::clone(stream))
         .collect();
     if let Some(name) = row.stream_name.as_deref().filter(|name| !name.is_empty()) {
         // A row that is disabled still speaks for it: then there is no such stream.

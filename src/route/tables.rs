@@ -5,8 +5,13 @@
 //! rows by key. Whether a row makes sense is not judged here but in `rules`, so that a bad row is one webhook's
 //! problem and never the stream's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Deref,
+    sync::Arc,
+};
 
+pub use super::row_text::RowText;
 use crate::{
     error::{Error, Result},
     wal::lsn::Lsn,
@@ -54,9 +59,6 @@ impl Table {
         (schema == "public").then(|| Table::ALL.into_iter().find(|table| table.name() == name)).flatten()
     }
 }
-
-/// A row as PostgreSQL writes it: the text of each column, `None` for NULL.
-pub type RowText = BTreeMap<String, Option<String>>;
 
 /// A row of `rule_webhooks`: what routing needs of it.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -155,7 +157,18 @@ pub struct ConfigRow {
     pub revision: u64,
 }
 
+impl WebhookRow {
+    fn adapt_to_replay(&mut self) {
+        self.on_error = Some("dead_letter".to_owned());
+    }
+}
+
 impl ConfigRow {
+    fn adapt_to_replay(&mut self) {
+        self.jetstream_enabled = Some(false);
+        self.history = Some("off".to_owned());
+    }
+
     /// Whether nothing but the count of its changes is different.
     pub fn says_the_same(&self, other: &ConfigRow) -> bool {
         *other == ConfigRow { revision: other.revision, ..self.clone() }
@@ -280,17 +293,77 @@ pub fn resolve(aliases: &[ServerAlias], config_id: i32, servers: String) -> Stri
     of_config.fold(servers, |servers, alias| if alias.servers == servers { alias.alias_of.clone() } else { servers })
 }
 
+/// The rows of a table by key. A copy shares them with the original: the newest rows, those in force and those that others look
+/// at are the same ones but for a few.
+#[derive(Debug, Clone)]
+pub struct Rows<R>(BTreeMap<i32, Arc<R>>);
+
+impl<R> Default for Rows<R> {
+    fn default() -> Rows<R> {
+        Rows(BTreeMap::new())
+    }
+}
+
+impl<R> Deref for Rows<R> {
+    type Target = BTreeMap<i32, Arc<R>>;
+
+    fn deref(&self) -> &BTreeMap<i32, Arc<R>> {
+        &self.0
+    }
+}
+
+impl<'a, R> IntoIterator for &'a Rows<R> {
+    type Item = (&'a i32, &'a Arc<R>);
+    type IntoIter = std::collections::btree_map::Iter<'a, i32, Arc<R>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
+
+impl<R: Clone> Rows<R> {
+    /// Inserts or replaces a row.
+    pub fn insert(&mut self, id: i32, row: R) {
+        self.0.insert(id, Arc::new(row));
+    }
+
+    /// Removes all rows.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// A row to be changed; copies do not see it.
+    pub fn get_mut(&mut self, id: &i32) -> Option<&mut R> {
+        self.0.get_mut(id).map(Arc::make_mut)
+    }
+
+    /// All rows to be changed; copies do not see it.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&i32, &mut R)> {
+        self.0.iter_mut().map(|(id, row)| (id, Arc::make_mut(row)))
+    }
+
+    /// Whether the same keys have rows of which `same` holds; a shared row is the same as itself.
+    fn agree(&self, other: &Rows<R>, same: impl Fn(&R, &R) -> bool) -> bool {
+        self.len() == other.len()
+            && self
+                .0
+                .iter()
+                .zip(&other.0)
+                .all(|((a, row), (b, other))| a == b && (Arc::ptr_eq(row, other) || same(row, other)))
+    }
+}
+
 /// All the configuration rows, by key.
 #[derive(Debug, Clone, Default)]
 pub struct Tables {
     /// `rule_webhooks`
-    pub webhooks: BTreeMap<i32, WebhookRow>,
+    pub webhooks: Rows<WebhookRow>,
     /// `rule_webhook_links`
-    pub links: BTreeMap<i32, LinkRow>,
+    pub links: Rows<LinkRow>,
     /// `rule_nats_config`
-    pub configs: BTreeMap<i32, ConfigRow>,
+    pub configs: Rows<ConfigRow>,
     /// `rule_nats_streams`
-    pub streams: BTreeMap<i32, StreamRow>,
+    pub streams: Rows<StreamRow>,
     /// The configuration whose server or user the process's own settings say, whatever its row says.
     pub overridden: Option<String>,
     /// Servers that events go to in place of those that the rows name, in the order in which walhook found them out.
@@ -314,9 +387,24 @@ impl Tables {
     /// # Errors
     /// As [`Tables::put`].
     pub fn put_text(&mut self, table: Table, row: &RowText) -> Result<()> {
-        let cells =
-            row.iter().map(|(column, value)| (column.as_str(), value.as_deref().map_or(Cell::Null, Cell::Text)));
-        self.put(table, cells)
+        self.put(table, row.iter().map(|(column, value)| (column, value.map_or(Cell::Null, Cell::Text))))
+    }
+
+    /// Takes a row over from other tables, which both share from then on; whether they have it.
+    pub fn share(&mut self, table: Table, id: i32, other: &Tables) -> bool {
+        fn share<R>(rows: &mut Rows<R>, id: i32, other: &Rows<R>) -> bool {
+            let row = other.get(&id);
+            row.is_some_and(|row| {
+                rows.0.insert(id, Arc::clone(row));
+                true
+            })
+        }
+        match table {
+            Table::Webhooks => share(&mut self.webhooks, id, &other.webhooks),
+            Table::Links => share(&mut self.links, id, &other.links),
+            Table::Configs => share(&mut self.configs, id, &other.configs),
+            Table::Streams => share(&mut self.streams, id, &other.streams),
+        }
     }
 
     /// The keys of a table's rows.
@@ -331,11 +419,10 @@ impl Tables {
 
     /// Whether both say the same, however often their rows were written.
     pub fn say_the_same(&self, other: &Tables) -> bool {
-        self.webhooks == other.webhooks
-            && self.links == other.links
-            && self.streams == other.streams
-            && self.configs.len() == other.configs.len()
-            && self.configs.iter().zip(&other.configs).all(|((a, row), (b, other))| a == b && row.says_the_same(other))
+        self.webhooks.agree(&other.webhooks, WebhookRow::eq)
+            && self.links.agree(&other.links, LinkRow::eq)
+            && self.streams.agree(&other.streams, StreamRow::eq)
+            && self.configs.agree(&other.configs, ConfigRow::says_the_same)
     }
 
     /// Inserts or updates a row.
@@ -354,14 +441,20 @@ impl Tables {
         match table {
             Table::Webhooks => fill(&mut self.webhooks, key, row),
             Table::Links => fill(&mut self.links, key, row),
-            Table::Configs => {
-                fill(&mut self.configs, key, row).map(|()| self.configs.entry(key).or_default().revision += 1)
-            }
+            Table::Configs => fill(&mut self.configs, key, row).map(|()| {
+                if let Some(row) = self.configs.get_mut(&key) {
+                    row.revision += 1;
+                }
+            }),
             Table::Streams => fill(&mut self.streams, key, row),
         }
         .map_err(|error| error.context(format!("read row {key} of {}", table.name())))?;
         if self.is_for_replay {
-            self.adapt_to_replay();
+            match table {
+                Table::Webhooks => self.webhooks.get_mut(&key).into_iter().for_each(WebhookRow::adapt_to_replay),
+                Table::Configs => self.configs.get_mut(&key).into_iter().for_each(ConfigRow::adapt_to_replay),
+                Table::Links | Table::Streams => {}
+            }
         }
         Ok(())
     }
@@ -369,13 +462,8 @@ impl Tables {
     /// Makes the rows fit for a replay, and those that come later too ([`Tables::is_for_replay`]).
     pub fn adapt_to_replay(&mut self) {
         self.is_for_replay = true;
-        for row in self.configs.values_mut() {
-            row.jetstream_enabled = Some(false);
-            row.history = Some("off".to_owned());
-        }
-        for row in self.webhooks.values_mut() {
-            row.on_error = Some("dead_letter".to_owned());
-        }
+        self.configs.iter_mut().for_each(|(_, row)| row.adapt_to_replay());
+        self.webhooks.iter_mut().for_each(|(_, row)| row.adapt_to_replay());
     }
 
     /// Removes a row; `key` is the text of its primary key.
@@ -385,10 +473,10 @@ impl Tables {
     pub fn remove(&mut self, table: Table, key: &str) -> Result<()> {
         let key: i32 = number(table.key(), key)?;
         match table {
-            Table::Webhooks => drop(self.webhooks.remove(&key)),
-            Table::Links => drop(self.links.remove(&key)),
-            Table::Configs => drop(self.configs.remove(&key)),
-            Table::Streams => drop(self.streams.remove(&key)),
+            Table::Webhooks => drop(self.webhooks.0.remove(&key)),
+            Table::Links => drop(self.links.0.remove(&key)),
+            Table::Configs => drop(self.configs.0.remove(&key)),
+            Table::Streams => drop(self.streams.0.remove(&key)),
         }
         Ok(())
     }
@@ -404,13 +492,9 @@ impl Tables {
     }
 }
 
-fn fill<'a, R: Row>(
-    rows: &mut BTreeMap<i32, R>,
-    key: i32,
-    columns: impl Iterator<Item = (&'a str, Cell<'a>)>,
-) -> Result<()> {
+fn fill<'a, R: Row>(rows: &mut Rows<R>, key: i32, columns: impl Iterator<Item = (&'a str, Cell<'a>)>) -> Result<()> {
     // A copy is filled, so that an error leaves the row as it was.
-    let mut row = rows.get(&key).cloned().unwrap_or_default();
+    let mut row = rows.get(&key).map(|row| R::clone(row)).unwrap_or_default();
     for (column, cell) in columns {
         match cell {
             Cell::Null => row.set(column, None)?,

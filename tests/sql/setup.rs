@@ -195,6 +195,38 @@ async fn a_schema_that_is_older_or_newer_than_the_binary_is_refused_with_what_to
 }
 
 #[tokio::test]
+async fn versions_of_rules_that_were_jsonb_are_kept_and_continued() {
+    for version in ["14", "18"] {
+        let pg = Postgres::builder().version(version).start().await;
+        setup(&pg, "postgres").await;
+        pg.psql(
+            "ALTER TABLE rule_cdc_rule_versions ALTER COLUMN row_data TYPE JSONB USING row_data::text::jsonb;
+             DELETE FROM rule_cdc_migrations WHERE version = '025'",
+        );
+        let write = |lsn: &str, row: &str, is_partial: bool| {
+            pg.psql(&format!(
+                "SELECT rule_cdc_rules_write('s', '{lsn}', false, '{{rule_webhooks}}', '{{7}}', ARRAY['{row}'], '{{{is_partial}}}')"
+            ))
+        };
+        let versions = || {
+            let sql = "SELECT string_agg(row_data::jsonb::text, ' ' ORDER BY since_lsn) FROM rule_cdc_rule_versions";
+            pg.psql(sql)
+        };
+        write("0/1", r#"{"webhook_id":"7","url":"a","headers":"{}"}"#, false);
+        write("0/2", r#"{"webhook_id":"7","url":"b"}"#, true);
+        let before =
+            r#"{"url": "a", "headers": "{}", "webhook_id": "7"} {"url": "b", "headers": "{}", "webhook_id": "7"}"#;
+        assert_eq!(versions(), before, "PostgreSQL {version}");
+        setup(&pg, "postgres").await;
+        assert_eq!(pg.psql("SELECT DISTINCT pg_typeof(row_data) FROM rule_cdc_rule_versions"), "json");
+        assert_eq!(versions(), before, "PostgreSQL {version}");
+        write("0/3", r#"{"webhook_id":"7","url":"c"}"#, true);
+        let after = format!(r#"{before} {{"url": "c", "headers": "{{}}", "webhook_id": "7"}}"#);
+        assert_eq!(versions(), after, "PostgreSQL {version}");
+    }
+}
+
+#[tokio::test]
 async fn objects_with_our_names_that_another_role_made_are_refused_before_anything_is_changed() {
     for version in ["14", "18"] {
         let pg = Postgres::builder().version(version).start().await;

@@ -86,7 +86,7 @@ pub fn configurations(config: &Config, tables: &Tables) -> (Vec<Reached>, Vec<Fi
                 });
                 findings.extend(warnings);
                 let servers = tables.servers_of(row);
-                reached.push(Reached { row: row.clone(), settings, streams, servers });
+                reached.push(Reached { row: ConfigRow::clone(row), settings, streams, servers });
             }
             // `run` goes on with the other configurations, and waits for the row to change.
             Err(error) => findings.push(Finding::told("nats_settings", Severity::Error, subject, &error)),

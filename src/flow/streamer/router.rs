@@ -156,7 +156,7 @@ impl Router {
     /// same rows.
     pub fn set_newest(&mut self, read: RulesRead, compares: bool) {
         let before = std::mem::replace(&mut self.newest, read.tables.clone());
-        for (id, row) in &mut self.newest.configs {
+        for (id, row) in self.newest.configs.iter_mut() {
             if let Some(known) = before.configs.get(id) {
                 row.revision = known.revision + u64::from(!known.says_the_same(row));
             }
@@ -366,8 +366,8 @@ fn follow<'c>(
         if let Some(Ok(id)) = key_of(new).map(|key| key.parse()) {
             let is_partial = row.iter().any(|(_, cell)| matches!(cell, Cell::Unchanged));
             let text = row.iter().filter_map(|&(name, cell)| match cell {
-                Cell::Null => Some((name.to_owned(), None)),
-                Cell::Text(text) => Some((name.to_owned(), Some(text.to_owned()))),
+                Cell::Null => Some((name, None)),
+                Cell::Text(text) => Some((name, Some(text))),
                 Cell::Unchanged => None,
             });
             log.put(table, id, text.collect(), is_partial);

@@ -52,9 +52,9 @@ impl RuleLog {
         if is_partial
             && let Some(RuleChange { row: Some(before), is_partial: was_partial, .. }) = self.open.get(&(table, id))
         {
-            for (column, value) in before {
-                row.entry(column.clone()).or_insert_with(|| value.clone());
-            }
+            let mut whole = before.clone();
+            whole.extend(row);
+            row = whole;
             is_partial = *was_partial;
         }
         self.open.insert((table, id), RuleChange { table, id, row: Some(row), is_partial });
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     fn row(columns: &[(&str, &str)]) -> RowText {
-        columns.iter().map(|(column, value)| ((*column).to_owned(), Some((*value).to_owned()))).collect()
+        columns.iter().map(|(column, value)| (*column, Some(*value))).collect()
     }
 
     #[test]
