@@ -188,9 +188,9 @@ BEGIN
     FROM unnest(p_tables, p_ids, p_rows, p_partial) AS n (table_name, row_id, row_data, is_partial)
     ON CONFLICT (source, table_name, row_id, since_lsn) DO NOTHING;
     GET DIAGNOSTICS v_rows = ROW_COUNT;
-    IF EXISTS (SELECT FROM unnest(p_tables, p_ids) AS n (table_name, row_id)
-               WHERE NOT EXISTS (SELECT FROM public.rule_cdc_rule_versions v
-                                 WHERE v.source = p_source AND v.table_name = n.table_name AND v.row_id = n.row_id AND v.since_lsn = p_since)) THEN
+    -- By their number: planned as an anti join, this read all new versions once for each of them.
+    IF (SELECT count(*) FROM (SELECT DISTINCT n.table_name, n.row_id FROM unnest(p_tables, p_ids) AS n (table_name, row_id)) given)
+       > (SELECT count(*) FROM public.rule_cdc_rule_versions v WHERE v.source = p_source AND v.since_lsn = p_since) THEN
         RAISE EXCEPTION 'rows were written into rule_cdc_rule_versions without an error and are not there'
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'A trigger or a rule on rule_cdc_rule_versions drops rows; find it and drop it: SELECT tgname FROM pg_trigger WHERE '
