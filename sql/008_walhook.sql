@@ -395,7 +395,7 @@ BEGIN
     FOR v_part IN
         VALUES ('_inserts', 'insert', ARRAY['rule_webhook_events', 'rule_cdc_backfill_rows']),
                ('_changes', 'insert, update, delete, truncate',
-                ARRAY['rule_webhooks', 'rule_webhook_links', 'rule_nats_config', 'rule_nats_streams'])
+                ARRAY['rule_webhooks', 'rule_webhook_links', 'rule_nats_config', 'rule_nats_streams', 'rule_cdc_emit_keys'])
     LOOP
         v_name := p_name || v_part.column1;
         SELECT oid, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot INTO v_publication
@@ -609,7 +609,7 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
             'rule_cdc_status', 'rule_cdc_replays', 'rule_cdc_backfill_jobs', 'rule_cdc_backfill_ranges',
             'rule_cdc_backfill_rows', 'rule_cdc_anchor_settings', 'rule_cdc_anchor_places', 'rule_cdc_rule_sources',
             'rule_cdc_rule_versions', 'rule_cdc_rule_amendments', 'rule_cdc_server_aliases',
-            'rule_webhook_limits', 'rule_webhook_limit_holders', 'rule_cdc_identity', 'rule_cdc_runs', 'rule_cdc_claims', 'rule_cdc_put_aside')
+            'rule_cdc_emit_keys', 'rule_webhook_limits', 'rule_webhook_limit_holders', 'rule_cdc_identity', 'rule_cdc_runs', 'rule_cdc_claims', 'rule_cdc_put_aside')
     )
     SELECT CASE
         WHEN EXISTS (SELECT FROM ours WHERE oid = p_table)
@@ -1478,6 +1478,7 @@ COMMENT ON FUNCTION public.rule_cdc_is_traceparent IS
     'walhook: whether this text is a traceparent by the grammar of https://www.w3.org/TR/trace-context/; NULL for NULL';
 
 -- One look at the webhook decides all of a call, so that a change of it in the meantime is seen whole or not at all.
+DROP FUNCTION IF EXISTS public.rule_webhook_put(INTEGER, JSONB, TEXT, TEXT, JSONB, BIGINT, TEXT);
 CREATE OR REPLACE FUNCTION public.rule_webhook_put(
     p_webhook_id INTEGER,
     p_payload JSONB,
@@ -1485,7 +1486,8 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_put(
     p_message_id TEXT,
     p_headers JSONB,
     p_rule_execution_id BIGINT,
-    p_triggered_by TEXT
+    p_triggered_by TEXT,
+    p_subject_tokens TEXT[] DEFAULT NULL
 ) RETURNS JSONB LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_webhook RECORD;
@@ -1493,6 +1495,8 @@ DECLARE
     v_subject TEXT;
     v_problem TEXT;
     v_trace TEXT;
+    v_tokens TEXT;
+    v_count INTEGER;
     v_call_id INTEGER;
     v_event_id BIGINT;
     v_queue JSONB;
@@ -1509,7 +1513,7 @@ BEGIN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
             USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); lists the webhooks.';
     END IF;
-    v_mode := coalesce(p_mode, v_webhook.publish_mode, 'queue');
+    v_mode := CASE p_mode WHEN 'emit' THEN 'nats' ELSE coalesce(p_mode, v_webhook.publish_mode, 'queue') END;
     IF v_mode NOT IN ('queue', 'nats', 'both') THEN
         RAISE EXCEPTION 'Webhook % (%): Invalid publish_mode %', p_webhook_id, public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)),
             public.rule_cdc_quoted(v_mode)
@@ -1563,6 +1567,24 @@ BEGIN
                 USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = format('SELECT rule_webhook_enable_nats(%s, ''a.subject''); sets another.', p_webhook_id);
         END IF;
+        IF p_subject_tokens IS NOT NULL THEN
+            -- A NULL or empty one is no token, and an array of several dimensions says nothing about their order.
+            IF cardinality(p_subject_tokens) = 0 OR array_ndims(p_subject_tokens) > 1 OR p_subject_tokens && ARRAY['']
+               OR array_position(p_subject_tokens, NULL) IS NOT NULL THEN
+                RAISE EXCEPTION 'Webhook % (%): cannot append the subject tokens %', p_webhook_id,
+                    public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)), public.rule_cdc_quoted(left(p_subject_tokens::text, 200))
+                    USING ERRCODE = 'invalid_parameter_value',
+                    HINT = 'Give texts that are neither NULL nor empty, ARRAY[''created'', ''42''], or NULL for none.';
+            END IF;
+            SELECT '.' || string_agg(public.rule_nats_subject_token(t.token), '.' ORDER BY t.place) INTO v_tokens
+            FROM unnest(p_subject_tokens) WITH ORDINALITY t (token, place);
+            v_count := octet_length(v_subject) + octet_length(v_tokens);
+            IF v_count > 1024 THEN
+                RAISE EXCEPTION 'Webhook % (%): its subject with these tokens has % bytes, at most 1024 are allowed', p_webhook_id,
+                    public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)), v_count
+                    USING ERRCODE = 'invalid_parameter_value', HINT = 'Put the data into the payload, and a short name into the subject.';
+            END IF;
+        END IF;
         IF p_message_id = '' OR octet_length(p_message_id) > 512 OR p_message_id ~ '[\x01-\x1f\x7f]|^ | $' THEN
             RAISE EXCEPTION 'Webhook % (%): cannot use % as message id', p_webhook_id,
                 public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)),
@@ -1597,6 +1619,11 @@ BEGIN
                 public.rule_cdc_sayable(v_problem)
                 USING ERRCODE = 'invalid_parameter_value', HINT = 'Write headers as {"Name": "value"}.';
         END IF;
+        IF p_mode = 'emit' THEN
+            RETURN jsonb_strip_nulls(jsonb_build_object(
+                'tokens', v_tokens, 'message_id', p_message_id, 'headers', p_headers, 'rule_execution_id', p_rule_execution_id,
+                'triggered_by', coalesce(p_triggered_by, nullif(current_setting('role', true), 'none'), session_user)));
+        END IF;
         INSERT INTO public.rule_webhook_events
             (webhook_id, payload, subject, message_id, headers, rule_execution_id, triggered_by)
         VALUES (p_webhook_id, p_payload, v_subject, p_message_id, p_headers, p_rule_execution_id,
@@ -1622,8 +1649,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_put IS
-    'walhook: the common part of the functions that call a webhook. In mode nats it makes the event only; in mode NULL it '
-    'follows the webhook''s publish_mode';
+    'walhook: the common part of the functions that call a webhook. In mode nats it makes the event only; in mode emit nothing: it '
+    'returns what rule_webhook_emit has to write; in mode NULL it follows the webhook''s publish_mode';
 
 -- These run with their owner's rights, so that an application needs EXECUTE on them and nothing else. The caller is
 -- therefore not current_user: it is the role he has SET, else the one he logged in as.

@@ -138,7 +138,8 @@ BEGIN
               -- They run with their owner's rights, so EXECUTE is all that an application needs.
               WHEN 'walhook_application' THEN p.proname IN (
                   'rule_webhook_publish_nats', 'rule_webhook_call_unified', 'rule_webhook_enqueue', 'rule_webhook_call',
-                  'rule_nats_event_status', 'rule_nats_wait', 'rule_nats_subject_check')
+                  'rule_nats_event_status', 'rule_nats_wait', 'rule_nats_subject_check', 'rule_webhook_emit', 'rule_webhook_emit_status',
+                  'rule_webhook_emit_wait')
               WHEN 'walhook_streamer' THEN p.proname IN (
                   'rule_cdc_slot_create', 'rule_cdc_publication_problem', 'rule_webhook_events_cleanup',
                   'rule_webhook_links_check', 'rule_cdc_link_problems',
@@ -151,7 +152,7 @@ BEGIN
               WHEN 'walhook_operator' THEN p.proname NOT IN (
                   'rule_webhook_secret_get', 'rule_webhook_secret_changed', 'rule_cdc_functions_open',
                   'rule_cdc_functions_close', 'rule_cdc_grant', 'rule_cdc_rules_now', 'rule_cdc_rules_write', 'rule_cdc_rules_prune',
-                  'rule_cdc_view') AND p.proname !~ '^rule_nats_history_'
+                  'rule_cdc_view', 'rule_cdc_emit_key_make') AND p.proname !~ '^rule_nats_history_'
               ELSE false END
     LOOP
         EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, f.rolname);

@@ -81,7 +81,8 @@ RETURNS TABLE (name TEXT, severity TEXT, object TEXT, problem TEXT, remedy TEXT)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_own CONSTANT JSONB := '{"_inserts": ["rule_webhook_events", "rule_cdc_backfill_rows"],
-                              "_changes": ["rule_webhooks", "rule_webhook_links", "rule_nats_config", "rule_nats_streams"]}';
+                              "_changes": ["rule_webhooks", "rule_webhook_links", "rule_nats_config", "rule_nats_streams",
+                                           "rule_cdc_emit_keys"]}';
     v_part TEXT;
     v_publication RECORD;
     v_name TEXT;

@@ -162,7 +162,7 @@ pub async fn explain(config: &Config, arguments: &Arguments) -> Result<()> {
             }
         }
         Plan::Unlinked => {}
-        Plan::Configuration(_) | Plan::Events(_) | Plan::Backfill(_) => {
+        Plan::Configuration(_) | Plan::Events(_) | Plan::Backfill(_) | Plan::EmitKeys(_) => {
             notes.push("it is one of walhook's own tables, which no webhook can be linked to".to_owned());
         }
     }

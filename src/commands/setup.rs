@@ -39,6 +39,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("018_outbox.sql", include_str!("../../sql/018_outbox.sql")),
     ("019_last_mile.sql", include_str!("../../sql/019_last_mile.sql")),
     ("020_history.sql", include_str!("../../sql/020_history.sql")),
+    ("021_emit.sql", include_str!("../../sql/021_emit.sql")),
     ("025_rule_versions.sql", include_str!("../../sql/025_rule_versions.sql")),
 ];
 

@@ -11,6 +11,7 @@
 //! Knows no socket and no clock, so tests and the simulator drive it directly.
 
 mod backfill;
+mod emitted;
 mod encoder;
 mod ends;
 mod router;
@@ -31,6 +32,7 @@ use crate::{
     route::{
         chunk::Chunk,
         chunk_row::Part,
+        emitted::EmitKeys,
         plan::Plan,
         rules::{KeepPayload, LaneKey, Webhook},
         tables::{ServerAlias, Table, Tables},
@@ -142,6 +144,10 @@ pub struct Counts {
     pub skipped: u64,
     /// Events that became dead letters, by [`Obstacle`].
     pub dead_letters: [u64; Obstacle::ALL.len()],
+    /// Logical messages received with the prefix of `rule_webhook_emit`.
+    pub emitted: u64,
+    /// How many of them were none of the function's, and were ignored.
+    pub emitted_refused: u64,
 }
 
 /// Of one webhook, since the session began.
@@ -173,6 +179,10 @@ pub struct Streamer {
     awaits_types: bool,
     /// See [`Streamer::doubt`].
     doubts: Vec<Doubt>,
+    /// By which messages of `rule_webhook_emit` are recognized.
+    emit_keys: EmitKeys,
+    /// The slot sends logical messages.
+    reads_messages: bool,
 }
 
 impl Streamer {
@@ -199,6 +209,8 @@ impl Streamer {
             now: Timestamps::default(),
             awaits_types: false,
             doubts: Vec::new(),
+            emit_keys: EmitKeys::default(),
+            reads_messages: false,
         };
         streamer.refresh();
         streamer
@@ -291,6 +303,7 @@ impl Streamer {
         self.out.transaction.row_lsn = at;
         match self.assembler.take(data, at)? {
             Step::Nothing => {}
+            Step::Message(message) => self.message_emitted(&message)?,
             Step::Type { oid, schema, name } => self.router.types.declare(oid, schema.is_empty(), &name.text()),
             Step::Begin => {
                 self.idle_upto = None;
@@ -361,6 +374,10 @@ impl Streamer {
                 _ => Ok(()),
             },
             Plan::Linked(table) => self.out.row(&self.router.rules, table, change, None),
+            Plan::EmitKeys(columns) => {
+                self.emit_keys.follow(*columns, change);
+                self.ask_for_messages()
+            }
             Plan::Backfill(columns) => {
                 match change.new.filter(|_| change.op == Op::Insert).and_then(|row| columns.of(row)) {
                     Some(Part::Head(text)) => {

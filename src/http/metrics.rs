@@ -147,6 +147,13 @@ pub const METRICS: &[Metric] = &[
         RUN,
         "Row operations received from the slot, those of tables without links and repeated ones after a reconnect included",
     ),
+    metric(
+        "walhook_emitted_messages_total",
+        Kind::Counter,
+        &["result"],
+        RUN,
+        "Messages received with the prefix of rule_webhook_emit: accepted, or refused (another function wrote them, and they are ignored)",
+    ),
     metric("walhook_events_published_total", Kind::Counter, &["stream"], RUN, "Events that JetStream has stored"),
     metric(
         "walhook_publish_duplicates_total",
@@ -398,6 +405,7 @@ fn samples<'a>(
             slot.into_iter().flat_map(of).collect()
         }
         "walhook_changes_total" => run.map(|run| by_word("op", &run.changes)).unwrap_or_default(),
+        "walhook_emitted_messages_total" => run.map(|run| by_word("result", &run.emitted)).unwrap_or_default(),
         "walhook_events_published_total" => of_streams(&|stream, labels| Some(Sample::Count(labels, stream.published))),
         "walhook_publish_duplicates_total" => {
             of_streams(&|stream, labels| Some(Sample::Count(labels, stream.duplicates)))
@@ -512,6 +520,7 @@ mod tests {
         let run = Run {
             slot: Some(Slot { safe_bytes: Some(7), wal_status: "reserved".to_owned(), ..Slot::default() }),
             changes: vec![("insert", 3)],
+            emitted: vec![("accepted", 2), ("refused", 0)],
             streams: vec![stream],
             publish_errors: vec![("10071".to_owned(), 1)],
             ..Run::default()

@@ -122,6 +122,8 @@ pub struct Run {
     pub unconfirmed_seconds: f64,
     /// Row operations received, by operation.
     pub changes: Vec<(&'static str, u64)>,
+    /// Messages of `rule_webhook_emit` received, by whether they were.
+    pub emitted: Vec<(&'static str, u64)>,
     /// Each stream.
     pub streams: Vec<Stream>,
     /// Each webhook.

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::{
     digits::{push_hex, set_digits, set_hex},
+    emitted::Emitted,
     headers,
     message_columns::MessageColumns,
     plan::{ColumnPlan, EventColumns, Linked, Target},
@@ -115,6 +116,19 @@ pub enum Body<'a> {
         /// Its own headers.
         own: Option<&'a Map<String, Value>>,
     },
+    /// A message of `rule_webhook_emit`.
+    Emitted(&'a Emitted<'a>),
+}
+
+impl<'a> Body<'a> {
+    /// The event's own headers.
+    fn own_headers(self) -> Option<&'a Map<String, Value>> {
+        match self {
+            Body::Row { .. } => None,
+            Body::Call { own, .. } => own,
+            Body::Emitted(message) => message.call.headers.as_ref(),
+        }
+    }
 }
 
 /// Appends the headers that format, webhook and event add to those of any message, a line break before each.
@@ -126,10 +140,7 @@ pub fn write_headers(
     id: &[u8],
     out: &mut Vec<u8>,
 ) {
-    let own = match body {
-        Body::Row { .. } => None,
-        Body::Call { own, .. } => own,
-    };
+    let own = body.own_headers();
     if again(body).is_some() {
         if let Some(stored) = own {
             headers::write_again(stored, out);
@@ -204,7 +215,7 @@ fn push_ascii(json: &[u8], out: &mut Vec<u8>) {
 fn message_columns(body: Body<'_>) -> Option<(&MessageColumns, Tuple<'_>)> {
     match body {
         Body::Row { target, change, .. } => Some((target.message.as_ref()?, change.new?)),
-        Body::Call { .. } => None,
+        Body::Call { .. } | Body::Emitted(_) => None,
     }
 }
 
@@ -220,7 +231,7 @@ fn again(body: Body<'_>) -> Option<&[u8]> {
             Column::Text(bytes) => Some(bytes),
             _ => None,
         },
-        Body::Row { .. } => None,
+        Body::Row { .. } | Body::Emitted(_) => None,
     }
 }
 
@@ -279,9 +290,15 @@ fn write_webhook(
     write_number(transaction.xid.into(), out);
     out.extend_from_slice(b",\"op\":\"");
     out.extend_from_slice(op(body).as_str().as_bytes());
-    out.extend_from_slice(b"\",\"table\":\"");
-    write_table(body, out);
-    out.extend_from_slice(b"\",\"commit_time\":\"");
+    match body {
+        Body::Emitted(_) => out.extend_from_slice(b"\",\"table\":null"),
+        Body::Row { .. } | Body::Call { .. } => {
+            out.extend_from_slice(b"\",\"table\":\"");
+            write_table(body, out);
+            out.push(b'"');
+        }
+    }
+    out.extend_from_slice(b",\"commit_time\":\"");
     out.extend_from_slice(transaction.timestamp.as_bytes());
     out.push(b'"');
     match body {
@@ -313,6 +330,19 @@ fn write_webhook(
                 write_json_string(text, out);
             }
         }
+        Body::Emitted(message) => {
+            out.extend_from_slice(b",\"emit_lsn\":\"");
+            out.extend_from_slice(message.lsn.to_string().as_bytes());
+            out.push(b'"');
+            if let Some(id) = message.call.rule_execution_id {
+                out.extend_from_slice(b",\"rule_execution_id\":");
+                write_number(id, out);
+            }
+            if let Some(user) = &message.call.triggered_by {
+                out.extend_from_slice(b",\"triggered_by\":");
+                write_json_string(user.as_bytes(), out);
+            }
+        }
     }
     out.extend_from_slice(b"}}");
     data
@@ -320,7 +350,7 @@ fn write_webhook(
 
 /// The webhook's headers; an event's own are added and win.
 pub fn write_shown_headers(body: Body<'_>, webhook: &Webhook, out: &mut Vec<u8>) {
-    if let Body::Call { own: Some(own), .. } = body
+    if let Some(own) = body.own_headers()
         && let Ok(mut merged) = serde_json::from_slice::<Map<_, _>>(&webhook.headers)
     {
         merged.extend(own.iter().map(|(name, value)| (name.clone(), value.clone())));
@@ -342,6 +372,7 @@ fn write_data(body: Body<'_>, out: &mut Vec<u8>) -> Range<usize> {
             Column::Text(payload) => write_json(super::types::Class::JSON, payload, out),
             _ => out.extend_from_slice(b"null"),
         },
+        Body::Emitted(message) => write_json(super::types::Class::JSON, message.payload, out),
     }
     start..out.len()
 }
@@ -349,7 +380,7 @@ fn write_data(body: Body<'_>, out: &mut Vec<u8>) -> Range<usize> {
 fn op(body: Body<'_>) -> Op {
     match body {
         Body::Row { change, .. } => change.op,
-        Body::Call { .. } => Op::Insert,
+        Body::Call { .. } | Body::Emitted(_) => Op::Insert,
     }
 }
 
@@ -361,7 +392,7 @@ pub fn write_type(body: Body<'_>, out: &mut Vec<u8>) {
             out.push(b'.');
             out.extend_from_slice(change.op.as_str().as_bytes());
         }
-        Body::Call { .. } => out.extend_from_slice(b"webhook.call"),
+        Body::Call { .. } | Body::Emitted(_) => out.extend_from_slice(b"webhook.call"),
     }
 }
 
@@ -373,7 +404,7 @@ fn write_header_type(body: Body<'_>, out: &mut Vec<u8>) {
             out.push(b'.');
             out.extend_from_slice(change.op.as_str().as_bytes());
         }
-        Body::Call { .. } => write_type(body, out),
+        Body::Call { .. } | Body::Emitted(_) => write_type(body, out),
     }
 }
 
@@ -381,6 +412,7 @@ fn write_table(body: Body<'_>, out: &mut Vec<u8>) {
     match body {
         Body::Row { table, .. } => out.extend_from_slice(&table.qualified),
         Body::Call { .. } => out.extend_from_slice(b"public.rule_webhook_events"),
+        Body::Emitted(_) => {}
     }
 }
 

@@ -5,6 +5,7 @@
 
 use super::{
     chunk_row::RowColumns,
+    emitted::KeyColumns,
     filter::{Filter, Seen},
     message_columns::MessageColumns,
     rules::{IdAndLink, Rules},
@@ -29,6 +30,8 @@ pub enum Plan {
     Events(EventColumns),
     /// `rule_cdc_backfill_rows`.
     Backfill(RowColumns),
+    /// `rule_cdc_emit_keys`.
+    EmitKeys(KeyColumns),
     /// A table that webhooks are linked to.
     Linked(Linked),
 }
@@ -117,6 +120,9 @@ impl Plan {
         }
         if let Some(columns) = RowColumns::find(relation) {
             return Plan::Backfill(columns);
+        }
+        if let Some(columns) = KeyColumns::find(relation) {
+            return Plan::EmitKeys(columns);
         }
         let links = rules.links(&relation.schema, &relation.name);
         if links.is_empty() {

@@ -3,15 +3,15 @@
 //!
 //! Comes in: pgoutput messages of protocol version 1, that is, whole committed transactions one after another.
 //! Goes out: [`Step`]s. Always holds: a change has a position that is the same in every replay, because the ordinal
-//! counts *every* Insert, Update, Delete and Truncate since Begin, before any filter of ours. Knows nothing of
-//! webhooks.
+//! counts *every* Insert, Update, Delete and Truncate since Begin, before any filter of ours, and the logical messages that
+//! are events. Knows nothing of webhooks.
 
 use std::collections::HashMap;
 
 use super::{
     lsn::Lsn,
     name::Name,
-    pgoutput::{self, Dialect, Message, OldTuple, ReplicaIdentity, Tuple},
+    pgoutput::{self, Dialect, LogicalMessage, Message, OldTuple, ReplicaIdentity, Tuple},
 };
 use crate::error::{Error, Result};
 
@@ -26,7 +26,7 @@ pub struct Position {
     /// When it was committed, in µs since 2000-01-01. It tells two transactions apart that reuse an LSN after a
     /// failover that lost some, or a restore to an earlier point.
     pub commit_time: i64,
-    /// Row operations of this transaction before this one.
+    /// Row operations, and messages that are events, of this transaction before this one.
     pub ordinal: u64,
 }
 
@@ -40,6 +40,14 @@ pub struct Transaction {
     /// Its id.
     pub xid: u32,
     ordinal: u64,
+}
+
+impl Transaction {
+    fn next(&mut self) -> Position {
+        let position = Position { commit_lsn: self.commit_lsn, commit_time: self.commit_time, ordinal: self.ordinal };
+        self.ordinal += 1;
+        position
+    }
 }
 
 /// A table as the WAL stream last described it.
@@ -131,8 +139,10 @@ pub struct Change<'a> {
 /// What a message amounts to.
 #[derive(Debug)]
 pub enum Step<'a> {
-    /// Nothing of interest: origins, logical messages.
+    /// Nothing of interest: origins, logical messages outside of transactions.
     Nothing,
+    /// A logical message of the open transaction. It has no position unless [`Assembler::place`] gives it one.
+    Message(LogicalMessage<'a>),
     /// What a type was called when the tables described next were as they are described. Of a domain it is the type below.
     Type {
         /// Its OID.
@@ -219,6 +229,9 @@ impl Assembler {
                 Ok(Step::Truncate(changes.collect::<Result<_>>()?))
             }
             Message::Type { id, namespace, name, .. } => Ok(Step::Type { oid: id, schema: namespace, name }),
+            Message::Logical(message) if message.transactional && self.transaction.is_some() => {
+                Ok(Step::Message(message))
+            }
             Message::Origin { .. } | Message::Logical(_) => Ok(Step::Nothing),
             // Asked for with neither streaming nor two-phase, so these cannot come.
             _ => Err(unexpected("a message of streamed or prepared transactions, which were not asked for", at)),
@@ -282,9 +295,13 @@ impl Assembler {
             return Err(unexpected("a row with another number of columns than its table", at));
         }
         let open = self.transaction.as_mut().ok_or_else(|| unexpected("a change outside a transaction", at))?;
-        let position = Position { commit_lsn: open.commit_lsn, commit_time: open.commit_time, ordinal: open.ordinal };
-        open.ordinal += 1;
-        Ok(Change { position, xid: open.xid, op, relation, new, old })
+        Ok(Change { position: open.next(), xid: open.xid, op, relation, new, old })
+    }
+
+    /// The next position in the open transaction. A logical message gets one only if it is an event: so those of others, which a
+    /// session may not have asked for, change no position of a row.
+    pub fn place(&mut self) -> Option<Position> {
+        self.transaction.as_mut().map(Transaction::next)
     }
 
     fn index_of(&mut self, id: u32) -> Option<usize> {

@@ -21,6 +21,11 @@ impl<'a> Name<'a> {
         readable(self.0)
     }
 
+    /// Whether it is this text.
+    pub fn is(self, text: &str) -> bool {
+        self.0 == text.as_bytes()
+    }
+
     /// Whether it has no letter; so pgoutput writes `pg_catalog`.
     pub fn is_empty(self) -> bool {
         self.0.is_empty()

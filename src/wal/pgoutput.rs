@@ -267,7 +267,7 @@ pub struct LogicalMessage<'a> {
     /// Where in the WAL it stands.
     pub lsn: Lsn,
     /// Who it is for.
-    pub prefix: &'a str,
+    pub prefix: Name<'a>,
     /// What it says: any bytes.
     pub content: &'a [u8],
 }
@@ -550,7 +550,8 @@ fn logical<'a>(cursor: &mut Cursor<'a>, dialect: Dialect) -> Result<LogicalMessa
     let xid = streamed_xid(cursor, dialect)?;
     let transactional = cursor.flag("flags")?;
     let lsn = cursor.lsn("LSN")?;
-    let prefix = cursor.cstr("prefix")?;
+    // Anybody may write one, with any bytes where the database's encoding is SQL_ASCII.
+    let prefix = cursor.name("prefix")?;
     let length = cursor.count("length")?;
     let content = cursor.bytes("content", length)?;
     Ok(LogicalMessage { xid, transactional, lsn, prefix, content })

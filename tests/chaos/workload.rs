@@ -91,6 +91,7 @@ pub fn prepare(pg: &Postgres, nats_urls: [&str; 2], window_s: u32) {
     // An outbox, whose webhook no other is like.
     pg.psql(
         "CREATE TABLE outbox (id bigint PRIMARY KEY, payload jsonb NOT NULL);
+         SELECT rule_webhook_emit_enable();
          SELECT rule_webhook_enable_nats(rule_webhook_register('outbox', 'https://example.com/outbox'), 'chaos.a.outbox', 'nats', 'default');
          UPDATE rule_webhooks SET payload_format = 'data' WHERE webhook_name = 'outbox';
          SELECT rule_webhook_link_table('outbox', 'outbox', '{insert}', p_payload_column => 'payload', p_message_id_column => 'id')",
@@ -261,7 +262,8 @@ impl Worker {
             }
             46..52 => {
                 let n = self.rng.u32(..);
-                client.batch_execute(&format!("SELECT rule_webhook_publish_nats(1, '{{\"n\": {n}}}')")).await
+                let call = if self.rng.bool() { "rule_webhook_publish_nats" } else { "rule_webhook_emit" };
+                client.batch_execute(&format!("SELECT {call}(1, '{{\"n\": {n}}}')")).await
             }
             _ => {
                 // Several statements in one transaction, over several tables.

@@ -147,7 +147,7 @@ impl<'s> Lane<'s> {
             name,
             &format!(
                 "SELECT rule_nats_stream_create('{stream}', ARRAY['{name}.>']);
-                 SELECT rule_webhook_enable_nats(1, '{name}.plain', 'nats');
+                 SELECT rule_webhook_enable_nats(1, '{name}.plain', 'nats'), rule_webhook_emit_enable();
                  SELECT rule_webhook_link_table(1, 'plain', '{{insert,update,delete,truncate}}')"
             ),
         );
@@ -223,6 +223,11 @@ impl<'s> Lane<'s> {
             ),
             format!("UPDATE rule_nats_streams SET max_age_seconds = {}", 1_000_000 + case),
             format!("SELECT rule_webhook_publish_nats(1, '{{\"case\": {case}}}')"),
+            format!(
+                "BEGIN; SELECT rule_webhook_emit(1, '{{\"emitted\": {case}}}', subject_tokens => '{{a}}'); SAVEPOINT a;
+                 SELECT rule_webhook_emit(1, '{{\"note\": \"{ROLLED_BACK}\"}}'); ROLLBACK TO a;
+                 INSERT INTO plain (note) VALUES ('among messages'); SELECT rule_webhook_emit(1, '{{\"last\": {case}}}'); COMMIT"
+            ),
         ] {
             self.sql(&sql).await;
         }

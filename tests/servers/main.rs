@@ -19,6 +19,7 @@ mod consumer_stats;
 mod dead_letters;
 mod decoys;
 mod demo;
+mod emit;
 mod end_to_end;
 mod formats;
 mod history;

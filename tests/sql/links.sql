@@ -15,7 +15,7 @@ SELECT throws_hint($$SELECT rule_webhook_link_table('hook', 'orders')$$, '%publi
 SELECT ok(rule_cdc_publication_create(), 'made') ;
 SELECT ok(NOT rule_cdc_publication_create(), 'nothing left to do');
 SELECT is(published('rule_webhook_events'), 'walhook_inserts');
-SELECT is(ARRAY(SELECT name FROM published WHERE publication = 'walhook_changes' ORDER BY 1), '{rule_nats_config,rule_nats_streams,rule_webhook_links,rule_webhooks}'::text[]);
+SELECT is(ARRAY(SELECT name FROM published WHERE publication = 'walhook_changes' ORDER BY 1), '{rule_cdc_emit_keys,rule_nats_config,rule_nats_streams,rule_webhook_links,rule_webhooks}'::text[]);
 
 -- Only inserts, then more, then less, then nothing
 SELECT is(rule_webhook_link_table('hook', 'orders', '{insert}'), '1');

@@ -199,12 +199,12 @@ SELECT is(may('walhook_operator', 'DELETE'),
     'rule_cdc_backfill_rows rule_nats_config rule_nats_consumer_stats rule_nats_streams rule_webhook_call_history rule_webhook_calls '
     'rule_webhook_limit_holders rule_webhook_limits rule_webhook_links rule_webhook_secrets rule_webhooks');
 SELECT is(may_call('walhook_application', true),
-    'rule_nats_event_status rule_nats_subject_check rule_nats_wait rule_webhook_call rule_webhook_call_unified rule_webhook_enqueue '
-    'rule_webhook_publish_nats');
+    'rule_nats_event_status rule_nats_subject_check rule_nats_wait rule_webhook_call rule_webhook_call_unified rule_webhook_emit '
+    'rule_webhook_emit_status rule_webhook_emit_wait rule_webhook_enqueue rule_webhook_publish_nats');
 SELECT is(may_call('walhook_worker', true),
     'rule_nats_consumer_update_stats rule_webhook_limit_calls rule_webhook_limit_starts rule_webhook_queue_claim');
 SELECT is(may_call('walhook_operator', false),
-    'rule_cdc_anchor_move rule_cdc_functions_close rule_cdc_functions_open rule_cdc_grant rule_cdc_rules_now rule_cdc_rules_prune '
+    'rule_cdc_anchor_move rule_cdc_emit_key_make rule_cdc_functions_close rule_cdc_functions_open rule_cdc_grant rule_cdc_rules_now rule_cdc_rules_prune '
     'rule_cdc_rules_write rule_cdc_view rule_nats_history_begin rule_nats_history_insert rule_nats_history_json '
     'rule_nats_history_make rule_nats_history_missing rule_nats_history_open rule_nats_history_rows rule_nats_history_target '
     'rule_nats_history_webhook_deleted rule_nats_history_write rule_nats_history_written '

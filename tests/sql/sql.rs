@@ -119,7 +119,7 @@ async fn the_migrations_load_on_every_version_and_a_second_time_change_nothing()
         assert_eq!(fingerprint(&client).await, before, "PostgreSQL {version}");
         let recorded = pg
             .psql("SELECT string_agg(version, ' ' ORDER BY version) FROM rule_cdc_migrations WHERE version <> 'found'");
-        assert_eq!(recorded, "005 007 008 009 010 011 012 013 014 015 016 017 018 019 020 025", "PostgreSQL {version}");
+        assert_eq!(recorded, "005 007 008 009 010 011 012 013 014 015 016 017 018 019 020 021 025", "PostgreSQL {version}");
     }
 }
 
@@ -576,6 +576,14 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "rule_cdc_rule_versions drops rows",
         "hostile::a_trigger_that_swallows_versions_of_the_rules_ends_walhook_before_it_confirms_anything_behind_them",
     ),
+    (
+        "again when they are over",
+        "emit::keys_change_while_messages_wait_and_a_retired_one_is_good_for_what_came_before",
+    ),
+    (
+        "Stop it and start the version that has set up this database",
+        "sql::the_sql_surface_does_what_its_test_files_say_on_every_version",
+    ),
     ("take it over: ", "setup::objects_with_our_names_that_another_role_made_are_refused_before_anything_is_changed"),
     ("DROP TABLE public.schema_migrations", "sql::what_setup_and_uninstall_leave_to_a_superuser_is_named_and_works"),
     ("Let a superuser run: CREATE ROLE", "sql::what_setup_and_uninstall_leave_to_a_superuser_is_named_and_works"),
@@ -704,6 +712,12 @@ async fn every_statement_that_a_hint_names_can_be_run_as_it_stands() {
         ("UPDATE rule_webhooks SET enabled = true WHERE webhook_id = 2", 0),
         ("SELECT rule_webhook_publish_nats(2, '{}')", 1),
         ("SELECT rule_webhook_publish_nats(99, '{}')", 1),
+        // Messages: the first hint enables them.
+        ("SELECT rule_webhook_emit_rotate_key()", 1),
+        ("SELECT rule_webhook_emit(99, '{}')", 1),
+        ("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT rule_webhook_emit_retire_keys()", 1),
+        ("UPDATE rule_cdc_emit_keys SET retired_lsn = '0/1'", 0),
+        ("SELECT rule_webhook_emit(1, '{}')", 1),
         ("SELECT rule_webhook_secret_set(99, 'a', 'b')", 1),
         ("SELECT rule_webhook_retry(99)", 1),
         ("SELECT rule_webhook_enable_nats(1, 'a b')", 1),

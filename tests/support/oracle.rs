@@ -169,6 +169,12 @@ impl Rules {
         let subject = subject.unwrap_or_else(|| text(&row["nats_subject"]).to_owned());
         let subject =
             subject.replace("{table}", change.table.strip_prefix("public.").unwrap()).replace("{op}", &change.op);
+        self.sent(places, webhook, subject, change)
+    }
+
+    /// What a webhook sends for something that was accepted for it.
+    fn sent(&self, places: &Places, webhook: i64, subject: String, change: Fact) -> Option<Fact> {
+        let row = self.get("rule_webhooks", webhook)?;
         let config = match row["nats_config_id"].parse() {
             Ok(id) => self.get("rule_nats_config", id),
             Err(_) => self.tables["rule_nats_config"].values().find(|row| row["config_name"] == "'default"),
@@ -268,6 +274,10 @@ impl Committed {
                 self.xid = begun.parse().unwrap();
                 continue;
             }
+            if let Some(message) = line.strip_prefix("message: transactional: 1 prefix: walhook.emit, sz: ") {
+                self.emitted(message.split_once("content:").unwrap().1);
+                continue;
+            }
             let Some(change) = line.strip_prefix("table ") else { continue };
             let (tables, change) = change.split_once(": ").unwrap();
             let (op, text) = change.split_once(':').unwrap();
@@ -283,6 +293,32 @@ impl Committed {
                 self.change(table, op, text);
             }
         }
+    }
+
+    /// A message of `rule_webhook_emit`: its signature, five numbers, the call and the payload.
+    fn emitted(&mut self, content: &str) {
+        let [_version, xid, _key, webhook, length, rest] = content[44..].splitn(6, ' ').collect::<Vec<_>>()[..] else {
+            panic!("{content}");
+        };
+        let (call, payload) = rest.split_at(length.parse().unwrap());
+        let call: Value = serde_json::from_str(call).unwrap();
+        let webhook = webhook.parse().unwrap();
+        let Some(row) = self.rules.get("rule_webhooks", webhook) else { return };
+        let subject = text(&row["nats_subject"]).to_owned() + call["tokens"].as_str().unwrap_or_default();
+        let event = Fact {
+            stream: 0,
+            subject: String::new(),
+            webhook: 0,
+            format: String::new(),
+            // `test_decoding` writes a BEGIN only before the first row.
+            xid: xid.parse().unwrap(),
+            table: String::new(),
+            op: "insert".to_owned(),
+            row: cells(&serde_json::from_str(payload).unwrap()),
+            unchanged: BTreeSet::new(),
+        };
+        let event = self.rules.sent(&self.places, webhook, subject, event);
+        self.facts.extend(event);
     }
 
     fn change(&mut self, table: &str, op: &str, text_of: &str) {

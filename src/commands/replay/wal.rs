@@ -256,12 +256,13 @@ impl Decoder {
         })?;
         let names =
             ["inserts", "changes"].map(|part| format!("\"{}_{part}\"", config.publication.replace('"', "\"\"")));
-        let options = [("proto_version", "1"), ("publication_names", &names.join(","))];
+        let options = [("proto_version", "1"), ("publication_names", &names.join(",")), ("messages", "true")];
         let stream = connection.start_replication(&slot, start.from, &options).await?;
         let inbox = "_INBOX.walhook.replay";
         let mut streamer = Streamer::new(&config.source, 0, inbox, config.limits, tables, types, start.from);
         streamer.set_database(&config.postgres.dbname);
         streamer.set_amendments(amendments);
+        streamer.set_emit_keys(state_store::emit_keys(&client).await?, true);
         Ok((Decoder { streamer, client }, stream))
     }
 

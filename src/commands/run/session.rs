@@ -114,7 +114,9 @@ pub async fn session(
         setup_check::refuse(config, &client.answer(setup_check::read_for_start(&client, config)).await?)?;
     }
     let database = database?;
-    let taken = match take_slot(config, &publications, shutdown, shown, notify).await {
+    // Messages of others cost nothing where nobody uses rule_webhook_emit.
+    let reads_messages = !client.answer(state_store::emit_keys(&*client)).await?.is_empty();
+    let taken = match take_slot(config, &publications, reads_messages, shutdown, shown, notify).await {
         Err(error) => {
             // Another server may have come behind the address since.
             if let Ok(client) = sql::connect(&config.postgres).await {
@@ -152,6 +154,9 @@ pub async fn session(
     streamer.set_database(&system.dbname);
     streamer.set_newest_rules(newest, true);
     streamer.set_amendments(amendments);
+    // Read behind the slot's position: keys that come later are in the WAL.
+    streamer.set_emit_keys(client.answer(state_store::emit_keys(&*client)).await?, reads_messages);
+    streamer.ask_for_messages()?;
     if let Some(shown) = shown.as_ref() {
         shown.begin(&mut streamer);
     }
@@ -248,6 +253,7 @@ pub(super) async fn refuse_standby(client: &Client) -> Result<()> {
 async fn take_slot(
     config: &Config,
     publications: &[String; 2],
+    reads_messages: bool,
     shutdown: &mut watch::Receiver<bool>,
     shown: &mut Option<Shown>,
     notify: &Notify,
@@ -259,7 +265,8 @@ async fn take_slot(
         let taking = async {
             let system = connection.identify_system().await?;
             let left = connection.timelines_left(system.timeline).await?;
-            let options = [("proto_version", "1"), ("publication_names", names.as_str())];
+            let messages = if reads_messages { "true" } else { "false" };
+            let options = [("proto_version", "1"), ("publication_names", names.as_str()), ("messages", messages)];
             // From 0/0 the server starts where the slot is confirmed; above that it would obey and skip.
             let stream = connection.start_replication(&config.slot, Lsn::ZERO, &options).await?;
             Ok::<_, Error>((stream, system, left))

@@ -88,6 +88,8 @@ impl Totals {
         let add = |to: &mut [u64], from: &[u64]| to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
         add(&mut self.counts.changes, &more.counts.changes);
         add(&mut self.counts.dead_letters, &more.counts.dead_letters);
+        self.counts.emitted += more.counts.emitted;
+        self.counts.emitted_refused += more.counts.emitted_refused;
         self.history_rows_lost += more.history_rows_lost;
         self.rules += more.rules;
         for (code, count) in &more.publish_errors {
@@ -228,6 +230,10 @@ impl Shown {
             lag_seconds: streamer.oldest_commit_time().map_or(0.0, age),
             unconfirmed_seconds: self.confirmed.1.elapsed().as_secs_f64(),
             changes: Op::ALL.iter().map(|op| (op.as_str(), all.counts.changes[op.index()])).collect(),
+            emitted: vec![
+                ("accepted", all.counts.emitted - all.counts.emitted_refused),
+                ("refused", all.counts.emitted_refused),
+            ],
             streams: self.streams(&all, streamer),
             webhooks: self.published.follow(streamer),
             publish_errors: all.publish_errors.into_iter().collect(),

@@ -14,7 +14,10 @@ use crate::{
     flow::{event_id::EventPosition, streamer::DeadLetter},
     log,
     postgres::{settings::Settings, sql},
-    route::types::{TypeCatalog, TypeKind},
+    route::{
+        emitted::EmitKeys,
+        types::{TypeCatalog, TypeKind},
+    },
     wal::{lsn::Lsn, snapshot::Snapshot},
 };
 
@@ -30,6 +33,25 @@ pub async fn confirmed(client: &Client, slot: &str) -> Result<Lsn> {
         .map_err(|error| sql::error(format!("read where slot {slot:?} stands"), error))?;
     let text: &str = row.get(0);
     text.parse().map_err(|error| Error::protocol(format!("read where slot {slot:?} stands")).caused_by(error))
+}
+
+/// The keys by which messages of `rule_webhook_emit` are recognized.
+///
+/// # Errors
+/// The table is missing or may not be read.
+pub async fn emit_keys(client: &impl GenericClient) -> Result<EmitKeys> {
+    let attempted = "read the keys of rule_webhook_emit in rule_cdc_emit_keys";
+    let rows = client
+        .query("SELECT key_id, inner_key, retired_lsn::text FROM public.rule_cdc_emit_keys", &[])
+        .await
+        .map_err(|error| missing_table(sql::error(attempted, error)))?;
+    let mut keys = EmitKeys::default();
+    for row in &rows {
+        let retired = row.get::<_, Option<&str>>(2).map(str::parse).transpose();
+        let retired = retired.map_err(|error| Error::protocol(attempted).caused_by(error))?;
+        keys.put(row.get(0), row.get(1), retired);
+    }
+    Ok(keys)
 }
 
 /// How far the slot is behind what the server has written, in bytes; `None` where it is gone.
@@ -411,9 +433,9 @@ pub async fn report(client: &Client, report: &Report<'_>) -> Result<()> {
             "INSERT INTO public.rule_cdc_status AS s \
                  (source, slot_name, publication, pid, host, version, epoch, connected_since, nats, received_lsn, \
                   confirmed_lsn, events_published, events_failed, last_error, last_error_at, heartbeat_at, \
-                  heartbeat_seconds, history_lost, log_lines_lost) \
+                  heartbeat_seconds, history_lost, log_lines_lost, publishes_messages) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, now(), $8::text::jsonb, $9::text::pg_lsn, $10::text::pg_lsn, $11, $12, \
-                     $13, CASE WHEN $13::text IS NOT NULL THEN now() END, now(), $14, $15, $16) \
+                     $13, CASE WHEN $13::text IS NOT NULL THEN now() END, now(), $14, $15, $16, true) \
              ON CONFLICT (source) DO UPDATE SET \
                  slot_name = excluded.slot_name, publication = excluded.publication, pid = excluded.pid, \
                  host = excluded.host, version = excluded.version, epoch = excluded.epoch, \
@@ -424,7 +446,8 @@ pub async fn report(client: &Client, report: &Report<'_>) -> Result<()> {
                  last_error_at = CASE WHEN excluded.last_error IS DISTINCT FROM s.last_error \
                      AND excluded.last_error IS NOT NULL THEN now() ELSE s.last_error_at END, \
                  heartbeat_at = now(), heartbeat_seconds = excluded.heartbeat_seconds, \
-                 history_lost = excluded.history_lost, log_lines_lost = excluded.log_lines_lost \
+                 history_lost = excluded.history_lost, log_lines_lost = excluded.log_lines_lost, \
+                 publishes_messages = excluded.publishes_messages \
              WHERE s.epoch IS NULL OR s.epoch <= excluded.epoch",
             &[
                 &report.source,

@@ -4,6 +4,8 @@
 //! event is counted in the window once and settled, in a lane, among the dead letters, or left out with all after it that
 //! the same lane would take; what comes after a dead letter is held back until the letter is durable.
 
+mod emitted;
+
 use std::collections::{HashSet, VecDeque};
 
 use super::{Counts, DeadLetter, Halted, Limits, Obstacle, WebhookCounts};

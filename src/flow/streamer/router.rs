@@ -300,7 +300,7 @@ impl Router {
                     self.notices.push(format!("table {table}: {problem}"));
                 }
             }
-            Plan::Events(_) | Plan::Configuration(_) | Plan::Backfill(_) => {}
+            Plan::Events(_) | Plan::Configuration(_) | Plan::Backfill(_) | Plan::EmitKeys(_) => {}
         }
         plan
     }

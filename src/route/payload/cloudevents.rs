@@ -22,8 +22,11 @@ pub fn write(
     write_type(body, out);
     out.extend_from_slice(b"\",\"time\":\"");
     out.extend_from_slice(transaction.timestamp.as_bytes());
-    out.extend_from_slice(b"\",\"subject\":\"");
-    write_table(body, out);
+    // The attribute is optional, and such a message is about no table.
+    if !matches!(body, Body::Emitted(_)) {
+        out.extend_from_slice(b"\",\"subject\":\"");
+        write_table(body, out);
+    }
     out.extend_from_slice(b"\",\"datacontenttype\":\"application/json\",\"data\":");
     let data = write_data(body, out);
     out.push(b'}');
@@ -40,9 +43,12 @@ pub fn write_headers(body: Body<'_>, source: &str, transaction: &TransactionText
     write_header_type(body, out);
     out.extend_from_slice(b"\r\nce-time: ");
     out.extend_from_slice(transaction.timestamp.as_bytes());
+    if matches!(body, Body::Emitted(_)) {
+        return;
+    }
     out.extend_from_slice(b"\r\nce-subject: ");
     match body {
         Body::Row { table, .. } => push_encoded(table.unescaped.as_bytes(), out),
-        Body::Call { .. } => write_table(body, out),
+        Body::Call { .. } | Body::Emitted(_) => write_table(body, out),
     }
 }
