@@ -316,6 +316,16 @@ IF NOT EXISTS (SELECT FROM pg_attribute
     COMMENT ON COLUMN public.rule_webhook_links.headers_columns IS
         'Headers of the message by the columns that have their values: {"eventType": "type"}';
 END IF;
+IF NOT EXISTS (SELECT FROM pg_attribute
+               WHERE attrelid = 'public.rule_webhook_links'::regclass AND attname = 'mask' AND NOT attisdropped) THEN
+    ALTER TABLE public.rule_webhook_links ADD COLUMN rename JSONB, ADD COLUMN mask JSONB, ADD COLUMN mask_columns TEXT[];
+    COMMENT ON COLUMN public.rule_webhook_links.rename IS
+        'Names of columns in the message, where they differ from those in the table: {"email": "mail"}';
+    COMMENT ON COLUMN public.rule_webhook_links.mask IS
+        'What becomes of values before they leave: {"email": "hash", "ssn": "drop", "card": "last4", "note": "null"}; NULL: nothing is masked';
+    COMMENT ON COLUMN public.rule_webhook_links.mask_columns IS
+        'The columns of the table when mask was written. Columns that came later do not leave, and if a masked one is missing none does';
+END IF;
 END
 $added$;
 
@@ -609,7 +619,8 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
             'rule_cdc_status', 'rule_cdc_replays', 'rule_cdc_backfill_jobs', 'rule_cdc_backfill_ranges',
             'rule_cdc_backfill_rows', 'rule_cdc_anchor_settings', 'rule_cdc_anchor_places', 'rule_cdc_rule_sources',
             'rule_cdc_rule_versions', 'rule_cdc_rule_amendments', 'rule_cdc_server_aliases',
-            'rule_cdc_emit_keys', 'rule_webhook_limits', 'rule_webhook_limit_holders', 'rule_cdc_identity', 'rule_cdc_runs', 'rule_cdc_claims', 'rule_cdc_put_aside')
+            'rule_cdc_emit_keys', 'rule_webhook_schema_links',
+            'rule_webhook_limits', 'rule_webhook_limit_holders', 'rule_cdc_identity', 'rule_cdc_runs', 'rule_cdc_claims', 'rule_cdc_put_aside')
     )
     SELECT CASE
         WHEN EXISTS (SELECT FROM ours WHERE oid = p_table)
@@ -1150,7 +1161,11 @@ BEGIN
         to_regprocedure('public.rule_webhook_link_table(integer, regclass, text[], text, text[], jsonb, text[], boolean, text)'),
         to_regprocedure('public.rule_webhook_link_table(text, regclass, text[], text, text[], jsonb, text[], boolean, text)'),
         to_regprocedure('public.rule_webhook_link_table(integer, regclass, text[], text, text[], jsonb, text[], boolean, text, text)'),
-        to_regprocedure('public.rule_webhook_link_table(text, regclass, text[], text, text[], jsonb, text[], boolean, text, text)')] LOOP
+        to_regprocedure('public.rule_webhook_link_table(text, regclass, text[], text, text[], jsonb, text[], boolean, text, text)'),
+        to_regprocedure('public.rule_webhook_link_table(integer, regclass, text[], text, text[], jsonb, text[], boolean, text, text, '
+                        'text, text, jsonb)'),
+        to_regprocedure('public.rule_webhook_link_table(text, regclass, text[], text, text[], jsonb, text[], boolean, text, text, '
+                        'text, text, jsonb)')] LOOP
         IF obj_description(v_function, 'pg_proc') LIKE 'walhook:%' THEN
             INSERT INTO pg_temp.walhook_grants
             SELECT p.proname, pg_get_userbyid(a.grantee)
@@ -1174,7 +1189,9 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_link_table(
     p_trace_column TEXT DEFAULT NULL,
     p_payload_column TEXT DEFAULT NULL,
     p_message_id_column TEXT DEFAULT NULL,
-    p_headers_columns JSONB DEFAULT NULL
+    p_headers_columns JSONB DEFAULT NULL,
+    p_rename JSONB DEFAULT NULL,
+    p_mask JSONB DEFAULT NULL
 ) RETURNS INTEGER LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_webhook RECORD;
@@ -1187,6 +1204,7 @@ DECLARE
     v_subject TEXT;
     v_streams TEXT[];
     v_link_id INTEGER;
+    v_mask JSONB;
 BEGIN
     SELECT w.webhook_id, w.webhook_name, w.enabled, w.nats_enabled, w.nats_config_id, c.config_name, c.jetstream_enabled
     INTO v_webhook
@@ -1204,6 +1222,9 @@ BEGIN
         RAISE EXCEPTION 'cannot link webhook %: there is no table %', public.rule_cdc_quoted(v_webhook.webhook_name),
             public.rule_cdc_sayable(coalesce(p_table::text, 'NULL')) USING ERRCODE = 'undefined_table';
     END IF;
+    -- A mask stays until it is replaced or removed: linking again for another reason must not open what was closed.
+    v_mask := coalesce(nullif(p_mask, 'null'), (SELECT l.mask FROM public.rule_webhook_links l
+                       WHERE l.webhook_id = p_webhook AND l.table_schema = v_schema AND l.table_name = v_table));
 
     FOR v_problem IN
         SELECT * FROM public.rule_cdc_link_problems(p_table, p_operations, p_subject_template, p_columns, p_filter,
@@ -1211,6 +1232,9 @@ BEGIN
         UNION ALL
         SELECT * FROM public.rule_cdc_message_problems(v_webhook.webhook_id, p_table, v_operations, p_columns, coalesce(p_include_old, false),
                                                        p_payload_column, p_message_id_column, p_headers_columns)
+        UNION ALL
+        SELECT * FROM public.rule_cdc_mask_problems(p_table, p_columns, p_subject_template, p_trace_column, p_payload_column, p_rename,
+                                                    nullif(v_mask, '{}')) -- made by 022
     LOOP
         IF v_problem.is_error THEN
             RAISE EXCEPTION 'cannot link % to webhook %: %', public.rule_cdc_sayable(p_table::text),
@@ -1267,9 +1291,9 @@ BEGIN
 
     INSERT INTO public.rule_webhook_links AS l
         (webhook_id, table_schema, table_name, operations, subject_template, columns, filter, when_changed, include_old,
-         trace_column, payload_column, message_id_column, headers_columns)
+         trace_column, payload_column, message_id_column, headers_columns, rename)
     VALUES (v_webhook.webhook_id, v_schema, v_table, v_operations, p_subject_template, p_columns, p_filter, p_when_changed,
-            coalesce(p_include_old, false), p_trace_column, p_payload_column, p_message_id_column, p_headers_columns)
+            coalesce(p_include_old, false), p_trace_column, p_payload_column, p_message_id_column, p_headers_columns, p_rename)
     ON CONFLICT (webhook_id, table_schema, table_name) DO UPDATE SET
         operations = excluded.operations,
         subject_template = excluded.subject_template,
@@ -1281,8 +1305,13 @@ BEGIN
         payload_column = excluded.payload_column,
         message_id_column = excluded.message_id_column,
         headers_columns = excluded.headers_columns,
+        rename = excluded.rename,
         enabled = true
     RETURNING l.link_id INTO v_link_id;
+    -- A statement that writes it sets it for the columns that the table has now, so it is not written where it stays.
+    IF nullif(p_mask, 'null') IS NOT NULL THEN
+        UPDATE public.rule_webhook_links l SET mask = nullif(p_mask, '{}') WHERE l.link_id = v_link_id;
+    END IF;
     PERFORM public.rule_cdc_publication_place(p_table, p_publication, true);
 
     IF NOT coalesce(v_webhook.nats_enabled, false) THEN
@@ -1304,9 +1333,9 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_link_table(INTEGER, REGCLASS, TEXT[], TEXT, TEXT[], JSONB, TEXT[], BOOLEAN, TEXT, TEXT, TEXT,
-                                                   TEXT, JSONB) IS
+                                                   TEXT, JSONB, JSONB, JSONB) IS
     'walhook: links a table to a webhook: its changes are published from this commit on. Returns the link''s id. If the '
-    'link exists, it is changed';
+    'link exists, it is changed; its mask stays unless p_mask is given, and ''{}'' removes it';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_webhook_id(p_webhook TEXT)
 RETURNS INTEGER LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -1337,14 +1366,16 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_link_table(
     p_trace_column TEXT DEFAULT NULL,
     p_payload_column TEXT DEFAULT NULL,
     p_message_id_column TEXT DEFAULT NULL,
-    p_headers_columns JSONB DEFAULT NULL
+    p_headers_columns JSONB DEFAULT NULL,
+    p_rename JSONB DEFAULT NULL,
+    p_mask JSONB DEFAULT NULL
 ) RETURNS INTEGER LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT public.rule_webhook_link_table(public.rule_cdc_webhook_id(p_webhook), p_table, p_operations, p_subject_template,
                                           p_columns, p_filter, p_when_changed, p_include_old, p_publication, p_trace_column,
-                                          p_payload_column, p_message_id_column, p_headers_columns)
+                                          p_payload_column, p_message_id_column, p_headers_columns, p_rename, p_mask)
 $$;
 COMMENT ON FUNCTION public.rule_webhook_link_table(TEXT, REGCLASS, TEXT[], TEXT, TEXT[], JSONB, TEXT[], BOOLEAN, TEXT, TEXT, TEXT, TEXT,
-                                                   JSONB) IS
+                                                   JSONB, JSONB, JSONB) IS
     'walhook: the same, with the webhook''s name';
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_unlink_table(
@@ -1365,6 +1396,8 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM public.rule_cdc_publication_place(p_table, p_publication, false);
+    PERFORM public.rule_cdc_schema_exclude(p_webhook, n.nspname, c.relname) -- made by 022
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = p_table;
     RETURN true;
 END
 $$;
@@ -1717,6 +1750,11 @@ BEGIN
         RAISE EXCEPTION 'cannot retry dead letter %: its payload was not kept', p_dead_letter_id
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = format('SELECT rule_nats_dead_letter_drop(%s); puts it aside.', p_dead_letter_id);
+    ELSIF v_letter.headers ? 'Walhook-Withheld' THEN
+        RAISE EXCEPTION 'cannot retry dead letter %: its row was kept back, because the mask of its link could not be applied', p_dead_letter_id
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+            HINT = format('Correct the mask (SELECT * FROM rule_cdc_check(); shows how), send the rows by walhook backfill, then: '
+                          'SELECT rule_nats_dead_letter_drop(%s);', p_dead_letter_id);
     END IF;
     SELECT coalesce(p_subject, nullif(v_letter.subject, ''), w.nats_subject,
                     coalesce(c.subject_prefix, 'webhooks') || '.' || public.rule_nats_subject_token(w.webhook_name))

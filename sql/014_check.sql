@@ -364,6 +364,12 @@ BEGIN
             -- Of links that are not such it is not called: there may be thousands.
             WHERE (l.payload_column IS NOT NULL OR l.message_id_column IS NOT NULL OR l.headers_columns IS NOT NULL)
               AND NOT coalesce(l.problems @> '[{"name": "table_unfit"}]', false)
+            UNION ALL
+            SELECT m.name, m.is_error, m.problem, m.remedy, 2000 + m.place
+            FROM public.rule_cdc_mask_problems(
+                l.table_oid::regclass, l.columns, l.subject_template, l.trace_column, l.payload_column, l.rename, l.mask, l.link_id,
+                l.mask_columns) WITH ORDINALITY m (name, is_error, problem, remedy, place) -- made by 022
+            WHERE (l.mask IS NOT NULL OR l.rename IS NOT NULL) AND NOT coalesce(l.problems @> '[{"name": "table_unfit"}]', false)
             ORDER BY 5
         LOOP
             name := v_problem.name;
@@ -374,7 +380,7 @@ BEGIN
                 problem := problem || '. ' || rtrim(remedy, '.');
                 remedy := NULL;
             END IF;
-            severity := CASE WHEN v_problem.is_error THEN 'error' ELSE 'note' END;
+            severity := CASE WHEN v_problem.is_error THEN 'error' WHEN name = 'mask_new_column' THEN 'warning' ELSE 'note' END;
             IF name = 'columns_missing' THEN
                 -- A column that is gone from the list is refused when linking, and later costs nothing but itself.
                 severity := 'note';
@@ -497,6 +503,7 @@ BEGIN
     RETURN QUERY SELECT f.* FROM public.rule_cdc_check_publications(p_publication) f;
     IF p_links THEN
         RETURN QUERY SELECT l.name, l.severity, l.object, l.problem, l.remedy FROM public.rule_cdc_check_links(p_publication) l;
+        RETURN QUERY SELECT f.* FROM public.rule_cdc_check_schemas() f; -- made by 022
         RETURN QUERY SELECT f.* FROM public.rule_cdc_check_rows() f; -- made by 016
         RETURN QUERY SELECT f.* FROM public.rule_cdc_check_functions() f;
     END IF;

@@ -149,6 +149,15 @@ BEGIN
         IF problem IS NOT NULL THEN
             RETURN NEXT;
         END IF;
+        IF coalesce(nullif(p_row -> 'mask', 'null'), nullif(p_row -> 'rename', 'null')) IS NOT NULL THEN
+            columns := '{mask,rename,payload_column}';
+            SELECT m.problem, m.advice INTO problem, advice
+            FROM public.rule_cdc_mask_shape(nullif(p_row -> 'mask', 'null'), nullif(p_row -> 'rename', 'null'), -- made by 022
+                                            p_row ->> 'payload_column') m;
+            IF problem IS NOT NULL THEN
+                RETURN NEXT;
+            END IF;
+        END IF;
 
     ELSIF p_table = 'rule_nats_config' THEN
         columns := '{config_name}';
@@ -298,7 +307,8 @@ RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
             AND (NEW.filter IS NULL OR jsonb_typeof(NEW.filter) = 'object')
             AND (NEW.columns IS NULL OR cardinality(NEW.columns) > 0 AND array_position(NEW.columns, NULL) IS NULL)
             AND (NEW.when_changed IS NULL OR cardinality(NEW.when_changed) > 0 AND array_position(NEW.when_changed, NULL) IS NULL)
-            AND NEW.payload_column IS NULL AND NEW.message_id_column IS NULL AND NEW.headers_columns IS NULL$when$
+            AND NEW.payload_column IS NULL AND NEW.message_id_column IS NULL AND NEW.headers_columns IS NULL
+            AND NEW.mask IS NULL AND NEW.rename IS NULL$when$
         ELSE 'false' END)
 $$;
 COMMENT ON FUNCTION public.rule_cdc_row_suspect IS
@@ -393,7 +403,7 @@ BEGIN
     FOR v_table, v_columns IN
         VALUES ('rule_webhooks', 'nats_subject, url, method, headers, timeout_ms, max_retries, retry_backoff_multiplier'),
                ('rule_webhook_links', 'subject_template, filter, columns, when_changed, operations, include_old, payload_column, '
-                                      'message_id_column, headers_columns'),
+                                      'message_id_column, headers_columns, mask, rename'),
                ('rule_nats_config', 'config_name, nats_url, nats_cluster_urls, stream_name, subject_prefix, max_connections, '
                                     'connection_timeout_ms, reconnect_delay_ms, auth_credentials_file, tls_ca_file, tls_cert_file, '
                                     'tls_key_file'),

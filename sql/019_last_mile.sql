@@ -453,6 +453,8 @@ BEGIN
     FOR v_id IN
         SELECT d.dead_letter_id FROM public.rule_nats_dead_letters d
         WHERE d.status = 'dead' AND d.created_at >= p_since AND (p_webhook_name IS NULL OR d.webhook_name = p_webhook_name)
+          -- Of these there is nothing to publish.
+          AND NOT coalesce(d.headers ? 'Walhook-Withheld', false)
         ORDER BY d.dead_letter_id
     LOOP
         PERFORM public.rule_nats_dead_letter_retry(v_id);

@@ -62,6 +62,9 @@ pub struct Options {
     /// Confirm events to PostgreSQL so long after NATS has stored them: a NATS server may lose its last ones in a power cut [default: 0]
     #[arg(long, value_name = "SECONDS", env = "WALHOOK_CONFIRM_DELAY_SECONDS", global = true, hide_env_values = true)]
     pub confirm_delay_seconds: Option<u64>,
+    /// File with the key of masks that hash: 16 bytes or more, which nobody but walhook may read
+    #[arg(long, value_name = "FILE", env = "WALHOOK_MASK_KEY_FILE", global = true, hide_env_values = true)]
+    pub mask_key_file: Option<PathBuf>,
     /// NATS servers, in place of those in rule_nats_config [env: NATS_URL]
     #[arg(long, value_name = "URL[,URL]", env = "WALHOOK_NATS_URL", global = true, hide_env_values = true)]
     pub nats_url: Option<String>,
@@ -94,6 +97,7 @@ struct File {
     shutdown_timeout_ms: Option<u64>,
     events_retention_hours: Option<u64>,
     consumer_stats_interval_ms: Option<u64>,
+    mask_key_file: Option<PathBuf>,
     nats_config: Option<String>,
     postgres: PostgresFile,
     nats: nats::settings::Overrides,
@@ -151,6 +155,8 @@ pub struct Config {
     pub events_retention: Duration,
     /// How often JetStream is asked for the consumers of our streams; zero: never.
     pub consumer_stats_interval: Duration,
+    /// The key of masks that hash.
+    pub mask_key_file: Option<PathBuf>,
     /// The `rule_nats_config` row that `nats` overrides; the others are taken as they are.
     pub nats_config: String,
     /// What the file says of `walhook deliver`.
@@ -229,6 +235,7 @@ impl Config {
                 0,
                 3_600_000,
             )?,
+            mask_key_file: options.mask_key_file.clone().or(file.mask_key_file),
             nats_config: file.nats_config.unwrap_or_else(|| "default".to_owned()),
             deliver: file.deliver,
             http: file.http.or_listen(options.http.as_ref()),

@@ -21,6 +21,11 @@ fn a_message_that_is_a_column_allocates_nothing() {
     allocates_nothing(Sink::of_column);
 }
 
+#[test]
+fn a_row_with_masks_and_other_names_allocates_nothing() {
+    allocates_nothing(Sink::masked);
+}
+
 fn allocates_nothing(make: fn(&str) -> Sink) {
     for (in_each, history) in [(1, "off"), (1000, "off"), (1, "full"), (1000, "full")] {
         let frames = Frames::of(WARM_UP + ROWS, in_each);

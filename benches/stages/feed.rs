@@ -11,6 +11,7 @@ use walhook::{
         streamer::{Limits, Received, Streamer},
     },
     route::{
+        mask_key::MaskKey,
         tables::{Cell, Table, Tables},
         types::TypeCatalog,
     },
@@ -138,6 +139,21 @@ impl Sink {
                 ("headers_columns", "{\"Id\": \"id\"}"),
             ],
         );
+        Sink::with(tables)
+    }
+
+    /// The same with rows whose columns are masked and have other names.
+    #[allow(dead_code, reason = "the benches have no line for it")]
+    pub fn masked(history: &str) -> Sink {
+        let mut tables = tables(history);
+        tables.mask_key = MaskKey::of(b"a key of many bytes");
+        let link = [
+            ("link_id", "1"),
+            ("mask", "{\"id\": \"hash\"}"),
+            ("mask_columns", "{id,doc}"),
+            ("rename", "{\"doc\": \"document\"}"),
+        ];
+        tables.put(Table::Links, link.iter().map(|&(name, text)| (name, Cell::Text(text)))).unwrap();
         Sink::with(tables)
     }
 

@@ -21,6 +21,10 @@ BEGIN
         v_found := coalesce(v_found, '{}');
     END IF;
 
+    -- First of all: it looks at each table that is dropped below.
+    FOR o IN SELECT e.evtname FROM pg_event_trigger e WHERE obj_description(e.oid, 'pg_event_trigger') LIKE 'walhook:%' LOOP
+        EXECUTE format('DROP EVENT TRIGGER %I', o.evtname);
+    END LOOP;
     FOR o IN SELECT p.pubname FROM pg_publication p WHERE obj_description(p.oid, 'pg_publication') LIKE 'walhook:%' LOOP
         EXECUTE format('DROP PUBLICATION %I', o.pubname);
     END LOOP;

@@ -6,6 +6,7 @@
 
 pub mod codes;
 pub mod finding;
+mod masks;
 mod nats;
 mod provider;
 mod rights;
@@ -254,6 +255,7 @@ async fn with_database(client: &Client, config: &Config, arguments: &Arguments, 
     };
     match rows::read(client).await {
         Ok(mut tables) => {
+            findings.extend(masks::check(config, &tables));
             tables.aliases = history.as_ref().map(|history| history.aliases.clone()).unwrap_or_default();
             let database = Database { client: Some(client), identity: identity.as_ref(), history: history.as_ref() };
             of_nats(config, &tables, client, database, findings).await;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::{
-    identity, names,
+    identity, masks, names,
     paint::{Paint, paint},
     run::{rules, state_store},
     schema,
@@ -118,6 +118,7 @@ pub async fn explain(config: &Config, arguments: &Arguments) -> Result<()> {
     identity::read(&client).await?;
     let mut tables = rules::newest(&client).await?.tables;
     tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
+    tables.mask_key = masks::key(config);
     for name in &arguments.webhook {
         if !tables.webhooks.values().any(|row| row.name == *name) {
             let near = names::nearest(name, tables.webhooks.values().map(|row| row.name.as_str()));
@@ -298,6 +299,8 @@ impl Making<'_> {
             "payload_column": link.payload_column,
             "message_id_column": link.message_id_column,
             "headers_columns": link.headers_columns,
+            "rename": link.rename,
+            "mask": link.mask,
         });
         let Some(target) = linked.targets.iter().find(|target| target.link == id) else {
             let mode = webhook.and_then(|row| row.publish_mode.as_deref()).unwrap_or("queue");
@@ -459,8 +462,16 @@ fn pretty(answer: &Value, table: &str) -> String {
             line(&link["url"]),
             line(&link["payload_format"])
         );
-        for key in ["filter", "when_changed", "trace_column", "payload_column", "message_id_column", "headers_columns"]
-        {
+        for key in [
+            "filter",
+            "when_changed",
+            "trace_column",
+            "payload_column",
+            "message_id_column",
+            "headers_columns",
+            "rename",
+            "mask",
+        ] {
             if !link[key].is_null() {
                 let _ = writeln!(out, "  {key}: {}", line(&link[key]));
             }

@@ -15,6 +15,7 @@ mod http;
 mod identity;
 mod log_once;
 mod marks;
+mod masks;
 mod names;
 #[cfg(feature = "otlp")]
 pub mod otlp;

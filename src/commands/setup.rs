@@ -40,6 +40,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("019_last_mile.sql", include_str!("../../sql/019_last_mile.sql")),
     ("020_history.sql", include_str!("../../sql/020_history.sql")),
     ("021_emit.sql", include_str!("../../sql/021_emit.sql")),
+    ("022_masks_and_schemas.sql", include_str!("../../sql/022_masks_and_schemas.sql")),
     ("025_rule_versions.sql", include_str!("../../sql/025_rule_versions.sql")),
 ];
 

@@ -100,6 +100,9 @@ impl Block {
     }
 }
 
+/// Of a dead letter: what of its event was kept back, so that it cannot be published again.
+pub const WITHHELD: &str = "Walhook-Withheld";
+
 /// Headers of ours that stay with a message's body when it is published again.
 const STAYS: [&str; 7] = [
     "Walhook-Headers",

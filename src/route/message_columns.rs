@@ -114,6 +114,11 @@ impl MessageColumns {
                     .push("its message is a column, so columns and include_old have nothing to choose from".to_owned());
             }
         }
+        if link.mask.is_some() || link.rename.is_some() {
+            // Body and headers would have the columns as they are.
+            problems.push("its message is a column, which no mask and no rename apply to".to_owned());
+            return None;
+        }
         let mut listed = Vec::new();
         for (name, _) in &headers {
             listed.extend_from_slice(if listed.is_empty() { b"\r\nWalhook-Headers: " } else { b" " });

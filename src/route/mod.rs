@@ -12,6 +12,8 @@ pub mod emitted;
 pub mod filter;
 pub mod headers;
 mod json;
+pub mod mask;
+pub mod mask_key;
 pub mod message_columns;
 pub mod payload;
 pub mod plan;

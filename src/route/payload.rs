@@ -28,6 +28,7 @@ use crate::{
 
 mod cloudevents;
 mod debezium;
+mod shaped;
 
 /// What all events of a transaction have in common, rendered once.
 #[derive(Debug, Default)]
@@ -166,6 +167,12 @@ pub fn write_headers(
             write_header_type(body, out);
         }
         Format::Webhook | Format::CloudEvents => {}
+    }
+    if let Body::Row { target, .. } = body
+        && target.is_withheld
+    {
+        // Only a dead letter has it, and is not published again by it.
+        headers::push_line(headers::WITHHELD.as_bytes(), b"row", out);
     }
     if let Body::Row { table, target, change } = body
         && let Some(old) = old_key(table, target, change)
@@ -453,6 +460,9 @@ fn write_row(
     only_key: bool,
     out: &mut Vec<u8>,
 ) {
+    if let Some(shape) = &target.shape {
+        return shaped::write_row(shape, (table, target), row, before, only_key, out);
+    }
     let mut separator = b'{';
     for (index, (plan, value)) in table.columns.iter().zip(row.iter()).enumerate() {
         if !is_selected(target, index) || (only_key && !plan.is_key) {
@@ -478,13 +488,18 @@ fn write_column(plan: &ColumnPlan, value: Column<'_>, separator: u8, out: &mut V
     }
     out.push(separator);
     out.extend_from_slice(&plan.key);
+    write_column_value(plan, value, out);
+    b','
+}
+
+#[inline]
+fn write_column_value(plan: &ColumnPlan, value: Column<'_>, out: &mut Vec<u8>) {
     match value {
         Column::Text(text) => write_json(plan.class, text, out),
         // Not asked for (`binary` is off), so bytes that are no text are at least kept.
         Column::Binary(bytes) => write_json_string(bytes, out),
         Column::Null | Column::Unchanged => out.extend_from_slice(b"null"),
     }
-    b','
 }
 
 /// `,"unchanged":["doc"]`: the columns that the payload lacks because the WAL does not have them.
@@ -495,7 +510,8 @@ fn write_unchanged(table: &Linked, target: &Target, change: &Change<'_>, out: &m
         if matches!(value, Column::Unchanged) && is_selected(target, index) {
             out.extend_from_slice(if first { b",\"unchanged\":[" } else { b"," });
             first = false;
-            out.extend_from_slice(&plan.key[..plan.key.len() - 1]);
+            let key = target.shape.as_ref().and_then(|shape| shape.key(index)).unwrap_or(&plan.key);
+            out.extend_from_slice(&key[..key.len() - 1]);
         }
     }
     if !first {

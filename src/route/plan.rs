@@ -7,6 +7,7 @@ use super::{
     chunk_row::RowColumns,
     emitted::KeyColumns,
     filter::{Filter, Seen},
+    mask::{Fitted, Shape},
     message_columns::MessageColumns,
     rules::{IdAndLink, Rules},
     subject::{self, Template},
@@ -88,6 +89,10 @@ pub struct Target {
     pub webhook: usize,
     /// Which columns go into the payload; all, where there is no list.
     pub selected: Option<Vec<bool>>,
+    /// How they are written, where some are masked or have another name.
+    pub shape: Option<Shape>,
+    /// Nothing of a row may leave, for the mask cannot be applied.
+    pub is_withheld: bool,
     /// Whether the row before goes into the payload.
     pub include_old: bool,
     /// The column whose `traceparent` goes into the headers.
@@ -214,11 +219,13 @@ impl Target {
             }
             relation.columns.iter().map(|column| names.contains(&column.name)).collect()
         });
+        let mut fitted = Fitted::new((id, link), relation, &rules.mask_key, selected, warnings);
+        problems.extend(fitted.problems.drain(..).map(|problem| format!("{named}: {problem}")));
         let trace = link.trace_column.as_ref().and_then(|name| {
-            let found = index(name);
+            let found = index(name).filter(|&index| !fitted.hides(index));
             if found.is_none() {
                 warnings.push(format!(
-                    "link {id}: trace column {name:?} is not in {table}; its events go on without a trace"
+                    "link {id}: trace column {name:?} is not in {table}, or is masked; its events go on without a trace"
                 ));
             }
             found
@@ -244,6 +251,15 @@ impl Target {
             }),
             None => Template::literal(&rules.webhooks[webhook].subject),
         };
+        let hidden = subject.columns().find(|&index| fitted.hides(index));
+        let subject = match hidden {
+            Some(hidden) => {
+                let column = &relation.columns[hidden].name;
+                problems.push(format!("{named}: its subject has the column {column:?}, which its mask keeps back"));
+                Template::literal("")
+            }
+            None => subject,
+        };
         let mut of_message = Vec::new();
         let message = MessageColumns::new(link, relation, types, &rules.webhooks[webhook], &mut of_message);
         problems.extend(of_message.into_iter().map(|problem| format!("{named}: {problem}")));
@@ -251,7 +267,9 @@ impl Target {
         Some(Target {
             link: id,
             webhook,
-            selected,
+            selected: fitted.selected,
+            shape: fitted.shape,
+            is_withheld: fitted.is_withheld,
             include_old: link.include_old,
             trace,
             message,

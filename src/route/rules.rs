@@ -7,6 +7,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     headers::{self, Block},
+    mask_key::MaskKey,
     shown_url::shown_url,
     streams::{Streams, streams_of_all},
     subject,
@@ -163,6 +164,8 @@ pub struct Rules {
     by_id: HashMap<i32, usize>,
     configs: HashMap<i32, Config>,
     links: HashMap<(String, String), Vec<IdAndLink>>,
+    /// The key of the hashes in masks.
+    pub mask_key: MaskKey,
 }
 
 impl Rules {
@@ -201,7 +204,7 @@ impl Rules {
         for links in links.values_mut() {
             links.sort_by_key(|(id, link)| (link.webhook_id, *id));
         }
-        Rules { webhooks, by_id, configs, links }
+        Rules { webhooks, by_id, configs, links, mask_key: tables.mask_key.clone() }
     }
 
     /// The index of a webhook in [`Rules::webhooks`].

@@ -218,6 +218,14 @@ impl Template {
         }
     }
 
+    /// The columns that it has, by their places.
+    pub fn columns(&self) -> impl Iterator<Item = usize> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Column(index, _) => Some(*index),
+            Part::Literal(_) | Part::Op => None,
+        })
+    }
+
     /// Appends the subject for a row.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use std::{
     sync::Arc,
 };
 
+use super::mask_key::MaskKey;
 pub use super::row_text::RowText;
 use crate::{
     error::{Error, Result},
@@ -117,6 +118,12 @@ pub struct LinkRow {
     pub message_id_column: Option<String>,
     /// A JSON object of headers and columns, as text.
     pub headers_columns: Option<String>,
+    /// A JSON object of columns and names, as text.
+    pub rename: Option<String>,
+    /// A JSON object of columns and what becomes of their values, as text.
+    pub mask: Option<String>,
+    /// The table's columns when the mask was set.
+    pub mask_columns: Option<Vec<String>>,
     pub enabled: bool,
 }
 
@@ -371,6 +378,8 @@ pub struct Tables {
     /// The rows are for a replay, which publishes elsewhere: events go into lanes of core NATS, in whose messages nothing names
     /// a place in a stream; there is no history; and nothing stops at an event that cannot be published.
     pub is_for_replay: bool,
+    /// The key of the hashes in masks, of the process's own settings.
+    pub mask_key: MaskKey,
 }
 
 impl Tables {
@@ -559,6 +568,9 @@ impl Row for LinkRow {
             "payload_column" => self.payload_column = optional(value),
             "message_id_column" => self.message_id_column = optional(value),
             "headers_columns" => self.headers_columns = optional(value),
+            "rename" => self.rename = optional(value),
+            "mask" => self.mask = optional(value),
+            "mask_columns" => self.mask_columns = array(column, value)?,
             "enabled" => self.enabled = boolean(column, value)?,
             _ => {}
         }

@@ -357,7 +357,7 @@ async fn each_trouble_of_a_link_and_of_a_stream_row_has_its_code() {
         .unwrap();
     let again = "UPDATE rule_webhook_links l SET table_schema = s.table_schema, table_name = s.table_name, operations = s.operations, \
                      subject_template = s.subject_template, columns = s.columns, filter = s.filter, when_changed = s.when_changed, \
-                     include_old = s.include_old, payload_column = NULL, headers_columns = NULL \
+                     include_old = s.include_old, payload_column = NULL, headers_columns = NULL, mask = NULL, mask_columns = NULL, rename = NULL \
                  FROM links s WHERE s.link_id = l.link_id";
     let link = |change: &str| format!("UPDATE rule_webhook_links SET {change}");
     let cases = [
@@ -377,6 +377,11 @@ async fn each_trouble_of_a_link_and_of_a_stream_row_has_its_code() {
         ("message_format", link("payload_column = 'note', operations = '{insert}'"), again),
         ("message_column", link("payload_column = 'id', operations = '{insert}'"), again),
         ("message_nullable", link("payload_column = 'note', operations = '{insert}'"), again),
+        ("mask_refused", link("mask = '[]'"), again),
+        ("mask_broken", link("mask = '{\"note\": \"drop\"}', mask_columns = '{note,id}'"), again),
+        ("mask_new_column", link("mask = '{\"note\": \"drop\"}', mask_columns = '{note}'"), again),
+        ("rename_refused", link("rename = '{\"note\": \"id\"}'"), again),
+        ("rename_missing", link("rename = '{\"gone\": \"x\"}'"), again),
         ("table_unfit", link("table_schema = 'pg_catalog', table_name = 'pg_class'"), again),
         (
             "table_published_twice",

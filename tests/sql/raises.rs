@@ -76,6 +76,7 @@ fn every_value_in_a_message_is_made_fit_for_every_client() {
         "019_last_mile",
         "020_history",
         "021_emit",
+        "022_masks_and_schemas",
         "025_rule_versions",
     ] {
         let text = fs::read_to_string(format!("{}/sql/{file}.sql", env!("CARGO_MANIFEST_DIR"))).unwrap();

@@ -154,6 +154,15 @@ SELECT throws_like(s, 'permission denied for %') FROM unnest(ARRAY[
     'INSERT INTO rule_cdc_rule_amendments DEFAULT VALUES', 'UPDATE rule_cdc_rule_amendments SET reason = ''x''', 'UPDATE rule_cdc_server_aliases SET alias_id = 1',
     'SELECT rule_cdc_rules_amend(''x'')', 'SELECT rule_cdc_rules_forget(''x'')', 'SELECT rule_cdc_rules_now()', 'SELECT rule_cdc_anchor_create()', 'SELECT rule_cdc_replay(''1h'')']) s;
 RESET ROLE;
+-- Links of schemas: an operator makes and ends them, and cannot write another's name into one.
+SET ROLE walhook_operator;
+SELECT count(*) FROM rule_webhook_link_schema('hook', 'public', p_like => 'none');
+SELECT is((SELECT linked_by FROM rule_webhook_schema_links), 'walhook_operator');
+SELECT throws_like(s, 'permission denied for %') FROM unnest(ARRAY[
+    'INSERT INTO rule_webhook_schema_links (webhook_id, table_schema) VALUES (1, ''x'')', 'UPDATE rule_webhook_schema_links SET linked_by = ''postgres''',
+    'DELETE FROM rule_webhook_schema_links', 'SELECT rule_cdc_schema_follow(''{}'')']) s;
+SELECT is(rule_webhook_unlink_schema('hook', 'public'), 0);
+RESET ROLE;
 
 -- Each table and function that there is, by what each role may do with it: one that is added has to be decided upon here.
 CREATE FUNCTION may(p_role text, p_right text) RETURNS text LANGUAGE sql AS $$
@@ -204,8 +213,9 @@ SELECT is(may_call('walhook_application', true),
 SELECT is(may_call('walhook_worker', true),
     'rule_nats_consumer_update_stats rule_webhook_limit_calls rule_webhook_limit_starts rule_webhook_queue_claim');
 SELECT is(may_call('walhook_operator', false),
-    'rule_cdc_anchor_move rule_cdc_emit_key_make rule_cdc_functions_close rule_cdc_functions_open rule_cdc_grant rule_cdc_rules_now rule_cdc_rules_prune '
-    'rule_cdc_rules_write rule_cdc_view rule_nats_history_begin rule_nats_history_insert rule_nats_history_json '
+    'rule_cdc_anchor_move rule_cdc_emit_key_make rule_cdc_functions_close rule_cdc_functions_open rule_cdc_grant rule_cdc_mask_bind '
+    'rule_cdc_rules_now rule_cdc_rules_prune rule_cdc_rules_write rule_cdc_schema_event rule_cdc_schema_follow rule_cdc_view '
+    'rule_nats_history_begin rule_nats_history_insert rule_nats_history_json '
     'rule_nats_history_make rule_nats_history_missing rule_nats_history_open rule_nats_history_rows rule_nats_history_target '
     'rule_nats_history_webhook_deleted rule_nats_history_write rule_nats_history_written '
     'rule_webhook_secret_changed rule_webhook_secret_get');

@@ -653,6 +653,7 @@ const CATALOGUE: &str = "
         UNION ALL SELECT format('type %s', t.oid::regtype) FROM pg_type t WHERE t.oid >= 16384 AND t.typnamespace = 'public'::regnamespace
         UNION ALL SELECT format('schema %s %s', n.nspname, n.nspacl) FROM pg_namespace n WHERE n.nspname !~ '^pg_(toast_)?temp'
         UNION ALL SELECT format('publication %s', p.pubname) FROM pg_publication p
+        UNION ALL SELECT format('event trigger %s', e.evtname) FROM pg_event_trigger e
         UNION ALL SELECT format('database %s %s', d.datname, d.datacl) FROM pg_database d
         UNION ALL SELECT format('role %s', r.rolname) FROM pg_roles r
         UNION ALL SELECT format('slot %s', s.slot_name) FROM pg_replication_slots s
@@ -672,7 +673,8 @@ async fn uninstall_leaves_a_database_as_it_was_before_setup() {
         assert!(asked.stderr.contains("--yes"), "{}", asked.stderr);
         pg.psql(
             "SELECT rule_webhook_register('hook', 'https://example.com'), rule_webhook_enable_nats(1, NULL, 'nats');
-             SELECT rule_webhook_link_table('hook', 'orders'); INSERT INTO orders VALUES (1);
+             SELECT rule_webhook_link_table('hook', 'orders', p_mask => '{\"note\": \"drop\"}'); INSERT INTO orders VALUES (1);
+             SELECT rule_webhook_link_schema('hook', 'public');
              GRANT SELECT, UPDATE ON orders TO walhook_streamer",
         );
         pg.psql("SELECT rule_cdc_anchor_create()");
@@ -824,26 +826,26 @@ async fn a_function_that_gets_a_parameter_replaces_the_one_without_it_and_keeps_
     let types = "int, regclass, text[], text, text[], jsonb, text[], boolean, text";
     feed.pg.psql(&format!(
         "CREATE ROLE linker; \
-         DROP FUNCTION rule_webhook_link_table(int, regclass, text[], text, text[], jsonb, text[], boolean, text, text, text, text, jsonb); \
+         DROP FUNCTION rule_webhook_link_table(int, regclass, text[], text, text[], jsonb, text[], boolean, text, text, text, text, jsonb, jsonb, jsonb); \
          CREATE FUNCTION rule_webhook_link_table({before}) RETURNS int LANGUAGE sql AS 'SELECT 1'; \
          COMMENT ON FUNCTION rule_webhook_link_table({types}) IS 'walhook: of an earlier version'; \
          GRANT EXECUTE ON FUNCTION rule_webhook_link_table({types}) TO linker; \
-         DROP FUNCTION rule_webhook_link_table(text, regclass, text[], text, text[], jsonb, text[], boolean, text, text, text, text, jsonb); \
-         CREATE FUNCTION rule_webhook_link_table(text, regclass, text[], text, text[], jsonb, text[], boolean, text, text DEFAULT NULL) \
+         DROP FUNCTION rule_webhook_link_table(text, regclass, text[], text, text[], jsonb, text[], boolean, text, text, text, text, jsonb, jsonb, jsonb); \
+         CREATE FUNCTION rule_webhook_link_table(text, regclass, text[], text, text[], jsonb, text[], boolean, text, text, text, text, jsonb DEFAULT NULL) \
              RETURNS int LANGUAGE sql AS 'SELECT 1'; \
-         COMMENT ON FUNCTION rule_webhook_link_table(text, regclass, text[], text, text[], jsonb, text[], boolean, text, text) \
+         COMMENT ON FUNCTION rule_webhook_link_table(text, regclass, text[], text, text[], jsonb, text[], boolean, text, text, text, text, jsonb) \
              IS 'walhook: of the version before'; \
-         DROP TRIGGER walhook_row_check ON rule_webhook_links; \
+         DROP TRIGGER walhook_row_check ON rule_webhook_links; DROP TRIGGER walhook_mask_bind ON rule_webhook_links; \
          CREATE TRIGGER walhook_row_check BEFORE INSERT OR UPDATE OF subject_template, filter, columns, when_changed ON rule_webhook_links \
              FOR EACH ROW WHEN (NEW.subject_template IS NOT NULL) EXECUTE FUNCTION rule_cdc_row_check(); \
          ALTER TABLE rule_webhook_links DROP COLUMN trace_column, DROP COLUMN payload_column, DROP COLUMN message_id_column, \
-             DROP COLUMN headers_columns; \
+             DROP COLUMN headers_columns, DROP COLUMN rename, DROP COLUMN mask, DROP COLUMN mask_columns; \
          ALTER TABLE rule_cdc_status DROP COLUMN last_exit_code, DROP COLUMN last_exit_reason, DROP COLUMN last_exit_at"
     ));
     for _ in 0..2 {
         let done = feed.command("setup").finish();
         assert_eq!(done.code, Some(0), "{}", done.stderr);
-        let functions = "SELECT count(*), bool_and(pronargs = 13), bool_and(has_function_privilege('linker', oid, 'EXECUTE')) \
+        let functions = "SELECT count(*), bool_and(pronargs = 15), bool_and(has_function_privilege('linker', oid, 'EXECUTE')) \
                          FROM pg_proc WHERE proname = 'rule_webhook_link_table'";
         assert_eq!(feed.pg.psql(functions), "2|t|t");
     }
@@ -855,4 +857,6 @@ async fn a_function_that_gets_a_parameter_replaces_the_one_without_it_and_keeps_
     // The trigger of the version before knew nothing of the columns that came later.
     let unusable = feed.pg.try_psql("UPDATE rule_webhook_links SET payload_column = 'trace'").unwrap_err();
     assert!(unusable.as_db_error().unwrap().message().contains("only inserts are such messages"), "{unusable:?}");
+    feed.pg.psql("UPDATE rule_webhook_links SET trace_column = NULL, mask = '{\"trace\": \"drop\"}'");
+    assert_eq!(feed.pg.psql("SELECT mask_columns FROM rule_webhook_links"), "{id,trace}");
 }

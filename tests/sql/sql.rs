@@ -119,7 +119,7 @@ async fn the_migrations_load_on_every_version_and_a_second_time_change_nothing()
         assert_eq!(fingerprint(&client).await, before, "PostgreSQL {version}");
         let recorded = pg
             .psql("SELECT string_agg(version, ' ' ORDER BY version) FROM rule_cdc_migrations WHERE version <> 'found'");
-        assert_eq!(recorded, "005 007 008 009 010 011 012 013 014 015 016 017 018 019 020 021 025", "PostgreSQL {version}");
+        assert_eq!(recorded, "005 007 008 009 010 011 012 013 014 015 016 017 018 019 020 021 022 025", "PostgreSQL {version}");
     }
 }
 
@@ -569,6 +569,18 @@ fn templates() -> Vec<(String, Vec<String>)> {
 /// A part of such a text (… for what is filled in), and the test that has the failure and runs what is named.
 const ELSEWHERE: &[(&str, &str)] = &[
     (
+        "SELECT rule_cdc_schema_trigger(); without it",
+        "schemas::without_the_event_trigger_the_check_names_what_is_missing_and_its_statement_links_it",
+    ),
+    (
+        "SELECT * FROM rule_cdc_check(); names the tables that are not linked",
+        "schemas::without_the_event_trigger_the_check_names_what_is_missing_and_its_statement_links_it",
+    ),
+    (
+        "SELECT * FROM public.rule_cdc_schema_link_tables(",
+        "schemas::without_the_event_trigger_the_check_names_what_is_missing_and_its_statement_links_it",
+    ),
+    (
         "text DEFAULT current_setting('walhook.traceparent', true)",
         "deliver::a_trace_goes_from_a_row_a_call_or_the_session_into_the_message_and_the_request",
     ),
@@ -772,6 +784,17 @@ async fn every_statement_that_a_hint_names_can_be_run_as_it_stands() {
         ("SELECT rule_nats_dead_letter_retry(1, 'a b')", 1),
         ("SELECT rule_nats_dead_letter_retry(3)", 1),
         ("SELECT rule_nats_dead_letter_drop(4)", 1),
+        (
+            "INSERT INTO rule_nats_dead_letters (event_id, webhook_id, payload, reason, headers) VALUES ('e', 1, 'x', 'r', '{\"Walhook-Withheld\": \"row\"}')",
+            0,
+        ),
+        ("SELECT rule_nats_dead_letter_retry(5)", 1),
+        ("SELECT rule_webhook_link_schema(1, 'nowhere')", 1),
+        (
+            "CREATE FUNCTION nothing() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN END $$; CREATE EVENT TRIGGER walhook_schema_links ON ddl_command_end EXECUTE FUNCTION nothing()",
+            0,
+        ),
+        ("SELECT rule_cdc_schema_trigger()", 1),
         ("SELECT rule_cdc_backfill_chunk(99)", 1),
         ("SELECT rule_cdc_backfill_start('bare')", 1),
         // Slots and anchors; the slot of a backfill.

@@ -46,6 +46,12 @@ pub const CODES: &[Code] = &[
         "the database knows a finding that this walhook does not know",
         "The schema is newer than this walhook.",
     ),
+    code(
+        "mask_key",
+        Check,
+        "a mask needs a key that walhook does not have",
+        "The link is set aside: its events become dead letters without their rows, for nothing may leave unmasked.",
+    ),
     code("http", Check, "the settings of HTTP cannot be used", "walhook run does not start with them."),
     // The server.
     code(
@@ -324,6 +330,39 @@ pub const CODES: &[Code] = &[
     code("partition_foreign", SetUp, "a partition is a foreign table", "Its changes are not in this server's WAL."),
     code("partition_unlogged", SetUp, "a partition is unlogged", "Its changes are not in the WAL."),
     code("operations", SetUp, "a link names an operation that does not exist", "The link publishes nothing for it."),
+    code(
+        "schema_trigger_missing",
+        SetUp,
+        "schemas are linked and the event trigger is not there",
+        "A table that is created there is not published until somebody links it.",
+    ),
+    code("schema_table_missing", SetUp, "a table of a linked schema is not linked", "Its changes are not published."),
+    code("schema_missing", SetUp, "a linked schema does not exist", "Nothing can join its link."),
+    code(
+        "mask_broken",
+        SetUp,
+        "the columns of a table are not those for which a link's mask was set",
+        "The link is set aside: its events become dead letters without their rows, for a masked column may have another name now.",
+    ),
+    code(
+        "mask_refused",
+        SetUp,
+        "a link's mask cannot be applied",
+        "The link is set aside: its events become dead letters, and what the mask keeps back is not in them.",
+    ),
+    code(
+        "mask_new_column",
+        SetUp,
+        "a column has come since a link's mask was set",
+        "It is left out of the messages until somebody says that it may leave.",
+    ),
+    code(
+        "rename_refused",
+        SetUp,
+        "the names that a link gives to columns cannot be used",
+        "Two values of a message cannot have one name: events become dead letters.",
+    ),
+    code("rename_missing", SetUp, "a link renames a column that does not exist", "Events go on without that column."),
     code("columns_missing", SetUp, "a link names a column that does not exist", "Events go on without that column."),
     code(
         "column_missing",
@@ -571,7 +610,12 @@ mod tests {
     /// So that no finding of the database's own check lacks its place in the reference.
     #[test]
     fn every_name_that_the_sql_gives_is_in_the_table() {
-        let sql = [include_str!("../../../sql/008_walhook.sql"), include_str!("../../../sql/014_check.sql")].concat();
+        let sql = [
+            include_str!("../../../sql/008_walhook.sql"),
+            include_str!("../../../sql/014_check.sql"),
+            include_str!("../../../sql/022_masks_and_schemas.sql"),
+        ]
+        .concat();
         let names = sql.split("name := '").skip(1).filter_map(|rest| rest.split('\'').next());
         let missing: Vec<_> = names.filter(|name| of(name).is_none()).collect();
         assert!(missing.is_empty(), "{missing:?}");

@@ -20,7 +20,10 @@ use super::{
     read::id_of,
 };
 use crate::{
-    commands::run::{rules, state_store},
+    commands::{
+        masks,
+        run::{rules, state_store},
+    },
     config::Config,
     error::{Error, Result},
     flow::{
@@ -239,6 +242,7 @@ impl Decoder {
                 (tables, vec![Amendment { commit_lsn: Lsn::ZERO, ordinal: 0, rules: newest }], types)
             }
         };
+        tables.mask_key = masks::key(config);
         tables.adapt_to_replay();
         let slot = format!("walhook_replay_{id}_{:08x}", fastrand::u32(..));
         let copied = format!(

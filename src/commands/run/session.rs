@@ -36,6 +36,7 @@ use crate::{
         breaks::SHOWS_WITHIN,
         http,
         identity::{self, Runs},
+        masks,
         presence::ThisRun,
         progress, schema,
         setup_check::{self, Reported},
@@ -143,6 +144,10 @@ pub async fn session(
     let rules::Begin { mut tables, newest, amendments, types, is_first, doubted_upto } =
         watch.answer(rules::begin(reader, at)).await?;
     tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
+    tables.mask_key = masks::key(config);
+    if let Some(problem) = masks::problem(&tables, &tables.mask_key) {
+        tracing::error!("{problem}. Give mask_key_file and start walhook again");
+    }
     if is_first {
         tracing::info!(%confirmed, "first version of the rules: as they are now, from the confirmed position on");
     }

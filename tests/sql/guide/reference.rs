@@ -317,6 +317,7 @@ const VARIABLES: &[(&str, &str)] = &[
     ("WALHOOK_SLOT", "`slot`"),
     ("WALHOOK_PUBLICATION", "`publication`"),
     ("WALHOOK_CONFIRM_DELAY_SECONDS", "`confirm_delay_seconds`"),
+    ("WALHOOK_MASK_KEY_FILE", "`mask_key_file`"),
     ("WALHOOK_NATS_URL", "NATS servers in place of those in `rule_nats_config`; wins over `NATS_URL`"),
     ("NATS_URL", "the same"),
     ("WALHOOK_LOG", "`log.level`"),
@@ -428,6 +429,10 @@ const HEADERS: &[(&str, &str)] = &[
     ("Walhook-Op", "`insert`, `update`, `delete`, `truncate`, `snapshot`; `insert` for a call"),
     ("Walhook-Epoch", "the number of the run that published the message"),
     ("Walhook-Old-Key", "for an update that changed the key: the key before, as JSON; at most 4 KiB"),
+    (
+        "Walhook-Withheld",
+        "`row`, only in dead letters: [its link's mask](../masks.md) could not be applied, so nothing of the row was kept",
+    ),
     ("Walhook-Retry-Of", "in a retried dead letter: the id of the first event"),
     ("Walhook-Transaction", "`begin` and `end` of a transaction that does not fit into one atomic batch"),
     ("Walhook-Object", "`<bucket>/<name>` of the payload of a [claim check](../large-events.md)"),
