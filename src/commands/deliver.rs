@@ -17,6 +17,7 @@ mod queue_log;
 pub(super) mod receivers;
 pub mod settings;
 mod shown;
+pub(super) mod test_event;
 mod worker;
 
 use std::sync::{Arc, Mutex, OnceLock};
@@ -31,7 +32,7 @@ use super::{
     backoff::Backoff,
     http::Http,
     identity::{self, Identity},
-    presence, rows,
+    notices, presence, rows,
     systemd::Notify,
 };
 use crate::{
@@ -112,6 +113,10 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
         settings.secrets_dir.clone(),
         sender,
     ));
+    let noticing = postgres.clone().map(|postgres| {
+        let (source, config) = (config.source.clone(), config.nats_config.clone());
+        tokio::spawn(notices::of_worker(source, postgres, config, client.clone(), all.clone()))
+    });
     let worker = Arc::new(Worker {
         source: config.source.clone(),
         owner,
@@ -147,6 +152,7 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
     }
     worker::run(worker, all, shutdown).await;
     following.abort();
+    noticing.iter().for_each(JoinHandle::abort);
     showing.iter().for_each(JoinHandle::abort);
     tracing::info!("all calls finished");
     Ok(())

@@ -16,6 +16,7 @@ mod identity;
 mod log_once;
 mod marks;
 mod names;
+mod notices;
 #[cfg(feature = "otlp")]
 pub mod otlp;
 pub mod paint;
@@ -32,6 +33,7 @@ pub mod status;
 mod systemd;
 pub mod tail;
 pub mod uninstall;
+pub mod webhook;
 
 use std::{
     io::{self, Write},

@@ -39,6 +39,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("018_outbox.sql", include_str!("../../sql/018_outbox.sql")),
     ("019_last_mile.sql", include_str!("../../sql/019_last_mile.sql")),
     ("020_history.sql", include_str!("../../sql/020_history.sql")),
+    ("023_delivery.sql", include_str!("../../sql/023_delivery.sql")),
 ];
 
 /// What we resolve names by: see sql/004_preconditions.sql.

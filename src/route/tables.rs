@@ -151,6 +151,8 @@ pub struct ConfigRow {
     /// Whose JetStream is asked, where it is not that of the server.
     pub jetstream_domain: Option<String>,
     pub api_prefix: Option<String>,
+    /// Below which subject walhook announces what happens to deliveries.
+    pub notice_subject: Option<String>,
     /// Counts how often the row was written, also where nothing in it changed: who gave it up tries again.
     pub revision: u64,
 }
@@ -191,6 +193,7 @@ impl ConfigRow {
             history: self.history.clone(),
             history_payload: self.history_payload.clone(),
             object_bucket: self.object_bucket.clone(),
+            notice_subject: self.notice_subject.clone(),
             ..newer.clone()
         }
     }
@@ -509,6 +512,7 @@ impl Row for ConfigRow {
             "object_bucket" => self.object_bucket = optional(value),
             "jetstream_domain" => self.jetstream_domain = optional(value),
             "api_prefix" => self.api_prefix = optional(value),
+            "notice_subject" => self.notice_subject = optional(value),
             "enabled" => self.enabled = switch(column, value)?,
             _ => {}
         }

@@ -6,6 +6,7 @@ mod support;
 mod deliver;
 mod deliver_bad_input;
 mod limits;
+mod notices;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod outbox;

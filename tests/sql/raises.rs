@@ -75,6 +75,7 @@ fn every_value_in_a_message_is_made_fit_for_every_client() {
         "018_outbox",
         "019_last_mile",
         "020_history",
+        "023_delivery",
     ] {
         let text = fs::read_to_string(format!("{}/sql/{file}.sql", env!("CARGO_MANIFEST_DIR"))).unwrap();
         for kind in ["RAISE EXCEPTION ", "RAISE WARNING ", "RAISE NOTICE "] {

@@ -34,7 +34,12 @@ use super::{
     shown,
 };
 use crate::{
-    commands::{backoff::Backoff, log_once::LogOnce, systemd::Notify as Manager},
+    commands::{
+        backoff::Backoff,
+        log_once::LogOnce,
+        run::faults::{self, Point},
+        systemd::Notify as Manager,
+    },
     deliver::{
         message::Call,
         schedule::{self, ConcurrencyLimit, Disposition, FailureLog, Outcome, ReceiverLoad},
@@ -317,7 +322,7 @@ async fn follow(queue: Arc<Queue>) {
     let mut logged = LogOnce::default();
     loop {
         match configuration::read_rows(&rows, &mut client).await {
-            Ok((webhooks, _)) => {
+            Ok(configuration::Read { webhooks, .. }) => {
                 logged.forget();
                 queue.all.send_replace(Some(All { webhooks, ..All::default() }));
             }
@@ -381,6 +386,9 @@ async fn claim(queue: &Queue, client: &mut Option<Client>, wanted: &BTreeMap<i32
     let rows = timeout(PATIENCE, client.query_typed(CLAIM, &parameters));
     let late = |_| Error::unavailable(format!("{attempted}: no answer within {} s", PATIENCE.as_secs()));
     let rows = rows.await.map_err(late)?.map_err(|error| sql::error(attempted, error))?;
+    if !rows.is_empty() {
+        faults::pass(Point::QueueTaken).await?;
+    }
     Ok(rows
         .iter()
         .map(|row| Claimed {
@@ -533,11 +541,17 @@ async fn handle(queue: &Queue, claimed: &Claimed, stopped: impl Future<Output = 
     let attempt = u64::try_from(claimed.attempt).unwrap_or(1);
     let counters = queue.counters.of(webhook.webhook_id);
     let running = counters.begin();
+    if faults::pass(Point::QueueUncalled).await.is_err() {
+        return Entry::given_back(claimed.call_id);
+    }
     let answer = match token {
         Ok(token) => queue.receivers.attempt(&queue.limits, slot.as_ref(), &known, &call, token).await,
         Err(why) => Answer::not_sent(why),
     };
     drop((running, slot, room));
+    if faults::pass(Point::QueueCalled).await.is_err() {
+        return Entry::given_back(claimed.call_id);
+    }
     queue.counts.bytes.fetch_add(body.len() as u64, Ordering::Relaxed);
     let verdict = schedule::judge(webhook, attempt, &answer.outcome, fastrand::f64());
     counters.called(answer.took, verdict.disposition, verdict.error.as_deref(), None);
