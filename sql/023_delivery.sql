@@ -1,4 +1,4 @@
--- 023: what happens to deliveries is announced in NATS.
+-- 023: what happens to deliveries is announced in NATS; several events in one request.
 --
 -- Comes in: 005 to 010 and 019. Goes out: the settings of a NATS configuration by which walhook announces that it has disabled a webhook
 -- and that dead letters pile up, what it has announced so far, and the function that says what to announce next.
@@ -32,7 +32,16 @@ COMMENT ON COLUMN public.rule_nats_config.notice_interval_seconds IS
 
 ALTER TABLE public.rule_webhooks
     ADD COLUMN IF NOT EXISTS disabled_at TIMESTAMPTZ,
-    ADD COLUMN IF NOT EXISTS disabled_reason TEXT;
+    ADD COLUMN IF NOT EXISTS disabled_reason TEXT,
+    ADD COLUMN IF NOT EXISTS batch_max_events INTEGER,
+    ADD COLUMN IF NOT EXISTS batch_max_bytes INTEGER NOT NULL DEFAULT 1048576,
+    ADD COLUMN IF NOT EXISTS batch_max_wait_ms INTEGER NOT NULL DEFAULT 100;
+COMMENT ON COLUMN public.rule_webhooks.batch_max_events IS
+    'walhook deliver: a request has up to so many events, as a JSON array. NULL: one event for each request, and no array';
+COMMENT ON COLUMN public.rule_webhooks.batch_max_bytes IS
+    'With batch_max_events: the body has at most so many bytes, unless one event alone has more';
+COMMENT ON COLUMN public.rule_webhooks.batch_max_wait_ms IS
+    'With batch_max_events: how long the first event of a request waits for others';
 COMMENT ON COLUMN public.rule_webhooks.disabled_at IS
     'When walhook deliver last disabled the webhook. It stays when somebody enables it again';
 COMMENT ON COLUMN public.rule_webhooks.disabled_reason IS 'Why it did';
@@ -58,6 +67,13 @@ COMMENT ON COLUMN public.rule_nats_notices.changed_at IS 'disabled_at of the web
 COMMENT ON COLUMN public.rule_nats_notices.announced_at IS 'When that was';
 
 IF NOT EXISTS (SELECT FROM pg_constraint
+               WHERE conrelid = 'public.rule_webhooks'::regclass AND conname = 'valid_batch_max_events') THEN
+    ALTER TABLE public.rule_webhooks
+        ADD CONSTRAINT valid_batch_max_events CHECK (batch_max_events BETWEEN 2 AND 10000),
+        ADD CONSTRAINT valid_batch_max_bytes CHECK (batch_max_bytes BETWEEN 1024 AND 67108864),
+        ADD CONSTRAINT valid_batch_max_wait CHECK (batch_max_wait_ms BETWEEN 0 AND 30000);
+END IF;
+IF NOT EXISTS (SELECT FROM pg_constraint
                WHERE conrelid = 'public.rule_nats_config'::regclass AND conname = 'valid_notice_dead_letters') THEN
     ALTER TABLE public.rule_nats_config
         ADD CONSTRAINT valid_notice_dead_letters CHECK (notice_dead_letters BETWEEN 1 AND 1000000000),
@@ -70,6 +86,32 @@ $schema$;
 REVOKE ALL ON public.rule_nats_notices FROM PUBLIC;
 
 CALL public.rule_cdc_functions_open(ARRAY[]::text[]);
+
+-- With its owner's rights: a role that may write the row need not be allowed to call the functions that look at it.
+CREATE OR REPLACE FUNCTION public.rule_webhook_delivery_check()
+RETURNS TRIGGER LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_problem TEXT;
+    v_hint TEXT;
+BEGIN
+    IF NEW.delivery_order <> 'any' THEN
+        v_problem := format('a webhook with delivery_order %L is called with one event at a time', NEW.delivery_order);
+        v_hint := 'UPDATE rule_webhooks SET batch_max_events = NULL, or SET delivery_order = ''any''.';
+    ELSIF NEW.method = 'GET' THEN
+        v_problem := 'a GET has no body';
+        v_hint := 'UPDATE rule_webhooks SET method = ''POST'', or SET batch_max_events = NULL.';
+    END IF;
+    IF v_problem IS NOT NULL THEN
+        RAISE EXCEPTION 'webhook % (webhook_id %): batch_max_events: %', public.rule_cdc_quoted(NEW.webhook_name), NEW.webhook_id,
+            public.rule_cdc_sayable(v_problem)
+            USING ERRCODE = 'check_violation', HINT = v_hint, SCHEMA = 'public', TABLE = TG_TABLE_NAME, COLUMN = 'batch_max_events',
+                  CONSTRAINT = TG_NAME;
+    END IF;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION public.rule_webhook_delivery_check IS
+    'walhook: trigger of rule_webhooks: refuses batch_max_events where a request cannot have several events';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_notice_problem(p_config_id INTEGER, p_subject TEXT)
 RETURNS TEXT LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -216,6 +258,17 @@ BEGIN
         COMMENT ON TRIGGER walhook_notice_check ON public.rule_nats_config IS
             'walhook: refuses a notice_subject on which walhook cannot publish';
     END IF;
+    IF NOT EXISTS (SELECT FROM pg_trigger t
+                   WHERE t.tgrelid = 'public.rule_webhooks'::regclass AND t.tgname = 'walhook_delivery_check'
+                     AND t.tgfoid = 'public.rule_webhook_delivery_check()'::regprocedure AND t.tgenabled <> 'D')
+    THEN
+        DROP TRIGGER IF EXISTS walhook_delivery_check ON public.rule_webhooks;
+        CREATE TRIGGER walhook_delivery_check BEFORE INSERT OR UPDATE OF batch_max_events, delivery_order, method ON public.rule_webhooks
+            FOR EACH ROW WHEN (NEW.batch_max_events IS NOT NULL)
+            EXECUTE FUNCTION public.rule_webhook_delivery_check();
+        COMMENT ON TRIGGER walhook_delivery_check ON public.rule_webhooks IS
+            'walhook: refuses batch_max_events where a request cannot have several events';
+    END IF;
 END
 $triggers$;
 
@@ -235,7 +288,8 @@ BEGIN
         SELECT p.oid, r.rolname FROM pg_proc p
         CROSS JOIN pg_roles r
         WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
-          AND p.proname IN ('rule_nats_notices_take', 'rule_nats_notice_problem', 'rule_nats_notice_check')
+          AND p.proname IN ('rule_nats_notices_take', 'rule_nats_notice_problem', 'rule_nats_notice_check',
+                            'rule_webhook_delivery_check')
           AND (r.rolname = 'walhook_operator'
                OR r.rolname IN ('walhook_worker', 'walhook_streamer') AND p.proname = 'rule_nats_notices_take')
     LOOP
@@ -245,7 +299,7 @@ END
 $grants$;
 
 INSERT INTO public.rule_cdc_migrations (version, description)
-VALUES ('023', 'walhook: announcements about deliveries')
+VALUES ('023', 'walhook: announcements about deliveries, several events in one request')
 ON CONFLICT (version) DO NOTHING;
 
 RESET standard_conforming_strings;

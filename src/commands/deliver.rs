@@ -4,6 +4,7 @@
 //! [`event`] deals with one message, [`call`] with one request, [`call_log`] keeps the record. What is sent and what an answer
 //! means is decided in [`crate::deliver`].
 
+mod batch;
 pub(super) mod call;
 mod call_log;
 mod claim_check;

@@ -7,17 +7,18 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{oauth2::OAuth2, sign::Scheme};
+use super::{batch, oauth2::OAuth2, sign::Scheme};
 use crate::route::{
     headers::is_credential,
     rules::{Format, Rules},
     shown_url::shown_url,
     subject,
-    tables::{LinkRow, Tables},
+    tables::{LinkRow, Tables, WebhookRow},
 };
 
 /// What the body of a request is, for a webhook whose messages have the format `webhook`.
@@ -88,6 +89,9 @@ pub struct Webhook {
     /// Requests carry an access token.
     #[serde(default)]
     pub has_oauth2: bool,
+    /// How many events go into one request, where several do.
+    #[serde(default)]
+    pub batch: Option<batch::Limits>,
     /// From where. Not in the bucket: its parameters may hold what is nobody else's to know.
     #[serde(skip)]
     pub oauth2: Option<OAuth2>,
@@ -194,11 +198,22 @@ pub fn webhooks_of(tables: &Tables, config_name: Option<&str>, credentials: Cred
                 signature: Scheme::read(row.signature_scheme.as_deref(), row.signature_template.as_deref()),
                 client_certificate: row.client_certificate,
                 has_oauth2: row.oauth2.is_some(),
+                batch: batch_of(row),
                 oauth2: row.oauth2.as_deref().map(OAuth2::read),
                 subjects: subjects(&compiled.subject, links.get(&compiled.id).map_or(&[], Vec::as_slice)),
             }
         })
         .collect()
+}
+
+fn batch_of(row: &WebhookRow) -> Option<batch::Limits> {
+    let events = usize::try_from(row.batch_max_events?).ok().filter(|events| *events > 1)?;
+    // Events of a webhook in order are called one by one.
+    (row.delivery_order.as_deref() != Some("strict")).then(|| batch::Limits {
+        events,
+        bytes: usize::try_from(positive(row.batch_max_bytes, 1 << 20)).unwrap_or(1 << 20),
+        wait: Duration::from_millis(row.batch_max_wait_ms.and_then(|wait| u64::try_from(wait).ok()).unwrap_or(100)),
+    })
 }
 
 fn positive(value: Option<i32>, default: u64) -> u64 {
@@ -312,7 +327,7 @@ pub fn example() -> Webhook {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::route::tables::{ConfigRow, WebhookRow};
+    use crate::route::tables::ConfigRow;
 
     fn tables() -> Tables {
         let mut tables = Tables::default();

@@ -92,6 +92,9 @@ pub struct WebhookRow {
     /// A JSON object, as text.
     pub signature_template: Option<String>,
     pub client_certificate: bool,
+    pub batch_max_events: Option<i32>,
+    pub batch_max_bytes: Option<i32>,
+    pub batch_max_wait_ms: Option<i32>,
     /// A JSON object, as text.
     pub oauth2: Option<String>,
 }
@@ -456,6 +459,9 @@ impl Row for WebhookRow {
             "signature_template" => self.signature_template = optional(value),
             "client_certificate" => self.client_certificate = boolean(column, value)?,
             "oauth2" => self.oauth2 = optional(value),
+            "batch_max_events" => self.batch_max_events = optional_number(column, value)?,
+            "batch_max_bytes" => self.batch_max_bytes = optional_number(column, value)?,
+            "batch_max_wait_ms" => self.batch_max_wait_ms = optional_number(column, value)?,
             _ => {}
         }
         Ok(())

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod batches;
 mod deliver;
 mod deliver_bad_input;
 mod limits;

@@ -22,11 +22,11 @@ use tokio::{
 use super::call::Answer;
 use crate::deliver::{
     batch::{self, Class, Limits},
-    message::{CLOUDEVENT, Call},
+    message::Call,
 };
 
 /// How the calls of a webhook are made.
-pub trait Calls: Sync {
+pub trait BatchCalls: Sync {
     /// What a call needs to begin.
     type Turn: Send;
     /// How many calls may run.
@@ -90,7 +90,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Batches {
     /// Has an event called, together with others.
-    pub async fn call(&self, calls: &impl Calls, limits: Limits, event: Event) -> Part {
+    pub async fn call(&self, calls: &impl BatchCalls, limits: Limits, event: Event) -> Part {
         let (done, part) = oneshot::channel();
         if let Some(group) = self.join(limits, Item { event, done }) {
             tokio::select! {
@@ -129,7 +129,7 @@ impl Batches {
             }
             open.remove(&class);
             group.full.notify_one();
-        } 
+        }
         let group = Arc::new(Group::default());
         *lock(&group.items) = (vec![item], bytes + 1);
         if limits.events > 1 {
@@ -147,7 +147,7 @@ impl Batches {
     }
 
     /// One call. Returns the events that are to be called again at once, in smaller batches.
-    async fn one(&self, calls: &impl Calls, mut items: Vec<Item>) -> Vec<Vec<Item>> {
+    async fn one(&self, calls: &impl BatchCalls, mut items: Vec<Item>) -> Vec<Vec<Item>> {
         let place = self.place(calls).await;
         let turn = tokio::select! {
             turn = calls.turn() => turn,
@@ -179,7 +179,6 @@ impl Batches {
             body: body.as_bytes(),
             content_type: if is_cloudevents { CLOUDEVENT_BATCH } else { "application/json" },
         };
-        debug_assert_ne!(call.content_type, CLOUDEVENT);
         let answer = calls.make(turn, &call).await;
         drop(place);
         let attempts = items.iter().map(|item| (item.event.attempt, item.event.is_last));
@@ -194,7 +193,7 @@ impl Batches {
     }
 
     /// Waits until fewer calls run than may.
-    async fn place(&self, calls: &impl Calls) -> Place<'_> {
+    async fn place(&self, calls: &impl BatchCalls) -> Place<'_> {
         loop {
             let freed = self.freed.notified();
             {

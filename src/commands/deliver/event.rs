@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::{sync::SemaphorePermit, time::sleep_until};
 
 use super::{
+    batch::{self, BatchCalls, Part},
     call::Answer,
     call_log::{DeadLetter, Entry, Kept},
     claim_check,
@@ -28,7 +29,8 @@ use super::{
 };
 use crate::{
     deliver::{
-        message::{self, Call, Ids, Reading, Shape},
+        batch::Limits,
+        message::{self, CLOUDEVENT, Call, Ids, Reading, Shape},
         schedule::{self, Disposition, Outcome, ReceiverLoad, Verdict, WAIT_MAX},
     },
     postgres,
@@ -173,39 +175,15 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
         return give_up(lane, &known, message, &call.event_id, commit_lsn, why, None).await;
     }
     let attempt = attempt(lane, &call.event_id, delivery).await;
-    let turn = tokio::select! {
-        turn = turn(lane, webhook_id) => turn,
-        // Another worker has it at once.
-        () = lane.stopped() => return Word::Later(Duration::ZERO),
+    let called = match known.webhook.batch.filter(|_| webhook_id == lane.webhook_id()) {
+        None => alone(lane, message, ids, &call, webhook_id).await,
+        Some(limits) => together(lane, message, ids, &call, limits, (attempt, known.webhook.attempts())).await,
     };
-    let Turn { token, slot, room } = match turn {
-        Ok(turn) => turn,
+    let Called { known, answer, speaks, place } = match called {
+        Ok(called) => called,
         Err(word) => return word,
     };
-    // What waited for its turn is called as the row is by now.
-    let Some(known) = lane.webhook(webhook_id).filter(|known| lane.may_call(known)) else {
-        return Word::Later(CLOSED_WAIT);
-    };
     let counters = lane.counters(webhook_id);
-    let running = counters.begin();
-    let answer = match header("Walhook-Object").filter(|_| call.position.is_some()) {
-        None => make(lane, &known, &call, token, slot.as_ref()).await,
-        Some(object) => {
-            let sha256 = header("Walhook-Object-SHA256").unwrap_or_default();
-            match claim_check::fetch(&lane.worker, object, sha256, &message.payload).await {
-                Ok(fetched) => match message::read(&known.webhook, &lane.worker.source, ids, &fetched.payload) {
-                    Reading::Call(mut whole) => {
-                        let _ = whole.describe(headers_of(message)); // reported above
-                        make(lane, &known, &whole, token, slot.as_ref()).await
-                    }
-                    Reading::Unreadable(_, why) => Answer::not_sent(why),
-                    Reading::Anothers(_) => Answer::not_sent("the payload is another webhook's".to_owned()),
-                },
-                Err(error) => Answer::not_sent(error.to_string()),
-            }
-        }
-    };
-    drop(running);
     lane.worker.counts.bytes.fetch_add(call.body.len() as u64, Ordering::Relaxed);
     if let Some(position) = call.position {
         let lag = postgres::now().saturating_sub(position.commit_time) / 1000;
@@ -214,13 +192,15 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
     let verdict = schedule::judge(&known.webhook, attempt, &answer.outcome, fastrand::f64());
     let committed = call.position.map(|position| position.commit_time);
     counters.called(answer.took, verdict.disposition, verdict.error.as_deref(), committed);
-    lane.learn(webhook_id, verdict.load);
-    if let ReceiverLoad::Pause(wait) = verdict.load
-        && webhook_id == lane.webhook_id()
-    {
-        tokio::spawn(consumer::pause(Arc::clone(lane), wait));
+    if speaks {
+        lane.learn(webhook_id, verdict.load);
+        if let ReceiverLoad::Pause(wait) = verdict.load
+            && webhook_id == lane.webhook_id()
+        {
+            tokio::spawn(consumer::pause(Arc::clone(lane), wait));
+        }
     }
-    drop((room, slot));
+    drop(place);
     let _answered = lane.answered();
     if verdict.disables {
         if webhook_id == lane.webhook_id() {
@@ -262,6 +242,146 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
             let why = format!("{attempt} {attempts}, then: {}", entry.error.as_deref().unwrap_or_default());
             give_up(lane, &known, message, &call.event_id, commit_lsn, why, Some(entry)).await
         }
+    }
+}
+
+/// A call that is answered.
+struct Called<'l> {
+    /// The webhook as it was called.
+    known: Arc<Known>,
+    answer: Answer,
+    /// Of the events of one call, one.
+    speaks: bool,
+    /// Its place among the calls that may run.
+    place: Option<(Option<Slot>, SemaphorePermit<'l>)>,
+}
+
+/// Calls with one event.
+async fn alone<'l>(
+    lane: &'l Lane,
+    message: &Message,
+    ids: Ids<'_>,
+    call: &Call<'_>,
+    webhook_id: i32,
+) -> Result<Called<'l>, Word> {
+    let turn = tokio::select! {
+        turn = turn(lane, webhook_id) => turn?,
+        // Another worker has it at once.
+        () = lane.stopped() => return Err(Word::Later(Duration::ZERO)),
+    };
+    let Turn { token, slot, room } = turn;
+    // What waited for its turn is called as the row is by now.
+    let Some(known) = lane.webhook(webhook_id).filter(|known| lane.may_call(known)) else {
+        return Err(Word::Later(CLOSED_WAIT));
+    };
+    let counters = lane.counters(webhook_id);
+    let running = counters.begin();
+    let answer = match object_of(message).filter(|_| call.position.is_some()) {
+        None => make(lane, &known, call, token, slot.as_ref()).await,
+        Some((object, sha256)) => match claim_check::fetch(&lane.worker, object, sha256, &message.payload).await {
+            Ok(fetched) => match whole(lane, &known, message, ids, &fetched.payload) {
+                Ok(whole) => make(lane, &known, &whole, token, slot.as_ref()).await,
+                Err(why) => Answer::not_sent(why),
+            },
+            Err(error) => Answer::not_sent(error.to_string()),
+        },
+    };
+    drop(running);
+    Ok(Called { known, answer, speaks: true, place: Some((slot, room)) })
+}
+
+/// Calls with several events.
+async fn together<'l>(
+    lane: &'l Arc<Lane>,
+    message: &Message,
+    ids: Ids<'_>,
+    call: &Call<'_>,
+    limits: Limits,
+    (attempt, attempts): (u64, u32),
+) -> Result<Called<'l>, Word> {
+    let known = lane.now();
+    let not_sent = |why| Ok(Called { known: lane.now(), answer: Answer::not_sent(why), speaks: false, place: None });
+    // It keeps its share of the memory until it is answered.
+    let fetched = match object_of(message).filter(|_| call.position.is_some()) {
+        None => None,
+        Some((object, sha256)) => match claim_check::fetch(&lane.worker, object, sha256, &message.payload).await {
+            Ok(fetched) => Some(fetched),
+            Err(error) => return not_sent(error.to_string()),
+        },
+    };
+    let whole = match &fetched {
+        None => None,
+        Some(fetched) => match whole(lane, &known, message, ids, &fetched.payload) {
+            Ok(whole) => Some(whole),
+            Err(why) => return not_sent(why),
+        },
+    };
+    let sent = whole.as_ref().unwrap_or(call);
+    let event = batch::Event {
+        id: call.event_id.to_string(),
+        kind: call.kind.as_deref().map(str::to_owned),
+        body: recorded(sent.body),
+        is_cloudevent: sent.content_type == CLOUDEVENT,
+        attempt,
+        is_last: attempt >= u64::from(attempts),
+    };
+    match lane.batches.call(&LaneCalls(lane), limits, event).await {
+        Part::Answered(answer, speaks) => Ok(Called { known: lane.now(), answer, speaks, place: None }),
+        Part::NotCalled(wait) => Err(Word::Later(wait)),
+    }
+}
+
+/// The calls of a lane's own webhook.
+struct LaneCalls<'l>(&'l Lane);
+
+impl<'l> BatchCalls for LaneCalls<'l> {
+    type Turn = (Arc<Known>, Turn<'l>);
+
+    fn limit(&self) -> usize {
+        self.0.limit()
+    }
+
+    async fn turn(&self) -> Result<Self::Turn, Duration> {
+        let turn = turn(self.0, self.0.webhook_id()).await.map_err(|word| match word {
+            Word::Later(wait) | Word::Again(wait) => wait,
+            Word::Ack | Word::Never => Duration::ZERO,
+        })?;
+        let known = self.0.now();
+        if self.0.may_call(&known) && !known.is_gone { Ok((known, turn)) } else { Err(CLOSED_WAIT) }
+    }
+
+    async fn make(&self, (known, turn): Self::Turn, call: &Call<'_>) -> Answer {
+        let counters = self.0.counters(known.webhook.webhook_id);
+        let _running = counters.begin();
+        make(self.0, &known, call, turn.token, turn.slot.as_ref()).await
+    }
+
+    async fn stopped(&self) {
+        self.0.stopped().await;
+    }
+}
+
+/// The object that a message stands for, and its SHA-256.
+fn object_of(message: &Message) -> Option<(&str, &str)> {
+    let header = |name: &str| message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str);
+    Some((header("Walhook-Object")?, header("Walhook-Object-SHA256").unwrap_or_default()))
+}
+
+/// The call that a fetched payload makes.
+fn whole<'p>(
+    lane: &Lane,
+    known: &Known,
+    message: &'p Message,
+    ids: Ids<'p>,
+    payload: &'p [u8],
+) -> Result<Call<'p>, String> {
+    match message::read(&known.webhook, &lane.worker.source, ids, payload) {
+        Reading::Call(mut whole) => {
+            let _ = whole.describe(headers_of(message)); // reported before
+            Ok(whole)
+        }
+        Reading::Unreadable(_, why) => Err(why),
+        Reading::Anothers(_) => Err("the payload is another webhook's".to_owned()),
     }
 }
 

@@ -25,7 +25,7 @@ use tokio::{
     time::{Instant, interval_at, sleep, sleep_until, timeout},
 };
 
-use super::{configuration::Known, consumer, event, shown::Counters, worker::Worker};
+use super::{batch::Batches, configuration::Known, consumer, event, shown::Counters, worker::Worker};
 use crate::{
     commands::{backoff::Backoff, log_once::LogOnce},
     deliver::schedule::{ConcurrencyLimit, FailureLog, ReceiverLoad},
@@ -80,6 +80,8 @@ pub struct Lane {
     is_refused: AtomicBool,
     /// Where stream and WAL ended when the lane began.
     ends: Mutex<Option<Ends>>,
+    /// Events that are to be called together.
+    pub batches: Batches,
     /// What has happened to its webhook.
     counters: Arc<Counters>,
 }
@@ -278,9 +280,10 @@ impl Lane {
 
     /// How many more calls may be begun.
     fn room(&self, calls: usize) -> usize {
-        let limit = self.limit();
+        let per_call = self.now().webhook.batch.map_or(1, |batch| batch.events);
+        let limit = self.limit().saturating_mul(per_call);
         let running = calls.saturating_sub(self.answered.load(Ordering::Relaxed));
-        limit.saturating_sub(running).min((limit + RECORDING_MAX).saturating_sub(calls))
+        limit.saturating_sub(running).min(limit.saturating_add(RECORDING_MAX).saturating_sub(calls))
     }
 
     /// No more calls until the row changes.
@@ -301,7 +304,8 @@ impl Lane {
         known.is_gone || known.webhook.enabled && knows_enough && !is_refused
     }
 
-    fn limit(&self) -> usize {
+    /// How many calls may run now.
+    pub fn limit(&self) -> usize {
         let known = self.now();
         let max = match known.webhook.is_ordered {
             true => 1,
@@ -382,6 +386,7 @@ pub async fn run(
         has_room: Notify::new(),
         is_refused: AtomicBool::new(false),
         ends: Mutex::new(None),
+        batches: Batches::default(),
     });
     let mut calls = Calls::new();
     let mut backoff = Backoff::default();
