@@ -1,4 +1,5 @@
--- 023: what happens to deliveries is announced in NATS; several events in one request.
+-- 023: what happens to deliveries is announced in NATS; several events in one request;
+-- the order of calls by key.
 --
 -- Comes in: 005 to 010 and 019. Goes out: the settings of a NATS configuration by which walhook announces that it has disabled a webhook
 -- and that dead letters pile up, what it has announced so far, and the function that says what to announce next.
@@ -33,9 +34,16 @@ COMMENT ON COLUMN public.rule_nats_config.notice_interval_seconds IS
 ALTER TABLE public.rule_webhooks
     ADD COLUMN IF NOT EXISTS disabled_at TIMESTAMPTZ,
     ADD COLUMN IF NOT EXISTS disabled_reason TEXT,
+    ADD COLUMN IF NOT EXISTS order_key TEXT,
     ADD COLUMN IF NOT EXISTS batch_max_events INTEGER,
     ADD COLUMN IF NOT EXISTS batch_max_bytes INTEGER NOT NULL DEFAULT 1048576,
     ADD COLUMN IF NOT EXISTS batch_max_wait_ms INTEGER NOT NULL DEFAULT 100;
+COMMENT ON COLUMN public.rule_webhooks.delivery_order IS
+    'For walhook deliver. any: calls run side by side; strict: all workers together make one call at a time, in commit '
+    'order, retries included; key: that for the events of each key (order_key), while those of other keys run side by side';
+COMMENT ON COLUMN public.rule_webhooks.order_key IS
+    'With delivery_order key, what the key of an event is: data:COLUMN[,COLUMN], subject:N (the N-th token of the subject), header:NAME '
+    '(of the message)';
 COMMENT ON COLUMN public.rule_webhooks.batch_max_events IS
     'walhook deliver: a request has up to so many events, as a JSON array. NULL: one event for each request, and no array';
 COMMENT ON COLUMN public.rule_webhooks.batch_max_bytes IS
@@ -45,6 +53,21 @@ COMMENT ON COLUMN public.rule_webhooks.batch_max_wait_ms IS
 COMMENT ON COLUMN public.rule_webhooks.disabled_at IS
     'When walhook deliver last disabled the webhook. It stays when somebody enables it again';
 COMMENT ON COLUMN public.rule_webhooks.disabled_reason IS 'Why it did';
+
+CREATE TABLE IF NOT EXISTS public.rule_webhook_order_holders (
+    webhook_id INTEGER REFERENCES public.rule_webhooks (webhook_id) ON DELETE CASCADE,
+    group_name TEXT,
+    worker TEXT NOT NULL,
+    held_until TIMESTAMPTZ NOT NULL,
+    PRIMARY KEY (webhook_id, group_name)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE public.rule_webhook_order_holders IS
+    'Which worker of a group calls the events of a webhook with delivery_order key; it prolongs held_until. Afterwards another worker does. '
+    'Written by walhook deliver. Never published, never linkable';
+
+ALTER TABLE public.rule_webhooks
+    DROP CONSTRAINT IF EXISTS valid_delivery_order,
+    ADD CONSTRAINT valid_delivery_order CHECK (delivery_order IN ('any', 'strict', 'key'));
 
 CREATE TABLE IF NOT EXISTS public.rule_nats_notices (
     webhook_id INTEGER,
@@ -83,7 +106,7 @@ END IF;
 END
 $schema$;
 
-REVOKE ALL ON public.rule_nats_notices FROM PUBLIC;
+REVOKE ALL ON public.rule_nats_notices, public.rule_webhook_order_holders FROM PUBLIC;
 
 CALL public.rule_cdc_functions_open(ARRAY[]::text[]);
 
@@ -93,8 +116,18 @@ RETURNS TRIGGER LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, 
 DECLARE
     v_problem TEXT;
     v_hint TEXT;
+    v_column TEXT := 'batch_max_events';
 BEGIN
-    IF NEW.delivery_order <> 'any' THEN
+    IF NEW.delivery_order = 'key' AND coalesce(NEW.order_key, '')
+          !~ '^(data:[^,\s]([^,]*[^,\s])?(,[^,\s]([^,]*[^,\s])?)*|subject:[1-9][0-9]{0,2}|header:[!#$%&''*+.^_`|~0-9A-Za-z-]{1,100})$'
+    THEN
+        v_column := 'order_key';
+        v_problem := CASE WHEN coalesce(NEW.order_key, '') = '' THEN 'it is missing, and delivery_order is ''key'''
+                          ELSE 'it is none of data:COLUMN[,COLUMN], subject:N and header:NAME' END;
+        v_hint := 'For example UPDATE rule_webhooks SET delivery_order = ''key'', order_key = ''data:customer_id''.';
+    ELSIF NEW.batch_max_events IS NULL THEN
+        RETURN NEW;
+    ELSIF NEW.delivery_order <> 'any' THEN
         v_problem := format('a webhook with delivery_order %L is called with one event at a time', NEW.delivery_order);
         v_hint := 'UPDATE rule_webhooks SET batch_max_events = NULL, or SET delivery_order = ''any''.';
     ELSIF NEW.method = 'GET' THEN
@@ -102,16 +135,69 @@ BEGIN
         v_hint := 'UPDATE rule_webhooks SET method = ''POST'', or SET batch_max_events = NULL.';
     END IF;
     IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'webhook % (webhook_id %): batch_max_events: %', public.rule_cdc_quoted(NEW.webhook_name), NEW.webhook_id,
+        RAISE EXCEPTION 'webhook % (webhook_id %): %: %', public.rule_cdc_quoted(NEW.webhook_name), NEW.webhook_id, v_column,
             public.rule_cdc_sayable(v_problem)
-            USING ERRCODE = 'check_violation', HINT = v_hint, SCHEMA = 'public', TABLE = TG_TABLE_NAME, COLUMN = 'batch_max_events',
+            USING ERRCODE = 'check_violation', HINT = v_hint, SCHEMA = 'public', TABLE = TG_TABLE_NAME, COLUMN = v_column,
                   CONSTRAINT = TG_NAME;
     END IF;
     RETURN NEW;
 END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_delivery_check IS
-    'walhook: trigger of rule_webhooks: refuses batch_max_events where a request cannot have several events';
+    'walhook: trigger of rule_webhooks: refuses an order_key that is none, and batch_max_events where a request cannot have several events';
+
+CREATE OR REPLACE FUNCTION public.rule_webhook_order_take(p_webhook_id INTEGER, p_group TEXT, p_worker TEXT, p_lease_ms INTEGER)
+RETURNS BOOLEAN LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    WITH taken AS (
+        INSERT INTO public.rule_webhook_order_holders AS h (webhook_id, group_name, worker, held_until)
+        SELECT w.webhook_id, p_group, p_worker, clock_timestamp() + make_interval(secs => p_lease_ms / 1000.0)
+        FROM public.rule_webhooks w WHERE w.webhook_id = p_webhook_id
+        ON CONFLICT (webhook_id, group_name) DO UPDATE SET worker = excluded.worker, held_until = excluded.held_until
+        WHERE h.worker = excluded.worker OR h.held_until <= clock_timestamp()
+        RETURNING 1
+    )
+    SELECT EXISTS (SELECT FROM taken)
+$$;
+COMMENT ON FUNCTION public.rule_webhook_order_take IS
+    'walhook: for walhook deliver: whether this worker is the one of its group that calls a webhook with delivery_order key, for p_lease_ms '
+    'from now on';
+
+CREATE OR REPLACE FUNCTION public.rule_webhook_queue_by_key(p_webhook_id INTEGER, p_order_key TEXT, p_room INTEGER, p_now TIMESTAMPTZ)
+RETURNS INTEGER[] LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    -- Calls of the queue have data, and neither a subject nor headers: those without a key are ordered with all others.
+    WITH unfinished AS (
+        SELECT c.call_id,
+               coalesce(c.claimed_until, c.next_retry_at, c.scheduled_at, '-infinity'::timestamptz) <= p_now AS is_due,
+               CASE WHEN p_order_key LIKE 'data:%' AND jsonb_typeof(c.payload) = 'object' THEN
+                   (SELECT CASE WHEN bool_and(c.payload ? trim(k.name)) THEN jsonb_agg(c.payload -> trim(k.name) ORDER BY k.place) END
+                    FROM unnest(string_to_array(substr(p_order_key, 6), ',')) WITH ORDINALITY k (name, place))
+               END AS key
+        FROM public.rule_webhook_calls c
+        WHERE c.webhook_id = p_webhook_id AND c.event_id IS NULL AND c.status IN ('pending', 'retrying', 'processing')
+          AND CASE c.status WHEN 'pending' THEN coalesce(c.scheduled_at <= p_now, true)
+                            -- Another program's, which may have left it so for ever.
+                            WHEN 'processing' THEN c.claimed_until IS NOT NULL
+                            ELSE true END
+        ORDER BY c.call_id
+        LIMIT 10000
+    ), placed AS (
+        SELECT u.call_id, u.is_due, u.key,
+               min(u.call_id) OVER () AS first,
+               min(u.call_id) FILTER (WHERE u.key IS NULL) OVER () AS first_of_all,
+               min(u.call_id) OVER (PARTITION BY u.key) AS first_of_key
+        FROM unfinished u
+    ), ready AS (
+        SELECT p.call_id FROM placed p
+        WHERE p.is_due
+          AND CASE WHEN p.key IS NULL THEN p.call_id = p.first
+                   ELSE p.call_id = p.first_of_key AND (p.first_of_all IS NULL OR p.call_id < p.first_of_all) END
+        ORDER BY p.call_id
+        LIMIT greatest(p_room, 0)
+    )
+    SELECT coalesce(array_agg(r.call_id), '{}') FROM ready r
+$$;
+COMMENT ON FUNCTION public.rule_webhook_queue_by_key IS
+    'walhook: calls of the queue that are due and before which no call with the same key is unfinished';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_notice_problem(p_config_id INTEGER, p_subject TEXT)
 RETURNS TEXT LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -263,11 +349,11 @@ BEGIN
                      AND t.tgfoid = 'public.rule_webhook_delivery_check()'::regprocedure AND t.tgenabled <> 'D')
     THEN
         DROP TRIGGER IF EXISTS walhook_delivery_check ON public.rule_webhooks;
-        CREATE TRIGGER walhook_delivery_check BEFORE INSERT OR UPDATE OF batch_max_events, delivery_order, method ON public.rule_webhooks
-            FOR EACH ROW WHEN (NEW.batch_max_events IS NOT NULL)
+        CREATE TRIGGER walhook_delivery_check BEFORE INSERT OR UPDATE OF batch_max_events, delivery_order, order_key, method ON public.rule_webhooks
+            FOR EACH ROW WHEN (NEW.batch_max_events IS NOT NULL OR NEW.delivery_order = 'key')
             EXECUTE FUNCTION public.rule_webhook_delivery_check();
         COMMENT ON TRIGGER walhook_delivery_check ON public.rule_webhooks IS
-            'walhook: refuses batch_max_events where a request cannot have several events';
+            'walhook: refuses an order_key that is none, and batch_max_events where a request cannot have several events';
     END IF;
 END
 $triggers$;
@@ -279,7 +365,8 @@ DECLARE
 BEGIN
     FOR v_grant IN
         VALUES ('walhook_worker', 'UPDATE (disabled_at, disabled_reason)', ARRAY['rule_webhooks']),
-               ('walhook_operator', 'SELECT, DELETE', ARRAY['rule_nats_notices']),
+               ('walhook_worker', 'SELECT, INSERT, UPDATE, DELETE', ARRAY['rule_webhook_order_holders']),
+               ('walhook_operator', 'SELECT, DELETE', ARRAY['rule_nats_notices', 'rule_webhook_order_holders']),
                ('walhook_operator', 'SELECT (notice_subject, notice_dead_letters, notice_interval_seconds)', ARRAY['rule_nats_config'])
     LOOP
         CALL public.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
@@ -289,8 +376,9 @@ BEGIN
         CROSS JOIN pg_roles r
         WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
           AND p.proname IN ('rule_nats_notices_take', 'rule_nats_notice_problem', 'rule_nats_notice_check',
-                            'rule_webhook_delivery_check')
+                            'rule_webhook_delivery_check', 'rule_webhook_order_take', 'rule_webhook_queue_by_key')
           AND (r.rolname = 'walhook_operator'
+               OR r.rolname = 'walhook_worker' AND p.proname IN ('rule_webhook_order_take', 'rule_webhook_queue_by_key')
                OR r.rolname IN ('walhook_worker', 'walhook_streamer') AND p.proname = 'rule_nats_notices_take')
     LOOP
         EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, f.rolname);
@@ -299,7 +387,7 @@ END
 $grants$;
 
 INSERT INTO public.rule_cdc_migrations (version, description)
-VALUES ('023', 'walhook: announcements about deliveries, several events in one request')
+VALUES ('023', 'walhook: announcements about deliveries, several events in one request, order by key')
 ON CONFLICT (version) DO NOTHING;
 
 RESET standard_conforming_strings;

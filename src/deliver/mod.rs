@@ -7,6 +7,7 @@ pub mod batch;
 pub mod message;
 pub mod network;
 pub mod oauth2;
+pub mod order;
 pub mod schedule;
 pub mod sign;
 pub mod webhook;

@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{batch, oauth2::OAuth2, sign::Scheme};
+use super::{batch, oauth2::OAuth2, order::KeyFrom, sign::Scheme};
 use crate::route::{
     headers::is_credential,
     rules::{Format, Rules},
@@ -75,6 +75,9 @@ pub struct Webhook {
     pub request_body: RequestBody,
     /// One call at a time, in the stream's order.
     pub is_ordered: bool,
+    /// One call at a time of the events of each key, in the stream's order.
+    #[serde(default)]
+    pub order_key: Option<KeyFrom>,
     /// How many calls at a time, over all workers with a database; otherwise the worker's own setting, for each worker.
     pub max_in_flight: Option<u32>,
     /// How many calls a second, over all workers.
@@ -111,6 +114,7 @@ impl Webhook {
             || self.client_certificate
             || self.has_oauth2
             || self.rate_limit_per_second.is_some()
+            || self.order_key.is_some()
             || !self.withheld.is_empty()
     }
 }
@@ -126,6 +130,8 @@ impl Webhook {
             "it is called with an access token"
         } else if self.rate_limit_per_second.is_some() {
             "workers share its rate_limit_per_second through the database"
+        } else if self.order_key.is_some() {
+            "workers agree through the database on who calls it in the order of its keys"
         } else {
             "it has credentials in its headers or its url"
         }
@@ -193,6 +199,7 @@ pub fn webhooks_of(tables: &Tables, config_name: Option<&str>, credentials: Cred
                     _ => RequestBody::Data,
                 },
                 is_ordered: row.delivery_order.as_deref() == Some("strict"),
+                order_key: is_by_key(row).then(|| KeyFrom::read(row.order_key.as_deref())),
                 max_in_flight: row.max_in_flight.and_then(|count| u32::try_from(count).ok()).filter(|count| *count > 0),
                 rate_limit_per_second: row.rate_limit_per_second.filter(|rate| *rate > 0.0 && rate.is_finite()),
                 signature: Scheme::read(row.signature_scheme.as_deref(), row.signature_template.as_deref()),
@@ -206,10 +213,14 @@ pub fn webhooks_of(tables: &Tables, config_name: Option<&str>, credentials: Cred
         .collect()
 }
 
+fn is_by_key(row: &WebhookRow) -> bool {
+    row.delivery_order.as_deref() == Some("key")
+}
+
 fn batch_of(row: &WebhookRow) -> Option<batch::Limits> {
     let events = usize::try_from(row.batch_max_events?).ok().filter(|events| *events > 1)?;
     // Events of a webhook in order are called one by one.
-    (row.delivery_order.as_deref() != Some("strict")).then(|| batch::Limits {
+    matches!(row.delivery_order.as_deref(), None | Some("any")).then(|| batch::Limits {
         events,
         bytes: usize::try_from(positive(row.batch_max_bytes, 1 << 20)).unwrap_or(1 << 20),
         wait: Duration::from_millis(row.batch_max_wait_ms.and_then(|wait| u64::try_from(wait).ok()).unwrap_or(100)),

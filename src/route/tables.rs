@@ -92,6 +92,7 @@ pub struct WebhookRow {
     /// A JSON object, as text.
     pub signature_template: Option<String>,
     pub client_certificate: bool,
+    pub order_key: Option<String>,
     pub batch_max_events: Option<i32>,
     pub batch_max_bytes: Option<i32>,
     pub batch_max_wait_ms: Option<i32>,
@@ -459,6 +460,7 @@ impl Row for WebhookRow {
             "signature_template" => self.signature_template = optional(value),
             "client_certificate" => self.client_certificate = boolean(column, value)?,
             "oauth2" => self.oauth2 = optional(value),
+            "order_key" => self.order_key = optional(value),
             "batch_max_events" => self.batch_max_events = optional_number(column, value)?,
             "batch_max_bytes" => self.batch_max_bytes = optional_number(column, value)?,
             "batch_max_wait_ms" => self.batch_max_wait_ms = optional_number(column, value)?,

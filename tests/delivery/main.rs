@@ -6,6 +6,7 @@ mod support;
 mod batches;
 mod deliver;
 mod deliver_bad_input;
+mod keys;
 mod limits;
 mod notices;
 #[cfg(feature = "otlp")]

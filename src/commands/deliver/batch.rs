@@ -19,7 +19,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::call::Answer;
+use super::{call::Answer, places::Places};
 use crate::deliver::{
     batch::{self, Class, Limits},
     message::Call,
@@ -80,8 +80,7 @@ struct Group {
 pub struct Batches {
     /// Those that take more events, by class.
     open: Mutex<BTreeMap<Class, Arc<Group>>>,
-    running: Mutex<usize>,
-    freed: Notify,
+    places: Places,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -148,7 +147,7 @@ impl Batches {
 
     /// One call. Returns the events that are to be called again at once, in smaller batches.
     async fn one(&self, calls: &impl BatchCalls, mut items: Vec<Item>) -> Vec<Vec<Item>> {
-        let place = self.place(calls).await;
+        let place = self.places.take(|| calls.limit(), calls.stopped()).await;
         let turn = tokio::select! {
             turn = calls.turn() => turn,
             // Another worker has them at once.
@@ -191,42 +190,7 @@ impl Batches {
         }
         Vec::new()
     }
-
-    /// Waits until fewer calls run than may.
-    async fn place(&self, calls: &impl BatchCalls) -> Place<'_> {
-        loop {
-            let freed = self.freed.notified();
-            {
-                let mut running = lock(&self.running);
-                if *running < calls.limit().max(1) {
-                    *running += 1;
-                    return Place(self);
-                }
-            }
-            // The limit may grow without a call that ends.
-            tokio::select! {
-                () = freed => {}
-                () = sleep(LOOK) => {}
-                () = calls.stopped() => {
-                    *lock(&self.running) += 1;
-                    return Place(self);
-                }
-            }
-        }
-    }
 }
 
-/// How often the limit is looked at while all its calls run.
-const LOOK: Duration = Duration::from_millis(200);
 /// The type of several CloudEvents in JSON.
 const CLOUDEVENT_BATCH: &str = "application/cloudevents-batch+json";
-
-/// One of the calls that may run.
-struct Place<'b>(&'b Batches);
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        *lock(&self.0.running) -= 1;
-        self.0.freed.notify_one();
-    }
-}

@@ -23,7 +23,7 @@ use super::{
     configuration::Known,
     consumer,
     lane::{CLOSED_WAIT, Lane},
-    limits::{Slot, Starved},
+    limits::{Limits as Shares, Slot, Starved},
     receivers::Token,
     settings::Record,
 };
@@ -31,6 +31,7 @@ use crate::{
     deliver::{
         batch::Limits,
         message::{self, CLOUDEVENT, Call, Ids, Reading, Shape},
+        order::Keys,
         schedule::{self, Disposition, Outcome, ReceiverLoad, Verdict, WAIT_MAX},
     },
     postgres,
@@ -43,6 +44,8 @@ const DEAD_SUBJECT: &str = "dlq.";
 const HOPELESS: Duration = WAIT_MAX;
 /// How long an event of another webhook that cannot be called from here waits on a workqueue stream.
 const OTHERS_WAIT: Duration = Duration::from_secs(60);
+/// How long an event waits that could not be called within the time for which this worker calls its webhook.
+const UNTIMELY_WAIT: Duration = Duration::from_millis(200);
 /// How long a worker without a slot asks for no events of a webhook.
 const STARVED_WAIT: Duration = Duration::from_secs(1);
 
@@ -70,15 +73,17 @@ pub fn count(counter: &AtomicU64) {
 
 /// Where a message stands, as its reply subject says: `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.
 /// <stream seq>.<consumer seq>.<time>.<pending>[.<random>]`.
-struct Delivery<'a> {
+pub struct Delivery<'a> {
     stream: &'a str,
-    sequence: u64,
+    /// The sequence of the message.
+    pub sequence: u64,
     /// How often it was delivered, this time included.
     delivered: u64,
 }
 
 impl<'a> Delivery<'a> {
-    fn parse(reply: &'a str) -> Option<Delivery<'a>> {
+    /// Reads it.
+    pub fn parse(reply: &'a str) -> Option<Delivery<'a>> {
         let tokens: Vec<&str> = reply.strip_prefix("$JS.ACK.")?.split('.').collect();
         let from = if tokens.len() >= 9 { 2 } else { 0 };
         let &[stream, _, delivered, sequence, _, _, ..] = tokens.get(from..)? else { return None };
@@ -86,21 +91,44 @@ impl<'a> Delivery<'a> {
     }
 }
 
-/// See the module.
-pub async fn handle(lane: &Arc<Lane>, message: Message) {
+/// See the module. `is_keyed`: the event has a place in the lane's order, and keeps it until it is done.
+pub async fn handle(lane: &Arc<Lane>, message: Message, is_keyed: bool) {
     let Some(reply) = message.reply.clone() else { return };
-    let word = match Delivery::parse(&reply) {
-        Some(delivery) => {
-            let word = decide(lane, &message, &delivery).await;
-            match word {
-                Word::Ack | Word::Never => lane.is_done(delivery.sequence),
-                Word::Later(_) => lane.was_not_called(delivery.sequence),
-                Word::Again(_) => {}
-            }
-            word
+    // Not by this consumer: nobody waits for a word.
+    let Some(delivery) = Delivery::parse(&reply) else { return };
+    let mut tried = None;
+    let word = loop {
+        let is_ready = async { !is_keyed || lane.order.is_ready(delivery.sequence).await };
+        let is_ready = tokio::select! {
+            is_ready = is_ready => is_ready,
+            () = lane.stopped(), if is_keyed => false,
+        };
+        if !is_ready {
+            lane.was_not_called(delivery.sequence);
+            break Word::Later(Duration::ZERO);
         }
-        // Not by this consumer: nobody waits for a word.
-        None => return,
+        let word = decide(lane, &message, &delivery, is_keyed, &mut tried).await;
+        match word {
+            Word::Ack | Word::Never => lane.is_done(delivery.sequence),
+            Word::Later(_) if !is_keyed => lane.was_not_called(delivery.sequence),
+            Word::Later(_) | Word::Again(_) => {}
+        }
+        match word {
+            Word::Again(wait) | Word::Later(wait) if is_keyed => {
+                if let Word::Again(_) = word {
+                    tried = tried.map(|tried| tried + 1);
+                }
+                let goes_on = tokio::select! {
+                    goes_on = lane.order.waits(wait) => goes_on,
+                    () = lane.stopped() => false,
+                };
+                if !goes_on {
+                    lane.was_not_called(delivery.sequence);
+                    break Word::Later(Duration::ZERO);
+                }
+            }
+            word => break word,
+        }
     };
     let text = match word {
         Word::Ack => "+ACK".to_owned(),
@@ -111,7 +139,30 @@ pub async fn handle(lane: &Arc<Lane>, message: Message) {
         Word::Never => "+TERM".to_owned(),
     };
     // Where the connection is lost for good, the event comes again after `ack_wait`.
-    let _ = lane.worker.client.publish(reply, text.into()).await;
+    let _ = lane.worker.client.publish(reply.clone(), text.into()).await;
+    if is_keyed && matches!(word, Word::Ack | Word::Never) {
+        lane.order.finish(delivery.sequence);
+    }
+}
+
+/// The keys by which an event of this webhook is ordered.
+pub fn keys(known: &Known, message: &Message) -> Keys {
+    let Some(from) = &known.webhook.order_key else { return Keys::All };
+    let header = |name: &str| message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str);
+    from.of(&message.subject, header, || {
+        // A claim check does not say what is in the payload.
+        if header("Walhook-Object").is_some() {
+            return None;
+        }
+        let mut value: Value = serde_json::from_slice(&message.payload).ok()?;
+        let is_bare = Shape::of(header) == Shape::Bare;
+        for inside in ["data", "after", "before"] {
+            if !is_bare && let Some(data) = value.get_mut(inside).filter(|data| data.is_object()) {
+                return Some(data.take());
+            }
+        }
+        Some(value)
+    })
 }
 
 enum Word {
@@ -123,7 +174,14 @@ enum Word {
     Never,
 }
 
-async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) -> Word {
+/// `tried`: which attempt the next call is, if that is known.
+async fn decide(
+    lane: &Arc<Lane>,
+    message: &Message,
+    delivery: &Delivery<'_>,
+    is_keyed: bool,
+    tried: &mut Option<u64>,
+) -> Word {
     let header = |name: &str| message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str);
     let mut known = lane.now();
     let fallback = format!("{}:{}:{}", delivery.stream, delivery.sequence, known.webhook.webhook_id);
@@ -174,7 +232,14 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
         let why = "the webhook was deleted before its event was called".to_owned();
         return give_up(lane, &known, message, &call.event_id, commit_lsn, why, None).await;
     }
-    let attempt = attempt(lane, &call.event_id, delivery).await;
+    let attempt = match *tried {
+        Some(attempt) => attempt,
+        None => *tried.insert(attempt(lane, &call.event_id, delivery).await),
+    };
+    let _place = match is_keyed {
+        true => Some(lane.places.take(|| lane.limit(), lane.stopped()).await),
+        false => None,
+    };
     let called = match known.webhook.batch.filter(|_| webhook_id == lane.webhook_id()) {
         None => alone(lane, message, ids, &call, webhook_id).await,
         Some(limits) => together(lane, message, ids, &call, limits, (attempt, known.webhook.attempts())).await,
@@ -274,6 +339,13 @@ async fn alone<'l>(
     let Some(known) = lane.webhook(webhook_id).filter(|known| lane.may_call(known)) else {
         return Err(Word::Later(CLOSED_WAIT));
     };
+    if known.webhook.order_key.is_some()
+        && webhook_id == lane.webhook_id()
+        && !lane.order.has_time(Shares::longest_call(&known.webhook))
+    {
+        // Its time is prolonged every second.
+        return Err(Word::Later(UNTIMELY_WAIT));
+    }
     let counters = lane.counters(webhook_id);
     let running = counters.begin();
     let answer = match object_of(message).filter(|_| call.position.is_some()) {
@@ -472,6 +544,9 @@ fn others(lane: &Lane, whose: Option<i32>) -> Result<Arc<Known>, String> {
         return Err(wait(&format!(
             "webhook {name:?} is called one by one (delivery_order = 'strict'), this one is not"
         )));
+    }
+    if known.webhook.order_key.is_some() {
+        return Err(wait(&format!("webhook {name:?} is called in the order of its keys (delivery_order = 'key')")));
     }
     if !lane.may_call(&known) {
         return Err(wait(&format!("webhook {name:?} is disabled, or needs a worker with a database")));
