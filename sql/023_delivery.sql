@@ -119,20 +119,23 @@ DECLARE
     v_column TEXT := 'batch_max_events';
 BEGIN
     IF NEW.delivery_order = 'key' AND coalesce(NEW.order_key, '')
-          !~ '^(data:[^,\s]([^,]*[^,\s])?(,[^,\s]([^,]*[^,\s])?)*|subject:[1-9][0-9]{0,2}|header:[!#$%&''*+.^_`|~0-9A-Za-z-]{1,100})$'
+          !~ '^(data:[^,]*[^,\s][^,]*(,[^,]*[^,\s][^,]*)*|subject:[1-9][0-9]{0,2}|header:[!#$%&''*+.^_`|~0-9A-Za-z-]{1,100})$'
     THEN
         v_column := 'order_key';
         v_problem := CASE WHEN coalesce(NEW.order_key, '') = '' THEN 'it is missing, and delivery_order is ''key'''
                           ELSE 'it is none of data:COLUMN[,COLUMN], subject:N and header:NAME' END;
-        v_hint := 'For example UPDATE rule_webhooks SET delivery_order = ''key'', order_key = ''data:customer_id''.';
+        v_hint := format('UPDATE rule_webhooks SET delivery_order = ''key'', order_key = ''data:id'' WHERE webhook_id = %s; orders its events by '
+                         'the column id, for example.', NEW.webhook_id);
     ELSIF NEW.batch_max_events IS NULL THEN
         RETURN NEW;
     ELSIF NEW.delivery_order <> 'any' THEN
         v_problem := format('a webhook with delivery_order %L is called with one event at a time', NEW.delivery_order);
-        v_hint := 'UPDATE rule_webhooks SET batch_max_events = NULL, or SET delivery_order = ''any''.';
+        v_hint := format('UPDATE rule_webhooks SET batch_max_events = NULL WHERE webhook_id = %s; calls it with one event at a time.',
+                         NEW.webhook_id);
     ELSIF NEW.method = 'GET' THEN
         v_problem := 'a GET has no body';
-        v_hint := 'UPDATE rule_webhooks SET method = ''POST'', or SET batch_max_events = NULL.';
+        v_hint := format('UPDATE rule_webhooks SET batch_max_events = NULL WHERE webhook_id = %s; calls it with one event at a time.',
+                         NEW.webhook_id);
     END IF;
     IF v_problem IS NOT NULL THEN
         RAISE EXCEPTION 'webhook % (webhook_id %): %: %', public.rule_cdc_quoted(NEW.webhook_name), NEW.webhook_id, v_column,
@@ -233,7 +236,8 @@ BEGIN
     IF v_problem IS NOT NULL THEN
         RAISE EXCEPTION 'NATS configuration % (config_id %): notice_subject: %', public.rule_cdc_quoted(NEW.config_name), NEW.config_id,
             public.rule_cdc_sayable(v_problem)
-            USING ERRCODE = 'check_violation', HINT = 'For example _WALHOOK.notices, which no stream takes.', SCHEMA = 'public',
+            USING ERRCODE = 'check_violation', HINT = format('UPDATE rule_nats_config SET notice_subject = ''_WALHOOK.notices'' '
+                    'WHERE config_id = %s; for example.', NEW.config_id), SCHEMA = 'public',
                   TABLE = TG_TABLE_NAME, COLUMN = 'notice_subject', CONSTRAINT = TG_NAME;
     END IF;
     RETURN NEW;
@@ -249,7 +253,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     v_now CONSTANT TIMESTAMPTZ := clock_timestamp();
-    v_config INTEGER;
+    v_config_id INTEGER;
     v_default INTEGER;
     v_subject TEXT;
     v_letters INTEGER;
@@ -257,18 +261,19 @@ DECLARE
     v_problem TEXT;
 BEGIN
     SELECT c.config_id, c.notice_subject, c.notice_dead_letters, make_interval(secs => c.notice_interval_seconds)
-    INTO v_config, v_subject, v_letters, v_interval
+    INTO v_config_id, v_subject, v_letters, v_interval
     FROM public.rule_nats_config c WHERE c.config_name = p_config_name;
     IF v_subject IS NULL THEN
         RETURN;
     END IF;
     -- A stream may have come later.
-    v_problem := public.rule_nats_notice_problem(v_config, v_subject);
+    v_problem := public.rule_nats_notice_problem(v_config_id, v_subject);
     IF v_problem IS NOT NULL THEN
         RAISE EXCEPTION 'NATS configuration %: nothing is announced below its notice_subject: %', public.rule_cdc_quoted(p_config_name),
             public.rule_cdc_sayable(v_problem)
             USING ERRCODE = 'object_not_in_prerequisite_state',
-                  HINT = 'UPDATE rule_nats_config SET notice_subject = ''_WALHOOK.notices'' names one that no stream takes.';
+                  HINT = format('UPDATE rule_nats_config SET notice_subject = NULL WHERE config_id = %s; ends this. Another subject has to be '
+                      'one that no stream in strict ordering takes.', v_config_id);
     END IF;
     SELECT c.config_id INTO v_default FROM public.rule_nats_config c WHERE c.config_name = 'default';
     RETURN QUERY
@@ -277,12 +282,12 @@ BEGIN
         FROM public.rule_nats_dead_letters d WHERE d.status = 'dead' GROUP BY 1
     ), ours AS (
         SELECT l.* FROM letters l LEFT JOIN public.rule_webhooks w USING (webhook_id)
-        WHERE coalesce(w.nats_config_id, v_default) = v_config
+        WHERE coalesce(w.nats_config_id, v_default) = v_config_id
     ), disabled AS (
         INSERT INTO public.rule_nats_notices AS n (webhook_id, kind, is_open, amount, changed_at, announced_at)
         SELECT w.webhook_id, 'webhook_disabled', true, 0, w.disabled_at, v_now
         FROM public.rule_webhooks w
-        WHERE NOT w.enabled AND w.disabled_at IS NOT NULL AND coalesce(w.nats_config_id, v_default) = v_config
+        WHERE NOT w.enabled AND w.disabled_at IS NOT NULL AND coalesce(w.nats_config_id, v_default) = v_config_id
         -- Of two processes the second one waits here for the first one's commit, and finds nothing to do.
         ON CONFLICT (webhook_id, kind) DO UPDATE
         SET is_open = true, changed_at = excluded.changed_at, announced_at = excluded.announced_at
@@ -292,7 +297,7 @@ BEGIN
         UPDATE public.rule_nats_notices n SET is_open = false
         FROM public.rule_webhooks w
         WHERE n.kind = 'webhook_disabled' AND n.is_open AND w.webhook_id = n.webhook_id AND w.enabled
-          AND coalesce(w.nats_config_id, v_default) = v_config
+          AND coalesce(w.nats_config_id, v_default) = v_config_id
         RETURNING n.webhook_id, 'webhook_enabled' AS event
     ), piled AS (
         INSERT INTO public.rule_nats_notices AS n (webhook_id, kind, is_open, amount, announced_at)
@@ -304,7 +309,7 @@ BEGIN
     ), cleared AS (
         UPDATE public.rule_nats_notices n SET is_open = false, amount = 0
         WHERE n.kind = 'dead_letters' AND n.is_open AND NOT EXISTS (SELECT FROM letters l WHERE l.webhook_id = n.webhook_id)
-          AND coalesce((SELECT w.nats_config_id FROM public.rule_webhooks w WHERE w.webhook_id = n.webhook_id), v_default) = v_config
+          AND coalesce((SELECT w.nats_config_id FROM public.rule_webhooks w WHERE w.webhook_id = n.webhook_id), v_default) = v_config_id
         RETURNING n.webhook_id, 'dead_letters_cleared' AS event
     ), events AS (
         SELECT * FROM disabled UNION ALL SELECT * FROM enabled UNION ALL SELECT * FROM piled UNION ALL SELECT * FROM cleared

@@ -36,7 +36,8 @@ use super::{
     backoff::Backoff,
     http::Http,
     identity::{self, Identity},
-    notices, presence, rows,
+    notices::Notices,
+    presence, rows,
     systemd::Notify,
 };
 use crate::{
@@ -119,7 +120,7 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
     ));
     let noticing = postgres.clone().map(|postgres| {
         let (source, config) = (config.source.clone(), config.nats_config.clone());
-        tokio::spawn(notices::of_worker(source, postgres, config, client.clone(), all.clone()))
+        tokio::spawn(announce(Notices::start(source, postgres), config, client.clone(), all.clone()))
     });
     let worker = Arc::new(Worker {
         source: config.source.clone(),
@@ -160,6 +161,23 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
     showing.iter().for_each(JoinHandle::abort);
     tracing::info!("all calls finished");
     Ok(())
+}
+
+/// Announces for the worker's configuration for as long as it has a `notice_subject`.
+async fn announce(
+    notices: Notices,
+    config: String,
+    nats: async_nats::Client,
+    mut all: watch::Receiver<Option<configuration::All>>,
+) {
+    let mut has_before = false;
+    while all.changed().await.is_ok() {
+        let has_subject = all.borrow_and_update().as_ref().is_some_and(|all| all.has_notices);
+        if has_subject != has_before {
+            notices.follow(has_subject.then(|| (config.clone(), nats.clone())).into_iter().collect());
+            has_before = has_subject;
+        }
+    }
 }
 
 /// Tries until an attempt succeeds; `None`: a shutdown began before. A server that is away is waited for, however long.

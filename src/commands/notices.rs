@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_postgres::{Client, types::Type};
 
-use super::{deliver::configuration::All, log_once::LogOnce, rows::missing_table};
+use super::{log_once::LogOnce, rows::missing_table};
 use crate::{
     error::{Error, Result},
     postgres::{Settings, sql},
@@ -52,25 +52,6 @@ impl Notices {
 impl Drop for Notices {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-/// The same for a worker, whose one configuration is named `config` and has the connection `nats`. Ends with the worker.
-pub async fn of_worker(
-    source: String,
-    postgres: Settings,
-    config: String,
-    nats: Nats,
-    mut all: watch::Receiver<Option<All>>,
-) {
-    let notices = Notices::start(source, postgres);
-    let mut has_before = false;
-    while all.changed().await.is_ok() {
-        let has_subject = all.borrow_and_update().as_ref().is_some_and(|all| all.has_notices);
-        if has_subject != has_before {
-            notices.follow(has_subject.then(|| (config.clone(), nats.clone())).into_iter().collect());
-            has_before = has_subject;
-        }
     }
 }
 

@@ -3,23 +3,9 @@
 //! In: events, their attempts, the outcome of a call. Out: a body and an id for the call; whether it is made again in halves. Always holds:
 //! the same events in the same order have the same id; a failing call never costs an event its last attempt that it was not alone in.
 
-use std::time::Duration;
-
 use ring::digest;
-use serde::{Deserialize, Serialize};
 
 use super::schedule::Outcome;
-
-/// How large batches get.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limits {
-    /// So many events.
-    pub events: usize,
-    /// So many bytes of the body, unless one event has more.
-    pub bytes: usize,
-    /// So long the first event waits for others.
-    pub wait: Duration,
-}
 
 /// Which events go into the same call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

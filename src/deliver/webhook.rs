@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{batch, oauth2::OAuth2, order::KeyFrom, sign::Scheme};
+use super::{oauth2::OAuth2, order::KeyFrom, sign::Scheme};
 use crate::route::{
     headers::is_credential,
     rules::{Format, Rules},
@@ -30,6 +30,17 @@ pub enum RequestBody {
     Data,
     /// The whole message.
     Message,
+}
+
+/// How large the requests of a webhook get that have several events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchLimits {
+    /// So many events.
+    pub events: usize,
+    /// So many bytes of the body, unless one event has more.
+    pub bytes: usize,
+    /// So long the first event waits for others.
+    pub wait: Duration,
 }
 
 /// What a worker needs to know of a webhook.
@@ -94,7 +105,7 @@ pub struct Webhook {
     pub has_oauth2: bool,
     /// How many events go into one request, where several do.
     #[serde(default)]
-    pub batch: Option<batch::Limits>,
+    pub batch: Option<BatchLimits>,
     /// From where. Not in the bucket: its parameters may hold what is nobody else's to know.
     #[serde(skip)]
     pub oauth2: Option<OAuth2>,
@@ -217,10 +228,10 @@ fn is_by_key(row: &WebhookRow) -> bool {
     row.delivery_order.as_deref() == Some("key")
 }
 
-fn batch_of(row: &WebhookRow) -> Option<batch::Limits> {
+fn batch_of(row: &WebhookRow) -> Option<BatchLimits> {
     let events = usize::try_from(row.batch_max_events?).ok().filter(|events| *events > 1)?;
     // Events of a webhook in order are called one by one.
-    matches!(row.delivery_order.as_deref(), None | Some("any")).then(|| batch::Limits {
+    matches!(row.delivery_order.as_deref(), None | Some("any")).then(|| BatchLimits {
         events,
         bytes: usize::try_from(positive(row.batch_max_bytes, 1 << 20)).unwrap_or(1 << 20),
         wait: Duration::from_millis(row.batch_max_wait_ms.and_then(|wait| u64::try_from(wait).ok()).unwrap_or(100)),

@@ -116,7 +116,7 @@ async fn an_event_that_its_receiver_refuses_is_found_by_halves_and_costs_the_oth
     let requests = http.requests();
     for bad in [7, 107] {
         let last = requests.iter().rev().map(numbers).find(|numbers| numbers.contains(&bad)).unwrap();
-        assert_eq!(last, [bad], "judged by a call in which it was alone");
+        assert_eq!(last, [bad], "by a call in which it was alone");
     }
     // The first call failed for all, the second found the one: no attempt more.
     let most = "SELECT max(retry_count) FROM rule_webhook_calls WHERE status = 'success'";

@@ -13,14 +13,14 @@ use super::support::{
 
 const SUBJECT: &str = "_WALHOOK.notices";
 
-struct Heard(async_nats::Subscriber);
+struct Notices(async_nats::Subscriber);
 
-impl Heard {
-    async fn on(mile: &LastMile) -> Heard {
+impl Notices {
+    async fn on(mile: &LastMile) -> Notices {
         let client = mile.feed.nats.client().await;
         let subscriber = client.subscribe(format!("{SUBJECT}.>")).await.unwrap();
         client.flush().await.unwrap();
-        Heard(subscriber)
+        Notices(subscriber)
     }
 
     /// The next one: its subject's last token, and what it says.
@@ -62,11 +62,11 @@ async fn a_disabled_webhook_and_its_dead_letters_are_announced_once_by_however_m
     let mile = LastMile::start().await;
     let http = Http::start(|_, _| Reply::status(410));
     switch_on(&mile);
-    let mut heard = Heard::on(&mile).await;
+    let mut subscribed = Notices::on(&mile).await;
     let id = mile.webhook("w", &http.url("/"));
     let mut workers = [mile.worker().start(), mile.worker().start()];
     mile.publish(id, r#"{"n": 1}"#);
-    let mut notices = vec![heard.next().await, heard.next().await];
+    let mut notices = vec![subscribed.next().await, subscribed.next().await];
     notices.sort_by(|a, b| a.0.cmp(&b.0));
     let [(letters, letter), (disabled, notice)] = &notices[..] else { panic!("{notices:?}") };
     assert_eq!((letters.as_str(), disabled.as_str()), ("dead_letters", "webhook_disabled"));
@@ -80,7 +80,7 @@ async fn a_disabled_webhook_and_its_dead_letters_are_announced_once_by_however_m
     assert!(letter["at"].as_str().unwrap().ends_with('Z') && letter["newest_dead_letter"] == 1, "{letter}");
     // Either is over.
     mile.sql("UPDATE rule_webhooks SET enabled = true; SELECT rule_nats_dead_letter_drop(1)");
-    let mut over = [heard.next().await.0, heard.next().await.0];
+    let mut over = [subscribed.next().await.0, subscribed.next().await.0];
     over.sort();
     assert_eq!(over, ["dead_letters_cleared", "webhook_enabled"]);
     // Again, by a call of the queue: its worker has no NATS, so `walhook run` and the others announce it.
@@ -88,7 +88,7 @@ async fn a_disabled_webhook_and_its_dead_letters_are_announced_once_by_however_m
     let queue = mile.webhook("q", &http.url("/"));
     let mut of_queue = mile.worker().arg("--queue").start();
     mile.sql(&format!("SELECT rule_webhook_enqueue({queue}, '{{}}')"));
-    let before = heard.until("webhook_disabled", "q").await;
+    let before = subscribed.until("webhook_disabled", "q").await;
     assert!(before.iter().all(|(event, notice)| event == "dead_letters" && notice["webhook"] == "q"), "{before:?}");
     assert!(before.len() <= 1, "{before:?}");
     assert_eq!(mile.sql("SELECT count(*) FROM rule_webhooks WHERE disabled_at IS NOT NULL AND NOT enabled"), "2");
@@ -102,7 +102,7 @@ async fn dead_letters_are_announced_from_the_number_of_the_setting_on_and_then_w
     let mile = LastMile::start().await;
     mile.sql("UPDATE rule_nats_config SET notice_dead_letters = 3");
     switch_on(&mile);
-    let mut heard = Heard::on(&mile).await;
+    let mut subscribed = Notices::on(&mile).await;
     let id = mile.webhook("w", "http://127.0.0.1:9/");
     let letters = |from: u32, to: u32| {
         mile.sql(&format!(
@@ -113,20 +113,20 @@ async fn dead_letters_are_announced_from_the_number_of_the_setting_on_and_then_w
     letters(1, 2);
     // No worker runs: `walhook run` announces. It has looked at two of them, or not at all, when the third comes.
     letters(3, 3);
-    let (event, notice) = heard.next().await;
+    let (event, notice) = subscribed.next().await;
     assert_eq!(
         (event.as_str(), &notice["dead_letters"], &notice["reason"]),
         ("dead_letters", &3.into(), &"reason 3".into())
     );
     letters(4, 5);
     letters(6, 6);
-    let (event, notice) = heard.next().await;
+    let (event, notice) = subscribed.next().await;
     assert_eq!((event.as_str(), &notice["dead_letters"]), ("dead_letters", &6.into()));
     // Those of no webhook, and the setting that ends it all.
     mile.sql(
         "INSERT INTO rule_nats_dead_letters (event_id, reason) SELECT 'none' || n, 'r' FROM generate_series(1, 3) n",
     );
-    let (event, notice) = heard.next().await;
+    let (event, notice) = subscribed.next().await;
     assert_eq!((event.as_str(), notice.get("webhook_id"), &notice["dead_letters"]), ("dead_letters", None, &3.into()));
     mile.sql("UPDATE rule_nats_config SET notice_subject = NULL");
     mile.eventually("SELECT count(*) FROM rule_nats_notices_take('default', 'walhook')", "0").await;
@@ -141,7 +141,11 @@ async fn a_notice_subject_that_a_strict_stream_takes_is_refused_before_and_after
         ("a.*", "it is not a subject"),
     ] {
         let refused = refused(&mile, &format!("UPDATE rule_nats_config SET notice_subject = '{subject}'"));
-        assert!(refused.contains(problem) && refused.contains("For example _WALHOOK.notices"), "{refused}");
+        assert!(
+            refused.contains(problem)
+                && refused.contains("SET notice_subject = '_WALHOOK.notices' WHERE config_id = 1"),
+            "{refused}"
+        );
     }
     mile.sql("UPDATE rule_nats_config SET notice_subject = 'alerts'");
     mile.sql("SELECT rule_nats_stream_create('ALERTS', ARRAY['alerts.>'])");

@@ -242,7 +242,7 @@ async fn a_test_event_goes_out_as_every_call_and_shows_no_secret_that_comes_back
     let (servers, clients) = (Authority::new("servers"), Authority::new("clients"));
     let mile = LastMile::start().await;
     let (endpoint, _) = tokens();
-    // Sends back what it was told, as many receivers do for a test.
+    // Sends back what it got, as many receivers do for a test.
     let echo = |request: &Request| {
         let mut headers: Vec<String> = request.headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
         headers.sort();

@@ -27,6 +27,7 @@ fn until(text: &str, is_end: impl Fn(&str) -> bool) -> usize {
 const ASCII: &[&str] = &[
     "p_webhook_id",
     "NEW.webhook_id",
+    "NEW.config_id",
     "v_column",
     "v_hint",
     "p_dead_letter_id",

@@ -2,8 +2,8 @@
 //!
 //! In: events that are ready to be called, each with its attempt. Out: for each the answer of a call that it was in. The first event opens a
 //! batch and makes its call, when the batch is full or has waited for long enough; the others wait for the answer. Always holds: every
-//! event has an answer of its own, or the wait after which it is to come again; an event on its last attempt is judged by a call in
-//! which it was alone, unless that call succeeded for others as well.
+//! event has an answer of its own, or the wait after which it is to come again; an event becomes a dead letter only by a call in
+//! which it was alone.
 
 use std::{
     collections::BTreeMap,
@@ -21,8 +21,9 @@ use tokio::{
 
 use super::{call::Answer, places::Places};
 use crate::deliver::{
-    batch::{self, Class, Limits},
+    batch::{self, Class},
     message::Call,
+    webhook::BatchLimits as Limits,
 };
 
 /// How the calls of a webhook are made.

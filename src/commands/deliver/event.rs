@@ -29,10 +29,10 @@ use super::{
 };
 use crate::{
     deliver::{
-        batch::Limits,
         message::{self, CLOUDEVENT, Call, Ids, Reading, Shape},
         order::Keys,
         schedule::{self, Disposition, Outcome, ReceiverLoad, Verdict, WAIT_MAX},
+        webhook::BatchLimits,
     },
     postgres,
     route::value::write_as_json,
@@ -79,6 +79,8 @@ pub struct Delivery<'a> {
     pub sequence: u64,
     /// How often it was delivered, this time included.
     delivered: u64,
+    /// When the message was stored.
+    pub stored_at: u64,
 }
 
 impl<'a> Delivery<'a> {
@@ -86,8 +88,9 @@ impl<'a> Delivery<'a> {
     pub fn parse(reply: &'a str) -> Option<Delivery<'a>> {
         let tokens: Vec<&str> = reply.strip_prefix("$JS.ACK.")?.split('.').collect();
         let from = if tokens.len() >= 9 { 2 } else { 0 };
-        let &[stream, _, delivered, sequence, _, _, ..] = tokens.get(from..)? else { return None };
-        Some(Delivery { stream, sequence: sequence.parse().ok()?, delivered: delivered.parse().ok()? })
+        let &[stream, _, delivered, sequence, _, stored_at, ..] = tokens.get(from..)? else { return None };
+        let stored_at = stored_at.parse().ok()?;
+        Some(Delivery { stream, sequence: sequence.parse().ok()?, delivered: delivered.parse().ok()?, stored_at })
     }
 }
 
@@ -141,7 +144,7 @@ pub async fn handle(lane: &Arc<Lane>, message: Message, is_keyed: bool) {
     // Where the connection is lost for good, the event comes again after `ack_wait`.
     let _ = lane.worker.client.publish(reply.clone(), text.into()).await;
     if is_keyed && matches!(word, Word::Ack | Word::Never) {
-        lane.order.finish(delivery.sequence);
+        lane.order.finish(delivery.sequence, delivery.stored_at);
     }
 }
 
@@ -368,7 +371,7 @@ async fn together<'l>(
     message: &Message,
     ids: Ids<'_>,
     call: &Call<'_>,
-    limits: Limits,
+    limits: BatchLimits,
     (attempt, attempts): (u64, u32),
 ) -> Result<Called<'l>, Word> {
     let known = lane.now();
@@ -397,16 +400,16 @@ async fn together<'l>(
         attempt,
         is_last: attempt >= u64::from(attempts),
     };
-    match lane.batches.call(&LaneCalls(lane), limits, event).await {
+    match lane.batches.call(&OwnCalls(lane), limits, event).await {
         Part::Answered(answer, speaks) => Ok(Called { known: lane.now(), answer, speaks, place: None }),
         Part::NotCalled(wait) => Err(Word::Later(wait)),
     }
 }
 
 /// The calls of a lane's own webhook.
-struct LaneCalls<'l>(&'l Lane);
+struct OwnCalls<'l>(&'l Lane);
 
-impl<'l> BatchCalls for LaneCalls<'l> {
+impl<'l> BatchCalls for OwnCalls<'l> {
     type Turn = (Arc<Known>, Turn<'l>);
 
     fn limit(&self) -> usize {

@@ -50,8 +50,21 @@ pub async fn begin(
         () = lane.stopped() => return Ok(false),
     }
     lane.order.clear();
+    let mut known = known.clone();
+    let opened = async {
+        while !lane.is_open() {
+            if known.changed().await.is_err() {
+                return;
+            }
+            lane.reopen();
+        }
+    };
+    tokio::select! {
+        () = opened => {}
+        () = lane.stopped() => return Ok(false),
+    }
     let taken = tokio::select! {
-        taken = take_over(lane, known) => taken?,
+        taken = take_over(lane, &known) => taken?,
         () = lane.stopped() => return Ok(false),
     };
     if !taken {
@@ -158,7 +171,8 @@ async fn gather(lane: &Lane, inbox: &str, messages: &mut Subscriber) -> Result<B
                 },
             }
         }
-        if gathered.len() % PULL_MAX == 0 {
+        // All that was asked for has come.
+        if !gathered.is_empty() && gathered.len().is_multiple_of(PULL_MAX) {
             asked = None;
         }
     }
@@ -166,9 +180,8 @@ async fn gather(lane: &Lane, inbox: &str, messages: &mut Subscriber) -> Result<B
 
 /// Puts a message into its place among those in hand.
 pub async fn take(lane: &Arc<Lane>, calls: &mut Calls, message: Message) {
-    let sequence = message.reply.as_deref().and_then(Delivery::parse).map(|delivery| delivery.sequence);
-    let Some(sequence) = sequence else { return };
-    match lane.order.add(sequence, event::keys(&lane.now(), &message)) {
+    let Some(delivery) = message.reply.as_deref().and_then(Delivery::parse) else { return };
+    match lane.order.add(delivery.sequence, delivery.stored_at, event::keys(&lane.now(), &message)) {
         Added::New => calls.push(Box::pin(lane::alive(Arc::clone(lane), message, true))),
         // Its word comes for the delivery before.
         Added::Known => {}

@@ -297,6 +297,11 @@ impl Lane {
         limit.saturating_sub(running).min(limit.saturating_add(RECORDING_MAX).saturating_sub(calls))
     }
 
+    /// The row has changed.
+    pub fn reopen(&self) {
+        self.is_refused.store(false, Ordering::Relaxed);
+    }
+
     /// No more calls until the row changes.
     pub fn refuse(&self) {
         self.is_refused.store(true, Ordering::Relaxed);
@@ -464,6 +469,9 @@ async fn session(
     }
     let mut pull: Option<Pull> = None;
     let outcome = loop {
+        if is_keyed && !lane.is_open() {
+            break Err(Error::unavailable("the webhook is not called at present: its events are given back"));
+        }
         let room = lane.room(calls.len());
         let paused = lane.paused_until(configured.webhook.webhook_id);
         if pull.is_none() && room > 0 && paused.is_none() && lane.is_open() {
@@ -479,7 +487,7 @@ async fn session(
                 if changed.is_err() {
                     break Ok(());
                 }
-                lane.is_refused.store(false, Ordering::Relaxed);
+                lane.reopen();
                 let now = Arc::clone(&known.borrow_and_update());
                 if (&now.webhook.url, &now.webhook.oauth2) != (&configured.webhook.url, &configured.webhook.oauth2) {
                     lane.release();

@@ -5,7 +5,7 @@
 //! a dead letter keeps its place until the worker gives back all that it has.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -31,7 +31,8 @@ pub struct Order {
 struct State {
     events: KeyOrder,
     bells: HashMap<u64, Arc<Notify>>,
-    done: HashSet<u64>,
+    /// When the messages were stored: a stream that is made anew counts from 1 again.
+    done: HashMap<u64, u64>,
 }
 
 /// What a message is.
@@ -80,9 +81,9 @@ impl Order {
     }
 
     /// Puts a message into its place.
-    pub fn add(&self, sequence: u64, keys: Keys) -> Added {
+    pub fn add(&self, sequence: u64, stored_at: u64, keys: Keys) -> Added {
         let mut state = self.lock();
-        if state.done.contains(&sequence) {
+        if state.done.get(&sequence) == Some(&stored_at) {
             return Added::Done;
         }
         if !state.events.add(sequence, keys) {
@@ -119,12 +120,12 @@ impl Order {
     }
 
     /// An event is acknowledged or a dead letter.
-    pub fn finish(&self, sequence: u64) {
+    pub fn finish(&self, sequence: u64, stored_at: u64) {
         let mut state = self.lock();
         if state.done.len() >= DONE_MAX {
             state.done.clear();
         }
-        state.done.insert(sequence);
+        state.done.insert(sequence, stored_at);
         state.bells.remove(&sequence);
         for next in state.events.finish(sequence) {
             if let Some(bell) = state.bells.get(&next) {

@@ -526,16 +526,15 @@ impl<'q> BatchCalls for QueueCalls<'q> {
     }
 
     async fn turn(&self) -> std::result::Result<Turn<'q>, Duration> {
-        turn(self.queue, self.claimed).await.ok_or(Duration::ZERO)
+        let turn = turn(self.queue, self.claimed).await.ok_or(Duration::ZERO)?;
+        faults::pass(Point::QueueUncalled).await.map_err(|_| Duration::ZERO)?;
+        Ok(turn)
     }
 
     async fn make(&self, turn: Turn<'q>, call: &Call<'_>) -> Answer {
         let Turn { known, token, slot, room } = turn;
         let counters = self.queue.counters.of(known.webhook.webhook_id);
         let _running = counters.begin();
-        if let Err(error) = faults::pass(Point::QueueUncalled).await {
-            return Answer::not_sent(error.to_string());
-        }
         let answer = match token {
             Ok(token) => self.queue.receivers.attempt(&self.queue.limits, slot.as_ref(), &known, call, token).await,
             Err(why) => Answer::not_sent(why),
@@ -583,7 +582,7 @@ async fn handle(queue: &Queue, claimed: &Claimed, shutdown: watch::Receiver<bool
     let called = match webhook.batch {
         None => {
             let turn = tokio::select! {
-                turn = turn(queue, claimed) => turn,
+                turn = calls.turn() => turn.ok(),
                 () = calls.stopped() => None,
             };
             match turn {
