@@ -619,7 +619,7 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
             'rule_cdc_status', 'rule_cdc_replays', 'rule_cdc_backfill_jobs', 'rule_cdc_backfill_ranges',
             'rule_cdc_backfill_rows', 'rule_cdc_anchor_settings', 'rule_cdc_anchor_places', 'rule_cdc_rule_sources',
             'rule_cdc_rule_versions', 'rule_cdc_rule_amendments', 'rule_cdc_server_aliases',
-            'rule_cdc_emit_keys', 'rule_webhook_schema_links',
+            'rule_cdc_emit_keys', 'rule_webhook_schema_links', 'rule_nats_notices', 'rule_webhook_order_holders',
             'rule_webhook_limits', 'rule_webhook_limit_holders', 'rule_cdc_identity', 'rule_cdc_runs', 'rule_cdc_claims', 'rule_cdc_put_aside')
     )
     SELECT CASE

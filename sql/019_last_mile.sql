@@ -367,14 +367,17 @@ DECLARE
     v_now CONSTANT TIMESTAMPTZ := clock_timestamp();
     v_until CONSTANT TIMESTAMPTZ := v_now + make_interval(secs => p_lease_ms / 1000.0);
     v_id INTEGER;
+    v_room INTEGER;
+    v_order TEXT;
+    v_key TEXT;
     v_call INTEGER;
     v_calls INTEGER[] := '{}';
 BEGIN
     -- In order: of each webhook the first call that is not finished, when it is due and nobody has it. Two workers cannot both find it
     -- so: the second one looks behind the first one's commit.
-    FOR v_id IN
-        SELECT w.webhook_id FROM unnest(p_webhook_ids, p_rooms) AS g (id, room)
-        JOIN public.rule_webhooks w ON w.webhook_id = g.id AND w.enabled AND w.delivery_order = 'strict'
+    FOR v_id, v_room, v_order, v_key IN
+        SELECT w.webhook_id, g.room, w.delivery_order, w.order_key FROM unnest(p_webhook_ids, p_rooms) AS g (id, room)
+        JOIN public.rule_webhooks w ON w.webhook_id = g.id AND w.enabled AND w.delivery_order IN ('strict', 'key')
         WHERE g.room > 0
           AND EXISTS (SELECT FROM public.rule_webhook_calls c
                       WHERE c.webhook_id = g.id AND c.event_id IS NULL AND c.status IN ('pending', 'retrying', 'processing')
@@ -384,6 +387,10 @@ BEGIN
         INSERT INTO public.rule_webhook_limits (webhook_id) VALUES (v_id) ON CONFLICT DO NOTHING;
         PERFORM FROM public.rule_webhook_limits l WHERE l.webhook_id = v_id FOR UPDATE SKIP LOCKED;
         CONTINUE WHEN NOT FOUND;
+        IF v_order = 'key' THEN
+            v_calls := v_calls || public.rule_webhook_queue_by_key(v_id, v_key, v_room, v_now);
+            CONTINUE;
+        END IF;
         SELECT CASE WHEN coalesce(c.claimed_until, c.next_retry_at, c.scheduled_at, '-infinity'::timestamptz) <= v_now THEN c.call_id END
         INTO v_call
         FROM public.rule_webhook_calls c
@@ -400,7 +407,7 @@ BEGIN
     WITH due AS (
         SELECT d.call_id
         FROM unnest(p_webhook_ids, p_rooms) AS g (id, room)
-        JOIN public.rule_webhooks w ON w.webhook_id = g.id AND w.enabled AND w.delivery_order <> 'strict'
+        JOIN public.rule_webhooks w ON w.webhook_id = g.id AND w.enabled AND w.delivery_order = 'any'
         LEFT JOIN public.rule_webhook_limits l ON l.webhook_id = g.id
         CROSS JOIN LATERAL (
             SELECT c.call_id FROM public.rule_webhook_calls c

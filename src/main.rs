@@ -75,6 +75,11 @@ enum Command {
         #[command(subcommand)]
         action: commands::dead_letters::Action,
     },
+    /// Test a webhook
+    Webhook {
+        #[command(subcommand)]
+        action: commands::webhook::Action,
+    },
     /// Publish events again, from an LSN or a time on
     Replay(commands::replay::Arguments),
     /// Publish the rows that a linked table has now, as events of op snapshot
@@ -276,6 +281,7 @@ async fn work(config: &Config, command: Command) -> Result<()> {
         Command::Tail(arguments) => commands::tail::tail(config, &arguments, shutdown()?).await,
         Command::Explain(arguments) => commands::explain::explain(config, &arguments).await,
         Command::DeadLetters { action } => commands::dead_letters::dead_letters(config, &action).await,
+        Command::Webhook { action } => commands::webhook::webhook(config, &action).await,
         Command::Replay(arguments) => commands::replay::replay(config, &arguments, shutdown()?).await,
         Command::Backfill(arguments) => commands::backfill::backfill(config, &arguments, shutdown()?).await,
         Command::Seek(arguments) => commands::seek::seek(config, &arguments).await,

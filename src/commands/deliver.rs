@@ -4,19 +4,24 @@
 //! [`event`] deals with one message, [`call`] with one request, [`call_log`] keeps the record. What is sent and what an answer
 //! means is decided in [`crate::deliver`].
 
+mod batch;
 pub(super) mod call;
 mod call_log;
 mod claim_check;
 pub(super) mod configuration;
 pub(super) mod consumer;
 mod event;
+mod keyed;
 mod lane;
 pub(super) mod limits;
+mod order;
+mod places;
 mod queue;
 mod queue_log;
 pub(super) mod receivers;
 pub mod settings;
 mod shown;
+pub(super) mod test_event;
 mod worker;
 
 use std::sync::{Arc, Mutex, OnceLock};
@@ -31,6 +36,7 @@ use super::{
     backoff::Backoff,
     http::Http,
     identity::{self, Identity},
+    notices::Notices,
     presence, rows,
     systemd::Notify,
 };
@@ -112,6 +118,10 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
         settings.secrets_dir.clone(),
         sender,
     ));
+    let noticing = postgres.clone().map(|postgres| {
+        let (source, config) = (config.source.clone(), config.nats_config.clone());
+        tokio::spawn(announce(Notices::start(source, postgres), config, client.clone(), all.clone()))
+    });
     let worker = Arc::new(Worker {
         source: config.source.clone(),
         owner,
@@ -147,9 +157,27 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
     }
     worker::run(worker, all, shutdown).await;
     following.abort();
+    noticing.iter().for_each(JoinHandle::abort);
     showing.iter().for_each(JoinHandle::abort);
     tracing::info!("all calls finished");
     Ok(())
+}
+
+/// Announces for the worker's configuration for as long as it has a `notice_subject`.
+async fn announce(
+    notices: Notices,
+    config: String,
+    nats: async_nats::Client,
+    mut all: watch::Receiver<Option<configuration::All>>,
+) {
+    let mut has_before = false;
+    while all.changed().await.is_ok() {
+        let has_subject = all.borrow_and_update().as_ref().is_some_and(|all| all.has_notices);
+        if has_subject != has_before {
+            notices.follow(has_subject.then(|| (config.clone(), nats.clone())).into_iter().collect());
+            has_before = has_subject;
+        }
+    }
 }
 
 /// Tries until an attempt succeeds; `None`: a shutdown began before. A server that is away is waited for, however long.

@@ -17,6 +17,7 @@ mod log_once;
 mod marks;
 mod masks;
 mod names;
+mod notices;
 #[cfg(feature = "otlp")]
 pub mod otlp;
 pub mod paint;
@@ -33,6 +34,7 @@ pub mod status;
 mod systemd;
 pub mod tail;
 pub mod uninstall;
+pub mod webhook;
 
 use std::{
     io::{self, Write},

@@ -41,6 +41,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("020_history.sql", include_str!("../../sql/020_history.sql")),
     ("021_emit.sql", include_str!("../../sql/021_emit.sql")),
     ("022_masks_and_schemas.sql", include_str!("../../sql/022_masks_and_schemas.sql")),
+    ("023_delivery.sql", include_str!("../../sql/023_delivery.sql")),
     ("025_rule_versions.sql", include_str!("../../sql/025_rule_versions.sql")),
 ];
 

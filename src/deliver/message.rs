@@ -55,7 +55,8 @@ impl Shape {
     }
 }
 
-const CLOUDEVENT: &str = "application/cloudevents+json";
+/// The type of a CloudEvent in JSON.
+pub const CLOUDEVENT: &str = "application/cloudevents+json";
 
 /// What is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]

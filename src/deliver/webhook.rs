@@ -7,17 +7,18 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{oauth2::OAuth2, sign::Scheme};
+use super::{oauth2::OAuth2, order::KeyFrom, sign::Scheme};
 use crate::route::{
     headers::is_credential,
     rules::{Format, Rules},
     shown_url::shown_url,
     subject,
-    tables::{LinkRow, Tables},
+    tables::{LinkRow, Tables, WebhookRow},
 };
 
 /// What the body of a request is, for a webhook whose messages have the format `webhook`.
@@ -29,6 +30,17 @@ pub enum RequestBody {
     Data,
     /// The whole message.
     Message,
+}
+
+/// How large the requests of a webhook get that have several events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchLimits {
+    /// So many events.
+    pub events: usize,
+    /// So many bytes of the body, unless one event has more.
+    pub bytes: usize,
+    /// So long the first event waits for others.
+    pub wait: Duration,
 }
 
 /// What a worker needs to know of a webhook.
@@ -74,6 +86,9 @@ pub struct Webhook {
     pub request_body: RequestBody,
     /// One call at a time, in the stream's order.
     pub is_ordered: bool,
+    /// One call at a time of the events of each key, in the stream's order.
+    #[serde(default)]
+    pub order_key: Option<KeyFrom>,
     /// How many calls at a time, over all workers with a database; otherwise the worker's own setting, for each worker.
     pub max_in_flight: Option<u32>,
     /// How many calls a second, over all workers.
@@ -88,6 +103,9 @@ pub struct Webhook {
     /// Requests carry an access token.
     #[serde(default)]
     pub has_oauth2: bool,
+    /// How many events go into one request, where several do.
+    #[serde(default)]
+    pub batch: Option<BatchLimits>,
     /// From where. Not in the bucket: its parameters may hold what is nobody else's to know.
     #[serde(skip)]
     pub oauth2: Option<OAuth2>,
@@ -107,6 +125,7 @@ impl Webhook {
             || self.client_certificate
             || self.has_oauth2
             || self.rate_limit_per_second.is_some()
+            || self.order_key.is_some()
             || !self.withheld.is_empty()
     }
 }
@@ -122,6 +141,8 @@ impl Webhook {
             "it is called with an access token"
         } else if self.rate_limit_per_second.is_some() {
             "workers share its rate_limit_per_second through the database"
+        } else if self.order_key.is_some() {
+            "workers agree through the database on who calls it in the order of its keys"
         } else {
             "it has credentials in its headers or its url"
         }
@@ -189,16 +210,32 @@ pub fn webhooks_of(tables: &Tables, config_name: Option<&str>, credentials: Cred
                     _ => RequestBody::Data,
                 },
                 is_ordered: row.delivery_order.as_deref() == Some("strict"),
+                order_key: is_by_key(row).then(|| KeyFrom::read(row.order_key.as_deref())),
                 max_in_flight: row.max_in_flight.and_then(|count| u32::try_from(count).ok()).filter(|count| *count > 0),
                 rate_limit_per_second: row.rate_limit_per_second.filter(|rate| *rate > 0.0 && rate.is_finite()),
                 signature: Scheme::read(row.signature_scheme.as_deref(), row.signature_template.as_deref()),
                 client_certificate: row.client_certificate,
                 has_oauth2: row.oauth2.is_some(),
+                batch: batch_of(row),
                 oauth2: row.oauth2.as_deref().map(OAuth2::read),
                 subjects: subjects(&compiled.subject, links.get(&compiled.id).map_or(&[], Vec::as_slice)),
             }
         })
         .collect()
+}
+
+fn is_by_key(row: &WebhookRow) -> bool {
+    row.delivery_order.as_deref() == Some("key")
+}
+
+fn batch_of(row: &WebhookRow) -> Option<BatchLimits> {
+    let events = usize::try_from(row.batch_max_events?).ok().filter(|events| *events > 1)?;
+    // Events of a webhook in order are called one by one.
+    matches!(row.delivery_order.as_deref(), None | Some("any")).then(|| BatchLimits {
+        events,
+        bytes: usize::try_from(positive(row.batch_max_bytes, 1 << 20)).unwrap_or(1 << 20),
+        wait: Duration::from_millis(row.batch_max_wait_ms.and_then(|wait| u64::try_from(wait).ok()).unwrap_or(100)),
+    })
 }
 
 fn positive(value: Option<i32>, default: u64) -> u64 {
@@ -312,7 +349,7 @@ pub fn example() -> Webhook {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::route::tables::{ConfigRow, WebhookRow};
+    use crate::route::tables::ConfigRow;
 
     fn tables() -> Tables {
         let mut tables = Tables::default();

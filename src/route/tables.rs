@@ -95,6 +95,10 @@ pub struct WebhookRow {
     /// A JSON object, as text.
     pub signature_template: Option<String>,
     pub client_certificate: bool,
+    pub order_key: Option<String>,
+    pub batch_max_events: Option<i32>,
+    pub batch_max_bytes: Option<i32>,
+    pub batch_max_wait_ms: Option<i32>,
     /// A JSON object, as text.
     pub oauth2: Option<String>,
 }
@@ -160,6 +164,8 @@ pub struct ConfigRow {
     /// Whose JetStream is asked, where it is not that of the server.
     pub jetstream_domain: Option<String>,
     pub api_prefix: Option<String>,
+    /// Below which subject walhook announces what happens to deliveries.
+    pub notice_subject: Option<String>,
     /// Counts how often the row was written, also where nothing in it changed: who gave it up tries again.
     pub revision: u64,
 }
@@ -211,6 +217,7 @@ impl ConfigRow {
             history: self.history.clone(),
             history_payload: self.history_payload.clone(),
             object_bucket: self.object_bucket.clone(),
+            notice_subject: self.notice_subject.clone(),
             ..newer.clone()
         }
     }
@@ -546,6 +553,10 @@ impl Row for WebhookRow {
             "signature_template" => self.signature_template = optional(value),
             "client_certificate" => self.client_certificate = boolean(column, value)?,
             "oauth2" => self.oauth2 = optional(value),
+            "order_key" => self.order_key = optional(value),
+            "batch_max_events" => self.batch_max_events = optional_number(column, value)?,
+            "batch_max_bytes" => self.batch_max_bytes = optional_number(column, value)?,
+            "batch_max_wait_ms" => self.batch_max_wait_ms = optional_number(column, value)?,
             _ => {}
         }
         Ok(())
@@ -605,6 +616,7 @@ impl Row for ConfigRow {
             "object_bucket" => self.object_bucket = optional(value),
             "jetstream_domain" => self.jetstream_domain = optional(value),
             "api_prefix" => self.api_prefix = optional(value),
+            "notice_subject" => self.notice_subject = optional(value),
             "enabled" => self.enabled = switch(column, value)?,
             _ => {}
         }

@@ -56,6 +56,31 @@ async fn max_in_flight_is_shared_by_all_workers_and_what_a_killed_one_held_comes
 }
 
 #[tokio::test]
+async fn what_a_stopped_worker_held_goes_to_others_and_it_goes_on_within_the_limit() {
+    let http = Http::start(|_, _| Reply::slow(Duration::from_millis(100)));
+    let (mile, settings) = both(&http.url("/"), 60).await;
+    mile.sql("UPDATE rule_webhooks SET max_in_flight = 2, timeout_ms = 1000, max_retries = 10");
+    // More than the other one calls until the stopped one's time is over.
+    mile.sql("SELECT count(rule_webhook_enqueue(1, jsonb_build_object('n', n))) FROM generate_series(121, 400) n");
+    let start = |flags: &[&str]| mile.worker().args(["--config", &settings]).args(flags).start();
+    let (mut stopped, mut other) = (start(&[]), start(&["--queue"]));
+    let slots = "SELECT string_agg(calls::text, ' ') FROM rule_webhook_limit_holders";
+    mile.eventually(slots, "1 1").await;
+    http.received(10).await;
+    // In the middle of its calls: its connections stay open, and its time runs out.
+    stopped.pause();
+    mile.eventually(slots, "2").await;
+    stopped.resume();
+    mile.eventually(slots, "1 1").await;
+    eventually("all", async || (numbers(&http.requests()).len() == 400).then_some(())).await;
+    assert!(http.busiest() <= 2, "{}", http.busiest());
+    mile.eventually("SELECT count(*) FROM rule_webhook_calls WHERE status = 'success'", "400").await;
+    for worker in [&mut stopped, &mut other] {
+        assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    }
+}
+
+#[tokio::test]
 async fn more_workers_than_slots_starve_no_event_and_another_limit_holds_at_once() {
     let http = Http::start(|_, _| Reply::slow(Duration::from_millis(10)));
     let (mile, settings) = both(&http.url("/"), 60).await;

@@ -3,9 +3,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod batches;
 mod deliver;
 mod deliver_bad_input;
+mod keys;
 mod limits;
+mod notices;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod outbox;

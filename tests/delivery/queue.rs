@@ -162,6 +162,81 @@ async fn workers_that_are_killed_in_mid_flight_lose_nothing() {
     assert_eq!(mile.sql(doubled), "0");
 }
 
+/// A call of each kind, and what a worker does that is struck at one of its steps.
+#[tokio::test]
+async fn a_worker_that_is_struck_at_any_step_loses_nothing_and_repeats_only_calls_that_it_had() {
+    const CALLS: i64 = 10;
+    let mile = LastMile::start().await;
+    let http = Http::start(|_, _| Reply::status(200));
+    let id = webhook(&mile, "w", &http.url("/"));
+    mile.sql("UPDATE rule_webhooks SET max_retries = 1");
+    let settings = mile.settings("[deliver]\nack_wait_ms = 500\nqueue_poll_ms = 20\nmax_in_flight_per_webhook = 3\n");
+    let worker = || mile.worker().args(["--queue", "--config", &settings]);
+    let unfinished = "SELECT count(*) FROM rule_webhook_calls WHERE status NOT IN ('success', 'failed')";
+    let points = ["QueueTaken", "QueueUncalled", "QueueCalled", "QueueUnwritten", "QueueWritten"];
+    let points = points.into_iter().flat_map(|point| [1, 3].map(|hit| (point, hit)));
+    let cases = points.flat_map(|at| ["abort", "error", "delay"].map(|action| (at, action)));
+    for (case, ((point, hit), action)) in (0i64..).zip(cases) {
+        let name = format!("{point}={action}@{hit}");
+        let first = case * CALLS;
+        let seen = std::sync::Mutex::new(BTreeSet::new());
+        http.script(move |_, request| {
+            let n = request.json()["n"].as_i64().unwrap();
+            let is_first = seen.lock().unwrap().insert(n);
+            Reply::status(if n == first || n == first + 1 && is_first { 500 } else { 200 })
+        });
+        mile.sql(&format!(
+            "SELECT count(rule_webhook_enqueue({id}, jsonb_build_object('n', n))) \
+             FROM generate_series({first}, {first} + {CALLS} - 1) n"
+        ));
+        let mut struck = worker().env("WALHOOK_FAULTS", &name).start();
+        let had = "SELECT coalesce(string_agg(payload ->> 'n', ' '), '') FROM rule_webhook_calls \
+                   WHERE status = 'processing' AND claimed_until IS NOT NULL";
+        let mut had_then = String::new();
+        let mut workers = Vec::new();
+        if action == "abort" {
+            eventually(&name, async || struck.exited().map(drop)).await;
+            had_then = mile.sql(had);
+            workers.push(worker().start());
+        }
+        mile.eventually(unfinished, "0").await;
+        assert!(struck.log().contains("fault point"), "{name}: {}", struck.log());
+        if action != "abort" {
+            workers.push(struck);
+        }
+        for worker in &mut workers {
+            assert_eq!(worker.terminate(), 0, "{name}: {}", worker.log());
+        }
+        let had_then: BTreeSet<i64> = had_then.split_whitespace().map(|n| n.parse().unwrap()).collect();
+        let times = times(&http.requests());
+        for n in first..first + CALLS {
+            let count = times.get(&n).copied().unwrap_or(0);
+            let needed = if n <= first + 1 { 2 } else { 1 };
+            let most = match action {
+                "abort" => needed + usize::from(had_then.contains(&n)),
+                // One call at most is struck.
+                _ => needed + 1,
+            };
+            assert!((needed..=most).contains(&count), "{name}: {} times {n}, had {had_then:?}", count);
+        }
+        let doubled: usize = times.range(first..).map(|(n, count)| count - if *n <= first + 1 { 2 } else { 1 }).sum();
+        assert!(action == "abort" || doubled <= 1, "{name}: {doubled}");
+        let rows = "SELECT count(*) FILTER (WHERE c.status = 'failed'), count(*) FILTER (WHERE c.status = 'success') \
+                    FROM rule_webhook_calls c";
+        let of_case = format!("WHERE (c.payload ->> 'n')::bigint BETWEEN {first} AND {first} + {CALLS} - 1");
+        assert_eq!(mile.sql(&format!("{rows} {of_case}")), format!("1|{}", CALLS - 1), "{name}");
+        let letters = format!(
+            "SELECT count(*) FROM rule_nats_dead_letters c \
+             WHERE convert_from(c.payload, 'UTF8')::jsonb ->> 'n' = '{first}' AND status = 'dead'"
+        );
+        assert_eq!(mile.sql(&letters), "1", "{name}");
+        assert_eq!(mile.sql("SELECT count(*) FROM rule_nats_dead_letters"), (case + 1).to_string(), "{name}");
+    }
+    let recorded = "SELECT count(*) FROM (SELECT 1 FROM rule_webhook_call_history GROUP BY call_id, attempt_number, started_at \
+                    HAVING count(*) > 1) d";
+    assert_eq!(mile.sql(recorded), "0", "a row for each attempt");
+}
+
 #[tokio::test]
 async fn strict_calls_are_made_one_at_a_time_in_their_order_by_two_workers() {
     let mile = LastMile::start().await;

@@ -236,3 +236,70 @@ async fn a_webhook_is_signed_as_its_receiver_wants_it() {
         assert!(!has_leaked(&mile, worker, "hunter"));
     }
 }
+
+#[tokio::test]
+async fn a_test_event_goes_out_as_every_call_and_shows_no_secret_that_comes_back() {
+    let (servers, clients) = (Authority::new("servers"), Authority::new("clients"));
+    let mile = LastMile::start().await;
+    let (endpoint, _) = tokens();
+    // Sends back what it got, as many receivers do for a test.
+    let echo = |request: &Request| {
+        let mut headers: Vec<String> = request.headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+        headers.sort();
+        Reply::body(format!("{}\n{}", headers.join("\n"), String::from_utf8_lossy(&request.body)))
+    };
+    let http = Http::start_mtls(&servers.server(), &clients, move |_, request| echo(request));
+    let settings = mile.settings(&format!("[deliver]\nca = '{}'\n", mile.settings(&servers.certificate)));
+    let id = mile.webhook("w", &http.url("/hook?token=hunter5"));
+    mile.sql(
+        "UPDATE rule_webhooks SET headers = '{\"X-Api-Key\": \"hunter4\", \"X-A\": \"b\"}', max_in_flight = 1, \
+              rate_limit_per_second = 5, signature_scheme = 'github', enabled = false",
+    );
+    let client = clients.client("walhook");
+    secret(&mile, id, "tls_certificate", &client.certificate);
+    secret(&mile, id, "tls_key", &client.key);
+    secret(&mile, id, "signing", "hunter2");
+    mile.sql(&format!("SELECT rule_webhook_oauth2_set({id}, '{}', 'me', 'hunter3')", endpoint.url("/token")));
+    // The token endpoint speaks plain HTTP; both are on this machine.
+    let conninfo = format!("host=127.0.0.1 port={} dbname=postgres user=walhook_worker", mile.feed.pg.port());
+    let test = |flags: &[&str]| {
+        let command = mile.feed.command("webhook").args(["test", "w", "--config", &settings]).args(flags);
+        command.env("DATABASE_URL", conninfo.clone())
+    };
+    let done = test(&["--allow-network", "127.0.0.1", "--data", r#"{"n": 1}"#]).finish();
+    assert_eq!(done.code, Some(0), "{}{}", done.stdout, done.stderr);
+    let request = http.requests().remove(0);
+    assert_eq!(
+        (request.path.as_str(), String::from_utf8_lossy(&request.body).as_ref()),
+        ("/hook?token=hunter5", r#"{"n": 1}"#)
+    );
+    assert_eq!(
+        ["walhook-type", "walhook-op", "authorization", "x-api-key"].map(|name| request.header(name)),
+        ["walhook.test", "test", "Bearer token-1", "hunter4"]
+    );
+    assert_eq!(request.header("x-hub-signature-256"), format!("sha256={}", hmac_hex("hunter2", r#"{"n": 1}"#)));
+    for shown in ["status    200 after ", ", disabled", "x-a: b", request.header("webhook-id"), "signed: yes"] {
+        assert!(done.stdout.contains(shown), "{shown}: {}", done.stdout);
+    }
+    for hidden in ["hunter", "token-1", "PRIVATE"] {
+        assert!(
+            !done.stdout.contains(hidden) && !done.stderr.contains(hidden),
+            "{hidden}: {}{}",
+            done.stdout,
+            done.stderr
+        );
+    }
+    // A receiver that refuses, one that may not be called, one that is none.
+    http.script(|_, _| Reply::status(410));
+    let done = test(&["--allow-network", "127.0.0.1", "--json"]).finish();
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    let shown: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!((&shown["status"], &shown["webhook"], &shown["enabled"]), (&410.into(), &"w".into(), &false.into()));
+    let done = test(&[]).finish();
+    assert!(done.code == Some(2) && done.stderr.contains("is not called"), "{:?} {}", done.code, done.stderr);
+    let done = mile.feed.command("webhook").args(["test", "none"]).finish();
+    assert!(done.code == Some(2) && done.stderr.contains("rule_webhook_list()"), "{}", done.stderr);
+    let nothing = "SELECT (SELECT count(*) FROM rule_webhook_calls), (SELECT count(*) FROM rule_nats_dead_letters), \
+                   (SELECT count(*) FROM rule_webhook_limit_holders)";
+    assert_eq!(mile.sql(nothing), "0|0|0", "nothing is recorded, nothing held");
+}

@@ -80,6 +80,9 @@ fn comes(point: Point) -> Comes {
         | Point::Buried
         | Point::RulesUnwritten
         | Point::RulesWritten => Comes::Again,
+        Point::QueueTaken | Point::QueueUncalled | Point::QueueCalled | Point::QueueUnwritten | Point::QueueWritten => {
+            unreachable!("{point:?} is a worker's: tests/delivery/queue.rs")
+        }
     }
 }
 

@@ -382,6 +382,7 @@ async fn the_printed_rights_are_enough_for_run_and_for_check_and_what_is_lacking
     let mut feed = sound("default").await;
     feed.pg.psql(&format!("SELECT rule_nats_configure('default', 'nats://w:p@127.0.0.1:{}')", feed.nats.port()));
     feed.pg.psql("UPDATE rule_webhooks SET on_error = 'object_store'");
+    feed.pg.psql("UPDATE rule_nats_config SET notice_subject = '_WALHOOK.notices', notice_interval_seconds = 1");
     feed.nats.set_config(&users(
         "permissions: { publish: { allow: [\"$JS.API.STREAM.INFO.WEBHOOKS\", \"$SYS.REQ.USER.INFO\"] }, subscribe: { allow: [\"_INBOX.>\"] } }",
     ));
@@ -426,8 +427,13 @@ async fn the_printed_rights_are_enough_for_run_and_for_check_and_what_is_lacking
     feed.pg.psql("INSERT INTO t VALUES (1, repeat('x', 2000000))");
     feed.pg.psql("INSERT INTO t VALUES (2, 'small')");
     feed.confirmed().await;
-    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
     assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_dead_letters"), "0", "{}", walhook.log());
+    let letter = "INSERT INTO rule_nats_dead_letters (event_id, reason) VALUES ('x', 'r')";
+    feed.pg.psql(letter);
+    walhook.logged("_WALHOOK.notices.walhook.dead_letters").await;
+    feed.pg.psql("DELETE FROM rule_nats_dead_letters");
+    walhook.logged("_WALHOOK.notices.walhook.dead_letters_cleared").await;
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
     let http = Http::ok();
     feed.pg.psql(&format!("UPDATE rule_webhooks SET url = '{}'", http.url("/")));
     let mut delivering = feed
@@ -437,6 +443,8 @@ async fn the_printed_rights_are_enough_for_run_and_for_check_and_what_is_lacking
         .args(["--allow-network", "127.0.0.1"])
         .start();
     eventually("both events to arrive", async || (http.count() >= 2).then_some(())).await;
+    feed.pg.psql(letter);
+    delivering.logged("_WALHOOK.notices.walhook.dead_letters").await;
     assert_eq!(delivering.terminate(), 0, "{}", delivering.log());
     let violations: Vec<String> =
         feed.nats.log().split_off(said).lines().filter(|line| line.contains("iolation")).map(str::to_owned).collect();

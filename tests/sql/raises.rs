@@ -27,6 +27,7 @@ fn until(text: &str, is_end: impl Fn(&str) -> bool) -> usize {
 const ASCII: &[&str] = &[
     "p_webhook_id",
     "NEW.webhook_id",
+    "NEW.config_id",
     "v_column",
     "v_hint",
     "p_dead_letter_id",
@@ -77,6 +78,7 @@ fn every_value_in_a_message_is_made_fit_for_every_client() {
         "020_history",
         "021_emit",
         "022_masks_and_schemas",
+        "023_delivery",
         "025_rule_versions",
     ] {
         let text = fs::read_to_string(format!("{}/sql/{file}.sql", env!("CARGO_MANIFEST_DIR"))).unwrap();

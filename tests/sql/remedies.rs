@@ -21,6 +21,9 @@ enum Run {
 /// A part of the printed text, as it stands in the source, and how it is run.
 const REMEDIES: &[(&str, Run)] = &[
     ("SELECT * FROM rule_webhook_links lists", Run::Sql(&["SELECT * FROM rule_webhook_links"])),
+    ("SELECT * FROM rule_webhook_list(); lists the webhooks", Run::Sql(&["SELECT * FROM rule_webhook_list()"])),
+    ("walhook check --deliver looks at every webhook's address", Run::Walhook(&["check", "--help"])),
+    ("walhook check --deliver says at which step a connection fails", Run::Walhook(&["check", "--help"])),
     ("run `walhook setup`, which applies the migrations", Run::Walhook(&["setup"])),
     (
         "start `walhook run`: it compares them",

@@ -181,12 +181,12 @@ SELECT is(may('walhook_application', 'DELETE'), '');
 SELECT is(may('walhook_worker', 'SELECT'),
     'rule_cdc_identity rule_cdc_migrations rule_cdc_runs rule_nats_config rule_nats_dead_letters rule_nats_streams '
     'rule_webhook_call_history rule_webhook_calls rule_webhook_limit_holders rule_webhook_limits rule_webhook_links '
-    'rule_webhook_secrets rule_webhooks');
+    'rule_webhook_order_holders rule_webhook_secrets rule_webhooks');
 SELECT is(may('walhook_worker', 'INSERT'),
-    'rule_nats_dead_letters rule_webhook_call_history rule_webhook_calls rule_webhook_limit_holders rule_webhook_limits');
+    'rule_nats_dead_letters rule_webhook_call_history rule_webhook_calls rule_webhook_limit_holders rule_webhook_limits rule_webhook_order_holders');
 SELECT is(may('walhook_worker', 'UPDATE'),
-    'rule_nats_dead_letters rule_webhook_calls rule_webhook_limit_holders rule_webhook_limits');
-SELECT is(may('walhook_worker', 'DELETE'), 'rule_webhook_limit_holders rule_webhook_limits');
+    'rule_nats_dead_letters rule_webhook_calls rule_webhook_limit_holders rule_webhook_limits rule_webhook_order_holders');
+SELECT is(may('walhook_worker', 'DELETE'), 'rule_webhook_limit_holders rule_webhook_limits rule_webhook_order_holders');
 SELECT is(may('walhook_streamer', 'INSERT'),
     'rule_cdc_anchor_places rule_cdc_backfill_jobs rule_cdc_backfill_ranges rule_cdc_backfill_rows rule_cdc_claims rule_cdc_replays '
     'rule_cdc_rule_sources rule_cdc_rule_versions rule_cdc_runs rule_cdc_server_aliases rule_cdc_status rule_nats_checkpoints '
@@ -205,13 +205,14 @@ SELECT is(may('walhook_operator', 'UPDATE'),
     'rule_cdc_backfill_jobs rule_cdc_backfill_ranges rule_cdc_replays rule_nats_config rule_nats_streams rule_webhook_calls '
     'rule_webhook_links rule_webhook_secrets rule_webhooks');
 SELECT is(may('walhook_operator', 'DELETE'),
-    'rule_cdc_backfill_rows rule_nats_config rule_nats_consumer_stats rule_nats_streams rule_webhook_call_history rule_webhook_calls '
-    'rule_webhook_limit_holders rule_webhook_limits rule_webhook_links rule_webhook_secrets rule_webhooks');
+    'rule_cdc_backfill_rows rule_nats_config rule_nats_consumer_stats rule_nats_notices rule_nats_streams rule_webhook_call_history rule_webhook_calls '
+    'rule_webhook_limit_holders rule_webhook_limits rule_webhook_links rule_webhook_order_holders rule_webhook_secrets rule_webhooks');
 SELECT is(may_call('walhook_application', true),
     'rule_nats_event_status rule_nats_subject_check rule_nats_wait rule_webhook_call rule_webhook_call_unified rule_webhook_emit '
     'rule_webhook_emit_status rule_webhook_emit_wait rule_webhook_enqueue rule_webhook_publish_nats');
 SELECT is(may_call('walhook_worker', true),
-    'rule_nats_consumer_update_stats rule_webhook_limit_calls rule_webhook_limit_starts rule_webhook_queue_claim');
+    'rule_nats_consumer_update_stats rule_nats_notices_take rule_webhook_limit_calls rule_webhook_limit_starts rule_webhook_order_take '
+    'rule_webhook_queue_by_key rule_webhook_queue_claim');
 SELECT is(may_call('walhook_operator', false),
     'rule_cdc_anchor_move rule_cdc_emit_key_make rule_cdc_functions_close rule_cdc_functions_open rule_cdc_grant rule_cdc_mask_bind '
     'rule_cdc_rules_now rule_cdc_rules_prune rule_cdc_rules_write rule_cdc_schema_event rule_cdc_schema_follow rule_cdc_view '

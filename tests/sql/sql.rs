@@ -119,7 +119,7 @@ async fn the_migrations_load_on_every_version_and_a_second_time_change_nothing()
         assert_eq!(fingerprint(&client).await, before, "PostgreSQL {version}");
         let recorded = pg
             .psql("SELECT string_agg(version, ' ' ORDER BY version) FROM rule_cdc_migrations WHERE version <> 'found'");
-        assert_eq!(recorded, "005 007 008 009 010 011 012 013 014 015 016 017 018 019 020 021 022 025", "PostgreSQL {version}");
+        assert_eq!(recorded, "005 007 008 009 010 011 012 013 014 015 016 017 018 019 020 021 022 023 025", "PostgreSQL {version}");
     }
 }
 
@@ -774,6 +774,16 @@ async fn every_statement_that_a_hint_names_can_be_run_as_it_stands() {
         ("SELECT rule_nats_dead_letters_retry(NULL)", 1),
         ("SELECT rule_nats_dead_letters_retry(now(), 'nobody')", 1),
         ("SELECT rule_webhook_oauth2_set(99, 'https://x', 'me')", 1),
+        ("UPDATE rule_webhooks SET batch_max_events = 10, delivery_order = 'strict' WHERE webhook_id = 1", 1),
+        ("UPDATE rule_webhooks SET delivery_order = 'key' WHERE webhook_id = 1", 1),
+        ("UPDATE rule_webhooks SET delivery_order = 'any' WHERE webhook_id = 1", 0),
+        ("UPDATE rule_nats_config SET notice_subject = 'a b' WHERE config_name = 'default'", 1),
+        (
+            "UPDATE rule_nats_config SET notice_subject = 'n' WHERE config_name = 'default'; SELECT rule_nats_stream_create('N', ARRAY['n.>'])",
+            0,
+        ),
+        ("SELECT * FROM rule_nats_notices_take('default', 's')", 1),
+        ("DELETE FROM rule_nats_streams WHERE stream_name = 'N'", 0),
         ("SELECT rule_nats_dead_letter_drop(99)", 1),
         (
             "INSERT INTO rule_nats_dead_letters (event_id, webhook_id, payload, reason, status) VALUES ('a', 1, 'x', 'r', 'dropped'), ('b', 99, 'x', 'r', 'dead'), ('c', 1, NULL, 'r', 'dead'), ('d', 1, 'x', 'r', 'retried')",

@@ -23,7 +23,7 @@ const CIRCLES: [(&[&str], &str); 2] = [
 ];
 
 /// The verbs of the command line. What else is below `src/commands/` they share.
-const VERBS: [&str; 14] = [
+const VERBS: [&str; 15] = [
     "adopt",
     "backfill",
     "check",
@@ -38,15 +38,17 @@ const VERBS: [&str; 14] = [
     "status",
     "tail",
     "uninstall",
+    "webhook",
 ];
 /// Verbs that use another verb, or something shared that uses a verb, each with the reason.
-const ACROSS: [(&str, &str, &str); 23] = [
+const ACROSS: [(&str, &str, &str); 25] = [
     ("adopt", "replay", "adopt --stream finds the streams of this database as a replay does"),
     ("breaks", "check", "what is met at work has the form and the names of the check's findings"),
     ("check", "deliver", "a webhook is checked by deliver's own settings, rules and connector"),
     ("check", "setup", "the check compares a database with the files that setup applies"),
     ("check", "run", "the check compares streams with what run noted of them"),
     ("config", "deliver", "the file's section for deliver is read with the rest of the file"),
+    ("deliver", "run", "a worker of the queue is struck at fault points as a run is"),
     ("explain", "run", "explain reads rules and positions as run stores them"),
     ("http", "dead_letters", "the status page retries and drops dead letters as the verb does"),
     ("replay", "backfill", "a replay of a table's present rows is a backfill"),
@@ -58,6 +60,7 @@ const ACROSS: [(&str, &str, &str); 23] = [
     ("schema", "setup", "see CIRCLES"),
     ("setup_check", "check", "the names of all findings are one table"),
     ("seek", "replay", "both name a place in a stream by the same options"),
+    ("webhook", "deliver", "a webhook is tested by deliver's own settings, secrets and calls"),
     ("status", "check", "the names of all findings are one table"),
     ("status", "tail", "both end when nobody reads their output any more"),
     ("uninstall", "deliver", "uninstall removes the consumers that deliver made"),

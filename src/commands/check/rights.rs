@@ -75,6 +75,13 @@ impl Rights {
         }
     }
 
+    /// To announce what happens to deliveries.
+    fn announce(&mut self, row: &ConfigRow) {
+        if let Some(subject) = &row.notice_subject {
+            self.add(Need::Should, "announce disabled webhooks and dead letters", format!("{subject}.>"));
+        }
+    }
+
     fn add(&mut self, need: Need, purpose: &'static str, subject: impl Into<String>) {
         let subject = subject.into();
         if !self.publish.iter().any(|right| right.subject == subject) {
@@ -104,6 +111,7 @@ pub fn of_run(config: &Config, tables: &Tables, places: &Places<'_>) -> Rights {
     use Need::{Must, Should};
     let mut rights = Rights::new(places.inbox_prefix);
     rights.recognize_copies(places.source);
+    rights.announce(places.row);
     if places.row.jetstream_enabled == Some(false) {
         for webhook in webhook::webhooks(tables, &places.row.config_name, Credentials::Withheld) {
             for subject in &webhook.subjects {
@@ -162,6 +170,7 @@ pub fn of_deliver(tables: &Tables, places: &Places<'_>) -> Rights {
     use Need::{Must, Should};
     let mut rights = Rights::new(places.inbox_prefix);
     rights.recognize_copies(places.source);
+    rights.announce(places.row);
     rights.add(Must, "find the streams", "$JS.API.STREAM.NAMES");
     rights.add(Must, "find the consumers", "$JS.API.CONSUMER.NAMES.*");
     for stream in places.streams {

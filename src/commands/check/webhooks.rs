@@ -4,7 +4,6 @@
 //! connector that `walhook deliver` uses; nothing is sent. With `--ping` one signed request for each webhook, which says that it is a test.
 
 use std::{
-    borrow::Cow,
     collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -21,9 +20,10 @@ use crate::{
         limits::Limits,
         receivers::{Away, Receivers},
         settings::{Options, Settings},
+        test_event::TestEvent,
     },
     config::Config,
-    deliver::{message::Call, schedule::Outcome, webhook::RequestBody},
+    deliver::schedule::Outcome,
     error::{Error, Result},
     route::shown_url::shown_url,
     text,
@@ -44,7 +44,7 @@ pub async fn check(config: &Config, options: &Options, ping: bool) -> Result<Vec
     let settings = Settings::resolve(options, &config.deliver, &config.source)?;
     let caller = Caller::new(&settings.allowed_networks, settings.ca.as_deref())?;
     let mut client = None;
-    let (known, _) = {
+    let configuration::Read { webhooks: known, .. } = {
         let rows = configuration::Rows {
             postgres: config.postgres.clone(),
             config_name: Some(config.nats_config.clone()),
@@ -178,26 +178,9 @@ fn certificate_of(known: &Known, der: &[u8]) -> Option<Finding> {
 async fn ping(receivers: &Receivers, known: &Known) -> Option<Finding> {
     let webhook = &known.webhook;
     let id = format!("walhook-check-{:016x}", fastrand::u64(..));
-    let data = r#"{"test":true}"#;
-    let body = match webhook.request_body {
-        RequestBody::Data => data.to_owned(),
-        RequestBody::Message => {
-            format!(r#"{{"id":"{id}","type":"walhook.check","webhook_id":{},"data":{data}}}"#, webhook.webhook_id)
-        }
-    };
-    let call = Call {
-        event_id: Cow::Borrowed(&id),
-        webhook_id: Cow::Borrowed(&id),
-        position: None,
-        kind: Some(Cow::Borrowed("walhook.check")),
-        op: Some("check"),
-        old_key: None,
-        headers: BTreeMap::new(),
-        body: body.as_bytes(),
-        content_type: "application/json",
-    };
+    let event = TestEvent::new(webhook, id, "walhook.check", "check", r#"{"test":true}"#);
     let answer = match receivers.token(known).await {
-        Ok(Ok(token)) => receivers.attempt(&Limits::new(None), None, known, &call, token).await,
+        Ok(Ok(token)) => receivers.attempt(&Limits::new(None), None, known, &event.call(), token).await,
         Ok(Err(why)) | Err(Away { why, .. }) => Answer::not_sent(why),
     };
     let why = match answer.outcome {

@@ -42,7 +42,7 @@ use rustls::{
 };
 use tokio::{
     net::{TcpStream, lookup_host},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -238,10 +238,10 @@ impl Caller {
         let now = started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         answer.outcome = match keys.and_then(|keys| request(webhook, call, keys, now, authorization)) {
             Err(problem) => Outcome::NotSent(problem),
-            Ok(request) => match timeout_at(deadline, self.client.request(request)).await {
-                Err(_) => Outcome::Unanswered(format!("no answer within {} ms", webhook.timeout_ms)),
-                Ok(Err(error)) => failure(&error),
-                Ok(Ok(response)) => {
+            Ok(request) => match until_deadline(deadline, self.client.request(request)).await {
+                None => Outcome::Unanswered(format!("no answer within {} ms", webhook.timeout_ms)),
+                Some(Err(error)) => failure(&error),
+                Some(Ok(response)) => {
                     let outcome = Outcome::Answered {
                         status: response.status().as_u16(),
                         retry_after: text(response.headers(), RETRY_AFTER)
@@ -257,6 +257,16 @@ impl Caller {
         #[cfg(feature = "otlp")]
         crate::commands::otlp::called(webhook, call, &answer.outcome, (started, answer.took));
         answer
+    }
+}
+
+/// What comes before the deadline. The deadline is looked at first: a process that stood still beyond it sends no request that it had
+/// not sent before, because the call's place may be another worker's by then.
+async fn until_deadline<T>(deadline: Instant, answer: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = sleep_until(deadline) => None,
+        answer = answer => Some(answer),
     }
 }
 

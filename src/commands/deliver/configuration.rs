@@ -78,6 +78,8 @@ pub struct All {
     pub webhooks: BTreeMap<i32, Arc<Known>>,
     /// Those whose rows are gone, as far as that is certain: one that has moved to another configuration is not.
     pub is_deleted: BTreeSet<i32>,
+    /// The configuration has a `notice_subject`.
+    pub has_notices: bool,
 }
 
 /// Follows the configuration `config_name` for ever. `None` in the channel: nothing is known yet.
@@ -229,11 +231,11 @@ async fn follow_rows(rows: &Rows, changes: &mut mpsc::Receiver<Change>, sender: 
     let mut seen = BTreeSet::new();
     loop {
         match read_rows(rows, &mut client).await {
-            Ok((webhooks, rows)) => {
+            Ok(Read { webhooks, ids: rows, has_notices }) => {
                 logged.forget();
                 let is_deleted = seen.difference(&rows).copied().collect();
                 seen.extend(rows);
-                sender.send_replace(Some(All { webhooks, is_deleted }));
+                sender.send_replace(Some(All { webhooks, is_deleted, has_notices }));
             }
             Err(error) => {
                 client = None;
@@ -261,14 +263,24 @@ async fn follow_rows(rows: &Rows, changes: &mut mpsc::Receiver<Change>, sender: 
     }
 }
 
-/// The webhooks to be called, and the ids of all that there are.
+/// What the rows say.
+pub struct Read {
+    /// The webhooks to be called, by id.
+    pub webhooks: BTreeMap<i32, Arc<Known>>,
+    /// The ids of all that there are.
+    pub ids: BTreeSet<i32>,
+    /// The configuration has a `notice_subject`.
+    pub has_notices: bool,
+}
+
+/// The webhooks to be called, and what else workers need to know.
 ///
 /// # Errors
 /// The rows cannot be read.
 pub async fn read_rows(
     Rows { postgres, config_name, secrets_dir }: &Rows,
     client: &mut Option<tokio_postgres::Client>,
-) -> Result<(BTreeMap<i32, Arc<Known>>, BTreeSet<i32>)> {
+) -> Result<Read> {
     let client = match client {
         Some(client) if !client.is_closed() => client,
         _ => client.insert(sql::connect(postgres).await?),
@@ -315,7 +327,12 @@ pub async fn read_rows(
         let version = versions.remove(&id).unwrap_or_default();
         (id, Arc::new(Known { webhook, keys, access, version, is_gone: false }))
     });
-    Ok((known.collect(), tables.webhooks.keys().copied().collect()))
+    let config = tables.configs.values().find(|row| Some(&row.config_name) == config_name.as_ref());
+    Ok(Read {
+        webhooks: known.collect(),
+        ids: tables.webhooks.keys().copied().collect(),
+        has_notices: config.is_some_and(|row| row.notice_subject.is_some()),
+    })
 }
 
 /// The names of the secrets of [`Access`].

@@ -16,20 +16,23 @@ use serde_json::{Value, json};
 use tokio::{sync::SemaphorePermit, time::sleep_until};
 
 use super::{
+    batch::{self, BatchCalls, Part},
     call::Answer,
     call_log::{DeadLetter, Entry, Kept},
     claim_check,
     configuration::Known,
     consumer,
     lane::{CLOSED_WAIT, Lane},
-    limits::{Slot, Starved},
+    limits::{Limits as Shares, Slot, Starved},
     receivers::Token,
     settings::Record,
 };
 use crate::{
     deliver::{
-        message::{self, Call, Ids, Reading, Shape},
+        message::{self, CLOUDEVENT, Call, Ids, Reading, Shape},
+        order::Keys,
         schedule::{self, Disposition, Outcome, ReceiverLoad, Verdict, WAIT_MAX},
+        webhook::BatchLimits,
     },
     postgres,
     route::value::write_as_json,
@@ -41,6 +44,8 @@ const DEAD_SUBJECT: &str = "dlq.";
 const HOPELESS: Duration = WAIT_MAX;
 /// How long an event of another webhook that cannot be called from here waits on a workqueue stream.
 const OTHERS_WAIT: Duration = Duration::from_secs(60);
+/// How long an event waits that could not be called within the time for which this worker calls its webhook.
+const UNTIMELY_WAIT: Duration = Duration::from_millis(200);
 /// How long a worker without a slot asks for no events of a webhook.
 const STARVED_WAIT: Duration = Duration::from_secs(1);
 
@@ -68,37 +73,65 @@ pub fn count(counter: &AtomicU64) {
 
 /// Where a message stands, as its reply subject says: `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.
 /// <stream seq>.<consumer seq>.<time>.<pending>[.<random>]`.
-struct Delivery<'a> {
+pub struct Delivery<'a> {
     stream: &'a str,
-    sequence: u64,
+    /// The sequence of the message.
+    pub sequence: u64,
     /// How often it was delivered, this time included.
     delivered: u64,
+    /// When the message was stored.
+    pub stored_at: u64,
 }
 
 impl<'a> Delivery<'a> {
-    fn parse(reply: &'a str) -> Option<Delivery<'a>> {
+    /// Reads it.
+    pub fn parse(reply: &'a str) -> Option<Delivery<'a>> {
         let tokens: Vec<&str> = reply.strip_prefix("$JS.ACK.")?.split('.').collect();
         let from = if tokens.len() >= 9 { 2 } else { 0 };
-        let &[stream, _, delivered, sequence, _, _, ..] = tokens.get(from..)? else { return None };
-        Some(Delivery { stream, sequence: sequence.parse().ok()?, delivered: delivered.parse().ok()? })
+        let &[stream, _, delivered, sequence, _, stored_at, ..] = tokens.get(from..)? else { return None };
+        let stored_at = stored_at.parse().ok()?;
+        Some(Delivery { stream, sequence: sequence.parse().ok()?, delivered: delivered.parse().ok()?, stored_at })
     }
 }
 
-/// See the module.
-pub async fn handle(lane: &Arc<Lane>, message: Message) {
+/// See the module. `is_keyed`: the event has a place in the lane's order, and keeps it until it is done.
+pub async fn handle(lane: &Arc<Lane>, message: Message, is_keyed: bool) {
     let Some(reply) = message.reply.clone() else { return };
-    let word = match Delivery::parse(&reply) {
-        Some(delivery) => {
-            let word = decide(lane, &message, &delivery).await;
-            match word {
-                Word::Ack | Word::Never => lane.is_done(delivery.sequence),
-                Word::Later(_) => lane.was_not_called(delivery.sequence),
-                Word::Again(_) => {}
-            }
-            word
+    // Not by this consumer: nobody waits for a word.
+    let Some(delivery) = Delivery::parse(&reply) else { return };
+    let mut tried = None;
+    let word = loop {
+        let is_ready = async { !is_keyed || lane.order.is_ready(delivery.sequence).await };
+        let is_ready = tokio::select! {
+            is_ready = is_ready => is_ready,
+            () = lane.stopped(), if is_keyed => false,
+        };
+        if !is_ready {
+            lane.was_not_called(delivery.sequence);
+            break Word::Later(Duration::ZERO);
         }
-        // Not by this consumer: nobody waits for a word.
-        None => return,
+        let word = decide(lane, &message, &delivery, is_keyed, &mut tried).await;
+        match word {
+            Word::Ack | Word::Never => lane.is_done(delivery.sequence),
+            Word::Later(_) if !is_keyed => lane.was_not_called(delivery.sequence),
+            Word::Later(_) | Word::Again(_) => {}
+        }
+        match word {
+            Word::Again(wait) | Word::Later(wait) if is_keyed => {
+                if let Word::Again(_) = word {
+                    tried = tried.map(|tried| tried + 1);
+                }
+                let goes_on = tokio::select! {
+                    goes_on = lane.order.waits(wait) => goes_on,
+                    () = lane.stopped() => false,
+                };
+                if !goes_on {
+                    lane.was_not_called(delivery.sequence);
+                    break Word::Later(Duration::ZERO);
+                }
+            }
+            word => break word,
+        }
     };
     let text = match word {
         Word::Ack => "+ACK".to_owned(),
@@ -109,7 +142,30 @@ pub async fn handle(lane: &Arc<Lane>, message: Message) {
         Word::Never => "+TERM".to_owned(),
     };
     // Where the connection is lost for good, the event comes again after `ack_wait`.
-    let _ = lane.worker.client.publish(reply, text.into()).await;
+    let _ = lane.worker.client.publish(reply.clone(), text.into()).await;
+    if is_keyed && matches!(word, Word::Ack | Word::Never) {
+        lane.order.finish(delivery.sequence, delivery.stored_at);
+    }
+}
+
+/// The keys by which an event of this webhook is ordered.
+pub fn keys(known: &Known, message: &Message) -> Keys {
+    let Some(from) = &known.webhook.order_key else { return Keys::All };
+    let header = |name: &str| message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str);
+    from.of(&message.subject, header, || {
+        // A claim check does not say what is in the payload.
+        if header("Walhook-Object").is_some() {
+            return None;
+        }
+        let mut value: Value = serde_json::from_slice(&message.payload).ok()?;
+        let is_bare = Shape::of(header) == Shape::Bare;
+        for inside in ["data", "after", "before"] {
+            if !is_bare && let Some(data) = value.get_mut(inside).filter(|data| data.is_object()) {
+                return Some(data.take());
+            }
+        }
+        Some(value)
+    })
 }
 
 enum Word {
@@ -121,7 +177,14 @@ enum Word {
     Never,
 }
 
-async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) -> Word {
+/// `tried`: which attempt the next call is, if that is known.
+async fn decide(
+    lane: &Arc<Lane>,
+    message: &Message,
+    delivery: &Delivery<'_>,
+    is_keyed: bool,
+    tried: &mut Option<u64>,
+) -> Word {
     let header = |name: &str| message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str);
     let mut known = lane.now();
     let fallback = format!("{}:{}:{}", delivery.stream, delivery.sequence, known.webhook.webhook_id);
@@ -172,40 +235,23 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
         let why = "the webhook was deleted before its event was called".to_owned();
         return give_up(lane, &known, message, &call.event_id, commit_lsn, why, None).await;
     }
-    let attempt = attempt(lane, &call.event_id, delivery).await;
-    let turn = tokio::select! {
-        turn = turn(lane, webhook_id) => turn,
-        // Another worker has it at once.
-        () = lane.stopped() => return Word::Later(Duration::ZERO),
+    let attempt = match *tried {
+        Some(attempt) => attempt,
+        None => *tried.insert(attempt(lane, &call.event_id, delivery).await),
     };
-    let Turn { token, slot, room } = match turn {
-        Ok(turn) => turn,
+    let _place = match is_keyed {
+        true => Some(lane.places.take(|| lane.limit(), lane.stopped()).await),
+        false => None,
+    };
+    let called = match known.webhook.batch.filter(|_| webhook_id == lane.webhook_id()) {
+        None => alone(lane, message, ids, &call, webhook_id).await,
+        Some(limits) => together(lane, message, ids, &call, limits, (attempt, known.webhook.attempts())).await,
+    };
+    let Called { known, answer, speaks, place } = match called {
+        Ok(called) => called,
         Err(word) => return word,
     };
-    // What waited for its turn is called as the row is by now.
-    let Some(known) = lane.webhook(webhook_id).filter(|known| lane.may_call(known)) else {
-        return Word::Later(CLOSED_WAIT);
-    };
     let counters = lane.counters(webhook_id);
-    let running = counters.begin();
-    let answer = match header("Walhook-Object").filter(|_| call.position.is_some()) {
-        None => make(lane, &known, &call, token, slot.as_ref()).await,
-        Some(object) => {
-            let sha256 = header("Walhook-Object-SHA256").unwrap_or_default();
-            match claim_check::fetch(&lane.worker, object, sha256, &message.payload).await {
-                Ok(fetched) => match message::read(&known.webhook, &lane.worker.source, ids, &fetched.payload) {
-                    Reading::Call(mut whole) => {
-                        let _ = whole.describe(headers_of(message)); // reported above
-                        make(lane, &known, &whole, token, slot.as_ref()).await
-                    }
-                    Reading::Unreadable(_, why) => Answer::not_sent(why),
-                    Reading::Anothers(_) => Answer::not_sent("the payload is another webhook's".to_owned()),
-                },
-                Err(error) => Answer::not_sent(error.to_string()),
-            }
-        }
-    };
-    drop(running);
     lane.worker.counts.bytes.fetch_add(call.body.len() as u64, Ordering::Relaxed);
     if let Some(position) = call.position {
         let lag = postgres::now().saturating_sub(position.commit_time) / 1000;
@@ -214,13 +260,15 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
     let verdict = schedule::judge(&known.webhook, attempt, &answer.outcome, fastrand::f64());
     let committed = call.position.map(|position| position.commit_time);
     counters.called(answer.took, verdict.disposition, verdict.error.as_deref(), committed);
-    lane.learn(webhook_id, verdict.load);
-    if let ReceiverLoad::Pause(wait) = verdict.load
-        && webhook_id == lane.webhook_id()
-    {
-        tokio::spawn(consumer::pause(Arc::clone(lane), wait));
+    if speaks {
+        lane.learn(webhook_id, verdict.load);
+        if let ReceiverLoad::Pause(wait) = verdict.load
+            && webhook_id == lane.webhook_id()
+        {
+            tokio::spawn(consumer::pause(Arc::clone(lane), wait));
+        }
     }
-    drop((room, slot));
+    drop(place);
     let _answered = lane.answered();
     if verdict.disables {
         if webhook_id == lane.webhook_id() {
@@ -262,6 +310,153 @@ async fn decide(lane: &Arc<Lane>, message: &Message, delivery: &Delivery<'_>) ->
             let why = format!("{attempt} {attempts}, then: {}", entry.error.as_deref().unwrap_or_default());
             give_up(lane, &known, message, &call.event_id, commit_lsn, why, Some(entry)).await
         }
+    }
+}
+
+/// A call that is answered.
+struct Called<'l> {
+    /// The webhook as it was called.
+    known: Arc<Known>,
+    answer: Answer,
+    /// Of the events of one call, one.
+    speaks: bool,
+    /// Its place among the calls that may run.
+    place: Option<(Option<Slot>, SemaphorePermit<'l>)>,
+}
+
+/// Calls with one event.
+async fn alone<'l>(
+    lane: &'l Lane,
+    message: &Message,
+    ids: Ids<'_>,
+    call: &Call<'_>,
+    webhook_id: i32,
+) -> Result<Called<'l>, Word> {
+    let turn = tokio::select! {
+        turn = turn(lane, webhook_id) => turn?,
+        // Another worker has it at once.
+        () = lane.stopped() => return Err(Word::Later(Duration::ZERO)),
+    };
+    let Turn { token, slot, room } = turn;
+    // What waited for its turn is called as the row is by now.
+    let Some(known) = lane.webhook(webhook_id).filter(|known| lane.may_call(known)) else {
+        return Err(Word::Later(CLOSED_WAIT));
+    };
+    if known.webhook.order_key.is_some()
+        && webhook_id == lane.webhook_id()
+        && !lane.order.has_time(Shares::longest_call(&known.webhook))
+    {
+        // Its time is prolonged every second.
+        return Err(Word::Later(UNTIMELY_WAIT));
+    }
+    let counters = lane.counters(webhook_id);
+    let running = counters.begin();
+    let answer = match object_of(message).filter(|_| call.position.is_some()) {
+        None => make(lane, &known, call, token, slot.as_ref()).await,
+        Some((object, sha256)) => match claim_check::fetch(&lane.worker, object, sha256, &message.payload).await {
+            Ok(fetched) => match whole(lane, &known, message, ids, &fetched.payload) {
+                Ok(whole) => make(lane, &known, &whole, token, slot.as_ref()).await,
+                Err(why) => Answer::not_sent(why),
+            },
+            Err(error) => Answer::not_sent(error.to_string()),
+        },
+    };
+    drop(running);
+    Ok(Called { known, answer, speaks: true, place: Some((slot, room)) })
+}
+
+/// Calls with several events.
+async fn together<'l>(
+    lane: &'l Arc<Lane>,
+    message: &Message,
+    ids: Ids<'_>,
+    call: &Call<'_>,
+    limits: BatchLimits,
+    (attempt, attempts): (u64, u32),
+) -> Result<Called<'l>, Word> {
+    let known = lane.now();
+    let not_sent = |why| Ok(Called { known: lane.now(), answer: Answer::not_sent(why), speaks: false, place: None });
+    // It keeps its share of the memory until it is answered.
+    let fetched = match object_of(message).filter(|_| call.position.is_some()) {
+        None => None,
+        Some((object, sha256)) => match claim_check::fetch(&lane.worker, object, sha256, &message.payload).await {
+            Ok(fetched) => Some(fetched),
+            Err(error) => return not_sent(error.to_string()),
+        },
+    };
+    let whole = match &fetched {
+        None => None,
+        Some(fetched) => match whole(lane, &known, message, ids, &fetched.payload) {
+            Ok(whole) => Some(whole),
+            Err(why) => return not_sent(why),
+        },
+    };
+    let sent = whole.as_ref().unwrap_or(call);
+    let event = batch::Event {
+        id: call.event_id.to_string(),
+        kind: call.kind.as_deref().map(str::to_owned),
+        body: recorded(sent.body),
+        is_cloudevent: sent.content_type == CLOUDEVENT,
+        attempt,
+        is_last: attempt >= u64::from(attempts),
+    };
+    match lane.batches.call(&OwnCalls(lane), limits, event).await {
+        Part::Answered(answer, speaks) => Ok(Called { known: lane.now(), answer, speaks, place: None }),
+        Part::NotCalled(wait) => Err(Word::Later(wait)),
+    }
+}
+
+/// The calls of a lane's own webhook.
+struct OwnCalls<'l>(&'l Lane);
+
+impl<'l> BatchCalls for OwnCalls<'l> {
+    type Turn = (Arc<Known>, Turn<'l>);
+
+    fn limit(&self) -> usize {
+        self.0.limit()
+    }
+
+    async fn turn(&self) -> Result<Self::Turn, Duration> {
+        let turn = turn(self.0, self.0.webhook_id()).await.map_err(|word| match word {
+            Word::Later(wait) | Word::Again(wait) => wait,
+            Word::Ack | Word::Never => Duration::ZERO,
+        })?;
+        let known = self.0.now();
+        if self.0.may_call(&known) && !known.is_gone { Ok((known, turn)) } else { Err(CLOSED_WAIT) }
+    }
+
+    async fn make(&self, (known, turn): Self::Turn, call: &Call<'_>) -> Answer {
+        let counters = self.0.counters(known.webhook.webhook_id);
+        let _running = counters.begin();
+        make(self.0, &known, call, turn.token, turn.slot.as_ref()).await
+    }
+
+    async fn stopped(&self) {
+        self.0.stopped().await;
+    }
+}
+
+/// The object that a message stands for, and its SHA-256.
+fn object_of(message: &Message) -> Option<(&str, &str)> {
+    let header = |name: &str| message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str);
+    Some((header("Walhook-Object")?, header("Walhook-Object-SHA256").unwrap_or_default()))
+}
+
+/// The call that a fetched payload makes.
+fn whole<'p>(
+    lane: &Lane,
+    known: &Known,
+    message: &'p Message,
+    ids: Ids<'p>,
+    payload: &'p [u8],
+) -> Result<Call<'p>, String> {
+    match message::read(&known.webhook, &lane.worker.source, ids, payload) {
+        Reading::Call(mut whole) => {
+            let _ = whole.describe(headers_of(message)); // reported before
+            Ok(whole)
+        }
+        Reading::Unreadable(_, why) => Err(why),
+        Reading::Anothers(_) => Err("the payload is another webhook's".to_owned()),
     }
 }
 
@@ -352,6 +547,9 @@ fn others(lane: &Lane, whose: Option<i32>) -> Result<Arc<Known>, String> {
         return Err(wait(&format!(
             "webhook {name:?} is called one by one (delivery_order = 'strict'), this one is not"
         )));
+    }
+    if known.webhook.order_key.is_some() {
+        return Err(wait(&format!("webhook {name:?} is called in the order of its keys (delivery_order = 'key')")));
     }
     if !lane.may_call(&known) {
         return Err(wait(&format!("webhook {name:?} is disabled, or needs a worker with a database")));

@@ -25,7 +25,10 @@ use tokio::{
     time::{Instant, interval_at, sleep, sleep_until, timeout},
 };
 
-use super::{configuration::Known, consumer, event, shown::Counters, worker::Worker};
+use super::{
+    batch::Batches, configuration::Known, consumer, event, keyed, order::Order, places::Places, shown::Counters,
+    worker::Worker,
+};
 use crate::{
     commands::{backoff::Backoff, log_once::LogOnce},
     deliver::schedule::{ConcurrencyLimit, FailureLog, ReceiverLoad},
@@ -35,7 +38,7 @@ use crate::{
 
 /// How long a request for messages stands before it is made anew. Short enough that one which a lost connection has
 /// swallowed is missed soon.
-const PULL: Duration = Duration::from_secs(5);
+pub const PULL: Duration = Duration::from_secs(5);
 /// How much later than that a request may end.
 const PULL_GRACE: Duration = Duration::from_secs(2);
 /// Calls that may wait for their record besides those that run, so that a slow database does not slow the calls down.
@@ -80,6 +83,12 @@ pub struct Lane {
     is_refused: AtomicBool,
     /// Where stream and WAL ended when the lane began.
     ends: Mutex<Option<Ends>>,
+    /// Events that are to be called together.
+    pub batches: Batches,
+    /// Events in the order of their keys.
+    pub order: Order,
+    /// Calls of those.
+    pub places: Places,
     /// What has happened to its webhook.
     counters: Arc<Counters>,
 }
@@ -278,9 +287,19 @@ impl Lane {
 
     /// How many more calls may be begun.
     fn room(&self, calls: usize) -> usize {
-        let limit = self.limit();
+        if self.now().webhook.order_key.is_some() {
+            // Events that wait for others of their key are in hand, too.
+            return usize::try_from(self.worker.settings.max_waiting).unwrap_or(usize::MAX).saturating_sub(calls);
+        }
+        let per_call = self.now().webhook.batch.map_or(1, |batch| batch.events);
+        let limit = self.limit().saturating_mul(per_call);
         let running = calls.saturating_sub(self.answered.load(Ordering::Relaxed));
-        limit.saturating_sub(running).min((limit + RECORDING_MAX).saturating_sub(calls))
+        limit.saturating_sub(running).min(limit.saturating_add(RECORDING_MAX).saturating_sub(calls))
+    }
+
+    /// The row has changed.
+    pub fn reopen(&self) {
+        self.is_refused.store(false, Ordering::Relaxed);
     }
 
     /// No more calls until the row changes.
@@ -301,7 +320,8 @@ impl Lane {
         known.is_gone || known.webhook.enabled && knows_enough && !is_refused
     }
 
-    fn limit(&self) -> usize {
+    /// How many calls may run now.
+    pub fn limit(&self) -> usize {
         let known = self.now();
         let max = match known.webhook.is_ordered {
             true => 1,
@@ -353,7 +373,7 @@ impl Start {
     }
 }
 
-type Calls = FuturesUnordered<Pin<Box<dyn Future<Output = ()> + Send>>>;
+pub type Calls = FuturesUnordered<Pin<Box<dyn Future<Output = ()> + Send>>>;
 
 /// Runs until shutdown, or until the webhook is no more and nothing of it is left.
 pub async fn run(
@@ -382,6 +402,9 @@ pub async fn run(
         has_room: Notify::new(),
         is_refused: AtomicBool::new(false),
         ends: Mutex::new(None),
+        batches: Batches::default(),
+        order: Order::default(),
+        places: Places::default(),
     });
     let mut calls = Calls::new();
     let mut backoff = Backoff::default();
@@ -411,7 +434,7 @@ pub async fn run(
 }
 
 /// A request for messages.
-struct Pull {
+pub struct Pull {
     missing: usize,
     ends: Instant,
 }
@@ -439,8 +462,16 @@ async fn session(
         .await
         .map_err(|error| Error::unavailable("subscribe to an inbox").caused_by(error))?;
     start.is_now(true);
+    let is_keyed = configured.webhook.order_key.is_some();
+    if is_keyed && !keyed::begin(lane, known, calls, &inbox, &mut messages).await? {
+        give_back(lane, messages).await;
+        return Ok(());
+    }
     let mut pull: Option<Pull> = None;
     let outcome = loop {
+        if is_keyed && !lane.is_open() {
+            break Err(Error::unavailable("the webhook is not called at present: its events are given back"));
+        }
         let room = lane.room(calls.len());
         let paused = lane.paused_until(configured.webhook.webhook_id);
         if pull.is_none() && room > 0 && paused.is_none() && lane.is_open() {
@@ -449,11 +480,14 @@ async fn session(
         tokio::select! {
             biased;
             () = lane.stopped() => break Ok(()),
+            () = lane.order.is_over(), if is_keyed => {
+                break Err(Error::unavailable("another worker calls the webhook in the order of its keys"));
+            }
             changed = known.changed() => {
                 if changed.is_err() {
                     break Ok(());
                 }
-                lane.is_refused.store(false, Ordering::Relaxed);
+                lane.reopen();
                 let now = Arc::clone(&known.borrow_and_update());
                 if (&now.webhook.url, &now.webhook.oauth2) != (&configured.webhook.url, &configured.webhook.oauth2) {
                     lane.release();
@@ -463,6 +497,9 @@ async fn session(
                     && let Err(error) = consumer::ensure(&lane.worker, &lane.stream, &lane.consumer, &now.webhook).await
                 {
                     break Err(error);
+                }
+                if now.webhook.order_key != configured.webhook.order_key {
+                    break Err(Error::unavailable("the order of the webhook's calls has changed: its events are taken anew"));
                 }
                 configured = now;
             }
@@ -479,7 +516,10 @@ async fn session(
                                 pull = None;
                             }
                         }
-                        calls.push(Box::pin(alive(Arc::clone(lane), message)));
+                        match is_keyed {
+                            false => calls.push(Box::pin(alive(Arc::clone(lane), message, false))),
+                            true => keyed::take(lane, calls, message).await,
+                        }
                     }
                     Word::Nothing => {}
                     Word::Over => {
@@ -497,11 +537,12 @@ async fn session(
             () = until(paused) => {}
         }
     };
+    lane.order.hold(None);
     give_back(lane, messages).await;
     outcome
 }
 
-async fn ask(lane: &Lane, inbox: &str, count: usize) -> Result<Pull> {
+pub async fn ask(lane: &Lane, inbox: &str, count: usize) -> Result<Pull> {
     let subject = lane.worker.control.api_subject(&format!("CONSUMER.MSG.NEXT.{}.{}", lane.stream, lane.consumer));
     let body = json!({ "batch": count, "expires": PULL.as_nanos() }).to_string();
     lane.worker
@@ -513,7 +554,7 @@ async fn ask(lane: &Lane, inbox: &str, count: usize) -> Result<Pull> {
 }
 
 /// What came on the inbox.
-enum Word {
+pub enum Word {
     Event,
     Nothing,
     /// The request has run out.
@@ -521,7 +562,7 @@ enum Word {
     Trouble(String),
 }
 
-fn word(message: &Message) -> Word {
+pub fn word(message: &Message) -> Word {
     let Some(status) = message.status else { return Word::Event };
     let description = message.description.as_deref().unwrap_or_default();
     match status.as_u16() {
@@ -535,12 +576,12 @@ fn word(message: &Message) -> Word {
 }
 
 /// An event's call, and a sign of life to JetStream for as long as it takes.
-async fn alive(lane: Arc<Lane>, message: Message) {
+pub async fn alive(lane: Arc<Lane>, message: Message, is_keyed: bool) {
     let Some(reply) = message.reply.clone() else { return };
     let client = &lane.worker.client;
     let beat = lane.worker.settings.ack_wait / 3;
     let mut beats = interval_at(Instant::now() + beat, beat);
-    let call = event::handle(&lane, message);
+    let call = event::handle(&lane, message, is_keyed);
     let abandoned = async {
         lane.stopped().await;
         sleep(lane.worker.shutdown_timeout).await;
@@ -561,7 +602,7 @@ async fn alive(lane: Arc<Lane>, message: Message) {
 }
 
 /// Ends the subscription; what comes before the server knows is given back.
-async fn give_back(lane: &Lane, mut messages: Subscriber) {
+pub async fn give_back(lane: &Lane, mut messages: Subscriber) {
     let _ = messages.drain().await;
     let rest = async {
         while let Some(message) = messages.next().await {

@@ -8,7 +8,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -46,6 +49,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 const CALLS: &str = "SELECT public.rule_webhook_limit_calls($1, $2, $3, $4, $5)";
 const STARTS: &str = "SELECT first_us, interval_us FROM public.rule_webhook_limit_starts($1, $2)";
+const ORDER: &str = "SELECT public.rule_webhook_order_take($1, $2, $3, $4)";
+const ORDER_RELEASE: &str = "DELETE FROM public.rule_webhook_order_holders WHERE worker = $1";
 const RELEASE: &str = "DELETE FROM public.rule_webhook_limit_holders WHERE webhook_id = $1 AND worker = $2";
 
 /// The limits of all webhooks. Without a database there are none.
@@ -57,6 +62,8 @@ struct Shared {
     worker: String,
     client: tokio::sync::Mutex<Option<Arc<Client>>>,
     of: Mutex<HashMap<i32, Arc<Limit>>>,
+    /// It may hold the order of a webhook.
+    has_order: AtomicBool,
 }
 
 /// The limits of one webhook.
@@ -157,6 +164,7 @@ impl Limits {
                 worker: format!("{}-{:016x}", std::process::id(), fastrand::u64(..)),
                 client: tokio::sync::Mutex::default(),
                 of: Mutex::default(),
+                has_order: AtomicBool::new(false),
             })
         }))
     }
@@ -233,9 +241,44 @@ impl Limits {
         }
     }
 
+    /// Until when this worker is the one of its group that calls a webhook in the order of its keys; `None`: another one is.
+    ///
+    /// # Errors
+    /// PostgreSQL cannot be asked.
+    pub async fn take_order(&self, webhook: &Webhook, group: &str) -> Result<Option<Instant>> {
+        let Some(shared) = &self.0 else { return Ok(None) };
+        let lease = Duration::from_millis(webhook.timeout_ms) + MARGIN + HELD;
+        // Reckoned from before the question: PostgreSQL's clock was read later.
+        let began = Instant::now();
+        let lease_ms = i32::try_from(lease.as_millis()).unwrap_or(i32::MAX);
+        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 4] = [
+            (&webhook.webhook_id, Type::INT4),
+            (&group, Type::TEXT),
+            (&shared.worker, Type::TEXT),
+            (&lease_ms, Type::INT4),
+        ];
+        shared.has_order.store(true, Ordering::Relaxed);
+        let row = shared.ask(ORDER, &parameters).await?;
+        Ok(row.get::<_, bool>(0).then(|| began + lease))
+    }
+
+    /// How long a call of this webhook may take.
+    pub fn longest_call(webhook: &Webhook) -> Duration {
+        Duration::from_millis(webhook.timeout_ms) + MARGIN
+    }
+
     /// Gives all slots back, before the process ends.
     pub async fn release(&self) {
         let Some(shared) = &self.0 else { return };
+        if shared.has_order.load(Ordering::Relaxed) {
+            let released = async {
+                let client = shared.client().await?;
+                let done = client.execute_typed(ORDER_RELEASE, &[(&shared.worker, Type::TEXT)]).await;
+                done.map_err(|error| sql::error("give back the order of webhooks", error))
+            };
+            // It is another's a few seconds later anyway.
+            let _ = timeout(PATIENCE, released).await;
+        }
         let ids: Vec<i32> = {
             let of = shared.of.lock().unwrap_or_else(PoisonError::into_inner);
             of.values().filter(|limit| limit.lock().held_until.is_some()).map(|limit| limit.webhook_id).collect()

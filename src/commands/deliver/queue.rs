@@ -24,6 +24,7 @@ use tokio_postgres::{
 };
 
 use super::{
+    batch::{self, BatchCalls, Batches, Part},
     call::Answer,
     configuration::{self, All, Known, Rows},
     event::{Counts, count},
@@ -34,7 +35,12 @@ use super::{
     shown,
 };
 use crate::{
-    commands::{backoff::Backoff, log_once::LogOnce, systemd::Notify as Manager},
+    commands::{
+        backoff::Backoff,
+        log_once::LogOnce,
+        run::faults::{self, Point},
+        systemd::Notify as Manager,
+    },
     deliver::{
         message::Call,
         schedule::{self, ConcurrencyLimit, Disposition, FailureLog, Outcome, ReceiverLoad},
@@ -85,6 +91,7 @@ pub struct Queue {
 
 /// How fast a webhook is called.
 struct CallState {
+    batches: Arc<Batches>,
     concurrency: ConcurrencyLimit,
     taken: usize,
     hold: Option<(Instant, String)>,
@@ -152,6 +159,7 @@ impl Queue {
 
     fn with_state<T>(&self, webhook_id: i32, change: impl FnOnce(&mut CallState) -> T) -> T {
         change(lock(&self.of).entry(webhook_id).or_insert_with(|| CallState {
+            batches: Arc::default(),
             concurrency: ConcurrencyLimit::new(1),
             taken: 0,
             hold: None,
@@ -175,7 +183,8 @@ impl Queue {
             if state.held(&webhook.url).is_some() || state.is_refused.as_ref() == Some(&webhook.url) {
                 return 0;
             }
-            state.concurrency.limit().min(most).saturating_sub(state.taken)
+            let calls = state.concurrency.limit().min(most);
+            calls.saturating_mul(webhook.batch.map_or(1, |batch| batch.events)).saturating_sub(state.taken)
         })
     }
 
@@ -317,7 +326,7 @@ async fn follow(queue: Arc<Queue>) {
     let mut logged = LogOnce::default();
     loop {
         match configuration::read_rows(&rows, &mut client).await {
-            Ok((webhooks, _)) => {
+            Ok(configuration::Read { webhooks, .. }) => {
                 logged.forget();
                 queue.all.send_replace(Some(All { webhooks, ..All::default() }));
             }
@@ -381,6 +390,9 @@ async fn claim(queue: &Queue, client: &mut Option<Client>, wanted: &BTreeMap<i32
     let rows = timeout(PATIENCE, client.query_typed(CLAIM, &parameters));
     let late = |_| Error::unavailable(format!("{attempted}: no answer within {} s", PATIENCE.as_secs()));
     let rows = rows.await.map_err(late)?.map_err(|error| sql::error(attempted, error))?;
+    if !rows.is_empty() {
+        faults::pass(Point::QueueTaken).await?;
+    }
     Ok(rows
         .iter()
         .map(|row| Claimed {
@@ -397,17 +409,13 @@ async fn claim(queue: &Queue, client: &mut Option<Client>, wanted: &BTreeMap<i32
 
 /// A call, from its claim to its record, or back into the queue where there is no time left for it.
 async fn one(queue: Arc<Queue>, claimed: Claimed, shutdown: watch::Receiver<bool>) {
-    let stopped = async {
-        // A sender that is gone is a process that ends.
-        let _ = shutdown.clone().wait_for(|stop| *stop).await;
-    };
     let abandoned = async {
         let _ = shutdown.clone().wait_for(|stop| *stop).await;
         sleep(queue.shutdown_timeout).await;
     };
     let entry = tokio::select! {
         biased;
-        entry = handle(&queue, &claimed, stopped) => entry,
+        entry = handle(&queue, &claimed, shutdown.clone()) => entry,
         () = abandoned => Entry::given_back(claimed.call_id),
     };
     // The call is this worker's until that is written, or another's once its time is over.
@@ -444,20 +452,25 @@ struct Turn<'q> {
     room: SemaphorePermit<'q>,
 }
 
-/// Waits until the call may be made. `None`: it goes back into the queue.
-async fn turn<'q>(queue: &'q Queue, claimed: &Claimed) -> Option<Turn<'q>> {
-    let id = claimed.webhook_id;
-    let may_call = |known: &Arc<Known>| known.webhook.enabled && queue.is_chosen(known);
-    // As the row was when the call was taken, or newer.
+/// The webhook of a call, as its row was when the call was taken, or newer.
+async fn fresh(queue: &Queue, claimed: &Claimed) -> Option<Arc<Known>> {
     let mut all = queue.all.subscribe();
     // A reading that was under way already may be older; the one after it is not.
     for _ in 0..2 {
-        if queue.known(id).is_some_and(|known| known.version == claimed.version) {
+        if queue.known(claimed.webhook_id).is_some_and(|known| known.version == claimed.version) {
             break;
         }
         queue.stale.notify_one();
         all.changed().await.ok()?;
     }
+    queue.known(claimed.webhook_id)
+}
+
+/// Waits until the call may be made. `None`: it goes back into the queue.
+async fn turn<'q>(queue: &'q Queue, claimed: &Claimed) -> Option<Turn<'q>> {
+    let id = claimed.webhook_id;
+    let may_call = |known: &Arc<Known>| known.webhook.enabled && queue.is_chosen(known);
+    let mut all = queue.all.subscribe();
     let token = loop {
         let known = queue.known(id).filter(may_call)?;
         if let Some(until) = queue.with_state(id, |state| state.held(&known.webhook.url)) {
@@ -498,12 +511,46 @@ async fn turn<'q>(queue: &'q Queue, claimed: &Claimed) -> Option<Turn<'q>> {
     }
 }
 
-async fn handle(queue: &Queue, claimed: &Claimed, stopped: impl Future<Output = ()>) -> Entry {
-    let turn = tokio::select! {
-        turn = turn(queue, claimed) => turn,
-        () = stopped => None,
-    };
-    let Some(Turn { known, token, slot, room }) = turn else { return Entry::given_back(claimed.call_id) };
+/// The calls of the webhook of one that was taken.
+struct QueueCalls<'q> {
+    queue: &'q Queue,
+    claimed: &'q Claimed,
+    shutdown: watch::Receiver<bool>,
+}
+
+impl<'q> BatchCalls for QueueCalls<'q> {
+    type Turn = Turn<'q>;
+
+    fn limit(&self) -> usize {
+        self.queue.with_state(self.claimed.webhook_id, |state| state.concurrency.limit())
+    }
+
+    async fn turn(&self) -> std::result::Result<Turn<'q>, Duration> {
+        let turn = turn(self.queue, self.claimed).await.ok_or(Duration::ZERO)?;
+        faults::pass(Point::QueueUncalled).await.map_err(|_| Duration::ZERO)?;
+        Ok(turn)
+    }
+
+    async fn make(&self, turn: Turn<'q>, call: &Call<'_>) -> Answer {
+        let Turn { known, token, slot, room } = turn;
+        let counters = self.queue.counters.of(known.webhook.webhook_id);
+        let _running = counters.begin();
+        let answer = match token {
+            Ok(token) => self.queue.receivers.attempt(&self.queue.limits, slot.as_ref(), &known, call, token).await,
+            Err(why) => Answer::not_sent(why),
+        };
+        drop(room);
+        answer
+    }
+
+    async fn stopped(&self) {
+        // A sender that is gone is a process that ends.
+        let _ = self.shutdown.clone().wait_for(|stop| *stop).await;
+    }
+}
+
+async fn handle(queue: &Queue, claimed: &Claimed, shutdown: watch::Receiver<bool>) -> Entry {
+    let Some(known) = fresh(queue, claimed).await else { return Entry::given_back(claimed.call_id) };
     let webhook = &known.webhook;
     let own_id = format!("{}-call-{:x}-{}", queue.source, claimed.created_us, claimed.call_id);
     let webhook_id = claimed.retry_of.as_deref().unwrap_or(&own_id).replace('.', "_");
@@ -531,17 +578,48 @@ async fn handle(queue: &Queue, claimed: &Claimed, stopped: impl Future<Output = 
         content_type: "application/json",
     };
     let attempt = u64::try_from(claimed.attempt).unwrap_or(1);
-    let counters = queue.counters.of(webhook.webhook_id);
-    let running = counters.begin();
-    let answer = match token {
-        Ok(token) => queue.receivers.attempt(&queue.limits, slot.as_ref(), &known, &call, token).await,
-        Err(why) => Answer::not_sent(why),
+    let calls = QueueCalls { queue, claimed, shutdown };
+    let called = match webhook.batch {
+        None => {
+            let turn = tokio::select! {
+                turn = calls.turn() => turn.ok(),
+                () = calls.stopped() => None,
+            };
+            match turn {
+                None => None,
+                Some(turn) => Some((calls.make(turn, &call).await, true)),
+            }
+        }
+        Some(limits) => {
+            let event = batch::Event {
+                id: webhook_id.clone(),
+                kind: Some("webhook.call".to_owned()),
+                body: String::from_utf8_lossy(body).into_owned(),
+                is_cloudevent: false,
+                attempt,
+                is_last: attempt >= u64::from(webhook.attempts()),
+            };
+            let batches = queue.with_state(webhook.webhook_id, |state| Arc::clone(&state.batches));
+            match batches.call(&calls, limits, event).await {
+                Part::Answered(answer, speaks) => Some((answer, speaks)),
+                Part::NotCalled(_) => None,
+            }
+        }
     };
-    drop((running, slot, room));
+    let Some((answer, speaks)) = called else { return Entry::given_back(claimed.call_id) };
+    // As it was called, or newer.
+    let known = queue.known(claimed.webhook_id).unwrap_or(known);
+    let webhook = &known.webhook;
+    let counters = queue.counters.of(webhook.webhook_id);
+    if faults::pass(Point::QueueCalled).await.is_err() {
+        return Entry::given_back(claimed.call_id);
+    }
     queue.counts.bytes.fetch_add(body.len() as u64, Ordering::Relaxed);
     let verdict = schedule::judge(webhook, attempt, &answer.outcome, fastrand::f64());
     counters.called(answer.took, verdict.disposition, verdict.error.as_deref(), None);
-    queue.with_state(webhook.webhook_id, |state| state.concurrency.learn(verdict.load));
+    if speaks {
+        queue.with_state(webhook.webhook_id, |state| state.concurrency.learn(verdict.load));
+    }
     let mut pause = None;
     if let ReceiverLoad::Pause(wait) = verdict.load {
         queue.hold(&known, wait);

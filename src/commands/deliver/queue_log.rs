@@ -15,7 +15,11 @@ use tokio_postgres::Client;
 
 use super::call_log::DISABLE;
 use crate::{
-    commands::{log_once::LogOnce, rows::check_kept},
+    commands::{
+        log_once::LogOnce,
+        rows::check_kept,
+        run::faults::{self, Point},
+    },
     error::{Error, Result},
     postgres::{Settings, sql},
 };
@@ -233,6 +237,7 @@ async fn attempt(settings: &Settings, worker: &str, client: &mut Option<Client>,
         _ => client.insert(sql::connect(settings).await?),
     };
     let failed = |error| sql::error("write what came of calls", error);
+    faults::pass(Point::QueueUnwritten).await?;
     let transaction = client.transaction().await.map_err(failed)?;
     let entries = || batch.iter().map(|waiting| &waiting.entry);
     let calls: Vec<&Entry> = entries().filter(|entry| entry.state != State::GivenBack).collect();
@@ -316,5 +321,6 @@ async fn attempt(settings: &Settings, worker: &str, client: &mut Option<Client>,
         let urls: Vec<&str> = pauses.iter().map(|(.., url)| url.as_str()).collect();
         transaction.execute(PAUSE, &[&ids, &waits, &urls]).await.map_err(failed)?;
     }
-    transaction.commit().await.map_err(failed)
+    transaction.commit().await.map_err(failed)?;
+    faults::pass(Point::QueueWritten).await
 }

@@ -71,10 +71,23 @@ pub enum Point {
     Drained,
     /// They are said, and the slot is still ours.
     LastWords,
+    /// `walhook deliver --queue`: calls are taken in PostgreSQL, and the worker does not know.
+    QueueTaken,
+    /// A call is about to be made.
+    QueueUncalled,
+    /// Its receiver has answered, and nobody knows.
+    QueueCalled,
+    /// What came of calls is about to be written.
+    QueueUnwritten,
+    /// It is durable, and the worker does not know.
+    QueueWritten,
 }
 
 impl Point {
-    /// All of them.
+    /// Those of a worker of the queue.
+    pub const QUEUE: [Point; 5] =
+        [Point::QueueTaken, Point::QueueUncalled, Point::QueueCalled, Point::QueueUnwritten, Point::QueueWritten];
+    /// Those of a run.
     pub const ALL: [Point; 24] = [
         Point::SlotTaken,
         Point::EpochRaised,
@@ -139,8 +152,11 @@ pub fn arm() -> Result<()> {
     }
     let Ok(text) = std::env::var(VARIABLE) else { return Ok(()) };
     let fault = parse(&text).ok_or_else(|| {
-        Error::config(format!("{VARIABLE}: {text:?} is no fault"))
-            .hint(format!("POINT=abort|panic|error|delay|hang@HIT, where POINT is one of {:?}", Point::ALL))
+        Error::config(format!("{VARIABLE}: {text:?} is no fault")).hint(format!(
+            "POINT=abort|panic|error|delay|hang@HIT, where POINT is one of {:?}, {:?}",
+            Point::ALL,
+            Point::QUEUE
+        ))
     })?;
     let _ = FAULT.set(fault);
     Ok(())
@@ -157,7 +173,7 @@ fn parse(text: &str) -> Option<Fault> {
         "hang" => Action::Hang,
         _ => return None,
     };
-    let point = Point::ALL.into_iter().find(|known| format!("{known:?}") == point)?;
+    let point = Point::ALL.into_iter().chain(Point::QUEUE).find(|known| format!("{known:?}") == point)?;
     Some(Fault { point, action, hit: hit.parse().ok()? })
 }
 

@@ -32,6 +32,7 @@ use crate::{
         bucket::{self, MARK, Place},
         identity::{Mark, Runs},
         log_once::LogOnce,
+        notices::{Notices, Targets},
         presence::{Presence, ThisRun},
     },
     deliver::webhook::{self, Credentials},
@@ -97,6 +98,7 @@ pub struct WebhookRegistry {
     shared: Arc<Shared>,
     task: JoinHandle<()>,
     presence: Presence,
+    notices: Notices,
 }
 
 /// What the task tells.
@@ -115,8 +117,9 @@ impl WebhookRegistry {
         let (beat, beats) = watch::channel(None);
         let shared = Arc::new(Shared::default());
         let presence = Presence::start(poster.run.clone());
+        let notices = Notices::start(poster.run.source.clone(), poster.run.postgres.clone());
         let task = tokio::spawn(post(poster, news, beats, Arc::clone(&shared)));
-        WebhookRegistry { sender, beat, generations: (0, 0), shared, task, presence }
+        WebhookRegistry { sender, beat, generations: (0, 0), shared, task, presence, notices }
     }
 
     /// Posts the configuration if it has changed since the last time, or if there are other connections.
@@ -134,6 +137,7 @@ impl WebhookRegistry {
             let tables = streamer.tables().clone();
             let (controls, witnesses) = (lanes.controls(), lanes.witnesses());
             self.presence.follow(lanes.answering());
+            self.notices.follow(notice_targets(&tables, &controls, &witnesses));
             let news = News { tables, controls, witnesses, streams: lanes.wanted_streams(streamer) };
             self.sender.send_replace(Some(Arc::new(news)));
         }
@@ -149,6 +153,13 @@ impl WebhookRegistry {
     pub fn has_marked(&self) -> bool {
         self.shared.has_marked.load(Ordering::Relaxed)
     }
+}
+
+/// The connections of configurations that have a `notice_subject`.
+fn notice_targets(tables: &Tables, controls: &HashMap<i32, Control>, witnesses: &HashMap<i32, Control>) -> Targets {
+    let configs = tables.configs.iter().filter(|(_, row)| row.notice_subject.is_some());
+    let control = |id: &i32| controls.get(id).or_else(|| witnesses.get(id));
+    configs.filter_map(|(id, row)| Some((row.config_name.clone(), control(id)?.client().clone()))).collect()
 }
 
 impl Drop for WebhookRegistry {
