@@ -156,7 +156,7 @@ class Debezium(Peer):
         }
         sink = {"type": "nats-jetstream", "nats-jetstream.url": f"nats://127.0.0.1:{self.site.nats_port}",
                 "nats-jetstream.create-stream": "false", "nats-jetstream.async.enabled": "true"}
-        more = {"debezium.format.key.schemas.enable": "false", "debezium.format.value.schemas.enable": "false",  # no schema in each message
+        more = {**{f"debezium.format.{part}.schemas.enable": "false" for part in ("key", "value", "header")},  # no schema in each message
                 "quarkus.log.level": "WARN", "quarkus.http.port": free_port()}
         lines = [f"debezium.source.{key}={value}" for key, value in source.items()]
         lines += [f"debezium.sink.{key}={value}" for key, value in sink.items()]
