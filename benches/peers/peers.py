@@ -97,8 +97,9 @@ class Walhook(Peer):
     def reset(self, folder):
         self.site.sql("DELETE FROM rule_nats_checkpoints; TRUNCATE rule_nats_publish_history; "
                       f"UPDATE rule_nats_config SET history = '{self.history}'")
-        # The default of 10 s would be the unit in which a drain with a history ends; nothing else waits for it.
-        (folder / "walhook.toml").write_text("status_interval_ms = 50\n")
+        # walhook keeps the rules, the history's setting too, under which it has first read a place in the WAL: by another name of
+        # the source it is as if it had never run. The default interval would be the unit in which a drain with a history ends.
+        (folder / "walhook.toml").write_text(f'source = "{folder.name}"\nstatus_interval_ms = 50\n')
         return [self.path, "run", "--config", folder / "walhook.toml"], {"DATABASE_URL": self.site.conninfo}
 
 
