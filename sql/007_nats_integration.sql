@@ -105,7 +105,9 @@ COMMENT ON COLUMN public.rule_nats_streams.max_bytes IS 'Bytes, default 1 GiB';
 COMMENT ON COLUMN public.rule_nats_streams.max_age_seconds IS 'Seconds, default 7 days';
 COMMENT ON COLUMN public.rule_nats_streams.retention_policy IS
     'limits keeps for every consumer; interest stores nothing while nobody consumes; workqueue allows one consumer';
-COMMENT ON COLUMN public.rule_nats_streams.duplicate_window_seconds IS 'How long JetStream remembers message ids, seconds';
+COMMENT ON COLUMN public.rule_nats_streams.duplicate_window_seconds IS
+    'How long JetStream remembers message ids, seconds. The ordering strict does not need it: it serves callers that send message ids '
+    'of their own. It costs nats-server some 190 bytes of memory for each event that comes within it';
 
 ALTER TABLE public.rule_webhooks
     ADD COLUMN IF NOT EXISTS nats_enabled BOOLEAN DEFAULT false,

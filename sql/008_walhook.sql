@@ -1512,6 +1512,9 @@ COMMENT ON FUNCTION public.rule_cdc_is_traceparent IS
 
 -- One look at the webhook decides all of a call, so that a change of it in the meantime is seen whole or not at all.
 DROP FUNCTION IF EXISTS public.rule_webhook_put(INTEGER, JSONB, TEXT, TEXT, JSONB, BIGINT, TEXT);
+-- Each call of an application pays for this, so: no query where there are no headers; no second look-up of the default
+-- configuration (the table has few rows, and a scan of it costs less than an index's); answers from text, for half the price of
+-- jsonb_build_object.
 CREATE OR REPLACE FUNCTION public.rule_webhook_put(
     p_webhook_id INTEGER,
     p_payload JSONB,
@@ -1532,15 +1535,17 @@ DECLARE
     v_count INTEGER;
     v_call_id INTEGER;
     v_event_id BIGINT;
-    v_queue JSONB;
-    v_nats JSONB;
+    v_queue TEXT;
+    v_nats TEXT;
+    v_is_own BOOLEAN := false;
+    v_is_trace BOOLEAN;
 BEGIN
     SELECT w.webhook_name, w.enabled, w.nats_enabled, w.nats_subject, w.publish_mode, w.payload_format, c.config_name, c.subject_prefix,
            c.enabled AS config_enabled
     INTO v_webhook
     FROM public.rule_webhooks w
-    LEFT JOIN public.rule_nats_config c ON c.config_id = coalesce(
-        w.nats_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
+    LEFT JOIN public.rule_nats_config c
+        ON c.config_id = w.nats_config_id OR w.nats_config_id IS NULL AND c.config_name = 'default'
     WHERE w.webhook_id = p_webhook_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
@@ -1626,19 +1631,25 @@ BEGIN
                 HINT = 'A message id has 1 to 512 bytes, no control characters, and no space at its ends.';
         END IF;
         -- The trace of the call, or else that of the session: passed on where it is one, and never a reason to refuse a call.
-        IF p_headers IS NULL OR jsonb_typeof(p_headers) = 'object' THEN
+        IF p_headers IS NULL THEN
+            v_trace := nullif(current_setting('walhook.traceparent', true), '');
+        ELSIF jsonb_typeof(p_headers) = 'object' THEN
             SELECT coalesce(h.value #>> '{}', '') INTO v_trace
             FROM jsonb_each(p_headers) h WHERE lower(h.key) = 'traceparent' ORDER BY 1 LIMIT 1;
-            IF NOT FOUND THEN
+            v_is_own := FOUND;
+            IF NOT v_is_own THEN
                 v_trace := nullif(current_setting('walhook.traceparent', true), '');
-                IF public.rule_cdc_is_traceparent(v_trace) THEN
-                    p_headers := coalesce(p_headers, '{}') || jsonb_build_object('traceparent', v_trace);
-                END IF;
-            ELSIF NOT public.rule_cdc_is_traceparent(v_trace) THEN
+            END IF;
+        END IF;
+        IF v_trace IS NOT NULL THEN
+            v_is_trace := public.rule_cdc_is_traceparent(v_trace);
+            IF v_is_trace AND NOT v_is_own THEN
+                p_headers := coalesce(p_headers, '{}') || jsonb_build_object('traceparent', v_trace);
+            ELSIF NOT v_is_trace AND v_is_own THEN
                 SELECT nullif(coalesce(jsonb_object_agg(h.key, h.value), '{}'), '{}') INTO p_headers
                 FROM jsonb_each(p_headers) h WHERE lower(h.key) NOT IN ('traceparent', 'tracestate');
             END IF;
-            IF NOT public.rule_cdc_is_traceparent(v_trace) THEN
+            IF NOT v_is_trace THEN
                 RAISE NOTICE 'Webhook % (%): % is not a traceparent, so the event has no trace', p_webhook_id,
                     public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)), public.rule_cdc_quoted(left(v_trace, 100))
                     USING HINT = 'A traceparent is 00-<32 hex digits>-<16 hex digits>-<2 hex digits>, in lower case.';
@@ -1662,23 +1673,18 @@ BEGIN
         VALUES (p_webhook_id, p_payload, v_subject, p_message_id, p_headers, p_rule_execution_id,
                 coalesce(p_triggered_by, nullif(current_setting('role', true), 'none'), session_user))
         RETURNING event_id INTO v_event_id;
-        v_nats := jsonb_build_object('success', true, 'status', 'enqueued', 'event_id', v_event_id, 'subject', v_subject,
-                                     'message_id', p_message_id);
+        v_nats := '{"success": true, "status": "enqueued", "event_id": ' || v_event_id || ', "subject": ' || to_json(v_subject)
+                  || ', "message_id": ' || coalesce(to_json(p_message_id)::text, 'null') || '}';
         IF p_mode IS NOT NULL THEN
-            RETURN v_nats;
+            RETURN v_nats::jsonb;
         END IF;
     END IF;
     IF v_mode <> 'nats' THEN
         v_call_id := public.rule_webhook_enqueue(p_webhook_id, p_payload);
-        v_queue := jsonb_build_object('success', true, 'status', 'enqueued', 'call_id', v_call_id);
+        v_queue := '{"success": true, "status": "enqueued", "call_id": ' || coalesce(v_call_id::text, 'null') || '}';
     END IF;
-    RETURN CASE v_mode
-        WHEN 'queue' THEN jsonb_build_object('success', true, 'status', 'enqueued', 'webhook_id', p_webhook_id,
-                                             'publish_mode', v_mode, 'queue', v_queue)
-        WHEN 'nats' THEN jsonb_build_object('success', true, 'status', 'enqueued', 'webhook_id', p_webhook_id,
-                                            'publish_mode', v_mode, 'nats', v_nats)
-        ELSE jsonb_build_object('success', true, 'status', 'enqueued', 'webhook_id', p_webhook_id,
-                                'publish_mode', v_mode, 'queue', v_queue, 'nats', v_nats) END;
+    RETURN ('{"success": true, "status": "enqueued", "webhook_id": ' || p_webhook_id || ', "publish_mode": "' || v_mode || '"'
+            || coalesce(', "queue": ' || v_queue, '') || coalesce(', "nats": ' || v_nats, '') || '}')::jsonb;
 END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_put IS

@@ -15,6 +15,7 @@ mod show;
 mod sizes;
 mod tails;
 mod webhooks;
+pub mod window;
 
 use std::{
     io::{self, IsTerminal},

@@ -17,6 +17,7 @@ use support::{
     walhook::{Builder, Finished, Walhook},
 };
 use tokio_postgres::Client;
+use walhook::commands::check::window;
 
 /// However full the disk of this machine is.
 pub const ROOM: [&str; 2] = ["--wal-disk-free", "100TB"];
@@ -449,6 +450,51 @@ async fn the_printed_rights_are_enough_for_run_and_for_check_and_what_is_lacking
     let violations: Vec<String> =
         feed.nats.log().split_off(said).lines().filter(|line| line.contains("iolation")).map(str::to_owned).collect();
     assert!(violations.is_empty(), "{violations:#?}");
+}
+
+/// A new row of rule_nats_streams has limits by default, which would delete events of a stream that had none.
+#[tokio::test]
+async fn a_remedy_that_makes_a_streams_row_gives_the_stream_no_limits() {
+    let feed = sound("default").await;
+    let admin = feed.nats.jetstream().await;
+    let full = async_nats::jetstream::stream::Config {
+        name: "WEBHOOKS".to_owned(),
+        subjects: vec!["webhooks.>".to_owned()],
+        max_messages: 2,
+        ..Default::default()
+    };
+    let durable =
+        async_nats::jetstream::consumer::pull::Config { durable_name: Some("slow".to_owned()), ..Default::default() };
+    admin.create_stream(full).await.unwrap().create_consumer(durable).await.unwrap();
+    for _ in 0..2 {
+        admin.publish("webhooks.x", "{}".into()).await.unwrap().await.unwrap();
+    }
+    assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_streams"), "0");
+    let checked = Checked::of(&feed);
+    run_remedy(&feed, checked.one("stream_unread")).await;
+    let row = "SELECT (discard_policy, max_messages, max_bytes, max_age_seconds) FROM rule_nats_streams";
+    assert_eq!(feed.pg.psql(row), "(new,,,)");
+    assert!(!Checked::of(&feed).has("stream_unread"));
+}
+
+#[tokio::test]
+async fn callers_ids_are_found_by_the_subjects_of_the_last_calls() {
+    let feed = Feed::start().await;
+    let client = feed.pg.client().await;
+    let found = async || window::subjects_with_own_ids(&client).await.unwrap().into_iter().collect::<Vec<_>>();
+    let (plain, own) = (feed.webhook("plain"), feed.webhook("own"));
+    feed.pg
+        .psql(&format!("SELECT rule_webhook_publish_nats({plain}, '{{}}'), rule_webhook_publish_nats({own}, '{{}}')"));
+    assert!(found().await.is_empty());
+    feed.pg.psql(&format!("SELECT rule_webhook_call_unified({own}, '{{}}', 'an-id')"));
+    assert_eq!(found().await, ["webhooks.own"]);
+    // A role that may not read the calls gets an error, and its connection can be used as before.
+    feed.pg.psql("CREATE ROLE nobody LOGIN");
+    client.batch_execute("SET ROLE nobody").await.unwrap();
+    let error = window::subjects_with_own_ids(&client).await.unwrap_err();
+    assert!(error.to_string().contains("rule_webhook_events"), "{error}");
+    client.batch_execute("RESET ROLE").await.unwrap();
+    assert_eq!(found().await, ["webhooks.own"]);
 }
 
 #[tokio::test]

@@ -36,6 +36,7 @@ mod outbox;
 mod package;
 mod page;
 mod payloads;
+mod peers;
 mod postgres_connection;
 mod replay;
 mod replay_wal;

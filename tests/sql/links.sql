@@ -147,4 +147,6 @@ ALTER PUBLICATION walhook_inserts SET (publish = 'insert, delete');
 SELECT ok(rule_cdc_publication_create(), 'put right');
 SELECT is((SELECT (pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot)::text FROM pg_publication WHERE pubname = 'walhook_inserts'), '(t,f,f,f,t)');
 SELECT ok(rule_cdc_publication_create('Second "one"'), 'any name will do');
+SELECT is((SELECT count(*) FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid WHERE NOT tgisinternal AND relname !~ '^rule_'), 0::bigint,
+    'no trigger on a user''s table');
 SELECT * FROM finish();

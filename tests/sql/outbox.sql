@@ -93,4 +93,6 @@ SELECT throws_like('SELECT rule_webhook_link_outbox(2, ''theirs'')', 'permission
 SET ROLE walhook_operator;
 SELECT throws_like('SELECT rule_webhook_link_outbox(2, ''theirs'')', '%payload_column names ''payload''%');
 RESET ROLE;
+SELECT is((SELECT count(*) FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid WHERE NOT tgisinternal AND relname !~ '^rule_'), 0::bigint,
+    'no trigger on a user''s table');
 SELECT * FROM finish();

@@ -13,6 +13,35 @@ SELECT is((rule_webhook_publish_nats(1, payload) ->> 'success')::boolean, true)
 FROM (VALUES ('null'::jsonb), ('1'), ('"text"'), ('[]'), (to_jsonb(repeat('x', 10 * 1024 * 1024)))) v (payload);
 SELECT is((SELECT DISTINCT triggered_by FROM rule_webhook_events WHERE event_id > 1), session_user::text);
 
+-- Answers are made as text: whatever a caller or a webhook's row has in it, they are JSON.
+SELECT is(rule_webhook_publish_nats(1, '{}', id) ->> 'message_id', id) FROM unnest(ARRAY['a"b', 'a\b', '\u0000', 'é', '%s']) id;
+SELECT rule_webhook_enable_nats(1, 'webhooks."q\', 'both');
+SELECT is(rule_webhook_call_unified(1, '{}') #- '{queue,call_id}' #- '{nats,event_id}',
+    '{"success": true, "status": "enqueued", "webhook_id": 1, "publish_mode": "both", "queue": {"success": true, "status": "enqueued"},
+      "nats": {"success": true, "status": "enqueued", "subject": "webhooks.\"q\\", "message_id": null}}'::jsonb);
+SELECT rule_webhook_enable_nats(1, NULL, 'nats');
+
+-- Without headers the session's trace is passed on, and what is none is left out; a header of the call's own is not replaced.
+CREATE FUNCTION pg_temp.traced(p_headers jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+DECLARE
+    v_event_id bigint := rule_webhook_publish_nats(1, '{}', NULL, p_headers) ->> 'event_id';
+BEGIN
+    RETURN (SELECT headers FROM rule_webhook_events WHERE event_id = v_event_id);
+END $$;
+SELECT is(pg_temp.traced(NULL), NULL);
+SELECT is(pg_temp.traced('{"A": "b"}'), '{"A": "b"}');
+SET walhook.traceparent = '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01';
+SELECT is(pg_temp.traced(NULL), jsonb_build_object('traceparent', current_setting('walhook.traceparent')));
+SELECT is(pg_temp.traced('{"A": "b"}'), '{"A": "b"}' || jsonb_build_object('traceparent', current_setting('walhook.traceparent')));
+SELECT is(pg_temp.traced('{"Traceparent": "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01"}'),
+                         '{"Traceparent": "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01"}');
+SELECT is(pg_temp.traced('{"traceparent": "no", "A": "b"}'), '{"A": "b"}');
+SELECT is(pg_temp.traced('{"traceparent": ""}'), NULL);
+SET walhook.traceparent = 'no';
+SELECT is(pg_temp.traced(NULL), NULL);
+SELECT is(pg_temp.traced('{"A": "b"}'), '{"A": "b"}');
+RESET walhook.traceparent;
+
 -- An event keeps the subject it was made with.
 SELECT rule_webhook_enable_nats(1, 'webhooks.elsewhere', 'nats');
 SELECT is((SELECT subject FROM rule_webhook_events WHERE event_id = 1), 'webhooks.hook');
@@ -35,7 +64,12 @@ UPDATE rule_webhooks SET nats_subject = 'webhooks.*';
 RESET session_replication_role;
 SELECT throws_like('SELECT rule_webhook_publish_nats(1, ''{}'')', '%''webhooks.*'': it has a wildcard%');
 UPDATE rule_webhooks SET nats_subject = NULL, nats_config_id = NULL;
+SELECT rule_nats_configure('audit', 'nats://elsewhere.invalid:4222');
+UPDATE rule_nats_config SET subject_prefix = 'audit' WHERE config_name = 'audit';
 SELECT is(rule_webhook_publish_nats(1, '{}') ->> 'subject', 'webhooks.hook', 'default subject and config');
+UPDATE rule_webhooks SET nats_config_id = (SELECT config_id FROM rule_nats_config WHERE config_name = 'audit');
+SELECT is(rule_webhook_publish_nats(1, '{}') ->> 'subject', 'audit.hook', 'its own config');
+UPDATE rule_webhooks SET nats_config_id = NULL;
 SELECT throws_like($$UPDATE rule_webhooks SET publish_mode = 'neither'$$, '%violates check constraint%');
 UPDATE rule_webhooks SET publish_mode = NULL;
 SELECT is(rule_webhook_call_unified(1, '{}') ->> 'publish_mode', 'queue', 'no mode');

@@ -9,6 +9,7 @@ use super::{
     server::{bytes, duration},
     sizes::Sample,
     tails::{self, History},
+    window::{self, Window},
 };
 use crate::{
     commands::{
@@ -34,20 +35,12 @@ use tokio_postgres::Client;
 const RETENTION_HOURS: f64 = 24.0;
 /// How full a stream or an account is that is nearly full.
 const NEARLY_FULL: f64 = 0.8;
-/// Memory of the server for each message id in the duplicate window, in bytes: measured, 185 MiB for a million.
-const ID_BYTES: f64 = 190.0;
-/// So much of it is worth a word …
-const WINDOW_NOTED: f64 = 32e6;
-/// … and so much a change.
-const WINDOW_BYTES: f64 = 256e6;
 /// A consumer whose unread events take up so much of what the stream keeps will lose some soon …
 const NEARLY_LOST: f64 = 0.8;
 /// … and one whose unread events take up so much of it lags.
 const LAGS: f64 = 0.5;
 /// The age of the oldest unread event is asked for so many consumers: those with the most to read.
 const AGES_ASKED: usize = 20;
-/// In a shared stream: how long a restart with all its retries may take.
-const WINDOW_LEAST: f64 = 60.0;
 /// What comes beside the row in a message: headers and the envelope.
 const ENVELOPE: f64 = 1024.0;
 
@@ -387,7 +380,7 @@ impl Check<'_> {
                 findings.extend(self.durability(row, u64::try_from(row.replicas.unwrap_or(1)).unwrap_or(1), false));
             }
             Foreseen::There(there) => {
-                findings.extend(self.existing(row, &there));
+                findings.extend(self.existing(row, &there).await);
                 findings.extend(self.tail(control, row, &there).await);
                 findings.extend(self.full(row, &there));
                 let ages = there.limits.age.map_or(0, |_| AGES_ASKED);
@@ -400,7 +393,7 @@ impl Check<'_> {
         Ok(findings)
     }
 
-    fn existing(&self, row: &StreamRow, there: &There) -> Vec<Finding> {
+    async fn existing(&self, row: &StreamRow, there: &There) -> Vec<Finding> {
         let subject = named(row);
         let mut findings = Vec::new();
         match &there.changes {
@@ -431,7 +424,7 @@ impl Check<'_> {
             Some((there.state.messages as f64, there.state.bytes as f64)),
         ));
         findings.extend(self.durability(row, there.state.replicas, there.is_clustered));
-        findings.extend(self.window(row, there));
+        findings.extend(self.window(row, there).await);
         findings
     }
 
@@ -570,10 +563,20 @@ impl Check<'_> {
     }
 
     /// `duplicate_window`.
-    fn window(&self, row: &StreamRow, there: &There) -> Option<Finding> {
-        let is_shared = row.ordering.as_deref() == Some("shared");
-        let (severity, text, fits) =
-            check_window(&named(row), is_shared, there.state.duplicate_window.as_secs_f64(), there.rate)?;
+    async fn window(&self, row: &StreamRow, there: &There) -> Option<Finding> {
+        let stream = named(row);
+        let mut window = Window {
+            stream: &stream,
+            is_shared: row.ordering.as_deref() == Some("shared"),
+            seconds: there.state.duplicate_window.as_secs_f64(),
+            rate: there.rate,
+            has_own_ids: None,
+        };
+        if let (true, Some(client)) = (window.is_noted() && !window.is_shared, self.database.client) {
+            let subjects = window::subjects_with_own_ids(client).await.ok();
+            window.has_own_ids = subjects.map(|subjects| window::takes_one(&row.subjects, &subjects));
+        }
+        let (severity, text, fits) = window.check()?;
         let finding = Finding::new("duplicate_window", severity, named(row), text);
         Some(match fits {
             Some(seconds) => {
@@ -596,8 +599,10 @@ impl Check<'_> {
             return update;
         }
         let subjects: Vec<String> = row.subjects.iter().map(|subject| text::sql_literal(subject)).collect();
+        // In one transaction, and without limits: a new row has some by default, and without a row the stream keeps what it has.
         format!(
-            "SELECT public.rule_nats_stream_create({name}, ARRAY[{}], {}); {update}",
+            "BEGIN; SELECT public.rule_nats_stream_create({name}, ARRAY[{}], {}); UPDATE public.rule_nats_streams \
+             SET max_messages = NULL, max_bytes = NULL, max_age_seconds = NULL WHERE stream_name = {name}; {update} COMMIT;",
             subjects.join(", "),
             text::sql_literal(&self.reached.row.config_name)
         )
@@ -635,45 +640,6 @@ fn loss(there: &There, unread: &Unread) -> Option<Loss> {
     ];
     let nearest = losses.into_iter().flatten().max_by(|a, b| a.share.total_cmp(&b.share))?;
     (nearest.share >= LAGS).then_some(nearest)
-}
-
-/// What is to be said of a window of so many seconds at so many messages a second, and which one fits, if one does.
-fn check_window(
-    stream: &str,
-    is_shared: bool,
-    window: f64,
-    rate: Option<f64>,
-) -> Option<(Severity, String, Option<u64>)> {
-    if is_shared && window < WINDOW_LEAST {
-        let text = format!(
-            "{stream} is shared and remembers message ids for {}: an event that is sent again after a longer outage is stored twice",
-            duration(window)
-        );
-        return Some((Severity::Warning, text, Some(120)));
-    }
-    let rate = rate?;
-    let memory = rate * window * ID_BYTES;
-    if memory < WINDOW_NOTED {
-        return None;
-    }
-    let severity = if memory >= WINDOW_BYTES { Severity::Warning } else { Severity::Note };
-    let needs = if is_shared {
-        "a shared stream needs a minute of it"
-    } else {
-        "strict ordering does not need it, only callers that send message ids of their own do"
-    };
-    let text = format!(
-        "{stream} remembers message ids for {}, which takes {} of the server's memory at the present rate of {} messages a second \
-         (some {ID_BYTES} bytes each); {needs}",
-        duration(window),
-        bytes(memory),
-        rate.round()
-    );
-    let least = if is_shared { WINDOW_LEAST } else { 1.0 };
-    // The longest that is not worth a word any more.
-    let fits = (least..window).contains(&least).then(|| (WINDOW_NOTED / rate / ID_BYTES).trunc().clamp(least, window));
-    let seconds = fits.and_then(|fits| format!("{fits:.0}").parse().ok());
-    Some((severity, text, seconds))
 }
 
 fn named(stream: &StreamRow) -> String {
@@ -770,24 +736,5 @@ mod tests {
         assert_eq!(found(by_age, 5, Some(3000.0)), Some(("max_age", 83.0, Some(600.0))));
         let both = Limits { age: Some(3600.0), ..by_messages };
         assert_eq!(found(both, 700, Some(2000.0)).unwrap().0, "max_msgs");
-    }
-
-    #[test]
-    fn a_duplicate_window_is_noted_by_its_memory_and_the_one_proposed_fits() {
-        let noted = |is_shared, window, rate| check_window("S", is_shared, window, rate);
-        assert_eq!(noted(false, 120.0, None), None, "nothing is known of the rate");
-        assert_eq!(noted(false, 120.0, Some(1000.0)), None, "23 MB");
-        let (severity, text, fits) = noted(false, 120.0, Some(5000.0)).unwrap();
-        assert_eq!((severity, fits), (Severity::Note, Some(33)), "{text}");
-        assert!(text.contains("109 MB") && text.contains("strict ordering does not need it"), "{text}");
-        assert_eq!(noted(false, 33.0, Some(5000.0)), None);
-        let (severity, _, fits) = noted(false, 120.0, Some(60_000.0)).unwrap();
-        assert_eq!((severity, fits), (Severity::Warning, Some(2)));
-        let (severity, _, fits) = noted(true, 30.0, None).unwrap();
-        assert_eq!((severity, fits), (Severity::Warning, Some(120)));
-        // A shared stream keeps its minute, whatever it costs.
-        let (_, text, fits) = noted(true, 120.0, Some(60_000.0)).unwrap();
-        assert_eq!(fits, Some(60), "{text}");
-        assert_eq!(noted(true, 60.0, Some(60_000.0)).unwrap().2, None);
     }
 }
