@@ -339,7 +339,7 @@ fn write_data(body: Body<'_>, out: &mut Vec<u8>) -> Range<usize> {
             (None, None) => out.extend_from_slice(b"{}"),
         },
         Body::Call { columns, row, .. } => match cell(row, columns.payload) {
-            Column::Text(payload) => write_json(super::types::Class::JSON, payload, out),
+            Column::Text(payload) => write_json(columns.payload_class, payload, out),
             _ => out.extend_from_slice(b"null"),
         },
     }
