@@ -21,7 +21,7 @@ pub fn write(
     out.extend_from_slice(b"\",\"type\":\"");
     write_type(body, out);
     out.extend_from_slice(b"\",\"time\":\"");
-    out.extend_from_slice(transaction.timestamp.as_bytes());
+    out.extend_from_slice(&transaction.timestamp);
     out.extend_from_slice(b"\",\"subject\":\"");
     write_table(body, out);
     out.extend_from_slice(b"\",\"datacontenttype\":\"application/json\",\"data\":");
@@ -39,7 +39,7 @@ pub fn write_headers(body: Body<'_>, source: &str, transaction: &TransactionText
     out.extend_from_slice(b"\r\nce-type: ");
     write_header_type(body, out);
     out.extend_from_slice(b"\r\nce-time: ");
-    out.extend_from_slice(transaction.timestamp.as_bytes());
+    out.extend_from_slice(&transaction.timestamp);
     out.extend_from_slice(b"\r\nce-subject: ");
     match body {
         Body::Row { table, .. } => push_encoded(table.unescaped.as_bytes(), out),
