@@ -269,6 +269,12 @@ mod tests {
         ] {
             assert!(parse(wrong).is_err(), "{}", wrong.escape_ascii());
         }
+        assert_eq!(plain_message(b"MSG a.b 12 345"), Some((&b"a.b"[..], 12, 345)));
+        for long in
+            ["MSG a 1 r 2", "MSG a  1 2", "MSG a\tb 1 2", "MSG a 1 1234567890", "MSG  1 2", "MSG 1 2", "MSG a 1 2 "]
+        {
+            assert_eq!(plain_message(long.as_bytes()), None, "{long}");
+        }
         assert!(parse(&vec![b'I'; LINE_BYTES_MAX]).is_err());
         assert!(parse_within(b"MSG a 1 2\r\n", 1).is_err() && parse_within(b"MSG a 1 1\r\n", 1) == Ok(None));
     }
@@ -286,6 +292,14 @@ mod tests {
                 bytes[at] = byte;
             }
             bytes.truncate(cut.index(bytes.len()) + 1);
+            for line in bytes.split(|byte| *byte == b'\n') {
+                let line = line.strip_suffix(b"\r").unwrap_or(line);
+                let Some((subject, sid, total)) = plain_message(line).filter(|(.., total)| *total < 1000) else { continue };
+                let body = [vec![b'.'; total], b"\r\n".to_vec()].concat();
+                let op = Op::Msg { subject, sid, reply: None, payload: &body[..total] };
+                let by_the_long_way = message(&line[b"MSG ".len()..], &body, 0, false, MESSAGE_BYTES_MAX);
+                prop_assert_eq!(by_the_long_way, Ok(Some((op, total + 2))));
+            }
             let mut rest = &bytes[..];
             while let Ok(Some((_, length))) = parse(rest) {
                 prop_assert!(length > 0 && length <= rest.len());
