@@ -78,6 +78,14 @@ bench: services ## measure, goals beside figures (QUICK=1: in minutes; ONLY=hist
 	$(CARGO) bench --locked --bench end_to_end
 	@[ -n "$$ONLY" ] || $(CARGO) bench --locked --bench deliver
 
+# The stage, or a part of its name, of `make profile`.
+STAGE ?= event, 1000-row
+
+.PHONY: profile
+profile: tools ## count an event's instructions function by function (STAGE="event, 1-row": of that stage); needs valgrind
+	@scripts/install valgrind=valgrind
+	PROFILE="$(STAGE)" $(CARGO) bench --locked --bench stages
+
 .PHONY: results
 results: ## put the last run's tables and pictures into the documents
 	scripts/results

@@ -3,14 +3,13 @@
 //! Made by hand rather than recorded, so that it is the same on every machine, and as long as one likes; rows are as those of
 //! `benches/end_to_end`: a key and about 300 bytes of jsonb.
 
-use std::io::Write as _;
-
 use walhook::{
     flow::{
         lane::{Lane, Tail, Timestamps},
         streamer::{Limits, Received, Streamer},
     },
     route::{
+        digits::set_hex,
         mask_key::MaskKey,
         tables::{Cell, Table, Tables},
         types::TypeCatalog,
@@ -103,7 +102,7 @@ impl Answers {
             // The first message of a lane that was just opened goes alone.
             let count = if self.stored == 0 { 1 } else { lane.len() };
             for _ in 0..count {
-                write!(&mut self.token[2..], "{:08x}", self.stored).unwrap();
+                set_hex(self.stored, &mut self.token[2..]);
                 self.stored += 1;
                 lane.acked(&self.token, self.stored, false).unwrap();
             }

@@ -10,7 +10,8 @@
 //! | event | the same | a message in its lane, sent, acknowledged, its commit confirmed; without and with history |
 //! | window | a message's head and body | the same end |
 //!
-//! `ROWS` is N, 20,000 by default.
+//! `ROWS` is N, 20,000 by default. `PROFILE=STAGE`, or a part of its name, shows instead which functions the instructions of that
+//! stage are in (`make profile`).
 
 #![allow(clippy::unwrap_used, clippy::cast_precision_loss)] // a bench fails loudly; its figures fit into a float
 
@@ -63,12 +64,58 @@ fn main() {
         run(2 * rows, taken.parse().expect("TAKEN is a number"));
         return;
     }
+    if let Ok(stage) = std::env::var("PROFILE") {
+        let (name, _) =
+            STAGES.iter().find(|(name, _)| name.contains(&stage)).expect("PROFILE is a stage, or a part of its name");
+        return profile(name, rows);
+    }
     println!("| stage | ns per row | instructions per row |\n|---|---|---|");
     for &(name, run) in STAGES {
         let quickest = (0..ROUNDS).map(|_| run(rows, rows)).min().unwrap_or_default();
         let instructions =
             instructions(name, rows).map_or_else(|| "no valgrind".to_owned(), |count| format!("{count:.0}"));
         println!("| {name} | {:.0} | {instructions} |", quickest.as_secs_f64() * 1e9 / rows as f64);
+    }
+}
+
+/// Prints the functions in which most of a stage's instructions are, their callees not counted. Needs valgrind.
+fn profile(stage: &str, rows: u64) {
+    let file = std::env::temp_dir().join(format!("walhook-stage.{}", std::process::id()));
+    // Without what makes the rows.
+    let toggles = ["decode", "event", "window"].map(|name| format!("--toggle-collect=stages::{name}*"));
+    let run = Command::new("valgrind")
+        .args(["--tool=callgrind", "--collect-atstart=no"])
+        .args(toggles)
+        .arg(format!("--callgrind-out-file={}", file.display()))
+        .arg(std::env::current_exe().unwrap())
+        .envs([("STAGE", stage), ("ROWS", &rows.to_string()), ("TAKEN", &rows.to_string())])
+        .output()
+        .expect("valgrind is installed");
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let table = Command::new("callgrind_annotate")
+        .args(["--auto=no", "--threshold=100"])
+        .arg(&file)
+        .output()
+        .expect("callgrind_annotate is installed beside valgrind");
+    let _ = std::fs::remove_file(&file);
+    let mut functions = std::collections::HashMap::<String, u64>::new();
+    for line in String::from_utf8_lossy(&table.stdout).lines() {
+        // `1,234 (5.6%)  file:function [program]`; a function is there once for each file that was inlined into it.
+        let Some((count, place)) = line.trim().split_once(" (").filter(|_| !line.ends_with("TOTALS")) else { continue };
+        let (Ok(count), Some((_, place))) = (count.replace(',', "").parse::<u64>(), place.split_once(")  ")) else {
+            continue;
+        };
+        let name = place.split_once(':').map_or(place, |(_, name)| name).split(" [").next().unwrap_or(place);
+        *functions.entry(name.to_owned()).or_default() += count;
+    }
+    let mut functions: Vec<_> = functions.into_iter().collect();
+    functions.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let all: u64 = functions.iter().map(|(_, count)| count).sum();
+    println!("{stage}: {} instructions per row\n", all / rows);
+    println!("| function | instructions per row | of all |\n|---|---|---|");
+    for (name, count) in functions.iter().take(40) {
+        let part = *count as f64 / all as f64 * 100.0;
+        println!("| `{name}` | {} | {part:.1} % |", count / rows);
     }
 }
 
@@ -88,6 +135,7 @@ fn instructions(stage: &str, rows: u64) -> Option<f64> {
     Some((count(2 * rows)? - count(rows)?) / rows as f64)
 }
 
+#[inline(never)]
 fn decode(frames: &Frames, rows: u64) -> Duration {
     let mut assembler = Assembler::default();
     let begin = Instant::now();
@@ -107,6 +155,7 @@ fn decode(frames: &Frames, rows: u64) -> Duration {
     begin.elapsed()
 }
 
+#[inline(never)]
 fn event(frames: &Frames, rows: u64, mut sink: Sink) -> Duration {
     let begin = Instant::now();
     for frame in frames.iter() {
@@ -122,6 +171,7 @@ fn event(frames: &Frames, rows: u64, mut sink: Sink) -> Duration {
 }
 
 /// A lane by itself, filled and acknowledged in turn.
+#[inline(never)]
 fn window(rows: u64) -> Duration {
     let mut lane = Lane::new("WEBHOOKS", Ordering::Strict, "_INBOX.stages");
     let mut answers = Answers::default();

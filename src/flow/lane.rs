@@ -43,7 +43,7 @@ pub use batch::{BATCH_MAX, Batches};
 use claim_check::ClaimCheck;
 pub use doubt::{Doubt, Listing};
 pub use message::Head;
-use message::{ATTEMPT_DIGITS, CRLF, Front, INDEX_DIGITS, Layout};
+use message::{CRLF, Front, Layout, Template};
 pub use mode::{Mode, Ordering};
 use open::SlotOutcome;
 use record::{noted, record, text};
@@ -200,6 +200,7 @@ pub struct Lane {
     sent_upto: u64,
     batching: Batching,
     repeats: Repeats,
+    template: Template,
 }
 
 /// A moment by two clocks.
@@ -329,6 +330,7 @@ impl Lane {
             sent_upto: 0,
             batching: Batching::default(),
             repeats: Repeats::default(),
+            template: Template::default(),
         }
     }
 
@@ -524,7 +526,7 @@ impl Lane {
             expected: (ordering == Ordering::Strict).then_some(expected),
             ..Front::default()
         };
-        let layout = message::begin(&head, stream, &front, batches != Batches::None, more, out);
+        let layout = message::begin(&head, stream, &front, batches != Batches::None, &mut self.template, more, out);
         let note = (self.notes.end(), 0);
         Draft { place, start, layout, note, keep: Keep::Nothing, may_be_claimed: false, halts: false, own_id }
     }
@@ -705,7 +707,8 @@ impl Lane {
         self.reached = self.reached.max(sequence);
         // The answer to a batch is for its last message, and good for all of it.
         let first = index + 1 - usize::from(self.slots[index].part.1);
-        for (slot, back) in self.slots.range_mut(first..=index).rev().zip(0..) {
+        for (at, back) in (first..=index).rev().zip(0..) {
+            let slot = &mut self.slots[at];
             if matches!(slot.state, State::Stored(_)) {
                 continue;
             }
@@ -720,15 +723,16 @@ impl Lane {
                 self.stored += 1;
             }
         }
+        let has_own_id = self.slots[index].has_own_id;
         // Of ours, and the tail did not show it: the stream had it, and somebody has removed it since.
-        let was_removed = duplicate && self.is_probing && !self.slots[index].has_own_id;
-        let is_repeat = duplicate && (self.slots[index].has_own_id || was_removed);
+        let was_removed = duplicate && self.is_probing && !has_own_id;
+        let is_repeat = duplicate && (has_own_id || was_removed);
         let in_place = self.mode.ordering == Ordering::Shared
             || duplicate
             || self.anchor.is_none()
             || sequence == self.expected(self.base + index as u64) + 1;
         let passed_over = is_repeat && self.passes_over(index, sequence);
-        if !duplicate && self.slots[index].has_own_id {
+        if !duplicate && has_own_id {
             self.was_new();
         }
         // A duplicate of something older says nothing of where the stream ends.
@@ -791,9 +795,7 @@ impl Lane {
 
     /// Finds the slot of a reply token; `None` for answers to earlier attempts and to what is settled.
     fn slot_of(&self, token: &[u8]) -> Option<usize> {
-        let token = std::str::from_utf8(token).ok().filter(|token| token.len() == ATTEMPT_DIGITS + INDEX_DIGITS)?;
-        let attempt = u8::from_str_radix(token.get(..ATTEMPT_DIGITS)?, 16).ok()?;
-        let low = u32::from_str_radix(token.get(ATTEMPT_DIGITS..)?, 16).ok()?;
+        let (attempt, low) = message::token(token)?;
         if attempt != self.attempt {
             return None;
         }

@@ -8,8 +8,11 @@ use std::collections::VecDeque;
 
 /// A segment takes no further message once it holds this many bytes.
 const SEGMENT_BYTES: usize = 128 * 1024;
-/// How many empty segments are kept for reuse.
+/// How many empty segments are kept for reuse, …
 const SPARE_SEGMENTS: usize = 4;
+/// … and while others are in use: a full window that is settled is filled again at once, and memory that came back from the system
+/// has to be cleared page by page.
+const SPARE_SEGMENTS_IN_USE: usize = 24;
 
 /// A place in the send buffer; places rise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -170,13 +173,14 @@ impl SendBuffer {
             let segment = self.segments.pop_front().expect("just counted");
             self.first += 1;
             self.recycle(segment);
+            self.spare.truncate(SPARE_SEGMENTS);
             self.sent = Place { segment: self.first, offset: 0 };
         }
     }
 
     fn recycle(&mut self, mut segment: Vec<u8>) {
         // A segment that one huge message blew up is given back to the allocator.
-        if self.spare.len() < SPARE_SEGMENTS && segment.capacity() <= 2 * SEGMENT_BYTES {
+        if self.spare.len() < SPARE_SEGMENTS_IN_USE && segment.capacity() <= 2 * SEGMENT_BYTES {
             segment.clear();
             self.spare.push(segment);
         }

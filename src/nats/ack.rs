@@ -61,7 +61,7 @@ impl Ack {
             }
             _ => {}
         }
-        if let Some(sequence) = plain(payload) {
+        if let Some((sequence, _)) = plain(payload) {
             return Ok(Ack::Stored { sequence, duplicate: false });
         }
         let answer: Answer = serde_json::from_slice(payload)?;
@@ -87,8 +87,33 @@ pub fn is_from_another_domain(domain: &str, payload: &[u8]) -> bool {
     from.is_some_and(|from| from != domain)
 }
 
-/// The sequence of an answer of the usual form, `{"stream":"NAME", "seq":123}`, which is nearly all of them.
-fn plain(payload: &[u8]) -> Option<u64> {
+/// The answers of one connection, of which nearly all differ from the one before in their sequence alone.
+#[derive(Debug, Default)]
+pub struct Usual {
+    /// All that the last answer of the usual form had before its sequence.
+    before: Vec<u8>,
+}
+
+impl Usual {
+    /// The sequence of an answer without headers that is as the one that was noted, but for its sequence. It is of the same stream of
+    /// the same domain, and [`Ack::parse`] says the same of it.
+    #[inline]
+    pub fn sequence(&self, payload: &[u8]) -> Option<u64> {
+        let rest = payload.strip_prefix(self.before.as_slice()).filter(|_| !self.before.is_empty())?;
+        sequence(rest)
+    }
+
+    /// Notes an answer that was taken for one of ours.
+    pub fn note(&mut self, payload: &[u8]) {
+        self.before.clear();
+        if let Some((_, at)) = plain(payload) {
+            self.before.extend_from_slice(&payload[..at]);
+        }
+    }
+}
+
+/// The sequence of an answer of the usual form, `{"stream":"NAME", "seq":123}`, which is nearly all of them, and where it begins.
+fn plain(payload: &[u8]) -> Option<(u64, usize)> {
     let rest = payload.strip_prefix(b"{\"stream\":\"")?;
     let name_end = memchr::memchr2(b'"', b'\\', rest)?;
     let rest = rest[name_end..].strip_prefix(b"\",")?;
@@ -99,12 +124,26 @@ fn plain(payload: &[u8]) -> Option<u64> {
         rest = rest.strip_prefix(b" ").unwrap_or(rest);
     }
     let rest = rest.strip_prefix(b"\"seq\":")?;
-    let rest = rest.strip_prefix(b" ").unwrap_or(rest).strip_suffix(b"}")?;
+    let rest = rest.strip_prefix(b" ").unwrap_or(rest);
+    Some((sequence(rest)?, payload.len() - rest.len()))
+}
+
+/// A sequence and the brace behind it.
+fn sequence(text: &[u8]) -> Option<u64> {
+    let digits = text.strip_suffix(b"}")?;
     // 18 digits cannot overflow.
-    if rest.is_empty() || rest.len() > 18 || !rest.iter().all(u8::is_ascii_digit) || rest == b"0" {
+    if digits.is_empty() || digits.len() > 18 || digits == b"0" {
         return None;
     }
-    Some(rest.iter().fold(0, |number, &digit| number * 10 + u64::from(digit - b'0')))
+    let mut number = 0;
+    for &byte in digits {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        number = number * 10 + u64::from(digit);
+    }
+    Some(number)
 }
 
 #[cfg(test)]
@@ -137,8 +176,42 @@ mod tests {
         assert!(is_anothers(r#"{"stream":"A", "domain":"leaf", "seq":7}"#));
         assert!(!is_anothers(r#"{"stream":"A", "domain":"hub", "seq":7}"#));
         assert!(!is_anothers(r#"{"stream":"A", "seq":7}"#) && !is_anothers(""));
+        assert_eq!(Usual::default().sequence(br#"{"stream":"A", "seq":7}"#), None);
         for bad in ["", "[", "+OK", "{\"seq\":\"x\"}"] {
             assert!(Ack::parse(None, bad.as_bytes()).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_as_the_answer_before_is_read_as_the_whole_answer_is() {
+        let answers = [
+            r#"{"stream":"A", "seq":7}"#,
+            r#"{"stream":"A","seq":7}"#,
+            r#"{"stream":"A", "seq":123456789012345678}"#,
+            r#"{"stream":"A", "seq":1234567890123456789}"#,
+            r#"{"stream":"A", "seq":0}"#,
+            r#"{"stream":"A", "seq":}"#,
+            r#"{"stream":"A", "seq":7,"duplicate": true}"#,
+            r#"{"stream":"A", "seq":7 }"#,
+            r#"{"stream":"A", "seq":-7}"#,
+            r#"{"stream":"B", "seq":7}"#,
+            r#"{"stream":"A","domain":"hub", "seq":7}"#,
+            r#"{"stream":"A","domain":"leaf", "seq":7}"#,
+            r#"{"error":{"err_code":10071,"description":"wrong last sequence: 5"}}"#,
+            "",
+        ];
+        for first in answers {
+            let mut usual = Usual::default();
+            usual.note(first.as_bytes());
+            for next in answers {
+                let Some(sequence) = usual.sequence(next.as_bytes()) else { continue };
+                assert_eq!(Ack::parse(None, next.as_bytes()).unwrap(), Ack::Stored { sequence, duplicate: false });
+                let before = |answer: &str| answer.split("\"seq\"").next().unwrap().to_owned();
+                assert_eq!(before(first), before(next), "of the same stream and the same domain");
+            }
+        }
+        let mut usual = Usual::default();
+        usual.note(answers[0].as_bytes());
+        assert_eq!(usual.sequence(answers[2].as_bytes()), Some(123_456_789_012_345_678));
     }
 }

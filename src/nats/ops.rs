@@ -82,12 +82,17 @@ pub fn parse_within(buf: &[u8], most: usize) -> Result<Option<(Op<'_>, usize)>, 
     };
     let line = window[..newline].strip_suffix(b"\r").unwrap_or(&window[..newline]);
     let after = newline + 1;
+    if let Some((subject, sid, total)) = plain_message(line)
+        && total <= most
+        && let Some((payload, [b'\r', b'\n', ..])) = buf[after..].split_at_checked(total)
+    {
+        return Ok(Some((Op::Msg { subject, sid, reply: None, payload }, after + total + 2)));
+    }
     let (verb, arguments) = match line.iter().position(|byte| matches!(byte, b' ' | b'\t')) {
         Some(space) => (&line[..space], &line[space + 1..]),
         None => (line, &[][..]),
     };
     let op = match verb {
-        // The acks, thousands a second: first.
         b"MSG" => return message(arguments, &buf[after..], after, false, most),
         b"HMSG" => return message(arguments, &buf[after..], after, true, most),
         b"PING" => Op::Ping,
@@ -98,6 +103,35 @@ pub fn parse_within(buf: &[u8], most: usize) -> Result<Option<(Op<'_>, usize)>, 
         _ => return Err(Malformed("an unknown operation")),
     };
     Ok(Some((op, after)))
+}
+
+/// `MSG subject sid bytes` with single spaces, as nats-server writes each ack, thousands a second; `None`: it is to be read by
+/// [`message`], which takes all that the protocol allows.
+#[inline]
+fn plain_message(line: &[u8]) -> Option<(&[u8], u64, usize)> {
+    let (rest, total) = number_at_end(line.strip_prefix(b"MSG ")?)?;
+    let (subject, sid) = number_at_end(rest)?;
+    let is_one_word = !subject.is_empty() && memchr::memchr2(b' ', b'\t', subject).is_none();
+    is_one_word.then_some((subject, sid, usize::try_from(total).ok()?))
+}
+
+/// The number of one to nine digits at the end, and what comes before it and one space.
+#[inline]
+fn number_at_end(text: &[u8]) -> Option<(&[u8], u64)> {
+    let (mut rest, mut number, mut worth) = (text, 0, 1);
+    while let [before @ .., last] = rest {
+        let digit = last.wrapping_sub(b'0');
+        if digit > 9 {
+            break;
+        }
+        number += u64::from(digit) * worth;
+        worth *= 10;
+        if worth > 1_000_000_000 {
+            return None;
+        }
+        rest = before;
+    }
+    (worth > 1).then_some((rest.strip_suffix(b" ")?, number))
 }
 
 /// `MSG subject sid [reply] bytes` or `HMSG subject sid [reply] header-bytes total-bytes`, then so many bytes and CRLF.
@@ -235,6 +269,12 @@ mod tests {
         ] {
             assert!(parse(wrong).is_err(), "{}", wrong.escape_ascii());
         }
+        assert_eq!(plain_message(b"MSG a.b 12 345"), Some((&b"a.b"[..], 12, 345)));
+        for long in
+            ["MSG a 1 r 2", "MSG a  1 2", "MSG a\tb 1 2", "MSG a 1 1234567890", "MSG  1 2", "MSG 1 2", "MSG a 1 2 "]
+        {
+            assert_eq!(plain_message(long.as_bytes()), None, "{long}");
+        }
         assert!(parse(&vec![b'I'; LINE_BYTES_MAX]).is_err());
         assert!(parse_within(b"MSG a 1 2\r\n", 1).is_err() && parse_within(b"MSG a 1 1\r\n", 1) == Ok(None));
     }
@@ -252,6 +292,14 @@ mod tests {
                 bytes[at] = byte;
             }
             bytes.truncate(cut.index(bytes.len()) + 1);
+            for line in bytes.split(|byte| *byte == b'\n') {
+                let line = line.strip_suffix(b"\r").unwrap_or(line);
+                let Some((subject, sid, total)) = plain_message(line).filter(|(.., total)| *total < 1000) else { continue };
+                let body = [vec![b'.'; total], b"\r\n".to_vec()].concat();
+                let op = Op::Msg { subject, sid, reply: None, payload: &body[..total] };
+                let by_the_long_way = message(&line[b"MSG ".len()..], &body, 0, false, MESSAGE_BYTES_MAX);
+                prop_assert_eq!(by_the_long_way, Ok(Some((op, total + 2))));
+            }
             let mut rest = &bytes[..];
             while let Ok(Some((_, length))) = parse(rest) {
                 prop_assert!(length > 0 && length <= rest.len());

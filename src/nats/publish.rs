@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    ack::{self, Ack},
+    ack::{self, Ack, Usual},
     codes::{self, Wire},
     foreign::foreign,
     handshake::{self, Io, ServerInfo},
@@ -65,6 +65,8 @@ pub struct Publisher {
     domain: Option<String>,
     /// An answer of another one has come.
     has_stranger: bool,
+    /// How the last answer began.
+    usual: Usual,
 }
 
 /// A message that the server does not bear; it does not say which.
@@ -120,6 +122,7 @@ impl Publisher {
             inbox_prefix: settings.inbox_prefix.clone(),
             domain: settings.api.domain().map(str::to_owned),
             has_stranger: false,
+            usual: Usual::default(),
         };
         match timeout(SUBSCRIBE_TIMEOUT, publisher.subscribe_first(inboxes)).await {
             Ok(subscribed) => subscribed.map(|()| publisher),
@@ -363,6 +366,15 @@ impl Publisher {
                 },
                 Op::Ok => continue,
             };
+            let token = &subject[memchr::memrchr(b'.', subject).map_or(0, |dot| dot + 1)..];
+            if headers.is_none()
+                && let Some(sequence) = self.usual.sequence(payload)
+            {
+                match take(Answer { inbox, token, ack: Ack::Stored { sequence, duplicate: false } }) {
+                    Ok(()) => continue,
+                    Err(error) => break Err(error),
+                }
+            }
             if let Some(domain) = self.domain.as_deref().filter(|domain| ack::is_from_another_domain(domain, payload)) {
                 if !std::mem::replace(&mut self.has_stranger, true) {
                     tracing::warn!(
@@ -374,7 +386,7 @@ impl Publisher {
                 }
                 continue;
             }
-            let token = &subject[memchr::memrchr(b'.', subject).map_or(0, |dot| dot + 1)..];
+            self.usual.note(payload);
             let taken = Ack::parse(headers.and_then(ops::status), payload)
                 .map_err(|error| Error::protocol("read JetStream's answer to a publish").caused_by(error))
                 .and_then(|ack| take(Answer { inbox, token, ack }));

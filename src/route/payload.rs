@@ -8,7 +8,7 @@ use std::ops::Range;
 use serde_json::{Map, Value};
 
 use super::{
-    digits::{push_hex, set_digits, set_hex},
+    digits::{push_hex, push_hex_upper, set_hex},
     emitted::Emitted,
     headers,
     message_columns::MessageColumns,
@@ -36,11 +36,13 @@ pub struct TransactionText {
     /// `<source>-<commit_lsn hex16>-<commit_time hex>-`: the beginning of its events' ids.
     pub id_prefix: Vec<u8>,
     /// The commit time, ISO 8601 in UTC.
-    pub timestamp: String,
+    pub timestamp: Vec<u8>,
     /// The commit time in µs since 1970.
     pub timestamp_us: i64,
-    /// The commit LSN as PostgreSQL writes it.
-    pub lsn: String,
+    /// Of the format `webhook`: where its `event` begins, up to the operation.
+    event_head: Vec<u8>,
+    /// The same from the table on: the commit time.
+    event_time: Vec<u8>,
     /// The database's name, of all its transactions.
     pub database: String,
     /// Where in the WAL the row stands that is being routed.
@@ -52,7 +54,6 @@ pub struct TransactionText {
 impl TransactionText {
     /// Renders a transaction; `commit_time` in µs since 2000-01-01.
     pub fn render(&mut self, source: &str, commit_lsn: Lsn, commit_time: i64, xid: u32) {
-        use std::fmt::Write as _;
         let id = &mut self.id_prefix;
         id.clear();
         id.extend_from_slice(source.as_bytes());
@@ -63,10 +64,21 @@ impl TransactionText {
         push_hex(commit_time.cast_unsigned(), id);
         id.push(b'-');
         self.timestamp.clear();
-        write_timestamp(commit_time, &mut self.timestamp);
+        push_timestamp(commit_time, &mut self.timestamp);
         self.timestamp_us = commit_time.saturating_add(POSTGRES_EPOCH_US);
-        self.lsn.clear();
-        write!(self.lsn, "{commit_lsn}").expect("writing to a string");
+        let head = &mut self.event_head;
+        head.clear();
+        head.extend_from_slice(b",\"event\":{\"lsn\":\"");
+        push_hex_upper(commit_lsn.0 >> 32, head);
+        head.push(b'/');
+        push_hex_upper(commit_lsn.0 & 0xFFFF_FFFF, head);
+        head.extend_from_slice(b"\",\"xid\":");
+        write_number(xid.into(), head);
+        head.extend_from_slice(b",\"op\":\"");
+        self.event_time.clear();
+        self.event_time.extend_from_slice(b"\",\"commit_time\":\"");
+        self.event_time.extend_from_slice(&self.timestamp);
+        self.event_time.push(b'"');
         self.commit_lsn = commit_lsn;
         self.xid = xid;
     }
@@ -74,26 +86,43 @@ impl TransactionText {
 
 /// Appends a time in µs since 2000-01-01 as `2026-11-23T10:11:12.123456Z`.
 pub fn write_timestamp(micros: i64, out: &mut String) {
-    use std::fmt::Write as _;
+    let mut text = Vec::new();
+    push_timestamp(micros, &mut text);
+    out.push_str(std::str::from_utf8(&text).expect("digits are ASCII"));
+}
+
+/// The same as bytes.
+fn push_timestamp(micros: i64, out: &mut Vec<u8>) {
     const DAY: i64 = 86_400_000_000;
     let (days, micros) = (micros.div_euclid(DAY), micros.rem_euclid(DAY));
     let (year, month, day) = civil_from_days(days + 10_957);
     let seconds = micros / 1_000_000;
+    // PostgreSQL's own times end in the year 294276.
+    if (0..=9999).contains(&year) {
+        out.extend([two_digits(year / 100), two_digits(year % 100)].as_flattened());
+    } else {
+        out.extend_from_slice(format!("{year:04}").as_bytes());
+    }
     let mut text = *b"-00-00T00:00:00.000000Z";
     let parts = [
-        (1..3, month),
-        (4..6, day),
-        (7..9, seconds / 3600),
-        (10..12, seconds / 60 % 60),
-        (13..15, seconds % 60),
-        (16..22, micros % 1_000_000),
+        (1, month),
+        (4, day),
+        (7, seconds / 3600),
+        (10, seconds / 60 % 60),
+        (13, seconds % 60),
+        (16, micros / 10_000 % 100),
+        (18, micros / 100 % 100),
+        (20, micros % 100),
     ];
     for (place, value) in parts {
-        set_digits(value.unsigned_abs(), &mut text[place]);
+        [text[place], text[place + 1]] = two_digits(value);
     }
-    // PostgreSQL's own times end in the year 294276.
-    write!(out, "{year:04}").expect("writing to a string");
-    out.push_str(std::str::from_utf8(&text).expect("digits are ASCII"));
+    out.extend_from_slice(&text);
+}
+
+/// Of a number below 100.
+fn two_digits(value: i64) -> [u8; 2] {
+    [value / 10, value % 10].map(|digit| b'0' + u8::try_from(digit).expect("one digit"))
 }
 
 /// What an event is about.
@@ -285,29 +314,26 @@ fn write_webhook(
     out.extend_from_slice(b"\",\"type\":\"");
     write_type(body, out);
     out.extend_from_slice(b"\",\"timestamp\":\"");
-    out.extend_from_slice(transaction.timestamp.as_bytes());
+    out.extend_from_slice(&transaction.timestamp);
     out.push(b'"');
     out.extend_from_slice(&webhook.middle);
     write_shown_headers(body, webhook, out);
     out.extend_from_slice(b",\"data\":");
     let data = write_data(body, out);
-    out.extend_from_slice(b",\"event\":{\"lsn\":\"");
-    out.extend_from_slice(transaction.lsn.as_bytes());
-    out.extend_from_slice(b"\",\"xid\":");
-    write_number(transaction.xid.into(), out);
-    out.extend_from_slice(b",\"op\":\"");
+    out.extend_from_slice(&transaction.event_head);
     out.extend_from_slice(op(body).as_str().as_bytes());
     match body {
-        Body::Emitted(_) => out.extend_from_slice(b"\",\"table\":null"),
+        Body::Emitted(_) => {
+            out.extend_from_slice(b"\",\"table\":null");
+            // Without the quote that ends a table's name.
+            out.extend_from_slice(&transaction.event_time[1..]);
+        }
         Body::Row { .. } | Body::Call { .. } => {
             out.extend_from_slice(b"\",\"table\":\"");
             write_table(body, out);
-            out.push(b'"');
+            out.extend_from_slice(&transaction.event_time);
         }
     }
-    out.extend_from_slice(b",\"commit_time\":\"");
-    out.extend_from_slice(transaction.timestamp.as_bytes());
-    out.push(b'"');
     match body {
         Body::Row { table, target, change } => {
             if target.include_old
@@ -376,7 +402,7 @@ fn write_data(body: Body<'_>, out: &mut Vec<u8>) -> Range<usize> {
             (None, None) => out.extend_from_slice(b"{}"),
         },
         Body::Call { columns, row, .. } => match cell(row, columns.payload) {
-            Column::Text(payload) => write_json(super::types::Class::JSON, payload, out),
+            Column::Text(payload) => write_json(columns.payload_class, payload, out),
             _ => out.extend_from_slice(b"null"),
         },
         Body::Emitted(message) => write_json(super::types::Class::JSON, message.payload, out),
@@ -504,7 +530,7 @@ fn write_column_value(plan: &ColumnPlan, value: Column<'_>, out: &mut Vec<u8>) {
 
 /// `,"unchanged":["doc"]`: the columns that the payload lacks because the WAL does not have them.
 fn write_unchanged(table: &Linked, target: &Target, change: &Change<'_>, out: &mut Vec<u8>) {
-    let Some(new) = change.new.filter(|_| full(change.old).is_none()) else { return };
+    let Some(new) = change.new.filter(|new| new.has_unchanged() && full(change.old).is_none()) else { return };
     let mut first = true;
     for (index, (plan, value)) in table.columns.iter().zip(new.iter()).enumerate() {
         if matches!(value, Column::Unchanged) && is_selected(target, index) {
@@ -528,9 +554,10 @@ mod tests {
         let mut text = TransactionText::default();
         text.render("shop", Lsn(0x16B_3748), 848_743_872_123_456, 731);
         assert_eq!(text.id_prefix, b"shop-00000000016b3748-303ed9500d240-");
-        assert_eq!(text.timestamp, "2026-11-23T10:11:12.123456Z");
+        assert_eq!(text.timestamp, b"2026-11-23T10:11:12.123456Z");
         assert_eq!(text.timestamp_us, 1_795_428_672_123_456);
-        assert_eq!(text.lsn, "0/16B3748");
+        assert_eq!(text.event_head, b",\"event\":{\"lsn\":\"0/16B3748\",\"xid\":731,\"op\":\"");
+        assert_eq!(text.event_time, b"\",\"commit_time\":\"2026-11-23T10:11:12.123456Z\"");
         text.render("shop", Lsn(1), -1, 731);
         assert_eq!(text.id_prefix, b"shop-0000000000000001-ffffffffffffffff-");
     }

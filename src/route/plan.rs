@@ -12,7 +12,7 @@ use super::{
     rules::{IdAndLink, Rules},
     subject::{self, Template},
     tables::{LinkRow, Table},
-    types::{Class, TypeCatalog},
+    types::{Class, JSONB, TypeCatalog},
     value::write_json_str,
 };
 use crate::wal::{
@@ -44,6 +44,7 @@ pub struct EventColumns {
     pub event_id: usize,
     pub webhook_id: usize,
     pub payload: usize,
+    pub payload_class: Class,
     pub subject: Option<usize>,
     pub message_id: Option<usize>,
     pub headers: Option<usize>,
@@ -169,10 +170,12 @@ impl Plan {
 impl EventColumns {
     fn find(relation: &Relation) -> Option<EventColumns> {
         let index = |name: &str| relation.columns.iter().position(|column| column.name == name);
+        let payload = index("payload")?;
         Some(EventColumns {
             event_id: index("event_id")?,
             webhook_id: index("webhook_id")?,
-            payload: index("payload")?,
+            payload,
+            payload_class: if relation.columns[payload].type_oid == JSONB { Class::JSONB } else { Class::JSON },
             subject: index("subject"),
             message_id: index("message_id"),
             headers: index("headers"),

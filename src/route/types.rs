@@ -52,6 +52,8 @@ impl Class {
     pub const TEXT: Class = Class::Scalar(Scalar::Text);
     /// A JSON value as it stands.
     pub const JSON: Class = Class::Scalar(Scalar::Json);
+    /// The same as the server has just printed it.
+    pub const JSONB: Class = Class::Scalar(Scalar::Jsonb);
 }
 
 /// How one value that is not an array becomes JSON.
@@ -63,8 +65,10 @@ pub enum Scalar {
     Integer,
     /// What may have a fraction, an exponent, or be no number at all.
     Number,
-    /// JSON already.
+    /// JSON already, as its writer put it: `json`.
     Json,
+    /// JSON that the server has just written itself: `jsonb`.
+    Jsonb,
     /// Bytes in hexadecimal.
     Bytea,
     /// `2024-01-02`, perhaps with ` BC`.
@@ -125,6 +129,9 @@ pub struct TypeCatalog {
 /// OIDs below are assigned by hand in PostgreSQL's source and mean the same in every cluster; from here on `initdb` and
 /// users hand them out (`FirstGenbkiObjectId`). pgoutput draws the same line for its Type messages.
 const FIRST_ASSIGNED_OID: u32 = 10_000;
+
+/// jsonb.
+pub const JSONB: u32 = 3802;
 
 /// Domains over arrays of domains over …: further down nobody looks, and it is text.
 const HOPS_MAX: u8 = 32;
@@ -220,7 +227,8 @@ fn built_in(oid: u32) -> TypeKind {
         20 | 21 | 23 => Scalar::Integer,        // int8, int2, int4
         26 | 28 | 29 | 5069 => Scalar::Integer, // oid, xid, cid, xid8
         700 | 701 | 1700 => Scalar::Number,     // float4, float8, numeric
-        114 | 3802 => Scalar::Json,             // json, jsonb
+        114 => Scalar::Json,
+        JSONB => Scalar::Jsonb,
         17 => Scalar::Bytea,
         1082 => Scalar::Date,
         1114 | 1184 => Scalar::Timestamp, // timestamp, timestamptz

@@ -3,7 +3,8 @@
 //! In: a value in PostgreSQL's text format, as pgoutput sends it under the session settings `datestyle = ISO`,
 //! `intervalstyle = iso_8601`, `timezone = UTC`, `extra_float_digits = 3`, `bytea_output = hex`, and the [`Class`] of its
 //! type. Out: exactly one valid JSON value at the end of the caller's buffer. The bytes come from outside: what does
-//! not look like its class becomes a string of its text, so that nothing in a value can break the document around it.
+//! not look like its class becomes a string of its text, so that nothing in a value can break the document around it. (A `jsonb` by
+//! itself always looks like its class: no writer can make its text, for the server prints it.)
 //! No tree of values is built; memory is only taken for array elements with backslashes in them. This module knows
 //! neither NULL nor unchanged TOAST values: those have no text, and the caller writes them.
 //!
@@ -30,23 +31,34 @@ pub fn write_json(class: Class, text: &[u8], out: &mut Vec<u8>) {
 /// `SQL_ASCII` is whatever its writers thought it was. (Such a database must be read with `client_encoding = SQL_ASCII`:
 /// asked for UTF-8, the server ends the stream at the first such value, and again at every attempt.)
 pub fn write_json_string(text: &[u8], out: &mut Vec<u8>) {
-    match std::str::from_utf8(text) {
-        Ok(text) => write_json_str(text, out),
-        Err(_) => {
-            out.extend_from_slice(b"{\"$base64\":\"");
-            write_base64(text, out);
-            out.extend_from_slice(b"\"}");
-        }
+    if is_utf8(text) {
+        write_escaped(text, out);
+    } else {
+        out.extend_from_slice(b"{\"$base64\":\"");
+        write_base64(text, out);
+        out.extend_from_slice(b"\"}");
     }
 }
 
 /// Appends `text` as a JSON string.
 pub fn write_json_str(text: &str, out: &mut Vec<u8>) {
+    write_escaped(text.as_bytes(), out);
+}
+
+/// Mostly it is ASCII, which is seen many bytes at a time.
+fn is_utf8(text: &[u8]) -> bool {
+    let (words, rest) = text.as_chunks::<8>();
+    let seen = words.iter().fold(0, |seen, word| seen | u64::from_ne_bytes(*word));
+    let seen = rest.iter().fold(seen, |seen, &byte| seen | u64::from(byte));
+    seen & 0x8080_8080_8080_8080 == 0 || std::str::from_utf8(text).is_ok()
+}
+
+fn write_escaped(text: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
-    let mut rest = text.as_bytes();
+    let mut rest = text;
     while let Some(at) = find_special(rest) {
         out.extend_from_slice(&rest[..at]);
-        write_escaped(rest[at], out);
+        write_escape(rest[at], out);
         rest = &rest[at + 1..];
     }
     out.extend_from_slice(rest);
@@ -60,12 +72,17 @@ fn write_scalar(scalar: Scalar, text: &[u8], out: &mut Vec<u8>) {
         Scalar::Integer if is_integer(text) => out.extend_from_slice(text),
         Scalar::Number if is_number(text) => out.extend_from_slice(text),
         Scalar::Json if is_json(text) => out.extend_from_slice(text),
+        // PostgreSQL keeps a tree and prints it: brackets, quotes and escapes are the server's own. Reading it again would cost as much
+        // as all else that is done for an event. Only its strings' bytes are the writer's, in a database without an encoding.
+        Scalar::Jsonb if is_utf8(text) && !text.is_empty() => out.extend_from_slice(text),
         Scalar::Bytea => or_string(text, out, |out| write_bytea(text, out)),
         Scalar::Date => or_string(text, out, |out| write_date(text, out)),
         Scalar::Timestamp => or_string(text, out, |out| write_timestamp(text, out)),
         Scalar::TimeTz => or_string(text, out, |out| write_timetz(text, out)),
         Scalar::Vector => or_string(text, out, |out| write_vector(text, out)),
-        Scalar::Bool | Scalar::Integer | Scalar::Number | Scalar::Json | Scalar::Text => write_json_string(text, out),
+        Scalar::Bool | Scalar::Integer | Scalar::Number | Scalar::Json | Scalar::Jsonb | Scalar::Text => {
+            write_json_string(text, out);
+        }
     }
 }
 
@@ -80,7 +97,7 @@ fn or_string(text: &[u8], out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) ->
 
 // Strings
 
-fn write_escaped(byte: u8, out: &mut Vec<u8>) {
+fn write_escape(byte: u8, out: &mut Vec<u8>) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     match byte {
         b'"' => out.extend_from_slice(b"\\\""),
@@ -332,6 +349,8 @@ const DIMENSIONS_MAX: usize = 6;
 
 /// An array literal as nested JSON arrays (manual, section 8.15.6).
 fn write_array(element: Scalar, delimiter: u8, levels: u8, text: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    // What is an element is found by the array's own quotes and backslashes.
+    let element = if element == Scalar::Jsonb { Scalar::Json } else { element };
     let element = match levels {
         0 | 1 => Class::Scalar(element),
         _ => Class::Array { element, delimiter, levels: levels - 1 },
@@ -431,11 +450,12 @@ mod tests {
 
     use super::*;
 
-    const SCALARS: [Scalar; 10] = [
+    const SCALARS: [Scalar; 11] = [
         Scalar::Bool,
         Scalar::Integer,
         Scalar::Number,
         Scalar::Json,
+        Scalar::Jsonb,
         Scalar::Bytea,
         Scalar::Date,
         Scalar::Timestamp,
@@ -572,6 +592,18 @@ mod tests {
     }
 
     #[test]
+    fn jsonb_goes_through_as_the_server_printed_it_if_its_bytes_are_utf_8() {
+        let class = Class::Scalar(Scalar::Jsonb);
+        for text in ["null", "{}", r#"{"a": [1, 2.50, true, "\u00e9 é \" \\"], "b": {"c": null}}"#] {
+            check(class, text, text);
+        }
+        check(class, "", "\"\"");
+        assert_eq!(json(class, b"\"\xFF\""), r#"{"$base64":"Iv8i"}"#);
+        // The elements of an array are found by the array's own quotes.
+        check(array(Scalar::Jsonb), "{a,\"{}\"}", r#"["a",{}]"#);
+    }
+
+    #[test]
     fn arrays_nest_and_lose_their_lower_bounds() {
         for (text, expected) in [
             ("{}", "[]"),
@@ -673,6 +705,8 @@ mod tests {
     fn any_class() -> impl Strategy<Value = Class> {
         (0..SCALARS.len(), 0..4_u8, prop_oneof![Just(b','), Just(b';'), any::<u8>()]).prop_map(
             |(scalar, levels, delimiter)| match levels {
+                // Nobody but the server makes the text of a jsonb.
+                0 if SCALARS[scalar] == Scalar::Jsonb => Class::JSON,
                 0 => Class::Scalar(SCALARS[scalar]),
                 _ => Class::Array { element: SCALARS[scalar], delimiter, levels },
             },
@@ -699,8 +733,10 @@ mod tests {
         fn json_comes_back_as_it_went_in_also_from_an_array(text in ".{0,20}", number in any::<f64>()) {
             let value = serde_json::json!({ "text": text, "list": [number, [], {}, null, true] }).to_string();
             let element = format!("{{\"{}\"}}", value.replace('\\', r"\\").replace('"', r#"\""#));
-            prop_assert_eq!(json(Class::Scalar(Scalar::Json), value.as_bytes()), value.clone());
-            prop_assert_eq!(json(array(Scalar::Json), element.as_bytes()), format!("[{value}]"));
+            for scalar in [Scalar::Json, Scalar::Jsonb] {
+                prop_assert_eq!(json(Class::Scalar(scalar), value.as_bytes()), value.clone());
+                prop_assert_eq!(json(array(scalar), element.as_bytes()), format!("[{value}]"));
+            }
         }
     }
 }

@@ -285,6 +285,8 @@ pub enum OldTuple<'a> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Tuple<'a> {
     count: u16,
+    /// Some column is [`Column::Unchanged`].
+    has_unchanged: bool,
     body: &'a [u8],
 }
 
@@ -479,27 +481,25 @@ fn new_tuple<'a>(cursor: &mut Cursor<'a>) -> Result<Tuple<'a>, DecodeError> {
 #[inline]
 fn tuple<'a>(cursor: &mut Cursor<'a>, field: &'static str) -> Result<Tuple<'a>, DecodeError> {
     let count = cursor.u16("number of columns")?;
+    let mut has_unchanged = false;
     let body = cursor.spanned(|cursor| {
         for index in 0..count {
-            column(cursor, field).map_err(|error| error.of_item(u32::from(index)))?;
+            has_unchanged |= column(cursor, field).map_err(|error| error.of_item(u32::from(index)))?;
         }
         Ok(())
     })?;
-    Ok(Tuple { count, body })
+    Ok(Tuple { count, has_unchanged, body })
 }
 
+/// Returns whether it is an unchanged one.
 #[inline]
-fn column(cursor: &mut Cursor<'_>, field: &'static str) -> Result<(), DecodeError> {
-    let has_value = cursor.choice(field, |kind| match kind {
-        b't' | b'b' => Some(true),
-        b'n' | b'u' => Some(false),
-        _ => None,
-    })?;
-    if has_value {
+fn column(cursor: &mut Cursor<'_>, field: &'static str) -> Result<bool, DecodeError> {
+    let kind = cursor.choice(field, |kind| matches!(kind, b't' | b'b' | b'n' | b'u').then_some(kind))?;
+    if matches!(kind, b't' | b'b') {
         let length = cursor.count(field)?;
         cursor.bytes(field, length)?;
     }
-    Ok(())
+    Ok(kind == b'u')
 }
 
 fn relation<'a>(cursor: &mut Cursor<'a>, dialect: Dialect) -> Result<Relation<'a>, DecodeError> {
@@ -594,6 +594,12 @@ impl<'a> Tuple<'a> {
     #[inline]
     pub fn len(self) -> usize {
         usize::from(self.count)
+    }
+
+    /// Whether some column is [`Column::Unchanged`].
+    #[inline]
+    pub fn has_unchanged(self) -> bool {
+        self.has_unchanged
     }
 
     /// A row without columns, which PostgreSQL allows.

@@ -202,7 +202,7 @@ async fn versions_of_rules_that_were_jsonb_are_kept_and_continued() {
         setup(&pg, "postgres").await;
         pg.psql(
             "ALTER TABLE rule_cdc_rule_versions ALTER COLUMN row_data TYPE JSONB USING row_data::text::jsonb;
-             DELETE FROM rule_cdc_migrations WHERE version = '025'",
+             DELETE FROM rule_cdc_migrations WHERE version = '024'",
         );
         let write = |lsn: &str, row: &str, is_partial: bool| {
             pg.psql(&format!(

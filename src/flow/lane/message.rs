@@ -6,11 +6,11 @@
 
 use std::ops::Range;
 
-use crate::route::digits::{set_digits, set_hex};
+use crate::route::digits::{parse_hex, set_digits, set_hex};
 
 const HPUB: &[u8] = b"HPUB ";
-pub const ATTEMPT_DIGITS: usize = 2;
-pub const INDEX_DIGITS: usize = 8;
+const ATTEMPT_DIGITS: usize = 2;
+const INDEX_DIGITS: usize = 8;
 /// Digits of the largest u64.
 const SEQUENCE_DIGITS: usize = 20;
 const HEADER_LENGTH_DIGITS: usize = 6;
@@ -100,7 +100,7 @@ pub enum Mark {
 }
 
 /// Where things lie in a message, in bytes from its beginning.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Layout {
     pub subject: Range<usize>,
     pub header_at: usize,
@@ -168,16 +168,102 @@ fn batch_prefix(reply: &[u8]) -> &[u8] {
     dots.nth(2).map_or(reply, |dot| &reply[dot + 1..])
 }
 
+/// How the last message of a lane that may not be in a batch began: most of those behind it differ in a few digits and in their
+/// ids.
+#[derive(Debug, Default)]
+pub struct Template {
+    /// Of the messages that it is good for.
+    op: &'static str,
+    epoch: u64,
+    attempt: u8,
+    has_expected: bool,
+    /// Up to the line of the id; nothing where there is no template.
+    front: Vec<u8>,
+    /// From the id to what the event adds.
+    behind_id: Vec<u8>,
+    layout: Layout,
+    /// Where the digits of the index and of the expected sequence are.
+    index_at: usize,
+    expected_at: usize,
+}
+
+impl Template {
+    /// Notes what was written of a message: its front, and where its id ends.
+    fn note(&mut self, head: &Head<'_>, front: &Front<'_>, layout: &Layout, written: &[u8], id_end: usize) {
+        self.front.clear();
+        let is_usual = front.mark.is_none() && front.part.is_none() && !layout.may_be_batched;
+        let (Some((prefix, attempt, _)), None, true) = (front.reply, head.message_id, is_usual) else { return };
+        (self.op, self.epoch, self.attempt) = (head.op, head.epoch, attempt);
+        self.has_expected = front.expected.is_some();
+        self.front.extend_from_slice(&written[..layout.front_end]);
+        self.behind_id.clear();
+        self.behind_id.extend_from_slice(&written[id_end..]);
+        self.layout = layout.clone();
+        self.index_at = layout.subject.end + b" ".len() + prefix.len() + ATTEMPT_DIGITS;
+        self.expected_at = layout.header_at + VERSION.len() + EXPECTED.len();
+    }
+
+    /// Appends a message of that kind up to what the event adds; `None`: it is of another kind.
+    #[inline]
+    fn write(&self, head: &Head<'_>, front: &Front<'_>, may_be_batched: bool, out: &mut Vec<u8>) -> Option<Layout> {
+        let (_, attempt, index) = front.reply?;
+        let is_its = !self.front.is_empty()
+            && !may_be_batched
+            && head.message_id.is_none()
+            && front.mark.is_none()
+            && front.part.is_none()
+            && (attempt, head.epoch, front.expected.is_some()) == (self.attempt, self.epoch, self.has_expected)
+            && head.op == self.op
+            && self.front[self.layout.subject.clone()] == *head.subject;
+        if !is_its {
+            return None;
+        }
+        let start = out.len();
+        out.extend_from_slice(&self.front);
+        let message = &mut out[start..];
+        set_hex(index, &mut message[self.index_at..][..INDEX_DIGITS]);
+        if let Some(expected) = front.expected {
+            set_digits(expected, &mut message[self.expected_at..][..SEQUENCE_DIGITS]);
+        }
+        head.write_ids(out);
+        out.extend_from_slice(&self.behind_id);
+        Some(self.layout.clone())
+    }
+}
+
 /// Appends all of a message before its body, to go alone; `may_be_batched` makes room for what it may become. `stream` must
-/// take it, where there is one; `more` appends headers of its own, a line break before each.
+/// take it, where there is one; `more` appends headers of its own, a line break before each. Stream, reply subject and `template` are
+/// those of its lane.
 pub fn begin(
     head: &Head<'_>,
     stream: Option<&str>,
     front: &Front<'_>,
     may_be_batched: bool,
+    template: &mut Template,
     more: impl FnOnce(&mut Vec<u8>),
     out: &mut Vec<u8>,
 ) -> Layout {
+    let start = out.len();
+    let mut layout = template.write(head, front, may_be_batched, out).unwrap_or_else(|| {
+        let (layout, id_end) = begin_anew(head, stream, front, may_be_batched, out);
+        template.note(head, front, &layout, &out[start..], id_end);
+        layout
+    });
+    more(out);
+    out.extend_from_slice(b"\r\n\r\n");
+    layout.body_at = out.len() - start;
+    layout.data = (layout.body_at, layout.body_at);
+    layout
+}
+
+/// Appends a message up to what the event adds. Returns also where its id ends.
+fn begin_anew(
+    head: &Head<'_>,
+    stream: Option<&str>,
+    front: &Front<'_>,
+    may_be_batched: bool,
+    out: &mut Vec<u8>,
+) -> (Layout, usize) {
     let start = out.len();
     let (mut room, mut control_max) = (front.length(head.subject.len()), front.headers_length());
     if may_be_batched {
@@ -190,26 +276,17 @@ pub fn begin(
     out.extend_from_slice(head.subject);
     out.resize(start + room, b' ');
     head.write_ids(out);
+    let id_end = out.len() - start;
     if let Some(stream) = stream {
         out.extend_from_slice(b"\r\nNats-Expected-Stream: ");
         out.extend_from_slice(stream.as_bytes());
     }
     head.write_origin(out);
-    more(out);
-    out.extend_from_slice(b"\r\n\r\n");
-    let body_at = out.len() - start;
     let subject = HPUB.len()..HPUB.len() + head.subject.len();
-    let mut layout = Layout {
-        subject,
-        header_at: 0,
-        front_end: room,
-        control_max,
-        body_at,
-        data: (body_at, body_at),
-        may_be_batched,
-    };
+    let mut layout =
+        Layout { subject, header_at: 0, front_end: room, control_max, body_at: 0, data: (0, 0), may_be_batched };
     layout.set_front(front, &mut out[start..]);
-    layout
+    (layout, id_end)
 }
 
 impl Layout {
@@ -287,7 +364,68 @@ fn put_token(out: &mut &mut [u8], attempt: u8, index: u64) {
     set_token(attempt, index, take(out, ATTEMPT_DIGITS + INDEX_DIGITS));
 }
 
+/// Attempt and the low half of the index, as a reply's token has them.
+pub fn token(token: &[u8]) -> Option<(u8, u32)> {
+    let (attempt, index) = token.split_at_checked(ATTEMPT_DIGITS).filter(|(_, index)| index.len() == INDEX_DIGITS)?;
+    Some((u8::try_from(parse_hex(attempt)?).ok()?, u32::try_from(parse_hex(index)?).ok()?))
+}
+
 fn set_token(attempt: u8, index: u64, out: &mut [u8]) {
     set_hex(attempt.into(), &mut out[..ATTEMPT_DIGITS]);
     set_hex(index, &mut out[ATTEMPT_DIGITS..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever came before it, a message begins as if it were the first.
+    #[test]
+    fn a_message_begins_the_same_with_the_template_of_the_one_before_and_without() {
+        let kinds = |number: usize| {
+            let pick = |shift: u32, count: usize| (number >> shift) % count;
+            let head = Head {
+                subject: [&b"s.a"[..], b"s.longer", b"s.b"][pick(0, 3)],
+                id: [&b"src-00-9-0-1"[..], b"src-00-9-12-1"][pick(1, 2)],
+                message_id: [None, None, None, Some(&b"mine"[..])][pick(2, 4)],
+                op: ["insert", "update"][pick(4, 2)],
+                epoch: [3, 3, 3, 44][pick(5, 4)],
+            };
+            let index = [0, 7, 0xFFFF_FFFF, 0x1_0000_0001][pick(3, 4)];
+            let front = Front {
+                reply: [Some((&b"_INBOX.i.0."[..], [0, 0, 7][pick(6, 3)], index)), None][pick(7, 5) / 4],
+                expected: [Some(0), Some(u64::MAX), Some(12), None][pick(8, 4)],
+                part: None,
+                mark: [None, None, Some(Mark::Begin)][pick(9, 3)],
+            };
+            (head, front, pick(10, 5) == 4, [&b""[..], b"\r\nX: 1"][pick(3, 2)])
+        };
+        let mut template = Template::default();
+        let (mut written, mut by_template) = (Vec::new(), 0);
+        for step in 0..40_000_usize {
+            // Runs of one kind, and changes of each part of it.
+            let number = (step / 3).wrapping_mul(0x9E37_79B9) >> 4;
+            let (head, front, may_be_batched, more) =
+                kinds(if step % 3 == 2 { number ^ 1 << (step % 11) } else { number });
+            // As `set_front` has no room for a mark that was not foreseen.
+            let front = Front { mark: front.mark.filter(|_| !may_be_batched), ..front };
+            let mut fresh = Vec::from(&b"before"[..]);
+            let stream = front.reply.map(|_| "S");
+            let write = |template: &mut Template, out: &mut Vec<u8>| {
+                let start = out.len();
+                let layout =
+                    begin(&head, stream, &front, may_be_batched, template, |out| out.extend_from_slice(more), out);
+                out.extend_from_slice(b"{}\r\n");
+                layout.finish(&mut out[start..]);
+                format!("{layout:?}")
+            };
+            let layout = write(&mut Template::default(), &mut fresh);
+            written.clear();
+            written.extend_from_slice(b"before");
+            by_template += usize::from(template.write(&head, &front, may_be_batched, &mut Vec::new()).is_some());
+            assert_eq!(write(&mut template, &mut written), layout);
+            assert_eq!(written, fresh, "{}", fresh.escape_ascii());
+        }
+        assert!(by_template > 1_000, "{by_template} messages were written by the template");
+    }
 }

@@ -21,7 +21,7 @@ pub fn write(
     out.extend_from_slice(b"\",\"type\":\"");
     write_type(body, out);
     out.extend_from_slice(b"\",\"time\":\"");
-    out.extend_from_slice(transaction.timestamp.as_bytes());
+    out.extend_from_slice(&transaction.timestamp);
     // The attribute is optional, and such a message is about no table.
     if !matches!(body, Body::Emitted(_)) {
         out.extend_from_slice(b"\",\"subject\":\"");
@@ -42,7 +42,7 @@ pub fn write_headers(body: Body<'_>, source: &str, transaction: &TransactionText
     out.extend_from_slice(b"\r\nce-type: ");
     write_header_type(body, out);
     out.extend_from_slice(b"\r\nce-time: ");
-    out.extend_from_slice(transaction.timestamp.as_bytes());
+    out.extend_from_slice(&transaction.timestamp);
     if matches!(body, Body::Emitted(_)) {
         return;
     }

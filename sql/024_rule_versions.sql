@@ -1,4 +1,4 @@
--- 025: the versions of the rules as text.
+-- 024: the versions of the rules as text.
 --
 -- Comes in: 013. Goes out: rule_cdc_rule_versions.row_data as json in place of jsonb. A start of walhook reads a version of each webhook and
 -- each link: with 10,000 of each PostgreSQL wrote 13 MB of jsonb as text in 130 ms, and sends the same as json in 27 ms.
@@ -14,7 +14,7 @@ SET standard_conforming_strings = on;
 -- Once, as in 007.
 DO $schema$
 BEGIN
-IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '025') THEN
+IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '024') THEN
     RETURN;
 END IF;
 
@@ -24,7 +24,7 @@ END
 $schema$;
 
 INSERT INTO public.rule_cdc_migrations (version, description)
-VALUES ('025', 'walhook: versions of the rules are kept as json')
+VALUES ('024', 'walhook: versions of the rules are kept as json')
 ON CONFLICT (version) DO NOTHING;
 
 RESET standard_conforming_strings;
