@@ -8,6 +8,7 @@ mod configuration;
 mod jetstream;
 mod oracle;
 mod postgres;
+mod publishing;
 mod swarm;
 mod world;
 

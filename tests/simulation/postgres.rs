@@ -288,6 +288,14 @@ impl Postgres {
         places.nth(usize::try_from(ordinal).ok()?)
     }
 
+    /// Whether this event was committed in a history that a failover has left.
+    pub fn is_of_lost_history(&self, position: &EventPosition) -> bool {
+        let is_it = |transaction: &Transaction| {
+            (transaction.commit_lsn, transaction.commit_time) == (position.commit_lsn.0, position.commit_time)
+        };
+        !self.transactions.iter().any(is_it)
+    }
+
     /// WAL of tables that are not published.
     pub fn other_activity(&mut self, rng: &mut Rng) {
         self.wal_end += 8 * rng.u64(1..100);

@@ -2,6 +2,8 @@
 //! coincidences are found where much else is quiet.
 
 use fastrand::Rng;
+#[cfg(feature = "fault-points")]
+use walhook::flow::driver::Flaw;
 
 /// Classic bugs, brought back on the driver's or the servers' side, to see that the oracle notices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +67,21 @@ pub enum Bug {
     KeepVoidRules,
     /// In a strict stream everything before its last event counts as stored, whichever rules have been amended since.
     TrustAmended,
+}
+
+impl Bug {
+    /// The decision of the driver that is made wrongly.
+    #[cfg(feature = "fault-points")]
+    pub fn flaw(self) -> Option<Flaw> {
+        Some(match self {
+            Bug::BothWaysAtOnce => Flaw::BothWaysAtOnce,
+            Bug::KeepIdleLaneOpen => Flaw::KeepIdleLaneOpen,
+            Bug::ReuseTornConnection => Flaw::ReuseTornConnection,
+            Bug::TrustAnyTail => Flaw::TrustAnyTail,
+            Bug::LeaveRetiredUnasked => Flaw::LeaveRetiredUnasked,
+            _ => return None,
+        })
+    }
 }
 
 /// Chances in thousandths, per step or per occasion.

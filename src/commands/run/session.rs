@@ -45,6 +45,7 @@ use crate::{
     error::{Error, Result},
     flow::{
         delay::Due,
+        driver::{Found, trust::Checkpoint},
         streamer::{DeadLetter, Received, RulesRead, Streamer},
     },
     postgres::{
@@ -327,7 +328,7 @@ struct Session<'c> {
     /// Of the server, that is borne.
     silence: Duration,
     last_checkpoint: Instant,
-    checkpoints: Vec<state_store::Checkpoint>,
+    checkpoints: Vec<Checkpoint>,
     last_heartbeat: Option<Instant>,
     last_prune: Option<Instant>,
     last_newest: Instant,
@@ -549,7 +550,7 @@ impl Session<'_> {
         } else if let Some(alias) = self.lanes.take_met() {
             let (source, system) = (self.config.source.clone(), self.system.system_id.clone());
             Some(Box::pin(async move {
-                rules::write_alias(&client, &source, &system, &alias, rules::Found::OneServer).await?;
+                rules::write_alias(&client, &source, &system, &alias, Found::OneServer).await?;
                 Ok(Done::Written)
             }))
         } else if self.streamer.awaits_types() {
