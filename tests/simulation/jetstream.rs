@@ -171,6 +171,31 @@ impl JetStream {
         (before != self.max_payload).then_some(self.max_payload)
     }
 
+    /// A stream is deleted and made again.
+    pub fn recreate(&mut self, rng: &mut Rng) -> String {
+        let index = rng.usize(..self.streams.len());
+        let stream = &mut self.streams[index];
+        self.forgotten.extend(stream.events.drain().map(|(event, _)| event));
+        self.has_forgotten = true;
+        stream.messages.clear();
+        (stream.last_sequence, stream.synced, stream.is_claimed) = (0, 0, false);
+        stream.created_ns += 100_000_000_000;
+        stream.key.clone()
+    }
+
+    /// The operator deletes what is of a history that PostgreSQL has left; returns how much that was.
+    pub fn delete(&mut self, is_lost: impl Fn(&str) -> bool) -> usize {
+        let mut deleted = 0;
+        for stream in &mut self.streams {
+            let before = stream.messages.len();
+            stream.messages.retain(|message| !message.event.as_deref().is_some_and(&is_lost));
+            stream.events.retain(|event, _| !is_lost(event));
+            stream.synced = stream.synced.min(stream.messages.len());
+            deleted += before - stream.messages.len();
+        }
+        deleted
+    }
+
     /// A stream's metadata names the database from here on.
     pub fn claim(&mut self, key: &str) {
         self.streams.iter_mut().find(|stream| stream.key == key).unwrap().is_claimed = true;
@@ -396,14 +421,14 @@ impl JetStream {
         }
         batch.push(publish);
         *touched = now;
-        if nth > self.batch_max {
-            self.batches.remove(&id);
-            return Some(Answer::Refused(10199));
-        }
         if !is_commit {
             return None;
         }
         let (batch, _) = self.batches.remove(&id)?;
+        // nats-server says so only now, as its 2.15 does.
+        if nth > self.batch_max {
+            return Some(Answer::Refused(10199));
+        }
         let stream = &mut self.streams[at];
         let mut staged = HashSet::new();
         for (nth, publish) in batch.iter().enumerate() {

@@ -48,8 +48,12 @@ pub struct Publishing {
     works: Vec<Work>,
     /// The end of its stream that a lane was shown last, as it really was.
     shown: HashMap<StreamId, StreamEnd>,
+    /// Lanes that had stored something in their stream, as far as they knew, when they were shown that.
+    had_stored: HashSet<StreamId>,
     /// When each stream was created, as the run has seen it or its checkpoint says.
     created: HashMap<String, i64>,
+    /// Streams that have a checkpoint.
+    noted: HashSet<String>,
     /// Streams of which it is known up to where the slot has all.
     retained: HashSet<String>,
     /// A stream has events of earlier runs, and no checkpoint says up to where the slot has all: what they may have confirmed nobody
@@ -111,6 +115,7 @@ impl Publishing {
         let retained = checkpoints.clone().filter(|(_, known)| known.retained_through.is_some());
         Publishing {
             retained: retained.map(|(key, _)| key.clone()).collect(),
+            noted: checkpoints.clone().map(|(key, _)| key.clone()).collect(),
             created: checkpoints.map(|(key, known)| (key.clone(), known.created_ns)).collect(),
             is_unsure: false,
             streamer,
@@ -120,6 +125,7 @@ impl Publishing {
             apis: BTreeSet::new(),
             works: Vec::new(),
             shown: HashMap::new(),
+            had_stored: HashSet::new(),
             first_ends: HashMap::new(),
             log: Vec::new(),
         }
@@ -176,12 +182,12 @@ impl Publishing {
                 if !all && models.rng.u8(..3) == 0 {
                     continue;
                 }
-                if let Some(socket) = self.sockets.get(&connection).copied() {
-                    if self.exchange(connection, socket, models)?.is_err() {
-                        let violation = models.jetstream.violation(socket);
-                        let error = Error::unavailable("the model's connection is lost");
-                        self.handle(Event::Lost { connection, error, violation }, models)?;
-                    }
+                if let Some(socket) = self.sockets.get(&connection).copied()
+                    && self.exchange(connection, socket, models)?.is_err()
+                {
+                    let violation = models.jetstream.violation(socket);
+                    let error = Error::unavailable("the model's connection is lost");
+                    self.handle(Event::Lost { connection, error, violation }, models)?;
                 }
                 self.handle(Event::Exchanged { connection, eager: false }, models)?;
             }
@@ -246,6 +252,7 @@ impl Publishing {
         }
         if let Some(created) = self.created.insert(key.clone(), end.created_ns)
             && created != end.created_ns
+            && self.had_stored.contains(&lane)
         {
             return Err(Stop::Wrong(format!("run {epoch} goes on in {key}, which is not the stream that it knew")));
         }
@@ -366,6 +373,9 @@ impl Publishing {
             ours: last_of(false),
         };
         self.shown.insert(lane, end);
+        if self.streamer.lane(lane.0).last_stored().is_some() || self.noted.contains(key) {
+            self.had_stored.insert(lane);
+        }
         match models.bug {
             Bug::IgnoreTail => end.ours = None,
             Bug::CoreAsOurs => end.ours = last_of(true),

@@ -13,7 +13,7 @@ use walhook::{
         delay::Due,
         driver::{
             Driver, Settings, StreamId, Timing,
-            trust::{Checkpoint, RunIdentity},
+            trust::{Checkpoint, Fork, RunIdentity},
         },
         event_id::EventPosition,
         history::{Batch, HistorySource, Place},
@@ -66,6 +66,10 @@ pub struct World {
     jetstream: JetStream,
     oracle: Oracle,
     run: Option<Run>,
+    /// A run that has lost the slot and does not know it.
+    older: Option<Publishing>,
+    fork: Option<Fork>,
+    fenced: u64,
     runs: u64,
     shared: HashSet<String>,
     /// Streams whose row wants batches, which the server takes.
@@ -136,6 +140,19 @@ impl World {
             swarm.crash_us = swarm.crash_us.max(30);
             swarm.steps = 600;
         }
+        if bug == Bug::IgnoreNewerRun {
+            (swarm.linger, swarm.crash_us) = (1000, swarm.crash_us.max(20));
+        }
+        if bug == Bug::IgnoreFork {
+            (swarm.fail_over, swarm.halt, swarm.linger) = (10, 0, 1000);
+            swarm.crash_us = swarm.crash_us.max(20);
+        }
+        if bug == Bug::TrustRecreated {
+            (swarm.recreate, swarm.confirm_delay) = (10, 0);
+        }
+        if bug == Bug::GiveUpForGood {
+            (swarm.max_attempts, swarm.crash_nats) = (1, swarm.crash_nats.max(20));
+        }
         if matches!(bug, Bug::TrustAmended | Bug::KeepVoidRules) || seed % 5 == 1 {
             // Amendments are rare otherwise.
             swarm.halt = 1000;
@@ -164,6 +181,9 @@ impl World {
             postgres,
             oracle: Oracle::new(seed.is_multiple_of(3), flips),
             run: None,
+            older: None,
+            fork: None,
+            fenced: 0,
             runs: 0,
             knows_new_type: false,
             first_rules: None,
@@ -202,6 +222,9 @@ impl World {
 
     fn step(&mut self) -> Result<(), String> {
         self.tick();
+        if self.older.is_some() && self.rng.u8(..4) == 0 {
+            self.drive_older()?;
+        }
         match self.rng.u8(..21) {
             0 if self.rng.bool() => self.postgres.other_activity(&mut self.rng),
             0..=1 if self.postgres.transactions.len() < 80 => self.postgres.commit_random(&mut self.rng, &self.swarm),
@@ -229,12 +252,30 @@ impl World {
         let now = Timestamps { wall: 0, steady: self.now };
         let run = self.run.as_mut().expect("it was started");
         run.publishing.streamer.set_time(now);
+        if let Some(older) = &mut self.older {
+            older.streamer.set_time(now);
+        }
     }
 
     fn faults(&mut self) {
         let World { rng, swarm, .. } = self;
         if happens(rng, swarm.crash_us) {
-            self.crash("we crash");
+            if happens(rng, swarm.linger) {
+                self.lose_slot();
+            } else {
+                self.crash("we crash");
+            }
+        } else if self.older.is_some() && rng.u8(..100) == 0 {
+            self.end_older();
+        } else if swarm.fail_over > 0
+            && happens(rng, swarm.fail_over)
+            && self.fork.is_none()
+            && !self.postgres.has_amendments()
+        {
+            self.fail_over();
+        } else if happens(rng, swarm.recreate) && swarm.confirm_delay == 0 {
+            let key = self.jetstream.recreate(rng);
+            self.say(|| format!("{key} is made anew"));
         } else if happens(rng, swarm.crash_postgres) {
             self.postgres.crash();
             self.crash("PostgreSQL crashes");
@@ -292,6 +333,9 @@ impl World {
             foreign: 0,
             lock_history: 0,
             away: 0,
+            linger: 0,
+            recreate: 0,
+            fail_over: 0,
             ..Swarm::new(&mut Rng::with_seed(0))
         };
         let Swarm { window_events, window_bytes, history_bytes, dedup_window, expected_before_dedup, .. } = self.swarm;
@@ -314,6 +358,9 @@ impl World {
         self.history_is_locked = false;
         self.jetstream.down.clear();
         self.jetstream.refusing = None;
+        self.end_older();
+        // Who was given up is tried again.
+        self.postgres.touch_configs(&mut self.rng);
         for _ in 0..4000 {
             self.tick();
             self.pump(50)?;
@@ -368,7 +415,7 @@ impl World {
         streamer.set_amendments(self.postgres.amendments());
         let checkpoints = self.checkpoints.iter().filter_map(|(key, written)| Some((key, &written.last()?.1)));
         let driver = Driver::new(Settings {
-            run: RunIdentity { source: SOURCE.to_owned(), epoch, fork: None, is_upgraded: false },
+            run: RunIdentity { source: SOURCE.to_owned(), epoch, fork: self.fork, is_upgraded: false },
             timing: TIMING,
             delays_confirming: self.swarm.confirm_delay > 0,
             server_wal: Lsn(self.postgres.wal_end),
@@ -397,6 +444,81 @@ impl World {
         let World { rng, swarm, bug, jetstream, postgres, oracle, now, run, .. } = self;
         let models = Models { rng, swarm, bug: *bug, jetstream, postgres, oracle, now: *now };
         Some((&mut run.as_mut()?.publishing, models))
+    }
+
+    /// The run is cut off from PostgreSQL and does not know it: it goes on publishing, while the next one takes the slot.
+    fn lose_slot(&mut self) {
+        self.end_older();
+        self.say(|| "we are cut off from PostgreSQL".to_owned());
+        self.older = self.run.take().map(|run| run.publishing);
+    }
+
+    fn end_older(&mut self) {
+        let World { rng, swarm, bug, jetstream, postgres, oracle, now, older, .. } = self;
+        let mut models = Models { rng, swarm, bug: *bug, jetstream, postgres, oracle, now: *now };
+        if let Some(older) = older.take() {
+            older.leave(&mut models);
+        }
+    }
+
+    /// Lets the run do what it can that has lost the slot.
+    fn drive_older(&mut self) -> Result<(), String> {
+        let World { rng, swarm, bug, jetstream, postgres, oracle, now, older, .. } = self;
+        let mut models = Models { rng, swarm, bug: *bug, jetstream, postgres, oracle, now: *now };
+        let Some(older) = older else { return Ok(()) };
+        let outcome = older.drive(&mut models, false);
+        for line in std::mem::take(&mut older.log) {
+            self.say(|| line);
+        }
+        let error = match outcome {
+            Ok(()) => return Ok(()),
+            Err(Stop::Ends(error)) => error,
+            Err(Stop::Wrong(what)) => return Err(what),
+        };
+        self.say(|| format!("the older run ends: {error:?}"));
+        self.fenced += u64::from(error.kind() == Kind::Fenced);
+        let is_halted = error.cause_as::<Halted>().is_some();
+        let is_changed = self.jetstream.has_forgotten || self.fork.is_some();
+        match error.kind() {
+            Kind::Fenced => {}
+            Kind::Config if is_halted => {}
+            Kind::Untrusted | Kind::Unavailable if is_changed => {}
+            _ => return Err(format!("the older run stops: {error:?}")),
+        }
+        self.end_older();
+        Ok(())
+    }
+
+    /// A standby is promoted. What the database noted behind the fork is gone with it.
+    fn fail_over(&mut self) {
+        self.say(|| "PostgreSQL fails over".to_owned());
+        if happens(&mut self.rng, self.swarm.linger) {
+            self.lose_slot();
+        } else {
+            self.crash("we lose the slot");
+        }
+        let at = self.postgres.fail_over(&mut self.rng);
+        self.runs += 1_000_000;
+        self.fork = Some(Fork { at: Lsn(at), first_epoch: self.runs + 1 });
+        self.oracle.lost_history = Some((at, 2_000_000));
+        self.rule_versions.retain(|(since, _)| *since < at);
+        for written in self.checkpoints.values_mut() {
+            written.retain(|(wal_end, _)| *wal_end <= at);
+        }
+        self.say(|| format!("the timeline was left at {at}"));
+    }
+
+    /// The operator decides which events of the streams are valid, and accepts what they have lost.
+    fn put_streams_right(&mut self) -> bool {
+        let oracle = &self.oracle;
+        let deleted = self.jetstream.delete(|event| oracle.is_of_lost_history(event));
+        for (key, written) in &mut self.checkpoints {
+            let stream = self.jetstream.stream(key);
+            let is_whole =
+                |known: &Checkpoint| known.created_ns == stream.created_ns && known.sequence <= stream.last_sequence;
+            written.retain(|(_, known)| is_whole(known));
+        }
+        deleted > 0
     }
 
     /// Lets the driver do what it can, or some of it.
@@ -479,8 +601,12 @@ impl World {
                 let text = error.to_string();
                 let id = text.split(' ').find_map(super::oracle::position).ok_or("the error names no event")?;
                 self.postgres.amend(id.0, id.1);
+                self.end_older();
             }
-            Kind::Untrusted if self.jetstream.has_forgotten && (self.swarm.confirm_delay == 0 || is_unsure) => {}
+            Kind::Untrusted if self.fork.is_some() && self.put_streams_right() => {}
+            Kind::Untrusted if self.jetstream.has_forgotten && (self.swarm.confirm_delay == 0 || is_unsure) => {
+                self.put_streams_right();
+            }
             // The stream was set back, and the slot has what it lost.
             Kind::Unavailable if self.jetstream.has_forgotten && self.swarm.confirm_delay > 0 => {}
             _ => return Err(format!("walhook stops: {error:?}")),
@@ -559,6 +685,13 @@ impl World {
                 self.run.as_mut().expect("it runs").publishing.streamer.set_types(types);
             }
             None if self.keep_rules() || self.checkpoint()? => {}
+            None if self.rng.u8(..12) == 0 => self.write_checkpoints(None),
+            None if run_has_trouble(&self.run) && self.rng.u8(..4) == 0 => {
+                let read = self.postgres.read_rules();
+                let streamer = &mut self.run.as_mut().expect("it runs").publishing.streamer;
+                streamer.set_newest_rules(read, false);
+                streamer.follow_newest_rules();
+            }
             None => {
                 let Some(run) = &mut self.run else { return Ok(()) };
                 let most = self.rng.usize(1..10);
@@ -757,7 +890,9 @@ impl World {
         HashMap::from([
             ("stored", stored),
             ("dead letters", self.oracle.dead_letters.len() as u64),
-            ("runs", self.runs),
+            ("runs", self.runs % 1_000_000),
+            ("fenced", self.fenced),
+            ("failed over", u64::from(self.fork.is_some())),
             ("transactions", self.postgres.transactions.len() as u64),
             ("forgotten", self.jetstream.forgotten.len() as u64),
             ("forgotten and filled again", self.oracle.filled_again(&self.jetstream)),
@@ -765,6 +900,11 @@ impl World {
             ("objects", self.jetstream.objects.len() as u64),
         ])
     }
+}
+
+/// Whether events wait for a stream that takes none of them.
+fn run_has_trouble(run: &Option<Run>) -> bool {
+    run.as_ref().is_some_and(|run| run.publishing.driver.has_trouble(&run.publishing.streamer))
 }
 
 fn put_versions(rows: &mut Rows, changes: &[RuleChange]) {

@@ -710,7 +710,7 @@ impl Session<'_> {
             Done::RulesWritten(number) => self.streamer.rules_written(number),
             Done::Newest(read) => {
                 self.streamer.set_newest_rules(*read, false);
-                self.streamer.follow_rules();
+                self.streamer.follow_newest_rules();
             }
             // One that waits to be shown comes first.
             Done::Reported(beat, lsn) => self.beat = self.beat.or(Some((beat, lsn))),

@@ -41,7 +41,7 @@ impl Chance {
     }
 
     /// The next number, from 0 up to, and not, 1.
-    pub fn next(&mut self) -> f64 {
+    pub fn draw(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -60,12 +60,12 @@ mod tests {
         let (mut backoff, mut chance) = (Backoff::new(first, longest), Chance::new(7));
         for attempt in 0..40 {
             let full = longest.min(first * 2u32.saturating_pow(attempt));
-            let wait = backoff.next(chance.next());
+            let wait = backoff.next(chance.draw());
             assert!(wait >= full / 2 && wait <= full, "{attempt}: {wait:?}");
         }
         assert_eq!(backoff.failures, 40);
         backoff.reset();
-        assert!(backoff.next(chance.next()) <= first);
+        assert!(backoff.next(chance.draw()) <= first);
         assert_eq!(Backoff::new(longest, first).next(0.0), longest / 2);
     }
 
@@ -73,7 +73,7 @@ mod tests {
     fn a_seed_gives_the_same_numbers_and_they_spread() {
         let numbers = |seed| {
             let mut chance = Chance::new(seed);
-            (0..1000).map(|_| chance.next()).collect::<Vec<_>>()
+            (0..1000).map(|_| chance.draw()).collect::<Vec<_>>()
         };
         assert_eq!(numbers(1), numbers(1));
         assert_ne!(numbers(1), numbers(2));

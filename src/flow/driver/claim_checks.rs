@@ -69,7 +69,7 @@ impl Driver {
                 self.is_notable = true;
             }
             Err(error) if error.kind() == Kind::Unavailable => {
-                storing.from = Some(self.now.after(storing.backoff.next(self.chance.next())));
+                storing.from = Some(self.now.after(storing.backoff.next(self.chance.draw())));
                 self.report(Report::NotStored(lane, error));
             }
             Err(error) if error.kind() == Kind::Fenced => return Err(error),

@@ -123,7 +123,7 @@ impl Driver {
         } else if group.row.revision != config.revision {
             group.row.revision = config.revision;
             if group.given_up {
-                group.revive();
+                self.revive(id);
                 self.group_well(id);
             }
         }

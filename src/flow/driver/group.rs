@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::{
-    Action, ConnectionId, Driver, GroupId, Moment, Report, StreamId, Task, Timing, Violation, backoff::Backoff,
+    Action, ConnectionId, Driver, Flaw, GroupId, Moment, Report, StreamId, Task, Timing, Violation, backoff::Backoff,
     other_runs::OtherRuns,
 };
 use crate::{
@@ -128,13 +128,6 @@ impl Group {
         }
     }
 
-    /// Tries again where it was given up.
-    pub fn revive(&mut self) {
-        self.given_up = false;
-        self.failures = 0;
-        self.pause = None;
-    }
-
     /// No other run streams. Returns whether that was not known.
     pub fn asked(&mut self) -> bool {
         !std::mem::replace(&mut self.is_asked, true)
@@ -210,8 +203,17 @@ impl Driver {
         // It may be another account.
         group.other_runs = OtherRuns::new(&timing);
         group.is_asked = false;
-        group.revive();
+        self.revive(id);
         self.group_well(id);
+    }
+
+    /// Tries again where it was given up.
+    pub(super) fn revive(&mut self, id: GroupId) {
+        let has_flaw = self.has(Flaw::GiveUpForGood);
+        let group = &mut self.groups[id.0];
+        group.given_up &= has_flaw;
+        group.failures = 0;
+        group.pause = None;
     }
 
     /// Nothing is left to be published.
@@ -359,7 +361,7 @@ impl Driver {
                 self.actions.push_back(Action::CloseApi(id));
             }
         } else if !group.attempts {
-            group.pause = (!at_once).then(|| self.now.after(group.backoff.next(self.chance.next())));
+            group.pause = (!at_once).then(|| self.now.after(group.backoff.next(self.chance.draw())));
         }
         self.report(Report::GroupFailed { group: id, error, given_up });
     }

@@ -61,7 +61,7 @@ impl Driver {
         // At once the first time; a stream that goes on refusing is not to be hammered.
         let backoff = &mut self.lanes[lane.0].backoff;
         let first = backoff.failures == 0;
-        let wait = backoff.next(self.chance.next());
+        let wait = backoff.next(self.chance.draw());
         self.wait(lane, if first { Duration::ZERO } else { wait });
         if self.has(Flaw::ReuseTornConnection) {
             self.groups[connection.group.0].links[connection.link].is_within = false;

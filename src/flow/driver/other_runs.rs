@@ -117,7 +117,7 @@ impl Driver {
             RunsAnswer::Hidden(error) => (false, Some(error)),
             RunsAnswer::Away(error) => {
                 runs.has_failed = true;
-                runs.state = State::Waiting(self.now.after(runs.backoff.next(self.chance.next())));
+                runs.state = State::Waiting(self.now.after(runs.backoff.next(self.chance.draw())));
                 if is_core {
                     runs.is_reported = true;
                     self.report(Report::RunsNotAsked(id, error));

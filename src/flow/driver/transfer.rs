@@ -224,7 +224,8 @@ impl Driver {
                 // That smaller ones are wanted the code says; how small, its words: they end with the server's limit. Without
                 // them it is found by halves.
                 let limit = description.rsplit(' ').next().and_then(|limit| limit.parse().ok());
-                let limit = limit.filter(|limit| *limit < state.batch_max);
+                // A batch that was under way when the limit became known is refused as well, which says nothing new.
+                let limit = limit.filter(|limit| *limit <= state.batch_max);
                 state.batch_max = limit.unwrap_or(state.batch_max / 2).max(1);
                 Refusal::NotNow(format!("{description} ({code})"))
             }

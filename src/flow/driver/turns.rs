@@ -168,7 +168,7 @@ impl Driver {
                 if !self.goes_on_after(&error) {
                     return Err(error);
                 }
-                let wait = self.lanes[lane.0].backoff.next(self.chance.next());
+                let wait = self.lanes[lane.0].backoff.next(self.chance.draw());
                 self.wait(lane, wait);
                 if error.is_retryable() && std::mem::take(&mut self.groups[id.0].has_api) {
                     // A new one reads files and certificates anew.
