@@ -8,8 +8,9 @@
 //!
 //! From there [`deliver`] judges and [`commands::deliver`] calls: message → request → answer → ack, or a later attempt.
 //!
-//! [`wal`], [`route`], [`flow`] and [`deliver`] are pure: no socket, no clock, no task. [`flow::streamer::Streamer`] is the one thing
-//! that holds state; [`commands::run`] drives it with one `select!` on one thread. `tests/tidy/tidy.rs` holds who may use whom.
+//! [`wal`], [`route`], [`flow`] and [`deliver`] are pure: no socket, no clock, no task. [`flow::streamer::Streamer`] holds the events,
+//! [`flow::driver::Driver`] decides about connections and streams; [`commands::run`] runs both with one `select!` on one thread, and
+//! the simulation runs the same two on models of the servers. `tests/tidy/tidy.rs` holds who may use whom.
 //!
 //! # What always holds
 //!

@@ -1,36 +1,35 @@
-//! Ever longer waits between attempts to reach a server.
+//! Ever longer waits between attempts to reach a server, spread by chance.
 
 use std::time::Duration;
 
-/// First and longest wait.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+use crate::flow::driver::backoff;
 
-/// Ever longer waits, each somewhere in the upper half of its length so that many processes do not come back at once.
+/// First and longest wait.
+pub const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// [`backoff::Backoff`] with this process's chance.
 #[derive(Debug)]
-pub struct Backoff {
-    first: Duration,
-    longest: Duration,
-    /// Attempts that have failed in a row.
-    pub failures: u32,
-}
+pub struct Backoff(backoff::Backoff);
 
 impl Default for Backoff {
     fn default() -> Backoff {
-        let (first, longest) = BACKOFF;
-        Backoff { first, longest, failures: 0 }
+        Backoff::from(BACKOFF.0)
     }
 }
 
 impl Backoff {
     /// Waits that begin with `first`.
     pub fn from(first: Duration) -> Backoff {
-        Backoff { first, longest: first.max(BACKOFF.1), failures: 0 }
+        Backoff(backoff::Backoff::new(first, BACKOFF.1))
+    }
+
+    /// How many attempts have failed in a row.
+    pub fn failures(&self) -> u32 {
+        self.0.failures
     }
 
     /// How long to wait now.
     pub fn next(&mut self) -> Duration {
-        let full = self.longest.min(self.first.saturating_mul(2u32.saturating_pow(self.failures)));
-        self.failures += 1;
-        full.mul_f64(0.5 + fastrand::f64() / 2.0)
+        self.0.next(fastrand::f64())
     }
 }

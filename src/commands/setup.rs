@@ -125,7 +125,7 @@ async fn take_turn(client: &Client) -> Result<()> {
             "another walhook setup works on this database, process {process} of role {role:?}: waiting for its end"
         );
         // Two that step back from each other are no news.
-        if backoff.failures > 3 && logged.is_news(&text) {
+        if backoff.failures() > 3 && logged.is_news(&text) {
             tracing::warn!("{text}; SELECT pg_terminate_backend({process}) ends one that was left behind");
         }
         tokio::time::sleep(backoff.next().min(Duration::from_secs(1))).await;

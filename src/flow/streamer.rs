@@ -399,6 +399,12 @@ impl Streamer {
         }
     }
 
+    /// The same at once, also within a transaction: the newest rows may say how to reach a stream whose full window keeps the rest of
+    /// that transaction from being read.
+    pub fn follow_newest_rules(&mut self) {
+        self.refresh();
+    }
+
     /// Compiles the rules again where rows have changed, and makes queues for new streams.
     fn refresh(&mut self) {
         if !self.router.is_stale {

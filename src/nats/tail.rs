@@ -103,7 +103,7 @@ pub struct Reach {
 }
 
 /// The database keeps microseconds of a stream's time of creation.
-pub const CREATED_TOLERANCE_NS: u64 = 1_000_000;
+const CREATED_TOLERANCE_NS: u64 = 1_000_000;
 
 /// The stream's end and the last message for which `is_ours` holds.
 ///

@@ -52,9 +52,18 @@ pub struct Configuration {
     pub links: BTreeMap<i32, Link>,
     pub streams: BTreeMap<i32, Stream>,
     /// The NATS configurations, each with a server of its own: whether they publish to JetStream.
-    pub configs: BTreeMap<i32, bool>,
+    pub configs: BTreeMap<i32, (bool, Access)>,
     /// `rule_nats_config.history`; it does not change.
     pub history: &'static str,
+}
+
+/// How a NATS configuration is reached; 0: nothing is said.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Access {
+    pub max_connections: u8,
+    pub max_attempts: u8,
+    /// Another number, another row; it means nothing.
+    pub touched: u32,
 }
 
 /// A changed row; `None`: it is deleted.
@@ -63,7 +72,7 @@ pub enum Row {
     Webhook(i32, Option<Webhook>),
     Link(i32, Option<Link>),
     Stream(i32, Option<Stream>),
-    Config(i32, bool, &'static str),
+    Config(i32, bool, &'static str, Access),
 }
 
 /// What becomes of a change for one webhook.
@@ -91,7 +100,17 @@ pub const WEBHOOKS: &[&str] = &[
 ];
 pub const LINKS: &[&str] =
     &["link_id", "webhook_id", "table_schema", "table_name", "operations", "subject_template", "enabled"];
-pub const CONFIGS: &[&str] = &["config_id", "config_name", "nats_url", "jetstream_enabled", "enabled", "history"];
+pub const CONFIGS: &[&str] = &[
+    "config_id",
+    "config_name",
+    "nats_url",
+    "jetstream_enabled",
+    "enabled",
+    "history",
+    "max_connections",
+    "max_reconnect_attempts",
+    "connection_timeout_ms",
+];
 pub const STREAMS: &[&str] =
     &["stream_id", "config_id", "stream_name", "subjects", "ordering", "enabled", "transactions", "durability"];
 
@@ -107,7 +126,7 @@ impl Configuration {
             Row::Webhook(id, row) => put(&mut self.webhooks, *id, row),
             Row::Link(id, row) => put(&mut self.links, *id, row),
             Row::Stream(id, row) => put(&mut self.streams, *id, row),
-            Row::Config(id, jetstream, _) => drop(self.configs.insert(*id, *jetstream)),
+            Row::Config(id, jetstream, _, access) => drop(self.configs.insert(*id, (*jetstream, *access))),
         }
     }
 
@@ -126,7 +145,11 @@ impl Configuration {
         let rows = (self.webhooks.iter().map(|(id, row)| (*id, Row::Webhook(*id, Some(row.clone())))))
             .chain(self.links.iter().map(|(id, row)| (*id, Row::Link(*id, Some(row.clone())))))
             .chain(self.streams.iter().map(|(id, row)| (*id, Row::Stream(*id, Some(row.clone())))))
-            .chain(self.configs.iter().map(|(id, jetstream)| (*id, Row::Config(*id, *jetstream, self.history))));
+            .chain(
+                self.configs
+                    .iter()
+                    .map(|(id, (jetstream, access))| (*id, Row::Config(*id, *jetstream, self.history, *access))),
+            );
         for (id, row) in rows {
             let (table, columns) = row.table();
             all.insert((table, id), columns.iter().map(|name| (*name).to_owned()).zip(row.cells()).collect());
@@ -138,7 +161,7 @@ impl Configuration {
         if subject.contains(' ') {
             return None;
         }
-        if !self.configs[&config] {
+        if !self.configs[&config].0 {
             return Some(core_of(config));
         }
         let takes =
@@ -222,13 +245,16 @@ impl Row {
                 None,
                 boolean(row.enabled),
             ],
-            Row::Config(id, jetstream, history) => vec![
+            Row::Config(id, jetstream, history, access) => vec![
                 some(&id.to_string()),
                 some(if *id == 1 { "default" } else { "other" }),
                 some(&format!("nats://model{id}")),
                 boolean(*jetstream),
                 some("t"),
                 some(history),
+                Some(access.max_connections.to_string()).filter(|text| text != "0"),
+                Some(access.max_attempts.to_string()).filter(|text| text != "0"),
+                Some((5000 + access.touched).to_string()),
             ],
             Row::Stream(id, Some(row)) => vec![
                 some(&id.to_string()),

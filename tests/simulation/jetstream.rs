@@ -5,6 +5,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use fastrand::Rng;
 
+use walhook::flow::driver::Violation;
+
 use super::{
     oracle::position,
     postgres::Postgres,
@@ -23,6 +25,8 @@ pub struct Message {
     /// `Walhook-Transaction`.
     pub mark: Option<String>,
     pub payload: Vec<u8>,
+    /// The run that published it.
+    pub epoch: u64,
     /// What it is a claim check for.
     pub object: Option<String>,
     pub stored_at: u64,
@@ -42,6 +46,10 @@ pub struct Stream {
     /// Ids of the events in it, and where they are.
     pub events: HashMap<String, u64>,
     synced: usize,
+    /// Another time, another stream.
+    pub created_ns: i64,
+    /// Its metadata name the database.
+    pub is_claimed: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,10 +78,13 @@ struct Connection {
     server: i32,
     /// Its messages go to core NATS.
     is_core: bool,
-    inbox: String,
+    inboxes: Vec<String>,
     inbound: VecDeque<u8>,
-    /// The last token of the reply subject and what is told.
-    answers: VecDeque<(Vec<u8>, Answer)>,
+    /// The reply subject without its last token, that token, and the answer.
+    answers: VecDeque<(String, Vec<u8>, Answer)>,
+    /// The largest message, as the client was told last.
+    limit: usize,
+    violation: Option<Violation>,
     is_left: bool,
     is_cut: bool,
 }
@@ -109,7 +120,8 @@ impl JetStream {
     pub fn new(swarm: &Swarm) -> JetStream {
         let stream = |(server, id)| {
             let name = format!("S{id}");
-            Stream { server, key: format!("{server}/{name}"), name, ..Stream::default() }
+            let created_ns = i64::from(server) * 1_000_000_000 + i64::try_from(id).unwrap() * 10_000_000;
+            Stream { server, key: format!("{server}/{name}"), name, created_ns, ..Stream::default() }
         };
         let all = (1..=swarm.configs).flat_map(|server| (0..swarm.streams).map(move |id| (server, id)));
         let streams = all.map(stream).collect();
@@ -135,12 +147,58 @@ impl JetStream {
         self.streams.iter().find(|stream| stream.key == key).unwrap()
     }
 
-    pub fn connect(&mut self, server: i32, is_core: bool, inbox: &str) -> Option<usize> {
+    pub fn connect(&mut self, server: i32, is_core: bool, inboxes: Vec<String>) -> Option<usize> {
         if self.down.contains(&server) {
             return None;
         }
-        self.connections.push(Connection { server, is_core, inbox: inbox.to_owned(), ..Connection::default() });
+        let limit = self.max_payload;
+        self.connections.push(Connection { server, is_core, inboxes, limit, ..Connection::default() });
         Some(self.connections.len() - 1)
+    }
+
+    pub fn subscribe(&mut self, connection: usize, inbox: String) {
+        self.connections[connection].inboxes.push(inbox);
+    }
+
+    /// What the server has closed a connection over.
+    pub fn violation(&self, connection: usize) -> Option<Violation> {
+        self.connections[connection].violation.clone()
+    }
+
+    /// The server's limit, where the client has not been told yet.
+    pub fn changed_limit(&mut self, connection: usize) -> Option<usize> {
+        let before = std::mem::replace(&mut self.connections[connection].limit, self.max_payload);
+        (before != self.max_payload).then_some(self.max_payload)
+    }
+
+    /// A stream is deleted and made again.
+    pub fn recreate(&mut self, rng: &mut Rng) -> String {
+        let index = rng.usize(..self.streams.len());
+        let stream = &mut self.streams[index];
+        self.forgotten.extend(stream.events.drain().map(|(event, _)| event));
+        self.has_forgotten = true;
+        stream.messages.clear();
+        (stream.last_sequence, stream.synced, stream.is_claimed) = (0, 0, false);
+        stream.created_ns += 100_000_000_000;
+        stream.key.clone()
+    }
+
+    /// The operator deletes what is of a history that PostgreSQL has left; returns how much that was.
+    pub fn delete(&mut self, is_lost: impl Fn(&str) -> bool) -> usize {
+        let mut deleted = 0;
+        for stream in &mut self.streams {
+            let before = stream.messages.len();
+            stream.messages.retain(|message| !message.event.as_deref().is_some_and(&is_lost));
+            stream.events.retain(|event, _| !is_lost(event));
+            stream.synced = stream.synced.min(stream.messages.len());
+            deleted += before - stream.messages.len();
+        }
+        deleted
+    }
+
+    /// A stream's metadata names the database from here on.
+    pub fn claim(&mut self, key: &str) {
+        self.streams.iter_mut().find(|stream| stream.key == key).unwrap().is_claimed = true;
     }
 
     /// Takes bytes of a client; `None`: the connection is lost.
@@ -154,7 +212,7 @@ impl JetStream {
     }
 
     /// The next answer for a client; `Err`: the connection is lost.
-    pub fn read(&mut self, connection: usize) -> Result<Option<(Vec<u8>, Answer)>, ()> {
+    pub fn read(&mut self, connection: usize) -> Result<Option<(String, Vec<u8>, Answer)>, ()> {
         let connection = &mut self.connections[connection];
         match connection.answers.pop_front() {
             None if connection.is_cut => Err(()),
@@ -236,6 +294,7 @@ impl JetStream {
             core_event: None,
             mark: None,
             payload: Vec::new(),
+            epoch: 0,
             object: None,
             stored_at: now,
         });
@@ -272,7 +331,7 @@ impl JetStream {
             let connection = &mut self.connections[index];
             if connection.is_core && connection.inbound.iter().take(6).eq(b"PING\r\n") {
                 connection.inbound.drain(..6);
-                connection.answers.push_back((Vec::new(), Answer::Pong));
+                connection.answers.push_back((String::new(), Vec::new(), Answer::Pong));
                 continue;
             }
             if connection.is_core && connection.inbound.len() < 6 {
@@ -290,6 +349,8 @@ impl JetStream {
                 // -ERR 'Maximum Payload Violation', and the server closes the connection.
                 connection.is_cut = true;
                 connection.inbound.clear();
+                let text = "Maximum Payload Violation".to_owned();
+                connection.violation = Some(Violation { is_size: true, text });
                 break;
             }
             if connection.is_core {
@@ -360,14 +421,14 @@ impl JetStream {
         }
         batch.push(publish);
         *touched = now;
-        if nth > self.batch_max {
-            self.batches.remove(&id);
-            return Some(Answer::Refused(10199));
-        }
         if !is_commit {
             return None;
         }
         let (batch, _) = self.batches.remove(&id)?;
+        // nats-server says so only now, as its 2.15 does.
+        if nth > self.batch_max {
+            return Some(Answer::Refused(10199));
+        }
         let stream = &mut self.streams[at];
         let mut staged = HashSet::new();
         for (nth, publish) in batch.iter().enumerate() {
@@ -450,11 +511,12 @@ impl JetStream {
             return;
         }
         let Some((inbox, token)) = reply.rsplit_once('.') else { return };
-        let listens =
-            |connection: &&mut Connection| !connection.is_left && !connection.is_cut && connection.inbox == inbox;
+        let listens = |connection: &&mut Connection| {
+            !connection.is_left && !connection.is_cut && connection.inboxes.iter().any(|known| known == inbox)
+        };
         // An answer to what an older connection sent comes to the one that listens now.
         if let Some(connection) = self.connections.iter_mut().rev().find(listens) {
-            let entry = (token.as_bytes().to_vec(), answer);
+            let entry = (inbox.to_owned(), token.as_bytes().to_vec(), answer);
             if happens(rng, swarm.double_ack) {
                 connection.answers.push_back(entry.clone());
             }
@@ -493,6 +555,7 @@ impl Stream {
             core_event,
             mark: publish.headers.get("Walhook-Transaction").cloned(),
             payload: publish.payload.clone(),
+            epoch: publish.headers.get("Walhook-Epoch").map_or(0, |epoch| epoch.parse().unwrap()),
             object: publish.headers.get("Walhook-Object").cloned(),
             stored_at: now,
         });

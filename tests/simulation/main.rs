@@ -8,6 +8,7 @@ mod configuration;
 mod jetstream;
 mod oracle;
 mod postgres;
+mod publishing;
 mod swarm;
 mod world;
 
@@ -142,6 +143,7 @@ fn confirming_what_is_due_without_asking_the_streams_is_caught() {
     check_caught(Bug::ConfirmUnasked, 3000);
 }
 
+#[cfg(feature = "fault-points")]
 #[test]
 fn filling_a_stream_again_whatever_it_has_lost_is_caught() {
     check_caught(Bug::TrustAnyTail, 3000);
@@ -152,6 +154,7 @@ fn storing_a_batch_message_by_message_is_caught() {
     check_caught(Bug::StoreBatchesAsTheyCome, 500);
 }
 
+#[cfg(feature = "fault-points")]
 #[test]
 fn beginning_a_message_in_the_midst_of_another_is_caught() {
     check_caught(Bug::ReuseTornConnection, 3000);
@@ -167,11 +170,13 @@ fn taking_what_goes_to_core_nats_for_taken_in_when_it_is_sent_off_is_caught() {
     check_caught(Bug::SettleCoreOnSend, 500);
 }
 
+#[cfg(feature = "fault-points")]
 #[test]
 fn publishing_by_jetstream_and_by_core_nats_at_once_is_caught() {
     check_caught(Bug::BothWaysAtOnce, 3000);
 }
 
+#[cfg(feature = "fault-points")]
 #[test]
 fn going_on_after_a_switch_without_a_look_at_the_stream_is_caught() {
     check_caught(Bug::KeepIdleLaneOpen, 3000);
@@ -182,6 +187,7 @@ fn taking_a_message_of_core_nats_for_the_lanes_last_one_is_caught() {
     check_caught(Bug::CoreAsOurs, 3000);
 }
 
+#[cfg(feature = "fault-points")]
 #[test]
 fn not_asking_streams_to_which_nothing_leads_any_more_is_caught() {
     check_caught(Bug::LeaveRetiredUnasked, 500);
@@ -200,6 +206,42 @@ fn taking_amended_events_for_stored_is_caught() {
 #[test]
 fn keeping_versions_that_an_amendment_made_void_is_caught() {
     check_caught(Bug::KeepVoidRules, 3000);
+}
+
+#[cfg(feature = "fault-points")]
+#[test]
+fn going_on_behind_a_newer_run_is_caught() {
+    check_caught(Bug::IgnoreNewerRun, 500);
+}
+
+#[cfg(feature = "fault-points")]
+#[test]
+fn going_on_behind_a_history_that_postgresql_has_left_is_caught() {
+    check_caught(Bug::IgnoreFork, 3000);
+}
+
+#[cfg(feature = "fault-points")]
+#[test]
+fn taking_a_stream_that_was_made_anew_for_the_known_one_is_caught() {
+    check_caught(Bug::TrustRecreated, 3000);
+}
+
+#[cfg(feature = "fault-points")]
+#[test]
+fn waiting_for_answers_for_ever_is_caught() {
+    check_caught(Bug::WaitForEver, 500);
+}
+
+#[cfg(feature = "fault-points")]
+#[test]
+fn taking_answers_while_the_streams_end_is_read_is_caught() {
+    check_caught(Bug::AnswersWhileOpening, 3000);
+}
+
+#[cfg(feature = "fault-points")]
+#[test]
+fn giving_a_configuration_up_for_good_is_caught() {
+    check_caught(Bug::GiveUpForGood, 500);
 }
 
 #[test]

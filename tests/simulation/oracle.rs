@@ -17,6 +17,8 @@
 
 use std::collections::{HashMap, HashSet, VecDeque, hash_map::Entry};
 
+use walhook::flow::event_id::EventPosition;
+
 use super::{
     configuration::core_of,
     jetstream::{JetStream, Message, Stream},
@@ -76,6 +78,8 @@ pub struct Oracle {
     nothing_is_lost: bool,
     /// Streams change their ordering.
     flips: bool,
+    /// The position and the time of commit from which, and before which, events never were.
+    pub lost_history: Option<(u64, i64)>,
 }
 
 /// What the oracle knows of one run.
@@ -294,7 +298,7 @@ impl Oracle {
 
     /// Whether the history tells the truth, at the end.
     pub fn reads_history(&self, jetstream: &JetStream) -> Result<(), String> {
-        for (id, row) in &self.history {
+        for (id, row) in self.history.iter().filter(|(id, _)| !self.is_of_lost_history(id)) {
             let is_true = if row.is_unknown {
                 jetstream.has_forgotten
             } else if !row.success {
@@ -327,6 +331,15 @@ impl Oracle {
             }
         }
         Ok(())
+    }
+
+    /// Whether this event was committed in a history that a failover has left.
+    pub fn is_of_lost_history(&self, event: &str) -> bool {
+        let position = EventPosition::parse(event, SOURCE);
+        let is_lost = |(from, before): (u64, i64)| {
+            position.is_some_and(|position| position.commit_lsn.0 >= from && position.commit_time < before)
+        };
+        self.lost_history.is_some_and(is_lost)
     }
 
     /// Events that the servers have lost after they acknowledged them, and have again, where nothing may be lost.

@@ -15,7 +15,7 @@ use walhook::{
 };
 
 use super::{
-    configuration::{Configuration, Route, Row},
+    configuration::{Access, Configuration, Route, Row},
     swarm::{Bug, Swarm, happens},
 };
 
@@ -75,6 +75,8 @@ pub struct Postgres {
     pub wal_end: u64,
     pub confirmed: u64,
     durable_confirmed: u64,
+    /// Counts the times that a standby was promoted, from 1.
+    timeline: i64,
     next_row: u32,
     /// How often the link of a webhook and a table was deleted.
     links_deleted: HashMap<i32, i32>,
@@ -111,7 +113,7 @@ impl Postgres {
     pub fn new(rng: &mut Rng, swarm: &Swarm) -> Postgres {
         let mut configuration = Configuration { history: swarm.history, ..Configuration::default() };
         for config in 1..=swarm.configs {
-            configuration.apply(&Row::Config(config, true, swarm.history));
+            configuration.apply(&Row::Config(config, true, swarm.history, access_of(swarm, 0)));
         }
         for id in 0..swarm.streams {
             let stream = super::configuration::Stream {
@@ -137,6 +139,7 @@ impl Postgres {
             wal_end: 1000,
             confirmed: 1000,
             durable_confirmed: 1000,
+            timeline: 1,
             next_row: 1,
             links_deleted: HashMap::new(),
         };
@@ -212,7 +215,8 @@ impl Postgres {
         if happens(rng, swarm.configuration) {
             if swarm.configs > 1 && rng.u8(..6) == 0 {
                 let config = rng.i32(1..=swarm.configs);
-                return Op::Configure(Row::Config(config, rng.u8(..3) > 0, swarm.history));
+                let access = access_of(swarm, rng.u32(..3));
+                return Op::Configure(Row::Config(config, rng.u8(..3) > 0, swarm.history, access));
             }
             let row = match rng.u8(..8) {
                 0 => self.change_of_streams(rng, swarm),
@@ -273,7 +277,7 @@ impl Postgres {
         self.transactions.push(Transaction {
             commit_lsn,
             end_lsn,
-            commit_time: 1_000_000 + i64::try_from(index).unwrap(),
+            commit_time: 1_000_000 * self.timeline + i64::try_from(index).unwrap(),
             xid: FIRST_XID + u32::try_from(index).unwrap(),
             ops: placed,
             rules,
@@ -286,6 +290,14 @@ impl Postgres {
         let transaction = self.transactions.iter().find(|transaction| transaction.commit_lsn == commit_lsn)?;
         let mut places = transaction.ops.iter().flat_map(|(lsn, _, op)| std::iter::repeat_n(*lsn, ordinals_of(op)));
         places.nth(usize::try_from(ordinal).ok()?)
+    }
+
+    /// Whether this event was committed in a history that a failover has left.
+    pub fn is_of_lost_history(&self, position: &EventPosition) -> bool {
+        let is_it = |transaction: &Transaction| {
+            (transaction.commit_lsn, transaction.commit_time) == (position.commit_lsn.0, position.commit_time)
+        };
+        !self.transactions.iter().any(is_it)
     }
 
     /// WAL of tables that are not published.
@@ -304,6 +316,38 @@ impl Postgres {
 
     pub fn crash(&mut self) {
         self.confirmed = self.durable_confirmed;
+    }
+
+    /// Every NATS configuration's row is written again, with something in it changed.
+    pub fn touch_configs(&mut self, rng: &mut Rng) {
+        let history = self.configuration.history;
+        let touched = self.configuration.configs.iter().map(|(id, (jetstream, access))| {
+            // Unlike any before: while a full window keeps the WAL from being read, a row that is as it was says nothing.
+            let access = Access { touched: access.touched + 100, ..*access };
+            Op::Configure(Row::Config(*id, *jetstream, history, access))
+        });
+        let ops = touched.collect();
+        self.commit(rng, ops);
+    }
+
+    /// Whether an operator has put rules in force at an event.
+    pub fn has_amendments(&self) -> bool {
+        !self.amendments.is_empty()
+    }
+
+    /// A standby is promoted that lacks some of the last transactions: where the timeline was left. What is on disk of the slot it has.
+    pub fn fail_over(&mut self, rng: &mut Rng) -> u64 {
+        let first = self.transactions.partition_point(|transaction| transaction.end_lsn <= self.durable_confirmed);
+        let kept = rng.usize(first..=self.transactions.len());
+        if let Some(rules) = self.transactions[kept..].iter().find_map(|lost| lost.rules.first()) {
+            self.configuration = Configuration::clone(rules);
+        }
+        self.transactions.truncate(kept);
+        let at = self.transactions.last().map_or(0, |last| last.end_lsn).max(self.durable_confirmed);
+        self.wal_end = at;
+        self.confirmed = self.durable_confirmed;
+        self.timeline += 1;
+        at
     }
 
     /// What a read of the configuration sees now: everything.
@@ -386,6 +430,11 @@ impl Postgres {
         let next = self.transactions.partition_point(|transaction| transaction.commit_lsn < start);
         Walsender { next, start, described: HashMap::new(), queue: VecDeque::new(), sent_upto: start }
     }
+}
+
+fn access_of(swarm: &Swarm, touched: u32) -> Access {
+    let Swarm { max_connections, max_attempts, .. } = *swarm;
+    Access { max_connections, max_attempts, touched }
 }
 
 /// Whether an operation says what the row's text is; some updates leave a large one as it was.

@@ -2,9 +2,12 @@
 //! coincidences are found where much else is quiet.
 
 use fastrand::Rng;
+#[cfg(feature = "fault-points")]
+use walhook::flow::driver::Flaw;
 
 /// Classic bugs, brought back on the driver's or the servers' side, to see that the oracle notices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "fault-points"), allow(dead_code, reason = "some are planted into the driver itself"))]
 pub enum Bug {
     None,
     /// What has arrived is confirmed.
@@ -65,6 +68,39 @@ pub enum Bug {
     KeepVoidRules,
     /// In a strict stream everything before its last event counts as stored, whichever rules have been amended since.
     TrustAmended,
+    /// A run goes on behind the messages of a newer one.
+    IgnoreNewerRun,
+    /// A run goes on behind messages of a history that PostgreSQL has left.
+    IgnoreFork,
+    /// A stream that was made anew counts as the one that was known.
+    TrustRecreated,
+    /// A lane whose answers do not come is not opened again.
+    WaitForEver,
+    /// Answers that come while a stream's end is read count.
+    AnswersWhileOpening,
+    /// A configuration that was given up is not tried again when its row is written.
+    GiveUpForGood,
+}
+
+impl Bug {
+    /// The decision of the driver that is made wrongly.
+    #[cfg(feature = "fault-points")]
+    pub fn flaw(self) -> Option<Flaw> {
+        Some(match self {
+            Bug::BothWaysAtOnce => Flaw::BothWaysAtOnce,
+            Bug::KeepIdleLaneOpen => Flaw::KeepIdleLaneOpen,
+            Bug::ReuseTornConnection => Flaw::ReuseTornConnection,
+            Bug::TrustAnyTail => Flaw::TrustAnyTail,
+            Bug::LeaveRetiredUnasked => Flaw::LeaveRetiredUnasked,
+            Bug::IgnoreNewerRun => Flaw::IgnoreNewerRun,
+            Bug::IgnoreFork => Flaw::IgnoreFork,
+            Bug::TrustRecreated => Flaw::TrustRecreated,
+            Bug::WaitForEver => Flaw::WaitForEver,
+            Bug::AnswersWhileOpening => Flaw::AnswersWhileOpening,
+            Bug::GiveUpForGood => Flaw::GiveUpForGood,
+            _ => return None,
+        })
+    }
 }
 
 /// Chances in thousandths, per step or per occasion.
@@ -120,6 +156,15 @@ pub struct Swarm {
     pub flips: bool,
     /// After how many steps it abandons one that gets no more messages.
     pub batch_timeout: u64,
+    /// A run that crashes goes on publishing for a while, as one that was cut off from PostgreSQL alone.
+    pub linger: u32,
+    /// A stream is deleted and made again.
+    pub recreate: u32,
+    /// A standby is promoted that lacks the last transactions.
+    pub fail_over: u32,
+    /// `max_connections` and `max_reconnect_attempts` of the configurations; 0: no limit.
+    pub max_connections: u8,
+    pub max_attempts: u8,
 }
 
 impl Swarm {
@@ -188,6 +233,11 @@ impl Swarm {
         let batch_timeout = pick(&mut dice, &[5, 100]) as u64;
         let flips = dice.bool();
         let configs = if dice.bool() { 1 } else { 2 };
+        let linger = if dice.bool() { 500 } else { 0 };
+        let recreate = if dice.u8(..12) == 0 { 10 } else { 0 };
+        let fail_over = if dice.u8(..8) == 0 { 10 } else { 0 };
+        let max_connections = [0, 2, 3][dice.usize(..3)];
+        let max_attempts = [0, 0, 1, 3][dice.usize(..4)];
         Swarm {
             steps: rng.u64(100..600),
             window_events: pick(rng, &[1, 2, 5, 20, 100]),
@@ -230,6 +280,11 @@ impl Swarm {
             batch_max,
             batch_timeout,
             flips,
+            linger,
+            recreate,
+            fail_over,
+            max_connections,
+            max_attempts,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! All together: one seed, one history. Our side is driven as `commands/run` does it.
+//! All together: one seed, one history. Our side is driven as `commands/run` does it: the streamer and the driver are the crate's.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -10,10 +10,14 @@ use fastrand::Rng;
 use walhook::{
     error::Kind,
     flow::{
-        delay::{Due, sequence_of},
+        delay::Due,
+        driver::{
+            Driver, Settings, StreamId, Timing,
+            trust::{Checkpoint, Fork, RunIdentity},
+        },
         event_id::EventPosition,
         history::{Batch, HistorySource, Place},
-        lane::{BATCH_MAX, Batches, Listing, Ordering, Refusal, Tail, Timestamps, claim_check::Claim},
+        lane::{BATCH_MAX, Batches, Timestamps},
         streamer::{DeadLetter, Halted, Limits, Received, RuleChange, RuleCommit, Streamer},
     },
     route::{
@@ -24,10 +28,11 @@ use walhook::{
 };
 
 use super::{
-    configuration::{Row, core_of},
+    configuration::Row,
     jetstream::{Answer, JetStream},
     oracle::{Oracle, SOURCE, View},
     postgres::{NEW_TYPE, Op, Postgres, Walsender},
+    publishing::{Models, Publishing, Stop},
     swarm::{Bug, Swarm, happens},
 };
 
@@ -35,9 +40,15 @@ use super::{
 const EVENTS_A_MESSAGE: usize = 12;
 /// Bytes of the largest message.
 const MESSAGE_MAX: usize = 6000;
-const ACK_TIMEOUT: u64 = 60;
-const SETTLE: u64 = 20;
-const BACKOFF_MAX: u64 = 16;
+/// How long things may take, in steps; a step is a microsecond to the driver.
+const TIMING: Timing = Timing {
+    ack_timeout: Duration::from_micros(60),
+    settle: Duration::from_micros(20),
+    away: Duration::from_secs(3600),
+    worked: Duration::from_micros(100),
+    retry: (Duration::from_micros(2), Duration::from_micros(16)),
+    reconnect: (Duration::from_micros(2), Duration::from_micros(2)),
+};
 /// After so many steps a message is on disk, where confirming is delayed for longer.
 const SYNC_INTERVAL: u64 = 40;
 const CONFIRM_DELAY: u64 = 42;
@@ -55,6 +66,10 @@ pub struct World {
     jetstream: JetStream,
     oracle: Oracle,
     run: Option<Run>,
+    /// A run that has lost the slot and does not know it.
+    older: Option<Publishing>,
+    fork: Option<Fork>,
+    fenced: u64,
     runs: u64,
     shared: HashSet<String>,
     /// Streams whose row wants batches, which the server takes.
@@ -64,29 +79,21 @@ pub struct World {
     first_rules: Option<(Rows, u64)>,
     rule_versions: Vec<(u64, Vec<RuleChange>)>,
     history_is_locked: bool,
-    /// By stream: the sequence that was seen, and the one behind which the slot has all.
-    checkpoints: HashMap<String, (u64, Option<u64>)>,
-    /// Earlier runs have published into a stream and left no checkpoint of it: what they may have confirmed nobody knows.
-    is_unsure: bool,
+    /// `rule_nats_checkpoints`, by their streams: where the WAL ended when each was written.
+    checkpoints: HashMap<String, Vec<(u64, Checkpoint)>>,
     pub log: Option<String>,
 }
 
 /// A run of walhook, gone without a word when it crashes.
 #[derive(Debug)]
 struct Run {
-    streamer: Streamer,
+    publishing: Publishing,
     view: View,
     walsender: Walsender,
-    inbox: String,
-    drivers: Vec<Driver>,
-    generation: u64,
-    server_wal: u64,
     is_paused: bool,
     burial: Option<(Vec<DeadLetter>, bool)>,
     /// Rows of the history under way, and whether they are in.
     recording: Option<(Vec<(HistorySource, Batch)>, bool)>,
-    /// Of each lane the claim check under way, and whether it is stored.
-    storing: HashMap<usize, (u64, bool)>,
     /// The checkpoints under way, and whether they are in.
     checkpointing: Option<(Due, bool)>,
     /// With the bug: rows that are on their way.
@@ -95,27 +102,6 @@ struct Run {
     /// Versions of rules are in up to the commit of this number.
     rules_kept: Option<u64>,
     last_keepalive: u64,
-}
-
-#[derive(Debug)]
-struct Driver {
-    phase: Phase,
-    failures: u32,
-    waiting: Option<(u64, u64)>,
-    first_tail: Option<Tail>,
-}
-
-#[derive(Debug)]
-enum Phase {
-    Opening { since: u64, tail: Option<Tail>, connection: Option<Link> },
-    Running(Link),
-    Settling(Link, u64),
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Link {
-    connection: usize,
-    is_between: bool,
 }
 
 impl World {
@@ -154,6 +140,19 @@ impl World {
             swarm.crash_us = swarm.crash_us.max(30);
             swarm.steps = 600;
         }
+        if bug == Bug::IgnoreNewerRun {
+            (swarm.linger, swarm.crash_us) = (1000, swarm.crash_us.max(20));
+        }
+        if bug == Bug::IgnoreFork {
+            (swarm.fail_over, swarm.halt, swarm.linger) = (10, 0, 1000);
+            swarm.crash_us = swarm.crash_us.max(20);
+        }
+        if bug == Bug::TrustRecreated {
+            (swarm.recreate, swarm.confirm_delay) = (10, 0);
+        }
+        if bug == Bug::GiveUpForGood {
+            (swarm.max_attempts, swarm.crash_nats) = (1, swarm.crash_nats.max(20));
+        }
         if matches!(bug, Bug::TrustAmended | Bug::KeepVoidRules) || seed % 5 == 1 {
             // Amendments are rare otherwise.
             swarm.halt = 1000;
@@ -182,13 +181,15 @@ impl World {
             postgres,
             oracle: Oracle::new(seed.is_multiple_of(3), flips),
             run: None,
+            older: None,
+            fork: None,
+            fenced: 0,
             runs: 0,
             knows_new_type: false,
             first_rules: None,
             rule_versions: Vec::new(),
             history_is_locked: false,
             checkpoints: HashMap::new(),
-            is_unsure: false,
             log: None,
         }
     }
@@ -221,17 +222,14 @@ impl World {
 
     fn step(&mut self) -> Result<(), String> {
         self.tick();
+        if self.older.is_some() && self.rng.u8(..4) == 0 {
+            self.drive_older()?;
+        }
         match self.rng.u8(..21) {
             0 if self.rng.bool() => self.postgres.other_activity(&mut self.rng),
             0..=1 if self.postgres.transactions.len() < 80 => self.postgres.commit_random(&mut self.rng, &self.swarm),
             2..=7 => self.pump(10)?,
-            8..=12 => {
-                let lanes = self.run.as_ref().map_or(0, |run| run.drivers.len());
-                if lanes > 0 {
-                    self.drive(self.rng.clone().usize(..lanes))?;
-                    self.rng.bool();
-                }
-            }
+            8..=12 => self.drive(false)?,
             13..=15 => {
                 self.jetstream.process(&mut self.rng, &self.swarm, self.bug, &self.postgres, self.now)?;
             }
@@ -252,13 +250,32 @@ impl World {
             self.start();
         }
         let now = Timestamps { wall: 0, steady: self.now };
-        self.run.as_mut().expect("it was started").streamer.set_time(now);
+        let run = self.run.as_mut().expect("it was started");
+        run.publishing.streamer.set_time(now);
+        if let Some(older) = &mut self.older {
+            older.streamer.set_time(now);
+        }
     }
 
     fn faults(&mut self) {
         let World { rng, swarm, .. } = self;
         if happens(rng, swarm.crash_us) {
-            self.crash("we crash");
+            if happens(rng, swarm.linger) {
+                self.lose_slot();
+            } else {
+                self.crash("we crash");
+            }
+        } else if self.older.is_some() && rng.u8(..100) == 0 {
+            self.end_older();
+        } else if swarm.fail_over > 0
+            && happens(rng, swarm.fail_over)
+            && self.fork.is_none()
+            && !self.postgres.has_amendments()
+        {
+            self.fail_over();
+        } else if happens(rng, swarm.recreate) && swarm.confirm_delay == 0 {
+            let key = self.jetstream.recreate(rng);
+            self.say(|| format!("{key} is made anew"));
         } else if happens(rng, swarm.crash_postgres) {
             self.postgres.crash();
             self.crash("PostgreSQL crashes");
@@ -316,6 +333,9 @@ impl World {
             foreign: 0,
             lock_history: 0,
             away: 0,
+            linger: 0,
+            recreate: 0,
+            fail_over: 0,
             ..Swarm::new(&mut Rng::with_seed(0))
         };
         let Swarm { window_events, window_bytes, history_bytes, dedup_window, expected_before_dedup, .. } = self.swarm;
@@ -338,12 +358,13 @@ impl World {
         self.history_is_locked = false;
         self.jetstream.down.clear();
         self.jetstream.refusing = None;
+        self.end_older();
+        // Who was given up is tried again.
+        self.postgres.touch_configs(&mut self.rng);
         for _ in 0..4000 {
             self.tick();
             self.pump(50)?;
-            for index in 0..self.run.as_ref().map_or(0, |run| run.drivers.len()) {
-                self.drive(index)?;
-            }
+            self.drive(true)?;
             for _ in 0..4 {
                 self.jetstream.process(&mut self.rng, &self.swarm, self.bug, &self.postgres, self.now)?;
             }
@@ -353,17 +374,20 @@ impl World {
             self.check()?;
             if let Some(run) = &self.run
                 && run.walsender.is_idle(&self.postgres)
-                && run.streamer.is_drained()
+                && run.publishing.streamer.is_drained()
                 && self.postgres.confirmed == self.postgres.wal_end
             {
                 return self.oracle.reads_history(&self.jetstream);
             }
         }
+        let bug = self.bug;
         let lanes = self.run.iter().flat_map(|run| {
-            run.drivers.iter().enumerate().map(|(index, driver)| {
-                let (lane, is_wanted) = (run.streamer.lane(index), run.streamer.lane_is_wanted(index));
-                let (oldest, front, key) = (lane.oldest(), lane.front(), run.key_of(index, self.bug));
-                format!("{key}: {driver:?}, wanted {is_wanted}, oldest {oldest:?}, front {front:?}")
+            let streamer = &run.publishing.streamer;
+            (0..streamer.lane_count()).map(move |index| {
+                let (lane, is_wanted) = (streamer.lane(index), streamer.lane_is_wanted(index));
+                let (oldest, front, is_open) = (lane.oldest(), lane.front(), lane.is_open());
+                let key = run.publishing.key_of(StreamId(index), bug);
+                format!("{key}: open {is_open}, wanted {is_wanted}, oldest {oldest:?}, front {front:?}")
             })
         });
         Err(format!(
@@ -376,7 +400,6 @@ impl World {
 
     fn start(&mut self) {
         self.runs += 1;
-        self.is_unsure = false;
         let epoch = self.runs;
         self.say(|| format!("run {epoch} starts"));
         let inbox = format!("_INBOX.{epoch}");
@@ -390,25 +413,126 @@ impl World {
         let mut streamer = streamer.with_confirm_delay(Duration::from_micros(self.swarm.confirm_delay));
         streamer.set_newest_rules(self.postgres.read_rules(), true);
         streamer.set_amendments(self.postgres.amendments());
+        let checkpoints = self.checkpoints.iter().filter_map(|(key, written)| Some((key, &written.last()?.1)));
+        let driver = Driver::new(Settings {
+            run: RunIdentity { source: SOURCE.to_owned(), epoch, fork: self.fork, is_upgraded: false },
+            timing: TIMING,
+            delays_confirming: self.swarm.confirm_delay > 0,
+            server_wal: Lsn(self.postgres.wal_end),
+            checkpoints: checkpoints.clone().map(|(_, known)| known.clone()).collect(),
+            seed: epoch,
+        });
+        #[cfg(feature = "fault-points")]
+        let driver = driver.with_flaw(self.bug.flaw());
         self.run = Some(Run {
-            streamer,
+            publishing: Publishing::new(streamer, driver, epoch, checkpoints),
             view: View::new(&self.postgres),
             walsender: self.postgres.start_replication(),
-            inbox,
-            drivers: Vec::new(),
-            generation: 0,
-            server_wal: self.postgres.wal_end,
             is_paused: false,
             burial: None,
             recording: None,
-            storing: HashMap::new(),
             checkpointing: None,
             sent_off: Vec::new(),
             rules_sent_off: Vec::new(),
             rules_kept: None,
             last_keepalive: 0,
         });
-        self.follow();
+    }
+
+    /// The run's way to the streams, and the models.
+    fn publishing(&mut self) -> Option<(&mut Publishing, Models<'_>)> {
+        let World { rng, swarm, bug, jetstream, postgres, oracle, now, run, .. } = self;
+        let models = Models { rng, swarm, bug: *bug, jetstream, postgres, oracle, now: *now };
+        Some((&mut run.as_mut()?.publishing, models))
+    }
+
+    /// The run is cut off from PostgreSQL and does not know it: it goes on publishing, while the next one takes the slot.
+    fn lose_slot(&mut self) {
+        self.end_older();
+        self.say(|| "we are cut off from PostgreSQL".to_owned());
+        self.older = self.run.take().map(|run| run.publishing);
+    }
+
+    fn end_older(&mut self) {
+        let World { rng, swarm, bug, jetstream, postgres, oracle, now, older, .. } = self;
+        let mut models = Models { rng, swarm, bug: *bug, jetstream, postgres, oracle, now: *now };
+        if let Some(older) = older.take() {
+            older.leave(&mut models);
+        }
+    }
+
+    /// Lets the run do what it can that has lost the slot.
+    fn drive_older(&mut self) -> Result<(), String> {
+        let World { rng, swarm, bug, jetstream, postgres, oracle, now, older, .. } = self;
+        let mut models = Models { rng, swarm, bug: *bug, jetstream, postgres, oracle, now: *now };
+        let Some(older) = older else { return Ok(()) };
+        let outcome = older.drive(&mut models, false);
+        for line in std::mem::take(&mut older.log) {
+            self.say(|| line);
+        }
+        let error = match outcome {
+            Ok(()) => return Ok(()),
+            Err(Stop::Ends(error)) => error,
+            Err(Stop::Wrong(what)) => return Err(what),
+        };
+        self.say(|| format!("the older run ends: {error:?}"));
+        self.fenced += u64::from(error.kind() == Kind::Fenced);
+        let is_halted = error.cause_as::<Halted>().is_some();
+        let is_changed = self.jetstream.has_forgotten || self.fork.is_some();
+        match error.kind() {
+            Kind::Fenced => {}
+            Kind::Config if is_halted => {}
+            Kind::Untrusted | Kind::Unavailable if is_changed => {}
+            _ => return Err(format!("the older run stops: {error:?}")),
+        }
+        self.end_older();
+        Ok(())
+    }
+
+    /// A standby is promoted. What the database noted behind the fork is gone with it.
+    fn fail_over(&mut self) {
+        self.say(|| "PostgreSQL fails over".to_owned());
+        if happens(&mut self.rng, self.swarm.linger) {
+            self.lose_slot();
+        } else {
+            self.crash("we lose the slot");
+        }
+        let at = self.postgres.fail_over(&mut self.rng);
+        self.runs += 1_000_000;
+        self.fork = Some(Fork { at: Lsn(at), first_epoch: self.runs + 1 });
+        self.oracle.lost_history = Some((at, 2_000_000));
+        self.rule_versions.retain(|(since, _)| *since < at);
+        for written in self.checkpoints.values_mut() {
+            written.retain(|(wal_end, _)| *wal_end <= at);
+        }
+        self.say(|| format!("the timeline was left at {at}"));
+    }
+
+    /// The operator decides which events of the streams are valid, and accepts what they have lost.
+    fn put_streams_right(&mut self) -> bool {
+        let oracle = &self.oracle;
+        let deleted = self.jetstream.delete(|event| oracle.is_of_lost_history(event));
+        for (key, written) in &mut self.checkpoints {
+            let stream = self.jetstream.stream(key);
+            let is_whole =
+                |known: &Checkpoint| known.created_ns == stream.created_ns && known.sequence <= stream.last_sequence;
+            written.retain(|(_, known)| is_whole(known));
+        }
+        deleted > 0
+    }
+
+    /// Lets the driver do what it can, or some of it.
+    fn drive(&mut self, all: bool) -> Result<(), String> {
+        let Some((publishing, mut models)) = self.publishing() else { return Ok(()) };
+        let outcome = publishing.drive(&mut models, all);
+        for line in std::mem::take(&mut publishing.log) {
+            self.say(|| line);
+        }
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(Stop::Ends(error)) => self.ends(&error),
+            Err(Stop::Wrong(what)) => Err(what),
+        }
     }
 
     /// As the store of a session reads them.
@@ -455,19 +579,16 @@ impl World {
 
     fn crash(&mut self, why: &str) {
         self.say(|| why.to_owned());
-        let Some(run) = self.run.take() else { return };
-        for driver in run.drivers {
-            let link = match driver.phase {
-                Phase::Running(link) | Phase::Settling(link, _) | Phase::Opening { connection: Some(link), .. } => link,
-                _ => continue,
-            };
-            self.jetstream.leave(link.connection, &mut self.rng, &self.swarm);
+        if let Some((publishing, mut models)) = self.publishing() {
+            publishing.leave(&mut models);
         }
+        self.run = None;
     }
 
     /// walhook ends with an error: only where that is right.
     fn ends(&mut self, error: &walhook::error::Error) -> Result<(), String> {
         self.say(|| format!("{error:?}"));
+        let is_unsure = self.run.as_ref().is_some_and(|run| run.publishing.is_unsure);
         match error.kind() {
             Kind::Config if error.cause_as::<Halted>().is_some() => {
                 let rows = self.postgres.configuration.webhooks.clone();
@@ -480,8 +601,12 @@ impl World {
                 let text = error.to_string();
                 let id = text.split(' ').find_map(super::oracle::position).ok_or("the error names no event")?;
                 self.postgres.amend(id.0, id.1);
+                self.end_older();
             }
-            Kind::Untrusted if self.jetstream.has_forgotten && (self.swarm.confirm_delay == 0 || self.is_unsure) => {}
+            Kind::Untrusted if self.fork.is_some() && self.put_streams_right() => {}
+            Kind::Untrusted if self.jetstream.has_forgotten && (self.swarm.confirm_delay == 0 || is_unsure) => {
+                self.put_streams_right();
+            }
             // The stream was set back, and the slot has what it lost.
             Kind::Unavailable if self.jetstream.has_forgotten && self.swarm.confirm_delay > 0 => {}
             _ => return Err(format!("walhook stops: {error:?}")),
@@ -494,7 +619,11 @@ impl World {
     fn pump(&mut self, most: usize) -> Result<(), String> {
         for _ in 0..self.rng.usize(1..=most) {
             let Some(run) = &mut self.run else { return Ok(()) };
-            let has_room = if run.is_paused { run.streamer.has_ample_room() } else { run.streamer.has_room() };
+            let has_room = if run.is_paused {
+                run.publishing.streamer.has_ample_room()
+            } else {
+                run.publishing.streamer.has_room()
+            };
             run.is_paused = !has_room;
             if run.is_paused {
                 break;
@@ -506,336 +635,25 @@ impl World {
                 run.last_keepalive = end;
             }
             self.oracle.receives(&mut run.view, mark, &self.postgres);
-            match run.streamer.receive(&frame) {
+            match run.publishing.streamer.receive(&frame) {
                 Ok(Received::ReplyRequested) => self.report()?,
                 Ok(_) => {}
                 Err(error) => return self.ends(&error),
             }
         }
         if let Some(run) = &mut self.run {
-            run.streamer.follow_rules();
-        }
-        self.follow();
-        Ok(())
-    }
-
-    /// New lanes get a driver; lanes whose rows have changed are opened anew.
-    fn follow(&mut self) {
-        let Some(run) = &mut self.run else { return };
-        if run.generation == run.streamer.generation() {
-            return;
-        }
-        run.generation = run.streamer.generation();
-        for index in run.drivers.len()..run.streamer.lane_count() {
-            run.drivers.push(Driver {
-                phase: Phase::Opening { since: self.now, tail: None, connection: None },
-                failures: 0,
-                waiting: None,
-                first_tail: None,
-            });
-            let settings = run.streamer.lane_settings(index).expect("a lane comes from its rows");
-            match &run.streamer.lane_key(index).stream {
-                Some(name) => assert_eq!(settings.stream.stream_name, *name),
-                None => assert_eq!(run.streamer.lane(index).ordering(), Ordering::Core),
-            }
-        }
-    }
-
-    /// Lets one lane's driver do what it can.
-    fn drive(&mut self, index: usize) -> Result<(), String> {
-        let Some(run) = &mut self.run else { return Ok(()) };
-        if self.bug == Bug::IgnoreHolds {
-            run.streamer.lane_mut(index).hold_from(None);
-        }
-        let has_its_turn = self.bug == Bug::BothWaysAtOnce || run.has_its_turn(index);
-        let at_rest = |lane: usize| !run.streamer.lane_is_wanted(lane) && run.streamer.lane(lane).is_at_rest();
-        let keeps_open = self.bug == Bug::KeepIdleLaneOpen;
-        let waits_for_other = self.bug != Bug::BothWaysAtOnce
-            && run.other_half(index).any(|other| run.is_on_line(other) && !(keeps_open && at_rest(other)));
-        let is_at_rest = at_rest(index);
-        let driver = &mut run.drivers[index];
-        match &mut driver.phase {
-            Phase::Opening { since, .. } if self.now < *since => Ok(()),
-            Phase::Opening { tail: None, .. } if is_at_rest || !has_its_turn || waits_for_other => Ok(()),
-            Phase::Opening { tail: None, .. } => self.read_tail(index),
-            // What the other half has sent meanwhile may not be in this tail.
-            Phase::Opening { tail, .. } if waits_for_other => {
-                *tail = None;
-                Ok(())
-            }
-            Phase::Opening { .. } => self.open(index),
-            Phase::Running(link) if !run.streamer.lane(index).is_open() || !has_its_turn => {
-                run.streamer.lane_mut(index).close();
-                driver.phase = Phase::Settling(*link, self.now + SETTLE);
-                Ok(())
-            }
-            // Nothing leads there any more.
-            Phase::Running(link) if is_at_rest && link.is_between && !keeps_open => {
-                let connection = link.connection;
-                driver.phase = Phase::Opening { since: self.now, tail: None, connection: None };
-                run.streamer.lane_mut(index).close();
-                self.jetstream.leave(connection, &mut self.rng, &self.swarm);
-                Ok(())
-            }
-            Phase::Running(_) => {
-                let outcome = self.exchange(index)?;
-                let Some(run) = &mut self.run else { return Ok(()) };
-                let driver = &mut run.drivers[index];
-                match outcome {
-                    Err(()) => self.failed(index),
-                    Ok(true) => {
-                        run.streamer.lane_mut(index).close();
-                        let Phase::Running(link) = driver.phase else { unreachable!("matched above") };
-                        driver.phase = Phase::Settling(link, self.now + SETTLE);
-                        Ok(())
-                    }
-                    Ok(false) => {
-                        let lane = run.streamer.lane(index);
-                        let oldest = lane.front().filter(|_| lane.awaits_answers());
-                        match (oldest, driver.waiting) {
-                            (Some(oldest), Some((waiting, since))) if oldest == waiting => {
-                                if self.now - since > ACK_TIMEOUT {
-                                    return self.failed(index);
-                                }
-                            }
-                            (oldest, _) => driver.waiting = oldest.map(|oldest| (oldest, self.now)),
-                        }
-                        Ok(())
-                    }
-                }
-            }
-            Phase::Settling(..) => {
-                let outcome = self.exchange(index)?;
-                let Some(run) = &mut self.run else { return Ok(()) };
-                let driver = &mut run.drivers[index];
-                let Phase::Settling(link, until) = driver.phase else { unreachable!("matched above") };
-                if outcome.is_err() {
-                    return self.failed(index);
-                }
-                if run.streamer.lane(index).awaits_answers() && self.now < until {
-                    return Ok(());
-                }
-                let reusable = link.is_between || self.bug == Bug::ReuseTornConnection;
-                if !reusable {
-                    self.jetstream.leave(link.connection, &mut self.rng, &self.swarm);
-                }
-                driver.failures += 1;
-                let wait = if driver.failures == 1 { 0 } else { BACKOFF_MAX.min(1 << driver.failures.min(10)) };
-                driver.waiting = None;
-                let connection = reusable.then_some(Link { is_between: true, ..link });
-                driver.phase = Phase::Opening { since: self.now + wait, tail: None, connection };
-                Ok(())
-            }
-        }
-    }
-
-    fn read_tail(&mut self, index: usize) -> Result<(), String> {
-        let Some(run) = &mut self.run else { return Ok(()) };
-        if self.jetstream.down.contains(&run.server_of(index, self.bug)) {
-            return self.failed(index);
-        }
-        if run.is_core(index) {
-            let (subjects, max_payload) = (vec![">".to_owned()], self.jetstream.max_payload);
-            let (listing, listed) = (run.streamer.lane(index).listing(), Vec::new());
-            let read = Tail { last_sequence: 0, ours: None, listing, listed, subjects, max_payload, batch_max: 1 };
-            if let Phase::Opening { tail, .. } = &mut run.drivers[index].phase {
-                *tail = Some(read);
-            }
-            return Ok(());
-        }
-        let name = run.streamer.lane(index).stream().to_owned();
-        let stream = self.jetstream.stream(&run.key_of(index, self.bug));
-        let event_of = |message: &super::jetstream::Message| match self.bug {
-            Bug::CoreAsOurs => message.event.clone().or_else(|| message.core_event.clone()),
-            _ => message.event.clone(),
-        };
-        let ours = stream
-            .messages
-            .iter()
-            .rev()
-            .find_map(|message| Some((EventPosition::parse(&event_of(message)?, SOURCE)?, message.sequence)));
-        if let Some((position, _)) = &ours {
-            let known = run.streamer.known_wal().0.max(run.server_wal);
-            if position.commit_lsn.0 > known {
-                return Err(format!("{position:?} is taken for one beyond the WAL, which ends at {known}"));
-            }
-        }
-        let mut tail = Tail {
-            last_sequence: stream.last_sequence,
-            ours,
-            listing: run.streamer.lane(index).listing(),
-            listed: {
-                let listing = run.streamer.lane(index).listing();
-                let listed = stream.messages.iter().filter_map(|message| {
-                    let position = EventPosition::parse(message.event.as_ref()?, SOURCE)?;
-                    let is_wanted = match listing? {
-                        Listing::Behind(behind) => message.sequence > behind,
-                        Listing::Since(since) => position.commit_lsn >= since,
-                    };
-                    is_wanted.then_some(position)
-                });
-                listed.collect()
-            },
-            subjects: vec![format!("{name}.>")],
-            max_payload: self.jetstream.max_payload.min(self.jetstream.max_msg_size),
-            batch_max: self.jetstream.batch_max,
-        };
-        let driver = &mut run.drivers[index];
-        match self.bug {
-            Bug::IgnoreTail => tail.ours = None,
-            Bug::BlindRetry => {
-                let first = driver.first_tail.get_or_insert_with(|| tail.clone());
-                if let Some((position, sequence)) = run.streamer.lane(index).last_stored() {
-                    first.last_sequence = sequence;
-                    first.ours = Some((position, sequence));
-                }
-                tail = first.clone();
-            }
-            Bug::TrustAmended if matches!(run.streamer.lane(index).listing(), Some(Listing::Since(_))) => {
-                let behind = tail.ours.map(|(position, _)| position);
-                tail.listed = behind.map(|last| self.postgres.positions_upto(&last)).unwrap_or_default();
-            }
-            _ => {}
-        }
-        if let Phase::Opening { tail: read, .. } = &mut driver.phase {
-            *read = Some(tail);
+            run.publishing.streamer.follow_rules();
         }
         Ok(())
-    }
-
-    fn open(&mut self, index: usize) -> Result<(), String> {
-        let Some(run) = &mut self.run else { return Ok(()) };
-        let inbox = format!("{}.{index}", run.inbox);
-        assert_eq!(inbox, run.streamer.lane_inbox(index));
-        let (server, is_core) = (run.server_of(index, self.bug), run.is_core(index));
-        let key = run.key_of(index, self.bug);
-        let driver = &mut run.drivers[index];
-        let Phase::Opening { tail, connection, .. } = &mut driver.phase else { unreachable!("the caller looked") };
-        let tail = tail.take().expect("the caller looked");
-        let fresh = || Some(Link { connection: self.jetstream.connect(server, is_core, &inbox)?, is_between: true });
-        let Some(link) = connection.take().or_else(fresh) else { return self.failed(index) };
-        driver.phase = Phase::Running(link);
-        driver.waiting = None;
-        if let Some((position, _)) = tail.ours
-            && let Err(error) = run.streamer.expect_end(index, position)
-        {
-            return self.ends(&error);
-        }
-        let lane = run.streamer.lane_mut(index);
-        let known = self.checkpoints.get(&key);
-        if let Some((seen, kept)) = known.filter(|_| self.bug != Bug::TrustAnyTail)
-            && tail.last_sequence < *seen
-            && !tail.loses_nothing(*kept)
-        {
-            let what = format!("{} ends at {} and had {seen}", lane.stream(), tail.last_sequence);
-            return self.ends(&walhook::error::Error::untrusted(what));
-        }
-        if self.bug == Bug::TrustAnyTail {
-            lane.forget_last_stored();
-        }
-        if self.swarm.confirm_delay > 0 && lane.retained_through().is_none() && !is_core {
-            let kept = known.and_then(|(_, kept)| *kept);
-            self.is_unsure |= kept.is_none() && tail.ours.is_some();
-            lane.set_retained_through(kept.unwrap_or(tail.ours.map_or(0, |(_, sequence)| sequence)));
-        }
-        let opened = lane.open(&tail);
-        let text = format!("lane {index} opens behind {tail:?}: {opened:?}");
-        let outcome = opened.and_then(|()| run.streamer.reject());
-        self.say(|| text);
-        match outcome {
-            Ok(()) => Ok(()),
-            Err(error) => self.ends(&error),
-        }
-    }
-
-    fn failed(&mut self, index: usize) -> Result<(), String> {
-        self.say(|| format!("lane {index} fails"));
-        let Some(run) = &mut self.run else { return Ok(()) };
-        run.streamer.lane_mut(index).close();
-        let driver = &mut run.drivers[index];
-        if let Phase::Running(link) | Phase::Settling(link, _) | Phase::Opening { connection: Some(link), .. } =
-            driver.phase
-        {
-            self.jetstream.leave(link.connection, &mut self.rng, &self.swarm);
-        }
-        driver.failures += 1;
-        driver.waiting = None;
-        let wait = BACKOFF_MAX.min(1 << driver.failures.min(10));
-        driver.phase = Phase::Opening { since: self.now + wait, tail: None, connection: None };
-        Ok(())
-    }
-
-    /// Bytes out, answers in. `Ok(true)`: something was refused; `Err`: the connection is lost.
-    fn exchange(&mut self, index: usize) -> Result<Result<bool, ()>, String> {
-        let Some(run) = &mut self.run else { return Ok(Ok(false)) };
-        let driver = &mut run.drivers[index];
-        let (Phase::Running(link) | Phase::Settling(link, _)) = &mut driver.phase else { return Ok(Ok(false)) };
-        let lane = run.streamer.lane_mut(index);
-        for _ in 0..self.rng.usize(1..5) {
-            let bytes = lane.unsent();
-            if bytes.is_empty() {
-                break;
-            }
-            let count = self.rng.usize(1..=self.swarm.write_max).min(bytes.len());
-            if self.jetstream.write(link.connection, &bytes[..count]).is_none() {
-                return Ok(Err(()));
-            }
-            lane.mark_sent(count);
-            link.is_between = lane.is_between_messages();
-        }
-        if lane.ordering() == Ordering::Core && link.is_between && lane.wants_ping() {
-            if self.jetstream.write(link.connection, b"PING\r\n").is_none() {
-                return Ok(Err(()));
-            }
-            lane.pinged();
-            if self.bug == Bug::SettleCoreOnSend {
-                lane.ponged();
-            }
-        }
-        let mut refused = false;
-        for _ in 0..self.rng.usize(..10) {
-            let (token, answer) = match self.jetstream.read(link.connection) {
-                Ok(Some(answer)) => answer,
-                Ok(None) => break,
-                Err(()) => return Ok(Err(())),
-            };
-            let lane = run.streamer.lane_mut(index);
-            let refusal = match answer {
-                Answer::Stored { sequence, duplicate } => match lane.acked(&token, sequence, duplicate) {
-                    Ok(()) => {
-                        driver.failures = 0;
-                        continue;
-                    }
-                    Err(refusal) => refusal,
-                },
-                Answer::Pong => {
-                    lane.ponged();
-                    driver.failures = 0;
-                    continue;
-                }
-                Answer::Refused(10071 | 10164) => Refusal::WrongSequence,
-                Answer::Refused(10201) => Refusal::DuplicateInBatch,
-                Answer::Refused(10054) => Refusal::TooLarge("message size exceeds maximum allowed".to_owned()),
-                Answer::Refused(code) => Refusal::NotNow(code.to_string()),
-                Answer::NoResponders => Refusal::NotNow("no responders".to_owned()),
-            };
-            refused |= lane.refused(&token, &refusal) || refusal == Refusal::WrongSequence;
-        }
-        // As late as the edge might.
-        let outcome = run.streamer.reject();
-        if let Err(error) = outcome {
-            self.ends(&error)?;
-        }
-        Ok(Ok(refused))
     }
 
     /// The status for PostgreSQL.
     fn report(&mut self) -> Result<(), String> {
         let Some(run) = &mut self.run else { return Ok(()) };
-        run.streamer.settle();
-        let mut confirmed = run.streamer.confirmed().0;
+        run.publishing.streamer.settle();
+        let mut confirmed = run.publishing.streamer.confirmed().0;
         match self.bug {
-            Bug::ConfirmOnReceipt => confirmed = run.streamer.received().0,
+            Bug::ConfirmOnReceipt => confirmed = run.publishing.streamer.received().0,
             // The end of a commit, and its record once more.
             Bug::ConfirmPastCommit => confirmed += 48,
             Bug::ConfirmKeepalives => confirmed = confirmed.max(run.last_keepalive),
@@ -843,7 +661,6 @@ impl World {
         }
         self.oracle.confirms(&mut run.view, confirmed, &self.postgres, &self.jetstream)?;
         self.postgres.confirmed = self.postgres.confirmed.max(confirmed);
-        self.follow();
         Ok(())
     }
 
@@ -859,22 +676,29 @@ impl World {
             }
             Some((letters, true)) => {
                 for letter in letters {
-                    run.streamer.dead_letter_written(&letter.event_id);
+                    run.publishing.streamer.dead_letter_written(&letter.event_id);
                 }
             }
-            None if run.streamer.awaits_types() => {
+            None if run.publishing.streamer.awaits_types() => {
                 self.knows_new_type = true;
                 let types = self.types();
-                self.run.as_mut().expect("it runs").streamer.set_types(types);
+                self.run.as_mut().expect("it runs").publishing.streamer.set_types(types);
             }
-            None if self.store()? || self.keep_rules() || self.checkpoint()? => {}
+            None if self.keep_rules() || self.checkpoint()? => {}
+            None if self.rng.u8(..12) == 0 => self.write_checkpoints(None),
+            None if run_has_trouble(&self.run) && self.rng.u8(..4) == 0 => {
+                let read = self.postgres.read_rules();
+                let streamer = &mut self.run.as_mut().expect("it runs").publishing.streamer;
+                streamer.set_newest_rules(read, false);
+                streamer.follow_newest_rules();
+            }
             None => {
                 let Some(run) = &mut self.run else { return Ok(()) };
                 let most = self.rng.usize(1..10);
-                let letters: Vec<_> = run.streamer.dead_letters().take(most).cloned().collect();
+                let letters: Vec<_> = run.publishing.streamer.dead_letters().take(most).cloned().collect();
                 if !letters.is_empty() {
                     if self.bug == Bug::BuryOnSend {
-                        letters.iter().for_each(|letter| run.streamer.dead_letter_written(&letter.event_id));
+                        letters.iter().for_each(|letter| run.publishing.streamer.dead_letter_written(&letter.event_id));
                     }
                     run.burial = Some((letters, false));
                 }
@@ -890,15 +714,15 @@ impl World {
         }
         let Some(run) = &mut self.run else { return false };
         if let Some(number) = run.rules_kept.take() {
-            run.streamer.rules_written(number);
+            run.publishing.streamer.rules_written(number);
             return true;
         }
         let most = self.rng.usize(1..4);
-        let commits: Vec<_> = run.streamer.rule_commits().take(most).cloned().collect();
+        let commits: Vec<_> = run.publishing.streamer.rule_commits().take(most).cloned().collect();
         let Some(last) = commits.last() else { return false };
         run.rules_kept = Some(last.number);
         if self.bug == Bug::RulesOnSend {
-            run.streamer.rules_written(last.number);
+            run.publishing.streamer.rules_written(last.number);
             run.rules_kept = None;
             run.rules_sent_off = commits;
             return true;
@@ -922,81 +746,32 @@ impl World {
         }
     }
 
-    /// A claim check goes into the object store. Returns whether there was one.
-    fn store(&mut self) -> Result<bool, String> {
-        let Some(run) = &mut self.run else { return Ok(false) };
-        let waits = |&index: &usize| run.streamer.lane(index).claim_check().is_some();
-        let waiting: Vec<_> = (0..run.streamer.lane_count()).filter(waits).collect();
-        let waiting: Vec<_> = waiting
-            .into_iter()
-            .filter(|&index| !self.jetstream.down.contains(&run.server_of(index, Bug::None)))
-            .collect();
-        if waiting.is_empty() {
-            return Ok(false);
-        }
-        let index = waiting[self.rng.usize(..waiting.len())];
-        let lane = run.streamer.lane_mut(index);
-        let claim_check = lane.claim_check().expect("just seen");
-        let (number, name) = (claim_check.number, claim_check.position.id(SOURCE));
-        let claim = Claim { bucket: "o".to_owned(), name, sha256: "0".repeat(64) };
-        let object = format!("o/{}", claim.name);
-        match run.storing.remove(&index).filter(|(storing, _)| *storing == number) {
-            Some((_, true)) => lane.claim(number, &claim),
-            _ if self.bug == Bug::ClaimOnSend => lane.claim(number, &claim),
-            _ if self.rng.u8(..30) == 0 => {
-                lane.give_up(number, "it refuses");
-                self.oracle.cannot_be_claimed(claim.name);
-                if let Err(error) = run.streamer.reject() {
-                    self.ends(&error)?;
-                }
-            }
-            _ => {
-                self.jetstream.objects.insert(object, claim_check.payload.to_vec());
-                run.storing.insert(index, (number, true));
-            }
-        }
-        Ok(true)
-    }
-
     /// What is due is asked for, then written, then confirmed. Returns whether there was something to do.
     fn checkpoint(&mut self) -> Result<bool, String> {
         let Some(run) = &mut self.run else { return Ok(false) };
         match run.checkpointing.take() {
             Some((due, false)) => {
-                for (index, sequence) in
-                    due.kept.iter().map(sequence_of).enumerate().filter(|(_, sequence)| *sequence > 0)
-                {
-                    let lane = run.streamer.lane(index);
-                    let seen = lane.last_stored().map_or(0, |(_, sequence)| sequence);
-                    let kept = lane.retained_through().max(Some(sequence));
-                    self.checkpoints.insert(run.key_of(index, Bug::None), (seen, kept));
-                }
-                run.checkpointing = Some((due, true));
+                self.write_checkpoints(Some(&due));
+                self.run.as_mut().expect("it runs").checkpointing = Some((due, true));
             }
-            Some((due, true)) => run.streamer.checkpointed(due),
+            Some((due, true)) => run.publishing.streamer.checkpointed(due),
             None => {
-                let Some(due) = run.streamer.due() else { return Ok(false) };
+                let Some(due) = run.publishing.streamer.due() else { return Ok(false) };
                 if self.bug != Bug::ConfirmUnasked {
-                    for &index in &due.news {
-                        let lane = run.streamer.lane(index);
-                        if run.is_core(index) {
-                            continue;
-                        }
-                        // Also of a stream to which nothing leads any more.
-                        let is_retired =
-                            !run.streamer.lane_is_wanted(index) && lane.is_empty() && !run.is_on_line(index);
-                        let is_asked = lane.is_open() || (is_retired && self.bug != Bug::LeaveRetiredUnasked);
-                        if self.jetstream.down.contains(&run.server_of(index, Bug::None)) || !is_asked {
-                            return Ok(false);
-                        }
-                        let messages = &self.jetstream.stream(&run.key_of(index, Bug::None)).messages;
-                        let is_its = |(position, sequence): (EventPosition, u64)| {
-                            let at = messages.iter().find(|message| message.sequence == sequence);
-                            at.is_some_and(|message| message.event.as_deref() == Some(&position.id(SOURCE)))
-                        };
-                        if due.kept[index].is_some_and(|kept| !is_its(kept)) {
-                            let what = format!("{} has lost something", lane.stream());
-                            return self.ends(&walhook::error::Error::unavailable(what)).map(|()| true);
+                    let can_be_asked = |lane| run.publishing.can_be_asked(lane, &self.jetstream);
+                    let publishing = &run.publishing;
+                    let asked = publishing.driver.retentions(&publishing.streamer, &due, can_be_asked);
+                    let Some(asked) = asked else { return Ok(false) };
+                    for (lane, retention) in asked.into_iter().filter(|(lane, _)| !run.publishing.is_core(*lane)) {
+                        let stream = self.jetstream.stream(&run.publishing.key_of(lane, Bug::None));
+                        let looked = retention.look_at(stream.created_ns, 1, stream.last_sequence);
+                        let judged = looked.and_then(|sequence| {
+                            let at = stream.messages.iter().find(|message| Some(message.sequence) == sequence);
+                            let position = |id: &String| EventPosition::parse(id, SOURCE);
+                            retention.judge(at.map(|message| message.event.as_ref().and_then(position)))
+                        });
+                        if let Err(error) = judged {
+                            return self.ends(&error).map(|()| true);
                         }
                     }
                 }
@@ -1004,6 +779,19 @@ impl World {
             }
         }
         Ok(true)
+    }
+
+    /// Where the streams stand becomes durable.
+    fn write_checkpoints(&mut self, due: Option<&Due>) {
+        let Some(run) = &self.run else { return };
+        let publishing = &run.publishing;
+        for checkpoint in publishing.driver.checkpoints(&publishing.streamer, due) {
+            let key = format!("{}/{}", if checkpoint.config_name == "default" { 1 } else { 2 }, checkpoint.stream);
+            let written = self.checkpoints.entry(key).or_default();
+            if written.last().is_none_or(|(_, last)| *last != checkpoint) {
+                written.push((self.postgres.wal_end, checkpoint));
+            }
+        }
     }
 
     /// The back history writer: rows of the history.
@@ -1019,14 +807,14 @@ impl World {
             Some(recording) => recording,
             None => {
                 // Whether the patience of the edge has run out is a matter of chance here.
-                run.streamer.set_history_stuck(self.swarm.lock_history > 0 && self.rng.bool());
+                run.publishing.streamer.set_history_stuck(self.swarm.lock_history > 0 && self.rng.bool());
                 let away = self.rng.u64(..);
-                for index in 0..run.streamer.lane_count() {
-                    let lane = run.streamer.lane_mut(index);
+                for index in 0..run.publishing.streamer.lane_count() {
+                    let lane = run.publishing.streamer.lane_mut(index);
                     lane.set_away(self.swarm.away > 0 && lane.front().is_some() && away >> index & 1 == 1);
                 }
-                let rows = run.streamer.take_history(|_| true);
-                if let Some(what) = run.streamer.left_out() {
+                let rows = run.publishing.streamer.take_history(|_| true);
+                if let Some(what) = run.publishing.streamer.left_out() {
                     self.crash(&what);
                     return Ok(());
                 }
@@ -1037,15 +825,15 @@ impl World {
             }
         };
         if is_written {
-            rows.into_iter().for_each(|(book, batch)| run.streamer.recorded(book, batch));
+            rows.into_iter().for_each(|(book, batch)| run.publishing.streamer.recorded(book, batch));
             return Ok(());
         }
         let mut rows = rows;
         for (book, batch) in &mut rows {
             if let HistorySource::Lane(index) = book
-                && !run.is_core(*index)
+                && !run.publishing.is_core(StreamId(*index))
             {
-                let stream = self.jetstream.stream(&run.key_of(*index, Bug::None));
+                let stream = self.jetstream.stream(&run.publishing.key_of(StreamId(*index), Bug::None));
                 let place_of = |position: &EventPosition| {
                     stream.events.get(&position.id(SOURCE)).map_or(Place::Unknown, |at| Place::At(*at))
                 };
@@ -1059,7 +847,7 @@ impl World {
             }
         }
         if self.bug == Bug::RecordOnSend {
-            rows.into_iter().for_each(|(book, batch)| run.streamer.recorded(book, batch));
+            rows.into_iter().for_each(|(book, batch)| run.publishing.streamer.recorded(book, batch));
             return Ok(());
         }
         run.recording = Some((rows, true));
@@ -1073,7 +861,7 @@ impl World {
             self.oracle.finds_transactions_whole(&self.jetstream, &self.atomic)?;
         }
         let Some(run) = &mut self.run else { return Ok(()) };
-        let (confirmed, received) = (run.streamer.confirmed(), run.streamer.received());
+        let (confirmed, received) = (run.publishing.streamer.confirmed(), run.publishing.streamer.received());
         if confirmed > received {
             return Err(format!("{confirmed} is confirmed, {received} received"));
         }
@@ -1083,8 +871,8 @@ impl World {
             &self.postgres,
             &self.jetstream,
         )?;
-        for index in 0..run.streamer.lane_count() {
-            let lane = run.streamer.lane(index);
+        for index in 0..run.publishing.streamer.lane_count() {
+            let lane = run.publishing.streamer.lane(index);
             // A transaction that waits for its end may take as many as a batch.
             let held = if lane.batches() == Batches::None && !self.swarm.flips { 0 } else { BATCH_MAX };
             if lane.len() > self.swarm.window_events.max(held) + EVENTS_A_MESSAGE
@@ -1102,7 +890,9 @@ impl World {
         HashMap::from([
             ("stored", stored),
             ("dead letters", self.oracle.dead_letters.len() as u64),
-            ("runs", self.runs),
+            ("runs", self.runs % 1_000_000),
+            ("fenced", self.fenced),
+            ("failed over", u64::from(self.fork.is_some())),
             ("transactions", self.postgres.transactions.len() as u64),
             ("forgotten", self.jetstream.forgotten.len() as u64),
             ("forgotten and filled again", self.oracle.filled_again(&self.jetstream)),
@@ -1112,49 +902,9 @@ impl World {
     }
 }
 
-impl Run {
-    fn is_core(&self, index: usize) -> bool {
-        self.streamer.lane_key(index).stream.is_none()
-    }
-
-    /// The server of a lane, which is its configuration's.
-    fn server_of(&self, index: usize, bug: Bug) -> i32 {
-        if bug == Bug::OneServer { 1 } else { self.streamer.lane_key(index).config_id }
-    }
-
-    /// Where a lane leads, as the models call it.
-    fn key_of(&self, index: usize, bug: Bug) -> String {
-        let server = self.server_of(index, bug);
-        match &self.streamer.lane_key(index).stream {
-            Some(name) => format!("{server}/{name}"),
-            None => core_of(server),
-        }
-    }
-
-    fn is_on_line(&self, index: usize) -> bool {
-        match self.drivers[index].phase {
-            Phase::Opening { .. } => false,
-            Phase::Running(_) | Phase::Settling(..) => true,
-        }
-    }
-
-    /// The lanes of the same configuration into JetStream, where this one leads to core NATS, or the other way round.
-    fn other_half(&self, index: usize) -> impl Iterator<Item = usize> + '_ {
-        let (config, is_core) = (self.streamer.lane_key(index).config_id, self.is_core(index));
-        let lanes = 0..self.drivers.len();
-        lanes.filter(move |&other| self.streamer.lane_key(other).config_id == config && self.is_core(other) != is_core)
-    }
-
-    /// As `commands/run/lanes` has it: first comes what is left from before the switch.
-    fn has_its_turn(&self, index: usize) -> bool {
-        let is_left = |other: usize| !self.streamer.lane_is_wanted(other) && !self.streamer.lane(other).is_at_rest();
-        let is_under_way = |other: usize| self.is_on_line(other) && self.streamer.lane(other).awaits_answers();
-        let (config, is_core) = (self.streamer.lane_key(index).config_id, self.is_core(index));
-        let mut here = (0..self.drivers.len())
-            .filter(|&other| self.streamer.lane_key(other).config_id == config && self.is_core(other) == is_core);
-        !self.other_half(index).any(is_under_way)
-            && (!self.other_half(index).any(is_left) || (here.any(is_left) && !is_core))
-    }
+/// Whether events wait for a stream that takes none of them.
+fn run_has_trouble(run: &Option<Run>) -> bool {
+    run.as_ref().is_some_and(|run| run.publishing.driver.has_trouble(&run.publishing.streamer))
 }
 
 fn put_versions(rows: &mut Rows, changes: &[RuleChange]) {

@@ -19,7 +19,7 @@ const LONGER: [(&str, &str); 0] = [];
 const MAY_USE: [(&str, &[&str]); 10] = [
     ("wal", &[]),
     ("route", &["wal"]),
-    ("flow", &["route", "wal"]),
+    ("flow", &["route", "text", "wal"]),
     ("deliver", &["flow", "route", "wal"]),
     ("postgres", &["files", "wal"]),
     ("nats", &["files", "route"]), // the rows of the configuration tables, nothing else

@@ -15,15 +15,16 @@ use crate::{
     commands::{
         identity::{self, Identity, Runs},
         run::{
-            self,
-            open::{self, Known},
-            rules,
-            state_store::{self, Checkpoint, Epoch},
+            self, open, rules,
+            state_store::{self, Epoch},
         },
     },
     config::Config,
     error::{Error, Kind, Result},
-    flow::lane,
+    flow::{
+        driver::trust::{self, Checkpoint},
+        lane,
+    },
     nats::{
         control::Control,
         owner::Claim,
@@ -90,10 +91,10 @@ fn ends(subject: &str, error: &Error) -> Finding {
 /// `stream_lost`: a stream that walhook has published to is not there any more.
 pub fn missing(history: &History, (config, servers): (&ConfigRow, &str), row: &StreamRow) -> Option<Finding> {
     let History { identity, checkpoints, aliases } = history;
-    let known = open::checkpoint_of(checkpoints, aliases, config, &row.stream_name, servers)?;
+    let known = trust::checkpoint_of(checkpoints, aliases, config, &row.stream_name, servers)?;
     // Such a stream is gone when its servers stop, which `run` knows.
     let is_in_memory = row.storage_type.as_deref() == Some("memory");
-    let error = open::lost(&identity.source, known, "it does not exist any more");
+    let error = trust::lost(&identity.source, known, "it does not exist any more");
     (!is_in_memory).then(|| ends(&format!("stream {:?}", row.stream_name), &error))
 }
 
@@ -107,36 +108,27 @@ pub async fn check(
     there: &There,
 ) -> Result<Vec<Finding>> {
     let History { identity, checkpoints, aliases } = history;
-    let checkpoint = open::checkpoint_of(checkpoints, aliases, config, &row.stream_name, servers);
-    let mut known = Known {
-        config_name: config.config_name.clone(),
-        created_ns: checkpoint.map(|known| known.created_ns),
-        server_wal: Lsn::ZERO,
-        listing: None,
-        place: checkpoint.map(|known| (known.sequence, known.created_ns)),
-        max_payload: usize::MAX,
-        version: String::new(),
-        knows_batches: false,
-        shares_syncs: false,
-        batch_max: 1,
-    };
-    let subject = format!("stream {:?}", row.stream_name);
-    let end = match open::end(control, row, identity, &known).await {
+    let checkpoint = trust::checkpoint_of(checkpoints, aliases, config, &row.stream_name, servers);
+    let (run, name) = (identity.run(), &row.stream_name);
+    let known = checkpoint.map(|known| known.created_ns);
+    let place = checkpoint.map(|known| (known.sequence, known.created_ns));
+    let is_strict = row.ordering.as_deref() != Some("shared");
+    let subject = format!("stream {name:?}");
+    let end = match open::end(control, name, place, is_strict, &identity.source).await {
         Ok(end) => end,
         Err(error) if error.kind() == Kind::Untrusted => return Ok(vec![ends(&subject, &error)]),
         Err(error) => return Err(error),
     };
     // Read afterwards: a run that publishes beside this check is not beyond it.
-    known.server_wal = flushed(client).await?;
-    let ours = match open::judge_end(&end, row, identity, &known) {
+    let server_wal = flushed(client).await?;
+    let ours = match trust::judge_end(&end, name, &run, server_wal) {
         Ok(ours) => ours,
         Err(error) => return Ok(vec![ends(&subject, &error)]),
     };
     let owner = identity.database.owner(&identity.source);
     let claim = streams::check_owner(row, &there.state.metadata, &owner);
-    if ours.is_some() && matches!(claim, Ok(Claim::Unclaimed)) && !open::is_known(&known, end.created_ns, identity) {
-        let noted =
-            identity::Stream { config_name: &config.config_name, name: &row.stream_name, created_ns: end.created_ns };
+    if ours.is_some() && matches!(claim, Ok(Claim::Unclaimed)) && !trust::is_known(&run, known, end.created_ns) {
+        let noted = identity::Stream { config_name: &config.config_name, name, created_ns: end.created_ns };
         match open::refuse_unnoted(client, identity, &noted).await {
             Ok(()) => {}
             Err(error) if error.kind() == Kind::Untrusted => return Ok(vec![ends(&subject, &error)]),
@@ -150,11 +142,11 @@ pub async fn check(
         listing: None,
         listed: Vec::new(),
         subjects: Vec::new(),
-        max_payload: known.max_payload,
-        batch_max: known.batch_max,
+        max_payload: usize::MAX,
+        batch_max: 1,
     };
     if let Some(checkpoint) = checkpoint
-        && let Err(error) = open::trusted(&identity.source, checkpoint, there.state.created_ns, &end)
+        && let Err(error) = trust::trusted(&identity.source, checkpoint, there.state.created_ns, &end)
     {
         findings.push(match there.state.storage.as_str() {
             // It is gone when its servers stop, which `run` knows.
@@ -162,7 +154,7 @@ pub async fn check(
             _ => ends(&subject, &error),
         });
     }
-    if row.ordering.as_deref() != Some("shared") && end.last_sequence > 0 {
+    if is_strict && end.last_sequence > 0 {
         findings.extend(writers(control, row, &identity.source, end.last_sequence).await?);
     }
     Ok(findings)

@@ -17,7 +17,10 @@ use super::faults::{self, Point};
 use crate::{
     commands::rows::{self, missing_table},
     error::{Error, Result},
-    flow::streamer::{Amendment, RuleCommit, RulesRead},
+    flow::{
+        driver::Found,
+        streamer::{Amendment, RuleCommit, RulesRead},
+    },
     postgres::sql,
     route::{
         tables::{RowText, ServerAlias, Table, Tables},
@@ -301,15 +304,6 @@ pub async fn aliases(client: &impl GenericClient, at: At<'_>) -> Result<Vec<Serv
         })
     };
     found.iter().map(alias).collect()
-}
-
-/// Why events go to other servers than their rules name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
-    /// Both addresses lead to one server now. So does what was committed until now and names either.
-    OneServer,
-    /// These were never reached, and the newest row that is known names others.
-    NeverReached,
 }
 
 /// Notes that events go to other servers than their rules name. Sessions from here on follow it.

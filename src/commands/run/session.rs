@@ -46,6 +46,7 @@ use crate::{
     error::{Error, Result},
     flow::{
         delay::Due,
+        driver::{Found, trust::Checkpoint},
         streamer::{DeadLetter, Received, RulesRead, Streamer},
     },
     postgres::{
@@ -339,7 +340,7 @@ struct Session<'c> {
     /// Of the server, that is borne.
     silence: Duration,
     last_checkpoint: Instant,
-    checkpoints: Vec<state_store::Checkpoint>,
+    checkpoints: Vec<Checkpoint>,
     last_heartbeat: Option<Instant>,
     last_prune: Option<Instant>,
     last_newest: Instant,
@@ -561,7 +562,7 @@ impl Session<'_> {
         } else if let Some(alias) = self.lanes.take_met() {
             let (source, system) = (self.config.source.clone(), self.system.system_id.clone());
             Some(Box::pin(async move {
-                rules::write_alias(&client, &source, &system, &alias, rules::Found::OneServer).await?;
+                rules::write_alias(&client, &source, &system, &alias, Found::OneServer).await?;
                 Ok(Done::Written)
             }))
         } else if self.streamer.awaits_types() {
@@ -721,7 +722,7 @@ impl Session<'_> {
             Done::RulesWritten(number) => self.streamer.rules_written(number),
             Done::Newest(read) => {
                 self.streamer.set_newest_rules(*read, false);
-                self.streamer.follow_rules();
+                self.streamer.follow_newest_rules();
             }
             // One that waits to be shown comes first.
             Done::Reported(beat, lsn) => self.beat = self.beat.or(Some((beat, lsn))),

@@ -11,7 +11,11 @@ use super::faults::{self, Point};
 use crate::{
     commands::rows::{check_kept, missing_table},
     error::{Error, Result},
-    flow::{event_id::EventPosition, streamer::DeadLetter},
+    flow::{
+        driver::trust::{Checkpoint, Fork},
+        event_id::EventPosition,
+        streamer::DeadLetter,
+    },
     log,
     postgres::{settings::Settings, sql},
     route::{
@@ -73,15 +77,6 @@ pub struct Epoch {
     pub epoch: u64,
     /// PostgreSQL has changed its timeline since the first run.
     pub fork: Option<Fork>,
-}
-
-/// A standby was promoted, or the database restored: what the old timeline has beyond the fork never happened here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fork {
-    /// Where the old timeline was left.
-    pub at: Lsn,
-    /// The first epoch on the new one.
-    pub first_epoch: u64,
 }
 
 /// What [`raise_epoch`] would make of it, read and not written.
@@ -261,25 +256,6 @@ async fn write_large_dead_letter(client: &Client, letter: &DeadLetter) -> Result
     }
     sink.send(Bytes::from_static(&[0xff, 0xff])).await?;
     sink.finish().await.map(drop)
-}
-
-/// Where a lane's stream stood when it was last looked at.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Checkpoint {
-    /// The name of the `rule_nats_config` row.
-    pub config_name: String,
-    /// The stream.
-    pub stream: String,
-    /// The servers that the row named; empty where it is not known, or a setting of the process names them.
-    pub servers: String,
-    /// When the stream was created, in ns since 1970: another time, another stream.
-    pub created_ns: i64,
-    /// The last event stored.
-    pub position: EventPosition,
-    /// Its sequence.
-    pub sequence: u64,
-    /// Where confirming is delayed: behind this sequence the slot has all events still.
-    pub retained_through: Option<u64>,
 }
 
 /// Where the streams of `source` stood when an earlier run last looked.

@@ -208,7 +208,7 @@ async fn post(
         let is_behind = matches!(done, Done::ButForAStream) || problem.is_some();
         retry_at = if is_behind {
             // What has failed for a while, such as a right that is wanting, is not asked for all the time.
-            let wait = if backoff.failures < OFTEN { backoff.next() } else { SELDOM };
+            let wait = if backoff.failures() < OFTEN { backoff.next() } else { SELDOM };
             Some(Instant::now() + wait)
         } else {
             backoff = Backoff::default();

@@ -1,28 +1,23 @@
-//! What one lane is doing: waiting for its connection, reading its stream's tail, publishing, or letting answers settle.
+//! What one lane is doing: waiting for its connection, asking its stream, publishing, or letting answers settle.
 
-use std::{collections::BTreeMap, future::Future, pin::Pin, time::Duration};
+use std::collections::BTreeMap;
 
-use tokio::time::{Instant, Sleep, sleep};
-
-use super::{
-    claim_check::{Storing, Trouble},
-    open::Opened,
-};
+use super::{GroupId, Moment, Timing, backoff::Backoff, claim_checks::Storing, opening::Opening, trust::Checkpoint};
 use crate::{
-    commands::{backoff::Backoff, log_once::Lasting, run::state_store::Checkpoint},
-    error::{Error, Kind, Result},
+    error::Error,
     flow::{
+        driver::trust::CREATED_TOLERANCE_NS,
         lane::{BATCH_MAX, Lane},
         streamer::LaneSettings,
     },
-    nats::{codes, control::ApiError, tail::CREATED_TOLERANCE_NS},
 };
 
 /// See the module.
-pub struct Driver {
+#[derive(Debug)]
+pub struct QueueState {
     pub phase: Phase,
     /// The group of connections that it is of, once it was reached by rows.
-    pub group: Option<usize>,
+    pub group: Option<GroupId>,
     /// The servers that the rules of its events name.
     pub servers: String,
     /// What the lane was last opened by.
@@ -30,8 +25,8 @@ pub struct Driver {
     /// The rows as they are lead to it.
     pub is_wanted: bool,
     pub backoff: Backoff,
-    /// The last failure told, so that the log does not repeat it at every attempt.
-    pub logged: Lasting,
+    /// A failure of it was reported, and not that all is well again.
+    pub is_reported: bool,
     /// How many events are in line.
     pub in_line: usize,
     /// Where the stream was last seen to stand, by this run or an earlier one.
@@ -39,7 +34,7 @@ pub struct Driver {
     pub created_ns: i64,
     /// Of core NATS: its servers were reached in this session.
     pub reached_core: bool,
-    /// How many messages the server takes as one batch, as far as it has told.
+    /// How many messages the server takes as one batch, as far as it has said.
     pub batch_max: usize,
     /// What of its row's `transactions` and `durability` its stream cannot do.
     pub falls_back: Option<String>,
@@ -49,44 +44,38 @@ pub struct Driver {
     pub trouble: Option<Error>,
     /// Refusals of its stream, by JetStream's code.
     pub refusals: BTreeMap<u64, u64>,
-    /// Its claim check on the way into the object store, and what went wrong with it before.
-    pub storing: Option<Storing>,
-    pub storing_trouble: Trouble,
+    /// Its claim check on the way into the object store.
+    pub storing: Storing,
     /// The oldest event that waits for its answer, and since when.
-    waiting: Option<(u64, Instant)>,
+    pub waiting: Option<(u64, Moment)>,
     /// The oldest event in line, through whatever failures, and since when it is.
-    front: Option<(u64, Instant)>,
+    front: Option<(u64, Moment)>,
 }
 
-/// What `walhook check` calls a failure of NATS.
-pub fn nats_name(error: &Error, otherwise: &'static str) -> &'static str {
-    let by_code = || codes::finding(error.cause_as::<ApiError>()?.err_code);
-    let by_kind = || (error.kind() == Kind::Permission).then_some("nats_permissions");
-    error.name().or_else(by_code).or_else(by_kind).unwrap_or(otherwise)
-}
-
-/// See [`Driver`].
+/// See the module.
+#[derive(Debug)]
 pub enum Phase {
     /// Nothing leads to the lane any more, and nothing is in it.
     Absent,
     /// Until its connection stands, and at least until then.
-    Waiting(Pin<Box<Sleep>>),
-    Opening(Pin<Box<dyn Future<Output = Result<Opened>>>>),
+    Waiting(Moment),
+    /// Its stream is asked.
+    Opening(Box<Opening>),
     Running,
-    /// Closed; answers may still come.
-    Settling(Pin<Box<Sleep>>),
+    /// Closed; answers may still come, until then.
+    Settling(Moment),
 }
 
-impl Driver {
-    pub fn new(servers: &str, known: Option<Checkpoint>) -> Driver {
-        Driver {
+impl QueueState {
+    pub fn new(servers: &str, known: Option<Checkpoint>, timing: &Timing) -> QueueState {
+        QueueState {
             phase: Phase::Absent,
             group: None,
             servers: servers.to_owned(),
             settings: None,
             is_wanted: true,
-            backoff: Backoff::default(),
-            logged: Lasting::default(),
+            backoff: Backoff::new(timing.retry.0, timing.retry.1),
+            is_reported: false,
             in_line: 0,
             known,
             created_ns: 0,
@@ -96,36 +85,40 @@ impl Driver {
             answered: false,
             trouble: None,
             refusals: BTreeMap::new(),
-            storing: None,
-            storing_trouble: Trouble::default(),
+            storing: Storing::new(timing),
             waiting: None,
             front: None,
         }
     }
 
-    /// For how long nothing of its lane has been settled that could be.
-    pub fn stands_still(&mut self, lane: &Lane) -> Duration {
-        self.in_line = lane.len();
-        match (self.front, lane.in_flight()) {
-            (Some((known, since)), Some(front)) if known == front => since.elapsed(),
-            (_, front) => {
-                self.front = front.map(|front| (front, Instant::now()));
-                Duration::ZERO
-            }
-        }
+    pub fn is_absent(&self) -> bool {
+        matches!(self.phase, Phase::Absent)
     }
 
-    /// Whether its lane has a part in the connection: bytes go out, answers are taken. Not while a tail is read, which
+    /// Whether its lane has a part in the connection: bytes go out, answers are taken. Not while a stream's end is read, which
     /// may be older than an answer.
     pub fn is_on_line(&self) -> bool {
         matches!(self.phase, Phase::Running | Phase::Settling(_))
     }
 
-    /// To be opened, after `wait` and when its connection stands.
-    pub fn wait(&mut self, wait: Duration) {
-        self.phase = Phase::Waiting(Box::pin(sleep(wait)));
-        self.waiting = None;
-        self.trouble = None;
+    pub fn wakes_at(&self) -> Option<Moment> {
+        let phase = match self.phase {
+            Phase::Waiting(until) | Phase::Settling(until) => Some(until),
+            Phase::Absent | Phase::Opening(_) | Phase::Running => None,
+        };
+        phase.into_iter().chain(self.storing.wakes_at()).min()
+    }
+
+    /// Since when nothing of its lane has been settled that could be.
+    pub fn stands_still_since(&mut self, lane: &Lane, now: Moment) -> Moment {
+        self.in_line = lane.len();
+        match (self.front, lane.in_flight()) {
+            (Some((known, since)), Some(front)) if known == front => since,
+            (_, front) => {
+                self.front = front.map(|front| (front, now));
+                now
+            }
+        }
     }
 
     /// Where its stream stands; nothing while that was never seen.
@@ -154,35 +147,22 @@ impl Driver {
     }
 
     /// Whether both were seen in this session to lead into one stream of one server.
-    pub fn leads_with(&self, other: &Driver) -> bool {
+    pub fn leads_with(&self, other: &QueueState) -> bool {
         self.created_ns != 0 && self.created_ns == other.created_ns
     }
 
     /// Whether it leads elsewhere than `other` for certain: otherwise their events may have to go in one order.
-    pub fn leads_elsewhere(&self, other: &Driver) -> bool {
+    pub fn leads_elsewhere(&self, other: &QueueState) -> bool {
         if self.reached_core && other.reached_core {
             return true;
         }
-        let seen = |driver: &Driver| {
-            let known = driver.known.as_ref().map(|known| known.created_ns);
-            Some(driver.created_ns).filter(|&created| created != 0).or(known)
+        let seen = |state: &QueueState| {
+            let known = state.known.as_ref().map(|known| known.created_ns);
+            Some(state.created_ns).filter(|&created| created != 0).or(known)
         };
         // Two streams may be made at the same moment on two servers; a checkpoint has that moment to the microsecond.
         let tolerance = if self.created_ns != 0 && other.created_ns != 0 { 0 } else { CREATED_TOLERANCE_NS };
         matches!((seen(self), seen(other)), (Some(here), Some(there)) if here.abs_diff(there) > tolerance)
-    }
-
-    /// Notes what its stream cannot do, and logs it when that is news.
-    pub fn set_falls_back(&mut self, falls_back: Option<String>) {
-        if let Some(text) = falls_back.as_ref().filter(|_| self.falls_back != falls_back) {
-            tracing::warn!("{text}");
-        }
-        self.falls_back = falls_back;
-    }
-
-    /// Logs a failure unless it is the one logged last, or that was a while ago.
-    pub fn tell(&mut self, error: &Error) {
-        self.logged.warn(nats_name(error, "nats_jetstream"), &error.to_string(), self.in_line);
     }
 
     /// Counts a refusal by its code.
@@ -190,13 +170,13 @@ impl Driver {
         *self.refusals.entry(code).or_default() += 1;
     }
 
-    /// Whether the oldest message has waited longer than that.
-    pub fn is_overdue(&mut self, lane: &Lane, ack_timeout: Duration) -> bool {
+    /// Whether the oldest message has waited for its answer longer than it may.
+    pub fn is_overdue(&mut self, lane: &Lane, now: Moment, timing: &Timing) -> bool {
         let Some(oldest) = lane.oldest().filter(|_| lane.awaits_answers()) else { return false };
         match self.waiting {
-            Some((waiting, since)) if waiting == oldest => since.elapsed() >= ack_timeout,
+            Some((waiting, since)) if waiting == oldest => now.since(since) >= timing.ack_timeout,
             _ => {
-                self.waiting = Some((oldest, Instant::now()));
+                self.waiting = Some((oldest, now));
                 false
             }
         }

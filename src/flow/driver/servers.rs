@@ -7,68 +7,78 @@
 //! an earlier one of the same configuration that may have to go into the same stream; and of lanes that were seen to lead into one
 //! stream, one at a time is open, and reads the stream's end before it sends.
 
-use super::{Lanes, connection::Group, driver::Phase};
+use super::{Driver, GroupId, Report, StreamId, group::Group, queue_state::QueueState};
 use crate::{
-    commands::run::rules::Found,
     error::{Error, Result},
     flow::{event_id::EventPosition, streamer::Streamer},
     route::tables::ServerAlias,
 };
 
-impl Lanes {
+/// Why events go to other servers than their rules name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Both addresses lead to one server now. So does what was committed until now and names either.
+    OneServer,
+    /// These were never reached, and the newest row that is known names others.
+    NeverReached,
+}
+
+impl Driver {
     /// Holds back in each lane what is behind an event of another lane of the same configuration and stream, which names other
     /// servers, as long as both may turn out to be one server.
     pub(super) fn give_turns(&self, streamer: &mut Streamer) {
-        for (index, others) in &self.siblings {
-            let driver = &self.drivers[*index];
-            let may_be_one = others.iter().filter(|&&other| !driver.leads_elsewhere(&self.drivers[other]));
-            let limit = may_be_one.filter_map(|&other| streamer.lane(other).first_to_send()).min();
-            streamer.lane_mut(*index).set_turn_limit(limit);
+        for (lane, others) in &self.siblings {
+            let state = &self.lanes[lane.0];
+            let may_be_one = others.iter().filter(|other| !state.leads_elsewhere(&self.lanes[other.0]));
+            let limit = may_be_one.filter_map(|other| streamer.lane(other.0).first_to_send()).min();
+            streamer.lane_mut(lane.0).set_turn_limit(limit);
         }
     }
 
     /// Lanes with others of the same configuration and stream, and these: there are some while the servers of a configuration
     /// change.
     pub(super) fn find_siblings(&mut self, streamer: &Streamer) {
-        let count = self.drivers.len();
-        let is_sibling = |index: usize, other: usize| {
-            let (here, there) = (streamer.lane_key(index), streamer.lane_key(other));
+        let lanes = || (0..self.lanes.len()).map(StreamId);
+        let is_sibling = |lane: StreamId, other: StreamId| {
+            let (here, there) = (streamer.lane_key(lane.0), streamer.lane_key(other.0));
             here.config_id == there.config_id && here.stream == there.stream && here.servers != there.servers
         };
-        let of = |index| (0..count).filter(|&other| is_sibling(index, other)).collect::<Vec<_>>();
-        self.siblings = (0..count).map(|index| (index, of(index))).filter(|(_, others)| !others.is_empty()).collect();
+        let of = |lane| lanes().filter(|&other| is_sibling(lane, other)).collect::<Vec<_>>();
+        let siblings = lanes().map(|lane| (lane, of(lane))).filter(|(_, others)| !others.is_empty()).collect();
+        self.siblings = siblings;
     }
 
     /// Other lanes that were seen to lead into the same stream of the same server: one server by several addresses.
-    fn twins(&self, index: usize) -> impl Iterator<Item = usize> + '_ {
-        let siblings = self.siblings.iter().find(|(lane, _)| *lane == index);
+    fn twins(&self, lane: StreamId) -> impl Iterator<Item = StreamId> + '_ {
+        let siblings = self.siblings.iter().find(|(of, _)| *of == lane);
         let others = siblings.map_or(&[][..], |(_, others)| others).iter().copied();
-        others.filter(move |&other| self.drivers[index].leads_with(&self.drivers[other]))
+        others.filter(move |other| self.lanes[lane.0].leads_with(&self.lanes[other.0]))
     }
 
     /// Whether the events of a lane come before those of others into the same stream.
-    pub(super) fn comes_first(&self, index: usize, streamer: &Streamer) -> bool {
-        comes_first(
-            streamer.lane(index).first_to_send(),
-            self.twins(index).map(|other| streamer.lane(other).first_to_send()),
-        )
+    pub(super) fn comes_first(&self, lane: StreamId, streamer: &Streamer) -> bool {
+        if self.siblings.is_empty() {
+            return true;
+        }
+        let others = self.twins(lane).map(|other| streamer.lane(other.0).first_to_send());
+        comes_first(streamer.lane(lane.0).first_to_send(), others)
     }
 
     /// Whether a lane has to wait until others into the same stream have sent what comes before, and are closed.
-    pub(super) fn waits_for_twin(&self, index: usize, streamer: &Streamer) -> bool {
-        !self.comes_first(index, streamer) || self.twins(index).any(|other| self.drivers[other].is_on_line())
+    pub(super) fn waits_for_twin(&self, lane: StreamId, streamer: &Streamer) -> bool {
+        !self.comes_first(lane, streamer) || self.twins(lane).any(|other| self.lanes[other.0].is_on_line())
     }
 
     /// Whether two groups of one configuration lead to one server, as far as this session has seen.
     pub(super) fn are_one_server(&self, here: &Group, there: &Group) -> bool {
-        let is_of = |index: usize, group: &Group| {
-            let driver = &self.drivers[index];
-            let of = driver.group.map(|at| self.groups[at].row.config_id);
-            of == Some(group.row.config_id) && driver.servers == group.servers
+        let is_of = |lane: StreamId, group: &Group| {
+            let state = &self.lanes[lane.0];
+            let of = state.group.map(|id| self.groups[id.0].row.config_id);
+            of == Some(group.row.config_id) && state.servers == group.servers
         };
-        let mut lanes = self.siblings.iter().map(|(index, _)| *index).filter(|&index| is_of(index, here));
+        let mut lanes = self.siblings.iter().map(|(lane, _)| *lane).filter(|&lane| is_of(lane, here));
         here.row.config_id == there.row.config_id
-            && (here.servers == there.servers || lanes.any(|index| self.twins(index).any(|other| is_of(other, there))))
+            && (here.servers == there.servers || lanes.any(|lane| self.twins(lane).any(|other| is_of(other, there))))
     }
 
     /// A lane was seen to lead into a stream. Where another one of its configuration leads there as well, by another address, they take
@@ -76,16 +86,17 @@ impl Lanes {
     ///
     /// # Errors
     /// A lane of another configuration leads there: they would take each other's messages for their own.
-    pub(super) fn meet(&mut self, index: usize, created_ns: i64, streamer: &mut Streamer) -> Result<()> {
-        let is_its = |other: &usize| {
-            *other != index
-                && self.drivers[*other].created_ns == created_ns
-                && streamer.lane(*other).stream() == streamer.lane(index).stream()
-                && !matches!(self.drivers[*other].phase, Phase::Absent)
+    pub(super) fn meet(&mut self, lane: StreamId, created_ns: i64, streamer: &mut Streamer) -> Result<()> {
+        let is_its = |other: &StreamId| {
+            *other != lane
+                && self.lanes[other.0].created_ns == created_ns
+                && streamer.lane(other.0).stream() == streamer.lane(lane.0).stream()
+                && !self.lanes[other.0].is_absent()
         };
-        let Some(other) = (0..self.drivers.len()).find(is_its) else { return Ok(()) };
-        let (here, there) = (streamer.lane_key(index), streamer.lane_key(other));
-        let name = self.drivers[other].settings.as_ref().map_or("?", |settings| settings.config.config_name.as_str());
+        let Some(other) = (0..self.lanes.len()).map(StreamId).find(is_its) else { return Ok(()) };
+        let (here, there) = (streamer.lane_key(lane.0), streamer.lane_key(other.0));
+        let settings = self.lanes[other.0].settings.as_ref();
+        let name = settings.map_or("?", |settings| settings.config.config_name.as_str());
         if here.config_id != there.config_id {
             return Err(Error::config(format!(
                 "open it: NATS configuration {name:?} publishes to the same stream of the same server"
@@ -100,12 +111,13 @@ impl Lanes {
             alias.config_id == here.config_id && (is_pair || [&alias.alias_of, &alias.servers] == [servers, alias_of])
         };
         if !self.met.iter().any(is_known) {
-            tracing::info!("{}", one_server(name, servers, alias_of));
+            let found = one_server(name, servers, alias_of);
             let alias = streamer.alias(here.config_id, servers, alias_of);
             streamer.note_one_server(alias.config_id, [alias.servers.clone(), alias.alias_of.clone()]);
             self.met.push(alias);
+            self.report(Report::OneServer(found));
         }
-        self.drivers[index].created_ns = created_ns;
+        self.lanes[lane.0].created_ns = created_ns;
         Ok(())
     }
 
@@ -118,28 +130,27 @@ impl Lanes {
 
     /// The servers of a group cannot be reached. Events go to others if these are known to be the same by another address, or if
     /// walhook has never reached these and the newest row names others.
-    pub(super) fn doubt_servers(&mut self, at: usize, streamer: &Streamer) {
-        let Group { row, servers, lanes, .. } = &self.groups[at];
-        let events: usize = lanes.iter().map(|&index| streamer.lane(index).len()).sum();
+    pub(super) fn doubt_servers(&mut self, id: GroupId, streamer: &Streamer) {
+        let Group { row, servers, lanes, .. } = &self.groups[id.0];
+        let events: usize = lanes.iter().map(|lane| streamer.lane(lane.0).len()).sum();
         if events == 0 {
             return;
         }
         // One of them is known by its checkpoint alone: it could not be asked.
-        let is_same = |here: &usize, there: &&usize| {
-            let (here, there) = (&self.drivers[*here], &self.drivers[**there]);
+        let is_same = |here: &QueueState, there: &QueueState| {
             here.was_reached() && there.was_open() && !here.leads_elsewhere(there)
         };
-        let of_lane = |here: &usize| {
-            let (_, others) = self.siblings.iter().find(|(index, _)| index == here)?;
-            others.iter().find(|there| is_same(here, there))
+        let of_lane = |here: &StreamId| {
+            let (_, others) = self.siblings.iter().find(|(lane, _)| lane == here)?;
+            others.iter().find(|there| is_same(&self.lanes[here.0], &self.lanes[there.0]))
         };
         let name = &row.config_name;
-        let (alias_of, kind, found) = if let Some(&other) = lanes.iter().find_map(of_lane) {
-            let alias_of = streamer.lane_key(other).servers.clone();
+        let (alias_of, kind, found) = if let Some(other) = lanes.iter().find_map(of_lane) {
+            let alias_of = streamer.lane_key(other.0).servers.clone();
             let found = one_server(name, servers, &alias_of);
             (alias_of, Found::OneServer, found)
         } else if let Some(newest) = streamer.newest_servers(row.config_id).filter(|newest| newest != servers)
-            && !lanes.iter().any(|&index| self.drivers[index].was_reached())
+            && !lanes.iter().any(|lane| self.lanes[lane.0].was_reached())
         {
             let found = format!(
                 "NATS configuration {name:?}: walhook has never reached {servers}, for which {events} events wait, and sends them \
@@ -153,10 +164,10 @@ impl Lanes {
     }
 
     /// Servers cannot be reached that the newest row of their configuration does not name: what to do if they never come back.
-    pub(super) fn explain_old_servers(&self, at: usize, streamer: &Streamer, error: Error) -> Error {
-        let Group { row, servers, lanes, .. } = &self.groups[at];
+    pub(super) fn explain_old_servers(&self, id: GroupId, streamer: &Streamer, error: Error) -> Error {
+        let Group { row, servers, lanes, .. } = &self.groups[id.0];
         let is_newest = streamer.newest_servers(row.config_id).is_none_or(|newest| newest == *servers);
-        let waiting = lanes.iter().filter_map(|&index| streamer.lane(index).front_position());
+        let waiting = lanes.iter().filter_map(|lane| streamer.lane(lane.0).front_position());
         let Some(first) = waiting.min_by_key(EventPosition::rank).filter(|_| !is_newest) else { return error };
         let hint = error.remedy().map_or_else(String::new, |hint| format!("{hint}; "));
         error.hint(format!(
@@ -164,7 +175,7 @@ impl Lanes {
              them up, run SELECT rule_cdc_rules_amend('{}') and start walhook again: the events then follow the current rules, and those \
              whose place in a stream is taken by later ones become dead letters",
             row.config_name,
-            first.id(&self.identity.source),
+            first.id(&self.settings.run.source),
         ))
     }
 
