@@ -19,6 +19,9 @@ IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '023') THE
     RETURN;
 END IF;
 
+-- Both at once, in the order in which a call of an application reads them: the other way round, both could wait for each other.
+LOCK TABLE public.rule_webhooks, public.rule_nats_config IN ACCESS EXCLUSIVE MODE;
+
 ALTER TABLE public.rule_nats_config
     ADD COLUMN IF NOT EXISTS notice_subject TEXT,
     ADD COLUMN IF NOT EXISTS notice_dead_letters INTEGER NOT NULL DEFAULT 1,

@@ -140,7 +140,9 @@ pub async fn by_recvlogical(feed: &Feed, rows: u64, more: &[&str]) -> Drained {
 /// `walhook run` into a file stream, strictly ordered; done when the stream has all events and the history what it keeps.
 pub async fn by_walhook(feed: &Feed, events: u64, history: &str) -> Drained {
     feed.pg.psql(&format!("TRUNCATE rule_nats_publish_history; UPDATE rule_nats_config SET history = '{history}'"));
-    // The change of the row comes down the slot as well, behind the backlog; what is read at the start holds for it.
+    // The change of the row comes down the slot as well, behind the backlog; what is read at the start holds for it. walhook keeps the
+    // rules of a place in the WAL, the history's setting too: without this an earlier drain's would hold.
+    feed.pg.psql("TRUNCATE rule_cdc_rule_sources, rule_cdc_rule_versions, rule_cdc_rule_amendments");
     copy_slot(feed, "walhook");
     empty_stream(feed).await;
     let client = feed.pg.client().await;
@@ -177,6 +179,8 @@ pub async fn by_walhook(feed: &Feed, events: u64, history: &str) -> Drained {
     feed.confirmed().await;
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
     assert_eq!(feed.last_sequence(STREAM).await, events, "every event once");
+    let kept: u64 = feed.pg.psql("SELECT count(*) FROM rule_nats_publish_history").parse().unwrap();
+    assert_eq!(kept, if history == "full" { events } else { 0 }, "rows of the history with history = '{history}'");
     drained
 }
 

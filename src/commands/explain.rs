@@ -285,7 +285,7 @@ struct Making<'m> {
 impl Making<'_> {
     fn link(&self, id: i32, link: &LinkRow, linked: &Linked) -> Value {
         let webhook = self.tables.webhooks.get(&link.webhook_id);
-        let mut told = json!({
+        let mut report = json!({
             "link_id": id,
             "webhook_id": link.webhook_id,
             "webhook": webhook.map(|row| &row.name),
@@ -304,7 +304,7 @@ impl Making<'_> {
         });
         let Some(target) = linked.targets.iter().find(|target| target.link == id) else {
             let mode = webhook.and_then(|row| row.publish_mode.as_deref()).unwrap_or("queue");
-            told["problem"] = match webhook {
+            report["problem"] = match webhook {
                 None => "its webhook does not exist".to_owned(),
                 Some(_) if !link.enabled => "the link is not enabled".to_owned(),
                 Some(row) if !row.enabled => "the webhook is not enabled".to_owned(),
@@ -312,27 +312,27 @@ impl Making<'_> {
                 Some(_) => format!("the webhook has publish_mode {mode}"),
             }
             .into();
-            return told;
+            return report;
         };
         let events: Vec<Value> = OPERATIONS.iter().map(|&op| self.operation(op, link, linked, target)).collect();
-        told["operations"] = events.into();
-        told
+        report["operations"] = events.into();
+        report
     }
 
     /// What an operation on a row would publish: the first row that the filter lets pass, or else the first.
     fn operation(&self, op: Op, link: &LinkRow, linked: &Linked, target: &Target) -> Value {
-        let mut told = json!({ "op": op.as_str(), "published": false });
-        let nothing = |mut told: Value, why: String| {
-            told["why"] = why.into();
-            told
+        let mut report = json!({ "op": op.as_str(), "published": false });
+        let nothing = |mut report: Value, why: String| {
+            report["why"] = why.into();
+            report
         };
         if !target.takes(op) {
-            return nothing(told, format!("the link has only {}", link.operations.join(", ")));
+            return nothing(report, format!("the link has only {}", link.operations.join(", ")));
         }
         if !self.table.published[op as usize] {
             let publication = &self.config.publication;
             return nothing(
-                told,
+                report,
                 format!(
                     "the publications {publication}_inserts and {publication}_changes do not send it; `walhook status` says more"
                 ),
@@ -340,7 +340,7 @@ impl Making<'_> {
         }
         if self.table.relation.identity == ReplicaIdentity::Nothing && matches!(op, Op::Update | Op::Delete) {
             return nothing(
-                told,
+                report,
                 "the table has REPLICA IDENTITY NOTHING: PostgreSQL refuses the statement".to_owned(),
             );
         }
@@ -354,27 +354,27 @@ impl Making<'_> {
             }
         }
         if op != Op::Truncate && !self.rows.is_empty() && chosen.is_none() {
-            return nothing(told, format!("none of the {} rows looked at passes the filter", self.rows.len()));
+            return nothing(report, format!("none of the {} rows looked at passes the filter", self.rows.len()));
         }
         let Some(change) = chosen.or_else(|| self.change(op, self.rows.first())) else {
-            return nothing(told, "the row cannot be read".to_owned());
+            return nothing(report, "the row cannot be read".to_owned());
         };
         if op == Op::Update
             && let Some(columns) = &link.when_changed
         {
-            told["only_when_changed"] = json!(columns);
+            report["only_when_changed"] = json!(columns);
         }
         if self.rows.is_empty() && op != Op::Truncate {
-            told["published"] = true.into();
-            told["subject_template"] =
+            report["published"] = true.into();
+            report["subject_template"] =
                 link.subject_template.as_deref().unwrap_or(&self.rules.webhooks[target.webhook].subject).into();
             let lane = target.lane;
             if let Some(lane) = lane {
-                self.tell_lane(lane, &mut told);
+                self.tell_lane(lane, &mut report);
             }
-            return told;
+            return report;
         }
-        self.event(&change, linked, target, told)
+        self.event(&change, linked, target, report)
     }
 
     fn change<'a>(&self, op: Op, row: Option<&'a Row>) -> Option<Change<'a>> {
@@ -394,7 +394,7 @@ impl Making<'_> {
     }
 
     /// The event, as `walhook run` makes it.
-    fn event(&self, change: &Change<'_>, linked: &Linked, target: &Target, mut told: Value) -> Value {
+    fn event(&self, change: &Change<'_>, linked: &Linked, target: &Target, mut report: Value) -> Value {
         let webhook = &self.rules.webhooks[target.webhook];
         let mut subject = Vec::new();
         let (lane, problem) = target.address(self.rules, change, &mut subject);
@@ -413,29 +413,29 @@ impl Making<'_> {
         payload::write_headers(body, webhook, &self.config.source, &transaction, id.as_bytes(), &mut block);
         let mut bytes = Vec::new();
         let _ = payload::write(body, webhook, &self.config.source, &transaction, id.as_bytes(), &mut bytes);
-        told["subject"] = String::from_utf8_lossy(&subject).into();
-        told["headers"] = serde_json::from_str(&headers::to_json(&block)).unwrap_or_default();
-        told["payload_bytes"] = bytes.len().into();
-        told["payload"] = serde_json::from_slice(&bytes).unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into());
+        report["subject"] = String::from_utf8_lossy(&subject).into();
+        report["headers"] = serde_json::from_str(&headers::to_json(&block)).unwrap_or_default();
+        report["payload_bytes"] = bytes.len().into();
+        report["payload"] = serde_json::from_slice(&bytes).unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into());
         match (problem, lane) {
             (None, Some(lane)) => {
-                told["published"] = true.into();
-                self.tell_lane(lane, &mut told);
+                report["published"] = true.into();
+                self.tell_lane(lane, &mut report);
             }
             (problem, _) => {
                 let why = problem.unwrap_or_else(|| no_stream(&subject));
-                told["why"] =
+                report["why"] =
                     format!("it cannot be published, and would be a dead letter or stop walhook (on_error): {why}")
                         .into();
             }
         }
-        told
+        report
     }
 
-    fn tell_lane(&self, lane: usize, told: &mut Value) {
+    fn tell_lane(&self, lane: usize, report: &mut Value) {
         let key = &self.lanes[lane];
-        told["stream"] = key.stream.clone().into();
-        told["nats_config"] = self.tables.configs.get(&key.config_id).map(|row| row.config_name.clone()).into();
+        report["stream"] = key.stream.clone().into();
+        report["nats_config"] = self.tables.configs.get(&key.config_id).map(|row| row.config_name.clone()).into();
     }
 }
 

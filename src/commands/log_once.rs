@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lasts_is_told_at_once_and_again_each_minute_with_how_long_it_has_lasted() {
+    fn a_lasting_problem_is_logged_at_once_and_again_each_minute_with_its_duration() {
         let (mut lasting, begin) = (Lasting::default(), Instant::now());
         let mut tells = |text: &str, seconds| lasting.tells(text, begin + Duration::from_secs(seconds));
         assert_eq!(tells("a", 0), Telling::News);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_is_told_once_until_all_was_well_in_between() {
+    fn the_same_problem_is_logged_once_until_it_was_resolved_in_between() {
         let mut logged = LogOnce::default();
         assert!(!logged.forget());
         assert!(logged.is_news("a") && !logged.is_news("a") && logged.is_news("b") && logged.is_news("a"));

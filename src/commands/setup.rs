@@ -48,8 +48,9 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
 /// What we resolve names by: see sql/004_preconditions.sql.
 const SESSION: &str = "SET search_path = pg_catalog, pg_temp; SET lock_timeout = 0; SET statement_timeout = 0";
 
-/// While a statement of ours waits for a lock, everybody who comes after it waits behind it: not for long.
-const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '1s'";
+/// While a statement of ours waits for a lock, everybody who comes after it waits behind it: not for long. Less than
+/// `deadlock_timeout` (1 s unless somebody has changed it), so that in a deadlock setup gives way, and no application's transaction.
+const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '500ms'";
 
 /// So often a migration is tried that waits for a lock in vain: for some five minutes.
 const ATTEMPTS: u32 = 60;

@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_sign_are_told_from_other_secrets() {
+    fn names_of_signing_secrets_are_distinguished_from_other_secrets() {
         for name in ["signing", "signing_old", "signing-2", "signing.2026-11"] {
             assert!(is_signing(name), "{name}");
         }

@@ -56,7 +56,7 @@ pub struct Webhook {
     pub method: String,
     /// Static headers.
     pub headers: BTreeMap<String, String>,
-    /// Names of headers that look like credentials and are not told here, and `url` where it has some: only a worker with a database
+    /// Names of headers that look like credentials and are not listed here, and `url` where it has some: only a worker with a database
     /// may call.
     #[serde(default)]
     pub withheld: Vec<String>,
@@ -389,10 +389,10 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_told_to_those_who_read_the_database_only() {
-        let told = &webhooks(&tables(), "default", Credentials::Included)[0];
-        assert_eq!(told.headers["Authorization"], "Bearer t");
-        assert!(!told.needs_database());
+    fn credentials_are_shown_only_to_readers_of_the_database() {
+        let listed = &webhooks(&tables(), "default", Credentials::Included)[0];
+        assert_eq!(listed.headers["Authorization"], "Bearer t");
+        assert!(!listed.needs_database());
         let withheld = &webhooks(&tables(), "default", Credentials::Withheld)[0];
         assert_eq!(withheld.withheld, ["Authorization"]);
         assert!(withheld.needs_database() && !serde_json::to_string(withheld).unwrap().contains("Bearer"));

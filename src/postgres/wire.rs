@@ -835,7 +835,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_message_is_told_whole() {
+    fn an_error_message_is_passed_on_whole() {
         let error = parse_error(b"SFATAL\0C28P01\0Mno\xff entry\0Dthe detail\0Htry this\0\0").unwrap();
         assert_eq!(error.to_string(), "no\u{fffd} entry (SQLSTATE 28P01); the detail; try this");
         assert!(parse_error(b"SFATAL\0C28P01\0Mno").is_err());

@@ -502,7 +502,7 @@ async fn a_login_in_a_url_is_in_the_call_and_nowhere_else() {
 
 /// One consumer takes each subject of a workqueue stream, and what it acknowledges is deleted.
 #[tokio::test]
-async fn two_webhooks_on_one_subject_of_a_workqueue_stream_get_their_own_events_and_are_told_the_remedy() {
+async fn two_webhooks_on_one_subject_of_a_workqueue_stream_get_their_own_events_and_the_remedy_is_logged() {
     let mile = LastMile::start().await;
     mile.sql("SELECT rule_nats_stream_create('Q', ARRAY['q.>'], 'default', 'workqueue')");
     let (one, two) = (Http::ok(), Http::start(|number, _| Reply::status(if number == 0 { 500 } else { 200 })));

@@ -95,7 +95,7 @@ fn seconds_since_1970() -> i64 {
 }
 
 /// How far the clock that wrote the last row of the history is from ours, in seconds.
-fn offset_told(feed: &Feed) -> i64 {
+fn reported_offset(feed: &Feed) -> i64 {
     let last = "SELECT extract(epoch FROM published_at)::bigint FROM rule_nats_publish_history ORDER BY publish_id DESC LIMIT 1";
     feed.pg.psql(last).parse::<i64>().unwrap() - seconds_since_1970()
 }
@@ -116,7 +116,7 @@ async fn jump_about(clock: &Clock, feed: &Feed) {
             walhook = clock.run(feed);
         }
         feed.confirmed().await;
-        let told = offset_told(feed);
+        let told = reported_offset(feed);
         assert!(
             (told - offset).abs() < 600,
             "the history tells a time {told} s from now, and the clock is {offset} s off"

@@ -102,7 +102,7 @@ async fn ends_whole(feed: &Feed) -> bool {
 }
 
 #[tokio::test]
-async fn a_transaction_is_one_batch_and_a_larger_one_is_told_by_its_ends() {
+async fn a_transaction_is_one_batch_and_a_larger_one_is_marked_at_both_ends() {
     let feed = atomic().await;
     let mut walhook = feed.run();
     for (of, size) in [(1, 1), (2, 3), (3, 1000), (4, 2500), (5, 2)] {
@@ -153,7 +153,7 @@ async fn whatever_is_killed_in_the_midst_of_batches_each_transaction_is_stored_w
 }
 
 #[tokio::test]
-async fn a_server_that_has_no_batches_gets_single_messages_and_everybody_is_told_once() {
+async fn a_server_without_batches_gets_single_messages_and_it_is_logged_once() {
     let feed = feed_with(Nats::builder().version("2.10").start().await, "transactions = 'atomic'").await;
     let mut walhook = feed.run();
     feed.pg.psql(&rows(1, 3));
@@ -387,7 +387,7 @@ async fn a_server_killed_while_it_gathers_batches_has_whole_transactions_once_an
 }
 
 #[tokio::test]
-async fn a_server_that_syncs_each_message_of_a_batch_gets_single_messages_and_everybody_is_told() {
+async fn a_server_that_syncs_each_message_of_a_batch_gets_single_messages_and_it_is_logged() {
     let feed = feed_with(Nats::builder().version("2.10").start().await, "durability = 'fsync'").await;
     let mut walhook = feed.run();
     feed.pg.psql(&rows(1, 1));

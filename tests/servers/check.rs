@@ -649,7 +649,7 @@ async fn the_last_mile_is_checked_without_a_call_and_with_ping_by_one_signed_req
 }
 
 #[tokio::test]
-async fn ten_thousand_webhooks_are_told_in_a_few_lines() {
+async fn ten_thousand_webhooks_are_reported_in_a_few_lines() {
     let feed = sound("default").await;
     feed.pg.psql(
         "UPDATE rule_webhooks SET enabled = false; \
@@ -699,7 +699,7 @@ async fn a_narrow_terminal_and_a_broken_locale_get_a_table_that_can_be_read_and_
 }
 
 #[tokio::test]
-async fn how_long_the_slot_may_lag_is_told_before_its_wal_is_gone() {
+async fn how_long_the_slot_may_lag_is_reported_before_its_wal_is_gone() {
     let feed = sound("default").await;
     let writer = feed.pg.client().await;
     let writing = tokio::spawn(async move {

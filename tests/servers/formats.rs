@@ -176,7 +176,7 @@ async fn the_format_cloudevents_binary_is_the_data_with_its_attributes_as_header
 }
 
 #[tokio::test]
-async fn what_happened_and_the_key_that_an_update_has_changed_are_told_in_every_format() {
+async fn the_operation_and_a_key_changed_by_an_update_are_in_every_format() {
     let feed = with(r#"CREATE TABLE "t ä" (id int, name text, note text, PRIMARY KEY (id, name))"#).await;
     feed.pg.psql(r#"SELECT rule_webhook_link_table(1, '"t ä"')"#);
     let formats = ["webhook", "data", "debezium", "cloudevents", "cloudevents_binary"];

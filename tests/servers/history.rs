@@ -33,7 +33,7 @@ fn insert(feed: &Feed, from: i64, upto: i64) {
 
 /// Everything is confirmed, and each of the rows `0..count` is in the stream once and in the history once, at the sequence
 /// that the history tells.
-async fn all_are_told(feed: &Feed, count: i64) {
+async fn all_are_recorded(feed: &Feed, count: i64) {
     feed.confirmed().await;
     let messages = feed.messages().await;
     let stored: Vec<_> = messages.iter().map(|m| format!("{} {}", m.header("Nats-Msg-Id"), m.sequence)).collect();
@@ -57,7 +57,7 @@ fn outcome(feed: &Feed, event: &str) -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn a_call_is_told_with_every_column_and_its_status_is_known() {
+async fn a_call_is_recorded_with_every_column_and_its_status_is_known() {
     let feed = linked().await;
     let mut walhook = feed.run();
     let event = feed.pg.psql(
@@ -92,7 +92,7 @@ async fn a_call_is_told_with_every_column_and_its_status_is_known() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_published_is_told_as_a_failure_with_its_reason() {
+async fn an_event_that_cannot_be_published_is_recorded_as_a_failure_with_its_reason() {
     let feed = linked().await;
     let mut walhook = feed.run();
     let elsewhere = "UPDATE rule_webhooks SET nats_subject = 'nowhere.at.all' WHERE webhook_id = 1";
@@ -173,12 +173,12 @@ async fn kill_9_at_any_time_leaves_each_event_in_the_history_once() {
         walhook.kill9();
     }
     let mut walhook = feed.run();
-    all_are_told(&feed, from).await;
+    all_are_recorded(&feed, from).await;
     ended_well(&mut walhook);
 }
 
 #[tokio::test]
-async fn what_was_stored_and_not_told_is_told_after_a_restart_with_its_sequence() {
+async fn a_stored_event_without_a_row_is_recorded_after_a_restart_with_its_sequence() {
     let feed = linked().await;
     let holder = feed.pg.client().await;
     holder.batch_execute("BEGIN; LOCK TABLE rule_nats_publish_history IN ACCESS EXCLUSIVE MODE").await.unwrap();
@@ -237,7 +237,7 @@ async fn counted((client, mut subscriber): (async_nats::Client, async_nats::Subs
 }
 
 #[tokio::test]
-async fn a_letter_between_stored_events_is_told_as_a_failure_and_each_event_with_its_own_sequence() {
+async fn a_dead_letter_between_stored_events_is_recorded_as_a_failure_and_each_event_with_its_own_sequence() {
     let feed = linked().await;
     let holder = lock(&feed).await;
     let mut walhook = feed.run();
@@ -305,7 +305,7 @@ async fn sequences_of_a_backlog_are_looked_up_with_about_one_request_for_each_ev
 }
 
 #[tokio::test]
-async fn what_was_purged_before_it_was_told_has_no_sequence_and_no_wrong_one() {
+async fn an_event_purged_before_it_was_recorded_has_no_sequence_rather_than_a_wrong_one() {
     let feed = linked().await;
     let holder = lock(&feed).await;
     let mut walhook = feed.run();
@@ -591,7 +591,7 @@ async fn rows_of_the_layout_before_are_read_by_the_same_name_and_no_event_has_a_
             walhook.kill9();
         }
         let mut walhook = feed.run();
-        all_are_told(&feed, from).await;
+        all_are_recorded(&feed, from).await;
         let places = feed.pg.psql(PLACES);
         let (own, of_partitions) = places.split_once('|').unwrap();
         let (own, of_partitions): (i64, i64) = (own.parse().unwrap(), of_partitions.parse().unwrap());

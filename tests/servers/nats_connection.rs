@@ -298,7 +298,7 @@ async fn a_dead_server_is_passed_over() {
 }
 
 #[tokio::test]
-async fn what_must_be_acted_upon_is_told_before_what_time_may_heal() {
+async fn errors_that_need_somebody_are_reported_before_those_that_may_pass() {
     let nats = Nats::builder().config("authorization { token: s3cr3t }").start().await;
     let several = row(format!("127.0.0.1:1, 127.0.0.1:{}, localhost:1", nats.port()));
     let settings = Settings::resolve(&several, &Overrides::default()).unwrap();
@@ -321,7 +321,7 @@ async fn impostor(greeting: &'static [u8]) -> u16 {
 }
 
 #[tokio::test]
-async fn who_is_no_nats_server_is_told_so() {
+async fn a_server_that_is_not_nats_is_reported_as_such() {
     for (greeting, kind, words) in [
         (&b""[..], Kind::Unavailable, "no greeting within 200 ms"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", Kind::Protocol, "NATS client port"),
@@ -410,7 +410,7 @@ async fn a_refusal_while_publishing_says_who_must_act() {
 }
 
 #[tokio::test]
-async fn a_forbidden_request_is_told_at_once_and_names_the_subject() {
+async fn a_forbidden_request_is_reported_at_once_with_its_subject() {
     let config =
         "authorization { users: [ { user: u, password: p, permissions: { publish: { deny: \"$JS.API.>\" } } } ] }";
     let nats = Nats::builder().config(config).start().await;
@@ -448,7 +448,7 @@ async fn an_own_inbox_prefix_is_enough_to_be_answered() {
 }
 
 #[tokio::test]
-async fn a_server_without_jetstream_is_told_by_its_first_request() {
+async fn a_server_without_jetstream_is_recognized_by_its_first_request() {
     let listener = Nats::builder().config("jetstream: disabled").start().await;
     let settings = Settings::resolve(&row(listener.url()), &Overrides::default()).unwrap();
     let control = control::connect(&settings).await.unwrap();

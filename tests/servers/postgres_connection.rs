@@ -395,7 +395,7 @@ async fn connecting_may_be_left_to_a_task() {
 }
 
 #[tokio::test]
-async fn a_role_without_replication_is_told_which_right_it_lacks() {
+async fn a_role_without_replication_gets_the_name_of_the_right_it_lacks() {
     let pg = Postgres::start().await;
     pg.psql("CREATE ROLE plain LOGIN");
     let settings = settings(&format!("host=127.0.0.1 port={} user=plain dbname=postgres", pg.port()));
@@ -716,7 +716,7 @@ async fn a_row_of_many_megabytes_arrives_whole_over_tls() {
 }
 
 #[tokio::test]
-async fn a_slot_that_is_missing_active_or_elsewhere_is_told_apart() {
+async fn missing_active_and_foreign_slots_are_distinguished() {
     let pg = Postgres::start().await;
     prepare(&pg);
     let start = async |slot: &str| {

@@ -114,7 +114,7 @@ async fn what_the_anchor_keeps_comes_again_on_the_newest_postgresql() {
 }
 
 #[tokio::test]
-async fn the_anchor_stays_as_far_behind_as_it_is_told_and_says_how_far_it_reaches() {
+async fn the_anchor_stays_as_far_behind_as_configured_and_shows_how_far_it_reaches() {
     let (feed, _streamer) = fed(Feed::start().await, 1).await;
     let reaches = "SELECT reaches_lsn FROM rule_cdc_anchors";
     let first = feed.pg.psql(reaches);
@@ -207,7 +207,7 @@ async fn an_anchor_that_postgresql_has_left_behind_says_so_and_so_does_one_that_
 }
 
 #[tokio::test]
-async fn the_first_way_that_still_has_it_is_taken_and_told() {
+async fn the_first_source_that_still_has_the_range_is_used_and_named() {
     let (feed, _streamer) = fed(Feed::start().await, 3).await;
     let messages = feed.stored(3).await;
     let first = lsn_of(&messages[0]);

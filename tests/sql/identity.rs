@@ -630,7 +630,7 @@ async fn a_new_database_does_not_take_what_0_1_left_for_its_own() {
 }
 
 #[tokio::test]
-async fn a_user_who_may_not_update_streams_publishes_as_before_and_is_told() {
+async fn a_user_who_may_not_update_streams_publishes_as_before_and_gets_a_warning() {
     let users = "authorization { users: [\n\
         { user: admin, password: p },\n\
         { user: low, password: p, permissions: { publish: [\"webhooks.>\", \"$JS.API.STREAM.INFO.WEBHOOKS\", \

@@ -110,7 +110,7 @@ const REMEDIES: &[(&str, Run)] = &[
     ),
     (
         "walhook adopt --stream … --nats-url",
-        Run::Test("identity::a_user_who_may_not_update_streams_publishes_as_before_and_is_told"),
+        Run::Test("identity::a_user_who_may_not_update_streams_publishes_as_before_and_gets_a_warning"),
     ),
     ("name the streams of this database", Run::Sql(&["SELECT * FROM rule_nats_streams"])),
     (

@@ -187,7 +187,7 @@ async fn a_lock_on_walhooks_own_tables_is_waited_for_whatever_the_roles_lock_tim
 }
 
 #[tokio::test]
-async fn a_role_that_may_only_read_is_told_why_and_goes_on_once_it_may_write() {
+async fn a_role_that_may_only_read_gets_the_reason_and_goes_on_once_it_may_write() {
     let feed = linked().await;
     feed.pg.psql("ALTER ROLE walhook_streamer SET default_transaction_read_only = on");
     let mut walhook = feed.run();
@@ -326,7 +326,7 @@ async fn settings_of_role_and_database_change_nothing_of_what_setup_run_deliver_
 }
 
 #[tokio::test]
-async fn a_server_without_logical_wal_is_told_the_statement_that_helps() {
+async fn a_server_without_logical_wal_gets_the_statement_that_helps() {
     let pg = Postgres::builder().conf("wal_level = replica").start().await;
     let setup = || Walhook::command("setup").env("DATABASE_URL", pg.conninfo()).finish();
     let refused = setup();

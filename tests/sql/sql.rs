@@ -606,10 +606,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("walhook uninstall there removes it", "sql::what_setup_and_uninstall_leave_to_a_superuser_is_named_and_works"),
     ("Let a superuser run: DROP OWNED", "sql::what_setup_and_uninstall_leave_to_a_superuser_is_named_and_works"),
     // Needs another wal_level, and a restart.
-    (
-        "ALTER SYSTEM SET wal_level = logical",
-        "setup_check::a_server_without_logical_wal_is_told_the_statement_that_helps",
-    ),
+    ("ALTER SYSTEM SET wal_level = logical", "setup_check::a_server_without_logical_wal_gets_the_statement_that_helps"),
     (
         "To go on without the changes that are lost",
         "bad_input::a_slot_that_has_lost_its_wal_ends_it_with_the_code_for_distrust",

@@ -97,11 +97,11 @@ impl Finding {
     /// An error of something that `run` does as well: it ends `run` unless it passes by itself.
     pub fn of_error(code: &'static str, subject: impl Into<String>, error: &Error) -> Finding {
         let severity = if error.is_retryable() { Severity::Error } else { Severity::Fatal };
-        Finding::told(code, severity, subject, error).exits(error.exit_code())
+        Finding::with_severity(code, severity, subject, error).exits(error.exit_code())
     }
 
     /// An error that ends nothing.
-    pub fn told(code: &'static str, severity: Severity, subject: impl Into<String>, error: &Error) -> Finding {
+    pub fn with_severity(code: &'static str, severity: Severity, subject: impl Into<String>, error: &Error) -> Finding {
         let finding = Finding::new(code, severity, subject, error.reason());
         match error.remedy() {
             Some(hint) => finding.remedy(How::Advice, sentence(hint)),
@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn many_findings_of_one_code_are_told_as_one_with_all_their_remedies() {
+    fn many_findings_of_one_code_are_shown_as_one_with_all_their_remedies() {
         let link = |number: usize| {
             let severity = if number == 3 { Severity::Error } else { Severity::Warning };
             Finding::new("link_disabled", severity, format!("link {number}"), "the link is disabled")

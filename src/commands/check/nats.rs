@@ -82,7 +82,7 @@ pub fn configurations(config: &Config, tables: &Tables) -> (Vec<Reached>, Vec<Fi
                 reached.push(Reached { row: ConfigRow::clone(row), settings, streams, servers });
             }
             // `run` goes on with the other configurations, and waits for the row to change.
-            Err(error) => findings.push(Finding::told("nats_settings", Severity::Error, subject, &error)),
+            Err(error) => findings.push(Finding::with_severity("nats_settings", Severity::Error, subject, &error)),
         }
     }
     if !tables.configs.values().any(|row| row.enabled != Some(false)) {
@@ -165,7 +165,7 @@ impl Check<'_> {
         findings.extend(self.rights(&control, &buckets).await);
         for stream in &self.reached.streams {
             if let Err(error) = foresee::check_row(stream) {
-                findings.push(Finding::told("stream_row_impossible", Severity::Error, named(stream), &error));
+                findings.push(Finding::with_severity("stream_row_impossible", Severity::Error, named(stream), &error));
                 continue;
             }
             match self.stream(&control, stream).await {
@@ -191,7 +191,7 @@ impl Check<'_> {
     }
 
     fn not_connected(&self, error: &Error) -> Finding {
-        let mut finding = Finding::told("nats_connection", Severity::Error, self.subject.as_str(), error);
+        let mut finding = Finding::with_severity("nats_connection", Severity::Error, self.subject.as_str(), error);
         finding.exit_code = match error.kind() {
             // Where it is the only one in use, `run` ends.
             Kind::Permission if self.used <= 1 => {
@@ -204,21 +204,21 @@ impl Check<'_> {
     }
 
     fn no_jetstream(&self, error: &Error) -> Finding {
-        Finding::told("nats_jetstream", Severity::Error, self.subject.as_str(), error).exits(1)
+        Finding::with_severity("nats_jetstream", Severity::Error, self.subject.as_str(), error).exits(1)
     }
 
     fn stream_error(&self, stream: &StreamRow, error: &Error) -> Finding {
         let subject = named(stream);
         match error.kind() {
             Kind::Permission => {
-                let finding = Finding::told("nats_permissions", Severity::Error, subject, error);
+                let finding = Finding::with_severity("nats_permissions", Severity::Error, subject, error);
                 if self.used <= 1 {
                     Finding { severity: Severity::Fatal, exit_code: Some(4), ..finding }
                 } else {
                     finding
                 }
             }
-            _ => Finding::told("nats_jetstream", Severity::Error, subject, error).exits(1),
+            _ => Finding::with_severity("nats_jetstream", Severity::Error, subject, error).exits(1),
         }
     }
 
@@ -404,15 +404,20 @@ impl Check<'_> {
                 subject.as_str(),
                 format!("walhook run changes {} of {subject}, as its row says", changes.join(", ")),
             )),
-            Err(error) => {
-                findings.push(Finding::told("stream_row_impossible", Severity::Warning, subject.as_str(), error))
-            }
+            Err(error) => findings.push(Finding::with_severity(
+                "stream_row_impossible",
+                Severity::Warning,
+                subject.as_str(),
+                error,
+            )),
         }
         match &there.problems {
             Ok(warnings) => findings.extend(warnings.iter().map(|warning| {
                 Finding::new("stream_properties", Severity::Warning, subject.as_str(), warning.as_str())
             })),
-            Err(error) => findings.push(Finding::told("stream_unusable", Severity::Error, subject.as_str(), error)),
+            Err(error) => {
+                findings.push(Finding::with_severity("stream_unusable", Severity::Error, subject.as_str(), error))
+            }
         }
         if let Err(error) = &there.owned {
             findings.push(Finding::of_error("stream_owner", subject.as_str(), error));

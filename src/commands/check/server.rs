@@ -783,7 +783,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lag_is_told_in_hours_and_is_worse_the_fewer_there_are() {
+    fn the_lag_is_shown_in_hours_and_is_more_severe_the_fewer_are_left() {
         let found = |room, rate| headroom("slot", room, rate, true, Provider::Own);
         assert_eq!(found(1e12, 1e6).severity, Severity::Note);
         assert_eq!(found(1e10, 1e6).severity, Severity::Warning);

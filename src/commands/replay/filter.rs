@@ -103,13 +103,13 @@ mod tests {
 
     #[test]
     fn a_message_tells_its_table_in_every_format_that_names_it() {
-        let told = |body: &str| table_of(None, body.as_bytes());
+        let table = |body: &str| table_of(None, body.as_bytes());
         let webhook = r#"{"id":"s-1","webhook_id":1,"data":{},"event":{"lsn":"0/1","table":"public.orders"}}"#;
-        assert_eq!(told(webhook).as_deref(), Some("public.orders"));
+        assert_eq!(table(webhook).as_deref(), Some("public.orders"));
         let debezium = r#"{"source":{"connector":"postgresql","schema":"shop","table":"orders"}}"#;
-        assert_eq!(told(debezium).as_deref(), Some("shop.orders"));
+        assert_eq!(table(debezium).as_deref(), Some("shop.orders"));
         let cloudevent = r#"{"specversion":"1.0","subject":"public.orders","data":{}}"#;
-        assert_eq!(told(cloudevent).as_deref(), Some("public.orders"));
+        assert_eq!(table(cloudevent).as_deref(), Some("public.orders"));
         let mut headers = HeaderMap::new();
         headers.insert("ce-subject", "public.orders");
         assert_eq!(table_of(Some(&headers), b"{}").as_deref(), Some("public.orders"));
@@ -121,7 +121,7 @@ mod tests {
         headers.insert("Walhook-Type", "webhook.call");
         assert_eq!(table_of(Some(&headers), b"{}"), None);
         for bare in [r#"{"id":1}"#, r#"{"event":{"table":"x"}}"#, "[]", "no JSON", ""] {
-            assert_eq!(told(bare), None, "{bare}");
+            assert_eq!(table(bare), None, "{bare}");
         }
     }
 }

@@ -146,7 +146,7 @@ pub async fn copy(
     };
     copy.begin(PART, start.from.0, start.end.0);
     let shutdown = copy.shutdown();
-    let mut told = shutdown.clone();
+    let mut stopping = shutdown.clone();
     let mut tick = interval(STATUS);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let is_whole = 'all: loop {
@@ -191,7 +191,7 @@ pub async fn copy(
         }
         let is_due = tokio::select! {
             biased;
-            _ = told.wait_for(|stop| *stop) => break false,
+            _ = stopping.wait_for(|stop| *stop) => break false,
             _ = tick.tick() => true,
             outcome = stream.drive(true) => outcome.map(|()| false)?,
         };

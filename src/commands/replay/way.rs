@@ -2,7 +2,7 @@
 //!
 //! In: what was asked for. Out: the way that serves it, with where it begins. Where none was named they are tried in that order, for the
 //! streams have what was really sent, the WAL the same anew, and the tables only what is there now. Which one it is, and why
-//! those before it could not serve, is always told.
+//! those before it could not serve, is always named.
 
 use std::fmt;
 

@@ -65,7 +65,7 @@ async fn work(config: Config, epoch: u64, reported: Reported, shared: Option<Sha
     let mut backoff = Backoff::default();
     let mut logged = LogOnce::default();
     loop {
-        let Err(error) = session(&config, epoch, &mut backoff, &reported, shared.as_ref()).await;
+        let Err(error) = Box::pin(session(&config, epoch, &mut backoff, &reported, shared.as_ref())).await;
         let text = error.to_string();
         if logged.is_news(&text) {
             tracing::warn!("{text}");

@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parcel_holds_back_what_is_behind_it_and_goes_into_the_line_in_its_place() {
+    fn a_claim_check_holds_back_the_events_behind_it_and_is_sent_in_its_place() {
         let large = "x".repeat(4000);
         let (mut lane, _) = lane_of(Ordering::Strict, &["{1}", &large, "{3}", &large, "{5}"]);
         assert_eq!((lane.len(), lane.front(), lane.claim_check().unwrap().number), (5, Some(1), 2));
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_its_stream_refuses_for_its_size_becomes_a_parcel_and_what_was_sent_behind_it_is_sent_again() {
+    fn an_event_refused_for_its_size_becomes_a_claim_check_and_the_events_sent_behind_it_are_sent_again() {
         let (mut lane, _) = lane_of(Ordering::Strict, &["{1}", "{2}", "{3}"]);
         assert_eq!(sent(&mut lane).len(), 3);
         lane.acked(b"0100000000", 8, false).unwrap();

@@ -96,7 +96,7 @@ fn a_message_is_an_hpub_with_its_ids_and_what_the_stream_must_have_before_it() {
 }
 
 #[test]
-fn a_shared_stream_is_not_told_which_sequence_to_expect() {
+fn a_shared_stream_is_not_sent_an_expected_sequence() {
     let mut lane = lane_of(Ordering::Shared, 1);
     open(&mut lane, &tail(7, None));
     assert_eq!(sent(&mut lane), [("0100000000".to_owned(), None)]);
@@ -188,7 +188,7 @@ fn a_stream_that_has_become_shorter_is_not_believed() {
 }
 
 #[test]
-fn an_older_copy_that_came_in_late_is_told_from_another_writers_message() {
+fn an_older_copy_that_came_in_late_is_distinguished_from_another_writers_message() {
     for (listed, dead) in [(vec![at(1), at(2)], vec![]), (vec![at(2)], vec![1])] {
         let mut lane = lane_of(Ordering::Strict, 3);
         open(&mut lane, &tail(10, None));

@@ -1,5 +1,5 @@
 //! What a stream is worth to us: refused where an ack of it never means that a message is stored, warned of where it may not,
-//! and told where its limits will be felt.
+//! and its limits are logged where they will be felt.
 //!
 //! In: the stream's configuration as JetStream has it, and the ordering that its row wants. Out: an error, warnings, or notes
 //! for the log. Of what else a stream may have, nothing matters to a writer: `deny_delete` and `deny_purge` (we delete nothing),
@@ -166,17 +166,18 @@ mod tests {
 
     #[test]
     fn a_stream_tells_what_its_limits_will_do_without_a_warning() {
-        let told = |changes: Value| {
+        let described = |changes: Value| {
             let (config, state) = stream(&changes);
             assert_eq!(judge(&config, &state, "strict").unwrap(), [""; 0]);
             limits(&config, &state).join("; ")
         };
         assert!(
-            told(json!({ "max_msgs": 10, "max_bytes": 5 })).contains("beyond max_msgs 10, max_bytes 5, read or not")
+            described(json!({ "max_msgs": 10, "max_bytes": 5 }))
+                .contains("beyond max_msgs 10, max_bytes 5, read or not")
         );
-        assert!(told(json!({ "max_msgs": 10, "discard": "new" })).contains("publishing waits"));
-        assert!(told(json!({ "max_age": 60_000_000_000_u64 })).contains("after 60s"));
-        assert!(told(json!({ "max_msg_size": 1000 })).contains("at most 1000 bytes"));
-        assert_eq!(told(json!({})), "");
+        assert!(described(json!({ "max_msgs": 10, "discard": "new" })).contains("publishing waits"));
+        assert!(described(json!({ "max_age": 60_000_000_000_u64 })).contains("after 60s"));
+        assert!(described(json!({ "max_msg_size": 1000 })).contains("at most 1000 bytes"));
+        assert_eq!(described(json!({})), "");
     }
 }

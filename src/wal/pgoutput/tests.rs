@@ -1,3 +1,5 @@
+//! Messages byte by byte, as the manual describes them, and those that are none.
+
 use super::*;
 
 const IN_STREAM: Dialect = Dialect { version: 2, in_stream: true, parallel: false };
