@@ -412,7 +412,8 @@ impl Oracle {
                     return Err(format!("{message:?} of {} is no event", stream.name));
                 }
                 let here = position(event).ok_or_else(|| format!("{event} is no id"))?;
-                let is_strict = known.is_some_and(|known| known.iter().any(|event| event.is_strict));
+                // An amendment may have put it into another order.
+                let is_strict = known.is_some_and(|known| known.iter().all(|event| event.is_strict));
                 if is_strict && let Some(before) = checked.1.filter(|before| *before >= here) {
                     return Err(format!("{} has {event} behind {before:?}", stream.key));
                 }
