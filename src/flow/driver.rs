@@ -321,8 +321,6 @@ pub enum Flaw {
     IgnoreFork,
     /// A lane whose answers do not come is not opened again.
     WaitForEver,
-    /// Answers that come while the stream's end is read are taken.
-    AnswersWhileOpening,
     /// A configuration that was given up is not tried again when its row is written.
     GiveUpForGood,
 }

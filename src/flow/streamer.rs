@@ -399,10 +399,14 @@ impl Streamer {
         }
     }
 
-    /// The same at once, also within a transaction: the newest rows may say how to reach a stream whose full window keeps the rest of
-    /// that transaction from being read.
+    /// The same for newest rows. Within a transaction they only say how to reach the streams: a full window may keep the rest of that
+    /// transaction from being read until one of them is reached.
     pub fn follow_newest_rules(&mut self) {
-        self.refresh();
+        if self.assembler.transaction().is_none() {
+            self.refresh();
+        } else {
+            self.router.find_ways();
+        }
     }
 
     /// Compiles the rules again where rows have changed, and makes queues for new streams.

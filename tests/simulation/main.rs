@@ -234,12 +234,6 @@ fn waiting_for_answers_for_ever_is_caught() {
 
 #[cfg(feature = "fault-points")]
 #[test]
-fn taking_answers_while_the_streams_end_is_read_is_caught() {
-    check_caught(Bug::AnswersWhileOpening, 3000);
-}
-
-#[cfg(feature = "fault-points")]
-#[test]
 fn giving_a_configuration_up_for_good_is_caught() {
     check_caught(Bug::GiveUpForGood, 500);
 }

@@ -350,7 +350,12 @@ impl Oracle {
 
     /// Whether each transaction that fits into a batch is in its stream whole or not at all, but for events that have their own
     /// reasons: dead letters, ids of the caller's own that may be known, what runs have routed otherwise.
-    pub fn finds_transactions_whole(&self, jetstream: &JetStream, atomic: &HashSet<String>) -> Result<(), String> {
+    pub fn finds_transactions_whole(
+        &self,
+        jetstream: &JetStream,
+        postgres: &Postgres,
+        atomic: &HashSet<String>,
+    ) -> Result<(), String> {
         if atomic.is_empty() || jetstream.has_forgotten {
             return Ok(());
         }
@@ -364,7 +369,9 @@ impl Oracle {
             let has_own_ids = events.iter().any(|(event, _)| event.message_id.is_some());
             // An amendment within the transaction leads the events behind it elsewhere.
             let is_amended = self.amended.iter().any(|(amended, _)| amended == commit_lsn);
-            if events.len() > jetstream.batch_max || has_own_ids || is_amended {
+            // One that leads a configuration to core NATS and back is sent in parts, for their order.
+            let is_switched = postgres.switches_configs(*commit_lsn);
+            if events.len() > jetstream.batch_max || has_own_ids || is_amended || is_switched {
                 continue;
             }
             let is_plain = |event: &Expected| !event.is_huge && !self.dead_letters.contains(&event.id);
@@ -412,7 +419,8 @@ impl Oracle {
                     return Err(format!("{message:?} of {} is no event", stream.name));
                 }
                 let here = position(event).ok_or_else(|| format!("{event} is no id"))?;
-                let is_strict = known.is_some_and(|known| known.iter().any(|event| event.is_strict));
+                // An amendment may have put it into another order.
+                let is_strict = known.is_some_and(|known| known.iter().all(|event| event.is_strict));
                 if is_strict && let Some(before) = checked.1.filter(|before| *before >= here) {
                     return Err(format!("{} has {event} behind {before:?}", stream.key));
                 }

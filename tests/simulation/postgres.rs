@@ -330,6 +330,13 @@ impl Postgres {
         self.commit(rng, ops);
     }
 
+    /// Whether the transaction that commits there writes a NATS configuration's row.
+    pub fn switches_configs(&self, commit_lsn: u64) -> bool {
+        let of_it = self.transactions.iter().find(|transaction| transaction.commit_lsn == commit_lsn);
+        let is_switch = |(_, _, op): &(u64, u32, Op)| matches!(op, Op::Configure(Row::Config(..)));
+        of_it.is_some_and(|transaction| transaction.ops.iter().any(is_switch))
+    }
+
     /// Whether an operator has put rules in force at an event.
     pub fn has_amendments(&self) -> bool {
         !self.amendments.is_empty()

@@ -64,7 +64,7 @@ pub struct Publishing {
     pub log: Vec<String>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 enum Work {
     Connect {
         group: GroupId,
@@ -73,6 +73,8 @@ enum Work {
     },
     AskRuns(GroupId),
     Ask(StreamId, Question),
+    /// The answer is on its way.
+    Replied(StreamId, Result<Reply>),
     /// Whether the object is stored.
     Store(StreamId, u64, bool),
 }
@@ -82,7 +84,7 @@ impl Work {
         match self {
             Work::Connect { group, .. } => Task::Connect(*group),
             Work::AskRuns(group) => Task::AskRuns(*group),
-            Work::Ask(stream, _) => Task::Ask(*stream),
+            Work::Ask(stream, _) | Work::Replied(stream, _) => Task::Ask(*stream),
             Work::Store(stream, ..) => Task::Store(*stream),
         }
     }
@@ -303,8 +305,10 @@ impl Publishing {
             Work::Ask(lane, question) => {
                 let is_down = models.jetstream.down.contains(&self.server_of(lane, models.bug));
                 let reply = if is_down { Err(away()) } else { Ok(self.answer(lane, &question, models)) };
-                self.handle(Event::Replied { lane, reply, no_jetstream: false }, models)
+                self.works.push(Work::Replied(lane, reply));
+                Ok(())
             }
+            Work::Replied(lane, reply) => self.handle(Event::Replied { lane, reply, no_jetstream: false }, models),
             Work::Store(lane, number, is_stored) => self.store(lane, number, is_stored, models),
         }
     }

@@ -76,8 +76,6 @@ pub enum Bug {
     TrustRecreated,
     /// A lane whose answers do not come is not opened again.
     WaitForEver,
-    /// Answers that come while a stream's end is read count.
-    AnswersWhileOpening,
     /// A configuration that was given up is not tried again when its row is written.
     GiveUpForGood,
 }
@@ -96,7 +94,6 @@ impl Bug {
             Bug::IgnoreFork => Flaw::IgnoreFork,
             Bug::TrustRecreated => Flaw::TrustRecreated,
             Bug::WaitForEver => Flaw::WaitForEver,
-            Bug::AnswersWhileOpening => Flaw::AnswersWhileOpening,
             Bug::GiveUpForGood => Flaw::GiveUpForGood,
             _ => return None,
         })

@@ -858,7 +858,7 @@ impl World {
     fn check(&mut self) -> Result<(), String> {
         self.oracle.looks(&self.jetstream)?;
         if self.swarm.window_bytes >= 1 << 20 {
-            self.oracle.finds_transactions_whole(&self.jetstream, &self.atomic)?;
+            self.oracle.finds_transactions_whole(&self.jetstream, &self.postgres, &self.atomic)?;
         }
         let Some(run) = &mut self.run else { return Ok(()) };
         let (confirmed, received) = (run.publishing.streamer.confirmed(), run.publishing.streamer.received());

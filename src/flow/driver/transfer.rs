@@ -3,7 +3,7 @@
 //! In: what the socket takes, answers with the lane whose inbox they came to. Out: bytes of the lanes, in turns of whole messages.
 //! Nothing is copied and nothing is allocated for a message that is stored.
 
-use super::{ConnectionId, Driver, Flaw, Report, StreamId};
+use super::{ConnectionId, Driver, Report, StreamId, queue_state::QueueState};
 use crate::{
     error::{Error, Result},
     flow::{lane::Refusal, streamer::Streamer},
@@ -72,8 +72,7 @@ impl Driver {
 
     /// Whether a lane takes answers now.
     pub fn takes_answers(&self, lane: StreamId) -> bool {
-        let has_flaw = self.has(Flaw::AnswersWhileOpening);
-        self.lanes.get(lane.0).is_some_and(|state| state.is_on_line() || has_flaw)
+        self.lanes.get(lane.0).is_some_and(QueueState::is_on_line)
     }
 
     /// Gives the next bytes of a connection's lanes to `write`, again and again: what the socket took of them, or `None` where it

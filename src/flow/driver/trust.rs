@@ -303,7 +303,8 @@ mod tests {
         assert!(trusted("s", &known, anew, &tail(7, Some((position(50), 7)))).is_ok());
         // Messages of others behind it.
         assert!(trusted("s", &known, anew, &tail(9, Some((position(50), 7)))).is_ok());
-        for other in [tail(0, None), tail(9, None), tail(7, Some((position(50), 6))), tail(7, Some((position(49), 7)))] {
+        for other in [tail(0, None), tail(9, None), tail(7, Some((position(50), 6))), tail(7, Some((position(49), 7)))]
+        {
             assert!(trusted("s", &known, anew, &other).is_err(), "{other:?}");
         }
         assert!(trusted("s", &known, 5, &tail(9, None)).is_ok());

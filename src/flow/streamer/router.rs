@@ -242,6 +242,13 @@ impl Router {
     pub fn compile(&mut self) {
         self.rules = Rules::compile(&self.tables, &mut self.lane_keys);
         self.lane_settings.resize_with(self.lane_keys.len(), || None);
+        self.is_stale = false;
+        self.find_ways();
+        self.report_problems();
+    }
+
+    /// How each lane reaches its stream, by the newest rows.
+    pub fn find_ways(&mut self) {
         let newest_streams = streams_of_all(&self.newest);
         for (key, settings) in self.lane_keys.iter().zip(&mut self.lane_settings) {
             let rows = self.rules.rows_of(key, &self.tables);
@@ -271,8 +278,10 @@ impl Router {
                 stream: stream_now.unwrap_or(stream),
             });
         }
-        self.is_stale = false;
         self.generation += 1;
+    }
+
+    fn report_problems(&mut self) {
         let mut reported = HashMap::new();
         for (webhook, problem) in self.rules.problems().filter(|(webhook, _)| webhook.publishes) {
             if self.reported.get(&webhook.id).map(String::as_str) != Some(problem) {
