@@ -161,12 +161,7 @@ pub enum TailTrust {
 /// # Errors
 /// [`Kind::Untrusted`]: it is not, or has not.
 pub fn trusted(source: &str, known: &Checkpoint, created_ns: i64, tail: &Tail) -> Result<TailTrust> {
-    // nats-server 2.15 gives a stream that it restores from a backup a new time of creation. Its sequences go on all the same, and a
-    // stream that begins anew has no event of ours at that sequence.
-    let is_restored_whole = tail.ours == Some((known.position, known.sequence));
-    let what = if is_restored_whole {
-        return Ok(TailTrust::Whole);
-    } else if !is_same_stream(known.created_ns, created_ns) {
+    let what = if !is_same_stream(known.created_ns, created_ns) {
         "it was made anew since".to_owned()
     } else if tail.last_sequence >= known.sequence {
         return Ok(TailTrust::Whole);
@@ -277,38 +272,6 @@ mod tests {
         assert_eq!(outcome(60, 1_000_002, &forked), Ok(7), "this history");
         let nothing = StreamEnd { last_sequence: 9, first_sequence: 1, created_ns: 5, ours: None };
         assert_eq!(judge_end(&nothing, "S", &run(1, None), Lsn(0)).unwrap(), None);
-    }
-
-    #[test]
-    fn a_restored_stream_is_known_by_the_last_event_at_its_sequence_whatever_its_time_of_creation() {
-        let known = Checkpoint {
-            config_name: "default".to_owned(),
-            stream: "S".to_owned(),
-            servers: String::new(),
-            created_ns: 5,
-            position: position(50),
-            sequence: 7,
-            retained_through: None,
-        };
-        let tail = |last_sequence: u64, ours: Option<(EventPosition, u64)>| Tail {
-            last_sequence,
-            ours,
-            listing: None,
-            listed: Vec::new(),
-            subjects: Vec::new(),
-            max_payload: 0,
-            batch_max: 1,
-        };
-        let anew = 5 + 2 * CREATED_TOLERANCE_NS.cast_signed();
-        assert!(trusted("s", &known, anew, &tail(7, Some((position(50), 7)))).is_ok());
-        // Messages of others behind it.
-        assert!(trusted("s", &known, anew, &tail(9, Some((position(50), 7)))).is_ok());
-        for other in [tail(0, None), tail(9, None), tail(7, Some((position(50), 6))), tail(7, Some((position(49), 7)))]
-        {
-            assert!(trusted("s", &known, anew, &other).is_err(), "{other:?}");
-        }
-        assert!(trusted("s", &known, 5, &tail(9, None)).is_ok());
-        assert!(trusted("s", &known, 5, &tail(6, None)).is_err());
     }
 
     #[test]
