@@ -109,10 +109,14 @@ pub async fn backlog(settings: &Settings) -> Part {
 fn goals(compared: &[Compared]) -> Vec<Goal> {
     let mut goals = Vec::new();
     for line in compared {
-        let (least, us) = if line.shape == Shape::Of(1) { (1.4, 1.5) } else { (1.0, 1.0) };
+        let (least, us) = match line.shape {
+            Shape::Of(1) => (2.0, 1.5),
+            Shape::Of(_) => (1.1, 1.0),
+            Shape::One => (0.95, 1.0),
+        };
         let (shape, walhook) = (line.shape, &line.walhook);
         goals.push(Goal::at_least(format!("{shape}, to `pg_recvlogical`'s rows/s"), least, line.to_recvlogical(), "×"));
-        goals.push(Goal::at_least(format!("{shape}, to a bare publisher's messages/s"), 0.7, line.to_bare(), "×"));
+        goals.push(Goal::at_least(format!("{shape}, to a bare publisher's messages/s"), 0.8, line.to_bare(), "×"));
         goals.push(Goal::at_most(format!("{shape}, walhook's CPU per event"), us, walhook.us_each(walhook.own), "µs"));
         goals.push(Goal::at_most(format!("{shape}, walhook's peak RSS"), 32.0, walhook.rss_mib(), "MiB"));
         goals.push(Goal::stated(format!("{shape}, walhook's throughput"), walhook.rate(), "rows/s"));
@@ -219,7 +223,7 @@ pub async fn history(settings: &Settings) -> Part {
         });
         let (off, full) = rounds.swap_remove(rounds.len() / 2);
         let ratio = full.faster_than(&off);
-        goals.push(Goal::at_least(format!("{shape}, history `full` to `off`"), 0.6, ratio, "×"));
+        goals.push(Goal::at_least(format!("{shape}, history `full` to `off`"), 0.8, ratio, "×"));
         table.row([
             shape.to_string(),
             grouped(off.rate()),
