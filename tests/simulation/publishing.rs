@@ -37,6 +37,9 @@ pub struct Models<'w> {
     pub now: u64,
 }
 
+/// Runs of the timeline after a failover have greater numbers.
+pub const EPOCHS_OF_A_TIMELINE: u64 = 1_000_000;
+
 /// A run's way to the streams.
 #[derive(Debug)]
 pub struct Publishing {
@@ -247,7 +250,8 @@ impl Publishing {
             if ours.epoch > epoch {
                 return Err(Stop::Wrong(format!("run {epoch} goes on in {key} behind run {}", ours.epoch)));
             }
-            if models.postgres.is_of_lost_history(&ours.position) {
+            // A run of the old timeline goes on behind its own events: it does not know of the new one.
+            if epoch > EPOCHS_OF_A_TIMELINE && models.postgres.is_of_lost_history(&ours.position) {
                 let position = ours.position;
                 return Err(Stop::Wrong(format!("run {epoch} goes on in {key} behind {position:?}, which never was")));
             }
