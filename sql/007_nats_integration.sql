@@ -422,6 +422,27 @@ $$;
 COMMENT ON PROCEDURE public.rule_cdc_grant IS
     'walhook: for our migrations: grants rights on tables of ours, and with INSERT on their sequences, to a role if there is one';
 
+CREATE OR REPLACE PROCEDURE public.rule_cdc_grant_functions(p_role TEXT, p_names TEXT)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_function REGPROCEDURE;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = p_role) THEN
+        RETURN;
+    END IF;
+    FOR v_function IN
+        SELECT p.oid FROM pg_proc p
+        WHERE p.pronamespace = 'public'::regnamespace AND p.proname ~ p_names
+          AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', v_function, p_role);
+    END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE public.rule_cdc_grant_functions IS
+    'walhook: for our migrations: grants the right to call the functions of ours whose names match a regular expression, to a role if '
+    'there is one';
+
 CALL public.rule_cdc_functions_open(ARRAY[
     'rule_nats_configure', 'rule_nats_stream_create', 'rule_webhook_enable_nats', 'rule_webhook_disable_nats',
     'rule_nats_stats', 'rule_nats_config_info', 'rule_nats_webhooks_list', 'rule_nats_cleanup_expired',

@@ -1275,12 +1275,11 @@ BEGIN
 
     -- With publish_via_partition_root a published root swallows the changes of its published partitions.
     SELECT l.table_schema || '.' || l.table_name INTO v_other
-    FROM public.rule_webhook_links l
-    JOIN pg_namespace n ON n.nspname = l.table_schema
-    JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = l.table_name
+    FROM (SELECT relid FROM pg_partition_ancestors(p_table) relid UNION SELECT relid FROM pg_partition_tree(p_table)) t
+    JOIN pg_class c ON c.oid = t.relid
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN public.rule_webhook_links l ON l.table_schema = n.nspname AND l.table_name = c.relname
     WHERE c.oid <> p_table
-      AND (c.oid IN (SELECT relid FROM pg_partition_ancestors(p_table) relid)
-           OR c.oid IN (SELECT relid FROM pg_partition_tree(p_table)))
     LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'cannot link %: % is linked, and PostgreSQL sends the changes of a partition for one table only',
@@ -1510,8 +1509,8 @@ $$;
 COMMENT ON FUNCTION public.rule_cdc_is_traceparent IS
     'walhook: whether this text is a traceparent by the grammar of https://www.w3.org/TR/trace-context/; NULL for NULL';
 
--- One look at the webhook decides all of a call, so that a change of it in the meantime is seen whole or not at all.
 DROP FUNCTION IF EXISTS public.rule_webhook_put(INTEGER, JSONB, TEXT, TEXT, JSONB, BIGINT, TEXT);
+-- One look at the webhook decides all of a call, so that a change of it in the meantime is seen whole or not at all.
 -- Each call of an application pays for this, so: no query where there are no headers; no second look-up of the default
 -- configuration (the table has few rows, and a scan of it costs less than an index's); answers from text, for half the price of
 -- jsonb_build_object.

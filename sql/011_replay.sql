@@ -1074,23 +1074,8 @@ BEGIN
 END
 $grants$;
 
-DO $functions$
-DECLARE
-    f RECORD;
-BEGIN
-    FOR f IN
-        SELECT p.oid, r.rolname FROM pg_proc p
-        CROSS JOIN pg_roles r
-        WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
-          AND CASE r.rolname
-              WHEN 'walhook_operator' THEN p.proname ~ '^rule_cdc_(backfill|replay|anchor)' AND p.proname <> 'rule_cdc_anchor_move'
-              WHEN 'walhook_streamer' THEN p.proname ~ '^rule_cdc_(backfill|anchor_move)' OR p.proname = 'rule_cdc_webhook_id'
-              ELSE false END
-    LOOP
-        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, f.rolname);
-    END LOOP;
-END
-$functions$;
+CALL public.rule_cdc_grant_functions('walhook_operator', '^rule_cdc_(backfill|replay|anchor(?!_move$))');
+CALL public.rule_cdc_grant_functions('walhook_streamer', '^rule_cdc_(backfill|anchor_move|webhook_id$)');
 
 -- Only a slot of our own making is ever moved. A row that names another is none of ours.
 DELETE FROM public.rule_cdc_anchor_settings WHERE anchor_name IS DISTINCT FROM slot_name || '_anchor';

@@ -188,9 +188,11 @@ BEGIN
     FROM unnest(p_tables, p_ids, p_rows, p_partial) AS n (table_name, row_id, row_data, is_partial)
     ON CONFLICT (source, table_name, row_id, since_lsn) DO NOTHING;
     GET DIAGNOSTICS v_rows = ROW_COUNT;
-    -- By their number: planned as an anti join, this read all new versions once for each of them.
+    -- Compares counts: as NOT EXISTS, PostgreSQL compared each given row with all new versions.
     IF (SELECT count(*) FROM (SELECT DISTINCT n.table_name, n.row_id FROM unnest(p_tables, p_ids) AS n (table_name, row_id)) given)
-       > (SELECT count(*) FROM public.rule_cdc_rule_versions v WHERE v.source = p_source AND v.since_lsn = p_since) THEN
+       > (SELECT count(*) FROM public.rule_cdc_rule_versions v
+          WHERE v.source = p_source AND v.since_lsn = p_since AND v.table_name = ANY (p_tables)
+            AND v.row_id BETWEEN (SELECT min(i.id) FROM unnest(p_ids) i (id)) AND (SELECT max(i.id) FROM unnest(p_ids) i (id))) THEN
         RAISE EXCEPTION 'rows were written into rule_cdc_rule_versions without an error and are not there'
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'A trigger or a rule on rule_cdc_rule_versions drops rows; find it and drop it: SELECT tgname FROM pg_trigger WHERE '
@@ -260,7 +262,6 @@ REVOKE ALL ON public.rule_cdc_rule_sources, public.rule_cdc_rule_versions, publi
 DO $grants$
 DECLARE
     v_grant RECORD;
-    f RECORD;
 BEGIN
     FOR v_grant IN
         VALUES ('walhook_streamer', 'SELECT, INSERT, UPDATE, DELETE', ARRAY['rule_cdc_rule_sources', 'rule_cdc_rule_versions']),
@@ -274,17 +275,8 @@ BEGIN
             ON public.rule_cdc_rule_amendments TO walhook_operator;
         GRANT SELECT (source, table_name, row_id, since_lsn, written_at) ON public.rule_cdc_rule_versions TO walhook_operator;
     END IF;
-    FOR f IN
-        SELECT p.oid, r.rolname FROM pg_proc p
-        CROSS JOIN pg_roles r
-        WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
-          AND CASE r.rolname
-              WHEN 'walhook_operator' THEN p.proname IN ('rule_cdc_rules_amend', 'rule_cdc_rules_forget')
-              WHEN 'walhook_streamer' THEN p.proname IN ('rule_cdc_rules_write', 'rule_cdc_rules_prune')
-              ELSE false END
-    LOOP
-        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, f.rolname);
-    END LOOP;
+    CALL public.rule_cdc_grant_functions('walhook_operator', '^rule_cdc_rules_(amend|forget)$');
+    CALL public.rule_cdc_grant_functions('walhook_streamer', '^rule_cdc_rules_(write|prune)$');
 END
 $grants$;
 

@@ -426,23 +426,8 @@ BEGIN
 END
 $triggers$;
 
-DO $grants$
-DECLARE
-    f RECORD;
-BEGIN
-    FOR f IN
-        SELECT p.oid, r.rolname FROM pg_proc p
-        CROSS JOIN pg_roles r
-        WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
-          AND p.proname IN ('rule_cdc_check_rows', 'rule_cdc_check_functions', 'rule_cdc_row_problems', 'rule_cdc_row_named',
-                            'rule_cdc_row_suspect', 'rule_cdc_row_check', 'rule_cdc_sayable', 'rule_cdc_quoted', 'rule_cdc_template_problem',
-                            'rule_nats_url_problem')
-          AND (r.rolname = 'walhook_operator' OR r.rolname = 'walhook_streamer' AND p.proname ~ '^rule_cdc_(check|row_[nps]|sayable|quoted)')
-    LOOP
-        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, f.rolname);
-    END LOOP;
-END
-$grants$;
+CALL public.rule_cdc_grant_functions('walhook_operator', '^(rule_cdc_check_(rows|functions)|rule_cdc_row_(problems|named|suspect|check)|rule_cdc_(sayable|quoted|template_problem)|rule_nats_url_problem)$');
+CALL public.rule_cdc_grant_functions('walhook_streamer', '^rule_cdc_(check_(rows|functions)|row_(problems|named|suspect)|sayable|quoted)$');
 
 -- Rows from before stay; walhook sets their events aside, and this says why.
 DO $before$

@@ -88,21 +88,7 @@ COMMENT ON FUNCTION public.rule_webhook_link_outbox(TEXT, REGCLASS, TEXT, TEXT, 
 
 CALL public.rule_cdc_functions_close();
 
-DO $grants$
-DECLARE
-    f RECORD;
-BEGIN
-    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'walhook_operator') THEN
-        FOR f IN
-            SELECT p.oid FROM pg_proc p
-            WHERE p.pronamespace = 'public'::regnamespace AND p.proname = 'rule_webhook_link_outbox'
-              AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
-        LOOP
-            EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO walhook_operator', f.oid::regprocedure);
-        END LOOP;
-    END IF;
-END
-$grants$;
+CALL public.rule_cdc_grant_functions('walhook_operator', '^rule_webhook_link_outbox$');
 
 INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('018', 'walhook: outbox tables, whose messages are columns')

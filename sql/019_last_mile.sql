@@ -353,96 +353,6 @@ COMMENT ON FUNCTION public.rule_webhook_limit_calls IS
     'walhook: for walhook deliver: how many calls of max_in_flight this worker may run from now on, so that all workers together run no '
     'more. p_held: how many it may run or still runs; it holds those until it asks again. NULL: there is no limit';
 
--- ------------------------------------------------------------------------------------------------ the queue in PostgreSQL
-
-CREATE OR REPLACE FUNCTION public.rule_webhook_queue_claim(
-    p_worker TEXT,
-    p_webhook_ids INTEGER[],
-    p_rooms INTEGER[],
-    p_lease_ms INTEGER
-) RETURNS TABLE (call_id INTEGER, webhook_id INTEGER, payload TEXT, attempt INTEGER, created_us BIGINT, retry_of TEXT, row_version TEXT)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-#variable_conflict use_column
-DECLARE
-    v_now CONSTANT TIMESTAMPTZ := clock_timestamp();
-    v_until CONSTANT TIMESTAMPTZ := v_now + make_interval(secs => p_lease_ms / 1000.0);
-    v_id INTEGER;
-    v_room INTEGER;
-    v_order TEXT;
-    v_key TEXT;
-    v_call INTEGER;
-    v_calls INTEGER[] := '{}';
-BEGIN
-    -- In order: of each webhook the first call that is not finished, when it is due and nobody has it. Two workers cannot both find it
-    -- so: the second one looks behind the first one's commit.
-    FOR v_id, v_room, v_order, v_key IN
-        SELECT w.webhook_id, g.room, w.delivery_order, w.order_key FROM unnest(p_webhook_ids, p_rooms) AS g (id, room)
-        JOIN public.rule_webhooks w ON w.webhook_id = g.id AND w.enabled AND w.delivery_order IN ('strict', 'key')
-        WHERE g.room > 0
-          AND EXISTS (SELECT FROM public.rule_webhook_calls c
-                      WHERE c.webhook_id = g.id AND c.event_id IS NULL AND c.status IN ('pending', 'retrying', 'processing')
-                        AND coalesce(c.claimed_until, c.next_retry_at, c.scheduled_at, '-infinity'::timestamptz) <= v_now)
-        ORDER BY w.webhook_id
-    LOOP
-        INSERT INTO public.rule_webhook_limits (webhook_id) VALUES (v_id) ON CONFLICT DO NOTHING;
-        PERFORM FROM public.rule_webhook_limits l WHERE l.webhook_id = v_id FOR UPDATE SKIP LOCKED;
-        CONTINUE WHEN NOT FOUND;
-        IF v_order = 'key' THEN
-            v_calls := v_calls || public.rule_webhook_queue_by_key(v_id, v_key, v_room, v_now);
-            CONTINUE;
-        END IF;
-        SELECT CASE WHEN coalesce(c.claimed_until, c.next_retry_at, c.scheduled_at, '-infinity'::timestamptz) <= v_now THEN c.call_id END
-        INTO v_call
-        FROM public.rule_webhook_calls c
-        WHERE c.webhook_id = v_id AND c.event_id IS NULL AND c.status IN ('pending', 'retrying', 'processing')
-          AND CASE c.status WHEN 'pending' THEN coalesce(c.scheduled_at <= v_now, true)
-                            -- Another program's, which may have left it so for ever.
-                            WHEN 'processing' THEN c.claimed_until IS NOT NULL
-                            ELSE true END
-        ORDER BY c.call_id
-        LIMIT 1;
-        v_calls := v_calls || v_call;
-    END LOOP;
-    RETURN QUERY
-    WITH due AS (
-        SELECT d.call_id
-        FROM unnest(p_webhook_ids, p_rooms) AS g (id, room)
-        JOIN public.rule_webhooks w ON w.webhook_id = g.id AND w.enabled AND w.delivery_order = 'any'
-        LEFT JOIN public.rule_webhook_limits l ON l.webhook_id = g.id
-        CROSS JOIN LATERAL (
-            SELECT c.call_id FROM public.rule_webhook_calls c
-            WHERE c.webhook_id = g.id AND c.event_id IS NULL AND c.status IN ('pending', 'retrying', 'processing')
-              AND coalesce(c.claimed_until, c.next_retry_at, c.scheduled_at, '-infinity'::timestamptz) <= v_now
-              AND (c.status <> 'processing' OR c.claimed_until IS NOT NULL)
-            ORDER BY coalesce(c.claimed_until, c.next_retry_at, c.scheduled_at, '-infinity'::timestamptz), c.call_id
-            LIMIT greatest(g.room, 0)
-            FOR UPDATE OF c SKIP LOCKED) d
-        WHERE (l.paused_until > v_now AND l.paused_url_hash = hashtextextended(w.url, 0)) IS NOT TRUE
-    ), in_order AS (
-        SELECT c.call_id
-        FROM public.rule_webhook_calls c
-        JOIN public.rule_webhooks w USING (webhook_id)
-        LEFT JOIN public.rule_webhook_limits l USING (webhook_id)
-        WHERE c.call_id = ANY (v_calls) AND c.status IN ('pending', 'retrying', 'processing')
-          AND (l.paused_until > v_now AND l.paused_url_hash = hashtextextended(w.url, 0)) IS NOT TRUE
-        FOR UPDATE OF c SKIP LOCKED
-    ), taken AS (
-        UPDATE public.rule_webhook_calls c
-        SET status = 'processing', started_at = v_now, claimed_by = p_worker, claimed_until = v_until
-        FROM (SELECT due.call_id FROM due UNION ALL SELECT o.call_id FROM in_order o) t
-        WHERE c.call_id = t.call_id
-        RETURNING c.call_id, c.webhook_id, c.payload, c.retry_count, c.created_at, c.retry_of
-    )
-    SELECT t.call_id, t.webhook_id, t.payload::text, coalesce(t.retry_count, 0) + 1,
-           coalesce((extract(epoch FROM t.created_at) * 1e6)::bigint, 0), t.retry_of, w.xmin::text
-    FROM taken t JOIN public.rule_webhooks w USING (webhook_id)
-    ORDER BY t.call_id;
-END
-$$;
-COMMENT ON FUNCTION public.rule_webhook_queue_claim IS
-    'walhook: for walhook deliver --queue: takes due calls of these webhooks, of each so many at most, for p_lease_ms; other workers, also '
-    'those that take calls by SKIP LOCKED themselves, pass over them';
-
 CREATE OR REPLACE FUNCTION public.rule_nats_dead_letters_retry(p_since TIMESTAMPTZ, p_webhook_name TEXT DEFAULT NULL)
 RETURNS INTEGER LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -460,7 +370,7 @@ BEGIN
     FOR v_id IN
         SELECT d.dead_letter_id FROM public.rule_nats_dead_letters d
         WHERE d.status = 'dead' AND d.created_at >= p_since AND (p_webhook_name IS NULL OR d.webhook_name = p_webhook_name)
-          -- Of these there is nothing to publish.
+          -- The payload of these was withheld by a mask: there is nothing to publish.
           AND NOT coalesce(d.headers ? 'Walhook-Withheld', false)
         ORDER BY d.dead_letter_id
     LOOP
@@ -507,7 +417,6 @@ $triggers$;
 DO $grants$
 DECLARE
     v_grant RECORD;
-    f RECORD;
 BEGIN
     FOR v_grant IN
         VALUES ('walhook_worker', 'SELECT, INSERT, UPDATE, DELETE', ARRAY['rule_webhook_limits', 'rule_webhook_limit_holders']),
@@ -515,17 +424,10 @@ BEGIN
     LOOP
         CALL public.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
     END LOOP;
-    FOR f IN
-        SELECT p.oid, r.rolname FROM pg_proc p
-        CROSS JOIN pg_roles r
-        WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
-          AND p.proname IN ('rule_webhook_limit_starts', 'rule_webhook_limit_calls', 'rule_webhook_queue_claim',
-                            'rule_webhook_signature_problem', 'rule_webhook_oauth2_problem', 'rule_webhook_oauth2_set',
-                            'rule_webhook_receiver_check', 'rule_webhook_certificate_set', 'rule_nats_dead_letters_retry')
-          AND (r.rolname = 'walhook_operator' OR r.rolname = 'walhook_worker' AND p.proname ~ '^rule_webhook_(limit|queue)_')
-    LOOP
-        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, f.rolname);
-    END LOOP;
+    CALL public.rule_cdc_grant_functions('walhook_operator',
+        '^rule_webhook_(limit_starts|limit_calls|signature_problem|oauth2_problem|oauth2_set|receiver_check|certificate_set)$'
+        '|^rule_nats_dead_letters_retry$');
+    CALL public.rule_cdc_grant_functions('walhook_worker', '^rule_webhook_(limit_starts|limit_calls)$');
 END
 $grants$;
 

@@ -424,25 +424,8 @@ COMMENT ON FUNCTION public.rule_nats_history_write IS
 
 CALL public.rule_cdc_functions_close();
 
-DO $grants$
-DECLARE
-    f RECORD;
-BEGIN
-    FOR f IN
-        SELECT p.oid, r.rolname
-        FROM pg_proc p
-        CROSS JOIN pg_roles r
-        WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
-          AND CASE r.rolname
-              WHEN 'walhook_streamer' THEN p.proname = 'rule_nats_cleanup_expired'
-                   OR p.proname ~ '^rule_nats_history_' AND p.proname <> 'rule_nats_history_webhook_deleted'
-              WHEN 'walhook_operator' THEN p.proname IN ('rule_nats_cleanup_expired', 'rule_nats_history_partitions', 'rule_nats_history_retire')
-              ELSE false END
-    LOOP
-        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, f.rolname);
-    END LOOP;
-END
-$grants$;
+CALL public.rule_cdc_grant_functions('walhook_streamer', '^rule_nats_(cleanup_expired$|history_(?!webhook_deleted$))');
+CALL public.rule_cdc_grant_functions('walhook_operator', '^rule_nats_(cleanup_expired|history_partitions|history_retire)$');
 
 INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('020', 'walhook: the publish history in partitions by day, payloads by reference')

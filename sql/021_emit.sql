@@ -348,26 +348,10 @@ REVOKE ALL ON public.rule_cdc_emit_keys FROM PUBLIC;
 REVOKE ALL ON SEQUENCE public.rule_cdc_emit_keys_key_id_seq FROM PUBLIC;
 
 CALL public.rule_cdc_grant('walhook_streamer', 'SELECT', ARRAY['rule_cdc_emit_keys']);
-DO $grants$
-DECLARE
-    f RECORD;
-BEGIN
-    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'walhook_operator') THEN
-        GRANT SELECT (key_id, created_at, created_by, retired_at, retired_lsn) ON public.rule_cdc_emit_keys TO walhook_operator;
-    END IF;
-    FOR f IN
-        SELECT p.oid, r.rolname FROM pg_proc p
-        CROSS JOIN pg_roles r
-        WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
-          AND CASE r.rolname
-              WHEN 'walhook_application' THEN p.proname IN ('rule_webhook_emit', 'rule_webhook_emit_status', 'rule_webhook_emit_wait')
-              WHEN 'walhook_operator' THEN p.proname ~ '^rule_webhook_emit'
-              ELSE false END
-    LOOP
-        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, f.rolname);
-    END LOOP;
-END
-$grants$;
+CALL public.rule_cdc_grant(
+    'walhook_operator', 'SELECT (key_id, created_at, created_by, retired_at, retired_lsn)', ARRAY['rule_cdc_emit_keys']);
+CALL public.rule_cdc_grant_functions('walhook_application', '^rule_webhook_emit(_status|_wait)?$');
+CALL public.rule_cdc_grant_functions('walhook_operator', '^rule_webhook_emit');
 
 INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('021', 'walhook: messages without a table')

@@ -241,8 +241,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_cdc_mask_problems IS
-    'walhook: what is wrong with the mask and the names of a link (is_error), or less than it seems, each with what to do about it; '
-    'with p_link_id of a link that is there, whether its mask still fits its table';
+    'walhook: what is wrong with the mask and the names of a link (is_error), or deserves only a warning, each with a remedy; '
+    'with p_link_id also whether the mask of that link still fits its table';
 
 -- With its owner's rights: a role that may write links need not be allowed to call the functions that look at it.
 CREATE OR REPLACE FUNCTION public.rule_cdc_mask_bind()
@@ -427,15 +427,17 @@ BEGIN
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = public.rule_cdc_sayable(format('SELECT rule_cdc_publication_create(%L); makes it.', p_publication));
     END IF;
+    p_include_old := coalesce(p_include_old, false);
+    -- Before the row of the schema's link, as rule_webhook_unlink_table takes them.
+    LOCK TABLE public.rule_webhook_links IN SHARE UPDATE EXCLUSIVE MODE;
     v_id := public.rule_cdc_schema_link_put(p_webhook, p_schema, p_like, coalesce(p_except, '{}'), v_operations, p_subject_template,
-                                            coalesce(p_include_old, false), p_publication);
+                                            p_include_old, p_publication);
     -- What joined by another pattern before, and is not wanted any more.
     PERFORM public.rule_cdc_schema_unlink_tables(v_id, true);
     UPDATE public.rule_webhook_links l
-    SET operations = v_operations, subject_template = p_subject_template, include_old = coalesce(p_include_old, false)
+    SET operations = v_operations, subject_template = p_subject_template, include_old = p_include_old
     WHERE l.schema_link_id = v_id
-      AND (l.operations, l.include_old, coalesce(l.subject_template, '')) IS DISTINCT FROM
-          (v_operations, coalesce(p_include_old, false), coalesce(p_subject_template, ''));
+      AND (l.operations, l.include_old, l.subject_template) IS DISTINCT FROM (v_operations, p_include_old, p_subject_template);
     IF FOUND THEN
         PERFORM public.rule_cdc_publication_place(c.oid::regclass, p_publication, true)
         FROM public.rule_webhook_links l JOIN pg_namespace n ON n.nspname = l.table_schema
@@ -535,7 +537,7 @@ COMMENT ON FUNCTION public.rule_webhook_unlink_schema(TEXT, TEXT) IS 'walhook: t
 CREATE OR REPLACE FUNCTION public.rule_cdc_schema_right(p_linker TEXT, p_table REGCLASS, p_publication TEXT, p_webhook_id INTEGER)
 RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE
-        -- It may be the one whose mask its link has, under the name from before.
+        -- This may be a renamed table whose link, under the old name, has a mask.
         WHEN EXISTS (SELECT FROM public.rule_webhook_links l WHERE l.webhook_id = p_webhook_id AND l.mask IS NOT NULL)
              AND EXISTS (SELECT FROM pg_publication_rel q JOIN pg_publication p ON p.oid = q.prpubid
                          WHERE q.prrelid = c.oid AND p.pubname IN (p_publication || '_inserts', p_publication || '_changes'))
@@ -555,8 +557,8 @@ $$;
 COMMENT ON FUNCTION public.rule_cdc_schema_right IS
     'walhook: why a table cannot join the link of its schema with the rights of who linked that, or NULL where it can';
 
--- What a statement has changed among the tables of linked schemas. p_tables: those that it has locked, so that nothing here waits for
--- another session that does not wait for us.
+-- Follows what a statement changed among the tables of linked schemas. p_tables: tables that the statement has locked already; only
+-- their place in publications is changed, so this waits for no other session's lock of a table.
 CREATE OR REPLACE FUNCTION public.rule_cdc_schema_follow(p_tables OID[])
 RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -712,9 +714,9 @@ BEGIN
             CONTINUE;
         END IF;
         FOR w IN
-            SELECT k.relid, coalesce(public.rule_cdc_schema_right(s.linked_by, k.relid, s.publication, s.webhook_id), p.problem) AS why,
-                   public.rule_cdc_schema_right(s.linked_by, k.relid, s.publication, s.webhook_id) IS NULL AND p.problem IS NOT NULL AS is_unfit, p.remedy
+            SELECT k.relid, coalesce(r.why, p.problem) AS why, r.why IS NULL AND p.problem IS NOT NULL AS is_unfit, p.remedy
             FROM public.rule_cdc_schema_wanted(s.schema_link_id) k
+            CROSS JOIN LATERAL public.rule_cdc_schema_right(s.linked_by, k.relid, s.publication, s.webhook_id) r (why)
             LEFT JOIN LATERAL (
                 SELECT q.problem, q.remedy FROM public.rule_cdc_link_problems(k.relid, s.operations, s.subject_template, NULL, NULL, NULL,
                                                                               s.include_old, s.publication) q
@@ -724,7 +726,8 @@ BEGIN
             severity := 'error';
             problem := format('the table %s is in the linked schema and is not linked: %s', w.relid,
                               coalesce(w.why, 'it was created while the event trigger was not there, or that failed'
-                                              || coalesce(format(' (at %s: %s)', s.last_problem_at, s.last_problem), '')));
+                                              || CASE WHEN s.last_problem IS NOT NULL
+                                                      THEN format(' (at %s: %s)', s.last_problem_at, s.last_problem) ELSE '' END));
             remedy := concat_ws(' ', CASE WHEN w.is_unfit AND w.remedy LIKE 'ALTER %' THEN split_part(w.remedy, ' --', 1) END,
                                 format('SELECT * FROM public.rule_cdc_schema_link_tables(%s);', s.schema_link_id));
             RETURN NEXT;
@@ -756,31 +759,12 @@ BEGIN
 END
 $triggers$;
 
-DO $grants$
-DECLARE
-    f RECORD;
-BEGIN
-    FOR f IN
-        SELECT p.oid, r.rolname FROM pg_proc p
-        CROSS JOIN pg_roles r
-        WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
-          AND CASE r.rolname
-              WHEN 'walhook_streamer' THEN p.proname IN (
-                  'rule_cdc_mask_shape', 'rule_cdc_mask_columns', 'rule_cdc_mask_problems', 'rule_cdc_check_schemas',
-                  'rule_cdc_schema_wanted', 'rule_cdc_schema_right')
-              WHEN 'walhook_operator' THEN p.proname IN (
-                  'rule_cdc_mask_shape', 'rule_cdc_mask_columns', 'rule_cdc_mask_problems', 'rule_cdc_check_schemas',
-                  'rule_cdc_schema_wanted', 'rule_cdc_schema_right', 'rule_webhook_link_schema', 'rule_webhook_unlink_schema',
-                  'rule_cdc_schema_link_put', 'rule_cdc_schema_exclude', 'rule_cdc_schema_link_drop', 'rule_cdc_schema_link_tables',
-                  'rule_cdc_schema_unlink_tables', 'rule_cdc_schema_trigger')
-              ELSE false END
-    LOOP
-        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, f.rolname);
-    END LOOP;
-    CALL public.rule_cdc_grant('walhook_operator', 'SELECT', ARRAY['rule_webhook_schema_links']);
-    CALL public.rule_cdc_grant('walhook_streamer', 'SELECT', ARRAY['rule_webhook_schema_links']);
-END
-$grants$;
+CALL public.rule_cdc_grant_functions('walhook_streamer', '^rule_cdc_(mask_shape|mask_columns|mask_problems|check_schemas|schema_wanted|schema_right)$');
+CALL public.rule_cdc_grant_functions('walhook_operator',
+    '^rule_cdc_(mask_shape|mask_columns|mask_problems|check_schemas|schema_wanted|schema_right)$'
+    '|^rule_cdc_schema_(link_put|exclude|link_drop|link_tables|unlink_tables|trigger)$|^rule_webhook_(un)?link_schema$');
+CALL public.rule_cdc_grant('walhook_operator', 'SELECT', ARRAY['rule_webhook_schema_links']);
+CALL public.rule_cdc_grant('walhook_streamer', 'SELECT', ARRAY['rule_webhook_schema_links']);
 
 INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('022', 'walhook: names and masks of what leaves the database; links of whole schemas')

@@ -19,7 +19,7 @@ IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '023') THE
     RETURN;
 END IF;
 
--- Both at once, in the order in which a call of an application reads them: the other way round, both could wait for each other.
+-- In the order in which a call of an application reads them; in the other order each could wait for the other.
 LOCK TABLE public.rule_webhooks, public.rule_nats_config IN ACCESS EXCLUSIVE MODE;
 
 ALTER TABLE public.rule_nats_config
@@ -150,7 +150,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_delivery_check IS
-    'walhook: trigger of rule_webhooks: refuses an order_key that is none, and batch_max_events where a request cannot have several events';
+    'walhook: trigger of rule_webhooks: refuses an order_key that is not valid, and batch_max_events where a request cannot have several events';
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_order_take(p_webhook_id INTEGER, p_group TEXT, p_worker TEXT, p_lease_ms INTEGER)
 RETURNS BOOLEAN LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
@@ -170,7 +170,8 @@ COMMENT ON FUNCTION public.rule_webhook_order_take IS
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_queue_by_key(p_webhook_id INTEGER, p_order_key TEXT, p_room INTEGER, p_now TIMESTAMPTZ)
 RETURNS INTEGER[] LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    -- Calls of the queue have data, and neither a subject nor headers: those without a key are ordered with all others.
+    -- A queued call has data, and neither a subject nor headers. A call without a key waits for all calls before it, and all later
+    -- ones wait for it.
     WITH unfinished AS (
         SELECT c.call_id,
                coalesce(c.claimed_until, c.next_retry_at, c.scheduled_at, '-infinity'::timestamptz) <= p_now AS is_due,
@@ -204,6 +205,95 @@ RETURNS INTEGER[] LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $
 $$;
 COMMENT ON FUNCTION public.rule_webhook_queue_by_key IS
     'walhook: calls of the queue that are due and before which no call with the same key is unfinished';
+
+-- Here and not in 019: while an upgrade is between the two, workers go on with the function that was there before.
+CREATE OR REPLACE FUNCTION public.rule_webhook_queue_claim(
+    p_worker TEXT,
+    p_webhook_ids INTEGER[],
+    p_rooms INTEGER[],
+    p_lease_ms INTEGER
+) RETURNS TABLE (call_id INTEGER, webhook_id INTEGER, payload TEXT, attempt INTEGER, created_us BIGINT, retry_of TEXT, row_version TEXT)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    v_now CONSTANT TIMESTAMPTZ := clock_timestamp();
+    v_until CONSTANT TIMESTAMPTZ := v_now + make_interval(secs => p_lease_ms / 1000.0);
+    v_id INTEGER;
+    v_room INTEGER;
+    v_order TEXT;
+    v_key TEXT;
+    v_call INTEGER;
+    v_calls INTEGER[] := '{}';
+BEGIN
+    -- In order: of each webhook the first call that is not finished, when it is due and nobody has it. Two workers cannot both find it
+    -- so: the second one looks behind the first one's commit.
+    FOR v_id, v_room, v_order, v_key IN
+        SELECT w.webhook_id, g.room, w.delivery_order, w.order_key FROM unnest(p_webhook_ids, p_rooms) AS g (id, room)
+        JOIN public.rule_webhooks w ON w.webhook_id = g.id AND w.enabled AND w.delivery_order IN ('strict', 'key')
+        WHERE g.room > 0
+          AND EXISTS (SELECT FROM public.rule_webhook_calls c
+                      WHERE c.webhook_id = g.id AND c.event_id IS NULL AND c.status IN ('pending', 'retrying', 'processing')
+                        AND coalesce(c.claimed_until, c.next_retry_at, c.scheduled_at, '-infinity'::timestamptz) <= v_now)
+        ORDER BY w.webhook_id
+    LOOP
+        INSERT INTO public.rule_webhook_limits (webhook_id) VALUES (v_id) ON CONFLICT DO NOTHING;
+        PERFORM FROM public.rule_webhook_limits l WHERE l.webhook_id = v_id FOR UPDATE SKIP LOCKED;
+        CONTINUE WHEN NOT FOUND;
+        IF v_order = 'key' THEN
+            v_calls := v_calls || public.rule_webhook_queue_by_key(v_id, v_key, v_room, v_now);
+            CONTINUE;
+        END IF;
+        SELECT CASE WHEN coalesce(c.claimed_until, c.next_retry_at, c.scheduled_at, '-infinity'::timestamptz) <= v_now THEN c.call_id END
+        INTO v_call
+        FROM public.rule_webhook_calls c
+        WHERE c.webhook_id = v_id AND c.event_id IS NULL AND c.status IN ('pending', 'retrying', 'processing')
+          AND CASE c.status WHEN 'pending' THEN coalesce(c.scheduled_at <= v_now, true)
+                            -- Another program's, which may have left it so for ever.
+                            WHEN 'processing' THEN c.claimed_until IS NOT NULL
+                            ELSE true END
+        ORDER BY c.call_id
+        LIMIT 1;
+        v_calls := v_calls || v_call;
+    END LOOP;
+    RETURN QUERY
+    WITH due AS (
+        SELECT d.call_id
+        FROM unnest(p_webhook_ids, p_rooms) AS g (id, room)
+        JOIN public.rule_webhooks w ON w.webhook_id = g.id AND w.enabled AND w.delivery_order = 'any'
+        LEFT JOIN public.rule_webhook_limits l ON l.webhook_id = g.id
+        CROSS JOIN LATERAL (
+            SELECT c.call_id FROM public.rule_webhook_calls c
+            WHERE c.webhook_id = g.id AND c.event_id IS NULL AND c.status IN ('pending', 'retrying', 'processing')
+              AND coalesce(c.claimed_until, c.next_retry_at, c.scheduled_at, '-infinity'::timestamptz) <= v_now
+              AND (c.status <> 'processing' OR c.claimed_until IS NOT NULL)
+            ORDER BY coalesce(c.claimed_until, c.next_retry_at, c.scheduled_at, '-infinity'::timestamptz), c.call_id
+            LIMIT greatest(g.room, 0)
+            FOR UPDATE OF c SKIP LOCKED) d
+        WHERE (l.paused_until > v_now AND l.paused_url_hash = hashtextextended(w.url, 0)) IS NOT TRUE
+    ), in_order AS (
+        SELECT c.call_id
+        FROM public.rule_webhook_calls c
+        JOIN public.rule_webhooks w USING (webhook_id)
+        LEFT JOIN public.rule_webhook_limits l USING (webhook_id)
+        WHERE c.call_id = ANY (v_calls) AND c.status IN ('pending', 'retrying', 'processing')
+          AND (l.paused_until > v_now AND l.paused_url_hash = hashtextextended(w.url, 0)) IS NOT TRUE
+        FOR UPDATE OF c SKIP LOCKED
+    ), taken AS (
+        UPDATE public.rule_webhook_calls c
+        SET status = 'processing', started_at = v_now, claimed_by = p_worker, claimed_until = v_until
+        FROM (SELECT due.call_id FROM due UNION ALL SELECT o.call_id FROM in_order o) t
+        WHERE c.call_id = t.call_id
+        RETURNING c.call_id, c.webhook_id, c.payload, c.retry_count, c.created_at, c.retry_of
+    )
+    SELECT t.call_id, t.webhook_id, t.payload::text, coalesce(t.retry_count, 0) + 1,
+           coalesce((extract(epoch FROM t.created_at) * 1e6)::bigint, 0), t.retry_of, w.xmin::text
+    FROM taken t JOIN public.rule_webhooks w USING (webhook_id)
+    ORDER BY t.call_id;
+END
+$$;
+COMMENT ON FUNCTION public.rule_webhook_queue_claim IS
+    'walhook: for walhook deliver --queue: takes due calls of these webhooks, of each so many at most, for p_lease_ms; other workers, also '
+    'those that take calls by SKIP LOCKED themselves, pass over them';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_notice_problem(p_config_id INTEGER, p_subject TEXT)
 RETURNS TEXT LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -338,9 +428,20 @@ COMMENT ON FUNCTION public.rule_nats_notices_take IS
 
 CALL public.rule_cdc_functions_close();
 
--- Once: a trigger waits for those who write into its table.
+-- Once: a trigger waits for those who write into its table. In the order of the tables above.
 DO $triggers$
 BEGIN
+    IF NOT EXISTS (SELECT FROM pg_trigger t
+                   WHERE t.tgrelid = 'public.rule_webhooks'::regclass AND t.tgname = 'walhook_delivery_check'
+                     AND t.tgfoid = 'public.rule_webhook_delivery_check()'::regprocedure AND t.tgenabled <> 'D')
+    THEN
+        DROP TRIGGER IF EXISTS walhook_delivery_check ON public.rule_webhooks;
+        CREATE TRIGGER walhook_delivery_check BEFORE INSERT OR UPDATE OF batch_max_events, delivery_order, order_key, method ON public.rule_webhooks
+            FOR EACH ROW WHEN (NEW.batch_max_events IS NOT NULL OR NEW.delivery_order = 'key')
+            EXECUTE FUNCTION public.rule_webhook_delivery_check();
+        COMMENT ON TRIGGER walhook_delivery_check ON public.rule_webhooks IS
+            'walhook: refuses an order_key that is not valid, and batch_max_events where a request cannot have several events';
+    END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger t
                    WHERE t.tgrelid = 'public.rule_nats_config'::regclass AND t.tgname = 'walhook_notice_check'
                      AND t.tgfoid = 'public.rule_nats_notice_check()'::regprocedure AND t.tgenabled <> 'D')
@@ -352,24 +453,12 @@ BEGIN
         COMMENT ON TRIGGER walhook_notice_check ON public.rule_nats_config IS
             'walhook: refuses a notice_subject on which walhook cannot publish';
     END IF;
-    IF NOT EXISTS (SELECT FROM pg_trigger t
-                   WHERE t.tgrelid = 'public.rule_webhooks'::regclass AND t.tgname = 'walhook_delivery_check'
-                     AND t.tgfoid = 'public.rule_webhook_delivery_check()'::regprocedure AND t.tgenabled <> 'D')
-    THEN
-        DROP TRIGGER IF EXISTS walhook_delivery_check ON public.rule_webhooks;
-        CREATE TRIGGER walhook_delivery_check BEFORE INSERT OR UPDATE OF batch_max_events, delivery_order, order_key, method ON public.rule_webhooks
-            FOR EACH ROW WHEN (NEW.batch_max_events IS NOT NULL OR NEW.delivery_order = 'key')
-            EXECUTE FUNCTION public.rule_webhook_delivery_check();
-        COMMENT ON TRIGGER walhook_delivery_check ON public.rule_webhooks IS
-            'walhook: refuses an order_key that is none, and batch_max_events where a request cannot have several events';
-    END IF;
 END
 $triggers$;
 
 DO $grants$
 DECLARE
     v_grant RECORD;
-    f RECORD;
 BEGIN
     FOR v_grant IN
         VALUES ('walhook_worker', 'UPDATE (disabled_at, disabled_reason)', ARRAY['rule_webhooks']),
@@ -379,18 +468,10 @@ BEGIN
     LOOP
         CALL public.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
     END LOOP;
-    FOR f IN
-        SELECT p.oid, r.rolname FROM pg_proc p
-        CROSS JOIN pg_roles r
-        WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
-          AND p.proname IN ('rule_nats_notices_take', 'rule_nats_notice_problem', 'rule_nats_notice_check',
-                            'rule_webhook_delivery_check', 'rule_webhook_order_take', 'rule_webhook_queue_by_key')
-          AND (r.rolname = 'walhook_operator'
-               OR r.rolname = 'walhook_worker' AND p.proname IN ('rule_webhook_order_take', 'rule_webhook_queue_by_key')
-               OR r.rolname IN ('walhook_worker', 'walhook_streamer') AND p.proname = 'rule_nats_notices_take')
-    LOOP
-        EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', f.oid::regprocedure, f.rolname);
-    END LOOP;
+    CALL public.rule_cdc_grant_functions('walhook_operator',
+        '^rule_nats_(notices_take|notice_problem|notice_check)$|^rule_webhook_(delivery_check|order_take|queue_by_key|queue_claim)$');
+    CALL public.rule_cdc_grant_functions('walhook_worker', '^rule_nats_notices_take$|^rule_webhook_(order_take|queue_by_key|queue_claim)$');
+    CALL public.rule_cdc_grant_functions('walhook_streamer', '^rule_nats_notices_take$');
 END
 $grants$;
 

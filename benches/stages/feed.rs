@@ -142,7 +142,7 @@ impl Sink {
     }
 
     /// The same with rows whose columns are masked and have other names.
-    #[allow(dead_code, reason = "the benches have no line for it")]
+    #[allow(dead_code, reason = "tests/allocations.rs uses it")]
     pub fn masked(history: &str) -> Sink {
         let mut tables = tables(history);
         tables.mask_key = MaskKey::of(b"a key of many bytes");

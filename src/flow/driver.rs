@@ -34,7 +34,7 @@ use crate::{
     route::tables::ServerAlias,
     wal::lsn::Lsn,
 };
-use backoff::Chance;
+use backoff::{Backoff, Chance};
 use group::Group;
 pub use group::ServerFacts;
 pub use opening::{Question, Reply, StreamFacts};
@@ -98,6 +98,11 @@ pub struct Timing {
 }
 
 impl Timing {
+    /// The waits between attempts with a lane.
+    fn backoff(&self) -> Backoff {
+        Backoff::new(self.retry.0, self.retry.1)
+    }
+
     /// As a real server is treated.
     pub fn with(ack_timeout: Duration, retry: (Duration, Duration)) -> Timing {
         Timing {
@@ -311,7 +316,7 @@ pub enum Flaw {
     ReuseTornConnection,
     /// Whatever a stream has lost, it is filled again from where it ends.
     TrustAnyTail,
-    /// A stream that was made anew counts as the one that was known.
+    /// A stream that was deleted and created again counts as the one that was known.
     TrustRecreated,
     /// A stream to which nothing leads any more is not asked for what it has before that is confirmed.
     LeaveRetiredUnasked,

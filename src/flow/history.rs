@@ -9,6 +9,7 @@
 use super::event_id::EventPosition;
 use crate::{
     route::{
+        digits::push_bytes,
         payload::{self, Body},
         rules::{KeepPayload, Webhook},
         value::write_as_json,
@@ -288,7 +289,7 @@ impl Batch {
                 let length = i32::try_from(out.len() - start - 4).expect("an event's parts are small");
                 out[start..start + 4].copy_from_slice(&length.to_be_bytes());
             }
-            (KeepPayload::Hash, _) => jsonb(digest(payload).as_bytes(), out),
+            (KeepPayload::Hash, _) => jsonb(&digest(payload), out),
         }
         field(reason.map(str::as_bytes), out);
         self.rows += 1;
@@ -348,14 +349,11 @@ fn milliseconds(micros: u64) -> [u8; 14] {
     bytes
 }
 
-fn digest(payload: &[u8]) -> String {
-    use std::fmt::Write as _;
+fn digest(payload: &[u8]) -> Vec<u8> {
     let digest = ring::digest::digest(&ring::digest::SHA256, payload);
-    let mut text = "{\"sha256\":\"".to_owned();
-    for byte in digest.as_ref() {
-        write!(text, "{byte:02x}").expect("writing to a string");
-    }
-    write!(text, "\",\"bytes\":{}}}", payload.len()).expect("writing to a string");
+    let mut text = b"{\"sha256\":\"".to_vec();
+    push_bytes(digest.as_ref(), &mut text);
+    text.extend_from_slice(format!("\",\"bytes\":{}}}", payload.len()).as_bytes());
     text
 }
 

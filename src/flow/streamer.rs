@@ -168,7 +168,6 @@ pub struct Streamer {
     plans: Vec<Option<Plan>>,
     /// The chunk of a backfill whose rows are arriving.
     chunk: Option<Chunk>,
-    /// A part of a chunk in this transaction could not be read, and it was told.
     router: Router,
     out: EventEncoder,
     /// A keepalive's position that may be confirmed once all is settled, if nothing comes before.
@@ -399,13 +398,13 @@ impl Streamer {
         }
     }
 
-    /// The same for newest rows. Within a transaction they only say how to reach the streams: a full window may keep the rest of that
-    /// transaction from being read until one of them is reached.
+    /// After [`Streamer::set_newest_rules`]. Between transactions all rules are compiled again. Within one only the settings by which
+    /// streams are reached are renewed: a full window may stop the reading until a stream can be reached with them.
     pub fn follow_newest_rules(&mut self) {
         if self.assembler.transaction().is_none() {
             self.refresh();
         } else {
-            self.router.find_ways();
+            self.router.update_settings();
         }
     }
 

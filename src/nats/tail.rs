@@ -16,7 +16,10 @@ use super::{
     control::Control,
     streams::{self, StreamState},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    route::streams::is_same_stream,
+};
 
 /// Foreign messages read at most on the way back to one of ours, where nobody knows what comes before them; and how many messages
 /// are listed around a place.
@@ -101,9 +104,6 @@ pub struct Reach {
     /// there what is stored.
     pub is_strict: bool,
 }
-
-/// The database keeps microseconds of a stream's time of creation.
-const CREATED_TOLERANCE_NS: u64 = 1_000_000;
 
 /// The stream's end and the last message for which `is_ours` holds.
 ///
@@ -196,7 +196,7 @@ async fn search(
     if state.messages == 0 {
         return Ok(None);
     }
-    let is_same = |created_ns: i64| created_ns.abs_diff(state.created_ns) <= CREATED_TOLERANCE_NS;
+    let is_same = |created_ns: i64| is_same_stream(created_ns, state.created_ns);
     let known = reach.known.filter(|(_, created_ns)| is_same(*created_ns)).map_or(0, |(sequence, _)| sequence);
     let first = state.first_sequence.max(1).max(known);
     let most = if reach.is_strict { STRICT_STEPS_MAX } else { STEPS_MAX };

@@ -27,6 +27,15 @@ pub fn set_digits(value: u64, out: &mut [u8]) {
     out[..at].fill(b'0');
 }
 
+/// Appends each byte as two digits to the base of 16.
+pub fn push_bytes(bytes: &[u8], out: &mut Vec<u8>) {
+    for &byte in bytes {
+        let at = out.len();
+        out.extend_from_slice(b"00");
+        set_hex(byte.into(), &mut out[at..]);
+    }
+}
+
 /// Appends a number to the base of 16, without leading zeros.
 pub fn push_hex(value: u64, out: &mut Vec<u8>) {
     push_hex_of(b"0123456789abcdef", value, out);

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashSet};
 use ring::hmac;
 
 use super::{
+    digits::push_bytes,
     mask_key::MaskKey,
     tables::LinkRow,
     types::{Class, Scalar},
@@ -81,11 +82,11 @@ impl Fitted {
         selected: Option<Vec<bool>>,
         warnings: &mut Vec<String>,
     ) -> Fitted {
+        let mut fitted = Fitted { selected, ..Fitted::default() };
         if link.mask.is_none() && link.rename.is_none() {
-            return Fitted { selected, ..Fitted::default() };
+            return fitted;
         }
         let table = format!("{}.{}", relation.schema, relation.name);
-        let mut fitted = Fitted { selected, ..Fitted::default() };
         let mut shown: Vec<_> = relation.columns.iter().map(|_| Shown { key: None, mask: Mask::Plain }).collect();
         let mut hash = None;
         if let Some(mask) = &link.mask {
@@ -228,7 +229,7 @@ impl Shape {
         };
         out.push(b'"');
         match &self.key {
-            Some(key) if mask == Mask::Hash => write_hex(hmac::sign(key, text).as_ref(), out),
+            Some(key) if mask == Mask::Hash => push_bytes(hmac::sign(key, text).as_ref(), out),
             // Without the key the link is set aside, and its rows are not written.
             _ if mask == Mask::Hash => out.extend_from_slice(HIDDEN),
             _ => {
@@ -250,13 +251,6 @@ fn last(class: Class, text: &[u8]) -> &[u8] {
     }
     let tail = text.char_indices().rev().nth(SHOWN - 1).map_or("", |(at, _)| &text[at..]);
     if tail.chars().any(|c| c.is_control() || matches!(c, '"' | '\\')) { b"" } else { tail.as_bytes() }
-}
-
-fn write_hex(bytes: &[u8], out: &mut Vec<u8>) {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    for &byte in bytes {
-        out.extend([HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
-    }
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ impl MaskKey {
 
     /// Why there is none.
     pub fn problem(&self) -> Option<&str> {
-        self.0.as_ref().err().map(String::as_str)
+        self.get().err()
     }
 }
 

@@ -28,7 +28,6 @@ use crate::{
 
 mod cloudevents;
 mod debezium;
-mod shaped;
 
 /// What all events of a transaction have in common, rendered once.
 #[derive(Debug, Default)]
@@ -486,9 +485,30 @@ fn write_row(
     only_key: bool,
     out: &mut Vec<u8>,
 ) {
-    if let Some(shape) = &target.shape {
-        return shaped::write_row(shape, (table, target), row, before, only_key, out);
+    match &target.shape {
+        None => write_columns((table, target), row, before, only_key, out, |_, plan, value, out| {
+            out.extend_from_slice(&plan.key);
+            write_value(plan, value, out);
+        }),
+        Some(shape) => write_columns((table, target), row, before, only_key, out, |index, plan, value, out| {
+            out.extend_from_slice(shape.key(index).unwrap_or(&plan.key));
+            if !shape.write_masked(index, plan.class, value, out) {
+                write_value(plan, value, out);
+            }
+        }),
     }
+}
+
+/// The same with what writes a column that is in the WAL, key and value.
+#[inline]
+fn write_columns(
+    (table, target): (&Linked, &Target),
+    row: Tuple<'_>,
+    before: Option<Tuple<'_>>,
+    only_key: bool,
+    out: &mut Vec<u8>,
+    write: impl Fn(usize, &ColumnPlan, Column<'_>, &mut Vec<u8>),
+) {
     let mut separator = b'{';
     for (index, (plan, value)) in table.columns.iter().zip(row.iter()).enumerate() {
         if !is_selected(target, index) || (only_key && !plan.is_key) {
@@ -498,7 +518,12 @@ fn write_row(
             (Column::Unchanged, Some(before)) => cell(before, index),
             (value, _) => value,
         };
-        separator = write_column(plan, value, separator, out);
+        if matches!(value, Column::Unchanged) {
+            continue;
+        }
+        out.push(separator);
+        separator = b',';
+        write(index, plan, value, out);
     }
     if separator == b'{' {
         out.push(b'{');
@@ -506,20 +531,8 @@ fn write_row(
     out.push(b'}');
 }
 
-/// Returns the separator that the next column needs.
 #[inline]
-fn write_column(plan: &ColumnPlan, value: Column<'_>, separator: u8, out: &mut Vec<u8>) -> u8 {
-    if matches!(value, Column::Unchanged) {
-        return separator;
-    }
-    out.push(separator);
-    out.extend_from_slice(&plan.key);
-    write_column_value(plan, value, out);
-    b','
-}
-
-#[inline]
-fn write_column_value(plan: &ColumnPlan, value: Column<'_>, out: &mut Vec<u8>) {
+fn write_value(plan: &ColumnPlan, value: Column<'_>, out: &mut Vec<u8>) {
     match value {
         Column::Text(text) => write_json(plan.class, text, out),
         // Not asked for (`binary` is off), so bytes that are no text are at least kept.

@@ -33,7 +33,7 @@ impl RowText {
 
     /// The columns with their values.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Option<&str>)> + Clone {
-        self.names.iter().zip(&self.values).map(|(name, value)| (name.as_str(), value.clone().map(|at| &self.text[at])))
+        self.names.iter().enumerate().map(|(at, name)| (name.as_str(), self.value(at)))
     }
 
     fn value(&self, at: usize) -> Option<&str> {
@@ -90,11 +90,9 @@ impl RowText {
                     same = row.value(at) == value.as_ref().map(|Text(value)| &**value);
                     count += 1;
                 }
-                let is_default = |value: Option<&str>| matches!(value, None | Some("f"));
-                let is_there = |at: &usize| order[..count].contains(at);
                 let is_whole = count == row.names.len();
-                let mut missing = (0..row.names.len()).filter(|at| !is_there(at));
-                Ok(same && (is_whole || missing.all(|at| is_default(row.value(at)))))
+                let is_default = |at: usize| order[..count].contains(&at) || matches!(row.value(at), None | Some("f"));
+                Ok(same && (is_whole || (0..row.names.len()).all(is_default)))
             }
         }
 

@@ -67,6 +67,14 @@ fn is_same_account(a: &ConfigRow, b: &ConfigRow, overridden: Option<&str>) -> bo
 /// them its own stream (`stream_name`, by default WEBHOOKS), which takes `<subject_prefix>.>` where no row has its name;
 /// `rule_nats_streams_of` in sql/ says the same.
 ///
+/// The database keeps microseconds of a stream's time of creation.
+const CREATED_TOLERANCE_NS: u64 = 1_000_000;
+
+/// Whether two times of creation, in ns since 1970, are those of one stream.
+pub fn is_same_stream(one: i64, other: i64) -> bool {
+    one.abs_diff(other) <= CREATED_TOLERANCE_NS
+}
+
 /// JetStream lets one stream only take a subject. So what two of them want stays with the first, and a pattern that is
 /// in the way of an earlier one is left out: a row may add a stream, and never take events from another in silence. The
 /// same goes for `neighbours`, the streams of earlier configurations of the same server.

@@ -264,6 +264,11 @@ pub struct StreamRow {
 }
 
 impl StreamRow {
+    /// Whether others may write into it.
+    pub fn is_shared(&self) -> bool {
+        self.ordering.as_deref() == Some("shared")
+    }
+
     /// Whether it wants atomic batches.
     pub fn wants_batches(&self) -> bool {
         self.transactions.as_deref() == Some("atomic") || self.durability.as_deref() == Some("fsync")

@@ -52,7 +52,8 @@ SELECT throws_like(s, 'permission denied for %') FROM unnest(ARRAY[
     'INSERT INTO rule_cdc_anchor_places VALUES (''x'', now(), ''0/1'')', 'SELECT rule_cdc_anchor_move()',
     'UPDATE rule_cdc_backfill_rows SET chunk = ''1''', 'INSERT INTO rule_nats_dead_letters (event_id, reason) VALUES (''y'', ''z'')', 'DELETE FROM rule_nats_dead_letters',
     'UPDATE rule_nats_dead_letters SET payload = NULL', 'INSERT INTO rule_cdc_migrations (version, description) VALUES (''999'', ''x'')', 'DELETE FROM rule_cdc_migrations',
-    'SELECT rule_nats_history_open(), rule_nats_history_write()', 'TRUNCATE rule_webhooks', 'CALL rule_cdc_view(''x'', '''', ''SELECT 1'')', 'CALL rule_cdc_grant(''walhook_operator'', ''SELECT'', ''{rule_webhook_secrets}'')']) s;
+    'SELECT rule_nats_history_open(), rule_nats_history_write()', 'TRUNCATE rule_webhooks', 'CALL rule_cdc_view(''x'', '''', ''SELECT 1'')', 'CALL rule_cdc_grant(''walhook_operator'', ''SELECT'', ''{rule_webhook_secrets}'')',
+    'CALL rule_cdc_grant_functions(''walhook_operator'', ''^rule_'')']) s;
 SELECT throws_like('SELECT pg_create_logical_replication_slot(''x'', ''pgoutput'')', '%replication%');
 -- A chunk that nothing could read is refused, whoever writes it.
 SELECT throws_like(s, '%"valid_chunk"%') FROM unnest(ARRAY[
@@ -214,7 +215,7 @@ SELECT is(may_call('walhook_worker', true),
     'rule_nats_consumer_update_stats rule_nats_notices_take rule_webhook_limit_calls rule_webhook_limit_starts rule_webhook_order_take '
     'rule_webhook_queue_by_key rule_webhook_queue_claim');
 SELECT is(may_call('walhook_operator', false),
-    'rule_cdc_anchor_move rule_cdc_emit_key_make rule_cdc_functions_close rule_cdc_functions_open rule_cdc_grant rule_cdc_mask_bind '
+    'rule_cdc_anchor_move rule_cdc_emit_key_make rule_cdc_functions_close rule_cdc_functions_open rule_cdc_grant rule_cdc_grant_functions rule_cdc_mask_bind '
     'rule_cdc_rules_now rule_cdc_rules_prune rule_cdc_rules_write rule_cdc_schema_event rule_cdc_schema_follow rule_cdc_view '
     'rule_nats_history_begin rule_nats_history_insert rule_nats_history_json '
     'rule_nats_history_make rule_nats_history_missing rule_nats_history_open rule_nats_history_rows rule_nats_history_target '

@@ -572,7 +572,7 @@ impl Check<'_> {
         let stream = named(row);
         let mut window = Window {
             stream: &stream,
-            is_shared: row.ordering.as_deref() == Some("shared"),
+            is_shared: row.is_shared(),
             seconds: there.state.duplicate_window.as_secs_f64(),
             rate: there.rate,
             has_own_ids: None,

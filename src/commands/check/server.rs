@@ -627,8 +627,11 @@ fn streamer_rights() -> Vec<(&'static str, &'static str)> {
     let mut rights = Vec::new();
     for (_, migration) in MIGRATIONS {
         for grant in migration.split("('walhook_streamer', '").skip(1) {
-            let Some((privileges, rest)) = grant.split_once("', ARRAY[") else { continue };
-            let Some((tables, _)) = rest.split_once(']') else { continue };
+            // Grants of functions have names there.
+            let Some((privileges, rest)) = grant.split_once('\'') else { continue };
+            let Some((tables, _)) = rest.strip_prefix(", ARRAY[").and_then(|rest| rest.split_once(']')) else {
+                continue;
+            };
             for table in tables.split('\'').skip(1).step_by(2) {
                 rights.extend(privileges.split(", ").map(|privilege| (table, privilege)));
             }

@@ -112,7 +112,7 @@ pub async fn check(
     let (run, name) = (identity.run(), &row.stream_name);
     let known = checkpoint.map(|known| known.created_ns);
     let place = checkpoint.map(|known| (known.sequence, known.created_ns));
-    let is_strict = row.ordering.as_deref() != Some("shared");
+    let is_strict = !row.is_shared();
     let subject = format!("stream {name:?}");
     let end = match open::end(control, name, place, is_strict, &identity.source).await {
         Ok(end) => end,

@@ -16,9 +16,9 @@ use crate::{error::Result, postgres::sql, route::subject};
 
 /// Memory of the server for each message id in the window, in bytes: measured, 185 MiB for a million.
 const ID_BYTES: f64 = 190.0;
-/// So much of it is worth a word …
+/// From so much of it on the window is reported …
 const NOTED: f64 = 32e6;
-/// … and so much a change.
+/// … and from so much on as a warning.
 const TOO_MUCH: f64 = 256e6;
 /// In a shared stream: how long a restart with all its retries may take, in seconds.
 const LEAST: f64 = 60.0;
@@ -38,7 +38,7 @@ pub struct Window<'a> {
 }
 
 impl Window<'_> {
-    /// Whether it costs enough to be spoken of; only then the calls need to be read.
+    /// Whether it costs enough to be reported; only then the calls need to be read.
     pub fn is_noted(&self) -> bool {
         self.memory().is_some_and(|memory| memory >= NOTED)
     }
@@ -82,7 +82,7 @@ impl Window<'_> {
         let least = if is_shared { LEAST } else { 1.0 };
         let fits = (least..seconds).contains(&least).then(|| match self.has_own_ids {
             Some(false) if !is_shared => least,
-            // The longest that is not worth a word any more.
+            // The longest that is not reported.
             _ => (NOTED / rate / ID_BYTES).trunc().clamp(least, seconds),
         });
         Some((severity, text, fits.and_then(|fits| format!("{fits:.0}").parse().ok())))

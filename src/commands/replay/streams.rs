@@ -87,7 +87,7 @@ impl Feed {
     /// The streams that walhook writes in strict order, where nobody else may write.
     pub fn strict_streams(&self) -> Vec<String> {
         let rows = self.lanes.iter().filter_map(|key| Some(self.rules.rows_of(key, &self.tables)?.1));
-        rows.filter(|row| row.ordering.as_deref() != Some("shared")).map(|row| row.stream_name).collect()
+        rows.filter(|row| !row.is_shared()).map(|row| row.stream_name).collect()
     }
 
     /// The rows of the configurations that events go to, each once.

@@ -2,7 +2,7 @@
 //!
 //! In: the driver's actions, and what sockets, servers and the clock give. Out: events for the driver. Decides nothing but in which
 //! order sockets are looked at. What takes its time is a task ([`tasks`]), bytes are moved in [`exchange`], what is asked before a
-//! lane is opened is in [`open`], what people are told in [`reports`].
+//! lane is opened is in [`open`]; log lines and the last failures for the status are in [`reports`].
 
 mod exchange;
 pub mod open;

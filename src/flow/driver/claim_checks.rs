@@ -21,7 +21,7 @@ pub struct Storing {
 
 impl Storing {
     pub fn new(timing: &Timing) -> Storing {
-        Storing { under_way: None, from: None, backoff: Backoff::new(timing.retry.0, timing.retry.1) }
+        Storing { under_way: None, from: None, backoff: timing.backoff() }
     }
 
     pub fn wakes_at(&self) -> Option<Moment> {

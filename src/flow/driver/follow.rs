@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::{
     Driver, GroupId, StreamId,
-    backoff::Backoff,
     group::Group,
     queue_state::{Phase, QueueState},
     trust,
@@ -30,16 +29,14 @@ impl Driver {
         let patience = self.settings.timing.ack_timeout + self.settings.timing.away;
         for (index, state) in self.lanes.iter_mut().enumerate() {
             let lane = streamer.lane_mut(index);
+            state.in_line = lane.len();
             let since = state.stands_still_since(lane, self.now);
             lane.set_away(self.now.since(since) >= patience);
         }
         self.give_turns(streamer);
-        for group in &mut self.groups {
-            group.in_line = group.lanes.iter().map(|lane| self.lanes[lane.0].in_line).sum();
-        }
     }
 
-    /// New lanes get a state; lanes whose rows have changed are opened anew.
+    /// New lanes get a state; lanes whose rows have changed are opened again.
     fn follow(&mut self, streamer: &mut Streamer) {
         self.generation = streamer.generation();
         for index in 0..streamer.lane_count() {
@@ -78,7 +75,7 @@ impl Driver {
 
     fn follow_settings(&mut self, lane: StreamId, settings: LaneSettings, streamer: &mut Streamer) {
         let id = self.group_of(lane, &settings.config, streamer);
-        let retry = self.settings.timing.retry;
+        let backoff = self.settings.timing.backoff();
         let state = &mut self.lanes[lane.0];
         let stream_changed = state.settings.as_ref().is_none_or(|known| known.stream != settings.stream);
         state.settings = Some(settings);
@@ -86,7 +83,7 @@ impl Driver {
             self.wait(lane, Duration::ZERO);
             self.groups[id.0].in_use = true;
         } else if stream_changed {
-            state.backoff = Backoff::new(retry.0, retry.1);
+            state.backoff = backoff;
             self.stream_well(lane);
             streamer.lane_mut(lane.0).close();
             match self.lanes[lane.0].phase {
@@ -111,11 +108,10 @@ impl Driver {
         let group = &mut self.groups[id.0];
         if !group.row.says_the_same(config) {
             self.replace_row(id, config.clone());
-            let retry = self.settings.timing.retry;
             for lane in self.groups[id.0].lanes.clone() {
                 streamer.lane_mut(lane.0).close();
                 self.stream_well(lane);
-                self.lanes[lane.0].backoff = Backoff::new(retry.0, retry.1);
+                self.lanes[lane.0].backoff = self.settings.timing.backoff();
                 if !self.lanes[lane.0].is_absent() {
                     self.wait(lane, Duration::ZERO);
                 }

@@ -58,8 +58,6 @@ pub struct Group {
     pub given_up: bool,
     /// A failure of it was reported, and not that all is well again.
     pub is_reported: bool,
-    /// How many events of its lanes are in line.
-    pub in_line: usize,
 }
 
 /// A publishing connection and the lanes that share it.
@@ -79,11 +77,12 @@ pub struct Link {
     pub worked: bool,
     /// What its user may not do, as the server said it last.
     pub forbidden: Option<Forbidden>,
-    /// The server has closed the connection over some message: so many go one at a time, which shows over which.
+    /// The server has closed the connection over some message: so many are sent one at a time, so that the next close names the
+    /// message.
     pub careful: usize,
 }
 
-/// A refusal that may have to be told more than once.
+/// A refusal that is kept, for the errors of several lanes may have to repeat it.
 #[derive(Debug)]
 pub struct Forbidden {
     kind: Kind,
@@ -124,7 +123,6 @@ impl Group {
             failures: 0,
             given_up: false,
             is_reported: false,
-            in_line: 0,
         }
     }
 
@@ -139,7 +137,7 @@ impl Group {
     }
 
     fn place(&mut self, lane: StreamId) -> usize {
-        // What makes no sense is told when the row is resolved for an attempt.
+        // A number that makes no sense is reported when the row is resolved for an attempt.
         let most = usize::try_from(self.row.max_connections.unwrap_or(10)).unwrap_or(1);
         let most = if self.is_core { 1 } else { most.saturating_sub(1).max(1) };
         if self.links.len() < most {
@@ -188,7 +186,7 @@ fn backoff_of(row: &ConfigRow, timing: &Timing) -> Backoff {
 }
 
 impl Driver {
-    /// The row has changed: all connections are to be made anew.
+    /// The row has changed: all connections are to be made again.
     pub(super) fn replace_row(&mut self, id: GroupId, row: ConfigRow) {
         let timing = self.settings.timing;
         let group = &mut self.groups[id.0];
@@ -216,7 +214,7 @@ impl Driver {
         group.pause = None;
     }
 
-    /// Nothing is left to be published.
+    /// Closes all connections of a group and drops what was under way on them.
     pub(super) fn disconnect(&mut self, id: GroupId) {
         let group = &mut self.groups[id.0];
         group.has_api = false;
@@ -270,9 +268,7 @@ impl Driver {
         group.failures = 0;
         if has_api {
             group.has_api = true;
-            if group.is_core {
-                group.other_runs.begin();
-            } else {
+            if !group.is_core {
                 group.connected_times += 1;
             }
         }
@@ -304,7 +300,7 @@ impl Driver {
         Ok(())
     }
 
-    /// A publishing connection is of no more use: all its lanes are opened anew.
+    /// A publishing connection is of no more use: all its lanes are opened again.
     pub(super) fn lost(
         &mut self,
         connection: ConnectionId,

@@ -85,7 +85,7 @@ impl Driver {
             self.settle(lane);
             return Ok(true);
         }
-        // Its stream may still be asked for the history. Opened again, the lane reads the stream's end anew: the other half of its
+        // Its stream may still be asked for the history. Opened again, the lane reads the stream's end again: the other half of its
         // configuration may publish meanwhile.
         if !state.is_wanted && queue.is_at_rest() && queue.is_between_messages() && !self.has(Flaw::KeepIdleLaneOpen) {
             streamer.lane_mut(lane.0).close();

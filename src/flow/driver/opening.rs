@@ -146,7 +146,6 @@ pub struct Opening {
     known: Known,
     step: Step,
     facts: StreamFacts,
-    end: Option<(StreamEnd, Option<(EventPosition, u64)>)>,
     warnings: Vec<String>,
     /// Some question found no JetStream where the row leads.
     pub no_jetstream: bool,
@@ -164,7 +163,7 @@ enum Step {
     IsNoted,
     Claim,
     End,
-    List,
+    List(StreamEnd),
 }
 
 /// What follows from an answer.
@@ -178,10 +177,8 @@ impl Opening {
     /// The first question of a new opening.
     pub fn begin(settings: LaneSettings, known: Known) -> (Opening, Question) {
         let (facts, warnings) = (StreamFacts::default(), Vec::new());
-        (
-            Opening { settings, known, step: Step::OtherRuns, facts, end: None, warnings, no_jetstream: false },
-            Question::OtherRuns,
-        )
+        let opening = Opening { settings, known, step: Step::OtherRuns, facts, warnings, no_jetstream: false };
+        (opening, Question::OtherRuns)
     }
 
     /// Takes the answer to the last question.
@@ -220,11 +217,10 @@ impl Opening {
                 Ok(self.ask_end(Step::End))
             }
             (Step::End, Ok(Reply::End(end))) => {
-                let ours = self.judge(&end, run, has)?;
-                self.end = Some((end, ours));
-                Ok(self.list(&end))
+                self.judge(&end, run, has)?;
+                Ok(self.list(end))
             }
-            (Step::List, Ok(Reply::Listed(listed))) => Ok(Next::Opened(self.opened(listed))),
+            (Step::List(end), Ok(Reply::Listed(listed))) => Ok(Next::Opened(self.opened(end, listed))),
             (step, Ok(reply)) => Err(Error::protocol(format!("open a lane: {reply:?} is no answer to {step:?}"))),
         }
     }
@@ -279,7 +275,7 @@ impl Opening {
         let question = Question::End {
             stream: self.stream(),
             place: self.known.place,
-            is_strict: self.settings.stream.ordering.as_deref() != Some("shared"),
+            is_strict: !self.settings.stream.is_shared(),
             is_last: matches!(step, Step::End),
             lists: self.known.listing.is_some(),
         };
@@ -314,20 +310,19 @@ impl Opening {
         self.ask(Step::Claim, Question::Claim { config_name, stream, created_ns })
     }
 
-    fn list(&mut self, end: &StreamEnd) -> Next {
-        let Some(listing) = self.known.listing else { return Next::Opened(self.opened(Vec::new())) };
+    fn list(&mut self, end: StreamEnd) -> Next {
+        let Some(listing) = self.known.listing else { return Next::Opened(self.opened(end, Vec::new())) };
         let place = self.known.place.map(|(sequence, _)| sequence);
         let (stream, range) = (self.stream(), (end.first_sequence, end.last_sequence));
-        self.ask(Step::List, Question::List { stream, listing, place, range })
+        self.ask(Step::List(end), Question::List { stream, listing, place, range })
     }
 
-    fn opened(&mut self, listed: Vec<EventPosition>) -> Opened {
-        let (end, ours) = self.end.take().expect("it is listed up to its end");
+    fn opened(&mut self, end: StreamEnd, listed: Vec<EventPosition>) -> Opened {
         let facts = &self.facts;
         let takes_batches = facts.allows_batches && self.row().wants_batches();
         let tail = Tail {
             last_sequence: end.last_sequence,
-            ours,
+            ours: end.ours.map(|ours| (ours.position, ours.sequence)),
             listing: self.known.listing,
             listed,
             subjects: facts.subjects.clone(),

@@ -49,13 +49,13 @@ pub enum RunsAnswer {
 
 impl OtherRuns {
     pub fn new(timing: &Timing) -> OtherRuns {
-        let backoff = Backoff::new(timing.retry.0, timing.retry.1);
-        OtherRuns { state: State::Due, is_answered: false, has_failed: false, is_reported: false, backoff }
-    }
-
-    /// There is a new connection to ask by.
-    pub fn begin(&mut self) {
-        self.state = State::Due;
+        OtherRuns {
+            state: State::Due,
+            is_answered: false,
+            has_failed: false,
+            is_reported: false,
+            backoff: timing.backoff(),
+        }
     }
 
     /// Whether it was asked by the present connection.

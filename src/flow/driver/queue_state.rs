@@ -6,10 +6,10 @@ use super::{GroupId, Moment, Timing, backoff::Backoff, claim_checks::Storing, op
 use crate::{
     error::Error,
     flow::{
-        driver::trust::CREATED_TOLERANCE_NS,
         lane::{BATCH_MAX, Lane},
         streamer::LaneSettings,
     },
+    route::streams::is_same_stream,
 };
 
 /// See the module.
@@ -74,7 +74,7 @@ impl QueueState {
             servers: servers.to_owned(),
             settings: None,
             is_wanted: true,
-            backoff: Backoff::new(timing.retry.0, timing.retry.1),
+            backoff: timing.backoff(),
             is_reported: false,
             in_line: 0,
             known,
@@ -111,7 +111,6 @@ impl QueueState {
 
     /// Since when nothing of its lane has been settled that could be.
     pub fn stands_still_since(&mut self, lane: &Lane, now: Moment) -> Moment {
-        self.in_line = lane.len();
         match (self.front, lane.in_flight()) {
             (Some((known, since)), Some(front)) if known == front => since,
             (_, front) => {
@@ -161,8 +160,9 @@ impl QueueState {
             Some(state.created_ns).filter(|&created| created != 0).or(known)
         };
         // Two streams may be made at the same moment on two servers; a checkpoint has that moment to the microsecond.
-        let tolerance = if self.created_ns != 0 && other.created_ns != 0 { 0 } else { CREATED_TOLERANCE_NS };
-        matches!((seen(self), seen(other)), (Some(here), Some(there)) if here.abs_diff(there) > tolerance)
+        let is_exact = self.created_ns != 0 && other.created_ns != 0;
+        let is_other = |here: i64, there| if is_exact { here != there } else { !is_same_stream(here, there) };
+        matches!((seen(self), seen(other)), (Some(here), Some(there)) if is_other(here, there))
     }
 
     /// Counts a refusal by its code.

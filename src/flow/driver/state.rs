@@ -16,7 +16,6 @@ use crate::{
 
 /// How a group stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(clippy::struct_excessive_bools, reason = "each is shown by itself")]
 pub struct GroupState {
     /// All its lanes are open, or need not be.
     pub is_up: bool,
@@ -64,7 +63,7 @@ impl Driver {
 
     /// How many events of a group, or of a lane, are in line.
     pub fn in_line(&self, group: GroupId) -> usize {
-        self.groups[group.0].in_line
+        self.groups[group.0].lanes.iter().map(|lane| self.lanes[lane.0].in_line).sum()
     }
 
     /// The same of a lane.

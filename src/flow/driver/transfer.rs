@@ -144,10 +144,7 @@ impl Driver {
         answer: Answer,
         streamer: &mut Streamer,
     ) -> bool {
-        if !self.takes_answers(lane) {
-            return false;
-        }
-        if !self.is_stored(lane, token, answer, streamer) {
+        if !self.takes_answers(lane) || !self.take_answer(lane, token, answer, streamer) {
             return false;
         }
         let link = &mut self.groups[connection.group.0].links[connection.link];
@@ -172,7 +169,8 @@ impl Driver {
         again
     }
 
-    fn is_stored(&mut self, lane: StreamId, token: &[u8], answer: Answer, streamer: &mut Streamer) -> bool {
+    /// Returns whether the message is stored.
+    fn take_answer(&mut self, lane: StreamId, token: &[u8], answer: Answer, streamer: &mut Streamer) -> bool {
         let queue = streamer.lane_mut(lane.0);
         let (refusal, finding) = match answer {
             Answer::Stored { sequence, duplicate } => match queue.acked(token, sequence, duplicate) {

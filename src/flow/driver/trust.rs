@@ -11,13 +11,13 @@ use crate::{
         event_id::{EventPosition, REWRITTEN},
         lane::Tail,
     },
-    route::tables::{ConfigRow, ServerAlias, resolve},
+    route::{
+        streams::is_same_stream,
+        tables::{ConfigRow, ServerAlias, resolve},
+    },
     text,
     wal::lsn::Lsn,
 };
-
-/// The database keeps microseconds of a stream's time of creation.
-pub const CREATED_TOLERANCE_NS: u64 = 1_000_000;
 
 /// The run that publishes.
 #[derive(Debug, Clone)]
@@ -124,11 +124,6 @@ pub fn judge_end(
 /// `known`: when the stream was created that it saw.
 pub fn is_known(run: &RunIdentity, known: Option<i64>, created_ns: i64) -> bool {
     known.is_some_and(|known| is_same_stream(known, created_ns)) || run.is_upgraded
-}
-
-/// Whether two times of creation are those of one stream.
-pub fn is_same_stream(one: i64, other: i64) -> bool {
-    one.abs_diff(other) <= CREATED_TOLERANCE_NS
 }
 
 /// Which checkpoint is of the stream that a lane leads to.

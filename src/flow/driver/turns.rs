@@ -138,15 +138,13 @@ impl Driver {
         no_jetstream: bool,
         streamer: &mut Streamer,
     ) -> Result<bool> {
-        let has = |flaw| self.has(flaw);
         let Some(id) = self.lanes[lane.0].group else { return Ok(false) };
-        let run = self.settings.run.clone();
-        let flaws = [Flaw::IgnoreNewerRun, Flaw::IgnoreFork].map(|flaw| (flaw, has(flaw)));
+        let flaws = [Flaw::IgnoreNewerRun, Flaw::IgnoreFork].map(|flaw| (flaw, self.has(flaw)));
         let has = |flaw| flaws.contains(&(flaw, true));
         let Phase::Opening(opening) = &mut self.lanes[lane.0].phase else { return Ok(false) };
         opening.no_jetstream |= no_jetstream;
         let no_jetstream = opening.no_jetstream;
-        let opened = match opening.take(reply, &run, has) {
+        let opened = match opening.take(reply, &self.settings.run, has) {
             Ok(Next::Ask(question)) => {
                 self.actions.push_back(Action::Ask(lane, Box::new(question)));
                 return Ok(true);
@@ -171,7 +169,7 @@ impl Driver {
                 let wait = self.lanes[lane.0].backoff.next(self.chance.draw());
                 self.wait(lane, wait);
                 if error.is_retryable() && std::mem::take(&mut self.groups[id.0].has_api) {
-                    // A new one reads files and certificates anew.
+                    // A new one reads files and certificates again.
                     self.actions.push_back(Action::CloseApi(id));
                 }
                 self.stream_failed(lane, error);

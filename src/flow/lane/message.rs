@@ -245,7 +245,7 @@ pub fn begin(
 ) -> Layout {
     let start = out.len();
     let mut layout = template.write(head, front, may_be_batched, out).unwrap_or_else(|| {
-        let (layout, id_end) = begin_anew(head, stream, front, may_be_batched, out);
+        let (layout, id_end) = begin_without_template(head, stream, front, may_be_batched, out);
         template.note(head, front, &layout, &out[start..], id_end);
         layout
     });
@@ -257,7 +257,7 @@ pub fn begin(
 }
 
 /// Appends a message up to what the event adds. Returns also where its id ends.
-fn begin_anew(
+fn begin_without_template(
     head: &Head<'_>,
     stream: Option<&str>,
     front: &Front<'_>,

@@ -30,7 +30,7 @@ pub struct Mode {
 impl Mode {
     /// As a stream's row wants it.
     pub fn of(row: &StreamRow) -> Mode {
-        let ordering = if row.ordering.as_deref() == Some("shared") { Ordering::Shared } else { Ordering::Strict };
+        let ordering = if row.is_shared() { Ordering::Shared } else { Ordering::Strict };
         let batches = match (row.durability.as_deref(), row.transactions.as_deref()) {
             (Some("fsync"), _) => Batches::Groups,
             (_, Some("atomic")) => Batches::Transactions,

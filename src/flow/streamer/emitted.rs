@@ -48,12 +48,8 @@ impl Streamer {
             }
         };
         let Some(position) = self.assembler.place() else { return Ok(()) };
-        if self.router.awaits_amendment() {
-            self.router.amend_at(position);
-        }
-        if self.router.is_stale {
-            self.refresh();
-        }
+        self.router.amend_at(position);
+        self.refresh();
         self.out.emitted(&self.router.rules, &emitted, position)
     }
 }

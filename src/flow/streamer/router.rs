@@ -243,12 +243,12 @@ impl Router {
         self.rules = Rules::compile(&self.tables, &mut self.lane_keys);
         self.lane_settings.resize_with(self.lane_keys.len(), || None);
         self.is_stale = false;
-        self.find_ways();
+        self.update_settings();
         self.report_problems();
     }
 
     /// How each lane reaches its stream, by the newest rows.
-    pub fn find_ways(&mut self) {
+    pub fn update_settings(&mut self) {
         let newest_streams = streams_of_all(&self.newest);
         for (key, settings) in self.lane_keys.iter().zip(&mut self.lane_settings) {
             let rows = self.rules.rows_of(key, &self.tables);

@@ -16,7 +16,7 @@ use crate::{
 
 /// Who may use the stream of this row besides its owner.
 pub fn usage(row: &StreamRow) -> Use {
-    if row.ordering.as_deref() == Some("shared") { Use::Shared } else { Use::Alone }
+    if row.is_shared() { Use::Shared } else { Use::Alone }
 }
 
 /// An error where the stream is another database's; without an owner nobody asks.
