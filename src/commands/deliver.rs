@@ -1,4 +1,4 @@
-//! `walhook deliver`: takes events from JetStream and calls the webhooks, until told to stop.
+//! `walhook deliver`: takes events from JetStream and calls the webhooks, until a shutdown signal.
 //!
 //! Any number run side by side. [`configuration`] says which webhooks there are, [`worker`] keeps a [`lane`] for each,
 //! [`event`] deals with one message, [`call`] with one request, [`call_log`] keeps the record. What is sent and what an answer

@@ -370,7 +370,7 @@ impl Making<'_> {
                 link.subject_template.as_deref().unwrap_or(&self.rules.webhooks[target.webhook].subject).into();
             let lane = target.lane;
             if let Some(lane) = lane {
-                self.tell_lane(lane, &mut report);
+                self.add_lane(lane, &mut report);
             }
             return report;
         }
@@ -420,7 +420,7 @@ impl Making<'_> {
         match (problem, lane) {
             (None, Some(lane)) => {
                 report["published"] = true.into();
-                self.tell_lane(lane, &mut report);
+                self.add_lane(lane, &mut report);
             }
             (problem, _) => {
                 let why = problem.unwrap_or_else(|| no_stream(&subject));
@@ -432,7 +432,7 @@ impl Making<'_> {
         report
     }
 
-    fn tell_lane(&self, lane: usize, report: &mut Value) {
+    fn add_lane(&self, lane: usize, report: &mut Value) {
         let key = &self.lanes[lane];
         report["stream"] = key.stream.clone().into();
         report["nats_config"] = self.tables.configs.get(&key.config_id).map(|row| row.config_name.clone()).into();

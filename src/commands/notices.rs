@@ -97,10 +97,7 @@ async fn round(
     postgres: &Settings,
     client: &mut Option<Client>,
 ) -> Result<()> {
-    let client = match client {
-        Some(there) if !there.is_closed() => there,
-        _ => client.insert(sql::connect(postgres).await?),
-    };
+    let client = sql::reconnect(client, postgres).await?;
     // One that cannot be published must not be taken either.
     if nats.connection_state() != async_nats::connection::State::Connected {
         return Ok(());

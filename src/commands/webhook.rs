@@ -85,7 +85,7 @@ async fn test(config: &Config, arguments: &Test) -> Result<()> {
     let options = Options { allowed_networks: arguments.allowed_networks.clone(), ..Options::default() };
     let settings = Settings::resolve(&options, &config.deliver, &config.source)?;
     let caller = Caller::new(&settings.allowed_networks, settings.ca.as_deref())?;
-    // Of another version's tables nothing is read.
+    // Refuses tables of another version before anything is read.
     drop(super::connect(config).await?);
     let rows = Rows { postgres: config.postgres.clone(), config_name: None, secrets_dir: settings.secrets_dir.clone() };
     let all = configuration::read_rows(&rows, &mut None).await?.webhooks;
@@ -113,7 +113,7 @@ async fn test(config: &Config, arguments: &Test) -> Result<()> {
         };
         limits.start(&known.webhook).await;
         let has_token = token.is_some();
-        let answer = receivers.attempt(&limits, slot.as_ref(), &known, &event.call(), token).await;
+        let answer = receivers.attempt(&limits, slot.as_ref(), &known, &event.call(), Ok(token)).await;
         // The receiver may have refused the first one.
         if has_token && let Ok(Ok(Some(token))) = receivers.token(&known).await {
             secrets.push(shown(&token));
@@ -131,20 +131,24 @@ async fn test(config: &Config, arguments: &Test) -> Result<()> {
 fn report(known: &Known, id: &str, answer: &Answer, secrets: &[String], as_json: bool) -> Result<()> {
     let webhook = &known.webhook;
     let url = shown_url(&webhook.url).into_owned();
-    let (status, why) = match &answer.outcome {
-        Outcome::Answered { status, .. } => (Some(*status), None),
-        Outcome::Unanswered(why) => (None, Some(("no answer", hidden(why, secrets)))),
-        Outcome::NotSent(why) => (None, Some(("not sent", hidden(why, secrets)))),
+    let outcome = match &answer.outcome {
+        Outcome::Unanswered(why) => Outcome::Unanswered(hidden(why, secrets)),
+        Outcome::NotSent(why) => Outcome::NotSent(hidden(why, secrets)),
+        answered @ Outcome::Answered { .. } => answered.clone(),
     };
     let body = answer.body.as_deref().map(|body| hidden(body, secrets));
     let shown: Option<String> = body.as_deref().map(|body| body.chars().take(SHOWN).collect());
     let is_cut = shown.as_ref().map(String::len) != body.as_ref().map(String::len);
     let took_ms = (answer.took.as_secs_f64() * 1e4).round() / 1e1;
     if as_json {
+        let error = match &outcome {
+            Outcome::Answered { .. } => None,
+            Outcome::Unanswered(why) | Outcome::NotSent(why) => Some(why),
+        };
         say_json([&json!({
             "webhook": webhook.name, "webhook_id": webhook.webhook_id, "enabled": webhook.enabled,
-            "method": webhook.method, "url": url, "event": id, "status": status, "took_ms": took_ms,
-            "error": why.as_ref().map(|(_, why)| why), "response": shown,
+            "method": webhook.method, "url": url, "event": id, "status": outcome.status(), "took_ms": took_ms,
+            "error": error, "response": shown,
         })])?;
     } else {
         let yes = |is: bool| if is { "yes" } else { "no" };
@@ -164,28 +168,28 @@ fn report(known: &Known, id: &str, answer: &Answer, secrets: &[String], as_json:
             ),
             format!("event     {id}"),
         ];
-        match (&status, &why) {
-            (Some(status), _) => lines.push(format!("status    {status} after {took_ms} ms")),
-            (None, Some((what, why))) => lines.push(format!("{what:<10}{} after {took_ms} ms", text::one_line(why))),
-            (None, None) => {}
-        }
+        let came = match &outcome {
+            Outcome::Answered { status, .. } => format!("status    {status}"),
+            Outcome::Unanswered(why) => format!("no answer {}", text::one_line(why)),
+            Outcome::NotSent(why) => format!("not sent  {}", text::one_line(why)),
+        };
+        lines.push(format!("{came} after {took_ms} ms"));
         if let Some(shown) = shown.as_deref().filter(|shown| !shown.is_empty()) {
             lines.push(format!("response  {}{}", text::one_line(shown), if is_cut { " …" } else { "" }));
         }
         say(&format!("{}\n", lines.join("\n")))?;
     }
     let attempted = format!("test webhook {:?}", webhook.name);
-    match (status, why) {
-        (Some(200..=299), _) => Ok(()),
-        (Some(status), _) => Err(Error::unavailable(format!("{attempted}: its receiver answers {status}"))
-            .hint(format!("look for the request with webhook-id {id} in the receiver's log"))),
-        (None, Some((_, why))) => Err(match answer.outcome {
-            Outcome::NotSent(_) => Error::config(format!("{attempted}: nothing was sent: {why}"))
-                .hint("walhook check --deliver looks at every webhook's address and certificate"),
-            _ => Error::unavailable(format!("{attempted}: {why}"))
-                .hint("walhook check --deliver says at which step a connection fails"),
-        }),
-        (None, None) => Ok(()),
+    match outcome {
+        Outcome::Answered { status: 200..=299, .. } => Ok(()),
+        Outcome::Answered { status, .. } => {
+            Err(Error::unavailable(format!("{attempted}: its receiver answers {status}"))
+                .hint(format!("look for the request with webhook-id {id} in the receiver's log")))
+        }
+        Outcome::NotSent(why) => Err(Error::config(format!("{attempted}: nothing was sent: {why}"))
+            .hint("walhook check --deliver looks at every webhook's address and certificate")),
+        Outcome::Unanswered(why) => Err(Error::unavailable(format!("{attempted}: {why}"))
+            .hint("walhook check --deliver says at which step a connection fails")),
     }
 }
 

@@ -50,19 +50,15 @@ pub fn body<'a>(bodies: impl Iterator<Item = &'a str>) -> String {
 /// Whether a call with these events, each with its attempt and whether it is its last one, is made again at once in two halves, so that the
 /// events are found that fail by themselves.
 pub fn splits(outcome: &Outcome, mut events: impl ExactSizeIterator<Item = (u64, bool)> + Clone) -> bool {
-    let status = match outcome {
-        Outcome::Answered { status: 200..=299 | 410, .. } | Outcome::NotSent(_) => return false,
-        Outcome::Answered { status, .. } => Some(*status),
-        Outcome::Unanswered(_) => None,
-    };
-    if events.len() < 2 {
+    let is_over = matches!(outcome, Outcome::Answered { status: 200..=299 | 410, .. } | Outcome::NotSent(_));
+    if is_over || events.len() < 2 {
         return false;
     }
     if events.clone().any(|(_, is_last)| is_last) {
         return true;
     }
     // Those say something of the receiver, not of an event.
-    let is_receivers = matches!(status, None | Some(401 | 403 | 404 | 407 | 408 | 429 | 502 | 503 | 504));
+    let is_receivers = matches!(outcome.status(), None | Some(401 | 403 | 404 | 407 | 408 | 429 | 502 | 503 | 504));
     !is_receivers && events.all(|(attempt, _)| attempt > 1)
 }
 

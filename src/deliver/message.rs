@@ -114,6 +114,12 @@ struct Envelope<'a> {
     data: Option<&'a RawValue>,
 }
 
+/// A payload in the format `webhook`; `data` is JSON.
+pub fn envelope(id: &str, kind: &str, webhook_id: i32, data: &str) -> String {
+    let id = serde_json::Value::from(id);
+    format!(r#"{{"id":{id},"type":"{kind}","webhook_id":{webhook_id},"data":{data}}}"#)
+}
+
 /// Reads a message of the feed `source`.
 pub fn read<'a>(webhook: &Webhook, source: &str, ids: Ids<'a>, payload: &'a [u8]) -> Reading<'a> {
     let ours = [ids.walhook, ids.message].into_iter().flatten().find_map(|id| {

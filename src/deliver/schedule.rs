@@ -28,6 +28,16 @@ pub enum Outcome {
     NotSent(String),
 }
 
+impl Outcome {
+    /// The status that the server answered with, if it did.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Outcome::Answered { status, .. } => Some(*status),
+            Outcome::Unanswered(_) | Outcome::NotSent(_) => None,
+        }
+    }
+}
+
 /// What is done with the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
@@ -102,7 +112,7 @@ pub fn judge(webhook: &Webhook, attempt: u64, outcome: &Outcome, chance: f64) ->
         Outcome::Unanswered(error) => (error.clone(), ReceiverLoad::Heavy),
         Outcome::NotSent(error) => (error.clone(), ReceiverLoad::Unknown),
     };
-    let disposition = if attempt >= u64::from(webhook.attempts()) {
+    let disposition = if webhook.is_last(attempt) {
         Disposition::GivenUp
     } else {
         let planned = delay(webhook, attempt).mul_f64(1.0 + JITTER * chance.clamp(0.0, 1.0));
@@ -113,6 +123,12 @@ pub fn judge(webhook: &Webhook, attempt: u64, outcome: &Outcome, chance: f64) ->
         Disposition::Retry(planned.max(asked).min(WAIT_MAX))
     };
     Verdict { disposition, error: Some(error), load, disables: false }
+}
+
+/// Why there is a dead letter of an event whose last attempt has failed so.
+pub fn gave_up(attempt: u64, error: &str) -> String {
+    let attempts = if attempt == 1 { "attempt" } else { "attempts" };
+    format!("{attempt} {attempts}, then: {error}")
 }
 
 /// The wait after this attempt, as the row plans it.

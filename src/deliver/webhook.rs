@@ -119,6 +119,11 @@ impl Webhook {
         if self.retry_enabled { self.max_retries.saturating_add(1) } else { 1 }
     }
 
+    /// Whether an event has no attempt after this one.
+    pub fn is_last(&self, attempt: u64) -> bool {
+        attempt >= u64::from(self.attempts())
+    }
+
     /// Only a worker with a database can call it as it must be called.
     pub fn needs_database(&self) -> bool {
         self.signed
@@ -210,7 +215,8 @@ pub fn webhooks_of(tables: &Tables, config_name: Option<&str>, credentials: Cred
                     _ => RequestBody::Data,
                 },
                 is_ordered: row.delivery_order.as_deref() == Some("strict"),
-                order_key: is_by_key(row).then(|| KeyFrom::read(row.order_key.as_deref())),
+                order_key: (row.delivery_order.as_deref() == Some("key"))
+                    .then(|| KeyFrom::read(row.order_key.as_deref())),
                 max_in_flight: row.max_in_flight.and_then(|count| u32::try_from(count).ok()).filter(|count| *count > 0),
                 rate_limit_per_second: row.rate_limit_per_second.filter(|rate| *rate > 0.0 && rate.is_finite()),
                 signature: Scheme::read(row.signature_scheme.as_deref(), row.signature_template.as_deref()),
@@ -222,10 +228,6 @@ pub fn webhooks_of(tables: &Tables, config_name: Option<&str>, credentials: Cred
             }
         })
         .collect()
-}
-
-fn is_by_key(row: &WebhookRow) -> bool {
-    row.delivery_order.as_deref() == Some("key")
 }
 
 fn batch_of(row: &WebhookRow) -> Option<BatchLimits> {

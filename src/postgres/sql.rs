@@ -189,6 +189,18 @@ pub async fn connect(settings: &Settings) -> Result<Client> {
     Ok(client)
 }
 
+/// The client that is there, or a new one where there is none or its connection has ended.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn reconnect<'c>(client: &'c mut Option<Client>, settings: &Settings) -> Result<&'c mut Client> {
+    client.take_if(|there| there.is_closed());
+    match client {
+        Some(there) => Ok(there),
+        None => Ok(client.insert(connect(settings).await?)),
+    }
+}
+
 /// What the start-up message has as `options`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Options {

@@ -7,10 +7,8 @@ use std::{collections::BTreeMap, time::Duration};
 use super::support::{
     eventually,
     http::{Http, Reply, Request},
-    last_mile::LastMile,
+    last_mile::{LastMile, QUICK},
 };
-
-const QUICK: &str = "[deliver]\nack_wait_ms = 1000\nqueue_poll_ms = 20\n";
 
 /// The `n` of each event of a request.
 fn numbers(request: &Request) -> Vec<i64> {

@@ -19,19 +19,10 @@ use serde_json::json;
 use support::{
     Nats, UNCHECKED, Walhook, eventually,
     http::{Http, Reply, Request},
-    last_mile::LastMile,
+    last_mile::{LastMile, times},
 };
 
 const QUICK: &str = "[deliver]\nack_wait_ms = 1000\n";
-
-/// How often each `{"n": …}` came.
-fn times(requests: &[Request]) -> BTreeMap<i64, usize> {
-    let mut times = BTreeMap::new();
-    for request in requests {
-        *times.entry(request.json()["n"].as_i64().unwrap()).or_default() += 1;
-    }
-    times
-}
 
 /// The first line of a worker's log with this text.
 async fn line(worker: &mut Walhook, text: &str) -> String {

@@ -21,13 +21,14 @@ fn key_and_n(request: &Request) -> (i64, i64) {
     (json["k"].as_i64().unwrap(), json["n"].as_i64().unwrap())
 }
 
-/// A webhook in the order of the field `k`, with events `1` to `count` over so many keys.
+/// A webhook whose calls are in the order of the field `k`.
 fn webhook(mile: &LastMile, url: &str) -> i32 {
     let id = mile.webhook("w", url);
     mile.sql("UPDATE rule_webhooks SET delivery_order = 'key', order_key = 'data:k', timeout_ms = 1000");
     id
 }
 
+/// Events `from` to `to`, spread over `keys` keys.
 fn publish(mile: &LastMile, webhook: i32, from: usize, to: usize, keys: usize) {
     mile.sql(&format!(
         "SELECT count(rule_webhook_publish_nats({webhook}, jsonb_build_object('k', n % {keys}, 'n', n))) \

@@ -10,10 +10,8 @@ use std::{
 use super::support::{
     eventually,
     http::{Http, Reply, Request},
-    last_mile::LastMile,
+    last_mile::{LastMile, QUICK},
 };
-
-const QUICK: &str = "[deliver]\nack_wait_ms = 1000\nqueue_poll_ms = 20\n";
 
 fn numbers(requests: &[Request]) -> BTreeSet<i64> {
     requests.iter().map(|request| request.json()["n"].as_i64().unwrap()).collect()

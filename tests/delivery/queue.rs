@@ -2,19 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use super::support::{
     Walhook, eventually,
-    http::{Http, Reply, Request},
-    last_mile::LastMile,
+    http::{Http, Reply},
+    last_mile::{LastMile, QUICK, times},
     walhook::Builder,
 };
-
-const QUICK: &str = "[deliver]\nack_wait_ms = 1000\nqueue_poll_ms = 20\n";
 
 /// A webhook in mode `queue`, tried again soon.
 fn webhook(mile: &LastMile, name: &str, url: &str) -> i32 {
@@ -31,15 +26,6 @@ fn enqueue(mile: &LastMile, webhook: i32, count: usize) {
 
 fn worker(mile: &LastMile) -> Builder {
     mile.worker().args(["--queue", "--config", &mile.settings(QUICK)])
-}
-
-/// How often each `{"n": …}` came.
-fn times(requests: &[Request]) -> BTreeMap<i64, usize> {
-    let mut times = BTreeMap::new();
-    for request in requests {
-        *times.entry(request.json()["n"].as_i64().unwrap()).or_default() += 1;
-    }
-    times
 }
 
 #[tokio::test]
@@ -162,9 +148,9 @@ async fn workers_that_are_killed_in_mid_flight_lose_nothing() {
     assert_eq!(mile.sql(doubled), "0");
 }
 
-/// A call of each kind, and what a worker does that is struck at one of its steps.
+/// Calls that succeed, fail once or fail for good, by a worker that aborts, fails or stalls at a fault point.
 #[tokio::test]
-async fn a_worker_that_is_struck_at_any_step_loses_nothing_and_repeats_only_calls_that_it_had() {
+async fn a_worker_that_aborts_fails_or_stalls_at_any_step_loses_nothing_and_repeats_only_calls_it_had() {
     const CALLS: i64 = 10;
     let mile = LastMile::start().await;
     let http = Http::start(|_, _| Reply::status(200));
@@ -189,20 +175,20 @@ async fn a_worker_that_is_struck_at_any_step_loses_nothing_and_repeats_only_call
             "SELECT count(rule_webhook_enqueue({id}, jsonb_build_object('n', n))) \
              FROM generate_series({first}, {first} + {CALLS} - 1) n"
         ));
-        let mut struck = worker().env("WALHOOK_FAULTS", &name).start();
+        let mut faulty = worker().env("WALHOOK_FAULTS", &name).start();
         let had = "SELECT coalesce(string_agg(payload ->> 'n', ' '), '') FROM rule_webhook_calls \
                    WHERE status = 'processing' AND claimed_until IS NOT NULL";
         let mut had_then = String::new();
         let mut workers = Vec::new();
         if action == "abort" {
-            eventually(&name, async || struck.exited().map(drop)).await;
+            eventually(&name, async || faulty.exited().map(drop)).await;
             had_then = mile.sql(had);
             workers.push(worker().start());
         }
         mile.eventually(unfinished, "0").await;
-        assert!(struck.log().contains("fault point"), "{name}: {}", struck.log());
+        assert!(faulty.log().contains("fault point"), "{name}: {}", faulty.log());
         if action != "abort" {
-            workers.push(struck);
+            workers.push(faulty);
         }
         for worker in &mut workers {
             assert_eq!(worker.terminate(), 0, "{name}: {}", worker.log());
@@ -214,7 +200,7 @@ async fn a_worker_that_is_struck_at_any_step_loses_nothing_and_repeats_only_call
             let needed = if n <= first + 1 { 2 } else { 1 };
             let most = match action {
                 "abort" => needed + usize::from(had_then.contains(&n)),
-                // One call at most is struck.
+                // The fault hits one call at most.
                 _ => needed + 1,
             };
             assert!((needed..=most).contains(&count), "{name}: {} times {n}, had {had_then:?}", count);

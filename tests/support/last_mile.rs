@@ -1,6 +1,20 @@
 //! A feed with a running streamer, and workers that deliver from it.
 
-use super::{Walhook, eventually, feed::Feed, folder::Folder, process::User, walhook::Builder};
+use std::collections::BTreeMap;
+
+use super::{Walhook, eventually, feed::Feed, folder::Folder, http::Request, process::User, walhook::Builder};
+
+/// Settings of a worker that takes over soon what another has left, and sees new calls of the queue at once.
+pub const QUICK: &str = "[deliver]\nack_wait_ms = 1000\nqueue_poll_ms = 20\n";
+
+/// How often each `{"n": …}` came.
+pub fn times(requests: &[Request]) -> BTreeMap<i64, usize> {
+    let mut times = BTreeMap::new();
+    for request in requests {
+        *times.entry(request.json()["n"].as_i64().unwrap()).or_default() += 1;
+    }
+    times
+}
 
 /// Servers, streamer, and the worker's settings.
 pub struct LastMile {

@@ -15,7 +15,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::finding::{Finding, How, Severity};
 use crate::{
     commands::deliver::{
-        call::{Answer, Caller, Step},
+        call::{Caller, Step},
         configuration::{self, Known},
         limits::Limits,
         receivers::{Away, Receivers},
@@ -179,10 +179,8 @@ async fn ping(receivers: &Receivers, known: &Known) -> Option<Finding> {
     let webhook = &known.webhook;
     let id = format!("walhook-check-{:016x}", fastrand::u64(..));
     let event = TestEvent::new(webhook, id, "walhook.check", "check", r#"{"test":true}"#);
-    let answer = match receivers.token(known).await {
-        Ok(Ok(token)) => receivers.attempt(&Limits::new(None), None, known, &event.call(), token).await,
-        Ok(Err(why)) | Err(Away { why, .. }) => Answer::not_sent(why),
-    };
+    let token = receivers.token(known).await.unwrap_or_else(|Away { why, .. }| Err(why));
+    let answer = receivers.attempt(&Limits::new(None), None, known, &event.call(), token).await;
     let why = match answer.outcome {
         Outcome::Answered { status: 200..=299, .. } => return None,
         Outcome::Answered { status, .. } => format!("answers {status} to a test request"),

@@ -59,7 +59,7 @@ pub struct Event {
 /// What became of it.
 pub enum Part {
     /// Its call is answered; and whether this event speaks for the call, as one of its events does.
-    Answered(Answer, bool),
+    Answered(Arc<Answer>, bool),
     /// It was not called: again after this time.
     NotCalled(Duration),
 }
@@ -116,27 +116,20 @@ impl Batches {
         let mut open = lock(&self.open);
         if let Some(group) = open.get(&class).cloned() {
             let mut items = lock(&group.items);
-            let has_room = items.0.len() < limits.events && items.1 + bytes <= limits.bytes;
-            if has_room {
-                items.0.push(item);
-                items.1 += bytes;
-                if items.0.len() < limits.events {
-                    return None;
-                }
+            let fits = items.0.len() < limits.events && items.1 + bytes <= limits.bytes;
+            if !fits || items.0.len() + 1 >= limits.events {
                 open.remove(&class);
                 group.full.notify_one();
+            }
+            if fits {
+                items.0.push(item);
+                items.1 += bytes;
                 return None;
             }
-            open.remove(&class);
-            group.full.notify_one();
         }
         let group = Arc::new(Group::default());
         *lock(&group.items) = (vec![item], bytes + 1);
-        if limits.events > 1 {
-            open.insert(class, Arc::clone(&group));
-        } else {
-            group.full.notify_one();
-        }
+        open.insert(class, Arc::clone(&group));
         Some(group)
     }
 
@@ -179,7 +172,7 @@ impl Batches {
             body: body.as_bytes(),
             content_type: if is_cloudevents { CLOUDEVENT_BATCH } else { "application/json" },
         };
-        let answer = calls.make(turn, &call).await;
+        let answer = Arc::new(calls.make(turn, &call).await);
         drop(place);
         let attempts = items.iter().map(|item| (item.event.attempt, item.event.is_last));
         if batch::splits(&answer.outcome, attempts) {
@@ -187,7 +180,7 @@ impl Batches {
             return vec![items, rest];
         }
         for (index, item) in items.into_iter().enumerate() {
-            let _ = item.done.send(Part::Answered(answer.clone(), index == 0));
+            let _ = item.done.send(Part::Answered(Arc::clone(&answer), index == 0));
         }
         Vec::new()
     }

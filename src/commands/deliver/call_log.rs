@@ -380,6 +380,6 @@ async fn attempt(settings: &Settings, connection: &mut Option<Connection>, batch
     transaction.commit().await.map_err(failed)
 }
 
-fn seconds(time: SystemTime) -> f64 {
+pub(super) fn seconds(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }

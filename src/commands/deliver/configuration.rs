@@ -281,10 +281,7 @@ pub async fn read_rows(
     Rows { postgres, config_name, secrets_dir }: &Rows,
     client: &mut Option<tokio_postgres::Client>,
 ) -> Result<Read> {
-    let client = match client {
-        Some(client) if !client.is_closed() => client,
-        _ => client.insert(sql::connect(postgres).await?),
-    };
+    let client = sql::reconnect(client, postgres).await?;
     let attempted = "read the webhooks";
     let transaction = rows::snapshot(client, attempted).await?;
     let tables = rows::read(&transaction).await?;

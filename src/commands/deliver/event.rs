@@ -1,4 +1,4 @@
-//! One event: read, called, recorded, and its word to JetStream.
+//! One event: read, called, recorded, and its answer to JetStream (ack, nak or term).
 //!
 //! In: a message. Out: exactly one of ack, nak with the wait before the next attempt, or term; the last only when the event
 //! is durable as a dead letter. Where it is not, it comes again.
@@ -19,19 +19,20 @@ use super::{
     batch::{self, BatchCalls, Part},
     call::Answer,
     call_log::{DeadLetter, Entry, Kept},
-    claim_check,
+    claim_check::{self, Fetched},
     configuration::Known,
     consumer,
     lane::{CLOSED_WAIT, Lane},
-    limits::{Limits as Shares, Slot, Starved},
+    limits::{Limits as Shares, STARVED_WAIT, Slot, Starved},
     receivers::Token,
     settings::Record,
+    shown::Counters,
 };
 use crate::{
     deliver::{
         message::{self, CLOUDEVENT, Call, Ids, Reading, Shape},
         order::Keys,
-        schedule::{self, Disposition, Outcome, ReceiverLoad, Verdict, WAIT_MAX},
+        schedule::{self, Disposition, ReceiverLoad, Verdict, WAIT_MAX},
         webhook::BatchLimits,
     },
     postgres,
@@ -46,8 +47,6 @@ const HOPELESS: Duration = WAIT_MAX;
 const OTHERS_WAIT: Duration = Duration::from_secs(60);
 /// How long an event waits that could not be called within the time for which this worker calls its webhook.
 const UNTIMELY_WAIT: Duration = Duration::from_millis(200);
-/// How long a worker without a slot asks for no events of a webhook.
-const STARVED_WAIT: Duration = Duration::from_secs(1);
 
 /// What has happened since the start.
 #[derive(Debug, Default)]
@@ -245,13 +244,12 @@ async fn decide(
     };
     let called = match known.webhook.batch.filter(|_| webhook_id == lane.webhook_id()) {
         None => alone(lane, message, ids, &call, webhook_id).await,
-        Some(limits) => together(lane, message, ids, &call, limits, (attempt, known.webhook.attempts())).await,
+        Some(limits) => together(lane, message, ids, &call, limits, (attempt, known.webhook.is_last(attempt))).await,
     };
-    let Called { known, answer, speaks, place } = match called {
+    let Called { known, counters, answer, speaks, place } = match called {
         Ok(called) => called,
         Err(word) => return word,
     };
-    let counters = lane.counters(webhook_id);
     lane.worker.counts.bytes.fetch_add(call.body.len() as u64, Ordering::Relaxed);
     if let Some(position) = call.position {
         let lag = postgres::now().saturating_sub(position.commit_time) / 1000;
@@ -306,8 +304,7 @@ async fn decide(
             Word::Again(wait)
         }
         Disposition::GivenUp => {
-            let attempts = if attempt == 1 { "attempt" } else { "attempts" };
-            let why = format!("{attempt} {attempts}, then: {}", entry.error.as_deref().unwrap_or_default());
+            let why = schedule::gave_up(attempt, entry.error.as_deref().unwrap_or_default());
             give_up(lane, &known, message, &call.event_id, commit_lsn, why, Some(entry)).await
         }
     }
@@ -315,10 +312,11 @@ async fn decide(
 
 /// A call that is answered.
 struct Called<'l> {
-    /// The webhook as it was called.
+    /// The webhook as it was called, or newer.
     known: Arc<Known>,
-    answer: Answer,
-    /// Of the events of one call, one.
+    counters: Arc<Counters>,
+    answer: Arc<Answer>,
+    /// True for one event of a call: only it adjusts the concurrency.
     speaks: bool,
     /// Its place among the calls that may run.
     place: Option<(Option<Slot>, SemaphorePermit<'l>)>,
@@ -351,18 +349,17 @@ async fn alone<'l>(
     }
     let counters = lane.counters(webhook_id);
     let running = counters.begin();
-    let answer = match object_of(message).filter(|_| call.position.is_some()) {
-        None => make(lane, &known, call, token, slot.as_ref()).await,
-        Some((object, sha256)) => match claim_check::fetch(&lane.worker, object, sha256, &message.payload).await {
-            Ok(fetched) => match whole(lane, &known, message, ids, &fetched.payload) {
-                Ok(whole) => make(lane, &known, &whole, token, slot.as_ref()).await,
-                Err(why) => Answer::not_sent(why),
-            },
-            Err(error) => Answer::not_sent(error.to_string()),
+    let (receivers, limits) = (&lane.worker.receivers, &lane.worker.limits);
+    let answer = match fetched(lane, message, call).await {
+        Ok(None) => receivers.attempt(limits, slot.as_ref(), &known, call, token).await,
+        Ok(Some(fetched)) => match whole(lane, &known, message, ids, &fetched.payload) {
+            Ok(whole) => receivers.attempt(limits, slot.as_ref(), &known, &whole, token).await,
+            Err(why) => Answer::not_sent(why),
         },
+        Err(why) => Answer::not_sent(why),
     };
     drop(running);
-    Ok(Called { known, answer, speaks: true, place: Some((slot, room)) })
+    Ok(Called { known, counters, answer: Arc::new(answer), speaks: true, place: Some((slot, room)) })
 }
 
 /// Calls with several events.
@@ -372,24 +369,22 @@ async fn together<'l>(
     ids: Ids<'_>,
     call: &Call<'_>,
     limits: BatchLimits,
-    (attempt, attempts): (u64, u32),
+    (attempt, is_last): (u64, bool),
 ) -> Result<Called<'l>, Word> {
     let known = lane.now();
-    let not_sent = |why| Ok(Called { known: lane.now(), answer: Answer::not_sent(why), speaks: false, place: None });
-    // It keeps its share of the memory until it is answered.
-    let fetched = match object_of(message).filter(|_| call.position.is_some()) {
-        None => None,
-        Some((object, sha256)) => match claim_check::fetch(&lane.worker, object, sha256, &message.payload).await {
-            Ok(fetched) => Some(fetched),
-            Err(error) => return not_sent(error.to_string()),
-        },
+    let called = |answer, speaks| {
+        let counters = lane.counters(known.webhook.webhook_id);
+        Called { known: lane.now(), counters, answer, speaks, place: None }
     };
-    let whole = match &fetched {
-        None => None,
-        Some(fetched) => match whole(lane, &known, message, ids, &fetched.payload) {
-            Ok(whole) => Some(whole),
-            Err(why) => return not_sent(why),
-        },
+    let not_sent = |why| Ok(called(Arc::new(Answer::not_sent(why)), false));
+    // It keeps its share of the memory until it is answered.
+    let fetched = match fetched(lane, message, call).await {
+        Ok(fetched) => fetched,
+        Err(why) => return not_sent(why),
+    };
+    let whole = match fetched.as_ref().map(|it| whole(lane, &known, message, ids, &it.payload)).transpose() {
+        Ok(whole) => whole,
+        Err(why) => return not_sent(why),
     };
     let sent = whole.as_ref().unwrap_or(call);
     let event = batch::Event {
@@ -398,10 +393,10 @@ async fn together<'l>(
         body: recorded(sent.body),
         is_cloudevent: sent.content_type == CLOUDEVENT,
         attempt,
-        is_last: attempt >= u64::from(attempts),
+        is_last,
     };
     match lane.batches.call(&OwnCalls(lane), limits, event).await {
-        Part::Answered(answer, speaks) => Ok(Called { known: lane.now(), answer, speaks, place: None }),
+        Part::Answered(answer, speaks) => Ok(called(answer, speaks)),
         Part::NotCalled(wait) => Err(Word::Later(wait)),
     }
 }
@@ -428,7 +423,8 @@ impl<'l> BatchCalls for OwnCalls<'l> {
     async fn make(&self, (known, turn): Self::Turn, call: &Call<'_>) -> Answer {
         let counters = self.0.counters(known.webhook.webhook_id);
         let _running = counters.begin();
-        make(self.0, &known, call, turn.token, turn.slot.as_ref()).await
+        let worker = &self.0.worker;
+        worker.receivers.attempt(&worker.limits, turn.slot.as_ref(), &known, call, turn.token).await
     }
 
     async fn stopped(&self) {
@@ -440,6 +436,13 @@ impl<'l> BatchCalls for OwnCalls<'l> {
 fn object_of(message: &Message) -> Option<(&str, &str)> {
     let header = |name: &str| message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str);
     Some((header("Walhook-Object")?, header("Walhook-Object-SHA256").unwrap_or_default()))
+}
+
+/// The payload that a message of the feed stands for, if it is a claim check.
+async fn fetched<'l>(lane: &'l Lane, message: &Message, call: &Call<'_>) -> Result<Option<Fetched<'l>>, String> {
+    let Some((object, sha256)) = object_of(message).filter(|_| call.position.is_some()) else { return Ok(None) };
+    let fetched = claim_check::fetch(&lane.worker, object, sha256, &message.payload).await;
+    fetched.map(Some).map_err(|error| error.to_string())
 }
 
 /// The call that a fetched payload makes.
@@ -494,7 +497,7 @@ async fn turn(lane: &Lane, webhook_id: i32) -> Result<Turn<'_>, Word> {
     let limits = &lane.worker.limits;
     let slot = match limits.slot(&known()?.webhook).await {
         Ok(slot) => slot,
-        // Workers that have slots are glad of it.
+        // Workers that have slots can call it sooner.
         Err(Starved) => {
             lane.hold(webhook_id, STARVED_WAIT);
             return Err(Word::Later(STARVED_WAIT));
@@ -506,20 +509,6 @@ async fn turn(lane: &Lane, webhook_id: i32) -> Result<Turn<'_>, Word> {
         if !start.is_late() {
             return Ok(Turn { token, slot, room });
         }
-    }
-}
-
-/// Calls, if there is a token where one is needed.
-async fn make(
-    lane: &Lane,
-    known: &Known,
-    call: &Call<'_>,
-    token: Result<Option<Token>, String>,
-    slot: Option<&Slot>,
-) -> Answer {
-    match token {
-        Ok(token) => lane.worker.receivers.attempt(&lane.worker.limits, slot, known, call, token).await,
-        Err(why) => Answer::not_sent(why),
     }
 }
 
@@ -591,10 +580,7 @@ fn entry(lane: &Lane, known: &Known, call: &Call<'_>, attempt: u64, answer: &Ans
         payload: recorded(call.body),
         started: Some(answer.started),
         took: answer.took,
-        response_status: match answer.outcome {
-            Outcome::Answered { status, .. } => Some(i32::from(status)),
-            _ => None,
-        },
+        response_status: answer.outcome.status().map(i32::from),
         response_headers: answer.headers.clone(),
         response_body: answer.body.clone(),
         error: verdict.error.clone(),

@@ -32,6 +32,12 @@ const LOOK: Duration = Duration::from_millis(250);
 /// Messages asked for at once.
 const PULL_MAX: usize = 256;
 
+/// Why a session ends: the webhook is called in another order now.
+pub const ORDER_CHANGED: &str = "delivery_order or order_key of the webhook has changed: its events are given back \
+    and fetched again in the new order";
+/// The same: this worker is not the one that calls.
+pub const OTHERS_ORDER: &str = "another worker calls the webhook in the order of its keys";
+
 /// Waits until this worker is the one that calls, and has all that was delivered before. False: it is to stop.
 ///
 /// # Errors
@@ -43,36 +49,8 @@ pub async fn begin(
     inbox: &str,
     messages: &mut Subscriber,
 ) -> Result<bool> {
-    // Of an earlier time of this worker.
-    let ended = async { while calls.next().await.is_some() {} };
-    tokio::select! {
-        () = ended => {}
-        () = lane.stopped() => return Ok(false),
-    }
-    lane.order.clear();
-    let mut known = known.clone();
-    let opened = async {
-        while !lane.is_open() {
-            if known.changed().await.is_err() {
-                return;
-            }
-            lane.reopen();
-        }
-    };
-    tokio::select! {
-        () = opened => {}
-        () = lane.stopped() => return Ok(false),
-    }
-    let taken = tokio::select! {
-        taken = take_over(lane, &known) => taken?,
-        () = lane.stopped() => return Ok(false),
-    };
-    if !taken {
-        return Err(Error::unavailable("the order of the webhook's calls has changed: its events are taken anew"));
-    }
-    tokio::spawn(prolong(Arc::clone(lane)));
     let gathered = tokio::select! {
-        gathered = gather(lane, inbox, messages) => gathered?,
+        gathered = take_and_gather(lane, known, calls, inbox, messages) => gathered?,
         () = lane.stopped() => return Ok(false),
     };
     for message in gathered.into_values() {
@@ -81,17 +59,37 @@ pub async fn begin(
     Ok(true)
 }
 
-/// Waits until PostgreSQL says that this worker calls the webhook. False: it is not called by keys any more.
-async fn take_over(lane: &Lane, known: &watch::Receiver<Arc<Known>>) -> Result<bool> {
+/// All that was delivered before, once this worker is the one that calls.
+async fn take_and_gather(
+    lane: &Arc<Lane>,
+    known: &watch::Receiver<Arc<Known>>,
+    calls: &mut Calls,
+    inbox: &str,
+    messages: &mut Subscriber,
+) -> Result<BTreeMap<u64, Message>> {
+    // Calls from when this worker last held the order.
+    while calls.next().await.is_some() {}
+    lane.order.clear();
+    let mut known = known.clone();
+    while !lane.is_open() && known.changed().await.is_ok() {
+        lane.reopen();
+    }
+    take_over(lane, &known).await?;
+    tokio::spawn(prolong(Arc::clone(lane)));
+    gather(lane, inbox, messages).await
+}
+
+/// Waits until PostgreSQL says that this worker calls the webhook.
+async fn take_over(lane: &Lane, known: &watch::Receiver<Arc<Known>>) -> Result<()> {
     loop {
         let now = Arc::clone(&known.borrow());
         if now.webhook.order_key.is_none() {
-            return Ok(false);
+            return Err(Error::unavailable(ORDER_CHANGED));
         }
         match lane.worker.limits.take_order(&now.webhook, &lane.worker.settings.group).await? {
             Some(until) => {
                 lane.order.hold(Some(until));
-                return Ok(true);
+                return Ok(());
             }
             None => sleep(ASK).await,
         }
@@ -138,13 +136,12 @@ async fn gather(lane: &Lane, inbox: &str, messages: &mut Subscriber) -> Result<B
         if waiting <= gathered.len() as u64 {
             return Ok(gathered);
         }
-        if lane.order.has_time(Duration::ZERO) {
-            if asked.is_none_or(|asked| asked.elapsed() >= lane::PULL) {
-                lane::ask(lane, inbox, PULL_MAX).await?;
-                asked = Some(Instant::now());
-            }
-        } else {
-            return Err(Error::unavailable("another worker calls the webhook in the order of its keys"));
+        if !lane.order.has_time(Duration::ZERO) {
+            return Err(Error::unavailable(OTHERS_ORDER));
+        }
+        if asked.is_none_or(|asked| asked.elapsed() >= lane::PULL) {
+            lane::ask(lane, inbox, PULL_MAX).await?;
+            asked = Some(Instant::now());
         }
         let look = Instant::now() + LOOK;
         loop {
@@ -183,7 +180,7 @@ pub async fn take(lane: &Arc<Lane>, calls: &mut Calls, message: Message) {
     let Some(delivery) = message.reply.as_deref().and_then(Delivery::parse) else { return };
     match lane.order.add(delivery.sequence, delivery.stored_at, event::keys(&lane.now(), &message)) {
         Added::New => calls.push(Box::pin(lane::alive(Arc::clone(lane), message, true))),
-        // Its word comes for the delivery before.
+        // Acknowledged when the call of its earlier delivery is done.
         Added::Known => {}
         Added::Done => {
             if let Some(reply) = message.reply {

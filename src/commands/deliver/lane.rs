@@ -287,12 +287,13 @@ impl Lane {
 
     /// How many more calls may be begun.
     fn room(&self, calls: usize) -> usize {
-        if self.now().webhook.order_key.is_some() {
+        let known = self.now();
+        if known.webhook.order_key.is_some() {
             // Events that wait for others of their key are in hand, too.
             return usize::try_from(self.worker.settings.max_waiting).unwrap_or(usize::MAX).saturating_sub(calls);
         }
-        let per_call = self.now().webhook.batch.map_or(1, |batch| batch.events);
-        let limit = self.limit().saturating_mul(per_call);
+        let per_call = known.webhook.batch.map_or(1, |batch| batch.events);
+        let limit = self.limit_of(&known).saturating_mul(per_call);
         let running = calls.saturating_sub(self.answered.load(Ordering::Relaxed));
         limit.saturating_sub(running).min(limit.saturating_add(RECORDING_MAX).saturating_sub(calls))
     }
@@ -322,7 +323,10 @@ impl Lane {
 
     /// How many calls may run now.
     pub fn limit(&self) -> usize {
-        let known = self.now();
+        self.limit_of(&self.now())
+    }
+
+    fn limit_of(&self, known: &Known) -> usize {
         let max = match known.webhook.is_ordered {
             true => 1,
             false => known.webhook.max_in_flight.unwrap_or(self.worker.settings.max_in_flight_per_webhook),
@@ -340,7 +344,7 @@ impl Lane {
     }
 }
 
-/// A call between its answer and its word to JetStream.
+/// A call between its receiver's answer and its answer to JetStream (ack, nak or term).
 pub struct Answered<'l>(&'l Lane);
 
 impl Drop for Answered<'_> {
@@ -481,7 +485,7 @@ async fn session(
             biased;
             () = lane.stopped() => break Ok(()),
             () = lane.order.is_over(), if is_keyed => {
-                break Err(Error::unavailable("another worker calls the webhook in the order of its keys"));
+                break Err(Error::unavailable(keyed::OTHERS_ORDER));
             }
             changed = known.changed() => {
                 if changed.is_err() {
@@ -499,7 +503,7 @@ async fn session(
                     break Err(error);
                 }
                 if now.webhook.order_key != configured.webhook.order_key {
-                    break Err(Error::unavailable("the order of the webhook's calls has changed: its events are taken anew"));
+                    break Err(Error::unavailable(keyed::ORDER_CHANGED));
                 }
                 configured = now;
             }
@@ -602,7 +606,7 @@ pub async fn alive(lane: Arc<Lane>, message: Message, is_keyed: bool) {
 }
 
 /// Ends the subscription; what comes before the server knows is given back.
-pub async fn give_back(lane: &Lane, mut messages: Subscriber) {
+async fn give_back(lane: &Lane, mut messages: Subscriber) {
     let _ = messages.drain().await;
     let rest = async {
         while let Some(message) = messages.next().await {

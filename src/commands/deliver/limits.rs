@@ -19,7 +19,10 @@ use tokio::{
     sync::Notify,
     time::{Instant, sleep, sleep_until, timeout},
 };
-use tokio_postgres::{Client, types::Type};
+use tokio_postgres::{
+    Client,
+    types::{ToSql, Type},
+};
 
 use crate::{
     commands::{backoff::Backoff, log_once::LogOnce},
@@ -38,6 +41,8 @@ const RENEW: Duration = Duration::from_secs(1);
 const ASK: Duration = Duration::from_millis(200);
 /// After so long without a slot an event is given back, for others to have.
 const STARVED: Duration = Duration::from_secs(2);
+/// How long a worker without a slot asks for no events and takes no calls of a webhook.
+pub const STARVED_WAIT: Duration = Duration::from_secs(1);
 /// How long a webhook has to have no calls until its slots are given back.
 const IDLE: Duration = Duration::from_secs(1);
 /// How far ahead starts are taken.
@@ -247,18 +252,22 @@ impl Limits {
     /// PostgreSQL cannot be asked.
     pub async fn take_order(&self, webhook: &Webhook, group: &str) -> Result<Option<Instant>> {
         let Some(shared) = &self.0 else { return Ok(None) };
-        let lease = Duration::from_millis(webhook.timeout_ms) + MARGIN + HELD;
-        // Reckoned from before the question: PostgreSQL's clock was read later.
+        let lease = Limits::longest_call(webhook) + HELD;
+        // Counted from before the query: PostgreSQL reads its clock later.
         let began = Instant::now();
         let lease_ms = i32::try_from(lease.as_millis()).unwrap_or(i32::MAX);
-        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 4] = [
-            (&webhook.webhook_id, Type::INT4),
-            (&group, Type::TEXT),
-            (&shared.worker, Type::TEXT),
-            (&lease_ms, Type::INT4),
-        ];
         shared.has_order.store(true, Ordering::Relaxed);
-        let row = shared.ask(ORDER, &parameters).await?;
+        let row = shared
+            .ask(
+                ORDER,
+                &[
+                    (&webhook.webhook_id, Type::INT4),
+                    (&group, Type::TEXT),
+                    (&shared.worker, Type::TEXT),
+                    (&lease_ms, Type::INT4),
+                ],
+            )
+            .await?;
         Ok(row.get::<_, bool>(0).then(|| began + lease))
     }
 
@@ -271,13 +280,9 @@ impl Limits {
     pub async fn release(&self) {
         let Some(shared) = &self.0 else { return };
         if shared.has_order.load(Ordering::Relaxed) {
-            let released = async {
-                let client = shared.client().await?;
-                let done = client.execute_typed(ORDER_RELEASE, &[(&shared.worker, Type::TEXT)]).await;
-                done.map_err(|error| sql::error("give back the order of webhooks", error))
-            };
             // It is another's a few seconds later anyway.
-            let _ = timeout(PATIENCE, released).await;
+            let (attempted, worker) = ("give back the order of webhooks", &shared.worker);
+            let _ = shared.execute(attempted, ORDER_RELEASE, &[(worker, Type::TEXT)]).await;
         }
         let ids: Vec<i32> = {
             let of = shared.of.lock().unwrap_or_else(PoisonError::into_inner);
@@ -302,11 +307,7 @@ impl Shared {
     }
 
     /// A row's answer, or nothing after a while.
-    async fn ask(
-        &self,
-        query: &str,
-        parameters: &[(&(dyn tokio_postgres::types::ToSql + Sync), Type)],
-    ) -> Result<tokio_postgres::Row> {
+    async fn ask(&self, query: &str, parameters: &[(&(dyn ToSql + Sync), Type)]) -> Result<tokio_postgres::Row> {
         let attempted = "share the limits of a webhook with other workers";
         let asked = async {
             let client = self.client().await?;
@@ -325,12 +326,17 @@ impl Shared {
     }
 
     async fn release(&self, webhook_id: i32) -> Result<()> {
-        let released = async {
+        let attempted = "give back calls of a webhook's max_in_flight";
+        self.execute(attempted, RELEASE, &[(&webhook_id, Type::INT4), (&self.worker, Type::TEXT)]).await
+    }
+
+    /// Executes this, or gives up after a while, which is no error.
+    async fn execute(&self, attempted: &str, query: &str, parameters: &[(&(dyn ToSql + Sync), Type)]) -> Result<()> {
+        let executed = async {
             let client = self.client().await?;
-            let done = client.execute_typed(RELEASE, &[(&webhook_id, Type::INT4), (&self.worker, Type::TEXT)]).await;
-            done.map_err(|error| sql::error("give back calls of a webhook's max_in_flight", error))
+            client.execute_typed(query, parameters).await.map_err(|error| sql::error(attempted, error))
         };
-        timeout(PATIENCE, released).await.unwrap_or(Ok(0)).map(drop)
+        timeout(PATIENCE, executed).await.unwrap_or(Ok(0)).map(drop)
     }
 }
 
@@ -462,7 +468,7 @@ impl Limit {
             let state = self.lock();
             (state.running.max(state.slots), state.timeout + MARGIN + HELD)
         };
-        // Reckoned from before the question: PostgreSQL's clock was read later.
+        // Counted from before the query: PostgreSQL reads its clock later.
         let (began, worker) = (Instant::now(), shared.worker.as_str());
         let wanted = i32::MAX;
         let held = i32::try_from(held).unwrap_or(i32::MAX);
@@ -493,7 +499,7 @@ impl Limit {
 
     async fn take_starts(&self, shared: &Shared, count: i32) -> Result<()> {
         let row = shared.ask(STARTS, &[(&self.webhook_id, Type::INT4), (&count, Type::INT4)]).await?;
-        // Reckoned from behind the answer: PostgreSQL's clock was read earlier, so no call begins before its time.
+        // Counted from after the answer: PostgreSQL read its clock earlier, so no call begins before its time.
         let (now, first, interval) = (Instant::now(), row.get::<_, f64>(0), row.get::<_, f64>(1));
         let after =
             |micros: f64| Duration::try_from_secs_f64(micros.max(0.0) / 1e6).unwrap_or(Duration::from_secs(86_400));

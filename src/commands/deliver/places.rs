@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{sync::Notify, time::sleep};
 
-/// How often the limit is looked at while all its calls run.
+/// How often the limit is read again while all its calls run.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// See the module.

@@ -6,6 +6,7 @@
 //! each is made at least once, and without kills once.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap, HashSet},
     future::Future,
     pin::Pin,
@@ -28,7 +29,7 @@ use super::{
     call::Answer,
     configuration::{self, All, Known, Rows},
     event::{Counts, count},
-    limits::{Limits, Slot, Starved},
+    limits::{Limits, STARVED_WAIT, Slot, Starved},
     queue_log::{Entry, Letter, QueueLog, State},
     receivers::{Receivers, Token},
     settings::Settings,
@@ -42,8 +43,8 @@ use crate::{
         systemd::Notify as Manager,
     },
     deliver::{
-        message::Call,
-        schedule::{self, ConcurrencyLimit, Disposition, FailureLog, Outcome, ReceiverLoad},
+        message::{self, Call},
+        schedule::{self, ConcurrencyLimit, Disposition, FailureLog, ReceiverLoad},
         webhook::RequestBody,
     },
     error::{Error, Result},
@@ -56,8 +57,6 @@ const REFRESH: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two claims, while there are more calls than room.
 const BREATH: Duration = Duration::from_millis(10);
-/// How long a worker without a slot takes no calls of a webhook.
-const STARVED_WAIT: Duration = Duration::from_secs(1);
 
 const CLAIM: &str = "SELECT call_id, webhook_id, payload, attempt, created_us, retry_of, row_version \
     FROM public.rule_webhook_queue_claim($1, $2, $3, $4)";
@@ -289,7 +288,7 @@ pub async fn run(queue: Arc<Queue>, mut shutdown: watch::Receiver<bool>) {
                 has_more = counts.iter().any(|(id, count)| wanted.get(id).is_some_and(|room| count >= room));
                 next = last + queue.settings.queue_poll;
                 for claimed in claimed {
-                    // One that was to be taken over from this very worker: its time was over, and it is at it still.
+                    // A call whose time was over but which this worker still makes is not made twice.
                     if lock(&queue.taken).insert(claimed.call_id) {
                         queue.with_state(claimed.webhook_id, |state| state.taken += 1);
                         calls.push(Box::pin(one(Arc::clone(&queue), claimed, shutdown.clone())));
@@ -356,10 +355,7 @@ async fn prolong(queue: Arc<Queue>) {
             continue;
         }
         let prolonged = async {
-            let client = match &client {
-                Some(there) if !there.is_closed() => there,
-                _ => client.insert(sql::connect(&queue.postgres).await?),
-            };
+            let client = sql::reconnect(&mut client, &queue.postgres).await?;
             let seconds = queue.settings.ack_wait.as_secs_f64();
             let done = client
                 .execute_typed(
@@ -378,10 +374,7 @@ async fn prolong(queue: Arc<Queue>) {
 
 async fn claim(queue: &Queue, client: &mut Option<Client>, wanted: &BTreeMap<i32, usize>) -> Result<Vec<Claimed>> {
     let attempted = "take calls from the queue (rule_webhook_calls)";
-    let client = match client {
-        Some(there) if !there.is_closed() => there,
-        _ => client.insert(sql::connect(&queue.postgres).await?),
-    };
+    let client = sql::reconnect(client, &queue.postgres).await?;
     let ids: Vec<i32> = wanted.keys().copied().collect();
     let rooms: Vec<i32> = wanted.values().map(|room| i32::try_from(*room).unwrap_or(i32::MAX)).collect();
     let lease_ms = i32::try_from(queue.settings.ack_wait.as_millis()).unwrap_or(i32::MAX);
@@ -423,19 +416,18 @@ async fn one(queue: Arc<Queue>, claimed: Claimed, shutdown: watch::Receiver<bool
         let _ = shutdown.clone().wait_for(|stop| *stop).await;
         sleep(queue.shutdown_timeout.max(Duration::from_secs(1))).await;
     };
-    let (state, is_dead) = (entry.state, entry.letter.is_some());
+    let state = entry.state;
     tokio::select! {
         biased;
         () = queue.log.keep(entry) => {
             match state {
                 State::Success => count(&queue.counts.delivered),
                 State::Retrying(_) => count(&queue.counts.failed),
-                State::Failed => {}
+                State::Failed => {
+                    count(&queue.counts.dead);
+                    queue.counters.of(claimed.webhook_id).gave_up();
+                }
                 State::GivenBack => {}
-            }
-            if is_dead {
-                count(&queue.counts.dead);
-                queue.counters.of(claimed.webhook_id).gave_up();
             }
         }
         () = patience => count(&queue.counts.unrecorded),
@@ -515,6 +507,7 @@ async fn turn<'q>(queue: &'q Queue, claimed: &Claimed) -> Option<Turn<'q>> {
 struct QueueCalls<'q> {
     queue: &'q Queue,
     claimed: &'q Claimed,
+    counters: Arc<shown::Counters>,
     shutdown: watch::Receiver<bool>,
 }
 
@@ -533,12 +526,8 @@ impl<'q> BatchCalls for QueueCalls<'q> {
 
     async fn make(&self, turn: Turn<'q>, call: &Call<'_>) -> Answer {
         let Turn { known, token, slot, room } = turn;
-        let counters = self.queue.counters.of(known.webhook.webhook_id);
-        let _running = counters.begin();
-        let answer = match token {
-            Ok(token) => self.queue.receivers.attempt(&self.queue.limits, slot.as_ref(), &known, call, token).await,
-            Err(why) => Answer::not_sent(why),
-        };
+        let _running = self.counters.begin();
+        let answer = self.queue.receivers.attempt(&self.queue.limits, slot.as_ref(), &known, call, token).await;
         drop(room);
         answer
     }
@@ -554,16 +543,10 @@ async fn handle(queue: &Queue, claimed: &Claimed, shutdown: watch::Receiver<bool
     let webhook = &known.webhook;
     let own_id = format!("{}-call-{:x}-{}", queue.source, claimed.created_us, claimed.call_id);
     let webhook_id = claimed.retry_of.as_deref().unwrap_or(&own_id).replace('.', "_");
-    let message;
     let body = match webhook.request_body {
-        RequestBody::Data => claimed.payload.as_bytes(),
+        RequestBody::Data => Cow::Borrowed(&*claimed.payload),
         RequestBody::Message => {
-            let id = serde_json::Value::from(webhook_id.as_str());
-            message = format!(
-                r#"{{"id":{id},"type":"webhook.call","webhook_id":{},"data":{}}}"#,
-                webhook.webhook_id, claimed.payload
-            );
-            message.as_bytes()
+            message::envelope(&webhook_id, "webhook.call", webhook.webhook_id, &claimed.payload).into()
         }
     };
     let call = Call {
@@ -574,11 +557,12 @@ async fn handle(queue: &Queue, claimed: &Claimed, shutdown: watch::Receiver<bool
         op: Some("insert"),
         old_key: None,
         headers: BTreeMap::new(),
-        body,
+        body: body.as_bytes(),
         content_type: "application/json",
     };
     let attempt = u64::try_from(claimed.attempt).unwrap_or(1);
-    let calls = QueueCalls { queue, claimed, shutdown };
+    let counters = queue.counters.of(claimed.webhook_id);
+    let calls = QueueCalls { queue, claimed, counters, shutdown };
     let called = match webhook.batch {
         None => {
             let turn = tokio::select! {
@@ -587,17 +571,17 @@ async fn handle(queue: &Queue, claimed: &Claimed, shutdown: watch::Receiver<bool
             };
             match turn {
                 None => None,
-                Some(turn) => Some((calls.make(turn, &call).await, true)),
+                Some(turn) => Some((Arc::new(calls.make(turn, &call).await), true)),
             }
         }
         Some(limits) => {
             let event = batch::Event {
                 id: webhook_id.clone(),
                 kind: Some("webhook.call".to_owned()),
-                body: String::from_utf8_lossy(body).into_owned(),
+                body: body.to_string(),
                 is_cloudevent: false,
                 attempt,
-                is_last: attempt >= u64::from(webhook.attempts()),
+                is_last: webhook.is_last(attempt),
             };
             let batches = queue.with_state(webhook.webhook_id, |state| Arc::clone(&state.batches));
             match batches.call(&calls, limits, event).await {
@@ -610,13 +594,12 @@ async fn handle(queue: &Queue, claimed: &Claimed, shutdown: watch::Receiver<bool
     // As it was called, or newer.
     let known = queue.known(claimed.webhook_id).unwrap_or(known);
     let webhook = &known.webhook;
-    let counters = queue.counters.of(webhook.webhook_id);
     if faults::pass(Point::QueueCalled).await.is_err() {
         return Entry::given_back(claimed.call_id);
     }
     queue.counts.bytes.fetch_add(body.len() as u64, Ordering::Relaxed);
     let verdict = schedule::judge(webhook, attempt, &answer.outcome, fastrand::f64());
-    counters.called(answer.took, verdict.disposition, verdict.error.as_deref(), None);
+    calls.counters.called(answer.took, verdict.disposition, verdict.error.as_deref(), None);
     if speaks {
         queue.with_state(webhook.webhook_id, |state| state.concurrency.learn(verdict.load));
     }
@@ -633,42 +616,37 @@ async fn handle(queue: &Queue, claimed: &Claimed, shutdown: watch::Receiver<bool
             "the receiver answers 410: no more calls until the webhook's row changes"
         );
     }
-    let status = match answer.outcome {
-        Outcome::Answered { status, .. } => Some(i32::from(status)),
-        _ => None,
-    };
+    let status = answer.outcome.status().map(i32::from);
     let error = verdict.error.as_deref().unwrap_or_default();
-    let letter = (verdict.disposition == Disposition::GivenUp).then(|| {
-        let attempts = if attempt == 1 { "attempt" } else { "attempts" };
-        Letter {
-            event_id: own_id.clone(),
-            webhook_id: webhook.webhook_id,
-            webhook_name: webhook.name.clone(),
-            retry_of: claimed.retry_of.clone(),
-            reason: format!("{attempt} {attempts}, then: {error}"),
-        }
+    let letter = (verdict.disposition == Disposition::GivenUp).then(|| Letter {
+        event_id: own_id.clone(),
+        webhook_id: webhook.webhook_id,
+        webhook_name: webhook.name.clone(),
+        retry_of: claimed.retry_of.clone(),
+        reason: schedule::gave_up(attempt, error),
     });
-    if verdict.disposition != Disposition::Delivered && queue.logs_failure(&known) {
-        match (&letter, verdict.disposition) {
-            (None, Disposition::Retry(wait)) => tracing::warn!(
-                webhook = webhook.name,
-                call = claimed.call_id,
-                status,
-                attempt,
-                retry_in_ms = wait.as_millis(),
-                error,
-                "call failed"
-            ),
-            _ => tracing::warn!(
-                finding = "dead_letters",
-                webhook = webhook.name,
-                call = claimed.call_id,
-                status,
-                attempt,
-                "dead letter: {error}"
-            ),
-        }
+    match verdict.disposition {
+        Disposition::Delivered => {}
+        _ if !queue.logs_failure(&known) => {}
+        Disposition::Retry(wait) => tracing::warn!(
+            webhook = webhook.name,
+            call = claimed.call_id,
+            status,
+            attempt,
+            retry_in_ms = wait.as_millis(),
+            error,
+            "call failed"
+        ),
+        Disposition::GivenUp => tracing::warn!(
+            finding = "dead_letters",
+            webhook = webhook.name,
+            call = claimed.call_id,
+            status,
+            attempt,
+            "dead letter: {error}"
+        ),
     }
+    let Answer { headers, body, started, took, .. } = Arc::unwrap_or_clone(answer);
     Entry {
         call_id: claimed.call_id,
         state: match verdict.disposition {
@@ -677,11 +655,11 @@ async fn handle(queue: &Queue, claimed: &Claimed, shutdown: watch::Receiver<bool
             Disposition::GivenUp => State::Failed,
         },
         attempt: claimed.attempt,
-        started: Some(answer.started),
-        took: answer.took,
+        started: Some(started),
+        took,
         response_status: status,
-        response_headers: answer.headers,
-        response_body: answer.body,
+        response_headers: headers,
+        response_body: body,
         error: verdict.error,
         letter,
         disables: verdict.disables.then(|| (webhook.webhook_id, webhook.url.clone())),

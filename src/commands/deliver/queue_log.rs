@@ -5,7 +5,7 @@
 //! has failed for good has its dead letter in the same transaction. While PostgreSQL is away the entries wait: a call's row is what says
 //! that it is done.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_postgres::Client;
 
-use super::call_log::DISABLE;
+use super::call_log::{DISABLE, seconds};
 use crate::{
     commands::{
         log_once::LogOnce,
@@ -232,10 +232,7 @@ const PAUSE: &str = "INSERT INTO public.rule_webhook_limits AS l (webhook_id, pa
         paused_url_hash = excluded.paused_url_hash";
 
 async fn attempt(settings: &Settings, worker: &str, client: &mut Option<Client>, batch: &[Waiting]) -> Result<()> {
-    let client = match client {
-        Some(there) if !there.is_closed() => there,
-        _ => client.insert(sql::connect(settings).await?),
-    };
+    let client = sql::reconnect(client, settings).await?;
     let failed = |error| sql::error("write what came of calls", error);
     faults::pass(Point::QueueUnwritten).await?;
     let transaction = client.transaction().await.map_err(failed)?;
@@ -259,10 +256,7 @@ async fn attempt(settings: &Settings, worker: &str, client: &mut Option<Client>,
                         State::Failed | State::GivenBack => "failed",
                     }),
                     &column!(|entry| entry.attempt),
-                    &column!(|entry| {
-                        let started = entry.started.unwrap_or_else(SystemTime::now);
-                        started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
-                    }),
+                    &column!(|entry| seconds(entry.started.unwrap_or_else(SystemTime::now))),
                     &column!(|entry| (entry.took.as_secs_f64() * 1e5).round() / 1e2),
                     &column!(|entry| entry.response_status),
                     &column!(|entry| entry.response_headers.as_deref()),

@@ -183,15 +183,20 @@ impl Receivers {
         }
     }
 
-    /// One attempt: a call, and where the receiver answers 401 to its token, one more with a new token.
+    /// One attempt: a call, and where the receiver answers 401 to its token, one more with a new token. Without a token that it
+    /// needs, nothing is sent.
     pub async fn attempt(
         &self,
         limits: &Limits,
         slot: Option<&Slot>,
         known: &Known,
         call: &Call<'_>,
-        mut token: Option<Token>,
+        token: Result<Option<Token>, String>,
     ) -> Answer {
+        let mut token = match token {
+            Ok(token) => token,
+            Err(why) => return Answer::not_sent(why),
+        };
         let caller = match self.caller(known) {
             Ok(caller) => caller,
             Err(why) => return Answer::not_sent(why),

@@ -7,7 +7,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 use serde_json::json;
 
 use crate::deliver::{
-    message::{CLOUDEVENT, Call},
+    message::{self, CLOUDEVENT, Call},
     webhook::{RequestBody, Webhook},
 };
 
@@ -34,9 +34,7 @@ impl TestEvent {
             )
         } else {
             let body = match webhook.request_body {
-                RequestBody::Message if webhook.has_envelope => {
-                    format!(r#"{{"id":"{id}","type":"{kind}","webhook_id":{},"data":{data}}}"#, webhook.webhook_id)
-                }
+                RequestBody::Message if webhook.has_envelope => message::envelope(&id, kind, webhook.webhook_id, data),
                 RequestBody::Data | RequestBody::Message => data.to_owned(),
             };
             (body, "application/json")
