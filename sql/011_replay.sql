@@ -588,6 +588,17 @@ COMMENT ON FUNCTION public.rule_cdc_backfill_start IS
     'or to all; returns the backfill''s number. rule_cdc_backfill_chunk sends the rows; at most p_ranges sessions can do so '
     'side by side';
 
+CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_partitions(p_table REGCLASS)
+RETURNS JSONB LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT coalesce(jsonb_agg(DISTINCT jsonb_build_array(n.nspname, c.relname)), '[]')
+    FROM public.rule_webhook_links l
+    JOIN pg_namespace n ON n.nspname = l.table_schema
+    JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = l.table_name AND c.relispartition
+    WHERE c.oid <> p_table AND EXISTS (SELECT FROM pg_partition_ancestors(c.oid) a (relid) WHERE a.relid = p_table)
+$$;
+COMMENT ON FUNCTION public.rule_cdc_backfill_partitions IS
+    'walhook: the partitions of a table, on all levels, that have links of their own: [["schema", "table"]]';
+
 CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_chunk(p_backfill_id BIGINT, p_rows INTEGER DEFAULT 1000)
 RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 -- Values are written as the walsender writes them for the streamer, whose session has the same.
@@ -612,6 +623,7 @@ DECLARE
     v_sent JSONB;
     v_upto JSONB;
     v_is_later BOOLEAN;
+    v_partitions JSONB := '[]';
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'cannot take a chunk of backfill % in a transaction that is %', p_backfill_id,
@@ -715,9 +727,11 @@ BEGIN
 
     v_sent := '[]';
     IF jsonb_array_length(v_keys) > 0 THEN
+        -- What the masks of their links keep back does not leave as a row of this table either.
+        v_partitions := public.rule_cdc_backfill_partitions(v_table);
         INSERT INTO public.rule_cdc_backfill_rows (chunk)
         VALUES (jsonb_build_object('backfill', p_backfill_id, 'schema', v_job.table_schema, 'table', v_job.table_name,
-                                   'links', to_jsonb(v_job.link_ids), 'columns', v_columns));
+                                   'links', to_jsonb(v_job.link_ids), 'columns', v_columns, 'partitions', v_partitions));
         -- A row that is locked cannot change before this commits, so what is sent is its state as of this commit, and each change of
         -- it stands on the right side of it in the WAL. Never waits, so no deadlock takes an application's transaction.
         EXECUTE format('WITH held AS MATERIALIZED (SELECT %6$s FROM %2$s t WHERE %3$s ORDER BY %4$s FOR SHARE OF t SKIP LOCKED),
@@ -726,6 +740,11 @@ BEGIN
                        v_json, v_from, v_condition, v_list, v_row, v_all)
         INTO v_sent;
         DELETE FROM public.rule_cdc_backfill_rows;
+        IF NOT v_partitions @> public.rule_cdc_backfill_partitions(v_table) THEN
+            RAISE EXCEPTION 'cannot send a chunk of backfill % of %: a linked table was attached to it meanwhile', p_backfill_id,
+                public.rule_cdc_sayable(v_table::text)
+                USING ERRCODE = 'serialization_failure', HINT = 'Take the chunk again.';
+        END IF;
     END IF;
 
     SELECT coalesce(jsonb_agg(k), '[]') INTO v_later

@@ -370,6 +370,20 @@ BEGIN
                 l.table_oid::regclass, l.columns, l.subject_template, l.trace_column, l.payload_column, l.rename, l.mask, l.link_id,
                 l.mask_columns) WITH ORDINALITY m (name, is_error, problem, remedy, place) -- made by 022
             WHERE (l.mask IS NOT NULL OR l.rename IS NOT NULL) AND NOT coalesce(l.problems @> '[{"name": "table_unfit"}]', false)
+            UNION ALL
+            -- rule_webhook_link_table refuses it; the partition was attached later.
+            SELECT 'partition_linked', true,
+                   format('it is a partition of %s, which is linked too: its changes come as those of that table, and this link gets '
+                          'none%s. If it is to stay there, remove this link by rule_webhook_unlink_table', a.relid::regclass,
+                          CASE WHEN l.mask IS NOT NULL THEN '; what its mask keeps back is left out of the events of that table' END),
+                   format('ALTER TABLE %s DETACH PARTITION %s;', i.inhparent::regclass, l.table_oid::regclass), 3000
+            FROM pg_inherits i
+            JOIN pg_class child ON child.oid = i.inhrelid AND child.relispartition
+            CROSS JOIN LATERAL pg_partition_ancestors(l.table_oid) a (relid)
+            JOIN pg_class r ON r.oid = a.relid
+            JOIN pg_namespace rn ON rn.oid = r.relnamespace
+            WHERE i.inhrelid = l.table_oid AND a.relid <> l.table_oid
+              AND EXISTS (SELECT FROM public.rule_webhook_links k WHERE k.table_schema = rn.nspname AND k.table_name = r.relname)
             ORDER BY 5
         LOOP
             name := v_problem.name;

@@ -78,6 +78,7 @@ pub async fn publish(feed: &Feed, payload: &[u8], messages: u64) -> Published {
     let tail = Tail {
         last_sequence: 0,
         ours: None,
+        in_stream: None,
         listing: None,
         listed: Vec::new(),
         subjects: vec!["bare.>".to_owned()],

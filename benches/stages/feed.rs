@@ -197,6 +197,7 @@ pub fn empty_tail() -> Tail {
     Tail {
         last_sequence: 0,
         ours: None,
+        in_stream: None,
         listing: None,
         listed: Vec::new(),
         subjects: vec!["webhooks.>".to_owned()],

@@ -86,6 +86,13 @@ const PUBLISHED: &str = "SELECT coalesce(bool_or(p.pubinsert), false), coalesce(
     FROM pg_catalog.pg_publication p JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid \
     WHERE r.prrelid = $1 AND p.pubname IN ($2 || '_inserts', $2 || '_changes')";
 
+/// Its partitions that have links of their own.
+const PARTITIONS: &str = "SELECT DISTINCT l.table_schema, l.table_name \
+    FROM public.rule_webhook_links l \
+    JOIN pg_catalog.pg_namespace n ON n.nspname = l.table_schema \
+    JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = l.table_name AND c.relispartition \
+    WHERE c.oid <> $1 AND EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors(c.oid) a WHERE a.relid = $1)";
+
 /// The operations, in the order in which they are shown.
 const OPERATIONS: [Op; 4] = [Op::Insert, Op::Update, Op::Delete, Op::Truncate];
 
@@ -99,6 +106,8 @@ struct Table {
     database: String,
     /// A table above it that is linked: its changes arrive as those of that one.
     linked_root: Option<String>,
+    /// Partitions with links of their own, by schema and name.
+    partitions: Vec<(String, String)>,
 }
 
 /// A row as pgoutput sends it.
@@ -131,7 +140,8 @@ pub async fn explain(config: &Config, arguments: &Arguments) -> Result<()> {
     let mut lanes = Vec::new();
     let rules = Rules::compile(&tables, &mut lanes);
     let mut notes = Vec::new();
-    let plan = Plan::new(&table.relation, &rules, &types, &mut notes);
+    let partitions: Vec<_> = table.partitions.iter().map(|(schema, name)| (schema.as_str(), name.as_str())).collect();
+    let plan = Plan::new(&table.relation, &partitions, &rules, &types, &mut notes);
     let (schema_name, name) = (&table.relation.schema, &table.relation.name);
     let qualified = format!("{schema_name}.{name}");
     if let Some(root) = &table.linked_root {
@@ -205,6 +215,8 @@ impl Table {
         }
         let columns = client.query(COLUMNS, &[&oid]).await.map_err(failed)?;
         let published = client.query_one(PUBLISHED, &[&oid, &config.publication]).await.map_err(failed)?;
+        let partitions = client.query(PARTITIONS, &[&oid]).await.map_err(failed)?;
+        let partitions = partitions.iter().map(|row| (row.get(0), row.get(1))).collect();
         let column =
             |row: &tokio_postgres::Row| RelationColumn { name: row.get(0), type_oid: row.get(1), is_key: row.get(2) };
         let identity = match found.get(3) {
@@ -222,7 +234,8 @@ impl Table {
         };
         let lsn = found.get::<_, &str>(6).parse().map_err(|error| Error::protocol(attempted()).caused_by(error))?;
         let published = [0, 1, 2, 3].map(|at| published.get(at));
-        Ok(Table { relation, published, lsn, now: found.get(8), database: found.get(7), linked_root: found.get(4) })
+        let (linked_root, database, now) = (found.get(4), found.get(7), found.get(8));
+        Ok(Table { relation, published, lsn, now, database, linked_root, partitions })
     }
 
     /// Some rows of it.

@@ -58,8 +58,11 @@ pub use traced::Traced;
 pub struct Tail {
     /// The stream's last sequence.
     pub last_sequence: u64,
-    /// The last event of ours in it, and its sequence.
+    /// The last event of ours that it has taken, and its sequence. One that a caller gave the id of an older event has that one's
+    /// sequence, and one that was removed its former one.
     pub ours: Option<(EventPosition, u64)>,
+    /// The last event of ours that is in it.
+    pub in_stream: Retained,
     /// What [`Lane::listing`] asked for when the tail was read.
     pub listing: Option<Listing>,
     /// The events of ours that `listing` asks for, in any order.

@@ -358,7 +358,8 @@ impl Streamer {
             self.refresh();
         }
         let relation = self.assembler.relation(change.relation);
-        let plan = self.plans[change.relation].get_or_insert_with(|| self.router.plan(relation));
+        let plan = self.plans[change.relation]
+            .get_or_insert_with(|| self.router.plan(relation, self.assembler.partitions(change.relation)));
         match plan {
             Plan::Unlinked => Ok(()),
             Plan::Configuration(table) => {

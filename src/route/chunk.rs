@@ -24,6 +24,8 @@ use crate::wal::{
 #[derive(Debug)]
 pub struct Chunk {
     relation: Relation,
+    /// The linked partitions of it, whose rows may be among these.
+    partitions: Vec<(String, String)>,
     links: Vec<i32>,
     plan: Option<Plan>,
     /// The row at hand; kept from row to row.
@@ -38,6 +40,8 @@ struct Head {
     table: String,
     links: Vec<i32>,
     columns: Vec<HeadColumn>,
+    #[serde(default)]
+    partitions: Vec<(String, String)>,
 }
 
 #[derive(Deserialize)]
@@ -54,7 +58,7 @@ impl Chunk {
     /// # Errors
     /// It is not what our SQL writes.
     pub fn parse(head: &[u8]) -> Result<Chunk, serde_json::Error> {
-        let Head { schema, table, links, columns } = serde_json::from_str(&readable(head))?;
+        let Head { schema, table, links, columns, partitions } = serde_json::from_str(&readable(head))?;
         if columns.is_empty() {
             return Err(serde::de::Error::custom("it has no columns"));
         }
@@ -65,14 +69,21 @@ impl Chunk {
         });
         let identity = ReplicaIdentity::Default;
         let relation = Relation { id: 0, schema, name: table, identity, columns: columns.collect() };
-        Ok(Chunk { relation, links, plan: None, bytes: Vec::new(), has_misfits: false })
+        Ok(Chunk { relation, partitions, links, plan: None, bytes: Vec::new(), has_misfits: false })
     }
 
     /// In place of one whose head cannot be read: its rows are passed over.
     pub fn unreadable() -> Chunk {
         let (schema, name, columns) = (String::new(), String::new(), Vec::new());
         let relation = Relation { id: 0, schema, name, identity: ReplicaIdentity::Default, columns };
-        Chunk { relation, links: Vec::new(), plan: Some(Plan::Unlinked), bytes: Vec::new(), has_misfits: true }
+        Chunk {
+            relation,
+            partitions: Vec::new(),
+            links: Vec::new(),
+            plan: Some(Plan::Unlinked),
+            bytes: Vec::new(),
+            has_misfits: true,
+        }
     }
 
     /// Whether no row before was one that cannot be read; from now on one was.
@@ -114,9 +125,10 @@ impl Chunk {
         types: &TypeCatalog,
         notices: &mut Vec<String>,
     ) -> Option<(&Linked, &[i32], Tuple<'_>)> {
-        let Chunk { relation, links, plan, bytes, .. } = self;
+        let Chunk { relation, partitions, links, plan, bytes, .. } = self;
         let plan = plan.get_or_insert_with(|| {
-            let plan = Plan::new(relation, rules, types, notices);
+            let partitions: Vec<_> = partitions.iter().map(|(schema, name)| (schema.as_str(), name.as_str())).collect();
+            let plan = Plan::new(relation, &partitions, rules, types, notices);
             if !matches!(plan, Plan::Linked(_)) {
                 let table = format!("{}.{}", relation.schema, relation.name);
                 notices.push(format!("a backfill of {table} goes nowhere: no link names the table any more"));

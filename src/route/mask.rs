@@ -44,6 +44,16 @@ pub fn needs_key(link: &LinkRow) -> bool {
     mask.is_some_and(|mask| mask.values().any(|word| word == "hash"))
 }
 
+/// The columns of `relation` that the mask of a link to one of its partitions keeps back; all of them, where the mask cannot be read.
+pub fn columns_of(link: &LinkRow, relation: &Relation) -> Vec<usize> {
+    let Some(mask) = &link.mask else { return Vec::new() };
+    let columns = relation.columns.iter().enumerate();
+    match serde_json::from_str::<BTreeMap<String, serde_json::Value>>(mask) {
+        Ok(mask) => columns.filter(|(_, column)| mask.contains_key(&column.name)).map(|(index, _)| index).collect(),
+        Err(_) => columns.map(|(index, _)| index).collect(),
+    }
+}
+
 /// How the columns of a table leave, where not all of them leave as they are.
 #[derive(Debug)]
 pub struct Shape {
@@ -89,7 +99,9 @@ impl Fitted {
         let table = format!("{}.{}", relation.schema, relation.name);
         let mut shown: Vec<_> = relation.columns.iter().map(|_| Shown { key: None, mask: Mask::Plain }).collect();
         let mut hash = None;
-        if let Some(mask) = &link.mask {
+        if link.mask.is_some() && link.payload_column.is_some() {
+            fitted.withhold(relation, "its message is a column, to which no mask applies".to_owned());
+        } else if let Some(mask) = &link.mask {
             match fitted.mask(id, mask, link, relation, &mut shown, warnings) {
                 Ok(()) if shown.iter().any(|shown| shown.mask == Mask::Hash) => match key.get() {
                     Ok(key) => hash = Some(key.clone()),
@@ -109,6 +121,35 @@ impl Fitted {
     /// Whether the value of a column may stand nowhere but in the payload.
     pub fn hides(&self, index: usize) -> bool {
         self.hidden.get(index).copied().unwrap_or(false)
+    }
+
+    /// Leaves out the columns that the mask of a partition's link keeps back, where this link does not mask them itself: rows of the
+    /// partition cannot be told from others of the table.
+    pub fn keep_back(
+        &mut self,
+        (id, has_own_message): (i32, bool),
+        masked_below: &BTreeMap<usize, String>,
+        relation: &Relation,
+        warnings: &mut Vec<String>,
+    ) {
+        for (&index, partition) in masked_below {
+            if self.hides(index) {
+                continue;
+            }
+            if has_own_message {
+                let column = &relation.columns[index].name;
+                let why =
+                    format!("its message is a column, and the mask of the partition {partition} keeps back {column:?}");
+                return self.withhold(relation, why);
+            }
+            self.hidden.resize(relation.columns.len(), false);
+            self.leave_out(index);
+            self.hidden[index] = true;
+            warnings.push(format!(
+                "link {id}: column {:?} of {}.{} is left out, for the mask of its partition {partition} keeps it back",
+                relation.columns[index].name, relation.schema, relation.name
+            ));
+        }
     }
 
     fn withhold(&mut self, relation: &Relation, why: String) {

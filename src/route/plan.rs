@@ -3,11 +3,13 @@
 //! Comes in: a relation, the rules, the type catalog. Goes out: a [`Plan`] with column indexes where the rules had
 //! names. A link that does not fit its table (a column that was dropped) is set aside with the reason.
 
+use std::collections::BTreeMap;
+
 use super::{
     chunk_row::RowColumns,
     emitted::KeyColumns,
     filter::{Filter, Seen},
-    mask::{Fitted, Shape},
+    mask::{self, Fitted, Shape},
     message_columns::MessageColumns,
     rules::{IdAndLink, Rules},
     subject::{self, Template},
@@ -112,9 +114,16 @@ pub struct Target {
 }
 
 impl Plan {
-    /// Lays the rules over `relation`. Complaints that are nobody's failure (a listed column that is gone) are
-    /// appended to `warnings`. A type that the catalog does not know is taken for text.
-    pub fn new(relation: &Relation, rules: &Rules, types: &TypeCatalog, warnings: &mut Vec<String>) -> Plan {
+    /// Lays the rules over `relation`. `partitions`: by schema and name those whose rows come as rows of it; what the mask of a link of
+    /// theirs keeps back does not leave as a column of `relation` either. Complaints that are nobody's failure (a listed column that is
+    /// gone) are appended to `warnings`. A type that the catalog does not know is taken for text.
+    pub fn new(
+        relation: &Relation,
+        partitions: &[(&str, &str)],
+        rules: &Rules,
+        types: &TypeCatalog,
+        warnings: &mut Vec<String>,
+    ) -> Plan {
         if let Some(table) = Table::named(&relation.schema, &relation.name) {
             return Plan::Configuration(table);
         }
@@ -150,7 +159,19 @@ impl Plan {
             ColumnPlan { key, class, is_key: column.is_key }
         });
         let columns = columns.collect();
-        let target = |(id, link): &IdAndLink| Target::new(*id, link, relation, rules, types, warnings);
+        let mut masked_below = BTreeMap::new();
+        for (schema, name) in partitions {
+            for (id, link) in rules.links(schema, name) {
+                warnings.push(format!(
+                    "link {id}: {schema}.{name} is a partition of {}.{}, which is linked too: its changes come as those of that table,                      and this link gets no events. ALTER TABLE … DETACH PARTITION, or unlink it",
+                    relation.schema, relation.name
+                ));
+                for column in mask::columns_of(link, relation) {
+                    masked_below.entry(column).or_insert_with(|| format!("{schema}.{name} (link {id})"));
+                }
+            }
+        }
+        let target = |(id, link): &IdAndLink| Target::new(*id, link, relation, &masked_below, rules, types, warnings);
         let targets = links.iter().filter_map(target).collect();
         let mut qualified = Vec::new();
         let unescaped = format!("{}.{}", relation.schema, relation.name);
@@ -192,6 +213,7 @@ impl Target {
         id: i32,
         link: &LinkRow,
         relation: &Relation,
+        masked_below: &BTreeMap<usize, String>,
         rules: &Rules,
         types: &TypeCatalog,
         warnings: &mut Vec<String>,
@@ -223,6 +245,7 @@ impl Target {
             relation.columns.iter().map(|column| names.contains(&column.name)).collect()
         });
         let mut fitted = Fitted::new((id, link), relation, &rules.mask_key, selected, warnings);
+        fitted.keep_back((id, link.payload_column.is_some()), masked_below, relation, warnings);
         problems.extend(fitted.problems.drain(..).map(|problem| format!("{named}: {problem}")));
         let trace = link.trace_column.as_ref().and_then(|name| {
             let found = index(name).filter(|&index| !fitted.hides(index));
@@ -264,7 +287,8 @@ impl Target {
             None => subject,
         };
         let mut of_message = Vec::new();
-        let message = MessageColumns::new(link, relation, types, &rules.webhooks[webhook], &mut of_message);
+        let message = MessageColumns::new(link, relation, types, &rules.webhooks[webhook], &mut of_message)
+            .filter(|_| !fitted.is_withheld);
         problems.extend(of_message.into_iter().map(|problem| format!("{named}: {problem}")));
         let lane = subject.as_literal().and_then(|subject| rules.lane(webhook, subject));
         Some(Target {

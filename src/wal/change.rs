@@ -176,6 +176,11 @@ pub struct Assembler {
     /// The last one asked for: rows of a table come in runs.
     last: Option<(u32, usize)>,
     transaction: Option<Transaction>,
+    /// The two tables described last, while nothing but types has come since. Before the first change of a partition that is sent as
+    /// one of a partitioned table, pgoutput describes that table and then the partition (`maybe_send_schema` in pgoutput.c).
+    described: (Option<usize>, Option<usize>),
+    /// Partitions, and the partitioned table as whose changes theirs come.
+    roots: HashMap<usize, usize>,
 }
 
 impl Assembler {
@@ -187,6 +192,11 @@ impl Assembler {
     /// The table with this index, from [`Step::Relation`] or [`Change::relation`].
     pub fn relation(&self, index: usize) -> &Relation {
         &self.relations[index]
+    }
+
+    /// The partitions whose changes come as those of this table, as far as they have had changes on this connection.
+    pub fn partitions(&self, root: usize) -> impl Iterator<Item = &Relation> {
+        self.roots.iter().filter(move |(_, its)| **its == root).map(|(partition, _)| &self.relations[*partition])
     }
 
     /// How many tables were described on this connection.
@@ -207,6 +217,7 @@ impl Assembler {
         })?;
         match message {
             Message::Begin { final_lsn, commit_time, xid } => {
+                self.described = (None, None);
                 if self.transaction.is_some() {
                     return Err(unexpected("Begin inside a transaction", at));
                 }
@@ -225,6 +236,7 @@ impl Assembler {
             Message::Update { relation, old, new, .. } => self.change(at, relation, Op::Update, Some(new), old),
             Message::Delete { relation, old, .. } => self.change(at, relation, Op::Delete, None, Some(old)),
             Message::Truncate { relations, .. } => {
+                self.described = (None, None);
                 let changes = relations.iter().map(|id| self.position(at, id, Op::Truncate, None, None));
                 Ok(Step::Truncate(changes.collect::<Result<_>>()?))
             }
@@ -255,7 +267,7 @@ impl Assembler {
                 })
                 .collect(),
         };
-        match self.by_id.get(&relation.id) {
+        let index = match self.by_id.get(&relation.id) {
             Some(&index) => {
                 self.relations[index] = relation;
                 index
@@ -266,7 +278,11 @@ impl Assembler {
                 self.relations.push(relation);
                 index
             }
-        }
+        };
+        // It may have been attached or detached since; the next change says so.
+        self.roots.remove(&index);
+        self.described = (self.described.1, Some(index));
+        index
     }
 
     fn change<'a>(
@@ -277,7 +293,14 @@ impl Assembler {
         new: Option<Tuple<'a>>,
         old: Option<OldTuple<'a>>,
     ) -> Result<Step<'a>> {
-        self.position(at, relation, op, new, old).map(Step::Change)
+        let change = self.position(at, relation, op, new, old)?;
+        if let (Some(root), Some(partition)) = std::mem::take(&mut self.described)
+            && root == change.relation
+            && partition != root
+        {
+            self.roots.insert(partition, root);
+        }
+        Ok(Step::Change(change))
     }
 
     fn position<'a>(

@@ -157,7 +157,7 @@ async fn another_writers_message_in_the_place_of_one_that_was_forgotten_does_not
         jetstream.publish("webhooks.other", r#"{"data":{}}"#.into()).await.unwrap().await.unwrap();
     }
     walhook.resume();
-    walhook.logged("has another one there now").await;
+    walhook.logged("there now").await;
     feed.stored(80).await;
     let mut ids: Vec<_> = feed.messages().await.iter().filter_map(|message| message.data()["id"].as_u64()).collect();
     ids.sort_unstable();

@@ -607,9 +607,8 @@ impl World {
             Kind::Untrusted if self.jetstream.has_forgotten && (self.swarm.confirm_delay == 0 || is_unsure) => {
                 self.put_streams_right();
             }
-            // The stream was set back, and the slot has what it lost: the next run goes on from there. Seed 4686 ends so without a
-            // stream that has forgotten anything: a needless new session, which loses nothing.
-            Kind::Unavailable if self.swarm.confirm_delay > 0 => {}
+            // The stream was set back, and the slot has what it lost: the next run goes on from there.
+            Kind::Unavailable if self.jetstream.has_forgotten && self.swarm.confirm_delay > 0 => {}
             _ => return Err(format!("walhook stops: {error:?}")),
         }
         self.crash("the run ends");

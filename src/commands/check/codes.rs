@@ -339,6 +339,12 @@ pub const CODES: &[Code] = &[
     code("schema_table_missing", SetUp, "a table of a linked schema is not linked", "Its changes are not published."),
     code("schema_missing", SetUp, "a linked schema does not exist", "Nothing can join its link."),
     code(
+        "partition_linked",
+        SetUp,
+        "a linked table is a partition of a linked table",
+        "PostgreSQL sends its changes as those of that table: its own links get no events.",
+    ),
+    code(
         "mask_broken",
         SetUp,
         "the columns of a table are not those for which a link's mask was set",

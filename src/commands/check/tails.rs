@@ -139,6 +139,7 @@ pub async fn check(
     let end = lane::Tail {
         last_sequence: end.last_sequence,
         ours,
+        in_stream: ours,
         listing: None,
         listed: Vec::new(),
         subjects: Vec::new(),

@@ -283,7 +283,16 @@ impl Decoder {
             let subjects = vec![">".to_owned()];
             let lane = self.streamer.lane_mut(lane);
             let (listing, listed) = (lane.listing(), Vec::new());
-            lane.open(&Tail { last_sequence: 0, ours: None, listing, listed, subjects, max_payload, batch_max: 1 })?;
+            lane.open(&Tail {
+                last_sequence: 0,
+                ours: None,
+                in_stream: None,
+                listing,
+                listed,
+                subjects,
+                max_payload,
+                batch_max: 1,
+            })?;
             lanes.push(to);
         }
         Ok(())

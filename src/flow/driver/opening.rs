@@ -320,9 +320,11 @@ impl Opening {
     fn opened(&mut self, end: StreamEnd, listed: Vec<EventPosition>) -> Opened {
         let facts = &self.facts;
         let takes_batches = facts.allows_batches && self.row().wants_batches();
+        let ours = end.ours.map(|ours| (ours.position, ours.sequence));
         let tail = Tail {
             last_sequence: end.last_sequence,
-            ours: end.ours.map(|ours| (ours.position, ours.sequence)),
+            ours,
+            in_stream: ours,
             listing: self.known.listing,
             listed,
             subjects: facts.subjects.clone(),

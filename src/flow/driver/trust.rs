@@ -228,9 +228,17 @@ impl Retention {
         if there == Some(position) {
             return Ok(());
         }
-        let stream = &self.stream;
+        let named = |event: Option<EventPosition>| match event {
+            Some(EventPosition { commit_lsn, ordinal, webhook_id, .. }) => {
+                format!("event {ordinal} of the transaction at {commit_lsn} for webhook {webhook_id}")
+            }
+            None => "no event of this source".to_owned(),
+        };
         Err(Error::unavailable(format!(
-            "stream {stream:?} had acknowledged message {sequence} and has another one there now"
+            "stream {:?} had acknowledged message {sequence} as {} and has {} there now",
+            self.stream,
+            named(Some(position)),
+            named(there)
         )))
     }
 }

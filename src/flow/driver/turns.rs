@@ -187,7 +187,16 @@ impl Driver {
         let queue = streamer.lane_mut(lane.0);
         let subjects = vec![">".to_owned()];
         let (listing, listed) = (queue.listing(), Vec::new());
-        queue.open(&Tail { last_sequence: 0, ours: None, listing, listed, subjects, max_payload, batch_max: 1 })?;
+        queue.open(&Tail {
+            last_sequence: 0,
+            ours: None,
+            in_stream: None,
+            listing,
+            listed,
+            subjects,
+            max_payload,
+            batch_max: 1,
+        })?;
         self.report(Report::CoreOpened(lane, ConnectionId { group: id, link: 0 }));
         self.lanes[lane.0].reached_core = true;
         self.set_phase(lane, Phase::Running);

@@ -321,7 +321,16 @@ mod tests {
 
     fn tail(last_sequence: u64, ours: Option<(EventPosition, u64)>, max_payload: usize) -> Tail {
         let subjects = vec!["s.>".to_owned()];
-        Tail { last_sequence, ours, listing: None, listed: Vec::new(), subjects, max_payload, batch_max: 1 }
+        Tail {
+            last_sequence,
+            ours,
+            in_stream: ours,
+            listing: None,
+            listed: Vec::new(),
+            subjects,
+            max_payload,
+            batch_max: 1,
+        }
     }
 
     /// An open lane into a stream that ends at 7 and a server that takes 3000 bytes, with an event for each body.

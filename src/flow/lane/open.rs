@@ -64,7 +64,7 @@ impl Lane {
         {
             self.last_stored = Some((*stored, *sequence));
         }
-        self.last_settled = later(self.last_settled, tail.ours);
+        self.last_settled = later(self.last_settled, tail.in_stream);
         self.listed = None;
         if self.mode.ordering == Ordering::Strict && !self.doubts.is_empty() {
             self.listed = Some(listed);

@@ -13,9 +13,11 @@ fn at(commit: u64) -> EventPosition {
 
 /// A tail whose last event of ours is at the given commit and sequence; any stranger's messages come behind it.
 fn tail(last_sequence: u64, ours: Option<(u64, u64)>) -> Tail {
+    let ours = ours.map(|(commit, sequence)| (at(commit), sequence));
     Tail {
         last_sequence,
-        ours: ours.map(|(commit, sequence)| (at(commit), sequence)),
+        ours,
+        in_stream: ours,
         listing: None,
         listed: Vec::new(),
         subjects: vec!["s.>".to_owned()],
@@ -582,4 +584,13 @@ fn an_event_that_an_earlier_connection_brought_is_no_repeated_id() {
     put_as(&mut lane, 2, "s.a", None, b"{}");
     lane.acked(b"0100000000", 8, true).unwrap();
     assert_eq!(sent(&mut lane), [("0100000001".to_owned(), Some(8))]);
+}
+
+/// A caller gave event 2 the id of event 1, so that the checkpoint has event 2 at the sequence of event 1.
+#[test]
+fn what_a_stream_has_to_keep_is_in_it_and_no_event_that_it_took_for_a_repeat() {
+    let mut lane = lane_of(Ordering::Shared, 0);
+    open(&mut lane, &Tail { ours: Some((at(2), 1)), ..tail(1, Some((1, 1))) });
+    assert_eq!(lane.last_stored(), Some((at(2), 1)));
+    assert_eq!(lane.last_settled(), Some((at(1), 1)));
 }

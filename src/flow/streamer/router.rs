@@ -296,8 +296,9 @@ impl Router {
         self.reported_streams = stream_problems;
     }
 
-    pub fn plan(&mut self, relation: &Relation) -> Plan {
-        let plan = Plan::new(relation, &self.rules, &self.types, &mut self.notices);
+    pub fn plan<'r>(&mut self, relation: &Relation, partitions: impl Iterator<Item = &'r Relation>) -> Plan {
+        let partitions: Vec<_> = partitions.map(|it| (it.schema.as_str(), it.name.as_str())).collect();
+        let plan = Plan::new(relation, &partitions, &self.rules, &self.types, &mut self.notices);
         let table = format!("{}.{}", relation.schema, relation.name);
         match &plan {
             Plan::Unlinked => self.notices.push(format!(
