@@ -215,6 +215,30 @@ fn nothing_is_left_to_be_done() {
 }
 
 #[test]
+fn no_merge_is_left_half_done() {
+    // No file is searched that a build or a tool has made.
+    let made = ["target", ".cache", ".git"];
+    let mut open = vec![root()];
+    let mut wrong = Vec::new();
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let (path, kind) = (entry.path(), entry.file_type().unwrap());
+            if kind.is_dir() && !made.contains(&entry.file_name().to_string_lossy().as_ref()) {
+                open.push(path);
+            } else if kind.is_file()
+                && let Ok(text) = std::fs::read_to_string(&path)
+            {
+                let is_mark = |line: &str| line.starts_with("<<<<<<< ") || line.starts_with(">>>>>>> ");
+                wrong.extend(
+                    text.lines().filter(|line| is_mark(line)).map(|line| format!("{}: {line}", path.display())),
+                );
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
 fn every_file_opens_with_a_paragraph_on_what_it_is() {
     for folder in ["src", "tests", "benches"] {
         let mut files = Vec::new();
