@@ -9,9 +9,10 @@ use postgres_protocol::{
 };
 
 use super::{
+    dial::{Attributes, Dialled, LoggedIn},
     login_error, session,
     settings::{ChannelBinding, Secret, Settings},
-    wire::{Attributes, Dialled, Fields, LoggedIn, Wire, parse_error},
+    wire::{Fields, Wire, parse_error},
 };
 use crate::error::{Error, Result};
 

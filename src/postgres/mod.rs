@@ -7,6 +7,7 @@
 
 mod auth;
 mod bounded;
+mod dial;
 mod passfile;
 pub mod replication;
 mod session;

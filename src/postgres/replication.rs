@@ -13,9 +13,9 @@ use tokio::time::timeout;
 use super::{
     OBJECT_NOT_IN_PREREQUISITE_STATE, PROTOCOL_VIOLATION, ServerError, UNDEFINED_OBJECT,
     auth::{self, Startup},
-    server_error, session,
+    dial, server_error, session,
     settings::Settings,
-    wire::{self, Fields, Wire, is_aside, parse_error},
+    wire::{Fields, Wire, is_aside, parse_error},
 };
 use crate::{
     error::{Error, Result},
@@ -81,7 +81,7 @@ impl Connection {
     /// # Errors
     /// Unavailable where waiting may help; Permission and Config where somebody must act.
     pub async fn connect(settings: &Settings) -> Result<Connection> {
-        let log_in = |startup| wire::connect(settings, move |dialled| auth::log_in(dialled, settings, startup));
+        let log_in = |startup| dial::connect(settings, move |dialled| auth::log_in(dialled, settings, startup));
         let wire = match log_in(Startup::Whole).await {
             Err(error) if super::sqlstate(&error) == Some(PROTOCOL_VIOLATION) => {
                 match log_in(Startup::Replication).await {

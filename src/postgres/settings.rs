@@ -8,17 +8,19 @@
 //! The keywords are described in PostgreSQL's manual, section 34.1.2, the variables in 34.15.
 
 use std::{
-    collections::BTreeMap,
     fmt,
     net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use crate::{
-    error::{Error, Result},
-    percent,
-};
+mod conninfo;
+#[cfg(test)]
+mod tests;
+
+use conninfo::{AT_SIGN, Given};
+
+use crate::error::{Error, Result};
 
 /// A text that stays out of logs and errors.
 #[derive(Clone, PartialEq, Eq)]
@@ -222,55 +224,6 @@ pub(super) fn is_default_socket_folder(folder: &Path) -> bool {
     SOCKET_FOLDERS.iter().any(|default| folder == Path::new(default))
 }
 
-/// What walhook understands, each with its variable.
-const KEYWORDS: [(&str, Option<&str>); 27] = [
-    ("host", Some("PGHOST")),
-    ("hostaddr", Some("PGHOSTADDR")),
-    ("port", Some("PGPORT")),
-    ("user", Some("PGUSER")),
-    ("password", Some("PGPASSWORD")),
-    ("passfile", Some("PGPASSFILE")),
-    ("dbname", Some("PGDATABASE")),
-    ("sslmode", Some("PGSSLMODE")),
-    ("sslnegotiation", Some("PGSSLNEGOTIATION")),
-    ("sslrootcert", Some("PGSSLROOTCERT")),
-    ("sslcert", Some("PGSSLCERT")),
-    ("sslkey", Some("PGSSLKEY")),
-    ("channel_binding", Some("PGCHANNELBINDING")),
-    ("application_name", Some("PGAPPNAME")),
-    ("fallback_application_name", None),
-    ("connect_timeout", Some("PGCONNECT_TIMEOUT")),
-    ("keepalives", None),
-    ("keepalives_idle", None),
-    ("keepalives_interval", None),
-    ("keepalives_count", None),
-    ("tcp_user_timeout", None),
-    ("options", Some("PGOPTIONS")),
-    ("target_session_attrs", Some("PGTARGETSESSIONATTRS")),
-    // Two on which walhook has its own mind: text is UTF-8, and it knows which connection replicates.
-    ("client_encoding", None),
-    ("replication", None),
-    // GSSAPI encryption is not spoken here; "require" is refused below.
-    ("gssencmode", Some("PGGSSENCMODE")),
-    // Compression is gone from TLS.
-    ("sslcompression", None),
-];
-
-/// What libpq understands and walhook refuses: each narrows whom to trust, so it must not be ignored.
-const REFUSED: [(&str, &str); 9] = [
-    ("service", "PGSERVICE"),
-    ("sslcrl", "PGSSLCRL"),
-    ("sslcrldir", "PGSSLCRLDIR"),
-    ("sslpassword", "PGSSLPASSWORD"),
-    ("sslcertmode", "PGSSLCERTMODE"),
-    ("requirepeer", "PGREQUIREPEER"),
-    ("require_auth", "PGREQUIREAUTH"),
-    ("ssl_min_protocol_version", "PGSSLMINPROTOCOLVERSION"),
-    ("ssl_max_protocol_version", "PGSSLMAXPROTOCOLVERSION"),
-];
-
-type Given = BTreeMap<&'static str, String>;
-
 impl Settings {
     /// Settings from a conninfo string or URL (may be empty), over the `PG*` variables, over libpq's defaults.
     ///
@@ -281,25 +234,7 @@ impl Settings {
     /// hold a password.
     pub fn parse(conninfo: &str, env: impl Fn(&str) -> Option<String>) -> Result<Settings> {
         let env = |name: &str| env(name).filter(|value| !value.is_empty());
-        let mut given = Given::new();
-        for (keyword, variable) in KEYWORDS {
-            if let Some(value) = variable.and_then(&env) {
-                given.insert(keyword, value);
-            }
-        }
-        if let Some((_, variable)) = REFUSED.iter().find(|(_, variable)| env(variable).is_some()) {
-            return Err(bad(format!("the variable {variable} is set, and walhook cannot do what it asks for"))
-                .hint("unset it for walhook"));
-        }
-        let trimmed = conninfo.trim();
-        let is_url = ["postgres://", "postgresql://"].iter().any(|scheme| trimmed.starts_with(scheme));
-        if !is_url && trimmed.split(['=', ' ']).next().is_some_and(|word| word.contains("://")) {
-            return Err(
-                bad("the URL begins with neither postgres:// nor postgresql://").hint("write postgres://user@host/db")
-            );
-        }
-        given.extend(if is_url { parse_url(trimmed)? } else { parse_pairs(trimmed)? });
-        Self::interpret(&given, env)
+        Self::interpret(&conninfo::read(conninfo, env)?, env)
     }
 
     fn interpret(given: &Given, env: impl Fn(&str) -> Option<String>) -> Result<Settings> {
@@ -446,10 +381,6 @@ impl Settings {
     }
 }
 
-/// What a URL needs whose user, password or database holds one of these.
-const AT_SIGN: &str = "a URL is postgres://user:password@host:port/dbname; in its parts write %40 for @, %3A for :, %2F for /, \
-                       %3F for ?, %25 for %";
-
 fn bad(what: impl Into<String>) -> Error {
     Error::config(what).context("read PostgreSQL's connection settings")
 }
@@ -526,347 +457,4 @@ fn hosts(host: Option<&str>, hostaddr: Option<&str>, port: Option<&str>) -> Resu
         }
     }
     Ok(hosts)
-}
-
-/// The keyword as the table has it. `place` says where it stands; the word itself may be a password, or the rest of one
-/// with a space in it.
-fn keyword(name: &str, place: &str) -> Result<&'static str> {
-    if let Some((keyword, _)) = KEYWORDS.iter().find(|(keyword, _)| *keyword == name) {
-        return Ok(keyword);
-    }
-    if let Some((keyword, _)) = REFUSED.iter().find(|(keyword, _)| *keyword == name) {
-        return Err(bad(format!("walhook cannot do what {keyword} asks for")).hint("leave it out"));
-    }
-    let near = KEYWORDS.iter().map(|(keyword, _)| (strsim::osa_distance(keyword, name), keyword)).min();
-    Err(bad(format!("{place} is no keyword")).hint(match near {
-        Some((..=2, keyword)) => format!("did you mean {keyword}?"),
-        _ => "a value with a space in it needs quotes: password='a b'".to_owned(),
-    }))
-}
-
-/// `keyword = value …`: values in single quotes where they hold spaces, a backslash before a quote or backslash.
-fn parse_pairs(text: &str) -> Result<Given> {
-    let mut given = Given::new();
-    let mut rest = text.trim_start();
-    while !rest.is_empty() {
-        let position = text.len() - rest.len() + 1;
-        let end = rest.find(|c: char| c == '=' || c.is_ascii_whitespace()).unwrap_or(rest.len());
-        let name = &rest[..end];
-        let after = rest[end..].trim_start();
-        let place = format!("the word at character {position}");
-        let Some(after) = after.strip_prefix('=') else {
-            return Err(bad(format!("no \"=\" after {place}")).hint(
-                "write a URL (postgres://user@host/db) or keyword=value, with quotes where a value holds a space: password='a b'",
-            ));
-        };
-        let keyword = keyword(name, &place)?;
-        let (value, after) = value(after.trim_start())
-            .ok_or_else(|| bad(format!("the quoted value of {keyword} has no closing quote")))?;
-        given.insert(keyword, value);
-        rest = after.trim_start();
-    }
-    Ok(given)
-}
-
-/// One value, and what follows it; `None` for a quote that is not closed.
-fn value(text: &str) -> Option<(String, &str)> {
-    let quoted = text.starts_with('\'');
-    let mut value = String::new();
-    let mut chars = text.char_indices().skip(usize::from(quoted));
-    while let Some((at, c)) = chars.next() {
-        match c {
-            '\\' => value.extend(chars.next().map(|(_, c)| c)),
-            '\'' if quoted => return Some((value, &text[at + 1..])),
-            c if !quoted && c.is_ascii_whitespace() => return Some((value, &text[at..])),
-            c => value.push(c),
-        }
-    }
-    (!quoted).then_some((value, ""))
-}
-
-/// `postgresql://user:password@host:port,host:port/dbname?keyword=value&…`, every part percent-encoded.
-fn parse_url(url: &str) -> Result<Given> {
-    let mut given = Given::new();
-    let (_, rest) = url.split_once("://").expect("the caller has seen the scheme");
-    let (rest, query) = rest.split_once('?').map_or((rest, ""), |(rest, query)| (rest, query));
-    // The user's part ends at the last "@" before the path: an unencoded "@" in a password is common.
-    let authority_end = rest.find('/').unwrap_or(rest.len());
-    let (authority, dbname) = (&rest[..authority_end], rest[authority_end..].trim_start_matches('/'));
-    let hosts = match authority.rsplit_once('@') {
-        None => authority,
-        Some((who, hosts)) => {
-            let (user, password) = who.split_once(':').map_or((who, None), |(user, password)| (user, Some(password)));
-            put(&mut given, "user", decode(user, "user")?);
-            if let Some(password) = password {
-                put(&mut given, "password", decode(password, "password")?);
-            }
-            hosts
-        }
-    };
-    let (mut names, mut ports) = (Vec::new(), Vec::new());
-    for host in hosts.split(',') {
-        let (name, port) = match host.strip_prefix('[') {
-            Some(v6) => {
-                let (name, port) = v6.split_once(']').ok_or_else(|| bad("the URL has a \"[\" without its \"]\""))?;
-                (name, port.strip_prefix(':').unwrap_or(port))
-            }
-            None => host.split_once(':').map_or((host, ""), |(name, port)| (name, port)),
-        };
-        names.push(decode(name, "host")?);
-        ports.push(decode(port, "port")?);
-    }
-    if names.iter().any(|name| !name.is_empty()) {
-        put(&mut given, "host", names.join(","));
-    }
-    if ports.iter().any(|port| !port.is_empty()) {
-        put(&mut given, "port", ports.join(","));
-    }
-    put(&mut given, "dbname", decode(dbname, "dbname")?);
-    if dbname.contains(['@', '/']) {
-        return Err(bad("the URL's dbname holds a \"@\" or a \"/\"").hint(AT_SIGN));
-    }
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let Some((name, value)) = pair.split_once('=') else {
-            return Err(bad("the URL's parameters have a keyword without a \"=\"").hint(AT_SIGN));
-        };
-        let name = decode(name, "a parameter's name")?;
-        // What JDBC users write.
-        if (&*name, value) == ("ssl", "true") {
-            given.insert("sslmode", "require".to_owned());
-            continue;
-        }
-        let keyword = keyword(&name, "a parameter of the URL")?;
-        given.insert(keyword, decode(value, keyword)?);
-    }
-    Ok(given)
-}
-
-fn put(given: &mut Given, keyword: &'static str, value: String) {
-    if !value.is_empty() {
-        given.insert(keyword, value);
-    }
-}
-
-fn decode(text: &str, what: &str) -> Result<String> {
-    let wrong = || {
-        bad(format!("the URL's {what} is not percent-encoded text"))
-            .hint("write %25 for a percent sign, %40 for an at sign, %2F for a slash")
-    };
-    percent::decode(text).filter(|decoded| !decoded.contains('\0')).ok_or_else(wrong)
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    type Env<'a> = &'a [(&'a str, &'a str)];
-
-    fn parse(text: &str, env: Env<'_>) -> Result<Settings> {
-        Settings::parse(text, |name| env.iter().find(|(variable, _)| *variable == name).map(|(_, v)| (*v).to_owned()))
-    }
-
-    fn tcp(name: &str, port: u16) -> Host {
-        Host { address: Address::Tcp { name: name.to_owned(), ip: None }, port }
-    }
-
-    fn unix(folder: &str, port: u16) -> Host {
-        Host { address: Address::Unix(folder.into()), port }
-    }
-
-    /// `text` over `env` is what `user=u host=h` is, but for what `expected` changes.
-    fn check(text: &str, env: Env<'_>, expected: impl FnOnce(&mut Settings)) {
-        let mut wanted = parse("user=u host=h", &[]).unwrap();
-        expected(&mut wanted);
-        match parse(text, env) {
-            Ok(settings) => assert_eq!(settings, wanted, "{text}"),
-            Err(e) => panic!("{text}: {e}"),
-        }
-    }
-
-    /// `text` over `env` is refused with words that hold `words` and not the secret `hunter2`.
-    fn refused(text: &str, env: Env<'_>, words: &str) {
-        let error = parse(text, env).expect_err(text);
-        assert_eq!(error.kind(), crate::error::Kind::Config);
-        let said = error.to_string();
-        assert!(said.contains(words), "{text}: {said}");
-        assert!(!said.contains("hunter2"), "{text}: {said}");
-    }
-
-    #[test]
-    fn pairs_are_read_as_libpq_reads_them() {
-        check("user=u host=h", &[], |_| {});
-        check("  host = h   user  =u ", &[], |_| {});
-        check("host=h user='a b' dbname='it\\'s \\\\ '", &[], |s| {
-            s.user = "a b".into();
-            s.dbname = "it's \\ ".into();
-        });
-        check("host=h user=a\\ b dbname=d", &[], |s| {
-            s.user = "a b".into();
-            s.dbname = "d".into();
-        });
-        check("host=h user=u dbname='' port=", &[], |_| {});
-        check("host=h host=i user=u", &[], |s| s.hosts = vec![tcp("i", 5432)]);
-        check("user=u password='p q' host=h", &[], |s| s.password = Some(Secret::new("p q")));
-        check("user=u host=/run/x port=6", &[], |s| s.hosts = vec![unix("/run/x", 6)]);
-        check("user=u", &[], |s| s.hosts = vec![unix("/var/run/postgresql", 5432), unix("/tmp", 5432)]);
-        check("user=u host=a,b,/s port=1,,3", &[], |s| {
-            s.hosts = vec![tcp("a", 1), tcp("b", 5432), unix("/s", 3)];
-        });
-        check("user=u host=a,b port=7", &[], |s| s.hosts = vec![tcp("a", 7), tcp("b", 7)]);
-        check("user=u host=a hostaddr=::1", &[], |s| {
-            let ip = Some("::1".parse().unwrap());
-            s.hosts = vec![Host { address: Address::Tcp { name: "a".into(), ip }, port: 5432 }];
-        });
-        check("user=u hostaddr=10.0.0.1", &[], |s| {
-            let ip = Some("10.0.0.1".parse().unwrap());
-            s.hosts = vec![Host { address: Address::Tcp { name: "10.0.0.1".into(), ip }, port: 5432 }];
-        });
-    }
-
-    #[test]
-    fn settings_of_one_server_leave_out_the_others_and_take_it_as_it_is() {
-        let all = parse("user=u dbname=d host=a,/s,b port=1,2,3 target_session_attrs=primary", &[]).unwrap();
-        for (target, host) in [("u@a:1/d", tcp("a", 1)), ("u@b:3/d", tcp("b", 3))] {
-            let only = all.only(target);
-            assert_eq!((only.hosts, only.target_session_attrs), (vec![host], TargetSessionAttrs::Any), "{target}");
-        }
-        let socket = unix("/s", 2);
-        assert_eq!(all.only(&format!("u@{socket}/d")).hosts, [socket]);
-        assert_eq!(all.only("another").hosts, all.hosts, "never without any");
-    }
-
-    #[test]
-    fn urls_are_read_as_libpq_reads_them() {
-        check("postgres://u@h", &[], |_| {});
-        check("postgresql://u@h/", &[], |_| {});
-        check("postgresql://u:p%40ss@h:99/d%2Fb?application_name=a%20b", &[], |s| {
-            s.password = Some(Secret::new("p@ss"));
-            s.hosts = vec![tcp("h", 99)];
-            s.dbname = "d/b".into();
-            s.application_name = "a b".into();
-        });
-        check("postgres://u:a@b:c@h/u", &[], |s| s.password = Some(Secret::new("a@b:c")));
-        check("postgres://u@h1:1,h2,[::1]:3/", &[], |s| {
-            s.hosts = vec![tcp("h1", 1), tcp("h2", 5432), tcp("::1", 3)];
-        });
-        check("postgres://u@%2Frun%2Fx:6", &[], |s| s.hosts = vec![unix("/run/x", 6)]);
-        check("postgres:///?user=u&host=/run/x&port=6", &[], |s| s.hosts = vec![unix("/run/x", 6)]);
-        check("postgres://u@h?ssl=true", &[], |s| s.sslmode = SslMode::Require);
-        check("postgres://?host=h", &[("PGUSER", "u")], |_| {});
-    }
-
-    #[test]
-    fn what_is_written_wins_over_the_environment_and_that_over_defaults() {
-        let env =
-            [("PGHOST", "h"), ("PGUSER", "u"), ("PGDATABASE", "d"), ("PGPASSWORD", "p"), ("PGSSLMODE", "require")];
-        check("", &env, |s| {
-            s.dbname = "d".into();
-            s.password = Some(Secret::new("p"));
-            s.sslmode = SslMode::Require;
-        });
-        check("dbname=e sslmode=disable password=q", &env, |s| {
-            s.dbname = "e".into();
-            s.password = Some(Secret::new("q"));
-            s.sslmode = SslMode::Disable;
-        });
-        check("host=h", &[("USER", "u")], |_| {});
-        check("host=h", &[("USER", ""), ("LOGNAME", "u")], |_| {});
-        check("host=h user=u", &[("HOME", "/home/u")], |s| {
-            s.passfile = Some("/home/u/.pgpass".into());
-            s.sslrootcert = RootCert::Default(Some("/home/u/.postgresql/root.crt".into()));
-            s.sslcert = Some("/home/u/.postgresql/postgresql.crt".into());
-            s.sslkey = Some("/home/u/.postgresql/postgresql.key".into());
-        });
-    }
-
-    #[test]
-    fn each_keyword_has_its_meaning() {
-        let text = "user=u host=h sslmode=verify-full sslrootcert=/r sslcert=/c sslkey=/k channel_binding=require \
-            application_name=a connect_timeout=3 keepalives_idle=1 keepalives_interval=2 keepalives_count=4 \
-            tcp_user_timeout=5 options='-c x=y' target_session_attrs=primary sslnegotiation=direct passfile=/p";
-        check(text, &[], |s| {
-            s.sslmode = SslMode::VerifyFull;
-            s.sslrootcert = RootCert::File("/r".into());
-            (s.sslcert, s.sslkey, s.sslcert_named) = (Some("/c".into()), Some("/k".into()), true);
-            s.channel_binding = ChannelBinding::Require;
-            s.application_name = "a".into();
-            s.connect_timeout = Some(Duration::from_secs(3));
-            s.keepalive = Some(Keepalive { idle: Duration::from_secs(1), interval: Duration::from_secs(2), count: 4 });
-            s.tcp_user_timeout = Some(Duration::from_millis(5));
-            s.options = Some("-c x=y".into());
-            s.target_session_attrs = TargetSessionAttrs::Primary;
-            s.sslnegotiation = SslNegotiation::Direct;
-            s.passfile = Some("/p".into());
-        });
-        check("user=u host=h connect_timeout=0 keepalives=0 tcp_user_timeout=0", &[], |s| {
-            (s.connect_timeout, s.keepalive, s.tcp_user_timeout) = (None, None, None);
-        });
-        check("user=u host=h sslrootcert=system", &[], |s| {
-            (s.sslrootcert, s.sslmode) = (RootCert::System, SslMode::VerifyFull);
-        });
-        check("user=u host=h client_encoding=auto replication=1 gssencmode=prefer", &[], |_| {});
-    }
-
-    #[test]
-    fn what_cannot_be_is_refused_without_showing_a_secret() {
-        refused("host=h", &[], "no user is given");
-        refused("hots=h", &[], "the word at character 1 is no keyword. Hint: did you mean host?");
-        refused("user", &[], "no \"=\" after the word at character 1");
-        refused("password=open hunter2 host=h", &[], "after the word at character 15");
-        refused("password=open hunter2=x host=h", &[], "the word at character 15 is no keyword");
-        refused("password='hunter2", &[], "no closing quote");
-        refused(
-            "user=u sslmode=verify_full",
-            &[],
-            "use one of disable, allow, prefer, require, verify-ca, verify-full",
-        );
-        refused("user=u", &[("PGSSLMODE", "hunter2")], "the value of sslmode is not a choice");
-        refused("user=u sslrootcert=system sslmode=require", &[], "use sslmode=verify-full");
-        refused("user=u sslnegotiation=direct", &[], "use sslmode=require or stricter");
-        refused("user=u gssencmode=require", &[], "GSSAPI");
-        refused("user=u sslcrl=/x", &[], "sslcrl");
-        refused("user=u", &[("PGSERVICE", "x")], "PGSERVICE");
-        refused("user=u port=0", &[], "from 1 to 65535");
-        refused("user=u host=a,b port=1,2,3", &[], "3 ports for 2 hosts");
-        refused("user=u host=a,b hostaddr=::1", &[], "do not pair");
-        refused("user=u hostaddr=hunter2", &[], "use host for a name");
-        refused("user=u connect_timeout=hunter2", &[], "whole number");
-        refused("postgres://u:hunter2%@h", &[], "the URL's password is not percent-encoded");
-        refused("postgres://u:hunter2%00@h", &[], "the URL's password is not percent-encoded");
-        refused("postgres://u:hunter2@[::1", &[], "\"]\"");
-        refused("postgres://u:hunter2@h?x", &[], "without a \"=\"");
-        refused("postgres://u:hunter2@h?x=1", &[], "a parameter of the URL is no keyword");
-        refused("postgres://u@h?prot=1", &[], "did you mean port?");
-        // What is left of a URL or of a password that is written wrong.
-        refused("mysql://u:hunter2@h/d", &[], "neither postgres:// nor postgresql://");
-        refused("Postgres://u:hunter2@h/d?sslmode=require", &[], "neither postgres:// nor postgresql://");
-        refused("jdbc:postgresql://h/d?user=u&password=hunter2", &[], "neither postgres:// nor postgresql://");
-        refused("u:hunter2@h/d", &[], "no \"=\"");
-        refused("u:hunter2@h/d?sslmode=require", &[], "is no keyword");
-        refused("hunter2", &[], "no \"=\"");
-        refused("hunter2==", &[], "is no keyword");
-        refused("postgres://u:hunter2", &[("PGUSER", "u")], "a port is not");
-        refused("postgres://u:hunter2/x@h/d", &[("PGUSER", "u")], "%2F for /");
-        refused("postgres://u:1/hunter2@h/d", &[("PGUSER", "u")], "%2F for /");
-        refused("postgres://u:1?hunter2@h/d", &[("PGUSER", "u")], "%3F for ?");
-        refused("postgres://u:1?hunter2=x@h/d", &[("PGUSER", "u")], "is no keyword");
-        refused("postgres://u@h/d?hunter2%", &[], "without a");
-        refused("user=u host=u:hunter2@h", &[], "a host is neither");
-        refused("user=u host=postgres://u:hunter2@h/d", &[], "a host is neither");
-        refused("user=u port=hunter2", &[], "a port is not");
-        refused("user=u", &[("PGPORT", "hunter2")], "a port is not");
-    }
-
-    #[test]
-    fn no_secret_shows_in_debug_or_target() {
-        let settings = parse("postgres://u:hunter2@h:1,[::1]/d", &[]).unwrap();
-        assert_eq!(settings.target(), "u@h:1,[::1]:5432/d");
-        assert!(!format!("{settings:?}").contains("hunter2"));
-        for misplaced in ["user=u:hunter2 host=h", "user=u host=h dbname=postgres://u:hunter2@h/d"] {
-            let shown = parse(misplaced, &[]).unwrap().target();
-            assert!(!shown.contains("hunter2"), "{shown}");
-        }
-        assert_eq!(settings.password.unwrap().reveal(), "hunter2");
-    }
 }

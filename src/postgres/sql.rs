@@ -25,10 +25,10 @@ use tokio_postgres::{
 use super::{
     PROTOCOL_VIOLATION, ServerError, auth,
     bounded::{Bounded, Endless},
+    dial::{self, Attributes, Dialled, LoggedIn, Socket},
     login_error, server_error, session,
     settings::{ChannelBinding, Secret, Settings},
     tls,
-    wire::{self, Attributes, Dialled, LoggedIn, Socket},
 };
 use crate::{
     error::{Error, Result},
@@ -179,7 +179,7 @@ pub async fn blockers(client: &Client, process: i32) -> std::result::Result<Vec<
 /// # Errors
 /// As [`Connection::connect`](super::replication::Connection::connect).
 pub async fn connect(settings: &Settings) -> Result<Client> {
-    let log_in = |options| wire::connect(settings, move |dialled| log_in(dialled, settings, options));
+    let log_in = |options| dial::connect(settings, move |dialled| log_in(dialled, settings, options));
     let client = match log_in(Options::Whole).await {
         // A pooler that does not know the parameter `options`.
         Err(error) if super::sqlstate(&error) == Some(PROTOCOL_VIOLATION) => log_in(Options::OnlyOwn).await?,

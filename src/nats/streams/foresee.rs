@@ -8,7 +8,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use super::{
-    Owner, StreamState, Wanted, check_owner, info, judge, number, overlapping, parse_info, parse_state, plan, unix_ns,
+    Owner, StreamState, Wanted, check_owner, info,
+    info::{flag, number, parse_info, text},
+    judge, overlapping, parse_state, plan, unix_ns,
 };
 use crate::{
     error::Result,
@@ -113,8 +115,8 @@ pub async fn foresee(control: &Control, row: &StreamRow, owner: Option<&Owner>) 
 fn limits(config: &Value) -> Limits {
     let config = config.as_object().cloned().unwrap_or_default();
     let limit = |key: &str| Some(number(&config, key, -1)).filter(|limit| *limit > 0).map(|limit| limit as f64);
-    let refuses_new = super::text(&config, "discard", "old") == "new";
-    let refuses_per_subject = refuses_new && super::flag(&config, "discard_new_per_subject");
+    let refuses_new = text(&config, "discard", "old") == "new";
+    let refuses_per_subject = refuses_new && flag(&config, "discard_new_per_subject");
     Limits {
         messages: limit("max_msgs"),
         bytes: limit("max_bytes"),

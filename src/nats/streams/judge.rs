@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::{StreamState, flag, number, text};
+use super::info::{StreamState, flag, number, text};
 use crate::error::{Error, Result};
 
 /// Whether an ack of this stream means that the message is stored. Errors where it never can be, warnings where it may not.
