@@ -70,6 +70,8 @@ enum Command {
     Tail(commands::tail::Arguments),
     /// Show what each operation on a table would publish, and where
     Explain(commands::explain::Arguments),
+    /// Show the JSON Schema of a table's rows, as consumers get it, or its versions
+    Schema(commands::row_schemas::Arguments),
     /// List, show, retry or drop events that could not be published or delivered
     DeadLetters {
         #[command(subcommand)]
@@ -280,6 +282,7 @@ async fn work(config: &Config, command: Command) -> Result<()> {
         },
         Command::Tail(arguments) => commands::tail::tail(config, &arguments, shutdown()?).await,
         Command::Explain(arguments) => commands::explain::explain(config, &arguments).await,
+        Command::Schema(arguments) => commands::row_schemas::show(config, &arguments).await,
         Command::DeadLetters { action } => commands::dead_letters::dead_letters(config, &action).await,
         Command::Webhook { action } => commands::webhook::webhook(config, &action).await,
         Command::Replay(arguments) => commands::replay::replay(config, &arguments, shutdown()?).await,

@@ -10,6 +10,7 @@ mod masks;
 mod nats;
 mod provider;
 mod rights;
+mod schemas;
 mod server;
 mod show;
 mod sizes;

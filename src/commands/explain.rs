@@ -97,17 +97,17 @@ const PARTITIONS: &str = "SELECT DISTINCT l.table_schema, l.table_name \
 const OPERATIONS: [Op; 4] = [Op::Insert, Op::Update, Op::Delete, Op::Truncate];
 
 /// What the catalog knows of a table.
-struct Table {
-    relation: Relation,
+pub(super) struct Table {
+    pub relation: Relation,
     /// Which of [`OPERATIONS`] the publications send.
     published: [bool; 4],
     lsn: Lsn,
     now: i64,
     database: String,
     /// A table above it that is linked: its changes arrive as those of that one.
-    linked_root: Option<String>,
+    pub linked_root: Option<String>,
     /// Partitions with links of their own, by schema and name.
-    partitions: Vec<(String, String)>,
+    pub partitions: Vec<(String, String)>,
 }
 
 /// A row as pgoutput sends it.
@@ -185,7 +185,7 @@ pub async fn explain(config: &Config, arguments: &Arguments) -> Result<()> {
 }
 
 impl Table {
-    async fn find(client: &Client, config: &Config, name: &str) -> Result<Table> {
+    pub async fn find(client: &Client, config: &Config, name: &str) -> Result<Table> {
         let attempted = || format!("look for the table {name:?}");
         let found = match client.query_opt(FIND, &[&name]).await {
             Ok(found) => found,
@@ -204,13 +204,13 @@ impl Table {
         let Some(found) = found else {
             let all = client.query(TABLES, &[]).await.map_err(failed)?;
             let near = names::nearest(name, all.iter().map(|row| row.get::<_, &str>(0)));
-            return Err(Error::config(format!("explain {name:?}: there is no such table"))
+            return Err(Error::config(format!("table {name:?}: there is no such table"))
                 .hint(format!("{near}a name with capitals has quotes of its own: '\"Orders\"'")));
         };
         let oid: u32 = found.get(0);
         let kind: &str = found.get(5);
         if !matches!(kind, "r" | "p") {
-            return Err(Error::config(format!("explain {name:?}: it is no table, and nothing of it is in the WAL"))
+            return Err(Error::config(format!("table {name:?}: it is no table, and nothing of it is in the WAL"))
                 .hint("link the tables that it reads from"));
         }
         let columns = client.query(COLUMNS, &[&oid]).await.map_err(failed)?;
@@ -424,6 +424,9 @@ impl Making<'_> {
         head.write_ids(&mut block);
         head.write_origin(&mut block);
         payload::write_headers(body, webhook, &self.config.source, &transaction, id.as_bytes(), &mut block);
+        if let Some(schema) = body.schema() {
+            block.extend_from_slice(&schema.line);
+        }
         let mut bytes = Vec::new();
         let _ = payload::write(body, webhook, &self.config.source, &transaction, id.as_bytes(), &mut bytes);
         report["subject"] = String::from_utf8_lossy(&subject).into();

@@ -24,6 +24,7 @@ pub mod paint;
 mod presence;
 mod progress;
 pub mod replay;
+pub mod row_schemas;
 mod rows;
 pub mod run;
 mod schema;

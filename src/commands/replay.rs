@@ -24,8 +24,9 @@ use super::Tell;
 use crate::{
     config::Config,
     error::{Error, Kind, Result},
-    nats::{control::Control, owner::Use, streams::StreamState},
+    nats::{control::Control, owner::Use, schemas, streams::StreamState},
     postgres::sql,
+    route::streams::{most_replicas, streams_of_all},
 };
 pub(super) use filter::{Filter, Verdict, table_of};
 pub use point::{Bounds, Point};
@@ -241,7 +242,11 @@ impl Work<'_> {
                     let control = streams::control(self.config, &row).await?;
                     let Feed { identity, .. } = self.feed;
                     super::presence::check_runs(self.client, &control, &self.config.source, identity).await?;
-                    targets.push((row.config_id, self.target(&control, &prefix).await?));
+                    let (streams, _) = streams_of_all(&self.feed.tables).remove(&row.config_id).unwrap_or_default();
+                    let (owner, replicas) = (self.feed.owner(), most_replicas(&streams));
+                    let writer = schemas::Writer { owner, replicas, config_id: row.config_id };
+                    let target = self.target(&control, &prefix).await?;
+                    targets.push((row.config_id, target.with_schemas(control, writer)));
                 }
                 begun(targets.first().map(|(_, target)| target)).await?;
                 wal::copy(&mut copy, self.config, start, id, self.asked.rules, targets).await?

@@ -20,6 +20,7 @@ mod look_after;
 mod opening;
 mod other_runs;
 mod queue_state;
+mod schemas;
 mod servers;
 mod state;
 mod transfer;
@@ -200,6 +201,15 @@ pub enum Event {
         /// Where it is.
         outcome: Result<Claim>,
     },
+    /// What came of [`Action::StoreSchema`].
+    SchemaStored {
+        /// Whose messages name it.
+        lane: StreamId,
+        /// Its number.
+        nth: u64,
+        /// It is durable, or why not.
+        outcome: Result<()>,
+    },
 }
 
 /// A message that the server closes the connection over; it does not say which.
@@ -237,6 +247,8 @@ pub enum Action {
     Ask(StreamId, Box<Question>),
     /// Store the payload of the lane's claim check with this number. Answered by [`Event::Stored`].
     Store(StreamId, u64),
+    /// Store the schema with this number that the lane waits for. Answered by [`Event::SchemaStored`].
+    StoreSchema(StreamId, u64),
     /// What this task comes to does not count any more.
     Abandon(Task),
     /// For the log and the status.
@@ -254,6 +266,8 @@ pub enum Task {
     Ask(StreamId),
     /// [`Action::Store`]
     Store(StreamId),
+    /// [`Action::StoreSchema`]
+    StoreSchema(StreamId),
 }
 
 /// What people may want to know.
@@ -282,6 +296,10 @@ pub enum Report {
     RunsHidden(GroupId, Error),
     /// A payload could not be stored, and is tried again.
     NotStored(StreamId, Error),
+    /// The same of a schema that messages of the lane name; they wait for it.
+    SchemaNotStored(StreamId, Error),
+    /// None of its messages waits for a schema any more that could not be stored.
+    SchemasStored(StreamId),
     /// Something to say of a stream.
     Warning(StreamId, String),
     /// What a stream cannot do of its row's `transactions` and `durability`, when that changes.
@@ -446,6 +464,7 @@ impl Driver {
             Event::RunsAsked(group, answer) => self.runs_asked(group, answer),
             Event::Replied { lane, reply, no_jetstream } => self.replied(lane, reply, no_jetstream, streamer),
             Event::Stored { lane, number, outcome } => self.stored(lane, number, outcome, streamer),
+            Event::SchemaStored { lane, nth, outcome } => self.schema_stored(lane, nth, outcome, streamer),
         }
     }
 

@@ -6,8 +6,8 @@
 //!
 //! What a message looks like is in [`message`], what goes together into one atomic batch in `batch`, core NATS in `core`, what is
 //! too large for a message in [`claim_check`], what a tail says of the line in `open`, what a stream has to keep in `retained`, what
-//! of a tail has to be listed in `doubt`, what a caller's repeated message id costs in `repeats`, how long messages took in
-//! `times`, which message a connection is closed over in `verdict`.
+//! of a tail has to be listed in `doubt`, what a caller's repeated message id costs in `repeats`, which schemas they
+//! name in `schemas`, how long messages took in `times`, which message a connection is closed over in `verdict`.
 
 mod batch;
 pub mod claim_check;
@@ -19,6 +19,7 @@ mod open;
 mod record;
 mod repeats;
 mod retained;
+mod schemas;
 mod times;
 #[cfg(feature = "otlp")]
 mod traced;
@@ -49,6 +50,7 @@ use open::SlotOutcome;
 use record::{noted, record, text};
 use repeats::Repeats;
 use retained::later;
+use schemas::Schemas;
 pub use times::Times;
 #[cfg(feature = "otlp")]
 pub use traced::Traced;
@@ -203,6 +205,7 @@ pub struct Lane {
     sent_upto: u64,
     batching: Batching,
     repeats: Repeats,
+    schemas: Schemas,
     template: Template,
 }
 
@@ -333,6 +336,7 @@ impl Lane {
             sent_upto: 0,
             batching: Batching::default(),
             repeats: Repeats::default(),
+            schemas: Schemas::default(),
             template: Template::default(),
         }
     }
@@ -650,10 +654,21 @@ impl Lane {
         if self.anchor.is_none() || !self.rejected.is_empty() {
             return &[];
         }
-        let claim_check = self.claim_checks.front().map(|claim_check| self.first_with(claim_check));
+        let claim_check = self.claim_checks.front();
+        let claim_check =
+            claim_check.map(|claim_check| self.first_with(claim_check.number, claim_check.position.commit_lsn));
+        let schema = self.first_without_schema();
         let repeat = self.first_behind_repeat();
         let other = self.first_in_other_mode();
-        let limit = self.limit.into_iter().chain(self.turn_limit).chain(claim_check).chain(repeat).chain(other).min();
+        let limit = self
+            .limit
+            .into_iter()
+            .chain(self.turn_limit)
+            .chain(claim_check)
+            .chain(schema)
+            .chain(repeat)
+            .chain(other)
+            .min();
         let held = limit.map_or(self.slots.len(), |limit| self.slots.partition_point(|slot| slot.number < limit));
         let held = if self.batching.is_wanted() { self.cut(held).min(held) } else { held };
         let alone = self.slots.front().map_or(1, |first| usize::from(first.part.1));

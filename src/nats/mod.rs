@@ -3,7 +3,7 @@
 //! What a server says passes through [`foreign`]; what its refusals mean is in [`codes`].
 //!
 //! Two connections per configuration: a client of async-nats for the JetStream API ([`control`]: [`streams`], [`tail`],
-//! [`locate`], [`objects`]),
+//! [`locate`], [`objects`], [`schemas`]),
 //! and thin publishing connections of our own, opened by [`handshake`], driven by [`publish`] and read by [`ops`] and [`ack`]. Both take the same
 //! [`settings`], prove who they are by the same [`auth`] and encrypt by the same [`tls`].
 
@@ -19,6 +19,7 @@ pub mod objects;
 pub mod ops;
 pub mod owner;
 pub mod publish;
+pub mod schemas;
 pub mod settings;
 pub mod streams;
 pub mod tail;

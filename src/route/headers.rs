@@ -6,6 +6,8 @@
 
 use serde_json::{Map, Value};
 
+use super::row_schema;
+
 /// Longest block of a webhook's or an event's own headers, in bytes. JetStream takes 64 KiB with all the others.
 pub const BLOCK_MAX: usize = 8 * 1024;
 /// The same of a dead letter that is published again, whose format's headers are among them.
@@ -104,13 +106,14 @@ impl Block {
 pub const WITHHELD: &str = "Walhook-Withheld";
 
 /// Headers of ours that stay with a message's body when it is published again.
-const STAYS: [&str; 7] = [
+const STAYS: [&str; 8] = [
     "Walhook-Headers",
     "Walhook-Message-Id",
     "Walhook-Object",
     "Walhook-Object-SHA256",
     "Walhook-Old-Key",
     "Walhook-Retry-Of",
+    row_schema::HEADER,
     "Walhook-Type",
 ];
 
@@ -307,9 +310,11 @@ mod tests {
         assert_eq!(out, b"\r\nX: 1");
         // The body of a claim check says nothing without them.
         out.clear();
-        let claim = object(r#"{"Walhook-Epoch": "3", "Walhook-Object": "b/n", "Walhook-Object-SHA256": "ab"}"#);
+        let claim = object(
+            r#"{"Walhook-Epoch": "3", "Walhook-Object": "b/n", "Walhook-Object-SHA256": "ab", "Walhook-Schema": "p.t.1"}"#,
+        );
         write_again(&claim, &mut out);
-        assert_eq!(out, b"\r\nWalhook-Object: b/n\r\nWalhook-Object-SHA256: ab");
+        assert_eq!(out, b"\r\nWalhook-Object: b/n\r\nWalhook-Object-SHA256: ab\r\nWalhook-Schema: p.t.1");
     }
 
     #[test]

@@ -27,7 +27,7 @@ const SHOWN_FROM: usize = 8;
 
 /// What becomes of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mask {
+pub enum Mask {
     /// It leaves as it is.
     Plain,
     /// HMAC-SHA256 of its text, in hexadecimal.
@@ -255,6 +255,11 @@ impl Shape {
     /// `"name":` as the message has it, where that is not the column's name.
     pub fn key(&self, index: usize) -> Option<&[u8]> {
         self.columns[index].key.as_deref()
+    }
+
+    /// What becomes of its values.
+    pub fn mask(&self, index: usize) -> Mask {
+        self.columns[index].mask
     }
 
     /// Appends the value of a column that is in the WAL, where it may not leave as it is. Returns whether it did.

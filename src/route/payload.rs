@@ -3,7 +3,7 @@
 //! Comes in: a change, the plan of its table, its webhook. Goes out: bytes of JSON, appended. No tree of values in
 //! between, no allocation per column.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use serde_json::{Map, Value};
 
@@ -13,6 +13,7 @@ use super::{
     headers,
     message_columns::MessageColumns,
     plan::{ColumnPlan, EventColumns, Linked, Target},
+    row_schema::RowSchema,
     rules::{Format, Keep, Webhook},
     trace,
     value::{write_bytes, write_json, write_json_string},
@@ -150,6 +151,14 @@ pub enum Body<'a> {
 }
 
 impl<'a> Body<'a> {
+    /// The schema of the event's row, if its configuration publishes schemas.
+    pub fn schema(self) -> Option<&'a Arc<RowSchema>> {
+        match self {
+            Body::Row { target, change, .. } if change.op != Op::Truncate => target.schema.as_ref(),
+            Body::Row { .. } | Body::Call { .. } | Body::Emitted(_) => None,
+        }
+    }
+
     /// The event's own headers.
     fn own_headers(self) -> Option<&'a Map<String, Value>> {
         match self {

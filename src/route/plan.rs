@@ -3,7 +3,7 @@
 //! Comes in: a relation, the rules, the type catalog. Goes out: a [`Plan`] with column indexes where the rules had
 //! names. A link that does not fit its table (a column that was dropped) is set aside with the reason.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     chunk_row::RowColumns,
@@ -11,6 +11,7 @@ use super::{
     filter::{Filter, Seen},
     mask::{self, Fitted, Shape},
     message_columns::MessageColumns,
+    row_schema::RowSchema,
     rules::{IdAndLink, Rules},
     subject::{self, Template},
     tables::{LinkRow, Table},
@@ -96,6 +97,8 @@ pub struct Target {
     pub shape: Option<Shape>,
     /// Nothing of a row may leave, for the mask cannot be applied.
     pub is_withheld: bool,
+    /// The schema of the rows, if the configuration publishes schemas.
+    pub schema: Option<Arc<RowSchema>>,
     /// Whether the row before goes into the payload.
     pub include_old: bool,
     /// The column whose `traceparent` goes into the headers.
@@ -290,6 +293,9 @@ impl Target {
         let message = MessageColumns::new(link, relation, types, &rules.webhooks[webhook], &mut of_message)
             .filter(|_| !fitted.is_withheld);
         problems.extend(of_message.into_iter().map(|problem| format!("{named}: {problem}")));
+        let tells_schema = rules.webhooks[webhook].publishes_schemas && message.is_none() && problems.is_empty();
+        let schema = tells_schema
+            .then(|| Arc::new(RowSchema::new(relation, types, fitted.selected.as_deref(), fitted.shape.as_ref())));
         let lane = subject.as_literal().and_then(|subject| rules.lane(webhook, subject));
         Some(Target {
             link: id,
@@ -297,6 +303,7 @@ impl Target {
             selected: fitted.selected,
             shape: fitted.shape,
             is_withheld: fitted.is_withheld,
+            schema,
             include_old: link.include_old,
             trace,
             message,

@@ -141,6 +141,8 @@ pub struct Webhook {
     pub expose_credentials: bool,
     /// The headers that may be shown, as a JSON object.
     pub headers: Vec<u8>,
+    /// Whether schemas of the rows of its tables are published.
+    pub publishes_schemas: bool,
     /// The headers of the messages themselves: the format's and those of `nats_headers`.
     pub message_headers: Block,
     config_id: i32,
@@ -186,13 +188,11 @@ impl Rules {
             .iter()
             .map(|(&id, row)| {
                 let config_id = row.nats_config_id.or(default_config);
-                compile_webhook(
-                    id,
-                    row,
-                    config_id,
-                    config_id.and_then(|id| tables.configs.get(&id)).map(AsRef::as_ref),
-                    &configs,
-                )
+                let config_row = config_id.and_then(|id| tables.configs.get(&id)).map(AsRef::as_ref);
+                let mut webhook = compile_webhook(id, row, config_id, config_row, &configs);
+                // Core NATS has no bucket; a replay's lanes only look like it.
+                webhook.publishes_schemas &= tables.is_for_replay || !config_row.is_some_and(is_core);
+                webhook
             })
             .collect();
         let by_id = webhooks.iter().enumerate().map(|(index, webhook)| (webhook.id, index)).collect();
@@ -385,6 +385,7 @@ fn compile_webhook(
         middle,
         expose_credentials: row.expose_credentials,
         headers,
+        publishes_schemas: config_row.is_some_and(|row| row.publish_schemas == Some(true)),
         message_headers,
         config_id: config_id.unwrap_or(-1),
     }

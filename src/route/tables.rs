@@ -166,6 +166,8 @@ pub struct ConfigRow {
     pub api_prefix: Option<String>,
     /// Below which subject walhook announces what happens to deliveries.
     pub notice_subject: Option<String>,
+    /// Whether schemas of the rows of tables are published.
+    pub publish_schemas: Option<bool>,
     /// Counts how often the row was written, also where nothing in it changed: who gave it up tries again.
     pub revision: u64,
 }
@@ -218,6 +220,7 @@ impl ConfigRow {
             history_payload: self.history_payload.clone(),
             object_bucket: self.object_bucket.clone(),
             notice_subject: self.notice_subject.clone(),
+            publish_schemas: self.publish_schemas,
             ..newer.clone()
         }
     }
@@ -622,6 +625,7 @@ impl Row for ConfigRow {
             "jetstream_domain" => self.jetstream_domain = optional(value),
             "api_prefix" => self.api_prefix = optional(value),
             "notice_subject" => self.notice_subject = optional(value),
+            "publish_schemas" => self.publish_schemas = switch(column, value)?,
             "enabled" => self.enabled = switch(column, value)?,
             _ => {}
         }

@@ -124,6 +124,8 @@ pub struct TypeCatalog {
     types: BTreeMap<u32, TypeKind>,
     /// As far as the WAL stream tells of types, which it does by the names they had: what is left of a type that was dropped.
     declared: BTreeMap<u32, Class>,
+    /// Texts may have bytes that are no characters: the database's encoding is `SQL_ASCII`, or has one byte for each character.
+    pub has_raw_bytes: bool,
 }
 
 /// OIDs below are assigned by hand in PostgreSQL's source and mean the same in every cluster; from here on `initdb` and
@@ -175,6 +177,10 @@ impl TypeCatalog {
         self.declared.extend(older.declared);
     }
 
+    /// Reads [`has_raw_bytes`](Self::has_raw_bytes).
+    pub const QUERY_ENCODING: &str = "SELECT pg_catalog.pg_encoding_max_length(pg_catalog.pg_char_to_encoding(\
+        pg_catalog.getdatabaseencoding())) OPERATOR(pg_catalog.=) 1";
+
     /// How values of a type become JSON that no catalog knows, by what the WAL stream calls it. What does not look like it becomes
     /// a string of its text, as always.
     pub fn declared(&self, oid: u32) -> Class {
@@ -191,6 +197,20 @@ impl TypeCatalog {
             }
         }
         oid
+    }
+
+    /// The type below domains and arrays, however deep; 0 where it is not known.
+    pub fn leaf(&self, oid: u32) -> u32 {
+        let mut oid = oid;
+        for _ in 0..HOPS_MAX {
+            let kind = if oid < FIRST_ASSIGNED_OID { Some(built_in(oid)) } else { self.types.get(&oid).copied() };
+            match kind {
+                Some(TypeKind::Scalar(_)) => return oid,
+                Some(TypeKind::Domain { base: inner } | TypeKind::Array { element: inner, .. }) => oid = inner,
+                None => break,
+            }
+        }
+        0
     }
 
     /// How values of the type become JSON. `None`: a type newer than this catalog, which is to be read again; if it is
@@ -252,6 +272,73 @@ fn built_in_scalar(name: &str) -> Scalar {
         "int2vector" | "oidvector" => Scalar::Vector,
         _ => Scalar::Text,
     }
+}
+
+/// What SQL calls a type of PostgreSQL's own, of those that a table is likely to have.
+pub fn sql_name(oid: u32) -> Option<&'static str> {
+    Some(match oid {
+        16 => "boolean",
+        17 => "bytea",
+        18 => "\"char\"",
+        19 => "name",
+        20 => "bigint",
+        21 => "smallint",
+        22 => "int2vector",
+        23 => "integer",
+        25 => "text",
+        26 => "oid",
+        27 => "tid",
+        28 => "xid",
+        29 => "cid",
+        30 => "oidvector",
+        114 => "json",
+        142 => "xml",
+        600 => "point",
+        601 => "lseg",
+        602 => "path",
+        603 => "box",
+        604 => "polygon",
+        628 => "line",
+        650 => "cidr",
+        700 => "real",
+        701 => "double precision",
+        718 => "circle",
+        774 => "macaddr8",
+        790 => "money",
+        829 => "macaddr",
+        869 => "inet",
+        1042 => "character",
+        1043 => "character varying",
+        1082 => "date",
+        1083 => "time without time zone",
+        1114 => "timestamp without time zone",
+        1184 => "timestamp with time zone",
+        1186 => "interval",
+        1266 => "time with time zone",
+        1560 => "bit",
+        1562 => "bit varying",
+        1700 => "numeric",
+        2950 => "uuid",
+        3220 => "pg_lsn",
+        3614 => "tsvector",
+        3615 => "tsquery",
+        JSONB => "jsonb",
+        3904 => "int4range",
+        3906 => "numrange",
+        3908 => "tsrange",
+        3910 => "tstzrange",
+        3912 => "daterange",
+        3926 => "int8range",
+        4072 => "jsonpath",
+        4451 => "int4multirange",
+        4532 => "nummultirange",
+        4533 => "tsmultirange",
+        4534 => "tstzmultirange",
+        4535 => "datemultirange",
+        4536 => "int8multirange",
+        5069 => "xid8",
+        _ => return None,
+    })
 }
 
 /// The element's type, for an array.

@@ -80,6 +80,9 @@ fn comes(point: Point) -> Comes {
         | Point::Buried
         | Point::RulesUnwritten
         | Point::RulesWritten => Comes::Again,
+        Point::SchemaUnstored | Point::SchemaStored => {
+            unreachable!("{point:?} needs publish_schemas: tests/servers/json_schemas.rs")
+        }
         Point::QueueTaken | Point::QueueUncalled | Point::QueueCalled | Point::QueueUnwritten | Point::QueueWritten => {
             unreachable!("{point:?} is a worker's: tests/delivery/queue.rs")
         }

@@ -25,6 +25,7 @@ mod formats;
 mod history;
 mod hostile;
 mod http;
+mod json_schemas;
 mod linked_tables;
 mod locks;
 mod masks;

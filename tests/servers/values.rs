@@ -28,10 +28,10 @@ const SESSION: &str = "SET datestyle = 'ISO'; SET intervalstyle = 'iso_8601'; SE
 const RAW: &str = "raw";
 
 /// A value and what must become of it.
-struct Sample {
-    type_name: &'static str,
+pub struct Sample {
+    pub type_name: &'static str,
     /// An SQL expression.
-    value: &'static str,
+    pub value: &'static str,
     expected: Expected,
 }
 
@@ -62,7 +62,7 @@ const fn any(type_name: &'static str, value: &'static str) -> Sample {
 const IMPOSSIBLE: [&str; 3] = ["gtsvector", "pg_brin_bloom_summary", "pg_brin_minmax_multi_summary"];
 
 /// Every other one, with its edges.
-const BUILT_IN: &[Sample] = &[
+pub const BUILT_IN: &[Sample] = &[
     same("bool", "true", "true"),
     same("bool", "false", "false"),
     same("int2", "-32768", "-32768"),
@@ -220,7 +220,7 @@ const BUILT_IN: &[Sample] = &[
 ];
 
 /// Arrays, besides the one that is made of every sample above.
-const ARRAYS: &[Sample] = &[
+pub const ARRAYS: &[Sample] = &[
     same("int4[]", "'{}'", "[]"),
     same("int4[]", "'{1,NULL,3}'", "[1,null,3]"),
     same("int4[]", "'{{1,2},{3,NULL}}'", "[[1,2],[3,null]]"),
@@ -245,7 +245,7 @@ const SINCE_17: &[Sample] =
     &[same("interval", "'infinity'", r#""infinity""#), same("interval", "'-infinity'", r#""-infinity""#)];
 
 /// Types of a user's own.
-const SETUP: &str = r#"
+pub const SETUP: &str = r#"
     CREATE EXTENSION hstore; CREATE EXTENSION citext; CREATE EXTENSION ltree;
     CREATE TYPE mood AS ENUM ('sad', 'so "so"', 'ok');
     CREATE TYPE pair AS (a int, b text);
@@ -262,7 +262,7 @@ const SETUP: &str = r#"
     ANALYZE for_statistics;
 "#;
 
-const USER_TYPES: &[Sample] = &[
+pub const USER_TYPES: &[Sample] = &[
     same("mood", "'so \"so\"'", r#""so \"so\"""#),
     same("mood[]", "'{ok,NULL,\"so \\\"so\\\"\"}'", r#"["ok",null,"so \"so\""]"#),
     ours("pair", r#"ROW(1, 'x "y"')"#, r#""(1,\"x \"\"y\"\"\")""#),
@@ -380,14 +380,14 @@ async fn send(pg: &Postgres, samples: &[(String, String)]) -> Vec<Received> {
 }
 
 /// Whether an SQL expression of the type in `ARRAY[…]` makes an array of it; of an array it makes a further dimension.
-fn has_array(sample: &Sample) -> bool {
+pub fn has_array(sample: &Sample) -> bool {
     let type_name = sample.type_name;
     let without = ["pg_node_tree", "pg_ndistinct", "pg_dependencies", "pg_mcv_list", "int2vector", "oidvector"];
     !type_name.ends_with("[]") && !without.contains(&type_name)
 }
 
 /// The value as an SQL expression of its type. (`::` would bind closer than a minus.)
-fn cast(sample: &Sample) -> String {
+pub fn cast(sample: &Sample) -> String {
     format!("CAST({} AS {})", sample.value, sample.type_name)
 }
 

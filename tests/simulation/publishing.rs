@@ -80,6 +80,7 @@ enum Work {
     Replied(StreamId, Result<Reply>),
     /// Whether the object is stored.
     Store(StreamId, u64, bool),
+    StoreSchema(StreamId, u64),
 }
 
 impl Work {
@@ -89,6 +90,7 @@ impl Work {
             Work::AskRuns(group) => Task::AskRuns(*group),
             Work::Ask(stream, _) | Work::Replied(stream, _) => Task::Ask(*stream),
             Work::Store(stream, ..) => Task::Store(*stream),
+            Work::StoreSchema(stream, _) => Task::StoreSchema(*stream),
         }
     }
 }
@@ -219,6 +221,7 @@ impl Publishing {
             Action::AskRuns(group) => self.works.push(Work::AskRuns(group)),
             Action::Ask(stream, question) => self.works.push(Work::Ask(stream, *question)),
             Action::Store(stream, number) => self.works.push(Work::Store(stream, number, false)),
+            Action::StoreSchema(stream, nth) => self.works.push(Work::StoreSchema(stream, nth)),
             Action::Abandon(task) => self.works.retain(|work| work.task() != task),
             Action::Disconnect(group) => {
                 self.apis.remove(&group);
@@ -314,6 +317,11 @@ impl Publishing {
             }
             Work::Replied(lane, reply) => self.handle(Event::Replied { lane, reply, no_jetstream: false }, models),
             Work::Store(lane, number, is_stored) => self.store(lane, number, is_stored, models),
+            Work::StoreSchema(lane, nth) => {
+                let is_down = models.jetstream.down.contains(&self.server_of(lane, Bug::None));
+                let outcome = if is_down { Err(away()) } else { Ok(()) };
+                self.handle(Event::SchemaStored { lane, nth, outcome }, models)
+            }
         }
     }
 

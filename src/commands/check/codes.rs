@@ -533,6 +533,12 @@ pub const CODES: &[Code] = &[
         "It costs memory for each message, and in a shared stream it is what prevents duplicates.",
     ),
     code(
+        "consumer_schemas",
+        Nats,
+        "the bucket of schemas for consumers cannot be used",
+        "Events of the configuration wait in the slot: each names a schema, which has to be there before.",
+    ),
+    code(
         "nats_max_payload",
         Nats,
         "rows are larger than a message may be",

@@ -6,6 +6,7 @@
 use super::{
     finding::{Finding, How, Severity},
     rights::{self, Allowed, Need, Places, Rights},
+    schemas,
     server::{bytes, duration},
     sizes::Sample,
     tails::{self, History},
@@ -149,7 +150,7 @@ impl Check<'_> {
         let info = control.client().server_info();
         findings.extend(self.row_sizes(info.max_payload));
         if self.reached.row.jetstream_enabled == Some(false) {
-            findings.extend(self.rights(&control, &[]).await);
+            findings.extend(self.rights(&control, &[], &[]).await);
             return findings;
         }
         match foresee::account(&control).await {
@@ -162,7 +163,10 @@ impl Check<'_> {
             }
         }
         let buckets = self.buckets(&control).await;
-        findings.extend(self.rights(&control, &buckets).await);
+        let (row, source) = (&self.reached.row, &self.config.source);
+        let (schemas, unfit) = schemas::check(&control, row, source, self.database.identity, &self.subject).await;
+        findings.extend(unfit);
+        findings.extend(self.rights(&control, &buckets, &schemas).await);
         for stream in &self.reached.streams {
             if let Err(error) = foresee::check_row(stream) {
                 findings.push(Finding::with_severity("stream_row_impossible", Severity::Error, named(stream), &error));
@@ -248,8 +252,8 @@ impl Check<'_> {
     }
 
     /// `nats_permissions`.
-    async fn rights(&self, control: &Control, buckets: &[String]) -> Vec<Finding> {
-        let rights = self.needed(buckets);
+    async fn rights(&self, control: &Control, buckets: &[String], schemas: &[String]) -> Vec<Finding> {
+        let rights = self.needed(buckets, schemas);
         let allowed = match control.user_info().await {
             Ok(answer) => Allowed::parse(&answer),
             Err(error) => return vec![self.rights_unseen(&error)],
@@ -294,11 +298,12 @@ impl Check<'_> {
         findings
     }
 
-    fn needed(&self, buckets: &[String]) -> Rights {
+    fn needed(&self, buckets: &[String], schemas: &[String]) -> Rights {
         let places = Places {
             row: &self.reached.row,
             streams: &self.reached.streams,
             buckets,
+            schemas,
             inbox_prefix: &self.reached.settings.inbox_prefix,
             source: &self.config.source,
         };
@@ -681,6 +686,7 @@ pub fn permissions(
             row: &reached.row,
             streams: &reached.streams,
             buckets: &buckets,
+            schemas: &schemas::names(&reached.row, &config.source, identity),
             inbox_prefix: &reached.settings.inbox_prefix,
             source: &config.source,
         };

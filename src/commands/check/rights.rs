@@ -53,6 +53,8 @@ pub struct Places<'a> {
     pub streams: &'a [StreamRow],
     /// The bucket by which `run` tells workers of webhooks, and the names that it may have.
     pub buckets: &'a [String],
+    /// The bucket of schemas, and the names that it may have.
+    pub schemas: &'a [String],
     /// Below which subject answers come.
     pub inbox_prefix: &'a str,
     /// The name of the feed.
@@ -158,6 +160,16 @@ pub fn of_run(config: &Config, tables: &Tables, places: &Places<'_>) -> Rights {
         rights.add(Should, purpose, format!("$O.{bucket}.>"));
         for what in ["INFO", "CREATE", "PURGE", "MSG.GET"] {
             rights.add(Should, purpose, format!("$JS.API.STREAM.{what}.OBJ_{bucket}"));
+        }
+    }
+    if places.row.publish_schemas == Some(true) {
+        for bucket in places.schemas {
+            let purpose = "put schemas into their bucket";
+            rights.add(Must, purpose, format!("$KV.{bucket}.>"));
+            for what in ["INFO", "MSG.GET"] {
+                rights.add(Must, purpose, format!("$JS.API.STREAM.{what}.KV_{bucket}"));
+            }
+            rights.add(Should, "make the bucket of schemas", format!("$JS.API.STREAM.CREATE.KV_{bucket}"));
         }
     }
     rights.add(Should, "let walhook check see its own rights", USER_INFO);

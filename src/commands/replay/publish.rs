@@ -27,7 +27,9 @@ use crate::{
     nats::{
         control::{Control, REQUEST_TIMEOUT},
         owner::Owner,
+        schemas::{self, Writer},
     },
+    route::row_schema::RowSchema,
     wal::lsn::Lsn,
 };
 
@@ -50,6 +52,8 @@ pub struct Destination {
     context: jetstream::Context,
     /// The JetStream domain it is in, where the configuration names one.
     domain: Option<String>,
+    /// Where the schemas go that events name.
+    schemas: Option<(Control, Writer)>,
 }
 
 impl Destination {
@@ -57,7 +61,25 @@ impl Destination {
     pub fn new(control: &Control, name: String) -> Destination {
         let mut context = control.jetstream();
         context.set_timeout(REQUEST_TIMEOUT);
-        Destination { name, context, domain: control.domain().map(str::to_owned) }
+        Destination { name, context, domain: control.domain().map(str::to_owned), schemas: None }
+    }
+
+    /// The same; schemas that events name are stored by this connection.
+    #[must_use]
+    pub fn with_schemas(mut self, control: Control, writer: Writer) -> Destination {
+        self.schemas = Some((control, writer));
+        self
+    }
+
+    /// Stores a schema that events name, where it is not stored yet.
+    ///
+    /// # Errors
+    /// It cannot be stored.
+    pub async fn store_schema(&self, schema: &RowSchema) -> Result<()> {
+        match &self.schemas {
+            Some((control, writer)) => schemas::put(control, schema, writer).await,
+            None => Ok(()),
+        }
     }
 
     /// How large a message may be.

@@ -157,6 +157,7 @@ pub async fn copy(
             }
             decoder.open_lanes(&mut lanes, &destinations)?;
             for (lane, to) in lanes.iter().enumerate() {
+                decoder.store_schemas(lane, *to).await?;
                 for Message { subject, headers, payload } in decoder.take(lane)? {
                     let Some(to) = to else {
                         copy.without_server += 1;
@@ -294,6 +295,18 @@ impl Decoder {
                 batch_max: 1,
             })?;
             lanes.push(to);
+        }
+        Ok(())
+    }
+
+    /// Stores the schemas that a lane's messages name: nothing is taken from it before.
+    async fn store_schemas(&mut self, lane: usize, to: Option<&Destination>) -> Result<()> {
+        let lane = self.streamer.lane_mut(lane);
+        while let Some((nth, schema)) = lane.schema_to_store() {
+            if let Some(to) = to {
+                to.store_schema(schema).await?;
+            }
+            lane.schema_stored(nth);
         }
         Ok(())
     }

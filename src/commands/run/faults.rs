@@ -71,6 +71,10 @@ pub enum Point {
     Drained,
     /// They are said, and the slot is still ours.
     LastWords,
+    /// A schema for consumers is about to be stored.
+    SchemaUnstored,
+    /// It is durable, and the lane does not know.
+    SchemaStored,
     /// `walhook deliver --queue`: calls are taken in PostgreSQL, and the worker does not know.
     QueueTaken,
     /// A call is about to be made.
@@ -87,6 +91,8 @@ impl Point {
     /// Those of a worker of the queue.
     pub const QUEUE: [Point; 5] =
         [Point::QueueTaken, Point::QueueUncalled, Point::QueueCalled, Point::QueueUnwritten, Point::QueueWritten];
+    /// Those of a run that publishes schemas.
+    pub const SCHEMAS: [Point; 2] = [Point::SchemaUnstored, Point::SchemaStored];
     /// Those of a run.
     pub const ALL: [Point; 24] = [
         Point::SlotTaken,
@@ -153,8 +159,9 @@ pub fn arm() -> Result<()> {
     let Ok(text) = std::env::var(VARIABLE) else { return Ok(()) };
     let fault = parse(&text).ok_or_else(|| {
         Error::config(format!("{VARIABLE}: {text:?} is no fault")).hint(format!(
-            "POINT=abort|panic|error|delay|hang@HIT, where POINT is one of {:?}, {:?}",
+            "POINT=abort|panic|error|delay|hang@HIT, where POINT is one of {:?}, {:?}, {:?}",
             Point::ALL,
+            Point::SCHEMAS,
             Point::QUEUE
         ))
     })?;
@@ -173,7 +180,8 @@ fn parse(text: &str) -> Option<Fault> {
         "hang" => Action::Hang,
         _ => return None,
     };
-    let point = Point::ALL.into_iter().chain(Point::QUEUE).find(|known| format!("{known:?}") == point)?;
+    let point =
+        Point::ALL.into_iter().chain(Point::SCHEMAS).chain(Point::QUEUE).find(|known| format!("{known:?}") == point)?;
     Some(Fault { point, action, hit: hit.parse().ok()? })
 }
 

@@ -215,6 +215,7 @@ impl Lanes {
                 }
                 Action::Ask(lane, question) => self.ask_stream(lane, *question),
                 Action::Store(lane, number) => self.store(lane, number, streamer),
+                Action::StoreSchema(lane, nth) => self.store_schema(lane, nth, streamer),
                 Action::Abandon(task) => self.works.retain(|work| work.task != task),
                 Action::Report(report) => self.tell(report, streamer),
             }
@@ -246,6 +247,15 @@ impl Lanes {
         let Some(control) = self.connections_mut(group).api.clone() else { return };
         let row = self.driver.row(group);
         if let Some(work) = tasks::store(lane, number, row, control, &self.identity, streamer) {
+            self.begin(work);
+        }
+    }
+
+    fn store_schema(&mut self, lane: StreamId, nth: u64, streamer: &Streamer) {
+        let Some(group) = self.driver.group_of_stream(lane) else { return };
+        let Some(control) = self.connections_mut(group).api.clone() else { return };
+        let row = self.driver.row(group);
+        if let Some(work) = tasks::store_schema(lane, nth, row, control, &self.identity, streamer) {
             self.begin(work);
         }
     }

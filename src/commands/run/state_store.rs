@@ -142,9 +142,7 @@ pub async fn raise_epoch(client: &Client, source: &str, timeline: u32, left: &[(
 
 /// The types, as `client` sees them.
 pub async fn read_types(client: &impl GenericClient) -> Result<TypeCatalog> {
-    let rows =
-        client.query(TypeCatalog::QUERY, &[]).await.map_err(|error| sql::error("read the catalog of types", error))?;
-    Ok(catalog(&rows))
+    catalog(client).await
 }
 
 /// How long a transaction that has been decoded may be invisible still: it is decoded once its commit is on the disk, and seen once
@@ -165,17 +163,17 @@ pub async fn types(client: &Client, shown: Option<u32>) -> Result<TypeCatalog> {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let rows =
-        client.query(TypeCatalog::QUERY, &[]).await.map_err(|error| sql::error("read the catalog of types", error))?;
-    Ok(catalog(&rows))
+    catalog(client).await
 }
 
-fn catalog(rows: &[tokio_postgres::Row]) -> TypeCatalog {
+async fn catalog(client: &impl GenericClient) -> Result<TypeCatalog> {
+    let failed = |error| sql::error("read the catalog of types", error);
     let mut types = TypeCatalog::new();
-    for row in rows {
+    for row in client.query(TypeCatalog::QUERY, &[]).await.map_err(failed)? {
         types.insert(row.get(0), TypeKind::from_row(row.get(1), row.get(2), row.get(3)));
     }
-    types
+    types.has_raw_bytes = client.query_one(TypeCatalog::QUERY_ENCODING, &[]).await.map_err(failed)?.get(0);
+    Ok(types)
 }
 
 /// Writes dead letters; one that is there already (this run follows one that was killed) stays as it is.

@@ -21,11 +21,11 @@ use crate::{
         schema,
     },
     config::Config,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     nats::{
         codes::named::STREAM_NOT_FOUND,
         control::{ApiError, Control},
-        objects, owner, streams,
+        objects, owner, schemas, streams,
     },
     postgres::sql,
     text,
@@ -53,6 +53,7 @@ enum Removal {
     Objects { bucket: String, names: Vec<String> },
     Notes { stream: String, keys: Vec<String> },
     Stream { name: String, messages: u64 },
+    Schemas { stream: String },
     Bucket { stream: String },
 }
 
@@ -87,11 +88,18 @@ pub async fn find(client: &Client, config: &Config) -> Result<Findings> {
             );
             error.context(attempted).hint(hint)
         })?;
-        let mut places = BTreeSet::new();
+        let (mut places, mut of_schemas) = (BTreeSet::new(), BTreeSet::new());
         for source in &sources {
             presence::check_runs(client, &control, source, &identity).await?;
             let place = bucket::find(&control, source, &identity).await?;
             places.extend(place.info.map(|_| bucket::stream(&place.name)));
+            // What something else has in its place stays.
+            match schemas::find(&control, &identity.owner(source)).await {
+                Ok(bucket) if bucket.exists => drop(of_schemas.insert(schemas::stream(&bucket.name))),
+                Ok(_) => {}
+                Err(error) if error.kind() == Kind::Config => {}
+                Err(error) => return Err(error.context(attempted)),
+            }
         }
         let mut removals = Vec::new();
         for name in all_streams(&control).await? {
@@ -100,6 +108,12 @@ pub async fn find(client: &Client, config: &Config) -> Result<Findings> {
                 Err(error) if error.err_code == STREAM_NOT_FOUND => continue,
                 Err(error) => return Err(refused(format!("read stream {name:?}"), error)),
             };
+            if of_schemas.contains(&name) {
+                if seen.insert((name.clone(), info["created"].to_string())) {
+                    removals.push(Removal::Schemas { stream: name });
+                }
+                continue;
+            }
             // Two configurations may lead to one account.
             if seen.insert((name.clone(), info["created"].to_string())) {
                 let stream = Stream { name, info, is_bucket: false };
@@ -173,7 +187,8 @@ impl Removal {
             Removal::Objects { .. } => 1,
             Removal::Notes { .. } => 2,
             Removal::Stream { .. } => 3,
-            Removal::Bucket { .. } => 4,
+            Removal::Schemas { .. } => 4,
+            Removal::Bucket { .. } => 5,
         }
     }
 
@@ -188,6 +203,7 @@ impl Removal {
                 format!("the metadata {} of stream {stream}, which stays", keys.join(", "))
             }
             Removal::Stream { name, messages } => format!("stream {name}, messages: {messages}"),
+            Removal::Schemas { stream } => format!("stream {stream}, the bucket of schemas"),
             Removal::Bucket { stream } => format!("stream {stream}, the bucket of webhooks and of the last run"),
         }
     }
@@ -196,7 +212,7 @@ impl Removal {
         let attempted = || format!("remove {}", self.describe());
         let (request, body) = match self {
             Removal::Consumer { stream, name } => (format!("CONSUMER.DELETE.{stream}.{name}"), Value::Null),
-            Removal::Stream { name, .. } | Removal::Bucket { stream: name } => {
+            Removal::Stream { name, .. } | Removal::Schemas { stream: name } | Removal::Bucket { stream: name } => {
                 (format!("STREAM.DELETE.{name}"), Value::Null)
             }
             Removal::Objects { bucket, names } => {

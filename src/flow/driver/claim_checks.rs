@@ -9,14 +9,14 @@ use crate::{
     flow::{lane::claim_check::Claim, streamer::Streamer},
 };
 
-/// A lane's claim check on its way.
+/// A lane's claim check on its way, or its schema.
 #[derive(Debug)]
 pub struct Storing {
     /// The number of its event, and of the connection that its payload goes by: another server has another object store.
-    under_way: Option<(u64, u64)>,
+    pub(super) under_way: Option<(u64, u64)>,
     /// No attempt before then.
-    from: Option<Moment>,
-    backoff: Backoff,
+    pub(super) from: Option<Moment>,
+    pub(super) backoff: Backoff,
 }
 
 impl Storing {

@@ -65,6 +65,7 @@ impl Driver {
                 // and gone in one moment, though, and left something in it.
                 if let Some(known) = &mut state.settings {
                     known.is_current = settings.is_current;
+                    known.awaits_schemas = settings.awaits_schemas;
                 }
                 continue;
             }
@@ -110,6 +111,8 @@ impl Driver {
             self.replace_row(id, config.clone());
             for lane in self.groups[id.0].lanes.clone() {
                 streamer.lane_mut(lane.0).close();
+                // It may be another account.
+                streamer.lane_mut(lane.0).ask_for_schemas_again();
                 self.stream_well(lane);
                 self.lanes[lane.0].backoff = self.settings.timing.backoff();
                 if !self.lanes[lane.0].is_absent() {

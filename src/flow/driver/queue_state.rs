@@ -46,6 +46,8 @@ pub struct QueueState {
     pub refusals: BTreeMap<u64, u64>,
     /// Its claim check on the way into the object store.
     pub storing: Storing,
+    /// The schema that its messages wait for, on the way into its bucket.
+    pub schemas: Storing,
     /// The oldest event that waits for its answer, and since when.
     pub waiting: Option<(u64, Moment)>,
     /// The oldest event in line, through whatever failures, and since when it is.
@@ -86,6 +88,7 @@ impl QueueState {
             trouble: None,
             refusals: BTreeMap::new(),
             storing: Storing::new(timing),
+            schemas: Storing::new(timing),
             waiting: None,
             front: None,
         }
@@ -106,7 +109,7 @@ impl QueueState {
             Phase::Waiting(until) | Phase::Settling(until) => Some(until),
             Phase::Absent | Phase::Opening(_) | Phase::Running => None,
         };
-        phase.into_iter().chain(self.storing.wakes_at()).min()
+        phase.into_iter().chain(self.storing.wakes_at()).chain(self.schemas.wakes_at()).min()
     }
 
     /// Since when nothing of its lane has been settled that could be.

@@ -114,7 +114,8 @@ impl Driver {
     pub fn has_trouble(&self, streamer: &Streamer) -> bool {
         let mut lanes = self.lanes.iter().enumerate();
         lanes.any(|(index, state)| {
-            (state.backoff.failures > 0 || !state.is_on_line()) && !streamer.lane(index).is_empty()
+            let has_failed = state.backoff.failures > 0 || state.schemas.backoff.failures > 0;
+            (has_failed || !state.is_on_line()) && !streamer.lane(index).is_empty()
         })
     }
 

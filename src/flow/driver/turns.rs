@@ -26,6 +26,7 @@ impl Driver {
             let lane = self.groups[id.0].lanes[at];
             moved |= self.begin_opening(id, lane, streamer)?;
             moved |= self.store(id, lane, streamer);
+            moved |= self.store_schema(id, lane, streamer);
         }
         // Before anything is sent: rows may have changed since.
         if !self.has_its_turn(id, streamer) {

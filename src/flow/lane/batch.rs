@@ -8,7 +8,6 @@
 
 use super::{
     Front, Lane, Ordering, Slot,
-    claim_check::ClaimCheck,
     message::{Mark, Part},
 };
 use crate::{flow::event_id::EventPosition, wal::lsn::Lsn};
@@ -125,13 +124,12 @@ impl Lane {
         }
     }
 
-    /// The number of the first event in line that a claim check holds back: where batches are wanted, all of its transaction.
-    pub(super) fn first_with(&self, claim_check: &ClaimCheck) -> u64 {
-        let is_with = |slot: &&Slot| {
-            slot.number > claim_check.number || slot.position.commit_lsn == claim_check.position.commit_lsn
-        };
+    /// The number of the first event in line that waits with event `number` of the transaction at `commit_lsn`: where batches are
+    /// wanted, all of that.
+    pub(super) fn first_with(&self, number: u64, commit_lsn: Lsn) -> u64 {
+        let is_with = |slot: &&Slot| slot.number > number || slot.position.commit_lsn == commit_lsn;
         let first = self.slots.iter().find(is_with).filter(|_| self.batching.is_wanted());
-        first.map_or(claim_check.number, |slot| slot.number.min(claim_check.number))
+        first.map_or(number, |slot| slot.number.min(number))
     }
 
     /// The lane is opened: nothing has its part yet.

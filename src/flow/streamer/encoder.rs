@@ -279,8 +279,13 @@ impl EventEncoder {
         let (source, transaction) = (&self.source, &self.transaction);
         let lane = &mut self.lanes[lane];
         let head = Head { subject: &self.subject, id: &self.id, message_id, op: change.op.as_str(), epoch: self.epoch };
-        let mut draft =
-            lane.draft(head, |out| payload::write_headers(body, webhook, source, transaction, &self.id, out));
+        let schema = body.schema();
+        let mut draft = lane.draft(head, |out| {
+            payload::write_headers(body, webhook, source, transaction, &self.id, out);
+            if let Some(schema) = schema {
+                out.extend_from_slice(&schema.line);
+            }
+        });
         if webhook.on_error == OnError::ObjectStore {
             draft.allow_claim();
         }
@@ -297,6 +302,9 @@ impl EventEncoder {
         if is_stored {
             lane.skip(draft, number, position);
             return Ok(());
+        }
+        if let Some(schema) = schema {
+            lane.names(schema, number, &position);
         }
         match lane.commit(draft, number, position) {
             Ok(()) => Ok(()),

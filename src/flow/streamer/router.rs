@@ -65,6 +65,8 @@ pub struct LaneSettings {
     pub stream: StreamRow,
     /// Whether there is such a newest row. Otherwise an existing stream is left as it is.
     pub is_current: bool,
+    /// Whether events wait for their schemas, as the newest row says.
+    pub awaits_schemas: bool,
 }
 
 /// The configuration and what was compiled of it.
@@ -271,10 +273,12 @@ impl Router {
                 durability: stream.durability.clone(),
                 ..newest.clone()
             });
+            let awaits_schemas = newest.is_some_and(|newest| newest.publish_schemas == Some(true));
             let newest = newest.filter(|_| servers == key.servers);
             *settings = Some(LaneSettings {
                 config: newest.map_or_else(|| config.clone(), |newest| config.with_access_of(newest)),
                 is_current: stream_now.is_some(),
+                awaits_schemas,
                 stream: stream_now.unwrap_or(stream),
             });
         }

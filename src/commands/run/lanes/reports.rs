@@ -20,6 +20,7 @@ pub struct Reports {
     groups: Vec<Lasting>,
     other_runs: Vec<Lasting>,
     storing: Vec<LogOnce>,
+    schemas: Vec<Lasting>,
 }
 
 /// What `walhook check` calls a failure of NATS.
@@ -39,7 +40,9 @@ fn at<T: Default>(all: &mut Vec<T>, index: usize) -> &mut T {
 impl Reports {
     /// The last failure of a lane, while it lasts: its name and its text.
     pub fn of_lane(&self, lane: StreamId) -> (Option<&'static str>, Option<&String>) {
-        self.lanes.get(lane.0).map_or((None, None), |lasting| (lasting.name(), lasting.text()))
+        let of_both = [&self.lanes, &self.schemas].into_iter().filter_map(|all| all.get(lane.0));
+        let mut failures = of_both.filter_map(|lasting| Some((lasting.name(), Some(lasting.text()?))));
+        failures.next().unwrap_or_default()
     }
 
     /// The same of a group.
@@ -101,6 +104,13 @@ impl Reports {
                     tracing::warn!("{text}; later events of the stream wait");
                 }
             }
+            Report::SchemaNotStored(lane, error) => {
+                let (name, waiting) = (nats_name(&error, "consumer_schemas"), driver.stream_in_line(lane));
+                let text =
+                    error.context(format!("stream {:?}: events wait for their schema", stream(lane))).to_string();
+                at(&mut self.schemas, lane.0).warn(name, &text, waiting);
+            }
+            Report::SchemasStored(lane) => at(&mut self.schemas, lane.0).forget(),
             Report::Warning(lane, text) => tracing::warn!(stream = stream(lane), "{text}"),
             Report::FallsBack(text) => tracing::warn!("{text}"),
             Report::Removed(lane, sequence) => tracing::warn!(

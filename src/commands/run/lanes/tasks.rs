@@ -1,8 +1,11 @@
 //! The driver's actions that take their time: connecting, asking, storing a payload. Each is a future that ends in one event.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use super::{Identity, open};
+use super::{
+    super::faults::{self, Point},
+    Identity, open,
+};
 use crate::{
     error::{Error, Kind, Result},
     flow::{
@@ -14,6 +17,7 @@ use crate::{
         control::{self, ApiError, Control, NoJetStream},
         objects::{self, Bucket, Writer},
         publish::{Inbox, Publisher},
+        schemas,
         settings::{Overrides, Settings},
     },
     route::{
@@ -138,6 +142,31 @@ pub fn store(
         Outcome::Event(Event::Stored { lane, number, outcome })
     };
     Some(Work { task: Task::Store(lane), future: Box::pin(future) })
+}
+
+/// Stores the schema that a lane waits for.
+pub fn store_schema(
+    lane: StreamId,
+    nth: u64,
+    row: &ConfigRow,
+    control: Control,
+    identity: &Identity,
+    streamer: &Streamer,
+) -> Option<Work> {
+    let (_, schema) = streamer.lane(lane.0).schema_to_store().filter(|(number, _)| *number == nth)?;
+    let schema = Arc::clone(schema);
+    let (streams, _) = streams_of_all(streamer.tables()).remove(&row.config_id).unwrap_or_default();
+    let owner = identity.database.owner(&identity.source);
+    let writer = schemas::Writer { owner, replicas: most_replicas(&streams), config_id: row.config_id };
+    let future = async move {
+        let outcome = async {
+            faults::pass(Point::SchemaUnstored).await?;
+            schemas::put(&control, &schema, &writer).await?;
+            faults::pass(Point::SchemaStored).await
+        };
+        Outcome::Event(Event::SchemaStored { lane, nth, outcome: outcome.await })
+    };
+    Some(Work { task: Task::StoreSchema(lane), future: Box::pin(future) })
 }
 
 /// The bucket of a configuration. Where walhook makes it, it keeps objects as long as the streams keep the messages that name
