@@ -213,6 +213,15 @@ const REMEDIES: &[(&str, Run)] = &[
         Run::Sql(&["SELECT rule_nats_stream_create('OTHER', ARRAY['other.>'])"]),
     ),
     (
+        "run walhook with another --source",
+        Run::Test("json_schemas::a_bucket_that_cannot_be_used_holds_its_events_back_and_the_log_says_what_to_do"),
+    ),
+    (
+        "walhook schema {} --versions lists them",
+        Run::Test("json_schemas::the_verb_shows_what_consumers_get_now_and_got_before"),
+    ),
+    ("choose one by --webhook, of {}", Run::Test("json_schemas::the_verb_shows_what_consumers_get_now_and_got_before")),
+    (
         "chmod 0600 {}",
         Run::Test("postgres_connection::a_client_certificate_opens_where_the_server_knows_its_authority"),
     ),

@@ -136,7 +136,7 @@ async fn a_database_of_walhook_0_1_keeps_every_row_and_its_record_moves() {
 async fn a_schema_that_is_older_or_newer_than_the_binary_is_refused_with_what_to_do() {
     let pg = Postgres::start().await;
     setup(&pg, "postgres").await;
-    let verbs: [(&str, &[&str]); 13] = [
+    let verbs: [(&str, &[&str]); 14] = [
         ("run", &[]),
         ("deliver", &[]),
         ("replay", &["--from", "1h", "--dry-run"]),
@@ -147,6 +147,7 @@ async fn a_schema_that_is_older_or_newer_than_the_binary_is_refused_with_what_to
         ("explain", &["t"]),
         ("dead-letters", &["list"]),
         ("webhook", &["test", "orders"]),
+        ("schema", &["t"]),
         ("adopt", &["--yes"]),
         ("uninstall", &["--yes"]),
         ("setup", &[]),

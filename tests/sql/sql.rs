@@ -120,7 +120,7 @@ async fn the_migrations_load_on_every_version_and_a_second_time_change_nothing()
         let recorded = pg
             .psql("SELECT string_agg(version, ' ' ORDER BY version) FROM rule_cdc_migrations WHERE version <> 'found'");
         assert_eq!(
-            recorded, "005 007 008 009 010 011 012 013 014 015 016 017 018 019 020 021 022 023 024",
+            recorded, "005 007 008 009 010 011 012 013 014 015 016 017 018 019 020 021 022 023 024 025",
             "PostgreSQL {version}"
         );
     }
@@ -783,6 +783,10 @@ async fn every_statement_that_a_hint_names_can_be_run_as_it_stands() {
             0,
         ),
         ("SELECT * FROM rule_nats_notices_take('default', 's')", 1),
+        (
+            "UPDATE rule_nats_config SET jetstream_enabled = false, publish_schemas = true WHERE config_name = 'default'",
+            1,
+        ),
         ("DELETE FROM rule_nats_streams WHERE stream_name = 'N'", 0),
         ("SELECT rule_nats_dead_letter_drop(99)", 1),
         (

@@ -41,7 +41,7 @@ const VERBS: [&str; 15] = [
     "webhook",
 ];
 /// Verbs that use another verb, or something shared that uses a verb, each with the reason.
-const ACROSS: [(&str, &str, &str); 25] = [
+const ACROSS: [(&str, &str, &str); 28] = [
     ("adopt", "replay", "adopt --stream finds the streams of this database as a replay does"),
     ("breaks", "check", "what is met at work has the form and the names of the check's findings"),
     ("check", "deliver", "a webhook is checked by deliver's own settings, rules and connector"),
@@ -54,6 +54,9 @@ const ACROSS: [(&str, &str, &str); 25] = [
     ("replay", "backfill", "a replay of a table's present rows is a backfill"),
     ("replay", "dead_letters", "a replay of dead letters selects them as the verb does"),
     ("replay", "run", "a replay from WAL reads rules and positions as run stores them"),
+    ("row_schemas", "explain", "schema finds a table and its columns in the catalog as explain does"),
+    ("row_schemas", "replay", "schema reads a bucket over the same connection as a replay"),
+    ("row_schemas", "run", "schema reads rules and types as run stores them"),
     ("run", "setup", "run --setup applies the migrations before it streams"),
     ("run", "check", "the status page of run shows what the check finds"),
     ("run", "replay", "run serves the replays that SQL has asked for"),
