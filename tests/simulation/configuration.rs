@@ -110,6 +110,7 @@ pub const CONFIGS: &[&str] = &[
     "max_connections",
     "max_reconnect_attempts",
     "connection_timeout_ms",
+    "publish_schemas",
 ];
 pub const STREAMS: &[&str] =
     &["stream_id", "config_id", "stream_name", "subjects", "ordering", "enabled", "transactions", "durability"];
@@ -255,6 +256,8 @@ impl Row {
                 Some(access.max_connections.to_string()).filter(|text| text != "0"),
                 Some(access.max_attempts.to_string()).filter(|text| text != "0"),
                 Some((5000 + access.touched).to_string()),
+                // In some worlds, and there always.
+                boolean(*history == "failures"),
             ],
             Row::Stream(id, Some(row)) => vec![
                 some(&id.to_string()),

@@ -29,6 +29,8 @@ pub struct Message {
     pub epoch: u64,
     /// What it is a claim check for.
     pub object: Option<String>,
+    /// `Walhook-Schema`.
+    pub schema: Option<String>,
     pub stored_at: u64,
 }
 
@@ -94,6 +96,8 @@ pub struct JetStream {
     pub streams: Vec<Stream>,
     /// The object store.
     pub objects: HashMap<String, Vec<u8>>,
+    /// The keys in the bucket of schemas of each server.
+    pub schemas: HashSet<(i32, String)>,
     connections: Vec<Connection>,
     /// With the bug: what a client will send again by itself.
     retries: VecDeque<Publish>,
@@ -128,6 +132,7 @@ impl JetStream {
         JetStream {
             streams,
             objects: HashMap::new(),
+            schemas: HashSet::new(),
             connections: Vec::new(),
             retries: VecDeque::new(),
             max_payload: swarm.max_payload,
@@ -296,6 +301,7 @@ impl JetStream {
             payload: Vec::new(),
             epoch: 0,
             object: None,
+            schema: None,
             stored_at: now,
         });
     }
@@ -557,6 +563,7 @@ impl Stream {
             payload: publish.payload.clone(),
             epoch: publish.headers.get("Walhook-Epoch").map_or(0, |epoch| epoch.parse().unwrap()),
             object: publish.headers.get("Walhook-Object").cloned(),
+            schema: publish.headers.get("Walhook-Schema").cloned(),
             stored_at: now,
         });
         sequence

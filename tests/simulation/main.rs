@@ -139,6 +139,11 @@ fn publishing_a_claim_check_before_its_object_is_stored_is_caught() {
 }
 
 #[test]
+fn taking_a_schema_for_stored_when_it_is_sent_off_is_caught() {
+    check_caught(Bug::SchemaOnSend, 500);
+}
+
+#[test]
 fn confirming_what_is_due_without_asking_the_streams_is_caught() {
     check_caught(Bug::ConfirmUnasked, 3000);
 }

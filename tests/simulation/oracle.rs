@@ -235,7 +235,8 @@ impl Oracle {
     /// A dead letter's row is in.
     pub fn writes_dead_letter(&mut self, event_id: &str, reason: &str, jetstream: &JetStream) -> Result<(), String> {
         self.dead_letters.insert(event_id.to_owned());
-        if self.may_die.contains(event_id) || self.is_displaced(event_id, jetstream) {
+        // First, for it is noted: an event that nothing took by the rules of its commit may be displaced by those of an amendment.
+        if self.is_displaced(event_id, jetstream) || self.may_die.contains(event_id) {
             return Ok(());
         }
         Err(format!("{event_id} needs no dead letter: {reason}"))
@@ -412,6 +413,11 @@ impl Oracle {
                         .get(object)
                         .ok_or_else(|| format!("{message:?} of {} is for an object that is not there", stream.name))?,
                 };
+                if let Some(schema) = &message.schema
+                    && !jetstream.schemas.contains(&(stream.server, schema.clone()))
+                {
+                    return Err(format!("{message:?} of {} names a schema that is not there", stream.name));
+                }
                 let payload = String::from_utf8_lossy(payload);
                 if !known.is_some_and(|known| {
                     known.iter().any(|event| event.subject == message.subject && payload.contains(&event.marker))

@@ -80,7 +80,8 @@ enum Work {
     Replied(StreamId, Result<Reply>),
     /// Whether the object is stored.
     Store(StreamId, u64, bool),
-    StoreSchema(StreamId, u64),
+    /// Whether the schema is stored.
+    StoreSchema(StreamId, u64, bool),
 }
 
 impl Work {
@@ -90,7 +91,7 @@ impl Work {
             Work::AskRuns(group) => Task::AskRuns(*group),
             Work::Ask(stream, _) | Work::Replied(stream, _) => Task::Ask(*stream),
             Work::Store(stream, ..) => Task::Store(*stream),
-            Work::StoreSchema(stream, _) => Task::StoreSchema(*stream),
+            Work::StoreSchema(stream, ..) => Task::StoreSchema(*stream),
         }
     }
 }
@@ -221,7 +222,7 @@ impl Publishing {
             Action::AskRuns(group) => self.works.push(Work::AskRuns(group)),
             Action::Ask(stream, question) => self.works.push(Work::Ask(stream, *question)),
             Action::Store(stream, number) => self.works.push(Work::Store(stream, number, false)),
-            Action::StoreSchema(stream, nth) => self.works.push(Work::StoreSchema(stream, nth)),
+            Action::StoreSchema(stream, nth) => self.works.push(Work::StoreSchema(stream, nth, false)),
             Action::Abandon(task) => self.works.retain(|work| work.task() != task),
             Action::Disconnect(group) => {
                 self.apis.remove(&group);
@@ -317,11 +318,7 @@ impl Publishing {
             }
             Work::Replied(lane, reply) => self.handle(Event::Replied { lane, reply, no_jetstream: false }, models),
             Work::Store(lane, number, is_stored) => self.store(lane, number, is_stored, models),
-            Work::StoreSchema(lane, nth) => {
-                let is_down = models.jetstream.down.contains(&self.server_of(lane, Bug::None));
-                let outcome = if is_down { Err(away()) } else { Ok(()) };
-                self.handle(Event::SchemaStored { lane, nth, outcome }, models)
-            }
+            Work::StoreSchema(lane, nth, is_stored) => self.store_schema(lane, nth, is_stored, models),
         }
     }
 
@@ -343,6 +340,25 @@ impl Publishing {
             return Ok(());
         };
         self.handle(Event::Stored { lane, number, outcome }, models)
+    }
+
+    /// A schema goes into its bucket, and then the run learns of it.
+    fn store_schema(&mut self, lane: StreamId, nth: u64, is_stored: bool, models: &mut Models<'_>) -> Result<(), Stop> {
+        let schema = self.streamer.lane(lane.0).schema_to_store().filter(|(number, _)| *number == nth);
+        let Some((_, schema)) = schema else { return Ok(()) };
+        let server = self.server_of(lane, Bug::None);
+        let outcome = if models.jetstream.down.contains(&server) {
+            Err(away())
+        } else if is_stored || models.bug == Bug::SchemaOnSend {
+            Ok(())
+        } else if models.rng.u8(..30) == 0 {
+            Err(Error::config("it refuses"))
+        } else {
+            models.jetstream.schemas.insert((server, schema.key.clone()));
+            self.works.push(Work::StoreSchema(lane, nth, true));
+            return Ok(());
+        };
+        self.handle(Event::SchemaStored { lane, nth, outcome }, models)
     }
 
     /// What the server says of a lane's stream.

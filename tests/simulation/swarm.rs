@@ -38,6 +38,8 @@ pub enum Bug {
     RecordOnSend,
     /// A claim check is published before what it is for is stored.
     ClaimOnSend,
+    /// A schema counts as stored once it is sent off.
+    SchemaOnSend,
     /// A session begins with the rules as they are now.
     RulesAsOfNow,
     /// Versions of rules count as durable when they are sent off.

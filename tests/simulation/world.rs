@@ -898,6 +898,7 @@ impl World {
             ("forgotten and filled again", self.oracle.filled_again(&self.jetstream)),
             ("to core NATS", self.jetstream.core_published.len() as u64),
             ("objects", self.jetstream.objects.len() as u64),
+            ("schemas", self.jetstream.schemas.len() as u64),
         ])
     }
 }
