@@ -110,8 +110,16 @@ mod tests {
         let mut lane = Lane::new("S", Ordering::Strict, "_INBOX.i.0");
         lane.set_mode(Mode { ordering: Ordering::Strict, batches }, 1 << 20);
         let (listed, subjects) = (Vec::new(), vec!["s.>".to_owned()]);
-        let tail =
-            Tail { last_sequence: 0, ours: None, listing: None, listed, subjects, max_payload: 9000, batch_max: 1000 };
+        let tail = Tail {
+            last_sequence: 0,
+            ours: None,
+            in_stream: None,
+            listing: None,
+            listed,
+            subjects,
+            max_payload: 9000,
+            batch_max: 1000,
+        };
         lane.open(&tail).unwrap();
         lane.is_probing = false;
         lane
