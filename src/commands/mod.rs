@@ -27,6 +27,7 @@ pub mod replay;
 mod rows;
 pub mod run;
 mod schema;
+mod seal_keys;
 pub mod seek;
 pub mod setup;
 mod setup_check;

@@ -43,6 +43,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("022_masks_and_schemas.sql", include_str!("../../sql/022_masks_and_schemas.sql")),
     ("023_delivery.sql", include_str!("../../sql/023_delivery.sql")),
     ("024_rule_versions.sql", include_str!("../../sql/024_rule_versions.sql")),
+    ("026_sealed_payloads.sql", include_str!("../../sql/026_sealed_payloads.sql")),
 ];
 
 /// What we resolve names by: see sql/004_preconditions.sql.

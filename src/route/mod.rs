@@ -19,6 +19,7 @@ pub mod payload;
 pub mod plan;
 pub mod row_text;
 pub mod rules;
+pub mod seal;
 pub mod shown_url;
 pub mod streams;
 pub mod subject;
