@@ -65,6 +65,9 @@ pub struct Options {
     /// File with the key of masks that hash: 16 bytes or more, which nobody but walhook may read
     #[arg(long, value_name = "FILE", env = "WALHOOK_MASK_KEY_FILE", global = true, hide_env_values = true)]
     pub mask_key_file: Option<PathBuf>,
+    /// Folder with the keys that seal payloads, each in a file NAME.ID which nobody but walhook may read
+    #[arg(long, value_name = "DIR", env = "WALHOOK_SEAL_KEYS_DIR", global = true, hide_env_values = true)]
+    pub seal_keys_dir: Option<PathBuf>,
     /// NATS servers, in place of those in rule_nats_config [env: NATS_URL]
     #[arg(long, value_name = "URL[,URL]", env = "WALHOOK_NATS_URL", global = true, hide_env_values = true)]
     pub nats_url: Option<String>,
@@ -98,6 +101,7 @@ struct File {
     events_retention_hours: Option<u64>,
     consumer_stats_interval_ms: Option<u64>,
     mask_key_file: Option<PathBuf>,
+    seal_keys_dir: Option<PathBuf>,
     nats_config: Option<String>,
     postgres: PostgresFile,
     nats: nats::settings::Overrides,
@@ -157,6 +161,8 @@ pub struct Config {
     pub consumer_stats_interval: Duration,
     /// The key of masks that hash.
     pub mask_key_file: Option<PathBuf>,
+    /// A folder with the keys that seal payloads.
+    pub seal_keys_dir: Option<PathBuf>,
     /// The `rule_nats_config` row that `nats` overrides; the others are taken as they are.
     pub nats_config: String,
     /// What the file says of `walhook deliver`.
@@ -236,6 +242,7 @@ impl Config {
                 3_600_000,
             )?,
             mask_key_file: options.mask_key_file.clone().or(file.mask_key_file),
+            seal_keys_dir: options.seal_keys_dir.clone().or(file.seal_keys_dir),
             nats_config: file.nats_config.unwrap_or_else(|| "default".to_owned()),
             deliver: file.deliver,
             http: file.http.or_listen(options.http.as_ref()),

@@ -26,6 +26,11 @@ fn a_row_with_masks_and_other_names_allocates_nothing() {
     allocates_nothing(Sink::masked);
 }
 
+#[test]
+fn a_sealed_event_allocates_nothing() {
+    allocates_nothing(Sink::sealed);
+}
+
 fn allocates_nothing(make: fn(&str) -> Sink) {
     for (in_each, history) in [(1, "off"), (1000, "off"), (1, "full"), (1000, "full")] {
         let frames = Frames::of(WARM_UP + ROWS, in_each);

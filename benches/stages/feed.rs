@@ -11,6 +11,7 @@ use walhook::{
     route::{
         digits::set_hex,
         mask_key::MaskKey,
+        seal::SealKeys,
         tables::{Cell, Table, Tables},
         types::TypeCatalog,
     },
@@ -153,6 +154,16 @@ impl Sink {
             ("rename", "{\"doc\": \"document\"}"),
         ];
         tables.put(Table::Links, link.iter().map(|&(name, text)| (name, Cell::Text(text)))).unwrap();
+        Sink::with(tables)
+    }
+
+    /// The same with bodies that are sealed.
+    #[allow(dead_code, reason = "tests/allocations.rs uses it")]
+    pub fn sealed(history: &str) -> Sink {
+        let mut tables = tables(history);
+        tables.seal_keys = SealKeys::of("the test", std::iter::once(("k.1", Ok("07".repeat(32).into_bytes()))));
+        let webhook = [("webhook_id", "1"), ("seal_key", "k")];
+        tables.put(Table::Webhooks, webhook.iter().map(|&(name, text)| (name, Cell::Text(text)))).unwrap();
         Sink::with(tables)
     }
 

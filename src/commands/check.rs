@@ -11,6 +11,7 @@ mod nats;
 mod provider;
 mod rights;
 mod schemas;
+mod seal_keys;
 mod server;
 mod show;
 mod sizes;
@@ -258,6 +259,7 @@ async fn with_database(client: &Client, config: &Config, arguments: &Arguments, 
     match rows::read(client).await {
         Ok(mut tables) => {
             findings.extend(masks::check(config, &tables));
+            findings.extend(seal_keys::check(config, &tables));
             tables.aliases = history.as_ref().map(|history| history.aliases.clone()).unwrap_or_default();
             let database = Database { client: Some(client), identity: identity.as_ref(), history: history.as_ref() };
             of_nats(config, &tables, client, database, findings).await;

@@ -19,6 +19,7 @@ mod places;
 mod queue;
 mod queue_log;
 pub(super) mod receivers;
+mod sealed;
 pub mod settings;
 mod shown;
 pub(super) mod test_event;
@@ -37,7 +38,7 @@ use super::{
     http::Http,
     identity::{self, Identity},
     notices::Notices,
-    presence, rows,
+    presence, rows, seal_keys,
     systemd::Notify,
 };
 use crate::{
@@ -133,6 +134,7 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
         control,
         client,
         receivers: Receivers::new(caller),
+        seal_keys: seal_keys::OnDemand::new(config),
         limits: Limits::new(postgres.clone()),
         call_log: postgres.clone().map(CallLog::open),
         nats_config: config.nats_config.clone(),

@@ -4,7 +4,7 @@
 //! and the payload, made by the same code of [`crate::route`] that `walhook run` uses; or why nothing would be published. Changes
 //! nothing and publishes nothing.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use super::{
     identity, masks, names,
     paint::{Paint, paint},
     run::{rules, state_store},
-    schema,
+    schema, seal_keys,
 };
 use crate::{
     config::Config,
@@ -128,6 +128,14 @@ pub async fn explain(config: &Config, arguments: &Arguments) -> Result<()> {
     let mut tables = rules::newest(&client).await?.tables;
     tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
     tables.mask_key = masks::key(config);
+    let keys = seal_keys::keys(config);
+    let sealed = tables.webhooks.iter_mut().filter_map(|(&id, row)| {
+        // An example is shown as it is before it is sealed.
+        let name = row.seal_key.take()?;
+        let problem = keys.newest(&name).err();
+        Some((id, (name, problem)))
+    });
+    let sealed: BTreeMap<i32, (String, Option<String>)> = sealed.collect();
     for name in &arguments.webhook {
         if !tables.webhooks.values().any(|row| row.name == *name) {
             let near = names::nearest(name, tables.webhooks.values().map(|row| row.name.as_str()));
@@ -162,7 +170,15 @@ pub async fn explain(config: &Config, arguments: &Arguments) -> Result<()> {
             if rows.is_empty() && !arguments.no_row {
                 notes.push("the table has no row, so the example has no values".to_owned());
             }
-            let made = Making { config, tables: &tables, rules: &rules, lanes: &lanes, table: &table, rows: &rows };
+            let made = Making {
+                config,
+                tables: &tables,
+                rules: &rules,
+                lanes: &lanes,
+                table: &table,
+                rows: &rows,
+                sealed: &sealed,
+            };
             for (id, link) in rules.links(schema_name, name) {
                 let webhook = tables.webhooks.get(&link.webhook_id);
                 let webhook_name = webhook.map_or("?", |row| row.name.as_str());
@@ -293,6 +309,8 @@ struct Making<'m> {
     lanes: &'m [LaneKey],
     table: &'m Table,
     rows: &'m [Row],
+    /// Of webhooks that seal: the name of the key, and why there is none.
+    sealed: &'m BTreeMap<i32, (String, Option<String>)>,
 }
 
 impl Making<'_> {
@@ -315,6 +333,12 @@ impl Making<'_> {
             "rename": link.rename,
             "mask": link.mask,
         });
+        if let Some((key, problem)) = self.sealed.get(&link.webhook_id) {
+            report["seal_key"] = key.as_str().into();
+            if let Some(problem) = problem {
+                report["problem"] = format!("its events wait: {problem}").into();
+            }
+        }
         let Some(target) = linked.targets.iter().find(|target| target.link == id) else {
             let mode = webhook.and_then(|row| row.publish_mode.as_deref()).unwrap_or("queue");
             report["problem"] = match webhook {
@@ -487,6 +511,7 @@ fn pretty(answer: &Value, table: &str) -> String {
             "headers_columns",
             "rename",
             "mask",
+            "seal_key",
         ] {
             if !link[key].is_null() {
                 let _ = writeln!(out, "  {key}: {}", line(&link[key]));

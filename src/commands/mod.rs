@@ -28,6 +28,7 @@ pub mod row_schemas;
 mod rows;
 pub mod run;
 mod schema;
+mod seal_keys;
 pub mod seek;
 pub mod setup;
 mod setup_check;

@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tokio_postgres::Client;
 
-use super::Tell;
+use super::{Tell, seal_keys};
 use crate::{
     config::Config,
     error::{Error, Kind, Result},
@@ -194,7 +194,7 @@ impl Work<'_> {
         };
         let bounds = Bounds { from, to };
         bounds.check()?;
-        let filter = Filter::new(&self.feed.tables, &asked.webhooks, &asked.tables)?;
+        let filter = Filter::new(&self.feed.tables, &asked.webhooks, &asked.tables, seal_keys::keys(self.config))?;
         let way = way::choose(self, &bounds).await?;
         Ok(Plan { bounds, filter, way })
     }

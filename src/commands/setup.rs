@@ -44,6 +44,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("023_delivery.sql", include_str!("../../sql/023_delivery.sql")),
     ("024_rule_versions.sql", include_str!("../../sql/024_rule_versions.sql")),
     ("025_consumer_schemas.sql", include_str!("../../sql/025_consumer_schemas.sql")),
+    ("026_sealed_payloads.sql", include_str!("../../sql/026_sealed_payloads.sql")),
 ];
 
 /// What we resolve names by: see sql/004_preconditions.sql.

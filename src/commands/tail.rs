@@ -5,7 +5,7 @@
 //! nothing; one whose messages go with their acknowledgement (workqueue, interest) is read message by message without any
 //! consumer, for there even a reader would take part.
 
-use std::{collections::HashMap, future::pending, io, os::fd::AsFd as _, time::Duration};
+use std::{collections::HashMap, future::pending, io, os::fd::AsFd as _, path::PathBuf, time::Duration};
 
 use async_nats::{
     HeaderMap,
@@ -31,16 +31,23 @@ use super::{
     names,
     paint::{Paint, paint},
     replay::{Bounds, Feed, Filter, Point, Source, Verdict, control_that_returns, table_of},
+    seal_keys,
 };
 use crate::{
     calendar::POSTGRES_EPOCH_US,
     config::Config,
     error::{Error, Kind, Result},
+    files,
     flow::event_id::EventPosition,
     log,
     nats::control::Control,
     postgres::sql,
-    route::{payload::write_timestamp, subject, tables::Tables},
+    route::{
+        payload::write_timestamp,
+        seal::{self, SealKeys, Unopened},
+        subject,
+        tables::Tables,
+    },
     text,
 };
 
@@ -62,6 +69,9 @@ pub struct Arguments {
     /// From here on: an LSN (0/16B3748), a commit time (2026-11-25 10:00+00) or an age (90s, 15m, 2h, 7d); by default from now on
     #[arg(long, value_name = "LSN|TIME")]
     since: Option<String>,
+    /// Open sealed payloads with the key in this file, or with those in this folder; may be repeated
+    #[arg(long, value_name = "FILE")]
+    identity: Vec<PathBuf>,
     /// End after so many events
     #[arg(long, short = 'n', value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
@@ -114,7 +124,8 @@ async fn show(config: &Config, arguments: &Arguments, shutdown: &mut watch::Rece
     }
     let (feed, client) = Feed::read(config).await?;
     check_tables(&client, &feed.tables, &arguments.table).await?;
-    let filter = Filter::new(&feed.tables, &arguments.webhook, &[])?;
+    let filter = Filter::new(&feed.tables, &arguments.webhook, &[], SealKeys::default())?;
+    let keys = identities(&arguments.identity)?;
     let since = match &arguments.since {
         Some(since) => Some(Point::parse(&client, "--since", since).await?),
         None => None,
@@ -151,12 +162,13 @@ async fn show(config: &Config, arguments: &Arguments, shutdown: &mut watch::Rece
             () = reader_gone() => return Ok(()),
             _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
         };
-        let Some(message) = message else { return Ok(()) };
+        let Some(mut message) = message else { return Ok(()) };
+        let seal = open(&mut message, &keys);
         let Some(event) = wanted(&message, config, arguments, &filter, bounds.as_ref()) else { continue };
         let answer = if arguments.json {
-            text::json(&format!("{}\n", as_json(&message, &event, &feed.tables))).into_owned()
+            text::json(&format!("{}\n", as_json(&message, &event, &seal, &feed.tables))).into_owned()
         } else {
-            pretty(&message, &event, &feed.tables, arguments.full)
+            pretty(&message, &event, &seal, &feed.tables, arguments.full)
         };
         // A reader who takes nothing for a while must not keep Ctrl-C from ending it.
         let mut writing = spawn_blocking(move || super::offer(answer.as_bytes()));
@@ -386,6 +398,49 @@ impl Read {
     }
 }
 
+/// Whether a payload was sealed.
+enum Seal {
+    None,
+    /// By this key, and is opened.
+    Opened(String),
+    /// And cannot be opened.
+    Closed(String),
+}
+
+/// Opens a payload that is sealed. That of a claim check is elsewhere.
+fn open(message: &mut Read, keys: &SealKeys) -> Seal {
+    let Some(header) = message.header(seal::HEADER).map(str::to_owned) else { return Seal::None };
+    let key = seal::Header::parse(&header).map(|header| header.key.to_owned());
+    if message.header("Walhook-Object").is_some() {
+        return Seal::Closed(key.map_or_else(|why| why, |key| format!("with the key {key}")));
+    }
+    match keys.open(&header, &message.payload) {
+        Ok(payload) => {
+            message.payload = payload.into();
+            Seal::Opened(key.unwrap_or_default())
+        }
+        Err(Unopened::NoKey(_)) => {
+            Seal::Closed(key.map_or_else(|why| why, |key| format!("with the key {key}; --identity FILE opens it")))
+        }
+        Err(Unopened::Invalid(why)) => Seal::Closed(why),
+    }
+}
+
+/// The keys in files and folders.
+fn identities(paths: &[PathBuf]) -> Result<SealKeys> {
+    let mut keys = SealKeys::default();
+    for path in paths {
+        let failed = |why: String| Error::config(format!("read the key of --identity {}: {why}", files::shown(path)));
+        if path.is_dir() {
+            keys = keys.and(&seal_keys::in_folder("--identity", path).map_err(failed)?);
+            continue;
+        }
+        let content = files::read_private("--identity", path)?;
+        keys = keys.with_file(&content).map_err(failed)?;
+    }
+    Ok(keys)
+}
+
 /// The event, if it is one of this feed that is wanted.
 fn wanted<'m>(
     message: &'m Read,
@@ -446,7 +501,7 @@ fn webhook_name(rows: &Tables, id: i32) -> Option<&str> {
     rows.webhooks.get(&id).map(|row| row.name.as_str())
 }
 
-fn as_json(message: &Read, event: &Event<'_>, rows: &Tables) -> Value {
+fn as_json(message: &Read, event: &Event<'_>, seal: &Seal, rows: &Tables) -> Value {
     let headers: Map<String, Value> = message
         .headers
         .iter()
@@ -469,6 +524,11 @@ fn as_json(message: &Read, event: &Event<'_>, rows: &Tables) -> Value {
         "headers": headers,
         "object": event.object,
     });
+    match seal {
+        Seal::None => {}
+        Seal::Opened(key) => line["sealed"] = json!({ "key": key, "opened": true }),
+        Seal::Closed(why) => line["sealed"] = json!({ "opened": false, "why": why }),
+    }
     match serde_json::from_slice::<Value>(&message.payload) {
         Ok(payload) => line["payload"] = payload,
         Err(_) => line["payload_base64"] = STANDARD.encode(&message.payload).into(),
@@ -476,7 +536,7 @@ fn as_json(message: &Read, event: &Event<'_>, rows: &Tables) -> Value {
     line
 }
 
-fn pretty(message: &Read, event: &Event<'_>, rows: &Tables, is_whole: bool) -> String {
+fn pretty(message: &Read, event: &Event<'_>, seal: &Seal, rows: &Tables, is_whole: bool) -> String {
     let mut commit_time = String::new();
     write_timestamp(event.position.commit_time, &mut commit_time);
     let id = event.position.webhook_id;
@@ -486,9 +546,10 @@ fn pretty(message: &Read, event: &Event<'_>, rows: &Tables, is_whole: bool) -> S
         Some(table) => format!("{} {}", event.op, text::one_line(table)),
         None => event.op.to_owned(),
     };
-    let payload = match event.object {
-        Some(object) => format!("large: the payload is in the object store, as {}", text::one_line(object)),
-        None => {
+    let payload = match (event.object, seal) {
+        (Some(object), _) => format!("large: the payload is in the object store, as {}", text::one_line(object)),
+        (None, Seal::Closed(why)) => format!("sealed: {}", text::one_line(why)),
+        (None, _) => {
             let payload = String::from_utf8_lossy(&message.payload);
             let shown = if is_whole { usize::MAX } else { PAYLOAD_SHOWN };
             text::one_line_of(&payload, shown).into_owned()

@@ -28,6 +28,8 @@ pub struct Ids<'a> {
     pub fallback: &'a str,
     /// What its headers tell of the payload's format.
     pub shape: Shape,
+    /// The payload is sealed, and nothing can be read of it.
+    pub is_sealed: bool,
 }
 
 /// What a message's own headers tell of its payload. The webhook's row may have another format by now.
@@ -141,6 +143,7 @@ pub fn read<'a>(webhook: &Webhook, source: &str, ids: Ids<'a>, payload: &'a [u8]
         None => Cow::Borrowed(ids.fallback),
     };
     let whole = match serde_json::from_slice::<&RawValue>(payload) {
+        _ if ids.is_sealed && ours.is_some() => "null",
         Ok(whole) => whole.get(),
         // The value of a column, which may be anything.
         Err(_) if ids.shape == Shape::Bare && ours.is_some() => "null",
@@ -320,6 +323,7 @@ mod tests {
             retry_of: None,
             fallback: "S:7",
             shape: Shape::Unknown,
+            is_sealed: false,
         }
     }
 

@@ -35,6 +35,7 @@ use crate::{
         emitted::EmitKeys,
         plan::Plan,
         rules::{KeepPayload, LaneKey, Webhook},
+        seal::SealKeys,
         tables::{ServerAlias, Table, Tables},
         types::TypeCatalog,
     },
@@ -225,6 +226,12 @@ impl Streamer {
     /// The name of the database, for payloads that tell it.
     pub fn set_database(&mut self, name: &str) {
         name.clone_into(&mut self.out.transaction.database);
+    }
+
+    /// The keys with which payloads are sealed from here on.
+    pub fn set_seal_keys(&mut self, keys: SealKeys) {
+        self.router.tables.seal_keys = keys;
+        self.router.is_stale = true;
     }
 
     /// The newest configuration rows, as a statement read them: they say how to reach a stream and what its limits are, and

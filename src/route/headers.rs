@@ -105,22 +105,39 @@ impl Block {
 /// Of a dead letter: what of its event was kept back, so that it cannot be published again.
 pub const WITHHELD: &str = "Walhook-Withheld";
 
+/// The key that an update has changed, as it was before.
+pub const OLD_KEY: &str = "Walhook-Old-Key";
+
+/// That the body is sealed, and how.
+pub const SEALED: &str = "Walhook-Sealed";
+
+/// In place of [`OLD_KEY`]: the same, sealed, in base64.
+pub const SEALED_OLD_KEY: &str = "Walhook-Sealed-Old-Key";
+
 /// Headers of ours that stay with a message's body when it is published again.
-const STAYS: [&str; 8] = [
+const STAYS: [&str; 10] = [
     "Walhook-Headers",
     "Walhook-Message-Id",
     "Walhook-Object",
     "Walhook-Object-SHA256",
-    "Walhook-Old-Key",
+    OLD_KEY,
     "Walhook-Retry-Of",
     row_schema::HEADER,
+    SEALED,
+    SEALED_OLD_KEY,
     "Walhook-Type",
 ];
 
 /// Appends the headers that an event had when it was published first, without those that are of one publication only. Those
 /// that describe the body stay with it.
 pub fn write_again(stored: &Map<String, Value>, out: &mut Vec<u8>) {
-    for (name, value) in stored.iter().filter(|(name, _)| !is_reserved(name) || STAYS.contains(&name.as_str())) {
+    write_again_without("", stored, out);
+}
+
+/// The same without one of them.
+pub fn write_again_without(left_out: &str, stored: &Map<String, Value>, out: &mut Vec<u8>) {
+    let is_sent = |name: &str| (!is_reserved(name) || STAYS.contains(&name)) && name != left_out;
+    for (name, value) in stored.iter().filter(|(name, _)| is_sent(name)) {
         if let Value::String(value) = value {
             push_line(name.as_bytes(), value.as_bytes(), out);
         }

@@ -21,6 +21,7 @@ pub mod plan;
 pub mod row_schema;
 pub mod row_text;
 pub mod rules;
+pub mod seal;
 pub mod shown_url;
 pub mod streams;
 pub mod subject;

@@ -10,11 +10,12 @@ use serde_json::{Map, Value};
 use super::{
     digits::{push_hex, push_hex_upper, set_hex},
     emitted::Emitted,
-    headers,
+    headers::{self, push_line},
     message_columns::MessageColumns,
     plan::{ColumnPlan, EventColumns, Linked, Target},
     row_schema::RowSchema,
     rules::{Format, Keep, Webhook},
+    seal::{self, SealKey},
     trace,
     value::{write_bytes, write_json, write_json_string},
 };
@@ -179,9 +180,22 @@ pub fn write_headers(
     out: &mut Vec<u8>,
 ) {
     let own = body.own_headers();
+    let key = seal_key(body, webhook);
+    let sealed_id = sealed_id(body, id);
+    if let Some(key) = key {
+        key.write_header(sealed_id, out);
+    }
     if again(body).is_some() {
-        if let Some(stored) = own {
-            headers::write_again(stored, out);
+        match (own, key) {
+            (None, _) => {}
+            (Some(stored), None) => headers::write_again(stored, out),
+            // It became a dead letter before its webhook sealed.
+            (Some(stored), Some(key)) => {
+                headers::write_again_without(headers::OLD_KEY, stored, out);
+                if let Some(old) = stored.get(headers::OLD_KEY).and_then(Value::as_str) {
+                    key.write_old_key(sealed_id, old.as_bytes(), out);
+                }
+            }
         }
         return;
     }
@@ -215,12 +229,16 @@ pub fn write_headers(
         && let Some(old) = old_key(table, target, change)
     {
         let start = out.len();
-        out.extend_from_slice(b"\r\nWalhook-Old-Key: ");
         let mut json = Vec::new();
         write_row(table, target, old, None, true, &mut json);
+        push_line(headers::OLD_KEY.as_bytes(), b"", out);
         push_ascii(&json, out);
         if out.len() - start > OLD_KEY_MAX {
             out.truncate(start);
+        } else if let Some(key) = key {
+            let line = out.split_off(start);
+            let value_at = line.iter().position(|&byte| byte == b' ').map_or(0, |at| at + 1);
+            key.write_old_key(sealed_id, &line[value_at..], out);
         }
     }
 }
@@ -265,7 +283,34 @@ fn message_columns(body: Body<'_>) -> Option<(&MessageColumns, Tuple<'_>)> {
 
 /// What the history keeps of the event, for its body need not be JSON.
 pub fn keep(body: Body<'_>, webhook: &Webhook) -> Keep {
-    if message_columns(body).is_some() || again(body).is_some() { webhook.keep.of_any_bytes() } else { webhook.keep }
+    let is_any = message_columns(body).is_some() || again(body).is_some() || webhook.seal.is_some();
+    if is_any { webhook.keep.of_any_bytes() } else { webhook.keep }
+}
+
+/// Whether the event has to be sealed. A dead letter that is published again may be sealed already; that of a claim check has
+/// nothing to seal in its body.
+fn is_to_be_sealed(body: Body<'_>) -> bool {
+    let has = |name: &str| body.own_headers().is_some_and(|own| own.contains_key(name));
+    again(body).is_none() || !(has(seal::HEADER) || has("Walhook-Object"))
+}
+
+/// The id under which an event is sealed. A dead letter that is published again has a new one each time, but says which event it was.
+fn sealed_id<'b>(body: Body<'b>, id: &'b [u8]) -> &'b [u8] {
+    let first = again(body).and_then(|_| body.own_headers()?.get("Walhook-Retry-Of")?.as_str());
+    let first = first.filter(|first| !first.is_empty() && first.bytes().all(|byte| byte.is_ascii_graphic()));
+    first.map_or(id, str::as_bytes)
+}
+
+/// The key with which the event is sealed.
+fn seal_key<'w>(body: Body<'_>, webhook: &'w Webhook) -> Option<&'w SealKey> {
+    let key = webhook.seal.as_ref()?.as_deref().ok();
+    key.filter(|_| is_to_be_sealed(body))
+}
+
+/// Why the event cannot be sealed although it has to be. Then nothing may be made of it.
+pub fn seal_problem<'w>(body: Body<'_>, webhook: &'w Webhook) -> Option<&'w str> {
+    let problem = webhook.seal.as_ref()?.as_ref().err();
+    problem.filter(|_| is_to_be_sealed(body)).map(String::as_str)
 }
 
 /// The message body, in PostgreSQL's text, of a dead letter that is published again.
@@ -282,6 +327,26 @@ fn again(body: Body<'_>) -> Option<&[u8]> {
 /// Appends the payload of the event `id` for `webhook`. Returns where in `out` its data is, the row or the caller's payload:
 /// what the history keeps of it.
 pub fn write(
+    body: Body<'_>,
+    webhook: &Webhook,
+    source: &str,
+    transaction: &TransactionText,
+    id: &[u8],
+    out: &mut Vec<u8>,
+) -> Range<usize> {
+    let start = out.len();
+    if seal_problem(body, webhook).is_some() {
+        return start..start;
+    }
+    let Some(key) = seal_key(body, webhook) else { return write_open(body, webhook, source, transaction, id, out) };
+    SealKey::begin(out);
+    write_open(body, webhook, source, transaction, id, out);
+    key.seal(sealed_id(body, id), start, out);
+    start..out.len()
+}
+
+/// The same, not sealed.
+fn write_open(
     body: Body<'_>,
     webhook: &Webhook,
     source: &str,

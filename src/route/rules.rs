@@ -8,6 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 use super::{
     headers::{self, Block},
     mask_key::MaskKey,
+    seal::{SealKey, SealKeys},
     shown_url::shown_url,
     streams::{Streams, streams_of_all},
     subject,
@@ -145,6 +146,8 @@ pub struct Webhook {
     pub publishes_schemas: bool,
     /// The headers of the messages themselves: the format's and those of `nats_headers`.
     pub message_headers: Block,
+    /// The key with which bodies are sealed, or why there is none though the webhook's row names one.
+    pub seal: Option<Result<Arc<SealKey>, String>>,
     config_id: i32,
 }
 
@@ -189,7 +192,7 @@ impl Rules {
             .map(|(&id, row)| {
                 let config_id = row.nats_config_id.or(default_config);
                 let config_row = config_id.and_then(|id| tables.configs.get(&id)).map(AsRef::as_ref);
-                let mut webhook = compile_webhook(id, row, config_id, config_row, &configs);
+                let mut webhook = compile_webhook(id, row, config_id, config_row, &configs, &tables.seal_keys);
                 // Core NATS has no bucket; a replay's lanes only look like it.
                 webhook.publishes_schemas &= tables.is_for_replay || !config_row.is_some_and(is_core);
                 webhook
@@ -231,6 +234,12 @@ impl Rules {
     /// The webhooks that should publish but cannot, with the reason.
     pub fn problems(&self) -> impl Iterator<Item = (&Webhook, &str)> {
         self.webhooks.iter().filter_map(|webhook| Some((webhook, webhook.problem.as_deref()?)))
+    }
+
+    /// The webhooks that should seal their payloads but have no key, with the reason.
+    pub fn without_seal_key(&self) -> impl Iterator<Item = (&Webhook, &str)> {
+        let others = self.webhooks.iter().filter(|webhook| webhook.problem.is_none());
+        others.filter_map(|webhook| Some((webhook, webhook.seal.as_ref()?.as_ref().err()?.as_str())))
     }
 
     /// The rows by which a lane reaches its stream, the stream's as far as it gets what it wants; `None` where nothing
@@ -303,6 +312,7 @@ fn compile_webhook(
     config_id: Option<i32>,
     config_row: Option<&ConfigRow>,
     configs: &HashMap<i32, Config>,
+    seal_keys: &SealKeys,
 ) -> Webhook {
     let mut problems = Vec::new();
     let in_mode = match row.publish_mode.as_deref() {
@@ -387,6 +397,7 @@ fn compile_webhook(
         headers,
         publishes_schemas: config_row.is_some_and(|row| row.publish_schemas == Some(true)),
         message_headers,
+        seal: row.seal_key.as_deref().map(|name| seal_keys.newest(name)),
         config_id: config_id.unwrap_or(-1),
     }
 }

@@ -11,8 +11,8 @@ use std::{
     sync::Arc,
 };
 
-use super::mask_key::MaskKey;
 pub use super::row_text::RowText;
+use super::{mask_key::MaskKey, seal::SealKeys};
 use crate::{
     error::{Error, Result},
     wal::lsn::Lsn,
@@ -99,6 +99,7 @@ pub struct WebhookRow {
     pub batch_max_events: Option<i32>,
     pub batch_max_bytes: Option<i32>,
     pub batch_max_wait_ms: Option<i32>,
+    pub seal_key: Option<String>,
     /// A JSON object, as text.
     pub oauth2: Option<String>,
 }
@@ -395,6 +396,8 @@ pub struct Tables {
     pub is_for_replay: bool,
     /// The key of the hashes in masks, of the process's own settings.
     pub mask_key: MaskKey,
+    /// The keys with which bodies are sealed, likewise.
+    pub seal_keys: SealKeys,
 }
 
 impl Tables {
@@ -565,6 +568,7 @@ impl Row for WebhookRow {
             "batch_max_events" => self.batch_max_events = optional_number(column, value)?,
             "batch_max_bytes" => self.batch_max_bytes = optional_number(column, value)?,
             "batch_max_wait_ms" => self.batch_max_wait_ms = optional_number(column, value)?,
+            "seal_key" => self.seal_key = optional(value),
             _ => {}
         }
         Ok(())

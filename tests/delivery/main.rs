@@ -14,4 +14,5 @@ mod otlp;
 mod outbox;
 mod queue;
 mod receivers;
+mod sealed;
 mod workers;

@@ -31,6 +31,7 @@ use support::{
     last_mile::LastMile,
     port::Port,
     process::{Process, User},
+    sealed::{self, KeyFolder},
     services, skip,
 };
 use tokio::sync::Barrier;
@@ -332,6 +333,66 @@ async fn the_worker_in_python_delivers_all_though_every_tenth_answer_is_a_failur
 #[tokio::test]
 async fn the_worker_in_shell_delivers_all_though_every_tenth_answer_is_a_failure() {
     delivers("shell", shell_worker()).await;
+}
+
+/// A worker that finds its keys in a folder opens what is sealed, before and after a rotation, and its dead letters stay sealed.
+async fn opens(language: &str, prepared: Prepared) {
+    const EVENTS: usize = 100;
+    let mut command = match prepared {
+        Ok(command) => command,
+        Err(why) => return skip(&format!("the worker in {language}"), &why),
+    };
+    let feed = Feed::start().await;
+    let keys = KeyFolder::new(&["orders.1"]);
+    let streamer = keys.with(feed.streamer()).start();
+    let mile = LastMile::with(feed, streamer);
+    let server = Unreliable::start(move |_, request| number(request) == HOPELESS);
+    mile.sql("SELECT rule_nats_stream_create('DLQ', ARRAY['dlq.>'])");
+    let id = mile.webhook("orders", &server.http.url("/hooks"));
+    mile.sql("UPDATE rule_webhooks SET seal_key = 'orders'");
+    mile.publish_many(id, EVENTS);
+    sealed::stored(&mile.feed, EVENTS as u64).await;
+    keys.add("orders.2");
+    eventually("the new key", async || mile.streamer.log().contains("the seal keys have changed").then_some(())).await;
+    mile.publish(id, &format!("{{\"n\": {HOPELESS}}}"));
+    sealed::stored(&mile.feed, EVENTS as u64 + 1).await;
+    let used: BTreeSet<_> = sealed::messages(&mile.feed).await.iter().map(|it| it.seal()[3..11].to_owned()).collect();
+    assert_eq!(used, BTreeSet::from(["orders.1".to_owned(), "orders.2".to_owned()]));
+
+    command.env_remove("WEBHOOK_URL").env("NATS_URL", mile.feed.nats.url()).env("SEAL_KEYS_DIR", keys.path());
+    command.env("CONSUMER", "example").env("WEBHOOK_SECRET", SECRET).env("RETRY_MS", "20").env("MAX_ATTEMPTS", "3");
+    let mut worker = Worker::start(command);
+    let stream = webhooks(&mile.feed).await;
+    worker.until("all events to arrive", async || server.taken().len() == EVENTS).await;
+    worker.until("the consumer to be settled", async || is_settled(&stream, "example").await).await;
+    let numbers: BTreeSet<_> = server.http.requests().iter().map(number).collect();
+    assert_eq!(numbers, (0..=i64::try_from(EVENTS).unwrap()).collect(), "{}", worker.log());
+    let letters = sealed::messages_of(&mile.feed, "DLQ").await;
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].open()["data"]["n"], HOPELESS);
+    worker.process.signal(Signal::TERM);
+    let status = worker.process.wait(support::DEADLINE);
+    assert_eq!(status.and_then(|status| status.code()), Some(0), "{status:?}; it said:\n{}", worker.log());
+}
+
+#[tokio::test]
+async fn the_worker_in_node_opens_what_is_sealed() {
+    opens("Node.js", node_worker()).await;
+}
+
+#[tokio::test]
+async fn the_worker_in_go_opens_what_is_sealed() {
+    opens("Go", go_worker()).await;
+}
+
+#[tokio::test]
+async fn the_worker_in_rust_opens_what_is_sealed() {
+    opens("Rust", rust_worker()).await;
+}
+
+#[tokio::test]
+async fn the_worker_in_python_opens_what_is_sealed() {
+    opens("Python", python_worker()).await;
 }
 
 /// The receiving side: what walhook signs is taken, what somebody else does is not.

@@ -42,6 +42,7 @@ mod postgres_connection;
 mod replay;
 mod replay_wal;
 mod schemas;
+mod sealed;
 mod support_works;
 mod systemd;
 mod terminal;

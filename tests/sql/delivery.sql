@@ -6,7 +6,8 @@ SELECT rule_webhook_register('a', 'https://example.com'), rule_webhook_register(
 SELECT throws_like(s, '%valid_%') FROM unnest(ARRAY[
     'UPDATE rule_webhooks SET batch_max_events = 1', 'UPDATE rule_webhooks SET batch_max_events = 10001',
     'UPDATE rule_webhooks SET batch_max_bytes = 1000', 'UPDATE rule_webhooks SET batch_max_wait_ms = -1',
-    'UPDATE rule_nats_config SET notice_dead_letters = 0', 'UPDATE rule_nats_config SET notice_interval_seconds = 0']) s;
+    'UPDATE rule_webhooks SET seal_key = ''a b''', 'UPDATE rule_webhooks SET seal_key = ''''',
+    'UPDATE rule_webhooks SET seal_key = ''../x''', 'UPDATE rule_nats_config SET notice_dead_letters = 0', 'UPDATE rule_nats_config SET notice_interval_seconds = 0']) s;
 SELECT throws_like('UPDATE rule_webhooks SET batch_max_events = 10, delivery_order = ''strict''',
                    '%webhook ''a'' (webhook_id 1): batch_max_events: a webhook with delivery_order ''strict'' is called with one event%');
 SELECT throws_like('UPDATE rule_webhooks SET batch_max_events = 10, method = ''GET''', '%batch_max_events: a GET has no body%');

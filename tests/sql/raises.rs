@@ -81,6 +81,7 @@ fn every_value_in_a_message_is_made_fit_for_every_client() {
         "023_delivery",
         "024_rule_versions",
         "025_consumer_schemas",
+        "026_sealed_payloads",
     ] {
         let text = fs::read_to_string(format!("{}/sql/{file}.sql", env!("CARGO_MANIFEST_DIR"))).unwrap();
         for kind in ["RAISE EXCEPTION ", "RAISE WARNING ", "RAISE NOTICE "] {

@@ -22,6 +22,7 @@ pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod rows;
+pub mod sealed;
 pub mod services;
 pub mod test_files;
 pub mod tls;

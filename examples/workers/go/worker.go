@@ -4,10 +4,13 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/aes"
+	"crypto/cipher"
 	"crypto/hmac"
 	"crypto/sha256"
 	"database/sql"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +19,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -85,7 +89,49 @@ func sign(header http.Header, id string, body []byte) error {
 	return nil
 }
 
-func call(data []byte) error {
+func hash(key, data []byte) []byte {
+	mac := hmac.New(sha256.New, key)
+	mac.Write(data)
+	return mac.Sum(nil)
+}
+
+// The body of a message, opened if it is sealed: ../../../docs/sealed-payloads.md.
+func body(msg jetstream.Msg) ([]byte, error) {
+	seal, sealed := msg.Headers().Get("Walhook-Sealed"), msg.Data()
+	if seal == "" {
+		return sealed, nil
+	}
+	parts := strings.Split(seal, " ") // v1 <key>.<key id> <event id>
+	if len(parts) != 3 || parts[0] != "v1" || strings.ContainsAny(parts[1], "/\\") || len(sealed) < 44 {
+		return nil, fmt.Errorf("sealed in a way that this worker does not know: %s", seal)
+	}
+	digits, err := os.ReadFile(filepath.Join(os.Getenv("SEAL_KEYS_DIR"), parts[1]))
+	if err != nil {
+		return nil, fmt.Errorf("sealed with the key %s: %w", parts[1], err)
+	}
+	secret, err := hex.DecodeString(strings.TrimSpace(string(digits)))
+	if err != nil || len(secret) != 32 {
+		return nil, fmt.Errorf("the file of the key %s does not hold 64 hexadecimal digits", parts[1])
+	}
+	salt, nonce, sealed := sealed[:16], sealed[16:28], sealed[28:]
+	// HKDF-SHA256 for one block.
+	key := hash(hash(salt, secret), []byte("walhook sealed v1\x01"))
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	gcm, err := cipher.NewGCM(block)
+	if err != nil {
+		return nil, err
+	}
+	return gcm.Open(nil, nonce, sealed, []byte(seal))
+}
+
+func call(msg jetstream.Msg) error {
+	data, err := body(msg)
+	if err != nil {
+		return err
+	}
 	var event event
 	if err := json.Unmarshal(data, &event); err != nil {
 		return err
@@ -118,6 +164,9 @@ func giveUp(js jetstream.JetStream, msg jetstream.Msg, sequence uint64, reason s
 	letter.Data = msg.Data()
 	letter.Header.Set("Nats-Msg-Id", fmt.Sprintf("dlq.%s.%s.%d", stream, durable, sequence))
 	letter.Header.Set("Walhook-Reason", strings.Join(strings.Fields(reason), " "))
+	if seal := msg.Headers().Get("Walhook-Sealed"); seal != "" {
+		letter.Header.Set("Walhook-Sealed", seal) // without it nobody can open the letter
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	if _, err := js.PublishMsg(ctx, letter); err != nil {
@@ -133,7 +182,7 @@ func handle(js jetstream.JetStream, msg jetstream.Msg) error {
 	if err != nil {
 		return err
 	}
-	failed := call(msg.Data())
+	failed := call(msg)
 	if failed == nil {
 		return msg.Ack()
 	}

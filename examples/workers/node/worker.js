@@ -1,11 +1,14 @@
 // A worker in Node.js: takes events from JetStream and calls their webhooks. What it promises: ../README.md.
-import { createHmac } from 'node:crypto';
+import { createDecipheriv, createHmac, hkdfSync } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { AckPolicy, jetstream, jetstreamManager } from '@nats-io/jetstream';
 import { connect, headers, nanos } from '@nats-io/transport-node';
 
 const {
   NATS_URL = 'nats://localhost:4222', STREAM = 'WEBHOOKS', CONSUMER = 'worker-node', CALLS = '16',
   MAX_ATTEMPTS = '5', RETRY_MS = '1000', STATS_MS = '10000', WEBHOOK_URL, WEBHOOK_SECRET, DATABASE_URL,
+  SEAL_KEYS_DIR = '.',
 } = process.env;
 
 const nc = await connect({ servers: NATS_URL, maxReconnectAttempts: -1 });
@@ -29,7 +32,23 @@ function signed(id, body) {
   return signature;
 }
 
-async function call(event) {
+// The body of a message, opened if it is sealed: ../../../docs/sealed-payloads.md.
+async function opened(msg) {
+  const seal = msg.headers?.get('Walhook-Sealed');
+  if (!seal) return msg.data;
+  const [version, label, , ...rest] = seal.split(' '); // v1 <key>.<key id> <event id>
+  if (version !== 'v1' || rest.length || !/^[\w-]+\.[\w-]+$/.test(label)) throw new Error(`sealed in a way that this worker does not know: ${seal}`);
+  const secret = Buffer.from((await readFile(join(SEAL_KEYS_DIR, label), 'utf8')).trim(), 'hex');
+  const [salt, nonce] = [msg.data.subarray(0, 16), msg.data.subarray(16, 28)];
+  const key = Buffer.from(hkdfSync('sha256', secret, salt, 'walhook sealed v1', 32));
+  const decipher = createDecipheriv('aes-256-gcm', key, nonce, { authTagLength: 16 });
+  decipher.setAAD(Buffer.from(seal));
+  decipher.setAuthTag(msg.data.subarray(-16));
+  return Buffer.concat([decipher.update(msg.data.subarray(28, -16)), decipher.final()]);
+}
+
+async function call(msg) {
+  const event = JSON.parse(Buffer.from(await opened(msg)).toString());
   const body = JSON.stringify(event.data);
   const response = await fetch(WEBHOOK_URL ?? event.webhook_url, {
     method: 'POST',
@@ -46,6 +65,8 @@ async function giveUp(msg, reason) {
   const letter = headers();
   letter.set('Nats-Msg-Id', `dlq.${STREAM}.${CONSUMER}.${msg.seq}`);
   letter.set('Walhook-Reason', reason.replace(/[\r\n]+/g, ' '));
+  const seal = msg.headers?.get('Walhook-Sealed');
+  if (seal) letter.set('Walhook-Sealed', seal); // without it nobody can open the letter
   await js.publish(`dlq.${msg.subject}`, msg.data, { headers: letter });
   msg.term();
 }
@@ -57,7 +78,7 @@ async function handle(msg) {
   const attempt = msg.info.deliveryCount;
   const wait = Math.min(Number(RETRY_MS) * 2 ** (attempt - 1), 3_600_000);
   try {
-    await call(msg.json());
+    await call(msg);
     msg.ack();
   } catch (error) {
     const reason = String(error.cause?.message ?? error.message);

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -27,6 +28,7 @@ STATS_MS = int(os.environ.get("STATS_MS", "10000"))
 WEBHOOK_URL = os.environ.get("WEBHOOK_URL")
 SECRET = os.environ.get("WEBHOOK_SECRET")
 DATABASE_URL = os.environ.get("DATABASE_URL")
+SEAL_KEYS_DIR = os.environ.get("SEAL_KEYS_DIR", ".")
 
 threads = concurrent.futures.ThreadPoolExecutor(CALLS + 1)
 durations = []
@@ -54,8 +56,25 @@ def signed(event_id, body):
     return headers
 
 
-def call(data):
-    event = json.loads(data)
+def opened(seal, data):
+    """The body of a message, opened if it is sealed: ../../../docs/sealed-payloads.md."""
+    if not seal:
+        return data
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    version, label, *event_id = seal.split(" ")  # v1 <key>.<key id> <event id>
+    if version != "v1" or len(event_id) != 1 or not re.fullmatch(r"[\w-]+\.[\w-]+", label, re.ASCII):
+        raise RuntimeError(f"sealed in a way that this worker does not know: {seal}")
+    with open(os.path.join(SEAL_KEYS_DIR, label)) as file:
+        secret = bytes.fromhex(file.read().strip())
+    salt, nonce, sealed = data[:16], data[16:28], data[28:]
+    extracted = hmac.digest(salt, secret, "sha256")
+    key = hmac.digest(extracted, b"walhook sealed v1\x01", "sha256")  # HKDF-SHA256 for one block
+    return AESGCM(key).decrypt(nonce, sealed, seal.encode())
+
+
+def call(seal, data):
+    event = json.loads(opened(seal, data))
     body = json.dumps(event["data"], ensure_ascii=False).encode()
     headers = {"content-type": "application/json", **event.get("headers", {})}
     headers.update(signed(event["id"].replace(".", "_"), body))
@@ -73,6 +92,8 @@ async def give_up(js, msg, reason):
         "Nats-Msg-Id": f"dlq.{STREAM}.{CONSUMER}.{msg.metadata.sequence.stream}",
         "Walhook-Reason": " ".join(reason.split()),
     }
+    if seal := (msg.headers or {}).get("Walhook-Sealed"):
+        letter["Walhook-Sealed"] = seal  # without it nobody can open the letter
     await js.publish(f"dlq.{msg.subject}", msg.data, headers=letter)
     await msg.term()
 
@@ -82,7 +103,8 @@ async def handle(js, msg):
     attempt = msg.metadata.num_delivered
     wait = min(RETRY_MS / 1000 * 2 ** (attempt - 1), 3600)
     try:
-        await asyncio.get_running_loop().run_in_executor(threads, call, msg.data)
+        seal = (msg.headers or {}).get("Walhook-Sealed")
+        await asyncio.get_running_loop().run_in_executor(threads, call, seal, msg.data)
         await msg.ack()
     except Exception as error:  # whatever a receiver or a message comes up with
         reason = str(error) or type(error).__name__

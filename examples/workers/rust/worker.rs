@@ -3,6 +3,8 @@
 use std::{
     collections::HashMap,
     error::Error,
+    fs,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -19,6 +21,7 @@ use async_nats::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::{StreamExt, future::join_all};
+use ring::{aead, hkdf};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::{
@@ -61,9 +64,36 @@ fn signature(id: &str, timestamp: u64, body: &str) -> Result<Option<String>, Fai
     Ok(Some(format!("v1,{}", STANDARD.encode(tag))))
 }
 
+/// The body of a message, opened if it is sealed: ../../../docs/sealed-payloads.md.
+fn opened(headers: Option<&HeaderMap>, body: &[u8]) -> Result<Vec<u8>, Failure> {
+    let Some(seal) = headers.and_then(|headers| headers.get("Walhook-Sealed")) else { return Ok(body.to_vec()) };
+    // v1 <key>.<key id> <event id>
+    let (["v1", label, _], 44..) = (&seal.as_str().split(' ').collect::<Vec<_>>()[..], body.len()) else {
+        return Err(format!("sealed in a way that this worker does not know: {seal}").into());
+    };
+    if label.contains('/') {
+        return Err(format!("{label} is not the name of a key").into());
+    }
+    let file = Path::new(&setting("SEAL_KEYS_DIR", ".")).join(label);
+    let digits = fs::read_to_string(&file).map_err(|error| format!("sealed with the key {label}: {error}"))?;
+    let digits = digits.trim();
+    let byte = |at: usize| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
+    let secret: Option<Vec<u8>> = (0..64).step_by(2).map(byte).collect();
+    let secret = secret.ok_or_else(|| format!("{} does not hold 64 hexadecimal digits", file.display()))?;
+    let (salt, sealed) = body.split_at(16);
+    let (nonce, sealed) = sealed.split_at(12);
+    let extracted = hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(&secret);
+    let derived = extracted.expand(&[b"walhook sealed v1"], &aead::AES_256_GCM).map_err(|_| "HKDF")?;
+    let key = aead::LessSafeKey::new(derived.into());
+    let (nonce, mut body) = (aead::Nonce::try_assume_unique_for_key(nonce).map_err(|_| "nonce")?, sealed.to_vec());
+    let opened = key.open_in_place(nonce, aead::Aad::from(seal.as_str()), &mut body);
+    Ok(opened.map_err(|_| format!("the key {label} does not open it"))?.to_vec())
+}
+
 /// Blocks until the webhook has answered.
-fn call(agent: &ureq::Agent, payload: &[u8]) -> Result<(), Failure> {
-    let event: Event = serde_json::from_slice(payload)?;
+fn call(agent: &ureq::Agent, headers: Option<&HeaderMap>, payload: &[u8]) -> Result<(), Failure> {
+    let payload = opened(headers, payload)?;
+    let event: Event = serde_json::from_slice(&payload)?;
     let (id, body) = (event.id.replace('.', "_"), event.data.get());
     let timestamp = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let mut request = agent.post(setting("WEBHOOK_URL", &event.webhook_url)).header("content-type", "application/json");
@@ -86,8 +116,8 @@ impl Worker {
             let info = message.info()?;
             (info.stream_sequence, u64::try_from(info.delivered)?)
         };
-        let (agent, payload) = (self.agent.clone(), message.payload.clone());
-        match tokio::task::spawn_blocking(move || call(&agent, &payload)).await? {
+        let (agent, headers, payload) = (self.agent.clone(), message.headers.clone(), message.payload.clone());
+        match tokio::task::spawn_blocking(move || call(&agent, headers.as_ref(), &payload)).await? {
             Ok(()) => message.ack().await?,
             Err(failed) => {
                 eprintln!("{} #{sequence}, attempt {attempt}: {failed}", message.subject);
@@ -110,6 +140,9 @@ impl Worker {
         let mut letter = HeaderMap::new();
         letter.insert("Nats-Msg-Id", format!("dlq.{}.{}.{sequence}", self.stream, self.durable));
         letter.insert("Walhook-Reason", reason.replace(['\r', '\n'], " "));
+        if let Some(seal) = message.headers.as_ref().and_then(|headers| headers.get("Walhook-Sealed")) {
+            letter.insert("Walhook-Sealed", seal.clone()); // without it nobody can open the letter
+        }
         let subject = format!("dlq.{}", message.subject);
         self.js.publish_with_headers(subject, letter, message.payload.clone()).await?.await?;
         message.ack_with(AckKind::Term).await

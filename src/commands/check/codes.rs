@@ -52,6 +52,12 @@ pub const CODES: &[Code] = &[
         "a mask needs a key that walhook does not have",
         "The link is set aside: its events become dead letters without their rows, for nothing may leave unmasked.",
     ),
+    code(
+        "seal_key",
+        Check,
+        "a webhook seals its payloads with a key that walhook does not have",
+        "Its events wait, and all that were committed after them, for nothing may leave unsealed.",
+    ),
     code("http", Check, "the settings of HTTP cannot be used", "walhook run does not start with them."),
     // The server.
     code(

@@ -19,14 +19,16 @@ use super::{
     batch::{self, BatchCalls, Part},
     call::Answer,
     call_log::{DeadLetter, Entry, Kept},
-    claim_check::{self, Fetched},
+    claim_check,
     configuration::Known,
     consumer,
     lane::{CLOSED_WAIT, Lane},
     limits::{Limits as Shares, STARVED_WAIT, Slot, Starved},
     receivers::Token,
+    sealed::{self, Content},
     settings::Record,
     shown::Counters,
+    worker::Worker,
 };
 use crate::{
     deliver::{
@@ -36,7 +38,7 @@ use crate::{
         webhook::BatchLimits,
     },
     postgres,
-    route::value::write_as_json,
+    route::{headers::OLD_KEY, value::write_as_json},
 };
 
 /// Where a dead letter's stream would take it.
@@ -148,15 +150,21 @@ pub async fn handle(lane: &Arc<Lane>, message: Message, is_keyed: bool) {
 }
 
 /// The keys by which an event of this webhook is ordered.
-pub fn keys(known: &Known, message: &Message) -> Keys {
+pub fn keys(worker: &Worker, known: &Known, message: &Message) -> Keys {
     let Some(from) = &known.webhook.order_key else { return Keys::All };
     let header = |name: &str| message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str);
-    from.of(&message.subject, header, || {
+    let old_key = sealed::old_key(worker, message);
+    let with_old_key = |name: &str| match &old_key {
+        Some(old_key) if name == OLD_KEY => Some(old_key.as_str()),
+        _ => header(name),
+    };
+    from.of(&message.subject, with_old_key, || {
         // A claim check does not say what is in the payload.
         if header("Walhook-Object").is_some() {
             return None;
         }
-        let mut value: Value = serde_json::from_slice(&message.payload).ok()?;
+        let opened = sealed::peek(worker, message);
+        let mut value: Value = serde_json::from_slice(opened.as_deref().unwrap_or(&message.payload)).ok()?;
         let is_bare = Shape::of(header) == Shape::Bare;
         for inside in ["data", "after", "before"] {
             if !is_bare && let Some(data) = value.get_mut(inside).filter(|data| data.is_object()) {
@@ -193,6 +201,7 @@ async fn decide(
         retry_of: header("Walhook-Retry-Of"),
         fallback: &fallback,
         shape: Shape::of(header),
+        is_sealed: sealed::is_sealed(message),
     };
     let mut reading = message::read(&known.webhook, &lane.worker.source, ids, &message.payload);
     if let Reading::Anothers(whose) = reading {
@@ -233,6 +242,11 @@ async fn decide(
     if known.is_gone {
         let why = "the webhook was deleted before its event was called".to_owned();
         return give_up(lane, &known, message, &call.event_id, commit_lsn, why, None).await;
+    }
+    if let Some(why) = sealed::missing_key(lane, message) {
+        lane.counters(webhook_id).waits(&why);
+        lane.note_once(why);
+        return Word::Later(sealed::KEY_WAIT);
     }
     let attempt = match *tried {
         Some(attempt) => attempt,
@@ -352,7 +366,7 @@ async fn alone<'l>(
     let (receivers, limits) = (&lane.worker.receivers, &lane.worker.limits);
     let answer = match fetched(lane, message, call).await {
         Ok(None) => receivers.attempt(limits, slot.as_ref(), &known, call, token).await,
-        Ok(Some(fetched)) => match whole(lane, &known, message, ids, &fetched.payload) {
+        Ok(Some(fetched)) => match whole(lane, &known, message, ids, &fetched) {
             Ok(whole) => receivers.attempt(limits, slot.as_ref(), &known, &whole, token).await,
             Err(why) => Answer::not_sent(why),
         },
@@ -382,7 +396,7 @@ async fn together<'l>(
         Ok(fetched) => fetched,
         Err(why) => return not_sent(why),
     };
-    let whole = match fetched.as_ref().map(|it| whole(lane, &known, message, ids, &it.payload)).transpose() {
+    let whole = match fetched.as_ref().map(|it| whole(lane, &known, message, ids, it)).transpose() {
         Ok(whole) => whole,
         Err(why) => return not_sent(why),
     };
@@ -438,11 +452,19 @@ fn object_of(message: &Message) -> Option<(&str, &str)> {
     Some((header("Walhook-Object")?, header("Walhook-Object-SHA256").unwrap_or_default()))
 }
 
-/// The payload that a message of the feed stands for, if it is a claim check.
-async fn fetched<'l>(lane: &'l Lane, message: &Message, call: &Call<'_>) -> Result<Option<Fetched<'l>>, String> {
-    let Some((object, sha256)) = object_of(message).filter(|_| call.position.is_some()) else { return Ok(None) };
-    let fetched = claim_check::fetch(&lane.worker, object, sha256, &message.payload).await;
-    fetched.map(Some).map_err(|error| error.to_string())
+/// What a message of the feed stands for, if it is a claim check or sealed.
+async fn fetched<'l>(lane: &'l Lane, message: &Message, call: &Call<'_>) -> Result<Option<Content<'l>>, String> {
+    if call.position.is_none() {
+        return Ok(None);
+    }
+    let fetched = match object_of(message) {
+        None => None,
+        Some((object, sha256)) => {
+            let fetched = claim_check::fetch(&lane.worker, object, sha256, &message.payload).await;
+            Some(fetched.map_err(|error| error.to_string())?)
+        }
+    };
+    sealed::content(&lane.worker, message, call, fetched)
 }
 
 /// The call that a fetched payload makes.
@@ -451,11 +473,13 @@ fn whole<'p>(
     known: &Known,
     message: &'p Message,
     ids: Ids<'p>,
-    payload: &'p [u8],
+    content: &'p Content<'_>,
 ) -> Result<Call<'p>, String> {
-    match message::read(&known.webhook, &lane.worker.source, ids, payload) {
+    let ids = Ids { is_sealed: false, ..ids };
+    match message::read(&known.webhook, &lane.worker.source, ids, &content.payload) {
         Reading::Call(mut whole) => {
             let _ = whole.describe(headers_of(message)); // reported before
+            whole.old_key = content.old_key.as_deref().or(whole.old_key);
             Ok(whole)
         }
         Reading::Unreadable(_, why) => Err(why),

@@ -178,7 +178,7 @@ async fn gather(lane: &Lane, inbox: &str, messages: &mut Subscriber) -> Result<B
 /// Puts a message into its place among those in hand.
 pub async fn take(lane: &Arc<Lane>, calls: &mut Calls, message: Message) {
     let Some(delivery) = message.reply.as_deref().and_then(Delivery::parse) else { return };
-    match lane.order.add(delivery.sequence, delivery.stored_at, event::keys(&lane.now(), &message)) {
+    match lane.order.add(delivery.sequence, delivery.stored_at, event::keys(&lane.worker, &lane.now(), &message)) {
         Added::New => calls.push(Box::pin(lane::alive(Arc::clone(lane), message, true))),
         // Acknowledged when the call of its earlier delivery is done.
         Added::Known => {}

@@ -28,6 +28,7 @@ use crate::{
     commands::{
         away::{Away, News},
         log_once,
+        seal_keys::OnDemand,
         systemd::Notify,
     },
     nats::{control::Control, owner::Owner},
@@ -54,6 +55,8 @@ pub struct Worker {
     pub client: async_nats::Client,
     /// For webhooks.
     pub receivers: Receivers,
+    /// For sealed payloads.
+    pub seal_keys: OnDemand,
     /// What webhooks allow over all workers.
     pub limits: Limits,
     /// For records; without a database there are none.

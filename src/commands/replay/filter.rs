@@ -3,7 +3,7 @@
 //! In: names of webhooks and tables, and a message's position, headers and body. Out: whether it is wanted. A bare body
 //! (`payload_format` `data`) may be anything, also what looks like another table's event: of such a message the header counts.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use async_nats::HeaderMap;
 use serde_json::Value;
@@ -13,7 +13,10 @@ use crate::{
     error::{Error, Result},
     flow::event_id::EventPosition,
     percent,
-    route::tables::Tables,
+    route::{
+        seal::{self, SealKeys},
+        tables::Tables,
+    },
 };
 
 /// Which events are wanted.
@@ -22,6 +25,8 @@ pub struct Filter {
     webhooks: Option<BTreeSet<i32>>,
     /// `schema.table`; `None`: all.
     tables: Option<BTreeSet<String>>,
+    /// The keys by which sealed payloads are read.
+    keys: SealKeys,
 }
 
 /// What is to become of a message.
@@ -37,7 +42,7 @@ pub enum Verdict {
 impl Filter {
     /// # Errors
     /// There is no such webhook.
-    pub fn new(rows: &Tables, webhooks: &[String], tables: &[String]) -> Result<Filter> {
+    pub fn new(rows: &Tables, webhooks: &[String], tables: &[String], keys: SealKeys) -> Result<Filter> {
         let mut ids = BTreeSet::new();
         for name in webhooks {
             // A deleted one's events are there still, and only its number is known.
@@ -53,6 +58,7 @@ impl Filter {
         Ok(Filter {
             webhooks: (!webhooks.is_empty()).then_some(ids),
             tables: (!tables.is_empty()).then(|| tables.iter().map(qualify).collect()),
+            keys,
         })
     }
 
@@ -63,12 +69,21 @@ impl Filter {
         }
         match &self.tables {
             None => Verdict::Wanted,
-            Some(wanted) => match table_of(headers, payload) {
+            Some(wanted) => match table_of(headers, &self.opened(headers, payload)) {
                 Some(table) if wanted.contains(&table) => Verdict::Wanted,
                 Some(_) => Verdict::Unwanted,
                 None => Verdict::Unknown,
             },
         }
+    }
+}
+
+impl Filter {
+    /// The payload, opened if it is sealed and there is the key.
+    fn opened<'p>(&self, headers: Option<&HeaderMap>, payload: &'p [u8]) -> Cow<'p, [u8]> {
+        let header = headers.and_then(|headers| headers.get(seal::HEADER));
+        let opened = header.and_then(|header| self.keys.open(header.as_str(), payload).ok());
+        opened.map_or(Cow::Borrowed(payload), Cow::Owned)
     }
 }
 

@@ -23,6 +23,7 @@ use crate::{
     commands::{
         masks,
         run::{rules, state_store},
+        seal_keys,
     },
     config::Config,
     error::{Error, Result},
@@ -244,6 +245,7 @@ impl Decoder {
             }
         };
         tables.mask_key = masks::key(config);
+        tables.seal_keys = seal_keys::keys(config);
         tables.adapt_to_replay();
         let slot = format!("walhook_replay_{id}_{:08x}", fastrand::u32(..));
         let copied = format!(

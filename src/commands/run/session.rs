@@ -38,7 +38,7 @@ use crate::{
         identity::{self, Runs},
         masks,
         presence::ThisRun,
-        progress, schema,
+        progress, schema, seal_keys,
         setup_check::{self, Reported},
         systemd::Notify,
     },
@@ -149,6 +149,11 @@ pub async fn session(
     if let Some(problem) = masks::problem(&tables, &tables.mask_key) {
         tracing::error!("{problem}. Give mask_key_file and start walhook again");
     }
+    tables.seal_keys = seal_keys::keys(config);
+    if let Some(problem) = seal_keys::problem(&tables, &tables.seal_keys) {
+        tracing::error!(finding = "seal_key", "{problem}");
+    }
+    let seal_keys = seal_keys::Followed::new(config, tables.seal_keys.clone());
     if is_first {
         tracing::info!(%confirmed, "first version of the rules: as they are now, from the confirmed position on");
     }
@@ -194,6 +199,7 @@ pub async fn session(
     let server_shutdown = ServerShutdown::new(config.postgres.only(stream.target()));
     let mut session = Session {
         minutes,
+        seal_keys,
         drained_from: None,
         config,
         client: Rc::new(client),
@@ -323,6 +329,8 @@ fn status_interval(config: &Config, timeout: Option<Duration>) -> Duration {
 struct Session<'c> {
     /// What is told once a minute.
     minutes: Minutes,
+    /// The keys with which payloads are sealed.
+    seal_keys: seal_keys::Followed,
     /// How many events were in flight when a shutdown was first shown.
     drained_from: Option<u64>,
     config: &'c Config,
@@ -425,6 +433,9 @@ impl Session<'_> {
                 _ = tick.tick() => {
                     faults::reach(Point::Report)?;
                     self.report();
+                    if let Some(keys) = self.seal_keys.look() {
+                        self.streamer.set_seal_keys(keys);
+                    }
                     if drain_until.is_some() {
                         self.show_drain(false);
                     }

@@ -248,6 +248,7 @@ impl EventEncoder {
         let lane = match (problem, lane) {
             (None, Some(lane)) => lane,
             (problem, _) => {
+                self.check_seal(webhook, body)?;
                 let reason = problem.unwrap_or_else(|| no_stream(&self.subject));
                 self.count_for(index, &position);
                 let rejected = self.impossible(webhook, body, change, message_id, reason);
@@ -255,6 +256,7 @@ impl EventEncoder {
             }
         };
         if let Some(reason) = self.lanes[lane].displaces(&position) {
+            self.check_seal(webhook, body)?;
             self.count_for(index, &position);
             let mut rejected = self.impossible(webhook, body, change, message_id, reason);
             // The operator has decided already what is to become of this one.
@@ -268,6 +270,7 @@ impl EventEncoder {
                 return Ok(());
             }
         }
+        self.check_seal(webhook, body)?;
         if !is_stored {
             self.count_for(index, &position);
         }
@@ -310,6 +313,19 @@ impl EventEncoder {
             Ok(()) => Ok(()),
             Err(rejected) => self.reject(rules, *rejected, Obstacle::TooLarge),
         }
+    }
+
+    /// # Errors
+    /// The event has to be sealed and there is no key: it waits in the WAL, with all that comes behind it.
+    fn check_seal(&self, webhook: &Webhook, body: Body<'_>) -> Result<()> {
+        let Some(why) = payload::seal_problem(body, webhook) else { return Ok(()) };
+        let id = String::from_utf8_lossy(&self.id);
+        Err(Error::unavailable(format!("seal event {id} of webhook {} {:?}: {why}", webhook.id, webhook.name)).hint(
+            format!(
+                "walhook publishes nothing of it unsealed, and waits: put a key there, and it goes on by itself. Or set another seal_key \
+                 in rule_webhooks, then run SELECT rule_cdc_rules_amend('{id}') to put the corrected rules in force at this event"
+            ),
+        ))
     }
 
     /// Whether no session before this one has counted the event for its webhook.

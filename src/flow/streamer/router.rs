@@ -215,8 +215,8 @@ impl Router {
             Table::ALL.into_iter().flat_map(|table| self.tables.ids(table).into_iter().map(move |id| (table, id)));
         let gone: Vec<_> = known.filter(|key| !read.rows.contains_key(key)).collect();
         self.log.replace(gone.into_iter(), read.rows);
-        let Tables { overridden, aliases, is_for_replay, mask_key, .. } = std::mem::take(&mut self.tables);
-        self.tables = Tables { overridden, aliases, mask_key, ..read.tables };
+        let Tables { overridden, aliases, is_for_replay, mask_key, seal_keys, .. } = std::mem::take(&mut self.tables);
+        self.tables = Tables { overridden, aliases, mask_key, seal_keys, ..read.tables };
         if is_for_replay {
             self.tables.adapt_to_replay();
         }
@@ -287,11 +287,15 @@ impl Router {
 
     fn report_problems(&mut self) {
         let mut reported = HashMap::new();
-        for (webhook, problem) in self.rules.problems().filter(|(webhook, _)| webhook.publishes) {
-            if self.reported.get(&webhook.id).map(String::as_str) != Some(problem) {
-                self.notices.push(format!("webhook {} {:?} is set aside: {problem}", webhook.id, webhook.name));
+        let (set_aside, without_key) = (self.rules.problems(), self.rules.without_seal_key());
+        let problems = set_aside.map(|(webhook, problem)| (webhook, format!("is set aside: {problem}")));
+        let without_key =
+            without_key.map(|(webhook, problem)| (webhook, format!("cannot seal, so its events wait: {problem}")));
+        for (webhook, problem) in without_key.chain(problems).filter(|(webhook, _)| webhook.publishes) {
+            if self.reported.get(&webhook.id) != Some(&problem) {
+                self.notices.push(format!("webhook {} {:?} {problem}", webhook.id, webhook.name));
             }
-            reported.insert(webhook.id, problem.to_owned());
+            reported.insert(webhook.id, problem);
         }
         self.reported = reported;
         let stream_problems: Vec<_> = self.rules.stream_problems().map(str::to_owned).collect();

@@ -318,6 +318,7 @@ const VARIABLES: &[(&str, &str)] = &[
     ("WALHOOK_PUBLICATION", "`publication`"),
     ("WALHOOK_CONFIRM_DELAY_SECONDS", "`confirm_delay_seconds`"),
     ("WALHOOK_MASK_KEY_FILE", "`mask_key_file`"),
+    ("WALHOOK_SEAL_KEYS_DIR", "`seal_keys_dir`"),
     ("WALHOOK_NATS_URL", "NATS servers in place of those in `rule_nats_config`; wins over `NATS_URL`"),
     ("NATS_URL", "the same"),
     ("WALHOOK_LOG", "`log.level`"),
@@ -428,6 +429,11 @@ const HEADERS: &[(&str, &str)] = &[
     ),
     ("Walhook-Op", "`insert`, `update`, `delete`, `truncate`, `snapshot`; `insert` for a call"),
     ("Walhook-Epoch", "the number of the run that published the message"),
+    (
+        "Walhook-Sealed",
+        "the body, or the object of a claim check, is [sealed](../sealed-payloads.md): `v1`, the key's `<name>.<id>`, and the event's id",
+    ),
+    ("Walhook-Sealed-Old-Key", "in place of `Walhook-Old-Key` in a sealed message: the same, sealed, in base64"),
     ("Walhook-Old-Key", "for an update that changed the key: the key before, as JSON; at most 4 KiB"),
     (
         "Walhook-Withheld",
