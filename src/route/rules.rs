@@ -8,6 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 use super::{
     headers::{self, Block},
     mask_key::MaskKey,
+    shard,
     shown_url::shown_url,
     streams::{Streams, streams_of_all},
     subject,
@@ -143,6 +144,11 @@ pub struct Webhook {
     pub headers: Vec<u8>,
     /// The headers of the messages themselves: the format's and those of `nats_headers`.
     pub message_headers: Block,
+    /// What all its subjects begin with in this shard; it is in [`Webhook::subject`].
+    pub subject_prefix: String,
+    /// Whether this process publishes its calls and the messages of `rule_webhook_emit`.
+    pub is_ours: bool,
+    shard: Option<String>,
     config_id: i32,
 }
 
@@ -166,6 +172,8 @@ pub struct Rules {
     links: HashMap<(String, String), Vec<IdAndLink>>,
     /// The key of the hashes in masks.
     pub mask_key: MaskKey,
+    /// The shard of the process; `None`: the main one.
+    shard: Option<String>,
 }
 
 impl Rules {
@@ -192,6 +200,7 @@ impl Rules {
                     config_id,
                     config_id.and_then(|id| tables.configs.get(&id)).map(AsRef::as_ref),
                     &configs,
+                    tables.shard.as_deref(),
                 )
             })
             .collect();
@@ -204,7 +213,7 @@ impl Rules {
         for links in links.values_mut() {
             links.sort_by_key(|(id, link)| (link.webhook_id, *id));
         }
-        Rules { webhooks, by_id, configs, links, mask_key: tables.mask_key.clone() }
+        Rules { webhooks, by_id, configs, links, mask_key: tables.mask_key.clone(), shard: tables.shard.clone() }
     }
 
     /// The index of a webhook in [`Rules::webhooks`].
@@ -216,6 +225,17 @@ impl Rules {
     pub fn links(&self, schema: &str, table: &str) -> &[IdAndLink] {
         // Asked once per table and change of rules, so the two strings do not matter.
         self.links.get(&(schema.to_owned(), table.to_owned())).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether this process publishes the events of a link of this webhook.
+    pub fn has_link(&self, webhook: usize, link: &LinkRow) -> bool {
+        let owner = shard::of_link(link.shard.as_deref(), self.webhooks[webhook].shard.as_deref());
+        owner == self.shard.as_deref().unwrap_or(shard::MAIN)
+    }
+
+    /// Whether this is the main shard: what is nobody's is its own.
+    pub fn is_main(&self) -> bool {
+        self.shard.is_none()
     }
 
     /// The lane into the stream that takes `subject`, among the streams of this webhook's configuration.
@@ -303,6 +323,7 @@ fn compile_webhook(
     config_id: Option<i32>,
     config_row: Option<&ConfigRow>,
     configs: &HashMap<i32, Config>,
+    shard: Option<&str>,
 ) -> Webhook {
     let mut problems = Vec::new();
     let in_mode = match row.publish_mode.as_deref() {
@@ -335,6 +356,8 @@ fn compile_webhook(
             OnError::DeadLetter
         }
     };
+    // In core NATS no stream takes a subject from another.
+    let subject_prefix = shard::prefix(shard.filter(|_| !config_row.is_some_and(is_core)));
     let subject = row.nats_subject.clone().filter(|subject| !subject.is_empty()).unwrap_or_else(|| {
         let prefix = config_row
             .and_then(|config| config.subject_prefix.as_deref())
@@ -344,6 +367,7 @@ fn compile_webhook(
         subject::push_name(&row.name, &mut subject);
         String::from_utf8(subject).expect("percent-encoding leaves ASCII")
     });
+    let subject = format!("{subject_prefix}{subject}");
     if let Some(why) = subject::invalid(subject.as_bytes()) {
         problems.push(format!("nats_subject {subject:?} cannot be published to: {why}"));
     }
@@ -386,6 +410,9 @@ fn compile_webhook(
         expose_credentials: row.expose_credentials,
         headers,
         message_headers,
+        subject_prefix,
+        is_ours: shard::of_link(None, row.shard.as_deref()) == shard.unwrap_or(shard::MAIN),
+        shard: row.shard.clone(),
         config_id: config_id.unwrap_or(-1),
     }
 }

@@ -41,6 +41,7 @@ mod postgres_connection;
 mod replay;
 mod replay_wal;
 mod schemas;
+mod shards;
 mod support_works;
 mod systemd;
 mod terminal;

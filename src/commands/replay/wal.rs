@@ -242,6 +242,7 @@ impl Decoder {
                 (tables, vec![Amendment { commit_lsn: Lsn::ZERO, ordinal: 0, rules: newest }], types)
             }
         };
+        tables.shard = config.shard_name();
         tables.mask_key = masks::key(config);
         tables.adapt_to_replay();
         let slot = format!("walhook_replay_{id}_{:08x}", fastrand::u32(..));

@@ -316,6 +316,7 @@ const VARIABLES: &[(&str, &str)] = &[
     ("WALHOOK_SOURCE", "`source`"),
     ("WALHOOK_SLOT", "`slot`"),
     ("WALHOOK_PUBLICATION", "`publication`"),
+    ("WALHOOK_SHARD", "`shard`"),
     ("WALHOOK_CONFIRM_DELAY_SECONDS", "`confirm_delay_seconds`"),
     ("WALHOOK_MASK_KEY_FILE", "`mask_key_file`"),
     ("WALHOOK_NATS_URL", "NATS servers in place of those in `rule_nats_config`; wins over `NATS_URL`"),
