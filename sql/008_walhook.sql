@@ -620,7 +620,7 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
             'rule_cdc_backfill_rows', 'rule_cdc_anchor_settings', 'rule_cdc_anchor_places', 'rule_cdc_rule_sources',
             'rule_cdc_rule_versions', 'rule_cdc_rule_amendments', 'rule_cdc_server_aliases',
             'rule_cdc_emit_keys', 'rule_webhook_schema_links', 'rule_nats_notices', 'rule_webhook_order_holders',
-            'rule_webhook_limits', 'rule_webhook_limit_holders', 'rule_cdc_identity', 'rule_cdc_runs', 'rule_cdc_claims', 'rule_cdc_put_aside')
+            'rule_webhook_limits', 'rule_webhook_limit_holders', 'rule_cdc_shard_names', 'rule_cdc_identity', 'rule_cdc_runs', 'rule_cdc_claims', 'rule_cdc_put_aside')
     )
     SELECT CASE
         WHEN EXISTS (SELECT FROM ours WHERE oid = p_table)
@@ -1084,25 +1084,34 @@ COMMENT ON FUNCTION public.rule_cdc_link_subjects IS
 CREATE OR REPLACE FUNCTION public.rule_cdc_publication_place(p_table REGCLASS, p_publication TEXT, p_must BOOLEAN)
 RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_wanted TEXT;
+    -- Publications, and the shard that publishes from them.
+    v_shards JSONB := jsonb_build_object(p_publication, 'main');
     v_statements TEXT[];
     v_statement TEXT;
 BEGIN
-    SELECT CASE WHEN count(*) = 0 THEN NULL
-                WHEN bool_and(l.operations = '{insert}') THEN p_publication || '_inserts'
-                ELSE p_publication || '_changes' END
-    INTO v_wanted
-    FROM public.rule_webhook_links l
-    JOIN pg_class c ON c.relname = l.table_name
-    JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = l.table_schema
-    WHERE c.oid = p_table;
-
-    SELECT array_agg(format('ALTER PUBLICATION %I %s TABLE ONLY %s', name,
-                            CASE WHEN name = v_wanted THEN 'ADD' ELSE 'DROP' END, p_table)
-                     ORDER BY name = v_wanted DESC)
+    IF to_regclass('public.rule_cdc_shard_names') IS NOT NULL THEN
+        v_shards := public.rule_cdc_shard_publications(p_publication); -- made by 027
+    END IF;
+    -- The columns shard are made by 027 too.
+    WITH links AS MATERIALIZED (
+        SELECT l.operations, coalesce(to_jsonb(l) ->> 'shard', to_jsonb(w) ->> 'shard', 'main') AS shard
+        FROM public.rule_webhook_links l
+        JOIN public.rule_webhooks w ON w.webhook_id = l.webhook_id
+        JOIN pg_class c ON c.relname = l.table_name
+        JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = l.table_schema
+        WHERE c.oid = p_table
+    ), pairs AS (
+        SELECT s.key || part AS name, part,
+               (SELECT CASE WHEN count(*) = 0 THEN NULL WHEN bool_and(k.operations = '{insert}') THEN '_inserts' ELSE '_changes' END
+                FROM links k WHERE k.shard = s.value) AS wanted
+        FROM jsonb_each_text(v_shards) s, unnest('{_inserts,_changes}'::text[]) part
+    )
+    SELECT array_agg(format('ALTER PUBLICATION %I %s TABLE ONLY %s', pair.name,
+                            CASE WHEN pair.part = pair.wanted THEN 'ADD' ELSE 'DROP' END, p_table)
+                     ORDER BY coalesce(pair.part = pair.wanted, false) DESC, pair.name)
     INTO v_statements
-    FROM (SELECT p_publication || part AS name FROM unnest('{_inserts,_changes}'::text[]) part) pair
-    WHERE (name IS NOT DISTINCT FROM v_wanted)
+    FROM pairs pair
+    WHERE coalesce(pair.part = pair.wanted, false)
           <> EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
                      WHERE p.pubname = pair.name AND r.prrelid = p_table);
 

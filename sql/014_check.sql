@@ -232,6 +232,7 @@ DECLARE
             FROM public.rule_nats_streams_of(c.config_id) WITH ORDINALITY s (stream_name, subjects, has_row, place), unnest(s.subjects) p))
         FROM public.rule_nats_config c), '{}');
     v_default CONSTANT INTEGER := (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default');
+    v_shard CONSTANT TEXT := public.rule_cdc_shard_of(p_publication); -- made by 027
 BEGIN
     FOR l IN
         -- Thousands of links may name the same table in the same way: that is looked at once.
@@ -258,6 +259,7 @@ BEGIN
             GROUP BY r.prrelid
         )
         SELECT i.*, f.problems, coalesce(b.publications, '{}') AS publications, w.webhook_name, w.enabled AS webhook_enabled,
+               coalesce(i.shard, w.shard, 'main') AS owner,
                w.nats_enabled, w.publish_mode, c.config_id, c.config_name, c.enabled AS config_enabled, c.jetstream_enabled
         FROM linked i
         JOIN public.rule_webhooks w ON w.webhook_id = i.webhook_id
@@ -402,6 +404,8 @@ BEGIN
             END IF;
             RETURN NEXT;
         END LOOP;
+        -- The check of its own shard looks at the publications.
+        CONTINUE WHEN l.owner <> v_shard;
         severity := 'error';
         v_wanted := p_publication || CASE WHEN l.operations = '{insert}' THEN '_inserts' ELSE '_changes' END;
         -- Of a table that can never be linked, the problems above say so.
@@ -520,6 +524,7 @@ BEGIN
         RETURN QUERY SELECT f.* FROM public.rule_cdc_check_schemas() f; -- made by 022
         RETURN QUERY SELECT f.* FROM public.rule_cdc_check_rows() f; -- made by 016
         RETURN QUERY SELECT f.* FROM public.rule_cdc_check_functions() f;
+        RETURN QUERY SELECT f.* FROM public.rule_cdc_check_shards(p_publication) f; -- made by 027
     END IF;
 END
 $$;

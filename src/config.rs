@@ -59,6 +59,9 @@ pub struct Options {
     /// Publications: <NAME>_inserts and <NAME>_changes [default: walhook]
     #[arg(long, value_name = "NAME", env = "WALHOOK_PUBLICATION", global = true, hide_env_values = true)]
     pub publication: Option<String>,
+    /// The shard that this process publishes: its slot, publications, source and streams have _<NAME> behind their names
+    #[arg(long, value_name = "NAME", env = "WALHOOK_SHARD", global = true, hide_env_values = true)]
+    pub shard: Option<String>,
     /// Confirm events to PostgreSQL so long after NATS has stored them: a NATS server may lose its last ones in a power cut [default: 0]
     #[arg(long, value_name = "SECONDS", env = "WALHOOK_CONFIRM_DELAY_SECONDS", global = true, hide_env_values = true)]
     pub confirm_delay_seconds: Option<u64>,
@@ -92,6 +95,7 @@ struct File {
     source: Option<String>,
     slot: Option<String>,
     publication: Option<String>,
+    shard: Option<String>,
     window_events: Option<usize>,
     window_bytes: Option<usize>,
     ack_timeout_ms: Option<u64>,
@@ -145,6 +149,8 @@ pub struct Config {
     pub slot: String,
     /// The stem of the two publications' names.
     pub publication: String,
+    /// The shard of this process; `None`: the main one.
+    pub shard: Option<Shard>,
     /// How much may be in flight.
     pub limits: Limits,
     /// How long the oldest message may go without an answer.
@@ -177,7 +183,25 @@ pub struct Config {
     pub log: String,
 }
 
+/// A shard's name, and the names that the settings have without it. With it they are `<name>_<shard>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shard {
+    /// The shard's name.
+    pub name: String,
+    /// The slot of the main shard.
+    pub main_slot: String,
+    /// The publications of the main shard.
+    pub main_publication: String,
+    /// The source of the main shard.
+    pub main_source: String,
+}
+
 impl Config {
+    /// The name of the shard, if it is not the main one.
+    pub fn shard_name(&self) -> Option<String> {
+        self.shard.as_ref().map(|shard| shard.name.clone())
+    }
+
     /// What the process's own settings say of the NATS configuration of this name.
     pub fn overrides_of(&self, config_name: &str) -> nats::settings::Overrides {
         if config_name == self.nats_config { self.nats.clone() } else { self.nats.for_others() }
@@ -206,6 +230,12 @@ impl Config {
             )
             .hint("a publication's name has 1 to 54 bytes"));
         }
+        let main = (slot, source, publication);
+        let shard = options.shard.clone().or(file.shard).filter(|name| !name.is_empty());
+        let (shard, (slot, source, publication)) = match shard {
+            None => (None, main),
+            Some(name) => of_shard(name, main)?,
+        };
         let window_bytes = in_range("window_bytes", file.window_bytes.unwrap_or(8 << 20), 64 << 10, 1 << 30)?;
         let limits = Limits {
             window_events: in_range("window_events", file.window_events.unwrap_or(4096), 1, 32_768)?,
@@ -221,6 +251,7 @@ impl Config {
             source,
             slot,
             publication,
+            shard,
             limits,
             ack_timeout: millis("ack_timeout_ms", file.ack_timeout_ms, 10_000, 100, 600_000)?,
             status_interval: millis("status_interval_ms", file.status_interval_ms, 1000, 10, 60_000)?,
@@ -346,6 +377,42 @@ fn read_secret(name: &str, path: &Path) -> Result<String> {
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
+/// The longest name of a shard.
+const SHARD_MAX: usize = 20;
+/// The shard of a process whose settings name none.
+const MAIN_SHARD: &str = "main";
+
+/// Whether a shard other than the main one can have this name: it is part of the names of a slot, a stream and subjects.
+fn is_shard(name: &str) -> bool {
+    let is_word = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+    is_word && (1..=SHARD_MAX).contains(&name.len()) && name != MAIN_SHARD
+}
+
+type Names = (String, String, String);
+
+/// The names of slot, source and publications of a shard.
+fn of_shard(name: String, (slot, source, publication): Names) -> Result<(Option<Shard>, Names)> {
+    if !is_shard(&name) {
+        return Err(Error::config("the shard's name (--shard, WALHOOK_SHARD, shard) cannot be one").hint(format!(
+            "a shard's name has 1 to {} lower-case letters, digits and underscores; {:?} is the shard of a process that names none",
+            SHARD_MAX,
+            MAIN_SHARD
+        )));
+    }
+    let names = [&slot, &source, &publication].map(|main| format!("{main}_{name}"));
+    let [own_slot, own_source, own_publication] = names;
+    for (what, name, most) in
+        [("slot", &own_slot, 63), ("source", &own_source, 64), ("publication", &own_publication, 54)]
+    {
+        if name.len() > most {
+            return Err(Error::config(format!("the shard's {what} {name:?} has more than {most} bytes"))
+                .hint(format!("give the shard or the {what} a shorter name")));
+        }
+    }
+    let shard = Shard { name, main_slot: slot, main_publication: publication, main_source: source };
+    Ok((Some(shard), (own_slot, own_source, own_publication)))
+}
+
 /// PostgreSQL's rule for slot names (manual, section 27.2.6.1).
 fn check_slot(slot: &str) -> Result<()> {
     let valid = !slot.is_empty()
@@ -415,6 +482,16 @@ mod tests {
     }
 
     #[test]
+    fn a_shard_has_names_of_its_own_behind_those_of_the_main_one() {
+        let config = load("slot = 's'\nsource = 'o'\nshard = 'b'", Options::default(), none).unwrap();
+        let names = [&config.slot, &config.source, &config.publication].map(String::as_str);
+        assert_eq!(names, ["s_b", "o_b", "walhook_b"]);
+        let shard = config.shard.unwrap();
+        let names = [&shard.name, &shard.main_slot, &shard.main_source, &shard.main_publication].map(String::as_str);
+        assert_eq!(names, ["b", "s", "o", "walhook"]);
+    }
+
+    #[test]
     fn every_secret_can_come_from_a_file() {
         let mut secret = tempfile::NamedTempFile::new().unwrap();
         secret.write_all(b"s3cret\n").unwrap();
@@ -451,6 +528,9 @@ mod tests {
         };
         check("slot = 'Bad hunter2'", "the slot's name");
         check("source = 'hunter2 b'", "the source's name");
+        check("shard = 'hunter2 b'", "the shard's name");
+        check("shard = 'main'", "the shard's name");
+        check(&format!("slot = '{}'\nshard = 'b'", "s".repeat(62)), "has more than 63 bytes");
         check("window_events = 0", "window_events = 0");
         check("confirm_delay_seconds = 86401", "confirm_delay_seconds = 86401");
         check("hunter2 = 1", "unknown field, expected one of `source`, `slot`");

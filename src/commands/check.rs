@@ -258,6 +258,7 @@ async fn with_database(client: &Client, config: &Config, arguments: &Arguments, 
     };
     match rows::read(client).await {
         Ok(mut tables) => {
+            tables.shard = config.shard_name();
             findings.extend(masks::check(config, &tables));
             findings.extend(seal_keys::check(config, &tables));
             tables.aliases = history.as_ref().map(|history| history.aliases.clone()).unwrap_or_default();
@@ -405,7 +406,8 @@ async fn permissions(config: &Config, is_deliver: bool) -> Result<String> {
     let client = connect(config).await?;
     schema::check(&client, &config.postgres.target()).await?;
     let identity = identity::read(&client).await?;
-    let tables = rows::read(&client).await?;
+    let mut tables = rows::read(&client).await?;
+    tables.shard = config.shard_name();
     let (reached, _) = nats::configurations(config, &tables);
     Ok(nats::permissions(config, &tables, Some(&identity), &reached, is_deliver))
 }

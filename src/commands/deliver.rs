@@ -107,6 +107,7 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
     }
     let whose = Whose {
         source: config.source.clone(),
+        shard: config.shard_name(),
         identity,
         database_id: settings.database_id.clone(),
         owner: Arc::clone(&owner),

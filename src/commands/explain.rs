@@ -126,6 +126,7 @@ pub async fn explain(config: &Config, arguments: &Arguments) -> Result<()> {
     schema::check(&client, &config.postgres.target()).await?;
     identity::read(&client).await?;
     let mut tables = rules::newest(&client).await?.tables;
+    tables.shard = config.shard_name();
     tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
     tables.mask_key = masks::key(config);
     let keys = seal_keys::keys(config);

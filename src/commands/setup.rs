@@ -12,7 +12,7 @@ use super::{
     schema,
 };
 use crate::{
-    config::{Config, Options},
+    config::{Config, Options, Shard},
     error::{Error, Result},
     postgres::{self, sql},
     text,
@@ -45,6 +45,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("024_rule_versions.sql", include_str!("../../sql/024_rule_versions.sql")),
     ("025_consumer_schemas.sql", include_str!("../../sql/025_consumer_schemas.sql")),
     ("026_sealed_payloads.sql", include_str!("../../sql/026_sealed_payloads.sql")),
+    ("027_shards.sql", include_str!("../../sql/027_shards.sql")),
 ];
 
 /// What we resolve names by: see sql/004_preconditions.sql.
@@ -70,7 +71,7 @@ pub async fn setup(config: &Config) -> Result<()> {
     let process: i32 = process.map_err(|error| sql::error("ask which process serves us", error))?.get(0);
     schema::refuse_newer(&client, &database).await?;
     apply(&mut client, PRECONDITIONS, &database).await?;
-    let objects = statements(&config.publication, &config.slot);
+    let objects = statements(config);
     let mut steps = Steps::of(MIGRATIONS.len() + objects.len());
     let mut step = |done: usize, what: &str| {
         if let Some(steps) = &mut steps {
@@ -110,7 +111,8 @@ pub async fn setup(config: &Config) -> Result<()> {
         let [object, problem, remedy] = [0, 1, 2].map(|column| super::text_of(&row, column).unwrap_or_default());
         tracing::warn!(object, remedy, "a row cannot be used, and its events are set aside: {problem}");
     }
-    tracing::info!("setup is complete; start with: walhook run");
+    let shard = config.shard_name().map(|name| format!(" --shard {name}")).unwrap_or_default();
+    tracing::info!("setup is complete; start with: walhook run{shard}");
     Ok(())
 }
 
@@ -184,18 +186,30 @@ async fn apply(client: &mut Client, (name, text): (&str, &str), database: &str) 
 const WAITS: [&str; 3] = ["55P03", "40P01", "55006"];
 
 /// Publications before the slot: a slot cannot decode what lies before its publication.
-fn statements(publication: &str, slot: &str) -> [(String, String); 2] {
+fn statements(config: &Config) -> [(String, String); 2] {
     let quote = text::sql_literal;
-    [
-        (
+    let Config { publication, slot, shard, .. } = config;
+    let publications = match shard {
+        None => (
             format!("publications {publication}_inserts and {publication}_changes"),
             format!("SELECT public.rule_cdc_publication_create({})", quote(publication)),
         ),
-        (
-            format!("slot {slot}"),
-            format!("SELECT public.rule_cdc_slot_create({}, true, {})", quote(slot), quote(publication)),
+        Some(Shard { name, main_slot, main_publication, main_source }) => (
+            format!("shard {name}, publications {publication}_inserts and {publication}_changes"),
+            format!(
+                "SELECT public.rule_cdc_shard_create({}, {}, {}, {})",
+                quote(name),
+                quote(main_slot),
+                quote(main_publication),
+                quote(main_source)
+            ),
         ),
-    ]
+    };
+    let made = (
+        format!("slot {slot}"),
+        format!("SELECT public.rule_cdc_slot_create({}, true, {})", quote(slot), quote(publication)),
+    );
+    [publications, made]
 }
 
 /// The same as SQL for `psql`, each part in a transaction of its own.
@@ -215,7 +229,7 @@ pub fn script(options: &Options) -> Result<String> {
     for (name, text) in [&PRECONDITIONS].into_iter().chain(MIGRATIONS).chain([&PRECONDITIONS]) {
         script.push_str(&format!("\n-- sql/{name}\nBEGIN;\n{LOCK_TIMEOUT};\n{}\nCOMMIT;\n", text.trim_end()));
     }
-    for (what, statement) in statements(&config.publication, &config.slot) {
+    for (what, statement) in statements(&config) {
         script.push_str(&format!("\n-- {what}\n{statement};\n"));
     }
     Ok(script)

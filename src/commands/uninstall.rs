@@ -121,6 +121,7 @@ impl Slots {
     async fn read(client: &Client, config: &Config) -> Result<Slots, tokio_postgres::Error> {
         let mut names = vec![config.slot.clone(), format!("{}_anchor", config.slot)];
         for (table, query) in [
+            ("rule_cdc_shard_names", "SELECT slot_name FROM public.rule_cdc_shard_names"),
             ("rule_cdc_status", "SELECT slot_name FROM public.rule_cdc_status WHERE slot_name IS NOT NULL"),
             (
                 "rule_cdc_anchor_settings",

@@ -87,7 +87,12 @@ async fn test(config: &Config, arguments: &Test) -> Result<()> {
     let caller = Caller::new(&settings.allowed_networks, settings.ca.as_deref())?;
     // Refuses tables of another version before anything is read.
     drop(super::connect(config).await?);
-    let rows = Rows { postgres: config.postgres.clone(), config_name: None, secrets_dir: settings.secrets_dir.clone() };
+    let rows = Rows {
+        postgres: config.postgres.clone(),
+        config_name: None,
+        secrets_dir: settings.secrets_dir.clone(),
+        shard: config.shard_name(),
+    };
     let all = configuration::read_rows(&rows, &mut None).await?.webhooks;
     let name = &arguments.name;
     let known = all.into_values().find(|known| known.webhook.name == *name).ok_or_else(|| {

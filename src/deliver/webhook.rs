@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{oauth2::OAuth2, order::KeyFrom, sign::Scheme};
 use crate::route::{
     headers::is_credential,
-    rules::{Format, Rules},
+    rules::{self, Format, Rules},
     shown_url::shown_url,
     subject,
     tables::{LinkRow, Tables, WebhookRow},
@@ -224,7 +224,7 @@ pub fn webhooks_of(tables: &Tables, config_name: Option<&str>, credentials: Cred
                 has_oauth2: row.oauth2.is_some(),
                 batch: batch_of(row),
                 oauth2: row.oauth2.as_deref().map(OAuth2::read),
-                subjects: subjects(&compiled.subject, links.get(&compiled.id).map_or(&[], Vec::as_slice)),
+                subjects: subjects(compiled, links.get(&compiled.id).map_or(&[], Vec::as_slice)),
             }
         })
         .collect()
@@ -263,10 +263,11 @@ fn as_text((name, value): (String, serde_json::Value)) -> (String, String) {
 
 /// A webhook's own subject and those of its links' templates, as patterns for a consumer. Links that are off count as
 /// well: their events may still be in the stream.
-fn subjects(own: &str, links: &[&LinkRow]) -> Vec<String> {
-    let mut patterns = vec![own.to_owned()];
+fn subjects(compiled: &rules::Webhook, links: &[&LinkRow]) -> Vec<String> {
+    let mut patterns = vec![compiled.subject.clone()];
     for link in links {
-        patterns.extend(link.subject_template.as_deref().map(|template| pattern(template, link)));
+        let templates = link.subject_template.as_deref();
+        patterns.extend(templates.map(|template| format!("{}{}", compiled.subject_prefix, pattern(template, link))));
     }
     cover(patterns.into_iter().filter(|pattern| is_pattern(pattern)).collect())
 }

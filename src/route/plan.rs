@@ -211,7 +211,7 @@ impl EventColumns {
 }
 
 impl Target {
-    /// `None` for a link that is switched off or whose webhook does not publish.
+    /// `None` for a link that is switched off, or of another shard, or whose webhook does not publish.
     fn new(
         id: i32,
         link: &LinkRow,
@@ -222,7 +222,7 @@ impl Target {
         warnings: &mut Vec<String>,
     ) -> Option<Target> {
         let webhook = rules.webhook(link.webhook_id)?;
-        if !link.enabled || !rules.webhooks[webhook].publishes {
+        if !link.enabled || !rules.webhooks[webhook].publishes || !rules.has_link(webhook, link) {
             return None;
         }
         let table = format!("{}.{}", relation.schema, relation.name);
@@ -274,10 +274,13 @@ impl Target {
             }
         };
         let subject = match link.subject_template.as_deref() {
-            Some(template) => Template::parse(template, relation).unwrap_or_else(|problem| {
-                problems.push(format!("{named}: {problem}"));
-                Template::literal("")
-            }),
+            Some(template) => {
+                let template = format!("{}{template}", rules.webhooks[webhook].subject_prefix);
+                Template::parse(&template, relation).unwrap_or_else(|problem| {
+                    problems.push(format!("{named}: {problem}"));
+                    Template::literal("")
+                })
+            }
             None => Template::literal(&rules.webhooks[webhook].subject),
         };
         let hidden = subject.columns().find(|&index| fitted.hides(index));

@@ -9,6 +9,7 @@ use super::{
     headers::{self, Block},
     mask_key::MaskKey,
     seal::{SealKey, SealKeys},
+    shard,
     shown_url::shown_url,
     streams::{Streams, streams_of_all},
     subject,
@@ -148,6 +149,11 @@ pub struct Webhook {
     pub message_headers: Block,
     /// The key with which bodies are sealed, or why there is none though the webhook's row names one.
     pub seal: Option<Result<Arc<SealKey>, String>>,
+    /// What all its subjects begin with in this shard; it is in [`Webhook::subject`].
+    pub subject_prefix: String,
+    /// Whether this process publishes its calls and the messages of `rule_webhook_emit`.
+    pub is_ours: bool,
+    shard: Option<String>,
     config_id: i32,
 }
 
@@ -171,6 +177,8 @@ pub struct Rules {
     links: HashMap<(String, String), Vec<IdAndLink>>,
     /// The key of the hashes in masks.
     pub mask_key: MaskKey,
+    /// The shard of the process; `None`: the main one.
+    shard: Option<String>,
 }
 
 impl Rules {
@@ -192,7 +200,7 @@ impl Rules {
             .map(|(&id, row)| {
                 let config_id = row.nats_config_id.or(default_config);
                 let config_row = config_id.and_then(|id| tables.configs.get(&id)).map(AsRef::as_ref);
-                let mut webhook = compile_webhook(id, row, config_id, config_row, &configs, &tables.seal_keys);
+                let mut webhook = compile_webhook(id, row, config_id, config_row, &configs, &tables.seal_keys, tables.shard.as_deref());
                 // Core NATS has no bucket; a replay's lanes only look like it.
                 webhook.publishes_schemas &= tables.is_for_replay || !config_row.is_some_and(is_core);
                 webhook
@@ -207,7 +215,7 @@ impl Rules {
         for links in links.values_mut() {
             links.sort_by_key(|(id, link)| (link.webhook_id, *id));
         }
-        Rules { webhooks, by_id, configs, links, mask_key: tables.mask_key.clone() }
+        Rules { webhooks, by_id, configs, links, mask_key: tables.mask_key.clone(), shard: tables.shard.clone() }
     }
 
     /// The index of a webhook in [`Rules::webhooks`].
@@ -219,6 +227,17 @@ impl Rules {
     pub fn links(&self, schema: &str, table: &str) -> &[IdAndLink] {
         // Asked once per table and change of rules, so the two strings do not matter.
         self.links.get(&(schema.to_owned(), table.to_owned())).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether this process publishes the events of a link of this webhook.
+    pub fn has_link(&self, webhook: usize, link: &LinkRow) -> bool {
+        let owner = shard::of_link(link.shard.as_deref(), self.webhooks[webhook].shard.as_deref());
+        owner == self.shard.as_deref().unwrap_or(shard::MAIN)
+    }
+
+    /// Whether this is the main shard: what is nobody's is its own.
+    pub fn is_main(&self) -> bool {
+        self.shard.is_none()
     }
 
     /// The lane into the stream that takes `subject`, among the streams of this webhook's configuration.
@@ -313,6 +332,7 @@ fn compile_webhook(
     config_row: Option<&ConfigRow>,
     configs: &HashMap<i32, Config>,
     seal_keys: &SealKeys,
+    shard: Option<&str>,
 ) -> Webhook {
     let mut problems = Vec::new();
     let in_mode = match row.publish_mode.as_deref() {
@@ -345,6 +365,8 @@ fn compile_webhook(
             OnError::DeadLetter
         }
     };
+    // In core NATS no stream takes a subject from another.
+    let subject_prefix = shard::prefix(shard.filter(|_| !config_row.is_some_and(is_core)));
     let subject = row.nats_subject.clone().filter(|subject| !subject.is_empty()).unwrap_or_else(|| {
         let prefix = config_row
             .and_then(|config| config.subject_prefix.as_deref())
@@ -354,6 +376,7 @@ fn compile_webhook(
         subject::push_name(&row.name, &mut subject);
         String::from_utf8(subject).expect("percent-encoding leaves ASCII")
     });
+    let subject = format!("{subject_prefix}{subject}");
     if let Some(why) = subject::invalid(subject.as_bytes()) {
         problems.push(format!("nats_subject {subject:?} cannot be published to: {why}"));
     }
@@ -398,6 +421,9 @@ fn compile_webhook(
         publishes_schemas: config_row.is_some_and(|row| row.publish_schemas == Some(true)),
         message_headers,
         seal: row.seal_key.as_deref().map(|name| seal_keys.newest(name)),
+        subject_prefix,
+        is_ours: shard::of_link(None, row.shard.as_deref()) == shard.unwrap_or(shard::MAIN),
+        shard: row.shard.clone(),
         config_id: config_id.unwrap_or(-1),
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{
-    subject,
+    shard, subject,
     tables::{ConfigRow, StreamRow, Tables},
 };
 
@@ -34,6 +34,11 @@ pub fn streams_of_all(tables: &Tables) -> HashMap<i32, Streams> {
             .collect();
         let streams = streams_of(id, row, tables, &neighbours);
         all.insert(id, streams);
+    }
+    if let Some(shard) = &tables.shard {
+        for row in all.values_mut().flat_map(|(rows, _)| rows) {
+            shard::adapt_stream(row, shard);
+        }
     }
     all
 }

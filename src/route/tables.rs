@@ -102,6 +102,8 @@ pub struct WebhookRow {
     pub seal_key: Option<String>,
     /// A JSON object, as text.
     pub oauth2: Option<String>,
+    /// Which process publishes its events; `None`: that of the main shard.
+    pub shard: Option<String>,
 }
 
 /// A row of `rule_webhook_links`.
@@ -130,6 +132,8 @@ pub struct LinkRow {
     /// The table's columns when the mask was set.
     pub mask_columns: Option<Vec<String>>,
     pub enabled: bool,
+    /// Which process publishes its events; `None`: that of its webhook's shard.
+    pub shard: Option<String>,
 }
 
 /// A row of `rule_nats_config`, column by column. NULL is `None` and means the column's default.
@@ -398,6 +402,8 @@ pub struct Tables {
     pub mask_key: MaskKey,
     /// The keys with which bodies are sealed, likewise.
     pub seal_keys: SealKeys,
+    /// The shard that the process publishes, of its own settings; `None`: the main one.
+    pub shard: Option<String>,
 }
 
 impl Tables {
@@ -564,6 +570,7 @@ impl Row for WebhookRow {
             "signature_template" => self.signature_template = optional(value),
             "client_certificate" => self.client_certificate = boolean(column, value)?,
             "oauth2" => self.oauth2 = optional(value),
+            "shard" => self.shard = optional(value),
             "order_key" => self.order_key = optional(value),
             "batch_max_events" => self.batch_max_events = optional_number(column, value)?,
             "batch_max_bytes" => self.batch_max_bytes = optional_number(column, value)?,
@@ -594,6 +601,7 @@ impl Row for LinkRow {
             "rename" => self.rename = optional(value),
             "mask" => self.mask = optional(value),
             "mask_columns" => self.mask_columns = array(column, value)?,
+            "shard" => self.shard = optional(value),
             "enabled" => self.enabled = boolean(column, value)?,
             _ => {}
         }

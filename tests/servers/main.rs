@@ -43,6 +43,7 @@ mod replay;
 mod replay_wal;
 mod schemas;
 mod sealed;
+mod shards;
 mod support_works;
 mod systemd;
 mod terminal;

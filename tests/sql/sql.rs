@@ -120,7 +120,7 @@ async fn the_migrations_load_on_every_version_and_a_second_time_change_nothing()
         let recorded = pg
             .psql("SELECT string_agg(version, ' ' ORDER BY version) FROM rule_cdc_migrations WHERE version <> 'found'");
         assert_eq!(
-            recorded, "005 007 008 009 010 011 012 013 014 015 016 017 018 019 020 021 022 023 024 025",
+            recorded, "005 007 008 009 010 011 012 013 014 015 016 017 018 019 020 021 022 023 024 025 026 027",
             "PostgreSQL {version}"
         );
     }
@@ -571,6 +571,46 @@ fn templates() -> Vec<(String, Vec<String>)> {
 
 /// A part of such a text (… for what is filled in), and the test that has the failure and runs what is named.
 const ELSEWHERE: &[(&str, &str)] = &[
+    (
+        "and that of another one, which no shard has: SELECT rule_cdc_shard_gathering",
+        "shards::mistakes_about_shards_are_named_with_what_to_do",
+    ),
+    (
+        "SELECT stream_name FROM rule_nats_streams; lists the streams",
+        "shards::mistakes_about_shards_are_named_with_what_to_do",
+    ),
+    ("lists the shards. `walhook setup --shard NAME`", "shards::mistakes_about_shards_are_named_with_what_to_do"),
+    (
+        "Choose another name, or remove it first: SELECT rule_cdc_shard_drop",
+        "shards::mistakes_about_shards_are_named_with_what_to_do",
+    ),
+    ("Or drop a slot that nobody uses: SELECT slot_name", "shards::mistakes_about_shards_are_named_with_what_to_do"),
+    ("or run `walhook setup` without --shard first", "shards::mistakes_about_shards_are_named_with_what_to_do"),
+    (
+        "In a transaction of its own: SELECT rule_cdc_slot_create",
+        "shards::a_shard_that_has_not_begun_is_refused_and_a_row_moves_as_well_as_a_function_does",
+    ),
+    (
+        "p_tables => ARRAY['orders']::regclass[], p_webhooks => ARRAY['name']",
+        "shards::mistakes_about_shards_are_named_with_what_to_do",
+    ),
+    (
+        "links it. A partition moves with the table that is linked",
+        "shards::mistakes_about_shards_are_named_with_what_to_do",
+    ),
+    (
+        "Nothing has moved. Call this again when they have ended",
+        "shards::a_move_waits_for_who_has_written_into_the_table_and_moves_nothing_where_they_do_not_end",
+    ),
+    (
+        "Drop the other shards. `walhook uninstall` removes walhook",
+        "shards::mistakes_about_shards_are_named_with_what_to_do",
+    ),
+    ("Stop `walhook run --shard", "shards::a_shard_is_dropped_when_it_has_published_all_that_was_its_own"),
+    (
+        "once more and stop it when SELECT lag_bytes FROM rule_cdc_shards",
+        "shards::a_shard_is_dropped_when_it_has_published_all_that_was_its_own",
+    ),
     (
         "SELECT rule_cdc_schema_trigger(); without it",
         "schemas::without_the_event_trigger_the_check_names_what_is_missing_and_its_statement_links_it",

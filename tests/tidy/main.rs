@@ -7,6 +7,7 @@ mod chart;
 mod decisions;
 mod packaging;
 mod release;
+mod scaling;
 mod structure;
 mod tidy;
 mod words;

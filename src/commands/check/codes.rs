@@ -267,6 +267,18 @@ pub const CODES: &[Code] = &[
     ),
     code("publication_columns", SetUp, "a publication has a list of columns", "The other columns are not published."),
     code(
+        "shard_slot_missing",
+        SetUp,
+        "the slot of another shard does not exist",
+        "The events of its tables and webhooks are published by nobody and kept by no slot.",
+    ),
+    code(
+        "shard_idle",
+        SetUp,
+        "nobody streams for another shard",
+        "The events of its tables and webhooks wait, and PostgreSQL keeps their WAL.",
+    ),
+    code(
         "publication_not_linked",
         SetUp,
         "a publication has a table that no link names",

@@ -60,6 +60,7 @@ pub struct Reached {
 /// The configurations that publish to NATS, each with its settings or with what is wrong with them.
 pub fn configurations(config: &Config, tables: &Tables) -> (Vec<Reached>, Vec<Finding>) {
     let mut tables = tables.clone();
+    tables.shard = config.shard_name();
     tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
     let mut streams = streams_of_all(&tables);
     let (mut reached, mut findings) = (Vec::new(), Vec::new());

@@ -49,6 +49,7 @@ pub async fn check(config: &Config, options: &Options, ping: bool) -> Result<Vec
             postgres: config.postgres.clone(),
             config_name: Some(config.nats_config.clone()),
             secrets_dir: settings.secrets_dir.clone(),
+            shard: config.shard_name(),
         };
         configuration::read_rows(&rows, &mut client).await?
     };

@@ -92,10 +92,11 @@ pub async fn follow(
     sender: watch::Sender<Option<All>>,
 ) {
     let (changed, mut changes) = mpsc::channel(16);
+    let shard = whose.shard.clone();
     tokio::spawn(watch_bucket(control, whose, changed));
     match postgres {
         Some(postgres) => {
-            let rows = Rows { postgres, config_name: Some(config_name), secrets_dir };
+            let rows = Rows { postgres, config_name: Some(config_name), secrets_dir, shard };
             follow_rows(&rows, &mut changes, &sender).await;
         }
         None => follow_bucket(&mut changes, &sender).await,
@@ -107,6 +108,8 @@ pub async fn follow(
 pub struct Whose {
     /// The name of the feed.
     pub source: String,
+    /// The shard of the process.
+    pub shard: Option<String>,
     /// The identity of the database, where there is a connection to it.
     pub identity: Option<Identity>,
     /// The same by the settings, where there is none.
@@ -222,6 +225,8 @@ pub struct Rows {
     pub config_name: Option<String>,
     /// A folder with secrets.
     pub secrets_dir: Option<PathBuf>,
+    /// The shard of the process.
+    pub shard: Option<String>,
 }
 
 /// With a database.
@@ -278,13 +283,14 @@ pub struct Read {
 /// # Errors
 /// The rows cannot be read.
 pub async fn read_rows(
-    Rows { postgres, config_name, secrets_dir }: &Rows,
+    Rows { postgres, config_name, secrets_dir, shard }: &Rows,
     client: &mut Option<tokio_postgres::Client>,
 ) -> Result<Read> {
     let client = sql::reconnect(client, postgres).await?;
     let attempted = "read the webhooks";
     let transaction = rows::snapshot(client, attempted).await?;
-    let tables = rows::read(&transaction).await?;
+    let mut tables = rows::read(&transaction).await?;
+    tables.shard.clone_from(shard);
     let failed = |error| rows::missing_table(sql::error(attempted, error));
     let versions = transaction.query("SELECT webhook_id, xmin::text FROM public.rule_webhooks", &[]).await;
     let versions = versions.map_err(failed)?;

@@ -319,8 +319,13 @@ pub async fn run(queue: Arc<Queue>, mut shutdown: watch::Receiver<bool>) {
 
 /// Reads the webhooks' rows, now and then and when a call shows that they have changed.
 async fn follow(queue: Arc<Queue>) {
-    let rows =
-        Rows { postgres: queue.postgres.clone(), config_name: None, secrets_dir: queue.settings.secrets_dir.clone() };
+    let rows = Rows {
+        postgres: queue.postgres.clone(),
+        config_name: None,
+        secrets_dir: queue.settings.secrets_dir.clone(),
+        // The queue is not sharded: each call is its own row.
+        shard: None,
+    };
     let mut client = None;
     let mut logged = LogOnce::default();
     loop {

@@ -72,6 +72,7 @@ impl Feed {
         let client = commands::connect(config).await?;
         let identity = identity::read(&client).await?;
         let mut tables = rules::newest(&client).await?.tables;
+        tables.shard = config.shard_name();
         tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
         let mut lanes = Vec::new();
         let rules = Rules::compile(&tables, &mut lanes);

@@ -244,6 +244,7 @@ impl Decoder {
                 (tables, vec![Amendment { commit_lsn: Lsn::ZERO, ordinal: 0, rules: newest }], types)
             }
         };
+        tables.shard = config.shard_name();
         tables.mask_key = masks::key(config);
         tables.seal_keys = seal_keys::keys(config);
         tables.adapt_to_replay();

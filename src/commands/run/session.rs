@@ -144,6 +144,7 @@ pub async fn session(
     let at = rules::At { source: &config.source, system_identifier: &system.system_id, confirmed };
     let rules::Begin { mut tables, newest, amendments, types, is_first, doubted_upto } =
         watch.answer(rules::begin(reader, at)).await?;
+    tables.shard = config.shard_name();
     tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
     tables.mask_key = masks::key(config);
     if let Some(problem) = masks::problem(&tables, &tables.mask_key) {

@@ -23,7 +23,7 @@ use crate::{
         payload::{self, Body, TransactionText},
         plan::{EventColumns, Linked, no_stream},
         rules::{Keep, OnError, Rules, Webhook},
-        subject, trace,
+        shard, subject, trace,
     },
     wal::{
         change::{Change, Op, Position},
@@ -132,6 +132,9 @@ impl EventEncoder {
         };
         let webhook_id = cell(columns.webhook_id).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
         let webhook = webhook_id.and_then(|id| rules.webhook(id));
+        if !webhook.map_or(rules.is_main(), |index| rules.webhooks[index].is_ours) {
+            return Ok(());
+        }
         let own_subject = columns.subject.and_then(cell).filter(|subject| !subject.is_empty());
         // A dead letter that is published again says what happened in the first place, and goes under an id of its own: under its
         // first one JetStream would take it for the message that it stored then.
@@ -151,7 +154,14 @@ impl EventEncoder {
         let mut problem = None;
         if let Some(index) = webhook {
             let webhook = &rules.webhooks[index];
-            self.subject.extend_from_slice(own_subject.unwrap_or(webhook.subject.as_bytes()));
+            match own_subject {
+                Some(own) => {
+                    self.subject.extend_from_slice(webhook.subject_prefix.as_bytes());
+                    // A dead letter has the subject under which its shard would have published it.
+                    self.subject.extend_from_slice(if is_again { shard::without_prefix(own) } else { own });
+                }
+                None => self.subject.extend_from_slice(webhook.subject.as_bytes()),
+            }
             problem = webhook
                 .problem
                 .clone()

@@ -316,6 +316,7 @@ const VARIABLES: &[(&str, &str)] = &[
     ("WALHOOK_SOURCE", "`source`"),
     ("WALHOOK_SLOT", "`slot`"),
     ("WALHOOK_PUBLICATION", "`publication`"),
+    ("WALHOOK_SHARD", "`shard`"),
     ("WALHOOK_CONFIRM_DELAY_SECONDS", "`confirm_delay_seconds`"),
     ("WALHOOK_MASK_KEY_FILE", "`mask_key_file`"),
     ("WALHOOK_SEAL_KEYS_DIR", "`seal_keys_dir`"),

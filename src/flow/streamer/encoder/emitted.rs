@@ -27,7 +27,11 @@ impl EventEncoder {
         let message_id = message.call.message_id.as_deref().map(str::as_bytes);
         let change = Change { position, xid: 0, op: Op::Insert, relation: 0, new: None, old: None };
         self.subject.clear();
-        let Some(index) = rules.webhook(message.webhook_id) else {
+        let index = rules.webhook(message.webhook_id);
+        if !index.map_or(rules.is_main(), |index| rules.webhooks[index].is_ours) {
+            return Ok(());
+        }
+        let Some(index) = index else {
             let rejected = self.emitted_for_nobody(message, message_id, position);
             return self.reject(rules, rejected, Obstacle::Invalid);
         };
