@@ -43,6 +43,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("022_masks_and_schemas.sql", include_str!("../../sql/022_masks_and_schemas.sql")),
     ("023_delivery.sql", include_str!("../../sql/023_delivery.sql")),
     ("024_rule_versions.sql", include_str!("../../sql/024_rule_versions.sql")),
+    ("028_schema.sql", include_str!("../../sql/028_schema.sql")),
 ];
 
 /// What we resolve names by: see sql/004_preconditions.sql.
@@ -99,7 +100,7 @@ pub async fn setup(config: &Config) -> Result<()> {
         step(done, "steps of setup");
     }
     let [object, problem, remedy] = ["object", "problem", "remedy"].map(super::bytes_of);
-    let rows = format!("SELECT {object}, {problem}, {remedy} FROM public.rule_cdc_check_rows()");
+    let rows = format!("SELECT {object}, {problem}, {remedy} FROM walhook.rule_cdc_check_rows()");
     for row in client
         .query(&rows, &[])
         .await

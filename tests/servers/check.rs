@@ -763,7 +763,7 @@ async fn a_copy_of_the_database_is_found_by_what_another_run_left_in_nats() {
     feed.confirmed().await;
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
     assert_eq!(Checked::of(&feed).code(), 0);
-    feed.pg.psql("DELETE FROM rule_cdc_runs");
+    feed.pg.psql("DELETE FROM walhook.rule_cdc_runs");
     let checked = Checked::of(&feed);
     assert_eq!(checked.code(), 3, "{checked:#?}");
     assert!(checked.remedy("database_copy").contains("walhook adopt --same"), "{checked:#?}");
