@@ -167,6 +167,14 @@ const CASES: &[Case] = &[
         user: "walhook_streamer",
         ..case("privileges", &["REVOKE UPDATE ON rule_nats_checkpoints FROM walhook_streamer"], "fatal", 4)
     },
+    Case {
+        user: "walhook_streamer",
+        ..case("privileges", &["REVOKE USAGE ON SCHEMA walhook FROM walhook_streamer"], "fatal", 4)
+    },
+    Case {
+        user: "walhook_streamer",
+        ..case("privileges", &["REVOKE DELETE ON walhook.rule_cdc_runs FROM walhook_streamer"], "fatal", 4)
+    },
     case("owners", &["CREATE ROLE other", "ALTER TABLE rule_webhook_links OWNER TO other"], "warning", 0),
     case(
         "functions_replaced",

@@ -127,6 +127,7 @@ async fn an_upgrade_moves_every_row_and_right_and_the_old_names_work_until_the_s
              SELECT rule_webhook_register('hook', 'https://example.com'), rule_webhook_enable_nats(1);
              SELECT rule_cdc_publication_create();
              SELECT rule_webhook_link_table('hook', 't');
+             CREATE SCHEMA shop; SELECT rule_webhook_link_schema('hook', 'shop'); SELECT rule_cdc_schema_trigger();
              GRANT SELECT ON rule_cdc_backfill_jobs TO reporter; GRANT SELECT (source) ON rule_cdc_runs TO reporter;
              GRANT EXECUTE ON FUNCTION rule_cdc_partitions TO reporter; GRANT SELECT ON t TO reporter",
         );
@@ -197,6 +198,12 @@ async fn an_upgrade_moves_every_row_and_right_and_the_old_names_work_until_the_s
         pg.psql("DELETE FROM walhook.rule_cdc_backfill_jobs; SELECT rule_webhook_delete(1)");
         let left = "SELECT (SELECT count(*) FROM walhook.rule_cdc_backfill_ranges) + (SELECT count(*) FROM walhook.rule_webhook_limits)";
         assert_eq!(pg.psql(left), "0", "PostgreSQL {version}");
+
+        // A table of a linked schema joins by the event trigger of before, whose function has moved.
+        assert_eq!(pg.psql("SELECT rule_cdc_schema_trigger()"), "f");
+        pg.psql("SELECT rule_webhook_register('second', 'https://example.com'), rule_webhook_enable_nats(2)");
+        pg.psql("SELECT rule_webhook_link_schema('second', 'shop'); CREATE TABLE shop.orders (id int PRIMARY KEY)");
+        assert_eq!(pg.psql("SELECT table_name FROM rule_webhook_links WHERE webhook_id = 2"), "orders");
 
         // The next setup removes them, but for what somebody uses.
         pg.psql("CREATE VIEW mine AS SELECT run_id FROM public.rule_cdc_runs");
