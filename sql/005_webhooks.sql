@@ -1,6 +1,7 @@
 -- 005: the webhook base of RFC-0005, for databases that do not have it.
 --
--- Comes in: any database of PostgreSQL 14 or newer. Goes out: the tables, views and functions of RFC-0005 in schema public.
+-- Comes in: any database of PostgreSQL 14 or newer. Goes out: the tables, views and functions of RFC-0005 in schema public; the schema
+-- walhook, and in it the internal objects that an older walhook made in public.
 -- Always holds: what is there already stays as it is, table by table, view by view, function by function. Only functions
 -- that an earlier run of this file made (their comment begins with "walhook:") are replaced by newer ones.
 -- Running it twice changes nothing. It has no BEGIN, no COMMIT and no psql command: `psql -1 -f` and any driver load it.
@@ -13,6 +14,111 @@
 SET search_path = pg_catalog, pg_temp;
 SET quote_all_identifiers = off;
 SET standard_conforming_strings = on;
+
+-- Internal objects are in a schema of their own since version 028. Where they are in public still (walhook 0.1 and 0.2), they move, with
+-- their rows, rights and dependents. Under its old name each table leaves a view and each function a copy, which calls the moved ones: a
+-- function of before that runs just now, the functions of before that later steps replace, and a walhook of that version that still
+-- streams go on by the old names. 028 removes them, in the first setup after the one that was complete.
+DO $internals$
+DECLARE
+    v_tables CONSTANT TEXT[] := ARRAY[
+        'rule_cdc_anchor_places', 'rule_cdc_anchor_settings', 'rule_cdc_backfill_jobs', 'rule_cdc_backfill_ranges', 'rule_cdc_claims',
+        'rule_cdc_rule_sources', 'rule_cdc_rule_versions', 'rule_cdc_runs', 'rule_nats_notices', 'rule_webhook_limit_holders',
+        'rule_webhook_limits', 'rule_webhook_order_holders'];
+    v_functions CONSTANT TEXT[] := ARRAY[
+        'rule_cdc_backfill_bound', 'rule_cdc_backfill_check', 'rule_cdc_backfill_foreign_code', 'rule_cdc_backfill_key',
+        'rule_cdc_backfill_partitions', 'rule_cdc_backfill_routes', 'rule_cdc_check_functions', 'rule_cdc_check_links',
+        'rule_cdc_check_publications', 'rule_cdc_check_rows', 'rule_cdc_check_schemas', 'rule_cdc_check_sessions', 'rule_cdc_check_slot',
+        'rule_cdc_emit_key_make', 'rule_cdc_functions_close', 'rule_cdc_functions_open', 'rule_cdc_generated_identity', 'rule_cdc_grant',
+        'rule_cdc_grant_functions', 'rule_cdc_is_traceparent', 'rule_cdc_link_problems', 'rule_cdc_link_subjects', 'rule_cdc_mask_bind',
+        'rule_cdc_mask_columns', 'rule_cdc_mask_problems', 'rule_cdc_mask_shape', 'rule_cdc_message_problems', 'rule_cdc_message_shape',
+        'rule_cdc_partitions', 'rule_cdc_publication_problem', 'rule_cdc_quoted', 'rule_cdc_replay_point', 'rule_cdc_replica_identity',
+        'rule_cdc_row_check', 'rule_cdc_row_named', 'rule_cdc_row_problems', 'rule_cdc_row_suspect', 'rule_cdc_rules_now',
+        'rule_cdc_rules_prune', 'rule_cdc_rules_write', 'rule_cdc_sayable', 'rule_cdc_schema_event', 'rule_cdc_schema_exclude',
+        'rule_cdc_schema_follow', 'rule_cdc_schema_link_drop', 'rule_cdc_schema_link_put', 'rule_cdc_schema_right',
+        'rule_cdc_schema_unlink_tables', 'rule_cdc_schema_wanted', 'rule_cdc_table_problem', 'rule_cdc_template_problem', 'rule_cdc_view',
+        'rule_cdc_webhook_id', 'rule_nats_history_begin', 'rule_nats_history_insert', 'rule_nats_history_json', 'rule_nats_history_make',
+        'rule_nats_history_missing', 'rule_nats_history_open', 'rule_nats_history_rows', 'rule_nats_history_target',
+        'rule_nats_history_webhook_deleted', 'rule_nats_history_write', 'rule_nats_history_written', 'rule_nats_notice_check',
+        'rule_nats_notice_problem', 'rule_nats_notices_take', 'rule_nats_pattern_problem', 'rule_nats_report', 'rule_nats_servers',
+        'rule_nats_stream_conflicts', 'rule_nats_stream_for', 'rule_nats_stream_name_problem', 'rule_nats_subject_covers',
+        'rule_nats_subjects_overlap', 'rule_nats_take_hint', 'rule_nats_url_problem', 'rule_webhook_certificate_set',
+        'rule_webhook_delivery_check', 'rule_webhook_limit_calls', 'rule_webhook_limit_starts', 'rule_webhook_oauth2_problem',
+        'rule_webhook_order_take', 'rule_webhook_problem', 'rule_webhook_put', 'rule_webhook_queue_by_key', 'rule_webhook_queue_claim',
+        'rule_webhook_receiver_check', 'rule_webhook_secret_changed', 'rule_webhook_signature_problem'];
+    v_names CONSTANT TEXT := format('\mpublic\.(%s)\M', array_to_string(v_tables || v_functions, '|'));
+    v_comment CONSTANT TEXT := 'walhook: the name of before; the next walhook setup removes it. Now ';
+    v_bodies CONSTANT TEXT := current_setting('check_function_bodies');
+    v_definition TEXT;
+    v_moved OID[];
+    o RECORD;
+    g RECORD;
+BEGIN
+    IF to_regnamespace('walhook') IS NULL THEN
+        CREATE SCHEMA walhook;
+    END IF;
+    IF obj_description(to_regnamespace('walhook'), 'pg_namespace') IS NULL THEN
+        COMMENT ON SCHEMA walhook IS 'walhook: tables and functions that only walhook uses; they may change. What users call is in public';
+    END IF;
+
+    FOR o IN
+        SELECT c.oid, c.relname, c.relowner, c.relacl FROM pg_class c
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND c.relname = ANY (v_tables)
+          AND to_regclass(format('walhook.%I', c.relname)) IS NULL
+        ORDER BY c.relname
+    LOOP
+        EXECUTE format('ALTER TABLE public.%I SET SCHEMA walhook', o.relname);
+        EXECUTE format('CREATE VIEW public.%1$I AS SELECT * FROM walhook.%1$I', o.relname);
+        EXECUTE format('COMMENT ON VIEW public.%I IS %L', o.relname, v_comment || 'walhook.' || o.relname);
+        FOR g IN
+            SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS grantee,
+                   a.privilege_type || coalesce(' (' || quote_ident(a.attname) || ')', '') AS rights
+            FROM (SELECT e.*, NULL::name AS attname FROM aclexplode(o.relacl) e
+                  UNION ALL
+                  SELECT e.*, t.attname FROM pg_attribute t CROSS JOIN LATERAL aclexplode(t.attacl) e
+                  WHERE t.attrelid = o.oid AND NOT t.attisdropped) a
+            WHERE a.grantee <> o.relowner
+        LOOP
+            EXECUTE format('GRANT %s ON public.%I TO %s', g.rights, o.relname, g.grantee);
+            IF g.grantee <> 'PUBLIC' THEN
+                EXECUTE format('GRANT USAGE ON SCHEMA walhook TO %s', g.grantee);
+            END IF;
+        END LOOP;
+    END LOOP;
+
+    v_moved := ARRAY(
+        SELECT p.oid FROM pg_proc p
+        WHERE p.pronamespace = 'public'::regnamespace AND p.proname = ANY (v_functions)
+          AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%' AND obj_description(p.oid, 'pg_proc') NOT LIKE v_comment || '%'
+          AND NOT EXISTS (SELECT FROM pg_proc i WHERE i.pronamespace = 'walhook'::regnamespace AND i.proname = p.proname
+                                                  AND i.proargtypes = p.proargtypes));
+    -- All names first, then the texts, which name each other.
+    FOR o IN SELECT p.oid FROM pg_proc p WHERE p.oid = ANY (v_moved) LOOP
+        EXECUTE format('ALTER ROUTINE %s SET SCHEMA walhook', o.oid::regprocedure);
+    END LOOP;
+    PERFORM set_config('check_function_bodies', 'off', true);
+    FOR o IN
+        SELECT p.oid, p.proname, p.proowner, p.proacl, oidvectortypes(p.proargtypes) AS args,
+               p.prokind = 'f' AND p.prorettype NOT IN ('trigger'::regtype, 'event_trigger'::regtype) AS is_called
+        FROM pg_proc p WHERE p.oid = ANY (v_moved)
+    LOOP
+        v_definition := regexp_replace(pg_get_functiondef(o.oid), v_names, 'walhook.\1', 'g');
+        EXECUTE v_definition;
+        -- Triggers have their function by its oid, and procedures are for files of sql/.
+        CONTINUE WHEN NOT o.is_called;
+        EXECUTE regexp_replace(v_definition, '^CREATE OR REPLACE FUNCTION walhook\.', 'CREATE FUNCTION public.');
+        EXECUTE format('COMMENT ON FUNCTION public.%I(%s) IS %L', o.proname, o.args, v_comment || 'walhook.' || o.proname);
+        EXECUTE format('REVOKE ALL ON FUNCTION public.%I(%s) FROM PUBLIC', o.proname, o.args);
+        FOR g IN
+            SELECT quote_ident(pg_get_userbyid(a.grantee)) AS grantee FROM aclexplode(o.proacl) a WHERE a.grantee NOT IN (0, o.proowner)
+        LOOP
+            EXECUTE format('GRANT EXECUTE ON FUNCTION public.%I(%s) TO %s', o.proname, o.args, g.grantee);
+            EXECUTE format('GRANT USAGE ON SCHEMA walhook TO %s', g.grantee);
+        END LOOP;
+    END LOOP;
+    PERFORM set_config('check_function_bodies', v_bodies, true);
+END
+$internals$;
 
 DO $tables$
 BEGIN
@@ -240,7 +346,7 @@ $record$;
 -- The functions are written into a schema of their own first; the block at the end moves over those that are absent.
 CREATE SCHEMA walhook_staging;
 
-CREATE FUNCTION walhook_staging.rule_webhook_problem(
+CREATE OR REPLACE FUNCTION walhook.rule_webhook_problem(
     p_method TEXT,
     p_headers JSONB,
     p_timeout_ms INTEGER,
@@ -258,7 +364,8 @@ CREATE FUNCTION walhook_staging.rule_webhook_problem(
         WHEN p_max_retries NOT BETWEEN 0 AND 10 THEN format('its max_retries is %s; it can be from 0 to 10', p_max_retries)
     END
 $$;
-COMMENT ON FUNCTION walhook_staging.rule_webhook_problem IS 'walhook: why a webhook cannot be so, or NULL where it can';
+COMMENT ON FUNCTION walhook.rule_webhook_problem IS 'walhook: why a webhook cannot be so, or NULL where it can';
+REVOKE ALL ON FUNCTION walhook.rule_webhook_problem(TEXT, JSONB, INTEGER, INTEGER) FROM PUBLIC;
 
 -- As src/route/shown_url.rs has it. The pattern goes through the parameters that look like credentials by their names.
 CREATE FUNCTION walhook_staging.rule_webhook_shown_url(p_url TEXT)
@@ -295,12 +402,12 @@ BEGIN
         RAISE EXCEPTION 'cannot register a webhook without a name' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF p_url IS NULL OR p_url !~* '^https?://.' THEN
-        RAISE EXCEPTION 'cannot register webhook %: its url is %, not http:// or https://', public.rule_cdc_quoted(p_name),
-            coalesce(public.rule_cdc_quoted(public.rule_webhook_shown_url(p_url)), 'NULL') USING ERRCODE = 'invalid_parameter_value';
+        RAISE EXCEPTION 'cannot register webhook %: its url is %, not http:// or https://', walhook.rule_cdc_quoted(p_name),
+            coalesce(walhook.rule_cdc_quoted(public.rule_webhook_shown_url(p_url)), 'NULL') USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    v_problem := public.rule_webhook_problem(p_method, p_headers, p_timeout_ms, p_max_retries);
+    v_problem := walhook.rule_webhook_problem(p_method, p_headers, p_timeout_ms, p_max_retries);
     IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'cannot register webhook %: %', public.rule_cdc_quoted(p_name), public.rule_cdc_sayable(v_problem)
+        RAISE EXCEPTION 'cannot register webhook %: %', walhook.rule_cdc_quoted(p_name), walhook.rule_cdc_sayable(v_problem)
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     INSERT INTO public.rule_webhooks (webhook_name, url, method, headers, description, timeout_ms, max_retries)
@@ -308,9 +415,9 @@ BEGIN
     ON CONFLICT (webhook_name) DO NOTHING
     RETURNING webhook_id INTO v_webhook_id;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'cannot register webhook %: there is one of that name already', public.rule_cdc_quoted(p_name)
+        RAISE EXCEPTION 'cannot register webhook %: there is one of that name already', walhook.rule_cdc_quoted(p_name)
             USING ERRCODE = 'unique_violation',
-            HINT = public.rule_cdc_sayable(
+            HINT = walhook.rule_cdc_sayable(
                 format('SELECT rule_webhook_update(webhook_id, %L) FROM rule_webhooks WHERE webhook_name = %L; changes its url.', p_url, p_name));
     END IF;
     RETURN v_webhook_id;
@@ -328,17 +435,17 @@ CREATE FUNCTION walhook_staging.rule_webhook_update(
     p_enabled BOOLEAN DEFAULT NULL
 ) RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_problem CONSTANT TEXT := public.rule_webhook_problem(p_method, p_headers, p_timeout_ms, NULL);
+    v_problem CONSTANT TEXT := walhook.rule_webhook_problem(p_method, p_headers, p_timeout_ms, NULL);
     v_named CONSTANT TEXT := p_webhook_id || coalesce(
         (SELECT format(' (%s)', left(w.webhook_name, 200)) FROM public.rule_webhooks w WHERE w.webhook_id = p_webhook_id), '');
 BEGIN
     IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'cannot update webhook %: %', public.rule_cdc_sayable(v_named), public.rule_cdc_sayable(v_problem)
+        RAISE EXCEPTION 'cannot update webhook %: %', walhook.rule_cdc_sayable(v_named), walhook.rule_cdc_sayable(v_problem)
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF p_url !~* '^https?://.' THEN
-        RAISE EXCEPTION 'cannot update webhook %: its url would be %, not http:// or https://', public.rule_cdc_sayable(v_named),
-            public.rule_cdc_quoted(public.rule_webhook_shown_url(p_url)) USING ERRCODE = 'invalid_parameter_value';
+        RAISE EXCEPTION 'cannot update webhook %: its url would be %, not http:// or https://', walhook.rule_cdc_sayable(v_named),
+            walhook.rule_cdc_quoted(public.rule_webhook_shown_url(p_url)) USING ERRCODE = 'invalid_parameter_value';
     END IF;
     UPDATE public.rule_webhooks
     SET url = coalesce(p_url, url),
@@ -404,7 +511,7 @@ BEGIN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook_id::text, 'NULL')
             USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); lists the webhooks.';
     ELSIF p_secret_name IS NULL OR p_secret_name = '' OR p_secret_value IS NULL THEN
-        RAISE EXCEPTION 'webhook % (%): a secret needs a name and a value', p_webhook_id, public.rule_cdc_sayable(v_name)
+        RAISE EXCEPTION 'webhook % (%): a secret needs a name and a value', p_webhook_id, walhook.rule_cdc_sayable(v_name)
             USING ERRCODE = 'null_value_not_allowed';
     ELSIF p_secret_name ~ '^signing([_.-]|$)'
           AND (btrim(p_secret_value, E' \t\r\n') IN ('', 'whsec_')
@@ -412,8 +519,8 @@ BEGIN
                OR btrim(p_secret_value, E' \t\r\n') ~ '^whsec_'
                   AND btrim(p_secret_value, E' \t\r\n') !~ '^whsec_([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$') THEN
         RAISE EXCEPTION 'webhook % (%): the secret % cannot sign: it is empty, or what follows whsec_ is not base64', p_webhook_id,
-            public.rule_cdc_sayable(v_name),
-            public.rule_cdc_quoted(p_secret_name)
+            walhook.rule_cdc_sayable(v_name),
+            walhook.rule_cdc_quoted(p_secret_name)
             USING ERRCODE = 'invalid_parameter_value',
             HINT = 'Give whsec_ and base64 with its padding (openssl rand -base64 32 makes some), or any text without whsec_.';
     END IF;
@@ -460,12 +567,12 @@ BEGIN
             USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); lists the webhooks.';
     END IF;
     IF NOT coalesce(v_enabled, false) THEN
-        RAISE EXCEPTION 'Webhook % (%) is disabled', p_webhook_id, public.rule_cdc_sayable(v_name)
+        RAISE EXCEPTION 'Webhook % (%) is disabled', p_webhook_id, walhook.rule_cdc_sayable(v_name)
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = format('SELECT rule_webhook_update(%s, p_enabled => true); enables it.', p_webhook_id);
     END IF;
     IF p_payload IS NULL THEN
-        RAISE EXCEPTION 'Webhook % (%): the payload is NULL', p_webhook_id, public.rule_cdc_sayable(v_name)
+        RAISE EXCEPTION 'Webhook % (%): the payload is NULL', p_webhook_id, walhook.rule_cdc_sayable(v_name)
             USING ERRCODE = 'null_value_not_allowed', HINT = 'Give a JSON value: ''{}'', or ''null'' for JSON''s null.';
     END IF;
     INSERT INTO public.rule_webhook_calls (webhook_id, payload, rule_name, scheduled_at)

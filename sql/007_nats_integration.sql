@@ -211,26 +211,26 @@ $schema$;
 -- -------------------------------------------------------------------------------------------------------------- messages
 -- What a message quotes of names and values: each RAISE of a function takes it from here.
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_sayable(p_text TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_sayable(p_text TEXT)
 RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     -- A message with bytes that the client's encoding has not would be an error of its own.
     SELECT CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN regexp_replace(p_text, '[^\x01-\x7f]', '?', 'g') ELSE p_text END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_sayable IS
+COMMENT ON FUNCTION walhook.rule_cdc_sayable IS
     'walhook: a text for a message: in a database in SQL_ASCII each byte outside ASCII is replaced by ?, for a client''s encoding may not have it';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_quoted(p_text TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_quoted(p_text TEXT)
 RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT quote_literal(public.rule_cdc_sayable(left(p_text, 200)))
+    SELECT quote_literal(walhook.rule_cdc_sayable(left(p_text, 200)))
 $$;
-COMMENT ON FUNCTION public.rule_cdc_quoted IS 'walhook: the first 200 characters of a text as a literal, for a message (rule_cdc_sayable)';
+COMMENT ON FUNCTION walhook.rule_cdc_quoted IS 'walhook: the first 200 characters of a text as a literal, for a message (rule_cdc_sayable)';
 
 -- ----------------------------------------------------------------------------------------------------------------- views
 -- A view that is there may have more columns, or the same in another order, and others may depend on it. So ours comes
 -- with its columns in their order, then the rest of ours; where even that is refused, theirs stays. One that is so already
 -- is left alone: replacing it would wait for everybody who reads it, and they for us.
 
-CREATE OR REPLACE PROCEDURE public.rule_cdc_view(p_view TEXT, p_comment TEXT, p_query TEXT)
+CREATE OR REPLACE PROCEDURE walhook.rule_cdc_view(p_view TEXT, p_comment TEXT, p_query TEXT)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_there CONSTANT REGCLASS := to_regclass(format('public.%I', p_view));
@@ -261,14 +261,14 @@ BEGIN
         DROP VIEW pg_temp.walhook_view;
     EXCEPTION WHEN invalid_table_definition OR undefined_column OR wrong_object_type THEN
         RAISE NOTICE 'the view public.% stays as it is: it has columns that ours has not, or of other types',
-            public.rule_cdc_sayable(quote_ident(p_view));
+            walhook.rule_cdc_sayable(quote_ident(p_view));
     END;
     IF obj_description(to_regclass(format('public.%I', p_view)), 'pg_class') IS DISTINCT FROM p_comment THEN
         EXECUTE format('COMMENT ON VIEW public.%I IS %L', p_view, p_comment);
     END IF;
 END
 $$;
-COMMENT ON PROCEDURE public.rule_cdc_view IS
+COMMENT ON PROCEDURE walhook.rule_cdc_view IS
     'walhook: for our migrations: makes a view, or changes one that is there and is not the same yet, keeping its columns and their order';
 
 DO $views$
@@ -327,7 +327,7 @@ BEGIN
               AND h.published_at >= now() - INTERVAL '24 hours'
             GROUP BY w.webhook_name, h.subject$view$)
     LOOP
-        CALL public.rule_cdc_view(v_view, v_comment, v_ours);
+        CALL walhook.rule_cdc_view(v_view, v_comment, v_ours);
     END LOOP;
 END
 $views$;
@@ -336,7 +336,7 @@ $views$;
 -- Another's functions of the names that become ours make way; what was granted on them is kept and granted again at the
 -- end of the file, but for PUBLIC.
 
-CREATE OR REPLACE PROCEDURE public.rule_cdc_functions_open(p_names TEXT[])
+CREATE OR REPLACE PROCEDURE walhook.rule_cdc_functions_open(p_names TEXT[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     f RECORD;
@@ -362,10 +362,10 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON PROCEDURE public.rule_cdc_functions_open IS
+COMMENT ON PROCEDURE walhook.rule_cdc_functions_open IS
     'walhook: for our migrations: drops functions of these names that are not ours, and remembers what was granted on them';
 
-CREATE OR REPLACE PROCEDURE public.rule_cdc_functions_close()
+CREATE OR REPLACE PROCEDURE walhook.rule_cdc_functions_close()
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     f RECORD;
@@ -374,7 +374,7 @@ BEGIN
         SELECT p.oid, strpos(p.prosrc, chr(92)) > 0
                       AND 'standard_conforming_strings=on' <> ALL (coalesce(p.proconfig, '{}')) AS has_backslash
         FROM pg_proc p
-        WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
+        WHERE p.pronamespace IN ('public'::regnamespace, 'walhook'::regnamespace) AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
     LOOP
         EXECUTE format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', f.oid::regprocedure);
         -- A function's text is read by the settings of its caller, who may have backslashes mean something else.
@@ -392,26 +392,29 @@ BEGIN
     DROP TABLE pg_temp.walhook_grants;
 END
 $$;
-COMMENT ON PROCEDURE public.rule_cdc_functions_close IS
+COMMENT ON PROCEDURE walhook.rule_cdc_functions_close IS
     'walhook: for our migrations: takes our functions from PUBLIC and grants again what rule_cdc_functions_open remembered';
 
-CREATE OR REPLACE PROCEDURE public.rule_cdc_grant(p_role TEXT, p_rights TEXT, p_tables TEXT[])
+CREATE OR REPLACE PROCEDURE walhook.rule_cdc_grant(p_role TEXT, p_rights TEXT, p_tables TEXT[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_table TEXT;
+    v_name TEXT;
+    v_table REGCLASS;
     v_sequence REGCLASS;
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = p_role) THEN
         RETURN;
     END IF;
-    FOREACH v_table IN ARRAY p_tables LOOP
-        EXECUTE format('GRANT %s ON public.%I TO %I', p_rights, v_table, p_role);
+    FOREACH v_name IN ARRAY p_tables LOOP
+        -- The first of the two: in public there can be a view of that name (005).
+        v_table := coalesce(to_regclass(format('walhook.%I', v_name)), format('public.%I', v_name)::regclass);
+        EXECUTE format('GRANT %s ON %s TO %I', p_rights, v_table, p_role);
         -- Sequences belong to their tables: whoever may insert may use them.
         IF p_rights LIKE '%INSERT%' THEN
             FOR v_sequence IN
                 SELECT d.objid::regclass FROM pg_depend d
                 JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'S'
-                WHERE d.refobjid = format('public.%I', v_table)::regclass AND d.deptype IN ('a', 'i')
+                WHERE d.refobjid = v_table AND d.deptype IN ('a', 'i')
             LOOP
                 EXECUTE format('GRANT USAGE ON SEQUENCE %s TO %I', v_sequence, p_role);
             END LOOP;
@@ -419,10 +422,10 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON PROCEDURE public.rule_cdc_grant IS
+COMMENT ON PROCEDURE walhook.rule_cdc_grant IS
     'walhook: for our migrations: grants rights on tables of ours, and with INSERT on their sequences, to a role if there is one';
 
-CREATE OR REPLACE PROCEDURE public.rule_cdc_grant_functions(p_role TEXT, p_names TEXT)
+CREATE OR REPLACE PROCEDURE walhook.rule_cdc_grant_functions(p_role TEXT, p_names TEXT)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_function REGPROCEDURE;
@@ -432,18 +435,18 @@ BEGIN
     END IF;
     FOR v_function IN
         SELECT p.oid FROM pg_proc p
-        WHERE p.pronamespace = 'public'::regnamespace AND p.proname ~ p_names
+        WHERE p.pronamespace IN ('public'::regnamespace, 'walhook'::regnamespace) AND p.proname ~ p_names
           AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
     LOOP
         EXECUTE format('GRANT EXECUTE ON ROUTINE %s TO %I', v_function, p_role);
     END LOOP;
 END
 $$;
-COMMENT ON PROCEDURE public.rule_cdc_grant_functions IS
+COMMENT ON PROCEDURE walhook.rule_cdc_grant_functions IS
     'walhook: for our migrations: grants the right to call the functions of ours whose names match a regular expression, to a role if '
     'there is one';
 
-CALL public.rule_cdc_functions_open(ARRAY[
+CALL walhook.rule_cdc_functions_open(ARRAY[
     'rule_nats_configure', 'rule_nats_stream_create', 'rule_webhook_enable_nats', 'rule_webhook_disable_nats',
     'rule_nats_stats', 'rule_nats_config_info', 'rule_nats_webhooks_list', 'rule_nats_cleanup_expired',
     'rule_nats_cleanup_old_history', 'rule_nats_consumer_update_stats']);
@@ -471,14 +474,14 @@ $$;
 COMMENT ON FUNCTION public.rule_nats_subject_check IS
     'walhook: why this subject cannot be published to, or NULL where it can';
 
-CREATE OR REPLACE FUNCTION public.rule_nats_pattern_problem(p_pattern TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_nats_pattern_problem(p_pattern TEXT)
 RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     -- A pattern is a subject once its wildcards, each a token of its own and > the last, are put aside.
     SELECT CASE WHEN p_pattern = '>' THEN 'it takes everything, the answers of NATS itself too'
                 ELSE public.rule_nats_subject_check(
                     regexp_replace(regexp_replace(p_pattern, '(^|\.)>$', '\1x'), '(^|\.)\*(?=\.|$)', '\1x', 'g')) END
 $$;
-COMMENT ON FUNCTION public.rule_nats_pattern_problem IS 'walhook: why no stream can take this pattern, or NULL where one can';
+COMMENT ON FUNCTION walhook.rule_nats_pattern_problem IS 'walhook: why no stream can take this pattern, or NULL where one can';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_subject_token(p_text TEXT)
 RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -494,7 +497,7 @@ $$;
 COMMENT ON FUNCTION public.rule_nats_subject_token IS
     'walhook: the text as one subject token: UTF-8 bytes outside [A-Za-z0-9_-] percent-encoded';
 
-CREATE OR REPLACE FUNCTION public.rule_nats_subjects_overlap(p_a TEXT, p_b TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_nats_subjects_overlap(p_a TEXT, p_b TEXT)
 RETURNS BOOLEAN LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_a TEXT[] := string_to_array(p_a, '.');
@@ -511,10 +514,10 @@ BEGIN
     RETURN cardinality(v_a) = cardinality(v_b);
 END
 $$;
-COMMENT ON FUNCTION public.rule_nats_subjects_overlap IS
+COMMENT ON FUNCTION walhook.rule_nats_subjects_overlap IS
     'walhook: whether some subject matches both patterns (a plain subject is a pattern that matches itself)';
 
-CREATE OR REPLACE FUNCTION public.rule_nats_subject_covers(p_wide TEXT, p_narrow TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_nats_subject_covers(p_wide TEXT, p_narrow TEXT)
 RETURNS BOOLEAN LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_wide TEXT[] := string_to_array(p_wide, '.');
@@ -532,7 +535,7 @@ BEGIN
     RETURN cardinality(v_wide) = cardinality(v_narrow);
 END
 $$;
-COMMENT ON FUNCTION public.rule_nats_subject_covers IS
+COMMENT ON FUNCTION walhook.rule_nats_subject_covers IS
     'walhook: whether every subject that matches the second pattern matches the first';
 
 -- The streamer reads the same rows by the same rules (src/route/streams.rs).
@@ -566,16 +569,16 @@ COMMENT ON FUNCTION public.rule_nats_streams_of IS
     'walhook: the streams of a configuration (NULL: default), its own first: stream_name of rule_nats_config, which takes '
     '<subject_prefix>.> where no row describes it. What two of them would take goes to the first';
 
-CREATE OR REPLACE FUNCTION public.rule_nats_stream_for(p_config_id INTEGER, p_subject TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_nats_stream_for(p_config_id INTEGER, p_subject TEXT)
 RETURNS TEXT[] LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT coalesce(array_agg(s.stream_name ORDER BY s.place), '{}')
     FROM public.rule_nats_streams_of(p_config_id) WITH ORDINALITY s (stream_name, subjects, has_row, place)
-    WHERE EXISTS (SELECT FROM unnest(s.subjects) pattern WHERE public.rule_nats_subjects_overlap(pattern, p_subject))
+    WHERE EXISTS (SELECT FROM unnest(s.subjects) pattern WHERE walhook.rule_nats_subjects_overlap(pattern, p_subject))
 $$;
-COMMENT ON FUNCTION public.rule_nats_stream_for IS
+COMMENT ON FUNCTION walhook.rule_nats_stream_for IS
     'walhook: the streams of a configuration that take this subject; of more than one, which is a mistake, the first has it';
 
-CREATE OR REPLACE FUNCTION public.rule_nats_take_hint(p_config_id INTEGER, p_subject TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_nats_take_hint(p_config_id INTEGER, p_subject TEXT)
 RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT coalesce(
         (SELECT format('UPDATE rule_nats_streams SET enabled = true, subjects = array_append(subjects, %L) WHERE stream_id = %s; lets the '
@@ -588,19 +591,19 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     FROM public.rule_nats_config c
     WHERE c.config_id = coalesce(p_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
 $$;
-COMMENT ON FUNCTION public.rule_nats_take_hint IS 'walhook: the statement after which some stream of a configuration takes this subject';
+COMMENT ON FUNCTION walhook.rule_nats_take_hint IS 'walhook: the statement after which some stream of a configuration takes this subject';
 
-CREATE OR REPLACE FUNCTION public.rule_nats_servers(p_nats_url TEXT, p_cluster_urls TEXT[])
+CREATE OR REPLACE FUNCTION walhook.rule_nats_servers(p_nats_url TEXT, p_cluster_urls TEXT[])
 RETURNS TEXT[] LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT array_agg(DISTINCT CASE WHEN address ~ ':[0-9]+$' THEN address ELSE address || ':4222' END)
     FROM unnest(array_prepend(p_nats_url, p_cluster_urls)) url,
          lower(regexp_replace(url, '^([a-zA-Z]+://)?([^@]*@)?|/*$', '', 'g')) address
     WHERE url IS NOT NULL
 $$;
-COMMENT ON FUNCTION public.rule_nats_servers IS 'walhook: host:port of each server of a configuration';
+COMMENT ON FUNCTION walhook.rule_nats_servers IS 'walhook: host:port of each server of a configuration';
 
 -- Runs with its owner's rights, for it compares secrets that an operator may not read; it tells none.
-CREATE OR REPLACE FUNCTION public.rule_nats_stream_conflicts(p_config_id INTEGER, p_stream_name TEXT, p_subjects TEXT[])
+CREATE OR REPLACE FUNCTION walhook.rule_nats_stream_conflicts(p_config_id INTEGER, p_stream_name TEXT, p_subjects TEXT[])
 RETURNS TABLE (subject TEXT, pattern TEXT, stream_name TEXT, config_name TEXT, has_row BOOLEAN)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT subject, pattern, s.stream_name, c.config_name, s.has_row
@@ -609,8 +612,8 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
         ON c.config_id = me.config_id
         OR c.enabled IS NOT FALSE AND c.jetstream_enabled IS NOT FALSE
            AND me.enabled IS NOT FALSE AND me.jetstream_enabled IS NOT FALSE
-           AND public.rule_nats_servers(c.nats_url, c.nats_cluster_urls)
-               && public.rule_nats_servers(me.nats_url, me.nats_cluster_urls)
+           AND walhook.rule_nats_servers(c.nats_url, c.nats_cluster_urls)
+               && walhook.rule_nats_servers(me.nats_url, me.nats_cluster_urls)
            -- Another user may be of another account, which has streams of its own.
            AND (c.auth_type, c.auth_token, c.auth_credentials_file, c.auth_nkey_seed, substring(c.nats_url FROM '//(.*)@'))
                IS NOT DISTINCT FROM
@@ -625,14 +628,14 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     CROSS JOIN unnest(p_subjects) subject
     WHERE me.config_id = p_config_id
       AND CASE WHEN s.stream_name = p_stream_name THEN c.config_id <> me.config_id
-               ELSE public.rule_nats_subjects_overlap(pattern, subject) END
+               ELSE walhook.rule_nats_subjects_overlap(pattern, subject) END
     ORDER BY c.config_id <> me.config_id, s.has_row, s.stream_name
 $$;
-COMMENT ON FUNCTION public.rule_nats_stream_conflicts IS
+COMMENT ON FUNCTION walhook.rule_nats_stream_conflicts IS
     'walhook: which streams of the same server stand in the way of such a stream: of the same configuration, or of another '
     'that reaches the server as the same user';
 
-CREATE OR REPLACE FUNCTION public.rule_nats_stream_name_problem(p_stream_name TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_nats_stream_name_problem(p_stream_name TEXT)
 RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE WHEN coalesce(p_stream_name !~ '^[^[:space:].*>/\\[:cntrl:]]{1,255}$', true)
                 THEN format('cannot name a stream %s', coalesce(quote_literal(left(p_stream_name, 300)), 'NULL'))
@@ -640,7 +643,7 @@ RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, 
                 WHEN p_stream_name ~ '^(KV|OBJ)_'
                 THEN format('cannot name a stream %L: it would be the stream of a bucket', left(p_stream_name, 300)) END
 $$;
-COMMENT ON FUNCTION public.rule_nats_stream_name_problem IS 'walhook: why this cannot be a stream''s name, or NULL where it can';
+COMMENT ON FUNCTION walhook.rule_nats_stream_name_problem IS 'walhook: why this cannot be a stream''s name, or NULL where it can';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_configure(
     p_config_name TEXT DEFAULT 'default',
@@ -662,37 +665,37 @@ BEGIN
         RAISE EXCEPTION 'a NATS configuration needs a name' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF p_nats_url IS NULL OR p_nats_url !~* '^((nats|tls|ws|wss)://)?([^[:space:]/@]*@)?[^[:space:]/@]+/?$' THEN
-        RAISE EXCEPTION 'NATS configuration %: cannot use the url %', public.rule_cdc_quoted(p_config_name),
-            coalesce(public.rule_cdc_quoted(regexp_replace(p_nats_url, '//[^@/]*@', '//...@')), 'NULL')
+        RAISE EXCEPTION 'NATS configuration %: cannot use the url %', walhook.rule_cdc_quoted(p_config_name),
+            coalesce(walhook.rule_cdc_quoted(regexp_replace(p_nats_url, '//[^@/]*@', '//...@')), 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Write it as nats://host:4222 or tls://host:4222.';
     END IF;
     IF p_auth_type IS NULL OR p_auth_type NOT IN ('none', 'token', 'credentials', 'nkey') THEN
-        RAISE EXCEPTION 'NATS configuration %: unknown auth_type %', public.rule_cdc_quoted(p_config_name),
-            coalesce(public.rule_cdc_quoted(p_auth_type), 'NULL')
+        RAISE EXCEPTION 'NATS configuration %: unknown auth_type %', walhook.rule_cdc_quoted(p_config_name),
+            coalesce(walhook.rule_cdc_quoted(p_auth_type), 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'It is none, token, credentials or nkey.';
     END IF;
     IF p_subject_prefix IS NOT NULL AND public.rule_nats_subject_check(p_subject_prefix || '.x') IS NOT NULL THEN
-        RAISE EXCEPTION 'NATS configuration %: cannot use the subject prefix %: %', public.rule_cdc_quoted(p_config_name),
-            public.rule_cdc_quoted(p_subject_prefix),
-            public.rule_cdc_sayable(coalesce(public.rule_nats_subject_check(p_subject_prefix), public.rule_nats_subject_check(p_subject_prefix || '.x')))
+        RAISE EXCEPTION 'NATS configuration %: cannot use the subject prefix %: %', walhook.rule_cdc_quoted(p_config_name),
+            walhook.rule_cdc_quoted(p_subject_prefix),
+            walhook.rule_cdc_sayable(coalesce(public.rule_nats_subject_check(p_subject_prefix), public.rule_nats_subject_check(p_subject_prefix || '.x')))
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF p_stream_name IS NOT NULL AND public.rule_nats_stream_name_problem(p_stream_name) IS NOT NULL THEN
-        RAISE EXCEPTION 'NATS configuration %: %', public.rule_cdc_quoted(p_config_name),
-            public.rule_cdc_sayable(public.rule_nats_stream_name_problem(p_stream_name))
+    IF p_stream_name IS NOT NULL AND walhook.rule_nats_stream_name_problem(p_stream_name) IS NOT NULL THEN
+        RAISE EXCEPTION 'NATS configuration %: %', walhook.rule_cdc_quoted(p_config_name),
+            walhook.rule_cdc_sayable(walhook.rule_nats_stream_name_problem(p_stream_name))
             USING ERRCODE = 'invalid_parameter_value',
             HINT = 'A stream name has 1 to 255 characters, no space, dot, *, >, / or \ among them, and does not begin with KV_ or OBJ_.';
     END IF;
     IF v_config_id IS NOT NULL THEN
         SELECT coalesce(jsonb_agg(to_jsonb(k)), '[]') INTO v_before
         FROM public.rule_nats_streams_of(v_config_id) own,
-             public.rule_nats_stream_conflicts(v_config_id, own.stream_name, own.subjects) k;
+             walhook.rule_nats_stream_conflicts(v_config_id, own.stream_name, own.subjects) k;
     ELSIF coalesce(p_jetstream_enabled, true) THEN
         -- A second configuration of a server has a stream and a prefix of its own: two cannot take the same subjects.
         SELECT c.config_name INTO v_other
         FROM public.rule_nats_config c
         WHERE c.jetstream_enabled IS NOT FALSE
-          AND public.rule_nats_servers(c.nats_url, c.nats_cluster_urls) && public.rule_nats_servers(p_nats_url, NULL)
+          AND walhook.rule_nats_servers(c.nats_url, c.nats_cluster_urls) && walhook.rule_nats_servers(p_nats_url, NULL)
         ORDER BY c.config_id
         LIMIT 1;
         IF FOUND THEN
@@ -700,9 +703,9 @@ BEGIN
             v_subject_prefix := coalesce(p_subject_prefix, regexp_replace(left(p_config_name, 100), '[^A-Za-z0-9_-]', '_', 'g'));
             IF p_stream_name IS NULL OR p_subject_prefix IS NULL THEN
                 RAISE NOTICE 'NATS config % uses the same server as %: its stream is %, its subjects begin with %.',
-                    public.rule_cdc_quoted(p_config_name), public.rule_cdc_quoted(v_other.config_name),
-                        public.rule_cdc_quoted(v_stream_name),
-                    public.rule_cdc_sayable(v_subject_prefix)
+                    walhook.rule_cdc_quoted(p_config_name), walhook.rule_cdc_quoted(v_other.config_name),
+                        walhook.rule_cdc_quoted(v_stream_name),
+                    walhook.rule_cdc_sayable(v_subject_prefix)
                     USING HINT = 'p_stream_name and p_subject_prefix choose others.';
             END IF;
         END IF;
@@ -722,14 +725,14 @@ BEGIN
     -- What was in each other's way before may stay so; nothing new may come.
     FOR v_own IN SELECT * FROM public.rule_nats_streams_of(v_config_id) LOOP
         SELECT * INTO v_other
-        FROM public.rule_nats_stream_conflicts(v_config_id, v_own.stream_name, v_own.subjects) k
+        FROM walhook.rule_nats_stream_conflicts(v_config_id, v_own.stream_name, v_own.subjects) k
         WHERE NOT v_before @> jsonb_build_array(to_jsonb(k))
         LIMIT 1;
         IF FOUND THEN
             RAISE EXCEPTION 'NATS configuration %: its stream % would take %, and stream % of NATS config % on the same server takes %',
-                public.rule_cdc_quoted(p_config_name), public.rule_cdc_quoted(v_own.stream_name), public.rule_cdc_quoted(v_other.subject),
-                public.rule_cdc_quoted(v_other.stream_name), public.rule_cdc_quoted(v_other.config_name),
-                    public.rule_cdc_quoted(v_other.pattern)
+                walhook.rule_cdc_quoted(p_config_name), walhook.rule_cdc_quoted(v_own.stream_name), walhook.rule_cdc_quoted(v_other.subject),
+                walhook.rule_cdc_quoted(v_other.stream_name), walhook.rule_cdc_quoted(v_other.config_name),
+                    walhook.rule_cdc_quoted(v_other.pattern)
                 USING ERRCODE = 'invalid_parameter_value',
                 HINT = 'JetStream lets one stream only take a subject. Choose another p_stream_name and p_subject_prefix, '
                        'or narrow that stream; where it is another configuration''s, use that one, or disable it.';
@@ -756,81 +759,81 @@ DECLARE
     v_subject TEXT;
     v_other RECORD;
 BEGIN
-    IF public.rule_nats_stream_name_problem(p_stream_name) IS NOT NULL THEN
-        RAISE EXCEPTION '%', public.rule_cdc_sayable(public.rule_nats_stream_name_problem(p_stream_name))
+    IF walhook.rule_nats_stream_name_problem(p_stream_name) IS NOT NULL THEN
+        RAISE EXCEPTION '%', walhook.rule_cdc_sayable(walhook.rule_nats_stream_name_problem(p_stream_name))
             USING ERRCODE = 'invalid_parameter_value',
             HINT = 'A stream name has 1 to 255 characters, no space, dot, *, >, / or \ among them, and does not begin with KV_ or OBJ_.';
     END IF;
     IF coalesce(cardinality(p_subjects), 0) = 0 THEN
-        RAISE EXCEPTION 'stream % needs at least one subject', public.rule_cdc_quoted(p_stream_name)
+        RAISE EXCEPTION 'stream % needs at least one subject', walhook.rule_cdc_quoted(p_stream_name)
             USING ERRCODE = 'invalid_parameter_value', HINT = 'For example ARRAY[''webhooks.>''].';
     END IF;
     FOREACH v_subject IN ARRAY p_subjects LOOP
-        IF public.rule_nats_pattern_problem(v_subject) IS NOT NULL OR v_subject IS NULL THEN
-            RAISE EXCEPTION 'stream %: cannot take the subject %: %', public.rule_cdc_quoted(p_stream_name),
-                coalesce(public.rule_cdc_quoted(v_subject), 'NULL'),
-                public.rule_cdc_sayable(coalesce(public.rule_nats_pattern_problem(v_subject), 'it is NULL'))
+        IF walhook.rule_nats_pattern_problem(v_subject) IS NOT NULL OR v_subject IS NULL THEN
+            RAISE EXCEPTION 'stream %: cannot take the subject %: %', walhook.rule_cdc_quoted(p_stream_name),
+                coalesce(walhook.rule_cdc_quoted(v_subject), 'NULL'),
+                walhook.rule_cdc_sayable(coalesce(walhook.rule_nats_pattern_problem(v_subject), 'it is NULL'))
                 USING ERRCODE = 'invalid_parameter_value',
                 HINT = CASE v_subject WHEN '>' THEN 'Say what it begins with: webhooks.>, events.>'
                                       ELSE '* stands for one whole token, > for one or more at the end: orders.*, orders.>' END;
         END IF;
     END LOOP;
     IF p_retention_policy IS NULL OR p_retention_policy NOT IN ('limits', 'interest', 'workqueue') THEN
-        RAISE EXCEPTION 'stream %: unknown retention policy %', public.rule_cdc_quoted(p_stream_name),
-            coalesce(public.rule_cdc_quoted(p_retention_policy), 'NULL')
+        RAISE EXCEPTION 'stream %: unknown retention policy %', walhook.rule_cdc_quoted(p_stream_name),
+            coalesce(walhook.rule_cdc_quoted(p_retention_policy), 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'It is limits, interest or workqueue.';
     END IF;
     SELECT a, b INTO v_other
     FROM unnest(p_subjects) WITH ORDINALITY x (a, i), unnest(p_subjects) WITH ORDINALITY y (b, j)
-    WHERE i < j AND public.rule_nats_subjects_overlap(a, b)
+    WHERE i < j AND walhook.rule_nats_subjects_overlap(a, b)
     LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'stream %: its subjects % and % overlap', public.rule_cdc_quoted(p_stream_name), public.rule_cdc_quoted(v_other.a),
-            public.rule_cdc_quoted(v_other.b)
+        RAISE EXCEPTION 'stream %: its subjects % and % overlap', walhook.rule_cdc_quoted(p_stream_name), walhook.rule_cdc_quoted(v_other.a),
+            walhook.rule_cdc_quoted(v_other.b)
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Keep the wider of the two.';
     END IF;
     SELECT c.config_id, c.stream_name INTO v_config FROM public.rule_nats_config c WHERE c.config_name = p_config_name;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'NATS config % not found', public.rule_cdc_sayable(coalesce(p_config_name, 'NULL'))
-            USING ERRCODE = 'no_data_found', HINT = public.rule_cdc_sayable(
+        RAISE EXCEPTION 'NATS config % not found', walhook.rule_cdc_sayable(coalesce(p_config_name, 'NULL'))
+            USING ERRCODE = 'no_data_found', HINT = walhook.rule_cdc_sayable(
                 format('SELECT rule_nats_configure(%L, ''nats://host:4222''); makes it.', p_config_name));
     END IF;
     IF EXISTS (SELECT FROM public.rule_nats_streams s
                WHERE s.config_id = v_config.config_id AND s.stream_name = p_stream_name) THEN
-        RAISE EXCEPTION 'stream % of NATS config % exists already', public.rule_cdc_quoted(p_stream_name),
-            public.rule_cdc_quoted(p_config_name)
+        RAISE EXCEPTION 'stream % of NATS config % exists already', walhook.rule_cdc_quoted(p_stream_name),
+            walhook.rule_cdc_quoted(p_config_name)
             USING ERRCODE = 'unique_violation',
-            HINT = public.rule_cdc_sayable(
+            HINT = walhook.rule_cdc_sayable(
                 format('UPDATE rule_nats_streams SET subjects = %L WHERE config_id = %s AND stream_name = %L; changes it.', p_subjects,
                           v_config.config_id, p_stream_name));
     END IF;
     FOR v_other IN
-        SELECT * FROM public.rule_nats_stream_conflicts(v_config.config_id, p_stream_name, p_subjects)
+        SELECT * FROM walhook.rule_nats_stream_conflicts(v_config.config_id, p_stream_name, p_subjects)
     LOOP
         IF v_other.config_name <> p_config_name THEN
             RAISE EXCEPTION 'stream %: its subject % meets % of stream % of NATS config %, which uses the same server',
-                public.rule_cdc_quoted(p_stream_name), public.rule_cdc_quoted(v_other.subject), public.rule_cdc_quoted(v_other.pattern),
-                public.rule_cdc_quoted(v_other.stream_name), public.rule_cdc_quoted(v_other.config_name)
+                walhook.rule_cdc_quoted(p_stream_name), walhook.rule_cdc_quoted(v_other.subject), walhook.rule_cdc_quoted(v_other.pattern),
+                walhook.rule_cdc_quoted(v_other.stream_name), walhook.rule_cdc_quoted(v_other.config_name)
                 USING ERRCODE = 'invalid_parameter_value',
-                HINT = public.rule_cdc_sayable(
+                HINT = walhook.rule_cdc_sayable(
                     format('JetStream lets one stream only take a subject, and one configuration only may publish to a '
                               'stream. Choose another name and other subjects, use NATS config %L, or disable it.',
                               v_other.config_name));
         ELSIF v_other.has_row THEN
-            RAISE EXCEPTION 'stream %: its subject % overlaps % of stream %', public.rule_cdc_quoted(p_stream_name),
-                public.rule_cdc_quoted(v_other.subject), public.rule_cdc_quoted(v_other.pattern),
-                    public.rule_cdc_quoted(v_other.stream_name)
+            RAISE EXCEPTION 'stream %: its subject % overlaps % of stream %', walhook.rule_cdc_quoted(p_stream_name),
+                walhook.rule_cdc_quoted(v_other.subject), walhook.rule_cdc_quoted(v_other.pattern),
+                    walhook.rule_cdc_quoted(v_other.stream_name)
                 USING ERRCODE = 'invalid_parameter_value',
                 HINT = 'JetStream lets one stream only take a subject. Narrow one of the two.';
-        ELSIF NOT public.rule_nats_subject_covers(v_other.subject, v_other.pattern)
+        ELSIF NOT walhook.rule_nats_subject_covers(v_other.subject, v_other.pattern)
               OR EXISTS (SELECT FROM public.rule_nats_checkpoints k
                          WHERE k.config_name = p_config_name AND k.stream_name = v_other.stream_name)
         THEN
             RAISE EXCEPTION 'stream %: its subject % overlaps % of stream %, which NATS config % has without a row',
-                public.rule_cdc_quoted(p_stream_name), public.rule_cdc_quoted(v_other.subject), public.rule_cdc_quoted(v_other.pattern),
-                public.rule_cdc_quoted(v_other.stream_name), public.rule_cdc_quoted(p_config_name)
+                walhook.rule_cdc_quoted(p_stream_name), walhook.rule_cdc_quoted(v_other.subject), walhook.rule_cdc_quoted(v_other.pattern),
+                walhook.rule_cdc_quoted(v_other.stream_name), walhook.rule_cdc_quoted(p_config_name)
                 USING ERRCODE = 'invalid_parameter_value',
-                HINT = public.rule_cdc_sayable(format('JetStream lets one stream only take a subject. Say first what %1$s shall keep: '
+                HINT = walhook.rule_cdc_sayable(format('JetStream lets one stream only take a subject. Say first what %1$s shall keep: '
                               'SELECT rule_nats_stream_create(%1$L, ARRAY[%3$L], %2$L); with subjects of its own. Where it exists in JetStream already, '
                               'narrow it there too: walhook takes no subject away from a stream.',
                               v_other.stream_name, p_config_name, lower(v_other.stream_name) || '.>'));
@@ -839,7 +842,7 @@ BEGIN
             UPDATE public.rule_nats_config SET stream_name = p_stream_name, updated_at = now()
             WHERE config_id = v_config.config_id;
             RAISE NOTICE 'stream % takes the place of %, the own stream of NATS config % (rule_nats_config.stream_name)',
-                public.rule_cdc_quoted(p_stream_name), public.rule_cdc_quoted(v_other.stream_name), public.rule_cdc_quoted(p_config_name);
+                walhook.rule_cdc_quoted(p_stream_name), walhook.rule_cdc_quoted(v_other.stream_name), walhook.rule_cdc_quoted(p_config_name);
         END IF;
     END LOOP;
 
@@ -856,7 +859,7 @@ BEGIN
     FROM public.rule_nats_streams s WHERE s.stream_id = v_stream_id;
     IF v_other.limits <> '' THEN
         RAISE NOTICE 'stream % deletes its oldest events beyond %, whether consumers have read them or not',
-            public.rule_cdc_quoted(p_stream_name), public.rule_cdc_sayable(v_other.limits)
+            walhook.rule_cdc_quoted(p_stream_name), walhook.rule_cdc_sayable(v_other.limits)
             USING HINT = format('UPDATE rule_nats_streams SET discard_policy = ''new'', max_age_seconds = 0 WHERE stream_id = %s; makes '
                                 'publishing wait instead, and PostgreSQL keeps the WAL.', v_stream_id);
     END IF;
@@ -866,27 +869,27 @@ BEGIN
         FROM public.rule_webhooks w
         WHERE w.nats_enabled
           AND (w.nats_config_id = v_config.config_id OR w.nats_config_id IS NULL AND p_config_name = 'default')
-          AND public.rule_nats_stream_for(v_config.config_id, w.nats_subject) = '{}'
+          AND walhook.rule_nats_stream_for(v_config.config_id, w.nats_subject) = '{}'
     LOOP
         RAISE NOTICE 'stream % does not take %, the subject of webhook %, nor does another stream',
-            public.rule_cdc_quoted(p_stream_name), public.rule_cdc_quoted(v_other.nats_subject),
-                public.rule_cdc_quoted(v_other.webhook_name);
+            walhook.rule_cdc_quoted(p_stream_name), walhook.rule_cdc_quoted(v_other.nats_subject),
+                walhook.rule_cdc_quoted(v_other.webhook_name);
     END LOOP;
     IF to_regclass('public.rule_webhook_links') IS NOT NULL THEN -- made by 008
         FOR v_other IN
             SELECT w.webhook_name, l.table_schema, l.table_name, subject
             FROM public.rule_webhook_links l
             JOIN public.rule_webhooks w USING (webhook_id)
-            CROSS JOIN unnest(public.rule_cdc_link_subjects(l.webhook_id, l.table_schema, l.table_name, l.operations,
+            CROSS JOIN unnest(walhook.rule_cdc_link_subjects(l.webhook_id, l.table_schema, l.table_name, l.operations,
                                                             l.subject_template)) subject
             WHERE w.nats_enabled AND l.enabled AND l.subject_template IS NOT NULL
               AND (w.nats_config_id = v_config.config_id OR w.nats_config_id IS NULL AND p_config_name = 'default')
-              AND public.rule_nats_stream_for(v_config.config_id, subject) = '{}'
+              AND walhook.rule_nats_stream_for(v_config.config_id, subject) = '{}'
         LOOP
             RAISE NOTICE 'stream % does not take %, a subject of the link of %.% to webhook %, nor does another stream',
-                public.rule_cdc_quoted(p_stream_name), public.rule_cdc_quoted(v_other.subject),
-                    public.rule_cdc_sayable(quote_ident(v_other.table_schema)),
-                public.rule_cdc_sayable(quote_ident(v_other.table_name)), public.rule_cdc_quoted(v_other.webhook_name);
+                walhook.rule_cdc_quoted(p_stream_name), walhook.rule_cdc_quoted(v_other.subject),
+                    walhook.rule_cdc_sayable(quote_ident(v_other.table_schema)),
+                walhook.rule_cdc_sayable(quote_ident(v_other.table_name)), walhook.rule_cdc_quoted(v_other.webhook_name);
         END LOOP;
     END IF;
     RETURN v_stream_id;
@@ -910,15 +913,15 @@ DECLARE
     v_other RECORD;
 BEGIN
     IF p_publish_mode IS NULL OR p_publish_mode NOT IN ('queue', 'nats', 'both') THEN
-        RAISE EXCEPTION 'Invalid publish_mode %', coalesce(public.rule_cdc_quoted(p_publish_mode), 'NULL')
+        RAISE EXCEPTION 'Invalid publish_mode %', coalesce(walhook.rule_cdc_quoted(p_publish_mode), 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'It is queue, nats or both.';
     END IF;
     SELECT config_id, subject_prefix, stream_name, enabled, jetstream_enabled INTO v_config
     FROM public.rule_nats_config WHERE config_name = p_config_name;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'NATS config % not found', public.rule_cdc_sayable(coalesce(p_config_name, 'NULL'))
+        RAISE EXCEPTION 'NATS config % not found', walhook.rule_cdc_sayable(coalesce(p_config_name, 'NULL'))
             USING ERRCODE = 'no_data_found',
-            HINT = public.rule_cdc_sayable(format('SELECT rule_nats_configure(%L, ''nats://host:4222''); makes it.', p_config_name));
+            HINT = walhook.rule_cdc_sayable(format('SELECT rule_nats_configure(%L, ''nats://host:4222''); makes it.', p_config_name));
     END IF;
     SELECT webhook_name INTO v_name FROM public.rule_webhooks WHERE webhook_id = p_webhook_id;
     IF NOT FOUND THEN
@@ -929,8 +932,8 @@ BEGIN
                           coalesce(v_config.subject_prefix, 'webhooks') || '.' || public.rule_nats_subject_token(v_name));
     v_problem := public.rule_nats_subject_check(v_subject);
     IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'webhook %: cannot publish to the subject %: %', public.rule_cdc_quoted(v_name),
-            public.rule_cdc_quoted(v_subject), public.rule_cdc_sayable(v_problem)
+        RAISE EXCEPTION 'webhook %: cannot publish to the subject %: %', walhook.rule_cdc_quoted(v_name),
+            walhook.rule_cdc_quoted(v_subject), walhook.rule_cdc_sayable(v_problem)
             USING ERRCODE = 'invalid_parameter_value',
             HINT = format('For example: SELECT rule_webhook_enable_nats(%s, ''webhooks.%s'');', p_webhook_id, p_webhook_id);
     END IF;
@@ -944,23 +947,23 @@ BEGIN
     WHERE webhook_id = p_webhook_id;
 
     IF NOT coalesce(v_config.enabled, true) THEN
-        RAISE NOTICE 'NATS config % is disabled: nothing is published until it is enabled', public.rule_cdc_quoted(p_config_name);
+        RAISE NOTICE 'NATS config % is disabled: nothing is published until it is enabled', walhook.rule_cdc_quoted(p_config_name);
     END IF;
-    IF NOT coalesce(v_config.jetstream_enabled, true) OR public.rule_nats_stream_for(v_config.config_id, v_subject) <> '{}' THEN
+    IF NOT coalesce(v_config.jetstream_enabled, true) OR walhook.rule_nats_stream_for(v_config.config_id, v_subject) <> '{}' THEN
         RETURN true;
     END IF;
     -- A subject that no stream takes would be refused by JetStream, one event after the other. The configuration's own
     -- stream is told to take it, and so is the user.
     SELECT * INTO v_other
-    FROM public.rule_nats_stream_conflicts(v_config.config_id, v_config.stream_name, ARRAY[v_subject]) k
-    WHERE k.config_name <> p_config_name AND public.rule_nats_subjects_overlap(k.pattern, v_subject)
+    FROM walhook.rule_nats_stream_conflicts(v_config.config_id, v_config.stream_name, ARRAY[v_subject]) k
+    WHERE k.config_name <> p_config_name AND walhook.rule_nats_subjects_overlap(k.pattern, v_subject)
     LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'webhook %: its subject % belongs to stream % of NATS config %, which uses the same server',
-            public.rule_cdc_quoted(v_name), public.rule_cdc_quoted(v_subject), public.rule_cdc_quoted(v_other.stream_name),
-            public.rule_cdc_quoted(v_other.config_name)
+            walhook.rule_cdc_quoted(v_name), walhook.rule_cdc_quoted(v_subject), walhook.rule_cdc_quoted(v_other.stream_name),
+            walhook.rule_cdc_quoted(v_other.config_name)
             USING ERRCODE = 'invalid_parameter_value',
-            HINT = public.rule_cdc_sayable(
+            HINT = walhook.rule_cdc_sayable(
                 format('SELECT rule_webhook_enable_nats(%s, %L, %L, %L); or choose a subject under %s.', p_webhook_id,
                           v_subject, p_publish_mode, v_other.config_name, coalesce(v_config.subject_prefix, 'webhooks')));
     END IF;
@@ -975,13 +978,13 @@ BEGIN
         WHERE NOT o.has_row;
     END IF;
     IF FOUND THEN
-        RAISE NOTICE 'stream % did not take the subject % and now does', public.rule_cdc_quoted(v_config.stream_name),
-            public.rule_cdc_quoted(v_subject)
+        RAISE NOTICE 'stream % did not take the subject % and now does', walhook.rule_cdc_quoted(v_config.stream_name),
+            walhook.rule_cdc_quoted(v_subject)
             USING HINT = 'SELECT subjects FROM rule_nats_streams; shows them all. A pattern with > takes more at once.';
     ELSE
-        RAISE NOTICE 'no stream of NATS config % takes the subject % yet', public.rule_cdc_quoted(p_config_name),
-            public.rule_cdc_quoted(v_subject)
-            USING HINT = public.rule_cdc_sayable(public.rule_nats_take_hint(v_config.config_id, v_subject));
+        RAISE NOTICE 'no stream of NATS config % takes the subject % yet', walhook.rule_cdc_quoted(p_config_name),
+            walhook.rule_cdc_quoted(v_subject)
+            USING HINT = walhook.rule_cdc_sayable(walhook.rule_nats_take_hint(v_config.config_id, v_subject));
     END IF;
     RETURN true;
 END
@@ -1052,7 +1055,7 @@ BEGIN
     FROM public.rule_nats_config
     WHERE config_name = p_config_name;
     IF v_info IS NULL THEN
-        RAISE EXCEPTION 'NATS config % not found', public.rule_cdc_sayable(coalesce(p_config_name, 'NULL'))
+        RAISE EXCEPTION 'NATS config % not found', walhook.rule_cdc_sayable(coalesce(p_config_name, 'NULL'))
             USING ERRCODE = 'no_data_found', HINT = 'SELECT config_name FROM rule_nats_config; lists them.';
     END IF;
     RETURN v_info;
@@ -1102,7 +1105,7 @@ CREATE OR REPLACE FUNCTION public.rule_nats_consumer_update_stats(
 BEGIN
     IF p_stream_name IS NULL OR p_consumer_name IS NULL THEN
         RAISE EXCEPTION 'cannot note the numbers of a consumer: stream % and consumer % need names',
-            coalesce(public.rule_cdc_quoted(p_stream_name), 'NULL'), coalesce(public.rule_cdc_quoted(p_consumer_name), 'NULL')
+            coalesce(walhook.rule_cdc_quoted(p_stream_name), 'NULL'), coalesce(walhook.rule_cdc_quoted(p_consumer_name), 'NULL')
             USING ERRCODE = 'null_value_not_allowed', HINT = 'rule_nats_consumer_update_stats(''WEBHOOKS'', ''webhook-worker-1'', 10, 9, 1)';
     END IF;
     INSERT INTO public.rule_nats_consumer_stats AS s
@@ -1122,7 +1125,7 @@ END
 $$;
 COMMENT ON FUNCTION public.rule_nats_consumer_update_stats IS 'walhook: for workers of your own: records the numbers of a consumer';
 
-CALL public.rule_cdc_functions_close();
+CALL walhook.rule_cdc_functions_close();
 
 INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('007', 'NATS integration of RFC-0007')

@@ -331,7 +331,7 @@ $added$;
 
 -- ----------------------------------------------------------------------------------------------- functions of ours come in
 
-CALL public.rule_cdc_functions_open(ARRAY[
+CALL walhook.rule_cdc_functions_open(ARRAY[
     'rule_nats_init', 'rule_webhook_publish_nats', 'rule_webhook_call_unified', 'rule_nats_health_check',
     'rule_nats_test_connection', 'rule_webhook_call_status', 'rule_webhook_process_retries']);
 
@@ -353,7 +353,7 @@ $pin$;
 
 -- ------------------------------------------------------------------------------------------------ publication and slot
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_publication_problem(p_name TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_publication_problem(p_name TEXT)
 RETURNS TEXT LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_name TEXT;
@@ -384,7 +384,7 @@ BEGIN
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_publication_problem IS
+COMMENT ON FUNCTION walhook.rule_cdc_publication_problem IS
     'walhook: why walhook cannot use the publications <name>_inserts and <name>_changes; NULL if it can';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_publication_create(p_name TEXT DEFAULT 'walhook')
@@ -398,7 +398,7 @@ DECLARE
     v_done BOOLEAN := false;
 BEGIN
     IF p_name IS NULL OR octet_length(p_name) NOT BETWEEN 1 AND 55 THEN
-        RAISE EXCEPTION 'cannot use % as the name of the publications', coalesce(public.rule_cdc_quoted(p_name), 'NULL')
+        RAISE EXCEPTION 'cannot use % as the name of the publications', coalesce(walhook.rule_cdc_quoted(p_name), 'NULL')
             USING ERRCODE = 'invalid_parameter_value',
             HINT = 'The name has 1 to 55 bytes: walhook adds _inserts and _changes to it.';
     END IF;
@@ -440,11 +440,11 @@ BEGIN
         END LOOP;
     END LOOP;
 
-    v_problem := public.rule_cdc_publication_problem(p_name);
+    v_problem := walhook.rule_cdc_publication_problem(p_name);
     IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'cannot use publication %: %', public.rule_cdc_sayable(quote_ident(p_name)), public.rule_cdc_sayable(v_problem)
+        RAISE EXCEPTION 'cannot use publication %: %', walhook.rule_cdc_sayable(quote_ident(p_name)), walhook.rule_cdc_sayable(v_problem)
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = public.rule_cdc_sayable(
+            HINT = walhook.rule_cdc_sayable(
                 format('DROP PUBLICATION IF EXISTS %I, %I; and call this again, or choose another name: SELECT rule_cdc_publication_create(''other'');',
                           p_name || '_inserts', p_name || '_changes'));
     END IF;
@@ -463,19 +463,19 @@ CREATE OR REPLACE FUNCTION public.rule_cdc_slot_create(
 DECLARE
     v_slot RECORD;
     v_finding RECORD;
-    v_problem TEXT := public.rule_cdc_publication_problem(p_publication);
+    v_problem TEXT := walhook.rule_cdc_publication_problem(p_publication);
     v_failover BOOLEAN;
     v_lsn PG_LSN;
 BEGIN
     IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'cannot create slot % yet: %', public.rule_cdc_quoted(p_slot), public.rule_cdc_sayable(v_problem)
+        RAISE EXCEPTION 'cannot create slot % yet: %', walhook.rule_cdc_quoted(p_slot), walhook.rule_cdc_sayable(v_problem)
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = public.rule_cdc_sayable(
+            HINT = walhook.rule_cdc_sayable(
                 format('SELECT rule_cdc_publication_create(%L); first, in a transaction of its own: a slot cannot decode '
                           'what lies before its publication.', p_publication));
     END IF;
     IF current_setting('wal_level') <> 'logical' THEN
-        RAISE EXCEPTION 'cannot create slot %: wal_level is %, not logical', public.rule_cdc_quoted(p_slot), current_setting('wal_level')
+        RAISE EXCEPTION 'cannot create slot %: wal_level is %, not logical', walhook.rule_cdc_quoted(p_slot), current_setting('wal_level')
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'ALTER SYSTEM SET wal_level = logical; then restart PostgreSQL.';
     END IF;
@@ -483,26 +483,26 @@ BEGIN
     FROM pg_replication_slots s WHERE s.slot_name = p_slot;
     IF FOUND THEN
         IF v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
-            RAISE EXCEPTION 'slot % exists and is not walhook''s: % slot, plugin %, database %', public.rule_cdc_quoted(p_slot),
-                v_slot.slot_type, public.rule_cdc_sayable(coalesce(v_slot.plugin, 'none')),
-                    public.rule_cdc_sayable(coalesce(v_slot.database, 'none'))
+            RAISE EXCEPTION 'slot % exists and is not walhook''s: % slot, plugin %, database %', walhook.rule_cdc_quoted(p_slot),
+                v_slot.slot_type, walhook.rule_cdc_sayable(coalesce(v_slot.plugin, 'none')),
+                    walhook.rule_cdc_sayable(coalesce(v_slot.database, 'none'))
                 USING ERRCODE = 'duplicate_object', HINT = 'Choose another name for the slot.';
         ELSIF v_slot.wal_status = 'lost' THEN
-            SELECT f.problem INTO v_finding FROM public.rule_cdc_check_slot(p_slot) f WHERE f.name = 'slot_lost';
-            RAISE EXCEPTION 'cannot use slot %: %', public.rule_cdc_quoted(p_slot), public.rule_cdc_sayable(v_finding.problem)
+            SELECT f.problem INTO v_finding FROM walhook.rule_cdc_check_slot(p_slot) f WHERE f.name = 'slot_lost';
+            RAISE EXCEPTION 'cannot use slot %: %', walhook.rule_cdc_quoted(p_slot), walhook.rule_cdc_sayable(v_finding.problem)
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = public.rule_cdc_sayable(format('To go on without the changes that are lost: SELECT rule_cdc_slot_drop(%L); then create the slot again.', p_slot));
+                HINT = walhook.rule_cdc_sayable(format('To go on without the changes that are lost: SELECT rule_cdc_slot_drop(%L); then create the slot again.', p_slot));
         END IF;
         IF v_slot.two_phase THEN
-            SELECT f.problem, f.remedy INTO v_finding FROM public.rule_cdc_check_slot(p_slot) f WHERE f.name = 'slot_two_phase';
-            RAISE EXCEPTION 'cannot use slot %: %', public.rule_cdc_quoted(p_slot), public.rule_cdc_sayable(v_finding.problem)
-                USING ERRCODE = 'object_not_in_prerequisite_state', HINT = public.rule_cdc_sayable(v_finding.remedy);
+            SELECT f.problem, f.remedy INTO v_finding FROM walhook.rule_cdc_check_slot(p_slot) f WHERE f.name = 'slot_two_phase';
+            RAISE EXCEPTION 'cannot use slot %: %', walhook.rule_cdc_quoted(p_slot), walhook.rule_cdc_sayable(v_finding.problem)
+                USING ERRCODE = 'object_not_in_prerequisite_state', HINT = walhook.rule_cdc_sayable(v_finding.remedy);
         END IF;
-        RAISE NOTICE 'slot % exists already', public.rule_cdc_quoted(p_slot);
+        RAISE NOTICE 'slot % exists already', walhook.rule_cdc_quoted(p_slot);
         RETURN v_slot.confirmed_flush_lsn;
     END IF;
     IF pg_current_xact_id_if_assigned() IS NOT NULL THEN
-        RAISE EXCEPTION 'cannot create slot % in a transaction that has written', public.rule_cdc_quoted(p_slot)
+        RAISE EXCEPTION 'cannot create slot % in a transaction that has written', walhook.rule_cdc_quoted(p_slot)
             USING ERRCODE = 'active_sql_transaction', HINT = 'Call it in a transaction of its own.';
     END IF;
     -- The failover argument exists from 17 on; the expression of the other branch is never looked at. A standby has no failover
@@ -531,20 +531,20 @@ BEGIN
         RETURN false;
     END IF;
     IF v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
-        RAISE EXCEPTION 'slot % is not walhook''s: plugin %, database %', public.rule_cdc_quoted(p_slot),
-            public.rule_cdc_sayable(coalesce(v_slot.plugin, 'none')),
-            public.rule_cdc_sayable(coalesce(v_slot.database, 'none'))
+        RAISE EXCEPTION 'slot % is not walhook''s: plugin %, database %', walhook.rule_cdc_quoted(p_slot),
+            walhook.rule_cdc_sayable(coalesce(v_slot.plugin, 'none')),
+            walhook.rule_cdc_sayable(coalesce(v_slot.database, 'none'))
             USING ERRCODE = 'wrong_object_type', HINT = 'pg_drop_replication_slot drops any slot.';
     END IF;
     IF v_slot.active_pid IS NOT NULL THEN
-        RAISE EXCEPTION 'slot % is in use by process %', public.rule_cdc_quoted(p_slot), v_slot.active_pid
+        RAISE EXCEPTION 'slot % is in use by process %', walhook.rule_cdc_quoted(p_slot), v_slot.active_pid
             USING ERRCODE = 'object_in_use', HINT = 'Stop the walhook that streams from it first.';
     END IF;
     PERFORM pg_drop_replication_slot(p_slot);
     -- It may be what the slot's changes can still be replayed from, so it is not dropped without being asked.
     IF EXISTS (SELECT 1 FROM pg_replication_slots s WHERE s.slot_name = p_slot || '_anchor') THEN
-        RAISE WARNING 'slot % stays and keeps WAL', public.rule_cdc_quoted(p_slot || '_anchor')
-            USING HINT = public.rule_cdc_sayable(format('SELECT rule_cdc_anchor_drop(%L); drops it.', p_slot));
+        RAISE WARNING 'slot % stays and keeps WAL', walhook.rule_cdc_quoted(p_slot || '_anchor')
+            USING HINT = walhook.rule_cdc_sayable(format('SELECT rule_cdc_anchor_drop(%L); drops it.', p_slot));
     END IF;
     RETURN true;
 END
@@ -560,7 +560,7 @@ DECLARE
     v_columns TEXT[] := ARRAY(SELECT attname FROM pg_attribute
                               WHERE attrelid = 'pg_catalog.pg_replication_slots'::regclass AND attnum > 0);
 BEGIN
-    CALL public.rule_cdc_view('rule_cdc_slots',
+    CALL walhook.rule_cdc_view('rule_cdc_slots',
         'The logical slots of this database. retained_bytes: the WAL that they keep on disk; lag_bytes: the WAL that they have not confirmed',
         format($sql$
         SELECT s.slot_name,
@@ -588,7 +588,7 @@ $view$;
 
 -- ----------------------------------------------------------------------------------------------------------------- links
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_partitions(p_table REGCLASS)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_partitions(p_table REGCLASS)
 RETURNS TABLE (relid REGCLASS, parent REGCLASS, is_leaf BOOLEAN)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     -- pg_partition_tree would lock each of them, and so wait behind an ALTER TABLE.
@@ -601,9 +601,9 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     )
     SELECT b.oid::regclass, b.parent::regclass, c.relkind <> 'p' FROM below b JOIN pg_class c ON c.oid = b.oid
 $$;
-COMMENT ON FUNCTION public.rule_cdc_partitions IS 'walhook: a table and all its partitions; takes no lock on any of them';
+COMMENT ON FUNCTION walhook.rule_cdc_partitions IS 'walhook: a table and all its partitions; takes no lock on any of them';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_table_problem(p_table REGCLASS)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_table_problem(p_table REGCLASS)
 RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     -- Rows of a child are rows of its parents too, and a published root brings those of its partitions.
     WITH RECURSIVE above (oid) AS (
@@ -612,15 +612,12 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         SELECT i.inhparent FROM above a JOIN pg_inherits i ON i.inhrelid = a.oid
     ), ours AS (
         SELECT o.oid, o.relname FROM pg_class o
-        WHERE o.relnamespace = 'public'::regnamespace AND o.relname IN (
+        WHERE o.relnamespace = to_regnamespace('walhook') OR o.relnamespace = 'public'::regnamespace AND o.relname IN (
             'rule_cdc_migrations', 'rule_webhooks', 'rule_webhook_secrets', 'rule_webhook_calls', 'rule_webhook_call_history',
             'rule_webhook_links', 'rule_webhook_events', 'rule_nats_config', 'rule_nats_streams',
             'rule_nats_publish_history', 'rule_nats_consumer_stats', 'rule_nats_checkpoints', 'rule_nats_dead_letters',
-            'rule_cdc_status', 'rule_cdc_replays', 'rule_cdc_backfill_jobs', 'rule_cdc_backfill_ranges',
-            'rule_cdc_backfill_rows', 'rule_cdc_anchor_settings', 'rule_cdc_anchor_places', 'rule_cdc_rule_sources',
-            'rule_cdc_rule_versions', 'rule_cdc_rule_amendments', 'rule_cdc_server_aliases',
-            'rule_cdc_emit_keys', 'rule_webhook_schema_links', 'rule_nats_notices', 'rule_webhook_order_holders',
-            'rule_webhook_limits', 'rule_webhook_limit_holders', 'rule_cdc_shard_names', 'rule_cdc_identity', 'rule_cdc_runs', 'rule_cdc_claims', 'rule_cdc_put_aside')
+            'rule_cdc_status', 'rule_cdc_replays', 'rule_cdc_backfill_rows', 'rule_cdc_rule_amendments', 'rule_cdc_server_aliases',
+            'rule_cdc_emit_keys', 'rule_webhook_schema_links', 'rule_cdc_identity', 'rule_cdc_put_aside')
     )
     SELECT CASE
         WHEN EXISTS (SELECT FROM ours WHERE oid = p_table)
@@ -628,7 +625,7 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         WHEN EXISTS (SELECT FROM ours WHERE oid IN (SELECT a.oid FROM above a))
             THEN 'it is a child or partition of one of walhook''s own tables: linking it would publish secrets, or feed publishing '
                  'with itself'
-        WHEN c.relkind = 'p' AND EXISTS (SELECT FROM ours WHERE oid IN (SELECT t.relid FROM public.rule_cdc_partitions(p_table) t))
+        WHEN c.relkind = 'p' AND EXISTS (SELECT FROM ours WHERE oid IN (SELECT t.relid FROM walhook.rule_cdc_partitions(p_table) t))
             THEN 'one of walhook''s own tables is a partition of it: linking it would publish secrets, or feed publishing with itself'
         WHEN n.nspname IN ('pg_catalog', 'information_schema') OR n.nspname LIKE 'pg\_toast%' OR c.oid < 16384
             THEN 'it is a system table'
@@ -643,9 +640,9 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.oid = p_table
 $$;
-COMMENT ON FUNCTION public.rule_cdc_table_problem IS 'walhook: why this table can never be linked; NULL if it can';
+COMMENT ON FUNCTION walhook.rule_cdc_table_problem IS 'walhook: why this table can never be linked; NULL if it can';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_replica_identity(p_table REGCLASS)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_replica_identity(p_table REGCLASS)
 RETURNS TEXT[] LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE c.relreplident
         WHEN 'f' THEN ARRAY(SELECT a.attname::text FROM pg_attribute a
@@ -660,10 +657,10 @@ RETURNS TEXT[] LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     FROM pg_class c
     WHERE c.oid = p_table
 $$;
-COMMENT ON FUNCTION public.rule_cdc_replica_identity IS
+COMMENT ON FUNCTION walhook.rule_cdc_replica_identity IS
     'walhook: which columns of the old row the WAL contains for an update or delete; NULL if none';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_generated_identity(p_table REGCLASS, p_publication TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_generated_identity(p_table REGCLASS, p_publication TEXT)
 RETURNS TABLE (columns TEXT[], remedy TEXT)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -677,7 +674,7 @@ BEGIN
     END IF;
     columns := ARRAY(SELECT a.attname::text FROM pg_attribute a
                      WHERE a.attrelid = p_table AND a.attgenerated <> '' AND NOT (a.attgenerated = 's' AND v_publishes)
-                       AND a.attname = ANY (public.rule_cdc_replica_identity(p_table))
+                       AND a.attname = ANY (walhook.rule_cdc_replica_identity(p_table))
                      ORDER BY a.attnum);
     -- Before 18 the whole old row is logged, and the generated column is only left out of it.
     IF columns = '{}' OR NOT v_is_18 AND (SELECT relreplident = 'f' FROM pg_class WHERE oid = p_table) THEN
@@ -709,7 +706,7 @@ BEGIN
     RETURN NEXT;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_generated_identity IS
+COMMENT ON FUNCTION walhook.rule_cdc_generated_identity IS
     'walhook: generated columns of a table''s replica identity that a publication does not send, and a remedy; no row if '
     'there are none. In PostgreSQL 18 and newer the application''s own UPDATE fails because of them; in older versions a '
     'DELETE arrives without them';
@@ -717,13 +714,13 @@ COMMENT ON FUNCTION public.rule_cdc_generated_identity IS
 -- One of an earlier version has other columns.
 DO $drop$
 BEGIN
-    IF to_regprocedure('public.rule_cdc_link_problems(regclass, text[], text, text[], jsonb, text[], boolean)') IS NOT NULL THEN
-        DROP FUNCTION public.rule_cdc_link_problems(REGCLASS, TEXT[], TEXT, TEXT[], JSONB, TEXT[], BOOLEAN);
+    IF to_regprocedure('walhook.rule_cdc_link_problems(regclass, text[], text, text[], jsonb, text[], boolean)') IS NOT NULL THEN
+        DROP FUNCTION walhook.rule_cdc_link_problems(REGCLASS, TEXT[], TEXT, TEXT[], JSONB, TEXT[], BOOLEAN);
     END IF;
 END
 $drop$;
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_link_problems(
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_link_problems(
     p_table REGCLASS,
     p_operations TEXT[],
     p_subject_template TEXT,
@@ -752,7 +749,7 @@ DECLARE
     v_leaves REGCLASS[] := ARRAY[p_table];
 BEGIN
     is_error := true;
-    problem := public.rule_cdc_table_problem(p_table);
+    problem := walhook.rule_cdc_table_problem(p_table);
     IF problem IS NOT NULL THEN
         name := 'table_unfit';
         remedy := CASE (SELECT relpersistence FROM pg_class WHERE oid = p_table AND relkind IN ('r', 'p'))
@@ -762,13 +759,13 @@ BEGIN
         RETURN;
     END IF;
     IF (SELECT relkind = 'p' FROM pg_class WHERE oid = p_table) THEN
-        v_leaves := ARRAY(SELECT t.relid FROM public.rule_cdc_partitions(p_table) t JOIN pg_class c ON c.oid = t.relid
+        v_leaves := ARRAY(SELECT t.relid FROM walhook.rule_cdc_partitions(p_table) t JOIN pg_class c ON c.oid = t.relid
                           WHERE t.is_leaf AND c.relkind <> 'f' ORDER BY t.relid);
-        IF v_leaves = '{}' AND NOT EXISTS (SELECT FROM public.rule_cdc_partitions(p_table) t WHERE t.is_leaf) THEN
+        IF v_leaves = '{}' AND NOT EXISTS (SELECT FROM walhook.rule_cdc_partitions(p_table) t WHERE t.is_leaf) THEN
             v_leaves := ARRAY[p_table];
         END IF;
         FOR v_part IN
-            SELECT t.relid, t.parent, c.relkind FROM public.rule_cdc_partitions(p_table) t JOIN pg_class c ON c.oid = t.relid
+            SELECT t.relid, t.parent, c.relkind FROM walhook.rule_cdc_partitions(p_table) t JOIN pg_class c ON c.oid = t.relid
             WHERE t.relid <> p_table AND t.is_leaf AND (c.relkind = 'f' OR c.relpersistence = 'u') ORDER BY t.relid::text
         LOOP
             IF v_part.relkind = 'f' THEN
@@ -853,7 +850,7 @@ BEGIN
     END IF;
     -- A row of a partitioned table is logged with the identity of its leaf.
     FOREACH v_leaf IN ARRAY v_leaves LOOP
-        v_identity := public.rule_cdc_replica_identity(v_leaf);
+        v_identity := walhook.rule_cdc_replica_identity(v_leaf);
         v_full := (SELECT relreplident = 'f' FROM pg_class WHERE oid = v_leaf);
         is_error := true;
         IF v_identity IS NULL THEN
@@ -867,7 +864,7 @@ BEGIN
             RETURN NEXT;
             CONTINUE;
         END IF;
-        SELECT g.columns, g.remedy INTO v_generated FROM public.rule_cdc_generated_identity(v_leaf, p_publication) g;
+        SELECT g.columns, g.remedy INTO v_generated FROM walhook.rule_cdc_generated_identity(v_leaf, p_publication) g;
         IF FOUND AND current_setting('server_version_num')::integer >= 180000 THEN
             name := 'identity_generated';
             problem := format('the replica identity of %s has the generated column %s, which is not published: once the table is, '
@@ -912,11 +909,11 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_link_problems IS
+COMMENT ON FUNCTION walhook.rule_cdc_link_problems IS
     'walhook: what is wrong with such a link (is_error), or where it does less than it seems to, each with a remedy';
 
 -- A link whose message is a column: what is wrong with its settings whatever its table, then what is wrong with them for this table.
-CREATE OR REPLACE FUNCTION public.rule_cdc_message_shape(
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_message_shape(
     p_operations TEXT[],
     p_columns TEXT[],
     p_include_old BOOLEAN,
@@ -964,10 +961,10 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_message_shape IS
+COMMENT ON FUNCTION walhook.rule_cdc_message_shape IS
     'walhook: why these cannot be the settings of a link whose message is a column, whatever its table, or NULL where they can';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_message_problems(
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_message_problems(
     p_webhook_id INTEGER,
     p_table REGCLASS,
     p_operations TEXT[],
@@ -988,7 +985,7 @@ BEGIN
     END IF;
     is_error := true;
     SELECT s.problem, s.advice INTO problem, remedy
-    FROM public.rule_cdc_message_shape(p_operations, p_columns, p_include_old, p_payload_column, p_message_id_column, p_headers_columns) s;
+    FROM walhook.rule_cdc_message_shape(p_operations, p_columns, p_include_old, p_payload_column, p_message_id_column, p_headers_columns) s;
     IF problem IS NOT NULL THEN
         name := 'message_settings';
         RETURN NEXT;
@@ -1049,11 +1046,11 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_message_problems IS
+COMMENT ON FUNCTION walhook.rule_cdc_message_problems IS
     'walhook: what is wrong with a link whose message is a column (is_error), or may be, each with what to do about it; no row for '
     'any other link';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_link_subjects(
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_link_subjects(
     p_webhook_id INTEGER,
     p_table_schema TEXT,
     p_table_name TEXT,
@@ -1078,7 +1075,7 @@ CREATE OR REPLACE FUNCTION public.rule_cdc_link_subjects(
     FROM table_named t
     CROSS JOIN unnest(p_operations) op
 $$;
-COMMENT ON FUNCTION public.rule_cdc_link_subjects IS
+COMMENT ON FUNCTION walhook.rule_cdc_link_subjects IS
     'walhook: the subjects to which a link publishes, with * for a token that comes from a column';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_publication_place(p_table REGCLASS, p_publication TEXT, p_must BOOLEAN)
@@ -1089,8 +1086,8 @@ DECLARE
     v_statements TEXT[];
     v_statement TEXT;
 BEGIN
-    IF to_regclass('public.rule_cdc_shard_names') IS NOT NULL THEN
-        v_shards := public.rule_cdc_shard_publications(p_publication); -- made by 027
+    IF to_regclass('walhook.rule_cdc_shard_names') IS NOT NULL THEN
+        v_shards := walhook.rule_cdc_shard_publications(p_publication); -- made by 027
     END IF;
     -- The columns shard are made by 027 too.
     WITH links AS MATERIALIZED (
@@ -1120,13 +1117,13 @@ BEGIN
     END LOOP;
 EXCEPTION WHEN insufficient_privilege THEN
     IF p_must THEN
-        RAISE EXCEPTION 'cannot publish %: %', public.rule_cdc_sayable(p_table::text), public.rule_cdc_sayable(SQLERRM)
+        RAISE EXCEPTION 'cannot publish %: %', walhook.rule_cdc_sayable(p_table::text), walhook.rule_cdc_sayable(SQLERRM)
             USING ERRCODE = 'insufficient_privilege',
-            HINT = public.rule_cdc_sayable(format('Let the owner of table and publication, or a superuser, run: %s; then call this again.',
+            HINT = walhook.rule_cdc_sayable(format('Let the owner of table and publication, or a superuser, run: %s; then call this again.',
                           array_to_string(v_statements, '; ')));
     ELSE
-        RAISE WARNING 'walhook did not change the publication: %', public.rule_cdc_sayable(SQLERRM)
-            USING HINT = public.rule_cdc_sayable(format('Let the owner of table and publication, or a superuser, run: %s;',
+        RAISE WARNING 'walhook did not change the publication: %', walhook.rule_cdc_sayable(SQLERRM)
+            USING HINT = walhook.rule_cdc_sayable(format('Let the owner of table and publication, or a superuser, run: %s;',
                                 array_to_string(v_statements, '; ')));
     END IF;
 END
@@ -1145,7 +1142,7 @@ BEGIN
     FOR v_table IN
         SELECT DISTINCT r.prrelid FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
         WHERE p.pubname IN (p_publication || '_inserts', p_publication || '_changes')
-          AND public.rule_cdc_table_problem(r.prrelid) IS NULL
+          AND walhook.rule_cdc_table_problem(r.prrelid) IS NULL
           AND NOT EXISTS (SELECT FROM public.rule_webhook_links l
                           JOIN pg_namespace n ON n.nspname = l.table_schema
                           JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = l.table_name
@@ -1228,54 +1225,54 @@ BEGIN
     SELECT n.nspname, c.relname INTO v_schema, v_table
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = p_table;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'cannot link webhook %: there is no table %', public.rule_cdc_quoted(v_webhook.webhook_name),
-            public.rule_cdc_sayable(coalesce(p_table::text, 'NULL')) USING ERRCODE = 'undefined_table';
+        RAISE EXCEPTION 'cannot link webhook %: there is no table %', walhook.rule_cdc_quoted(v_webhook.webhook_name),
+            walhook.rule_cdc_sayable(coalesce(p_table::text, 'NULL')) USING ERRCODE = 'undefined_table';
     END IF;
     -- A mask stays until it is replaced or removed: linking again for another reason must not open what was closed.
     v_mask := coalesce(nullif(p_mask, 'null'), (SELECT l.mask FROM public.rule_webhook_links l
                        WHERE l.webhook_id = p_webhook AND l.table_schema = v_schema AND l.table_name = v_table));
 
     FOR v_problem IN
-        SELECT * FROM public.rule_cdc_link_problems(p_table, p_operations, p_subject_template, p_columns, p_filter,
+        SELECT * FROM walhook.rule_cdc_link_problems(p_table, p_operations, p_subject_template, p_columns, p_filter,
                                                     p_when_changed, coalesce(p_include_old, false), p_publication)
         UNION ALL
-        SELECT * FROM public.rule_cdc_message_problems(v_webhook.webhook_id, p_table, v_operations, p_columns, coalesce(p_include_old, false),
+        SELECT * FROM walhook.rule_cdc_message_problems(v_webhook.webhook_id, p_table, v_operations, p_columns, coalesce(p_include_old, false),
                                                        p_payload_column, p_message_id_column, p_headers_columns)
         UNION ALL
-        SELECT * FROM public.rule_cdc_mask_problems(p_table, p_columns, p_subject_template, p_trace_column, p_payload_column, p_rename,
+        SELECT * FROM walhook.rule_cdc_mask_problems(p_table, p_columns, p_subject_template, p_trace_column, p_payload_column, p_rename,
                                                     nullif(v_mask, '{}')) -- made by 022
     LOOP
         IF v_problem.is_error THEN
-            RAISE EXCEPTION 'cannot link % to webhook %: %', public.rule_cdc_sayable(p_table::text),
-                public.rule_cdc_quoted(v_webhook.webhook_name), public.rule_cdc_sayable(v_problem.problem)
-                USING ERRCODE = 'invalid_parameter_value', HINT = public.rule_cdc_sayable(v_problem.remedy);
+            RAISE EXCEPTION 'cannot link % to webhook %: %', walhook.rule_cdc_sayable(p_table::text),
+                walhook.rule_cdc_quoted(v_webhook.webhook_name), walhook.rule_cdc_sayable(v_problem.problem)
+                USING ERRCODE = 'invalid_parameter_value', HINT = walhook.rule_cdc_sayable(v_problem.remedy);
         END IF;
-        RAISE WARNING 'link of % to webhook %: %', public.rule_cdc_sayable(p_table::text), public.rule_cdc_quoted(v_webhook.webhook_name),
-            public.rule_cdc_sayable(v_problem.problem)
-            USING HINT = public.rule_cdc_sayable(v_problem.remedy);
+        RAISE WARNING 'link of % to webhook %: %', walhook.rule_cdc_sayable(p_table::text), walhook.rule_cdc_quoted(v_webhook.webhook_name),
+            walhook.rule_cdc_sayable(v_problem.problem)
+            USING HINT = walhook.rule_cdc_sayable(v_problem.remedy);
     END LOOP;
     IF p_trace_column IS NOT NULL AND NOT EXISTS (
         SELECT FROM pg_attribute a
         WHERE a.attrelid = p_table AND a.attname = p_trace_column AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '')
     THEN
         RAISE EXCEPTION 'cannot link % to webhook %: p_trace_column: it has no column % that is published',
-            public.rule_cdc_sayable(p_table::text),
-            public.rule_cdc_quoted(v_webhook.webhook_name), public.rule_cdc_quoted(left(p_trace_column, 100))
+            walhook.rule_cdc_sayable(p_table::text),
+            walhook.rule_cdc_quoted(v_webhook.webhook_name), walhook.rule_cdc_quoted(left(p_trace_column, 100))
             USING ERRCODE = 'invalid_parameter_value',
-            HINT = public.rule_cdc_sayable(
+            HINT = walhook.rule_cdc_sayable(
                 format('ALTER TABLE %s ADD COLUMN %I text DEFAULT current_setting(''walhook.traceparent'', true); makes one that '
                           'takes the trace of the session.', p_table, left(p_trace_column, 63)));
     END IF;
     IF NOT has_table_privilege(p_table, 'SELECT') THEN
-        RAISE EXCEPTION 'cannot link %: % may not read it', public.rule_cdc_sayable(p_table::text), public.rule_cdc_sayable(current_user)
+        RAISE EXCEPTION 'cannot link %: % may not read it', walhook.rule_cdc_sayable(p_table::text), walhook.rule_cdc_sayable(current_user)
             USING ERRCODE = 'insufficient_privilege',
-            HINT = public.rule_cdc_sayable(format('GRANT SELECT ON %s TO %I; or let its owner link it.', p_table, current_user));
+            HINT = walhook.rule_cdc_sayable(format('GRANT SELECT ON %s TO %I; or let its owner link it.', p_table, current_user));
     END IF;
-    v_other := public.rule_cdc_publication_problem(p_publication);
+    v_other := walhook.rule_cdc_publication_problem(p_publication);
     IF v_other IS NOT NULL THEN
-        RAISE EXCEPTION 'cannot link %: %', public.rule_cdc_sayable(p_table::text), public.rule_cdc_sayable(v_other)
+        RAISE EXCEPTION 'cannot link %: %', walhook.rule_cdc_sayable(p_table::text), walhook.rule_cdc_sayable(v_other)
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = public.rule_cdc_sayable(format('SELECT rule_cdc_publication_create(%L); makes it.', p_publication));
+            HINT = walhook.rule_cdc_sayable(format('SELECT rule_cdc_publication_create(%L); makes it.', p_publication));
     END IF;
 
     -- Two links made at once must agree on where the table belongs. Only roles that may write links can take this lock, and it
@@ -1292,7 +1289,7 @@ BEGIN
     LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'cannot link %: % is linked, and PostgreSQL sends the changes of a partition for one table only',
-            public.rule_cdc_sayable(p_table::text), public.rule_cdc_sayable(v_other)
+            walhook.rule_cdc_sayable(p_table::text), walhook.rule_cdc_sayable(v_other)
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'Link the partitioned table or its partitions, not both.';
     END IF;
@@ -1323,17 +1320,17 @@ BEGIN
     PERFORM public.rule_cdc_publication_place(p_table, p_publication, true);
 
     IF NOT coalesce(v_webhook.nats_enabled, false) THEN
-        RAISE NOTICE 'webhook % does not publish to NATS yet', public.rule_cdc_quoted(v_webhook.webhook_name)
+        RAISE NOTICE 'webhook % does not publish to NATS yet', walhook.rule_cdc_quoted(v_webhook.webhook_name)
             USING HINT = format('SELECT rule_webhook_enable_nats(%s); makes it publish there.', v_webhook.webhook_id);
     ELSIF coalesce(v_webhook.jetstream_enabled, true) THEN
-        FOREACH v_subject IN ARRAY public.rule_cdc_link_subjects(v_webhook.webhook_id, v_schema, v_table, v_operations,
+        FOREACH v_subject IN ARRAY walhook.rule_cdc_link_subjects(v_webhook.webhook_id, v_schema, v_table, v_operations,
                                                                  p_subject_template)
         LOOP
-            v_streams := public.rule_nats_stream_for(v_webhook.nats_config_id, v_subject);
+            v_streams := walhook.rule_nats_stream_for(v_webhook.nats_config_id, v_subject);
             IF v_streams = '{}' THEN
-                RAISE NOTICE 'no stream of NATS config % takes the subject % yet', public.rule_cdc_quoted(v_webhook.config_name),
-                    public.rule_cdc_quoted(v_subject)
-                    USING HINT = public.rule_cdc_sayable(public.rule_nats_take_hint(v_webhook.nats_config_id, v_subject));
+                RAISE NOTICE 'no stream of NATS config % takes the subject % yet', walhook.rule_cdc_quoted(v_webhook.config_name),
+                    walhook.rule_cdc_quoted(v_subject)
+                    USING HINT = walhook.rule_cdc_sayable(walhook.rule_nats_take_hint(v_webhook.nats_config_id, v_subject));
             END IF;
         END LOOP;
     END IF;
@@ -1345,20 +1342,20 @@ COMMENT ON FUNCTION public.rule_webhook_link_table(INTEGER, REGCLASS, TEXT[], TE
     'walhook: links a table to a webhook: its changes are published from this commit on. Returns the link''s id. If the '
     'link exists, it is changed; its mask stays unless p_mask is given, and ''{}'' removes it';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_webhook_id(p_webhook TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_webhook_id(p_webhook TEXT)
 RETURNS INTEGER LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_webhook_id INTEGER;
 BEGIN
     SELECT webhook_id INTO v_webhook_id FROM public.rule_webhooks WHERE webhook_name = p_webhook;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'Webhook % not found', coalesce(public.rule_cdc_quoted(p_webhook), 'NULL')
+        RAISE EXCEPTION 'Webhook % not found', coalesce(walhook.rule_cdc_quoted(p_webhook), 'NULL')
             USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); lists the webhooks.';
     END IF;
     RETURN v_webhook_id;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_webhook_id IS
+COMMENT ON FUNCTION walhook.rule_cdc_webhook_id IS
     'walhook: the id of the webhook with this name; raises an error if there is none';
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_link_table(
@@ -1378,7 +1375,7 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_link_table(
     p_rename JSONB DEFAULT NULL,
     p_mask JSONB DEFAULT NULL
 ) RETURNS INTEGER LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    SELECT public.rule_webhook_link_table(public.rule_cdc_webhook_id(p_webhook), p_table, p_operations, p_subject_template,
+    SELECT public.rule_webhook_link_table(walhook.rule_cdc_webhook_id(p_webhook), p_table, p_operations, p_subject_template,
                                           p_columns, p_filter, p_when_changed, p_include_old, p_publication, p_trace_column,
                                           p_payload_column, p_message_id_column, p_headers_columns, p_rename, p_mask)
 $$;
@@ -1393,7 +1390,7 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_unlink_table(
 ) RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF p_publication IS NULL THEN
-        RAISE EXCEPTION 'cannot unlink %: the name of the publications is NULL', public.rule_cdc_sayable(p_table::text)
+        RAISE EXCEPTION 'cannot unlink %: the name of the publications is NULL', walhook.rule_cdc_sayable(p_table::text)
             USING ERRCODE = 'null_value_not_allowed', HINT = 'Leave p_publication out, or give the name of the publications.';
     END IF;
     LOCK TABLE public.rule_webhook_links IN SHARE UPDATE EXCLUSIVE MODE;
@@ -1404,7 +1401,7 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM public.rule_cdc_publication_place(p_table, p_publication, false);
-    PERFORM public.rule_cdc_schema_exclude(p_webhook, n.nspname, c.relname) -- made by 022
+    PERFORM walhook.rule_cdc_schema_exclude(p_webhook, n.nspname, c.relname) -- made by 022
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = p_table;
     RETURN true;
 END
@@ -1418,7 +1415,7 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_unlink_table(
     p_table REGCLASS,
     p_publication TEXT DEFAULT 'walhook'
 ) RETURNS BOOLEAN LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    SELECT public.rule_webhook_unlink_table(public.rule_cdc_webhook_id(p_webhook), p_table, p_publication)
+    SELECT public.rule_webhook_unlink_table(walhook.rule_cdc_webhook_id(p_webhook), p_table, p_publication)
 $$;
 COMMENT ON FUNCTION public.rule_webhook_unlink_table(TEXT, REGCLASS, TEXT) IS 'walhook: the same, with the webhook''s name';
 
@@ -1430,7 +1427,7 @@ DECLARE
     l RECORD;
     -- What the publications lack concerns every link.
     v_all CONSTANT TEXT[] := ARRAY(
-        SELECT f.problem || coalesce(': ' || f.remedy, '') FROM public.rule_cdc_check_publications(p_publication) f
+        SELECT f.problem || coalesce(': ' || f.remedy, '') FROM walhook.rule_cdc_check_publications(p_publication) f
         WHERE f.severity IN ('fatal', 'error'));
 BEGIN
     FOR l IN
@@ -1447,13 +1444,13 @@ BEGIN
         webhook_name := l.name;
         table_name := format('%I.%I', l.table_schema, l.table_name);
         operations := l.operations;
-        subjects := public.rule_cdc_link_subjects(l.webhook_id, l.table_schema, l.table_name, l.operations, l.subject_template);
+        subjects := walhook.rule_cdc_link_subjects(l.webhook_id, l.table_schema, l.table_name, l.operations, l.subject_template);
         streams := '{}';
         IF coalesce(l.nats_enabled, false) AND coalesce(l.publish_mode, 'queue') IN ('nats', 'both') AND l.config_name IS NOT NULL
            AND coalesce(l.config_enabled, true) AND coalesce(l.jetstream_enabled, true)
         THEN
             streams := ARRAY(SELECT DISTINCT s FROM unnest(subjects) subject,
-                                    unnest(public.rule_nats_stream_for(l.nats_config_id, subject)) s ORDER BY s);
+                                    unnest(walhook.rule_nats_stream_for(l.nats_config_id, subject)) s ORDER BY s);
         END IF;
         SELECT string_agg(p.pubname, ', ' ORDER BY p.pubname) INTO publication
         FROM pg_publication p
@@ -1463,7 +1460,7 @@ BEGIN
         WHERE n.nspname = l.table_schema AND c.relname = l.table_name
           AND p.pubname IN (p_publication || '_inserts', p_publication || '_changes');
         problems := ARRAY(SELECT CASE f.severity WHEN 'note' THEN 'note: ' ELSE '' END || f.problem || coalesce(': ' || f.remedy, '')
-                          FROM public.rule_cdc_check_links(p_publication, l.link_id) f) || v_all;
+                          FROM walhook.rule_cdc_check_links(p_publication, l.link_id) f) || v_all;
         ok := NOT EXISTS (SELECT FROM unnest(problems) p WHERE p NOT LIKE 'note: %');
         RETURN NEXT;
     END LOOP;
@@ -1509,21 +1506,21 @@ END
 $$;
 COMMENT ON FUNCTION public.rule_nats_headers_problem IS 'walhook: why these cannot be the headers of a message; NULL if they can';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_is_traceparent(p_value TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_is_traceparent(p_value TEXT)
 RETURNS BOOLEAN LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT octet_length(p_value) <= 256
        AND (p_value ~ '^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$'
             OR p_value ~ '^(?!00|ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}-[!-~]*$')
 $$;
-COMMENT ON FUNCTION public.rule_cdc_is_traceparent IS
+COMMENT ON FUNCTION walhook.rule_cdc_is_traceparent IS
     'walhook: whether this text is a traceparent by the grammar of https://www.w3.org/TR/trace-context/; NULL for NULL';
 
-DROP FUNCTION IF EXISTS public.rule_webhook_put(INTEGER, JSONB, TEXT, TEXT, JSONB, BIGINT, TEXT);
+DROP FUNCTION IF EXISTS walhook.rule_webhook_put(INTEGER, JSONB, TEXT, TEXT, JSONB, BIGINT, TEXT);
 -- One look at the webhook decides all of a call, so that a change of it in the meantime is seen whole or not at all.
 -- Each call of an application pays for this, so: no query where there are no headers; no second look-up of the default
 -- configuration (the table has few rows, and a scan of it costs less than an index's); answers from text, for half the price of
 -- jsonb_build_object.
-CREATE OR REPLACE FUNCTION public.rule_webhook_put(
+CREATE OR REPLACE FUNCTION walhook.rule_webhook_put(
     p_webhook_id INTEGER,
     p_payload JSONB,
     p_mode TEXT,
@@ -1561,40 +1558,40 @@ BEGIN
     END IF;
     v_mode := CASE p_mode WHEN 'emit' THEN 'nats' ELSE coalesce(p_mode, v_webhook.publish_mode, 'queue') END;
     IF v_mode NOT IN ('queue', 'nats', 'both') THEN
-        RAISE EXCEPTION 'Webhook % (%): Invalid publish_mode %', p_webhook_id, public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)),
-            public.rule_cdc_quoted(v_mode)
+        RAISE EXCEPTION 'Webhook % (%): Invalid publish_mode %', p_webhook_id, walhook.rule_cdc_sayable(left(v_webhook.webhook_name, 200)),
+            walhook.rule_cdc_quoted(v_mode)
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = format('publish_mode must be queue, nats or both: SELECT rule_webhook_enable_nats(%s, NULL, ''nats'');', p_webhook_id);
     END IF;
     IF p_payload IS NULL THEN
-        RAISE EXCEPTION 'Webhook % (%): the payload is NULL', p_webhook_id, public.rule_cdc_sayable(left(v_webhook.webhook_name, 200))
+        RAISE EXCEPTION 'Webhook % (%): the payload is NULL', p_webhook_id, walhook.rule_cdc_sayable(left(v_webhook.webhook_name, 200))
             USING ERRCODE = 'null_value_not_allowed', HINT = 'JSON''s own null is allowed: ''null''::jsonb.';
     END IF;
 
     IF v_mode <> 'queue' THEN
         IF NOT coalesce(v_webhook.enabled, false) THEN
-            RAISE EXCEPTION 'Webhook % (%) is disabled', p_webhook_id, public.rule_cdc_sayable(left(v_webhook.webhook_name, 200))
+            RAISE EXCEPTION 'Webhook % (%) is disabled', p_webhook_id, walhook.rule_cdc_sayable(left(v_webhook.webhook_name, 200))
                 USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = format('SELECT rule_webhook_update(%s, p_enabled => true); enables it.', p_webhook_id);
         END IF;
         IF NOT coalesce(v_webhook.nats_enabled, false) THEN
             RAISE EXCEPTION 'Webhook % (%) is not enabled for NATS', p_webhook_id,
-                public.rule_cdc_sayable(left(v_webhook.webhook_name, 200))
+                walhook.rule_cdc_sayable(left(v_webhook.webhook_name, 200))
                 USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = format('SELECT rule_webhook_enable_nats(%s); enables it.', p_webhook_id);
         END IF;
         IF v_webhook.config_name IS NULL THEN
             RAISE EXCEPTION 'Webhook % (%) has no NATS configuration', p_webhook_id,
-                public.rule_cdc_sayable(left(v_webhook.webhook_name, 200))
+                walhook.rule_cdc_sayable(left(v_webhook.webhook_name, 200))
                 USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = 'SELECT rule_nats_configure(''default'', ''nats://host:4222''); makes the default one.';
         END IF;
         IF NOT coalesce(v_webhook.config_enabled, true) THEN
             RAISE EXCEPTION 'Webhook % (%): its NATS config % is disabled', p_webhook_id,
-                public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)),
-                public.rule_cdc_quoted(v_webhook.config_name)
+                walhook.rule_cdc_sayable(left(v_webhook.webhook_name, 200)),
+                walhook.rule_cdc_quoted(v_webhook.config_name)
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = public.rule_cdc_sayable(
+                HINT = walhook.rule_cdc_sayable(
                     format('UPDATE rule_nats_config SET enabled = true WHERE config_name = %L; enables it.', v_webhook.config_name));
         END IF;
         v_subject := v_webhook.nats_subject;
@@ -1608,8 +1605,8 @@ BEGIN
         END IF;
         IF v_problem IS NOT NULL THEN
             RAISE EXCEPTION 'Webhook % (%): cannot publish to the subject %: %', p_webhook_id,
-                public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)),
-                public.rule_cdc_quoted(v_subject), public.rule_cdc_sayable(v_problem)
+                walhook.rule_cdc_sayable(left(v_webhook.webhook_name, 200)),
+                walhook.rule_cdc_quoted(v_subject), walhook.rule_cdc_sayable(v_problem)
                 USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = format('SELECT rule_webhook_enable_nats(%s, ''a.subject''); sets another.', p_webhook_id);
         END IF;
@@ -1618,7 +1615,7 @@ BEGIN
             IF cardinality(p_subject_tokens) = 0 OR array_ndims(p_subject_tokens) > 1 OR p_subject_tokens && ARRAY['']
                OR array_position(p_subject_tokens, NULL) IS NOT NULL THEN
                 RAISE EXCEPTION 'Webhook % (%): cannot append the subject tokens %', p_webhook_id,
-                    public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)), public.rule_cdc_quoted(left(p_subject_tokens::text, 200))
+                    walhook.rule_cdc_sayable(left(v_webhook.webhook_name, 200)), walhook.rule_cdc_quoted(left(p_subject_tokens::text, 200))
                     USING ERRCODE = 'invalid_parameter_value',
                     HINT = 'Give texts that are neither NULL nor empty, ARRAY[''created'', ''42''], or NULL for none.';
             END IF;
@@ -1627,14 +1624,14 @@ BEGIN
             v_count := octet_length(v_subject) + octet_length(v_tokens);
             IF v_count > 1024 THEN
                 RAISE EXCEPTION 'Webhook % (%): its subject with these tokens has % bytes, at most 1024 are allowed', p_webhook_id,
-                    public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)), v_count
+                    walhook.rule_cdc_sayable(left(v_webhook.webhook_name, 200)), v_count
                     USING ERRCODE = 'invalid_parameter_value', HINT = 'Put the data into the payload, and a short name into the subject.';
             END IF;
         END IF;
         IF p_message_id = '' OR octet_length(p_message_id) > 512 OR p_message_id ~ '[\x01-\x1f\x7f]|^ | $' THEN
             RAISE EXCEPTION 'Webhook % (%): cannot use % as message id', p_webhook_id,
-                public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)),
-                public.rule_cdc_quoted(left(p_message_id, 100))
+                walhook.rule_cdc_sayable(left(v_webhook.webhook_name, 200)),
+                walhook.rule_cdc_quoted(left(p_message_id, 100))
                 USING ERRCODE = 'invalid_parameter_value',
                 HINT = 'A message id has 1 to 512 bytes, no control characters, and no space at its ends.';
         END IF;
@@ -1650,7 +1647,7 @@ BEGIN
             END IF;
         END IF;
         IF v_trace IS NOT NULL THEN
-            v_is_trace := public.rule_cdc_is_traceparent(v_trace);
+            v_is_trace := walhook.rule_cdc_is_traceparent(v_trace);
             IF v_is_trace AND NOT v_is_own THEN
                 p_headers := coalesce(p_headers, '{}') || jsonb_build_object('traceparent', v_trace);
             ELSIF NOT v_is_trace AND v_is_own THEN
@@ -1659,7 +1656,7 @@ BEGIN
             END IF;
             IF NOT v_is_trace THEN
                 RAISE NOTICE 'Webhook % (%): % is not a traceparent, so the event has no trace', p_webhook_id,
-                    public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)), public.rule_cdc_quoted(left(v_trace, 100))
+                    walhook.rule_cdc_sayable(left(v_webhook.webhook_name, 200)), walhook.rule_cdc_quoted(left(v_trace, 100))
                     USING HINT = 'A traceparent is 00-<32 hex digits>-<16 hex digits>-<2 hex digits>, in lower case.';
             END IF;
         END IF;
@@ -1667,8 +1664,8 @@ BEGIN
             v_problem := public.rule_nats_headers_problem(p_headers, v_webhook.payload_format);
         END IF;
         IF v_problem IS NOT NULL THEN
-            RAISE EXCEPTION 'Webhook % (%): %', p_webhook_id, public.rule_cdc_sayable(left(v_webhook.webhook_name, 200)),
-                public.rule_cdc_sayable(v_problem)
+            RAISE EXCEPTION 'Webhook % (%): %', p_webhook_id, walhook.rule_cdc_sayable(left(v_webhook.webhook_name, 200)),
+                walhook.rule_cdc_sayable(v_problem)
                 USING ERRCODE = 'invalid_parameter_value', HINT = 'Write headers as {"Name": "value"}.';
         END IF;
         IF p_mode = 'emit' THEN
@@ -1695,7 +1692,7 @@ BEGIN
             || coalesce(', "queue": ' || v_queue, '') || coalesce(', "nats": ' || v_nats, '') || '}')::jsonb;
 END
 $$;
-COMMENT ON FUNCTION public.rule_webhook_put IS
+COMMENT ON FUNCTION walhook.rule_webhook_put IS
     'walhook: the common part of the functions that call a webhook. In mode nats it makes the event only; in mode emit nothing: it '
     'returns what rule_webhook_emit has to write; in mode NULL it follows the webhook''s publish_mode';
 
@@ -1711,7 +1708,7 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_publish_nats(
     triggered_by TEXT DEFAULT NULL
 ) RETURNS JSONB LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RETURN public.rule_webhook_put(webhook_id, payload, 'nats', message_id, headers, rule_execution_id, triggered_by);
+    RETURN walhook.rule_webhook_put(webhook_id, payload, 'nats', message_id, headers, rule_execution_id, triggered_by);
 END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_publish_nats IS
@@ -1727,7 +1724,7 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_call_unified(
     triggered_by TEXT DEFAULT NULL
 ) RETURNS JSONB LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RETURN public.rule_webhook_put(webhook_id, payload, NULL, message_id, headers, rule_execution_id, triggered_by);
+    RETURN walhook.rule_webhook_put(webhook_id, payload, NULL, message_id, headers, rule_execution_id, triggered_by);
 END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_call_unified IS
@@ -1757,7 +1754,7 @@ BEGIN
     ELSIF v_letter.status <> 'dead' THEN
         RAISE EXCEPTION 'cannot retry dead letter %: it is %', p_dead_letter_id, v_letter.status
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = public.rule_cdc_sayable(
+            HINT = walhook.rule_cdc_sayable(
                 format('To publish it once more: UPDATE rule_nats_dead_letters SET status = ''dead'' WHERE dead_letter_id = %s;',
                           p_dead_letter_id));
     ELSIF v_letter.payload IS NULL THEN
@@ -1781,7 +1778,7 @@ BEGIN
         RAISE EXCEPTION 'cannot retry dead letter %: its webhook % does not exist', p_dead_letter_id,
             coalesce(v_letter.webhook_id::text, 'NULL')
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = public.rule_cdc_sayable(coalesce((SELECT format('UPDATE rule_nats_dead_letters SET webhook_id = %s WHERE dead_letter_id = %s; gives it to webhook %L.',
+            HINT = walhook.rule_cdc_sayable(coalesce((SELECT format('UPDATE rule_nats_dead_letters SET webhook_id = %s WHERE dead_letter_id = %s; gives it to webhook %L.',
                                            w.webhook_id, p_dead_letter_id, w.webhook_name)
                              FROM public.rule_webhooks w WHERE w.nats_enabled ORDER BY w.webhook_id DESC LIMIT 1),
                             format('SELECT rule_nats_dead_letter_drop(%s); puts it aside.', p_dead_letter_id)));
@@ -1798,8 +1795,8 @@ BEGIN
     END IF;
     v_problem := public.rule_nats_subject_check(v_subject);
     IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'cannot retry dead letter % to the subject %: %', p_dead_letter_id, public.rule_cdc_quoted(v_subject),
-            public.rule_cdc_sayable(v_problem)
+        RAISE EXCEPTION 'cannot retry dead letter % to the subject %: %', p_dead_letter_id, walhook.rule_cdc_quoted(v_subject),
+            walhook.rule_cdc_sayable(v_problem)
             USING ERRCODE = 'invalid_parameter_value',
             HINT = format('SELECT rule_nats_dead_letter_retry(%s, ''another.subject'');', p_dead_letter_id);
     END IF;
@@ -1991,7 +1988,7 @@ COMMENT ON FUNCTION public.rule_webhook_events_cleanup IS
 
 -- -------------------------------------------------------------------------------------- what the running streamer reports
 
-CREATE OR REPLACE FUNCTION public.rule_nats_report(p_config_name TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_nats_report(p_config_name TEXT)
 RETURNS JSONB LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_config RECORD;
@@ -2046,7 +2043,7 @@ BEGIN
         'heartbeat_at', v_status.heartbeat_at);
 END
 $$;
-COMMENT ON FUNCTION public.rule_nats_report IS
+COMMENT ON FUNCTION walhook.rule_nats_report IS
     'walhook: what the running walhook last wrote about the connection of this configuration; the function asks no server';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_init(config_name TEXT DEFAULT 'default')
@@ -2054,16 +2051,16 @@ RETURNS JSONB LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_cata
 #variable_conflict use_variable
 BEGIN
     IF NOT EXISTS (SELECT FROM public.rule_nats_config c WHERE c.config_name = rule_nats_init.config_name) THEN
-        RAISE EXCEPTION 'NATS config % not found', public.rule_cdc_sayable(coalesce(config_name, 'NULL'))
+        RAISE EXCEPTION 'NATS config % not found', walhook.rule_cdc_sayable(coalesce(config_name, 'NULL'))
             USING ERRCODE = 'no_data_found',
-            HINT = public.rule_cdc_sayable(format('SELECT rule_nats_configure(%L, ''nats://host:4222''); makes it.', config_name));
+            HINT = walhook.rule_cdc_sayable(format('SELECT rule_nats_configure(%L, ''nats://host:4222''); makes it.', config_name));
     ELSIF EXISTS (SELECT FROM public.rule_nats_config c WHERE c.config_name = rule_nats_init.config_name AND c.enabled IS FALSE) THEN
-        RAISE EXCEPTION 'NATS config % is disabled', public.rule_cdc_sayable(config_name)
+        RAISE EXCEPTION 'NATS config % is disabled', walhook.rule_cdc_sayable(config_name)
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = public.rule_cdc_sayable(
+            HINT = walhook.rule_cdc_sayable(
                 format('UPDATE rule_nats_config SET enabled = true WHERE config_name = %L; enables it.', config_name));
     END IF;
-    RETURN public.rule_nats_report(config_name);
+    RETURN walhook.rule_nats_report(config_name);
 END
 $$;
 COMMENT ON FUNCTION public.rule_nats_init IS
@@ -2071,7 +2068,7 @@ COMMENT ON FUNCTION public.rule_nats_init IS
 
 CREATE OR REPLACE FUNCTION public.rule_nats_health_check(config_name TEXT DEFAULT 'default')
 RETURNS JSONB LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT public.rule_nats_report($1)
+    SELECT walhook.rule_nats_report($1)
 $$;
 COMMENT ON FUNCTION public.rule_nats_health_check IS
     'walhook: returns {"success", "config", "connected", "running", "message", ...}; for an unknown configuration success '
@@ -2079,7 +2076,7 @@ COMMENT ON FUNCTION public.rule_nats_health_check IS
 
 CREATE OR REPLACE FUNCTION public.rule_nats_test_connection(p_config_name TEXT DEFAULT 'default')
 RETURNS JSON LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT (public.rule_nats_report(p_config_name) || coalesce(
+    SELECT (walhook.rule_nats_report(p_config_name) || coalesce(
         (SELECT jsonb_build_object('config', public.rule_nats_config_info(c.config_name)::jsonb)
          FROM public.rule_nats_config c WHERE c.config_name = p_config_name), '{}'))::json
 $$;
@@ -2132,7 +2129,7 @@ $$;
 COMMENT ON FUNCTION public.rule_webhook_process_retries IS
     'walhook: makes calls whose retry is due available to the workers again (status pending), and returns a row for each';
 
-CALL public.rule_cdc_functions_close();
+CALL walhook.rule_cdc_functions_close();
 
 INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('008', 'walhook: events, links, publication and slot, publishing')

@@ -101,7 +101,7 @@ BEGIN
                -- As the hints of rule_nats_dead_letter_retry say.
                ('walhook_operator', 'UPDATE (status, webhook_id)', ARRAY['rule_nats_dead_letters'])
     LOOP
-        CALL public.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
+        CALL walhook.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
     END LOOP;
 END
 $grants$;
@@ -132,7 +132,7 @@ BEGIN
         SELECT p.oid, r.rolname
         FROM pg_proc p
         CROSS JOIN pg_roles r
-        WHERE p.pronamespace = 'public'::regnamespace
+        WHERE p.pronamespace IN ('public'::regnamespace, 'walhook'::regnamespace)
           AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
           AND CASE r.rolname
               -- They run with their owner's rights, so EXECUTE is all that an application needs.
@@ -171,6 +171,10 @@ BEGIN
     LOOP
         IF NOT has_schema_privilege(v_role, 'public', 'USAGE') THEN
             EXECUTE format('GRANT USAGE ON SCHEMA public TO %I', v_role);
+        END IF;
+        -- Functions that an application may call run with their owner's rights.
+        IF v_role <> 'walhook_application' AND NOT has_schema_privilege(v_role, 'walhook', 'USAGE') THEN
+            EXECUTE format('GRANT USAGE ON SCHEMA walhook TO %I', v_role);
         END IF;
         IF NOT has_database_privilege(v_role, current_database(), 'CONNECT') THEN
             EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), v_role);

@@ -72,7 +72,7 @@ $schema$;
 
 -- The secret stays in its table; the webhook's row, which workers hear of at the commit, tells that there is another one.
 -- With its owner's rights: whoever may set a secret need not be allowed to change webhooks.
-CREATE OR REPLACE FUNCTION public.rule_webhook_secret_changed()
+CREATE OR REPLACE FUNCTION walhook.rule_webhook_secret_changed()
 RETURNS TRIGGER LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF TG_OP <> 'INSERT' THEN
@@ -88,21 +88,21 @@ BEGIN
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION public.rule_webhook_secret_changed IS
+COMMENT ON FUNCTION walhook.rule_webhook_secret_changed IS
     'walhook: the function of the trigger on rule_webhook_secrets: writes into the webhook''s row that its secrets have '
     'changed';
-REVOKE ALL ON FUNCTION public.rule_webhook_secret_changed() FROM PUBLIC;
+REVOKE ALL ON FUNCTION walhook.rule_webhook_secret_changed() FROM PUBLIC;
 
 -- Once: a trigger waits for those who write into its table.
 DO $trigger$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_trigger t
                    WHERE t.tgrelid = 'public.rule_webhook_secrets'::regclass AND t.tgname = 'walhook_secret_changed'
-                     AND t.tgfoid = 'public.rule_webhook_secret_changed()'::regprocedure AND t.tgenabled <> 'D')
+                     AND t.tgfoid = 'walhook.rule_webhook_secret_changed()'::regprocedure AND t.tgenabled <> 'D')
     THEN
         DROP TRIGGER IF EXISTS walhook_secret_changed ON public.rule_webhook_secrets;
         CREATE TRIGGER walhook_secret_changed AFTER INSERT OR UPDATE OR DELETE ON public.rule_webhook_secrets
-            FOR EACH ROW EXECUTE FUNCTION public.rule_webhook_secret_changed();
+            FOR EACH ROW EXECUTE FUNCTION walhook.rule_webhook_secret_changed();
         COMMENT ON TRIGGER walhook_secret_changed ON public.rule_webhook_secrets IS
     'walhook: writes into the webhook''s row that its secrets have changed, so that workers read them again';
         -- Secrets that were there before.
@@ -147,12 +147,15 @@ BEGIN
                ('SELECT, INSERT, UPDATE', ARRAY['rule_webhook_calls', 'rule_nats_dead_letters']),
                ('SELECT, INSERT', ARRAY['rule_webhook_call_history'])
     LOOP
-        CALL public.rule_cdc_grant('walhook_worker', v_grant.column1, v_grant.column2);
+        CALL walhook.rule_cdc_grant('walhook_worker', v_grant.column1, v_grant.column2);
     END LOOP;
     -- Workers of one's own may log in as it, too, and report how long their events take.
     GRANT EXECUTE ON FUNCTION public.rule_nats_consumer_update_stats TO walhook_worker;
     IF NOT has_schema_privilege('walhook_worker', 'public', 'USAGE') THEN
         GRANT USAGE ON SCHEMA public TO walhook_worker;
+    END IF;
+    IF NOT has_schema_privilege('walhook_worker', 'walhook', 'USAGE') THEN
+        GRANT USAGE ON SCHEMA walhook TO walhook_worker;
     END IF;
     IF NOT has_database_privilege('walhook_worker', current_database(), 'CONNECT') THEN
         EXECUTE format('GRANT CONNECT ON DATABASE %I TO walhook_worker', current_database());

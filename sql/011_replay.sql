@@ -101,7 +101,7 @@ IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '011') THE
     RETURN;
 END IF;
 
-CREATE TABLE IF NOT EXISTS public.rule_cdc_anchor_settings (
+CREATE TABLE IF NOT EXISTS walhook.rule_cdc_anchor_settings (
     slot_name TEXT PRIMARY KEY,
     anchor_name TEXT NOT NULL,
     keep INTERVAL NOT NULL,
@@ -111,50 +111,50 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_anchor_settings (
     created_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     CONSTRAINT valid_anchor_keep CHECK (keep > interval '0' AND keep_bytes > 0)
 );
-COMMENT ON TABLE public.rule_cdc_anchor_settings IS
+COMMENT ON TABLE walhook.rule_cdc_anchor_settings IS
     'How far behind its slot each anchor slot stays. rule_cdc_anchor_create writes it. Never published, and cannot be '
     'linked';
-COMMENT ON COLUMN public.rule_cdc_anchor_settings.keep IS 'For how long after a commit its WAL is kept';
-COMMENT ON COLUMN public.rule_cdc_anchor_settings.keep_bytes IS 'The most WAL that is kept, however young it is';
-COMMENT ON COLUMN public.rule_cdc_anchor_settings.problem IS 'Why walhook could not move the anchor the last time';
+COMMENT ON COLUMN walhook.rule_cdc_anchor_settings.keep IS 'For how long after a commit its WAL is kept';
+COMMENT ON COLUMN walhook.rule_cdc_anchor_settings.keep_bytes IS 'The most WAL that is kept, however young it is';
+COMMENT ON COLUMN walhook.rule_cdc_anchor_settings.problem IS 'Why walhook could not move the anchor the last time';
 
 -- Only a slot of our own making is ever moved. A row that names another is none of ours.
-DELETE FROM public.rule_cdc_anchor_settings WHERE anchor_name IS DISTINCT FROM slot_name || '_anchor';
+DELETE FROM walhook.rule_cdc_anchor_settings WHERE anchor_name IS DISTINCT FROM slot_name || '_anchor';
 DO $checks$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_constraint
-                   WHERE conrelid = 'public.rule_cdc_anchor_settings'::regclass AND conname = 'valid_anchor_name') THEN
-        ALTER TABLE public.rule_cdc_anchor_settings ADD CONSTRAINT valid_anchor_name CHECK (anchor_name = slot_name || '_anchor');
+                   WHERE conrelid = 'walhook.rule_cdc_anchor_settings'::regclass AND conname = 'valid_anchor_name') THEN
+        ALTER TABLE walhook.rule_cdc_anchor_settings ADD CONSTRAINT valid_anchor_name CHECK (anchor_name = slot_name || '_anchor');
     END IF;
 END
 $checks$;
 
-CREATE TABLE IF NOT EXISTS public.rule_cdc_anchor_places (
-    slot_name TEXT NOT NULL REFERENCES public.rule_cdc_anchor_settings (slot_name) ON DELETE CASCADE,
+CREATE TABLE IF NOT EXISTS walhook.rule_cdc_anchor_places (
+    slot_name TEXT NOT NULL REFERENCES walhook.rule_cdc_anchor_settings (slot_name) ON DELETE CASCADE,
     seen_at TIMESTAMPTZ NOT NULL,
     lsn PG_LSN NOT NULL,
     PRIMARY KEY (slot_name, seen_at)
 );
-COMMENT ON TABLE public.rule_cdc_anchor_places IS
+COMMENT ON TABLE walhook.rule_cdc_anchor_places IS
     'Confirmed positions of the slot, each with its time, at most about a thousand. walhook moves the anchor to one of '
     'them. Never published, and cannot be linked';
 
 END
 $schema$;
 
-CALL public.rule_cdc_view('rule_cdc_anchors',
+CALL walhook.rule_cdc_view('rule_cdc_anchors',
     'Anchor slots. `walhook replay --via wal` can go back to reaches_lsn, or to reaches_time; retained_bytes: the WAL that they keep', $view$
 SELECT a.slot_name, a.anchor_name, a.keep, a.keep_bytes,
        s.confirmed_flush_lsn AS reaches_lsn,
-       (SELECT min(p.seen_at) FROM public.rule_cdc_anchor_places p
+       (SELECT min(p.seen_at) FROM walhook.rule_cdc_anchor_places p
         WHERE p.slot_name = a.slot_name AND p.lsn >= s.confirmed_flush_lsn) AS reaches_time,
        pg_wal_lsn_diff(here.lsn, s.restart_lsn)::bigint AS retained_bytes,
        s.wal_status, a.moved_at, a.problem, a.created_at
-FROM public.rule_cdc_anchor_settings a
+FROM walhook.rule_cdc_anchor_settings a
 CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END AS lsn) here
 LEFT JOIN pg_replication_slots s ON s.slot_name = a.anchor_name$view$);
 
-REVOKE ALL ON public.rule_cdc_anchor_settings, public.rule_cdc_anchor_places, public.rule_cdc_anchors FROM PUBLIC;
+REVOKE ALL ON walhook.rule_cdc_anchor_settings, walhook.rule_cdc_anchor_places, public.rule_cdc_anchors FROM PUBLIC;
 
 -- ------------------------------------------------------------------------------------------------------------- backfills
 
@@ -165,7 +165,7 @@ IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '011') THE
     RETURN;
 END IF;
 
-CREATE TABLE IF NOT EXISTS public.rule_cdc_backfill_jobs (
+CREATE TABLE IF NOT EXISTS walhook.rule_cdc_backfill_jobs (
     backfill_id BIGSERIAL PRIMARY KEY,
     table_schema TEXT NOT NULL,
     table_name TEXT NOT NULL,
@@ -180,17 +180,17 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_backfill_jobs (
     CONSTRAINT valid_backfill_status CHECK (status IN ('running', 'done', 'cancelled'))
 );
 -- A first version did not note where it began.
-ALTER TABLE public.rule_cdc_backfill_jobs ADD COLUMN IF NOT EXISTS begin_lsn PG_LSN;
-COMMENT ON TABLE public.rule_cdc_backfill_jobs IS
+ALTER TABLE walhook.rule_cdc_backfill_jobs ADD COLUMN IF NOT EXISTS begin_lsn PG_LSN;
+COMMENT ON TABLE walhook.rule_cdc_backfill_jobs IS
     'Backfills; the view rule_cdc_backfills shows them with their progress. Never published, and cannot be linked';
-COMMENT ON COLUMN public.rule_cdc_backfill_jobs.key_columns IS 'The primary key, by which the rows are ordered';
-COMMENT ON COLUMN public.rule_cdc_backfill_jobs.begin_lsn IS 'All rows of the backfill are behind this position in the WAL';
-COMMENT ON COLUMN public.rule_cdc_backfill_jobs.end_lsn IS
+COMMENT ON COLUMN walhook.rule_cdc_backfill_jobs.key_columns IS 'The primary key, by which the rows are ordered';
+COMMENT ON COLUMN walhook.rule_cdc_backfill_jobs.begin_lsn IS 'All rows of the backfill are behind this position in the WAL';
+COMMENT ON COLUMN walhook.rule_cdc_backfill_jobs.end_lsn IS
     'All rows of the backfill are before this position in the WAL: once the slot is confirmed up to here, they are '
     'delivered';
 
-CREATE TABLE IF NOT EXISTS public.rule_cdc_backfill_ranges (
-    backfill_id BIGINT NOT NULL REFERENCES public.rule_cdc_backfill_jobs (backfill_id) ON DELETE CASCADE,
+CREATE TABLE IF NOT EXISTS walhook.rule_cdc_backfill_ranges (
+    backfill_id BIGINT NOT NULL REFERENCES walhook.rule_cdc_backfill_jobs (backfill_id) ON DELETE CASCADE,
     range_number INTEGER NOT NULL,
     after_key JSONB,
     upto_key JSONB,
@@ -202,13 +202,13 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_backfill_ranges (
     updated_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     PRIMARY KEY (backfill_id, range_number)
 );
-COMMENT ON TABLE public.rule_cdc_backfill_ranges IS
+COMMENT ON TABLE walhook.rule_cdc_backfill_ranges IS
     'Ranges of keys, which several readers send side by side; each reader locks the row of its range. Never published, and '
     'cannot be linked';
-COMMENT ON COLUMN public.rule_cdc_backfill_ranges.after_key IS
+COMMENT ON COLUMN walhook.rule_cdc_backfill_ranges.after_key IS
     'Rows up to this key are sent; NULL: none yet, and the range has no lower end';
-COMMENT ON COLUMN public.rule_cdc_backfill_ranges.upto_key IS 'The last key of the range; NULL: it has no upper end';
-COMMENT ON COLUMN public.rule_cdc_backfill_ranges.later IS
+COMMENT ON COLUMN walhook.rule_cdc_backfill_ranges.upto_key IS 'The last key of the range; NULL: it has no upper end';
+COMMENT ON COLUMN walhook.rule_cdc_backfill_ranges.later IS
     'Keys of rows that another transaction had locked; the reader tries them again';
 
 CREATE TABLE IF NOT EXISTS public.rule_cdc_backfill_rows (
@@ -236,7 +236,7 @@ COMMENT ON COLUMN public.rule_cdc_backfill_rows.row_data IS
 END
 $schema$;
 
-CALL public.rule_cdc_view('rule_cdc_backfills',
+CALL walhook.rule_cdc_view('rule_cdc_backfills',
     'Backfills and their progress. rows_waiting: rows that another transaction has locked. events_failed: snapshot events of its '
     'webhooks between begin_lsn and end_lsn that are in rule_nats_dead_letters; final once the slot is confirmed up to end_lsn. '
     'A backfill whose process was killed stays running; the same `walhook backfill` command continues it', $view$
@@ -251,16 +251,16 @@ SELECT j.backfill_id, j.table_schema, j.table_name, j.link_ids, j.status, j.rows
           AND d.headers ->> 'Walhook-Op' = 'snapshot'
           AND d.webhook_id IN (SELECT l.webhook_id FROM public.rule_webhook_links l WHERE l.link_id = ANY (j.link_ids))
        ) AS events_failed
-FROM public.rule_cdc_backfill_jobs j
+FROM walhook.rule_cdc_backfill_jobs j
 LEFT JOIN LATERAL (SELECT sum(g.rows_sent) AS rows_sent, sum(jsonb_array_length(g.later)) AS rows_waiting,
                           sum(g.chunks) AS chunks, max(g.updated_at) AS updated_at
-                   FROM public.rule_cdc_backfill_ranges g WHERE g.backfill_id = j.backfill_id) r ON true$view$);
+                   FROM walhook.rule_cdc_backfill_ranges g WHERE g.backfill_id = j.backfill_id) r ON true$view$);
 
-CALL public.rule_cdc_functions_open(ARRAY[]::text[]);
+CALL walhook.rule_cdc_functions_open(ARRAY[]::text[]);
 
 -- A first version answered names and types only.
-DROP FUNCTION IF EXISTS public.rule_cdc_backfill_key(REGCLASS);
-CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_key(
+DROP FUNCTION IF EXISTS walhook.rule_cdc_backfill_key(REGCLASS);
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_backfill_key(
     p_table REGCLASS,
     OUT names TEXT[],
     OUT types TEXT[],
@@ -301,11 +301,11 @@ CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_key(
     ) o
     WHERE i.indrelid = p_table AND i.indisprimary AND k.place <= i.indnkeyatts
 $$;
-COMMENT ON FUNCTION public.rule_cdc_backfill_key IS
+COMMENT ON FUNCTION walhook.rule_cdc_backfill_key IS
     'walhook: the primary key of a table, the types of its columns without domains, and the operators that compare them '
     '(lt, le, eq, ge, gt); NULL if it has none';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_bound(
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_backfill_bound(
     p_names TEXT[],
     p_types TEXT[],
     p_key JSONB,
@@ -334,9 +334,9 @@ BEGIN
     RETURN '(' || v_condition || ')';
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_backfill_bound IS 'walhook: the condition that the key of table t is on one side of p_key';
+COMMENT ON FUNCTION walhook.rule_cdc_backfill_bound IS 'walhook: the condition that the key of table t is on one side of p_key';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_foreign_code(p_table REGCLASS)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_backfill_foreign_code(p_table REGCLASS)
 RETURNS TABLE (problem TEXT, remedy TEXT) LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     -- PostgreSQL simplifies the expressions of a table's indexes and statistics when it plans a query, and runs what is constant
     -- in them, with the rights of whoever queries. What superusers and the caller made themselves may run.
@@ -390,11 +390,11 @@ RETURNS TABLE (problem TEXT, remedy TEXT) LANGUAGE sql STABLE SET search_path = 
     FROM owned o JOIN pg_roles r ON r.oid = o.owner
     WHERE NOT r.rolsuper AND r.rolname <> current_user
 $$;
-COMMENT ON FUNCTION public.rule_cdc_backfill_foreign_code IS
+COMMENT ON FUNCTION walhook.rule_cdc_backfill_foreign_code IS
     'walhook: code of other roles that a query of this table would run with the caller''s rights, and the statement that '
     'makes a superuser its owner';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_check(p_table REGCLASS)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_backfill_check(p_table REGCLASS)
 RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET row_security = off AS $$
 DECLARE
     v_owner RECORD;
@@ -402,38 +402,38 @@ DECLARE
 BEGIN
     SELECT r.rolname, r.rolsuper INTO v_owner FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner WHERE c.oid = p_table;
     IF NOT has_table_privilege(p_table, 'SELECT') OR NOT has_any_column_privilege(p_table, 'UPDATE') THEN
-        RAISE EXCEPTION 'cannot backfill %: % may not read and lock its rows', public.rule_cdc_sayable(p_table::text),
-            public.rule_cdc_sayable(current_user)
+        RAISE EXCEPTION 'cannot backfill %: % may not read and lock its rows', walhook.rule_cdc_sayable(p_table::text),
+            walhook.rule_cdc_sayable(current_user)
             USING ERRCODE = 'insufficient_privilege',
-            HINT = public.rule_cdc_sayable(
+            HINT = walhook.rule_cdc_sayable(
                 format('Let its owner run: GRANT SELECT, UPDATE ON %s TO %I; (SELECT FOR SHARE needs both).', p_table, current_user));
     END IF;
     IF row_security_active(p_table) THEN
-        RAISE EXCEPTION 'cannot backfill %: its row-level security would hide rows from %', public.rule_cdc_sayable(p_table::text),
-            public.rule_cdc_sayable(current_user)
+        RAISE EXCEPTION 'cannot backfill %: its row-level security would hide rows from %', walhook.rule_cdc_sayable(p_table::text),
+            walhook.rule_cdc_sayable(current_user)
             USING ERRCODE = 'insufficient_privilege',
-            HINT = public.rule_cdc_sayable(
+            HINT = walhook.rule_cdc_sayable(
                 format('Let a superuser run: ALTER ROLE %I BYPASSRLS; or start the backfill as a role that has it.', current_user));
     END IF;
     -- No index is made between here and the query.
     IF NOT v_owner.rolsuper AND v_owner.rolname <> current_user AND has_table_privilege(p_table, 'UPDATE') THEN
         EXECUTE format('LOCK TABLE %s IN ROW EXCLUSIVE MODE', p_table);
     END IF;
-    SELECT * INTO v_code FROM public.rule_cdc_backfill_foreign_code(p_table) f ORDER BY f.problem LIMIT 1;
+    SELECT * INTO v_code FROM walhook.rule_cdc_backfill_foreign_code(p_table) f ORDER BY f.problem LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'cannot backfill % as %: %, which would run with the rights of %', public.rule_cdc_sayable(p_table::text),
-            public.rule_cdc_sayable(current_user), public.rule_cdc_sayable(v_code.problem),
-            public.rule_cdc_sayable(current_user)
+        RAISE EXCEPTION 'cannot backfill % as %: %, which would run with the rights of %', walhook.rule_cdc_sayable(p_table::text),
+            walhook.rule_cdc_sayable(current_user), walhook.rule_cdc_sayable(v_code.problem),
+            walhook.rule_cdc_sayable(current_user)
             USING ERRCODE = 'insufficient_privilege',
-            HINT = public.rule_cdc_sayable(format('Read that code; if it is harmless, let a superuser run: %s', v_code.remedy));
+            HINT = walhook.rule_cdc_sayable(format('Read that code; if it is harmless, let a superuser run: %s', v_code.remedy));
     END IF;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_backfill_check IS
+COMMENT ON FUNCTION walhook.rule_cdc_backfill_check IS
     'walhook: refuses a table if the caller cannot read all its rows, or cannot read them without running code of another '
     'role';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_routes(p_links INTEGER[])
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_backfill_routes(p_links INTEGER[])
 RETURNS TABLE (problem TEXT, remedy TEXT) LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     WITH links AS (
         SELECT l.*, w.webhook_name, w.nats_enabled, w.nats_config_id, c.config_id, c.config_name, c.enabled AS config_enabled,
@@ -461,24 +461,24 @@ RETURNS TABLE (problem TEXT, remedy TEXT) LANGUAGE sql STABLE SET search_path = 
                      ORDER BY n.stream_id LIMIT 1),
                     format('SELECT rule_nats_stream_create(%L, ARRAY[%L], %L);', coalesce(s.stream_name, 'BACKFILL'), subject, l.config_name))
     FROM links l
-    CROSS JOIN unnest(public.rule_cdc_link_subjects(l.webhook_id, l.table_schema, l.table_name, '{snapshot}', l.subject_template)) subject
+    CROSS JOIN unnest(walhook.rule_cdc_link_subjects(l.webhook_id, l.table_schema, l.table_name, '{snapshot}', l.subject_template)) subject
     LEFT JOIN LATERAL (SELECT o.stream_name || '_SNAPSHOTS' AS stream_name FROM public.rule_nats_streams_of(l.config_id) o LIMIT 1) s ON true
-    WHERE l.config_id IS NOT NULL AND l.has_streams AND public.rule_nats_stream_for(l.config_id, subject) = '{}'
+    WHERE l.config_id IS NOT NULL AND l.has_streams AND walhook.rule_nats_stream_for(l.config_id, subject) = '{}'
     UNION ALL
     SELECT format('link %s: %s', l.link_id, p.problem), p.remedy
     FROM links l
-    CROSS JOIN LATERAL public.rule_cdc_link_problems(to_regclass(format('%I.%I', l.table_schema, l.table_name)), '{insert}', l.subject_template,
+    CROSS JOIN LATERAL walhook.rule_cdc_link_problems(to_regclass(format('%I.%I', l.table_schema, l.table_name)), '{insert}', l.subject_template,
                                                      l.columns, l.filter, l.when_changed, l.include_old) p
     WHERE p.is_error AND p.name <> 'columns_missing'
     UNION ALL
     SELECT format('link %s: %s', l.link_id, p.problem), p.remedy
     FROM links l
-    CROSS JOIN LATERAL public.rule_cdc_message_problems(l.webhook_id, to_regclass(format('%I.%I', l.table_schema, l.table_name)), l.operations,
+    CROSS JOIN LATERAL walhook.rule_cdc_message_problems(l.webhook_id, to_regclass(format('%I.%I', l.table_schema, l.table_name)), l.operations,
                                                         l.columns, l.include_old, l.payload_column, l.message_id_column,
                                                         l.headers_columns) p
     WHERE p.is_error
 $$;
-COMMENT ON FUNCTION public.rule_cdc_backfill_routes IS
+COMMENT ON FUNCTION walhook.rule_cdc_backfill_routes IS
     'walhook: why rows of a backfill for these links would become dead letters, each with a remedy';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_start(
@@ -515,52 +515,52 @@ BEGIN
         v_table := NULL;
     END;
     IF v_table IS NULL THEN
-        RAISE EXCEPTION 'cannot backfill %: there is no such table', coalesce(public.rule_cdc_quoted(p_table), 'NULL')
+        RAISE EXCEPTION 'cannot backfill %: there is no such table', coalesce(walhook.rule_cdc_quoted(p_table), 'NULL')
             USING ERRCODE = 'undefined_table', HINT = 'Name it with its schema: shop.orders.';
     END IF;
     IF p_ranges IS NULL OR p_ranges NOT BETWEEN 1 AND 1000 THEN
-        RAISE EXCEPTION 'cannot backfill % in % ranges', public.rule_cdc_sayable(v_table::text), coalesce(p_ranges::text, 'NULL')
+        RAISE EXCEPTION 'cannot backfill % in % ranges', walhook.rule_cdc_sayable(v_table::text), coalesce(p_ranges::text, 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Choose from 1 to 1000.';
     END IF;
     SELECT n.nspname, c.relname INTO v_schema, v_name
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = v_table;
-    v_webhook := CASE WHEN p_webhook IS NOT NULL THEN public.rule_cdc_webhook_id(p_webhook) END;
+    v_webhook := CASE WHEN p_webhook IS NOT NULL THEN walhook.rule_cdc_webhook_id(p_webhook) END;
     SELECT array_agg(l.link_id ORDER BY l.link_id) INTO v_links
     FROM public.rule_webhook_links l
     JOIN public.rule_webhooks w ON w.webhook_id = l.webhook_id AND w.enabled AND w.publish_mode IN ('nats', 'both')
     WHERE l.table_schema = v_schema AND l.table_name = v_name AND l.enabled
       AND (v_webhook IS NULL OR l.webhook_id = v_webhook);
     IF v_links IS NULL THEN
-        RAISE EXCEPTION 'cannot backfill %: no webhook% is linked to it and publishes to NATS', public.rule_cdc_sayable(v_table::text),
-            public.rule_cdc_sayable(CASE WHEN p_webhook IS NOT NULL THEN ' ' || quote_literal(p_webhook) ELSE '' END)
+        RAISE EXCEPTION 'cannot backfill %: no webhook% is linked to it and publishes to NATS', walhook.rule_cdc_sayable(v_table::text),
+            walhook.rule_cdc_sayable(CASE WHEN p_webhook IS NOT NULL THEN ' ' || quote_literal(p_webhook) ELSE '' END)
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = public.rule_cdc_sayable(
+            HINT = walhook.rule_cdc_sayable(
                 format('SELECT webhook_id, table_schema, table_name FROM rule_webhook_links; has what is linked. Link it by rule_webhook_link_table, and let the '
                           'webhook publish by rule_webhook_enable_nats.'));
     END IF;
     IF NOT EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
                    WHERE r.prrelid = 'public.rule_cdc_backfill_rows'::regclass) THEN
-        RAISE EXCEPTION 'cannot backfill %: rule_cdc_backfill_rows is in no publication', public.rule_cdc_sayable(v_table::text)
+        RAISE EXCEPTION 'cannot backfill %: rule_cdc_backfill_rows is in no publication', walhook.rule_cdc_sayable(v_table::text)
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'Run `walhook setup`, or SELECT rule_cdc_publication_create(); which completes the publication.';
     END IF;
-    v_key := public.rule_cdc_backfill_key(v_table);
+    v_key := walhook.rule_cdc_backfill_key(v_table);
     IF v_key.names IS NULL THEN
         RAISE EXCEPTION 'cannot backfill %: it has no primary key, and a backfill reads rows in the order of that key',
-            public.rule_cdc_sayable(v_table::text)
-            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = public.rule_cdc_sayable(format('Give %s a primary key.', v_table));
+            walhook.rule_cdc_sayable(v_table::text)
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = walhook.rule_cdc_sayable(format('Give %s a primary key.', v_table));
     END IF;
-    SELECT * INTO v_route FROM public.rule_cdc_backfill_routes(v_links) r LIMIT 1;
+    SELECT * INTO v_route FROM walhook.rule_cdc_backfill_routes(v_links) r LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'cannot backfill %: its events would become dead letters: %', public.rule_cdc_sayable(v_table::text),
-            public.rule_cdc_sayable(v_route.problem)
-            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = public.rule_cdc_sayable(v_route.remedy);
+        RAISE EXCEPTION 'cannot backfill %: its events would become dead letters: %', walhook.rule_cdc_sayable(v_table::text),
+            walhook.rule_cdc_sayable(v_route.problem)
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = walhook.rule_cdc_sayable(v_route.remedy);
     END IF;
-    PERFORM public.rule_cdc_backfill_check(v_table);
+    PERFORM walhook.rule_cdc_backfill_check(v_table);
     v_from := CASE WHEN (SELECT c.relkind FROM pg_class c WHERE c.oid = v_table) = 'p' THEN '' ELSE 'ONLY ' END || v_table;
     EXECUTE format('EXPLAIN (FORMAT JSON) SELECT FROM %s', v_from) INTO v_plan;
     v_rows := (v_plan -> 0 -> 'Plan' ->> 'Plan Rows')::numeric::bigint;
-    INSERT INTO public.rule_cdc_backfill_jobs AS j (table_schema, table_name, link_ids, key_columns, rows_estimated, begin_lsn)
+    INSERT INTO walhook.rule_cdc_backfill_jobs AS j (table_schema, table_name, link_ids, key_columns, rows_estimated, begin_lsn)
     VALUES (v_schema, v_name, v_links, v_key.names, v_rows, pg_current_wal_insert_lsn())
     RETURNING j.backfill_id INTO v_id;
     SELECT string_agg(format('format(''%%s'', t.%I)', c), ', ' ORDER BY n), string_agg(format('t.%I', c), ', ' ORDER BY n)
@@ -574,12 +574,12 @@ BEGIN
             USING greatest(v_rows / p_ranges, 1), p_ranges - 1
         LOOP
             v_number := v_number + 1;
-            INSERT INTO public.rule_cdc_backfill_ranges (backfill_id, range_number, after_key, upto_key)
+            INSERT INTO walhook.rule_cdc_backfill_ranges (backfill_id, range_number, after_key, upto_key)
             VALUES (v_id, v_number, v_after, v_upto);
             v_after := v_upto;
         END LOOP;
     END IF;
-    INSERT INTO public.rule_cdc_backfill_ranges (backfill_id, range_number, after_key) VALUES (v_id, v_number + 1, v_after);
+    INSERT INTO walhook.rule_cdc_backfill_ranges (backfill_id, range_number, after_key) VALUES (v_id, v_number + 1, v_after);
     RETURN v_id;
 END
 $$;
@@ -588,7 +588,7 @@ COMMENT ON FUNCTION public.rule_cdc_backfill_start IS
     'or to all; returns the backfill''s number. rule_cdc_backfill_chunk sends the rows; at most p_ranges sessions can do so '
     'side by side';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_partitions(p_table REGCLASS)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_backfill_partitions(p_table REGCLASS)
 RETURNS JSONB LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT coalesce(jsonb_agg(DISTINCT jsonb_build_array(n.nspname, c.relname)), '[]')
     FROM public.rule_webhook_links l
@@ -596,7 +596,7 @@ RETURNS JSONB LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = l.table_name AND c.relispartition
     WHERE c.oid <> p_table AND EXISTS (SELECT FROM pg_partition_ancestors(c.oid) a (relid) WHERE a.relid = p_table)
 $$;
-COMMENT ON FUNCTION public.rule_cdc_backfill_partitions IS
+COMMENT ON FUNCTION walhook.rule_cdc_backfill_partitions IS
     'walhook: the partitions of a table, on all levels, that have links of their own: [["schema", "table"]]';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_chunk(p_backfill_id BIGINT, p_rows INTEGER DEFAULT 1000)
@@ -635,7 +635,7 @@ BEGIN
         RAISE EXCEPTION 'cannot take a chunk of % rows', coalesce(p_rows::text, 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Choose from 1 to 100000.';
     END IF;
-    SELECT * INTO v_job FROM public.rule_cdc_backfill_jobs j WHERE j.backfill_id = p_backfill_id;
+    SELECT * INTO v_job FROM walhook.rule_cdc_backfill_jobs j WHERE j.backfill_id = p_backfill_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no backfill %', p_backfill_id
             USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_cdc_backfills; lists them.';
@@ -643,38 +643,38 @@ BEGIN
         RETURN NULL;
     END IF;
     -- Of those that nobody is at: first what has not waited yet.
-    SELECT * INTO v_range FROM public.rule_cdc_backfill_ranges r
+    SELECT * INTO v_range FROM walhook.rule_cdc_backfill_ranges r
     WHERE r.backfill_id = p_backfill_id AND NOT r.is_done
     ORDER BY r.is_at_end, r.range_number
     LIMIT 1 FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
-        IF EXISTS (SELECT FROM public.rule_cdc_backfill_ranges r WHERE r.backfill_id = p_backfill_id AND NOT r.is_done) THEN
+        IF EXISTS (SELECT FROM walhook.rule_cdc_backfill_ranges r WHERE r.backfill_id = p_backfill_id AND NOT r.is_done) THEN
             RETURN 0;
         END IF;
-        UPDATE public.rule_cdc_backfill_jobs
+        UPDATE walhook.rule_cdc_backfill_jobs
         SET status = 'done', finished_at = clock_timestamp(), end_lsn = pg_current_wal_insert_lsn()
         WHERE backfill_id = p_backfill_id AND status = 'running';
         RETURN NULL;
     END IF;
 
     v_table := to_regclass(format('%I.%I', v_job.table_schema, v_job.table_name));
-    v_key := CASE WHEN v_table IS NOT NULL THEN public.rule_cdc_backfill_key(v_table) END;
+    v_key := CASE WHEN v_table IS NOT NULL THEN walhook.rule_cdc_backfill_key(v_table) END;
     IF v_key.names IS DISTINCT FROM v_job.key_columns THEN
         RAISE EXCEPTION 'cannot go on with backfill % of %.%: its primary key was (%) and has changed', p_backfill_id,
-            public.rule_cdc_sayable(v_job.table_schema), public.rule_cdc_sayable(v_job.table_name),
-                public.rule_cdc_sayable(array_to_string(v_job.key_columns, ', '))
+            walhook.rule_cdc_sayable(v_job.table_schema), walhook.rule_cdc_sayable(v_job.table_name),
+                walhook.rule_cdc_sayable(array_to_string(v_job.key_columns, ', '))
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Cancel it by rule_cdc_backfill_cancel and start another.';
     ELSIF NOT EXISTS (SELECT FROM public.rule_webhook_links l WHERE l.link_id = ANY (v_job.link_ids)) THEN
-        RAISE EXCEPTION 'cannot go on with backfill % of %: its links are gone', p_backfill_id, public.rule_cdc_sayable(v_table::text)
+        RAISE EXCEPTION 'cannot go on with backfill % of %: its links are gone', p_backfill_id, walhook.rule_cdc_sayable(v_table::text)
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Cancel it by rule_cdc_backfill_cancel and start another.';
     END IF;
-    PERFORM public.rule_cdc_backfill_check(v_table);
+    PERFORM walhook.rule_cdc_backfill_check(v_table);
     -- Rows of children are changes of their own tables, but for partitions.
     v_from := CASE WHEN (SELECT c.relkind FROM pg_class c WHERE c.oid = v_table) = 'p' THEN '' ELSE 'ONLY ' END || v_table;
 
     -- Each name of the table's own stands behind its alias t, so it can be no other name in the statement. Values by their types' output functions, as pgoutput has them; a cast to text may write them otherwise.
     SELECT jsonb_agg(jsonb_build_object('name', a.attname, 'type', a.atttypid::bigint,
-                                        'key', a.attname::text = ANY (coalesce(public.rule_cdc_replica_identity(v_table), '{}')))
+                                        'key', a.attname::text = ANY (coalesce(walhook.rule_cdc_replica_identity(v_table), '{}')))
                      ORDER BY a.attnum),
            array_agg(format('CASE WHEN t.%1$I IS NOT DISTINCT FROM NULL THEN ''\x6e''::bytea '
                             'ELSE ''\x74''::bytea || int4send(octet_length(convert_to(format(''%%s'', t.%1$I), %2$L))) '
@@ -710,9 +710,9 @@ BEGIN
     ELSE
         v_condition := concat_ws(' AND ', 'true',
             CASE WHEN v_range.after_key IS NOT NULL
-                 THEN public.rule_cdc_backfill_bound(v_key.names, v_key.types, v_range.after_key, v_key.gt, v_key.ge, v_key.gt) END,
+                 THEN walhook.rule_cdc_backfill_bound(v_key.names, v_key.types, v_range.after_key, v_key.gt, v_key.ge, v_key.gt) END,
             CASE WHEN v_range.upto_key IS NOT NULL
-                 THEN public.rule_cdc_backfill_bound(v_key.names, v_key.types, v_range.upto_key, v_key.le, v_key.le, v_key.lt) END);
+                 THEN walhook.rule_cdc_backfill_bound(v_key.names, v_key.types, v_range.upto_key, v_key.le, v_key.le, v_key.lt) END);
         EXECUTE format('SELECT coalesce(jsonb_agg(o.k ORDER BY o.n), ''[]'') FROM (
                             SELECT f.k, row_number() OVER () AS n FROM (
                                 SELECT %1$s AS k FROM %2$s t WHERE %3$s ORDER BY %4$s LIMIT $1) f) o',
@@ -721,14 +721,14 @@ BEGIN
         v_upto := v_keys -> -1;
         IF v_upto IS NOT NULL THEN
             v_condition := concat_ws(' AND ', v_condition,
-                public.rule_cdc_backfill_bound(v_key.names, v_key.types, v_upto, v_key.le, v_key.le, v_key.lt));
+                walhook.rule_cdc_backfill_bound(v_key.names, v_key.types, v_upto, v_key.le, v_key.le, v_key.lt));
         END IF;
     END IF;
 
     v_sent := '[]';
     IF jsonb_array_length(v_keys) > 0 THEN
         -- What the masks of their links keep back does not leave as a row of this table either.
-        v_partitions := public.rule_cdc_backfill_partitions(v_table);
+        v_partitions := walhook.rule_cdc_backfill_partitions(v_table);
         INSERT INTO public.rule_cdc_backfill_rows (chunk)
         VALUES (jsonb_build_object('backfill', p_backfill_id, 'schema', v_job.table_schema, 'table', v_job.table_name,
                                    'links', to_jsonb(v_job.link_ids), 'columns', v_columns, 'partitions', v_partitions));
@@ -740,9 +740,9 @@ BEGIN
                        v_json, v_from, v_condition, v_list, v_row, v_all)
         INTO v_sent;
         DELETE FROM public.rule_cdc_backfill_rows;
-        IF NOT v_partitions @> public.rule_cdc_backfill_partitions(v_table) THEN
+        IF NOT v_partitions @> walhook.rule_cdc_backfill_partitions(v_table) THEN
             RAISE EXCEPTION 'cannot send a chunk of backfill % of %: a linked table was attached to it meanwhile', p_backfill_id,
-                public.rule_cdc_sayable(v_table::text)
+                walhook.rule_cdc_sayable(v_table::text)
                 USING ERRCODE = 'serialization_failure', HINT = 'Take the chunk again.';
         END IF;
     END IF;
@@ -757,7 +757,7 @@ BEGIN
         v_range.is_at_end := jsonb_array_length(v_keys) < p_rows;
         v_range.after_key := coalesce(v_upto, v_range.after_key);
     END IF;
-    UPDATE public.rule_cdc_backfill_ranges r
+    UPDATE walhook.rule_cdc_backfill_ranges r
     SET after_key = v_range.after_key, later = v_later, is_at_end = v_range.is_at_end,
         is_done = v_range.is_at_end AND jsonb_array_length(v_later) = 0,
         rows_sent = r.rows_sent + jsonb_array_length(v_sent), chunks = r.chunks + 1, updated_at = clock_timestamp()
@@ -772,7 +772,7 @@ COMMENT ON FUNCTION public.rule_cdc_backfill_chunk IS
 CREATE OR REPLACE FUNCTION public.rule_cdc_backfill_cancel(p_backfill_id BIGINT)
 RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    UPDATE public.rule_cdc_backfill_jobs SET status = 'cancelled', finished_at = clock_timestamp()
+    UPDATE walhook.rule_cdc_backfill_jobs SET status = 'cancelled', finished_at = clock_timestamp()
     WHERE backfill_id = p_backfill_id AND status = 'running';
     RETURN FOUND;
 END
@@ -791,44 +791,44 @@ DECLARE
     v_lsn PG_LSN;
 BEGIN
     IF p_keep IS NULL OR p_keep <= interval '0' OR p_keep_bytes IS NULL OR p_keep_bytes <= 0 THEN
-        RAISE EXCEPTION 'cannot keep WAL of slot % for % and % bytes', public.rule_cdc_quoted(p_slot), coalesce(p_keep::text, 'NULL'),
+        RAISE EXCEPTION 'cannot keep WAL of slot % for % and % bytes', walhook.rule_cdc_quoted(p_slot), coalesce(p_keep::text, 'NULL'),
             coalesce(p_keep_bytes::text, 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Give both limits: rule_cdc_anchor_create(''24 hours'', 4294967296).';
     END IF;
     SELECT s.plugin, s.database, s.wal_status INTO v_slot FROM pg_replication_slots s WHERE s.slot_name = p_slot;
     IF NOT FOUND OR v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
-        RAISE EXCEPTION 'cannot anchor slot %: this database has no slot of that name with the plugin pgoutput', public.rule_cdc_quoted(p_slot)
+        RAISE EXCEPTION 'cannot anchor slot %: this database has no slot of that name with the plugin pgoutput', walhook.rule_cdc_quoted(p_slot)
             USING ERRCODE = 'undefined_object', HINT = 'Run `walhook setup`, or SELECT rule_cdc_publication_create(); and SELECT rule_cdc_slot_create(); first.';
     END IF;
     SELECT s.confirmed_flush_lsn, s.plugin, s.database, s.wal_status INTO v_slot
     FROM pg_replication_slots s WHERE s.slot_name = v_anchor;
     IF FOUND THEN
         IF v_slot.plugin IS DISTINCT FROM 'pgoutput' OR v_slot.database IS DISTINCT FROM current_database() THEN
-            RAISE EXCEPTION 'slot % exists and is not walhook''s: plugin %, database %', public.rule_cdc_quoted(v_anchor),
-                public.rule_cdc_sayable(coalesce(v_slot.plugin, 'none')), public.rule_cdc_sayable(coalesce(v_slot.database, 'none'))
+            RAISE EXCEPTION 'slot % exists and is not walhook''s: plugin %, database %', walhook.rule_cdc_quoted(v_anchor),
+                walhook.rule_cdc_sayable(coalesce(v_slot.plugin, 'none')), walhook.rule_cdc_sayable(coalesce(v_slot.database, 'none'))
                 USING ERRCODE = 'duplicate_object', HINT = 'Choose another slot, whose anchor has another name.';
-        ELSIF NOT EXISTS (SELECT FROM public.rule_cdc_anchor_settings a WHERE a.slot_name = p_slot AND a.anchor_name = v_anchor) THEN
-            RAISE EXCEPTION 'slot % exists, and walhook has not made it', public.rule_cdc_quoted(v_anchor)
+        ELSIF NOT EXISTS (SELECT FROM walhook.rule_cdc_anchor_settings a WHERE a.slot_name = p_slot AND a.anchor_name = v_anchor) THEN
+            RAISE EXCEPTION 'slot % exists, and walhook has not made it', walhook.rule_cdc_quoted(v_anchor)
                 USING ERRCODE = 'duplicate_object',
-                HINT = public.rule_cdc_sayable(
+                HINT = walhook.rule_cdc_sayable(
                     format('If no other application uses it: SELECT pg_drop_replication_slot(%L); then call this again.', v_anchor));
         END IF;
         v_lsn := v_slot.confirmed_flush_lsn;
     ELSE
         IF pg_current_xact_id_if_assigned() IS NOT NULL THEN
-            RAISE EXCEPTION 'cannot create slot % in a transaction that has written', public.rule_cdc_quoted(v_anchor)
+            RAISE EXCEPTION 'cannot create slot % in a transaction that has written', walhook.rule_cdc_quoted(v_anchor)
                 USING ERRCODE = 'active_sql_transaction', HINT = 'Call it in a transaction of its own.';
         END IF;
         -- A simple expression, as in rule_cdc_slot_create.
         v_lsn := (pg_copy_logical_replication_slot(p_slot, v_anchor)).lsn;
         SELECT s.confirmed_flush_lsn INTO v_lsn FROM pg_replication_slots s WHERE s.slot_name = v_anchor;
     END IF;
-    INSERT INTO public.rule_cdc_anchor_settings (slot_name, anchor_name, keep, keep_bytes)
+    INSERT INTO walhook.rule_cdc_anchor_settings (slot_name, anchor_name, keep, keep_bytes)
     VALUES (p_slot, v_anchor, p_keep, p_keep_bytes)
     ON CONFLICT (slot_name) DO UPDATE SET keep = excluded.keep, keep_bytes = excluded.keep_bytes;
-    INSERT INTO public.rule_cdc_anchor_places (slot_name, seen_at, lsn)
+    INSERT INTO walhook.rule_cdc_anchor_places (slot_name, seen_at, lsn)
     SELECT p_slot, clock_timestamp(), v_lsn
-    WHERE NOT EXISTS (SELECT FROM public.rule_cdc_anchor_places p WHERE p.slot_name = p_slot);
+    WHERE NOT EXISTS (SELECT FROM walhook.rule_cdc_anchor_places p WHERE p.slot_name = p_slot);
     RETURN v_lsn;
 END
 $$;
@@ -842,13 +842,13 @@ RETURNS BOOLEAN LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, 
 DECLARE
     v_anchor TEXT;
 BEGIN
-    SELECT a.anchor_name INTO v_anchor FROM public.rule_cdc_anchor_settings a WHERE a.slot_name = p_slot;
+    SELECT a.anchor_name INTO v_anchor FROM walhook.rule_cdc_anchor_settings a WHERE a.slot_name = p_slot;
     IF NOT FOUND THEN
         RETURN false;
     END IF;
     PERFORM pg_drop_replication_slot(s.slot_name) FROM pg_replication_slots s
     WHERE s.slot_name = v_anchor AND v_anchor = p_slot || '_anchor' AND s.plugin = 'pgoutput' AND s.database = current_database();
-    DELETE FROM public.rule_cdc_anchor_settings WHERE slot_name = p_slot;
+    DELETE FROM walhook.rule_cdc_anchor_settings WHERE slot_name = p_slot;
     RETURN true;
 END
 $$;
@@ -867,12 +867,12 @@ DECLARE
     v_reached PG_LSN;
 BEGIN
     SELECT a.anchor_name, a.keep, a.keep_bytes, a.problem, s.confirmed_flush_lsn, s.wal_status, s.active, s.plugin, s.database INTO v_anchor
-    FROM public.rule_cdc_anchor_settings a LEFT JOIN pg_replication_slots s ON s.slot_name = a.anchor_name
+    FROM walhook.rule_cdc_anchor_settings a LEFT JOIN pg_replication_slots s ON s.slot_name = a.anchor_name
     WHERE a.slot_name = p_slot;
     IF NOT FOUND OR v_anchor.active OR pg_is_in_recovery() THEN
         RETURN NULL;
     ELSIF v_anchor.wal_status IS NULL OR v_anchor.wal_status = 'lost' THEN
-        RAISE EXCEPTION 'cannot move anchor slot %: %', public.rule_cdc_quoted(v_anchor.anchor_name),
+        RAISE EXCEPTION 'cannot move anchor slot %: %', walhook.rule_cdc_quoted(v_anchor.anchor_name),
             CASE WHEN v_anchor.wal_status = 'lost' THEN 'PostgreSQL has removed WAL that it needed' ELSE 'it is gone' END
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'SELECT rule_cdc_anchor_drop(); then SELECT rule_cdc_anchor_create(); keeps the WAL from then on.';
@@ -880,42 +880,42 @@ BEGIN
     IF v_anchor.anchor_name IS DISTINCT FROM p_slot || '_anchor' OR v_anchor.plugin IS DISTINCT FROM 'pgoutput'
        OR v_anchor.database IS DISTINCT FROM current_database() THEN
         RAISE EXCEPTION 'cannot move anchor slot %: walhook did not create it (plugin %, database %)',
-            public.rule_cdc_quoted(v_anchor.anchor_name),
-            public.rule_cdc_sayable(coalesce(v_anchor.plugin, 'none')), public.rule_cdc_sayable(coalesce(v_anchor.database, 'none'))
+            walhook.rule_cdc_quoted(v_anchor.anchor_name),
+            walhook.rule_cdc_sayable(coalesce(v_anchor.plugin, 'none')), walhook.rule_cdc_sayable(coalesce(v_anchor.database, 'none'))
             USING ERRCODE = 'wrong_object_type',
-            HINT = public.rule_cdc_sayable(
-                format('DELETE FROM rule_cdc_anchor_settings WHERE slot_name = %L; then SELECT rule_cdc_anchor_create() makes one.', p_slot));
+            HINT = walhook.rule_cdc_sayable(
+                format('DELETE FROM walhook.rule_cdc_anchor_settings WHERE slot_name = %L; then SELECT rule_cdc_anchor_create() makes one.', p_slot));
     END IF;
     SELECT s.confirmed_flush_lsn INTO v_confirmed FROM pg_replication_slots s WHERE s.slot_name = p_slot;
     -- Well below max_slot_wal_keep_size, beyond which PostgreSQL would take the slot's WAL away.
     SELECT least(v_anchor.keep_bytes, CASE WHEN g.setting::bigint >= 0 THEN g.setting::bigint * 1048576 * 0.7 END) INTO v_bytes
     FROM pg_settings g WHERE g.name = 'max_slot_wal_keep_size';
     -- A place a minute at most, for a long time fewer, for much WAL more: it goes by them in small steps.
-    SELECT p.seen_at, p.lsn INTO v_last FROM public.rule_cdc_anchor_places p
+    SELECT p.seen_at, p.lsn INTO v_last FROM walhook.rule_cdc_anchor_places p
     WHERE p.slot_name = p_slot ORDER BY p.seen_at DESC LIMIT 1;
     IF v_confirmed IS NOT NULL AND (v_last IS NULL OR v_confirmed > v_last.lsn AND (
             v_last.seen_at < clock_timestamp() - greatest(interval '1 minute', v_anchor.keep / 1000)
             OR pg_wal_lsn_diff(v_confirmed, v_last.lsn) > v_bytes / 50)) THEN
-        INSERT INTO public.rule_cdc_anchor_places (slot_name, seen_at, lsn) VALUES (p_slot, clock_timestamp(), v_confirmed);
+        INSERT INTO walhook.rule_cdc_anchor_places (slot_name, seen_at, lsn) VALUES (p_slot, clock_timestamp(), v_confirmed);
     END IF;
     -- The last place that is old enough, or the first one that is not too far behind: time is kept whole, WAL never exceeded.
     SELECT greatest(max(p.lsn) FILTER (WHERE p.seen_at < clock_timestamp() - v_anchor.keep),
                     min(p.lsn) FILTER (WHERE pg_wal_lsn_diff(pg_current_wal_lsn(), p.lsn) <= v_bytes)) INTO v_target
-    FROM public.rule_cdc_anchor_places p WHERE p.slot_name = p_slot AND p.lsn <= v_confirmed;
+    FROM walhook.rule_cdc_anchor_places p WHERE p.slot_name = p_slot AND p.lsn <= v_confirmed;
     IF v_target > v_anchor.confirmed_flush_lsn THEN
         BEGIN
             v_reached := (pg_replication_slot_advance(v_anchor.anchor_name, v_target)).end_lsn; -- a simple expression, as in rule_cdc_slot_create
-            UPDATE public.rule_cdc_anchor_settings SET moved_at = clock_timestamp() WHERE slot_name = p_slot;
+            UPDATE walhook.rule_cdc_anchor_settings SET moved_at = clock_timestamp() WHERE slot_name = p_slot;
         -- Only what comes before the session has the slot may be caught: what comes behind would leave it with it.
         EXCEPTION WHEN object_in_use THEN
             RETURN v_anchor.confirmed_flush_lsn; -- a replay is copying it: the next time
         END;
     END IF;
-    DELETE FROM public.rule_cdc_anchor_places p
+    DELETE FROM walhook.rule_cdc_anchor_places p
     USING pg_replication_slots s
     WHERE s.slot_name = v_anchor.anchor_name AND p.slot_name = p_slot AND p.lsn < s.confirmed_flush_lsn;
     IF v_anchor.problem IS NOT NULL THEN
-        UPDATE public.rule_cdc_anchor_settings SET problem = NULL WHERE slot_name = p_slot;
+        UPDATE walhook.rule_cdc_anchor_settings SET problem = NULL WHERE slot_name = p_slot;
     END IF;
     RETURN greatest(v_target, v_anchor.confirmed_flush_lsn);
 END
@@ -924,7 +924,7 @@ COMMENT ON FUNCTION public.rule_cdc_anchor_move IS
     'walhook: records the position of p_slot, and moves its anchor as far as rule_cdc_anchor_create allows; the running '
     'walhook calls it every few seconds. Returns the anchor''s position; NULL if there is none';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_replay_point(p_name TEXT, p_point TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_replay_point(p_name TEXT, p_point TEXT)
 RETURNS TEXT LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_end PG_LSN := CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END;
@@ -932,7 +932,7 @@ DECLARE
 BEGIN
     IF p_point ~ '^[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}$' THEN
         IF p_point::pg_lsn > v_end THEN
-            RAISE EXCEPTION '% %: it is in the future; the WAL ends at %', p_name, public.rule_cdc_quoted(p_point), v_end
+            RAISE EXCEPTION '% %: it is in the future; the WAL ends at %', p_name, walhook.rule_cdc_quoted(p_point), v_end
                 USING ERRCODE = 'invalid_parameter_value',
                 HINT = 'Check whether it is an LSN of another server, or of one that was restored to an earlier point.';
         END IF;
@@ -941,17 +941,17 @@ BEGIN
     v_time := CASE WHEN p_point ~ '^\d+[smhd]$' THEN now() - replace(p_point, 'm', ' minutes')::interval
                    ELSE p_point::timestamptz END;
     IF v_time > clock_timestamp() THEN
-        RAISE EXCEPTION '% %: it is in the future; the time is %', p_name, public.rule_cdc_quoted(p_point), clock_timestamp()
+        RAISE EXCEPTION '% %: it is in the future; the time is %', p_name, walhook.rule_cdc_quoted(p_point), clock_timestamp()
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     RETURN to_char(v_time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
 EXCEPTION WHEN invalid_datetime_format OR datetime_field_overflow THEN
-    RAISE EXCEPTION '% %: it is neither an LSN nor a time', p_name, public.rule_cdc_quoted(p_point)
+    RAISE EXCEPTION '% %: it is neither an LSN nor a time', p_name, walhook.rule_cdc_quoted(p_point)
         USING ERRCODE = 'invalid_parameter_value',
         HINT = 'Give an LSN (0/16B3748), a time (2026-11-25 10:00+00) or an age (90s, 15m, 2h, 7d).';
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_replay_point IS
+COMMENT ON FUNCTION walhook.rule_cdc_replay_point IS
     'walhook: an LSN unchanged; a time or an age as a time; refuses what is in the future';
 
 -- An earlier version had no p_rules; beside it calls would be ambiguous.
@@ -981,18 +981,18 @@ BEGIN
         RAISE EXCEPTION 'cannot replay: p_from is NULL' USING ERRCODE = 'invalid_parameter_value',
             HINT = 'Give an LSN (0/16B3748), a time (2026-11-25 10:00+00) or an age (90s, 15m, 2h, 7d).';
     END IF;
-    v_from := public.rule_cdc_replay_point('p_from', p_from);
-    v_to := public.rule_cdc_replay_point('p_to', p_to);
+    v_from := walhook.rule_cdc_replay_point('p_from', p_from);
+    v_to := walhook.rule_cdc_replay_point('p_to', p_to);
     IF strpos(v_from, '/') > 0 AND strpos(v_to, '/') > 0 AND v_to::pg_lsn < v_from::pg_lsn
        OR strpos(v_from, '/') = 0 AND strpos(v_to, '/') = 0 AND v_to::timestamptz < v_from::timestamptz THEN
         RAISE EXCEPTION 'cannot replay: p_to % lies before p_from %', v_to, v_from USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF p_via NOT IN ('stream', 'wal', 'table') THEN
-        RAISE EXCEPTION 'cannot replay via %', public.rule_cdc_quoted(p_via)
+        RAISE EXCEPTION 'cannot replay via %', walhook.rule_cdc_quoted(p_via)
             USING ERRCODE = 'invalid_parameter_value', HINT = 'p_via is stream, wal or table; NULL: the first of these that still has the events.';
     END IF;
     IF p_rules IS NULL OR p_rules NOT IN ('commit', 'now') THEN
-        RAISE EXCEPTION 'cannot replay by the rules of %', coalesce(public.rule_cdc_quoted(p_rules), 'NULL')
+        RAISE EXCEPTION 'cannot replay by the rules of %', coalesce(walhook.rule_cdc_quoted(p_rules), 'NULL')
             USING ERRCODE = 'invalid_parameter_value',
             HINT = 'p_rules is commit (the rules in force at each commit) or now (the rules of today).';
     END IF;
@@ -1002,7 +1002,7 @@ BEGIN
     IF p_subject_prefix IS NOT NULL THEN
         v_problem := public.rule_nats_subject_check(p_subject_prefix || '.x');
         IF v_problem IS NOT NULL THEN
-            RAISE EXCEPTION 'cannot replay below subject %: %', public.rule_cdc_quoted(p_subject_prefix), public.rule_cdc_sayable(v_problem)
+            RAISE EXCEPTION 'cannot replay below subject %: %', walhook.rule_cdc_quoted(p_subject_prefix), walhook.rule_cdc_sayable(v_problem)
                 USING ERRCODE = 'invalid_parameter_value';
         END IF;
     END IF;
@@ -1011,21 +1011,21 @@ BEGIN
         -- A deleted one's events are there still, and only its number is known.
         v_webhook := coalesce(v_webhook, substring(p_webhook FROM '^\d{1,9}$'));
         IF v_webhook IS NULL THEN
-            RAISE EXCEPTION 'cannot replay for webhook %: there is none of that name', public.rule_cdc_quoted(p_webhook)
+            RAISE EXCEPTION 'cannot replay for webhook %: there is none of that name', walhook.rule_cdc_quoted(p_webhook)
                 USING ERRCODE = 'no_data_found', HINT = 'If the webhook was deleted, give its id.';
         END IF;
     END IF;
     IF v_source IS NULL THEN
         SELECT array_agg(s.source ORDER BY s.source) INTO v_sources FROM public.rule_cdc_status s;
         IF cardinality(v_sources) > 1 THEN
-            RAISE EXCEPTION 'cannot replay: there are several sources: %', public.rule_cdc_sayable(array_to_string(v_sources, ', '))
+            RAISE EXCEPTION 'cannot replay: there are several sources: %', walhook.rule_cdc_sayable(array_to_string(v_sources, ', '))
                 USING ERRCODE = 'invalid_parameter_value', HINT = 'Name one by p_source.';
         END IF;
         v_source := coalesce(v_sources[1], 'walhook');
     END IF;
     IF NOT EXISTS (SELECT FROM public.rule_cdc_status s WHERE s.source = v_source
                    AND s.heartbeat_at > clock_timestamp() - make_interval(secs => 3 * s.heartbeat_seconds)) THEN
-        RAISE NOTICE 'no walhook of source % is running: the replay waits for one', public.rule_cdc_quoted(v_source);
+        RAISE NOTICE 'no walhook of source % is running: the replay waits for one', walhook.rule_cdc_quoted(v_source);
     END IF;
     INSERT INTO public.rule_cdc_replays
         (source, via, from_point, to_point, webhooks, tables, subject_prefix, create_stream, rate, status, is_requested, rules)
@@ -1053,9 +1053,9 @@ COMMENT ON FUNCTION public.rule_cdc_replay_cancel IS
     'walhook: ends a replay, or removes one that waits; events that it has published stay. Returns false if there was none '
     'to end';
 
-CALL public.rule_cdc_functions_close();
+CALL walhook.rule_cdc_functions_close();
 
-REVOKE ALL ON public.rule_cdc_backfill_jobs, public.rule_cdc_backfill_ranges, public.rule_cdc_backfill_rows, public.rule_cdc_backfills
+REVOKE ALL ON walhook.rule_cdc_backfill_jobs, walhook.rule_cdc_backfill_ranges, public.rule_cdc_backfill_rows, public.rule_cdc_backfills
 FROM PUBLIC;
 
 -- ---------------------------------------------------------------------------------------------------------------- rights
@@ -1064,7 +1064,7 @@ FROM PUBLIC;
 DO $taken$
 BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'walhook_operator') THEN
-        REVOKE INSERT, UPDATE, DELETE ON public.rule_cdc_anchor_settings, public.rule_cdc_anchor_places FROM walhook_operator;
+        REVOKE INSERT, UPDATE, DELETE ON walhook.rule_cdc_anchor_settings, walhook.rule_cdc_anchor_places FROM walhook_operator;
         REVOKE EXECUTE ON FUNCTION public.rule_cdc_anchor_move(TEXT) FROM walhook_operator;
     END IF;
 END
@@ -1088,16 +1088,16 @@ BEGIN
                ('walhook_operator', 'SELECT, INSERT, DELETE', ARRAY['rule_cdc_backfill_rows']),
                ('walhook_operator', 'SELECT', ARRAY['rule_cdc_backfills'])
     LOOP
-        CALL public.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
+        CALL walhook.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
     END LOOP;
 END
 $grants$;
 
-CALL public.rule_cdc_grant_functions('walhook_operator', '^rule_cdc_(backfill|replay|anchor(?!_move$))');
-CALL public.rule_cdc_grant_functions('walhook_streamer', '^rule_cdc_(backfill|anchor_move|webhook_id$)');
+CALL walhook.rule_cdc_grant_functions('walhook_operator', '^rule_cdc_(backfill|replay|anchor(?!_move$))');
+CALL walhook.rule_cdc_grant_functions('walhook_streamer', '^rule_cdc_(backfill|anchor_move|webhook_id$)');
 
 -- Only a slot of our own making is ever moved. A row that names another is none of ours.
-DELETE FROM public.rule_cdc_anchor_settings WHERE anchor_name IS DISTINCT FROM slot_name || '_anchor';
+DELETE FROM walhook.rule_cdc_anchor_settings WHERE anchor_name IS DISTINCT FROM slot_name || '_anchor';
 
 INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('011', 'walhook: replays and backfills')

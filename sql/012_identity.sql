@@ -37,7 +37,7 @@ COMMENT ON COLUMN public.rule_cdc_identity.is_upgraded IS
     'walhook ran here before databases had identities, so streams, buckets and consumers without one may belong to this database';
 COMMENT ON COLUMN public.rule_cdc_identity.previous_ids IS 'The identities that `walhook adopt` replaced, the newest last';
 
-CREATE TABLE IF NOT EXISTS public.rule_cdc_runs (
+CREATE TABLE IF NOT EXISTS walhook.rule_cdc_runs (
     source TEXT,
     run_id TEXT,
     epoch BIGINT,
@@ -45,13 +45,13 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_runs (
     updated_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     PRIMARY KEY (source, run_id)
 );
-COMMENT ON TABLE public.rule_cdc_runs IS
+COMMENT ON TABLE walhook.rule_cdc_runs IS
     'The runs of `walhook run` in this database, and how often each has counted on. The same count goes to the bucket in NATS '
     'afterwards. If the bucket shows a run or a count that this table lacks, this database is a copy, or was set back. Never '
     'published, never linkable';
-COMMENT ON COLUMN public.rule_cdc_runs.run_id IS 'Random; *: `walhook adopt --same` accepts whatever run the bucket shows, once';
+COMMENT ON COLUMN walhook.rule_cdc_runs.run_id IS 'Random; *: `walhook adopt --same` accepts whatever run the bucket shows, once';
 
-CREATE TABLE IF NOT EXISTS public.rule_cdc_claims (
+CREATE TABLE IF NOT EXISTS walhook.rule_cdc_claims (
     source TEXT,
     config_name TEXT,
     stream_name TEXT,
@@ -59,7 +59,7 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_claims (
     claimed_at TIMESTAMPTZ NOT NULL DEFAULT now(),
     PRIMARY KEY (source, config_name, stream_name)
 );
-COMMENT ON TABLE public.rule_cdc_claims IS
+COMMENT ON TABLE walhook.rule_cdc_claims IS
     'Streams of this database whose metadata `walhook run` may not change. Never published, never linkable';
 
 CREATE TABLE IF NOT EXISTS public.rule_cdc_put_aside (
@@ -86,7 +86,7 @@ SELECT left(replace(pg_catalog.gen_random_uuid()::text, '-', ''), 16),
 WHERE NOT EXISTS (SELECT FROM public.rule_cdc_identity)
 ON CONFLICT (is_only) DO NOTHING;
 
-REVOKE ALL ON public.rule_cdc_identity, public.rule_cdc_runs, public.rule_cdc_claims, public.rule_cdc_put_aside
+REVOKE ALL ON public.rule_cdc_identity, walhook.rule_cdc_runs, walhook.rule_cdc_claims, public.rule_cdc_put_aside
 FROM PUBLIC;
 
 DO $grants$
@@ -101,7 +101,7 @@ BEGIN
                ('walhook_operator', 'SELECT', ARRAY['rule_cdc_identity', 'rule_cdc_runs', 'rule_cdc_claims',
                     'rule_cdc_put_aside'])
     LOOP
-        CALL public.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
+        CALL walhook.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
     END LOOP;
 END
 $grants$;

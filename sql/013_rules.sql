@@ -20,15 +20,15 @@ IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '013') THE
     RETURN;
 END IF;
 
-CREATE TABLE IF NOT EXISTS public.rule_cdc_rule_sources (
+CREATE TABLE IF NOT EXISTS walhook.rule_cdc_rule_sources (
     source TEXT PRIMARY KEY,
     system_identifier TEXT NOT NULL,
     complete_from PG_LSN NOT NULL,
     created_at TIMESTAMPTZ NOT NULL DEFAULT now()
 );
-COMMENT ON TABLE public.rule_cdc_rule_sources IS
+COMMENT ON TABLE walhook.rule_cdc_rule_sources IS
     'From which position on the versions of a source''s rules are complete. Written by `walhook run`';
-COMMENT ON COLUMN public.rule_cdc_rule_sources.complete_from IS
+COMMENT ON COLUMN walhook.rule_cdc_rule_sources.complete_from IS
     'A session can begin at this position or behind it; versions that only earlier positions need were deleted';
 
 -- A configuration whose servers change leads to other streams, while events from before the change go to those of their own.
@@ -45,7 +45,7 @@ BEGIN
 END
 $checkpoints$;
 
-CREATE TABLE IF NOT EXISTS public.rule_cdc_rule_versions (
+CREATE TABLE IF NOT EXISTS walhook.rule_cdc_rule_versions (
     source TEXT NOT NULL,
     table_name TEXT NOT NULL,
     row_id INTEGER NOT NULL,
@@ -56,12 +56,12 @@ CREATE TABLE IF NOT EXISTS public.rule_cdc_rule_versions (
     CONSTRAINT valid_rule_version_table
         CHECK (table_name IN ('rule_webhooks', 'rule_webhook_links', 'rule_nats_config', 'rule_nats_streams'))
 );
-COMMENT ON TABLE public.rule_cdc_rule_versions IS
+COMMENT ON TABLE walhook.rule_cdc_rule_versions IS
     'Versions of configuration rows by the position of the commit that wrote them. Holds the credentials of rule_nats_config: only '
     '`walhook run` reads it. Never published, never linkable';
-COMMENT ON COLUMN public.rule_cdc_rule_versions.since_lsn IS
+COMMENT ON COLUMN walhook.rule_cdc_rule_versions.since_lsn IS
     'The version holds for all transactions that commit behind this position; 0/0 is the first version';
-COMMENT ON COLUMN public.rule_cdc_rule_versions.row_data IS 'The row, each column as text; NULL: the row was deleted';
+COMMENT ON COLUMN walhook.rule_cdc_rule_versions.row_data IS 'The row, each column as text; NULL: the row was deleted';
 
 CREATE TABLE IF NOT EXISTS public.rule_cdc_rule_amendments (
     amendment_id BIGSERIAL PRIMARY KEY,
@@ -99,9 +99,9 @@ COMMENT ON COLUMN public.rule_cdc_replays.rules IS
 END
 $schema$;
 
-CALL public.rule_cdc_functions_open(ARRAY[]::text[]);
+CALL walhook.rule_cdc_functions_open(ARRAY[]::text[]);
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_rules_now()
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_rules_now()
 RETURNS JSONB LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_table TEXT;
@@ -120,7 +120,7 @@ BEGIN
     RETURN v_all;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_rules_now IS
+COMMENT ON FUNCTION walhook.rule_cdc_rules_now IS
     'walhook: all configuration rows with each column as text, credentials too; for rule_cdc_rules_amend';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_rules_amend(p_event TEXT, p_reason TEXT DEFAULT NULL)
@@ -131,7 +131,7 @@ DECLARE
     v_lsn PG_LSN;
 BEGIN
     IF v_parts IS NULL THEN
-        RAISE EXCEPTION '% is not the id of an event', coalesce(public.rule_cdc_quoted(p_event), 'NULL')
+        RAISE EXCEPTION '% is not the id of an event', coalesce(walhook.rule_cdc_quoted(p_event), 'NULL')
             USING ERRCODE = 'invalid_parameter_value',
                   HINT = 'The id is in the error with which `walhook run` stopped, and in rule_cdc_status.last_error.';
     END IF;
@@ -142,7 +142,7 @@ BEGIN
                   HINT = 'Is this the database that walhook streams from?';
     END IF;
     INSERT INTO public.rule_cdc_rule_amendments (source, system_identifier, at_lsn, at_ordinal, rules, snapshot, made_at_lsn, reason)
-    SELECT v_parts[1], c.system_identifier::text, v_lsn, v_parts[4]::bigint, public.rule_cdc_rules_now(),
+    SELECT v_parts[1], c.system_identifier::text, v_lsn, v_parts[4]::bigint, walhook.rule_cdc_rules_now(),
            pg_current_snapshot()::text, pg_current_wal_insert_lsn(), p_reason
     FROM pg_control_system() c
     RETURNING amendment_id INTO v_id;
@@ -156,11 +156,11 @@ COMMENT ON FUNCTION public.rule_cdc_rules_amend IS
 CREATE OR REPLACE FUNCTION public.rule_cdc_rules_forget(p_source TEXT)
 RETURNS BOOLEAN LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    DELETE FROM public.rule_cdc_rule_versions WHERE source = p_source;
+    DELETE FROM walhook.rule_cdc_rule_versions WHERE source = p_source;
     DELETE FROM public.rule_cdc_rule_amendments WHERE source = p_source;
     DELETE FROM public.rule_cdc_server_aliases WHERE source = p_source;
     -- At its next start walhook finds no versions, and knows that events may have been published by those that there were.
-    UPDATE public.rule_cdc_rule_sources SET system_identifier = 'forgotten' WHERE source = p_source;
+    UPDATE walhook.rule_cdc_rule_sources SET system_identifier = 'forgotten' WHERE source = p_source;
     RETURN FOUND;
 END
 $$;
@@ -168,20 +168,20 @@ COMMENT ON FUNCTION public.rule_cdc_rules_forget IS
     'walhook: forgets all versions of a source''s rules; at its next start walhook takes the rules as they are then for all that is '
     'not confirmed. What was published already by other rules may be published again';
 
-DROP FUNCTION IF EXISTS public.rule_cdc_rules_write(TEXT, PG_LSN, TEXT[], INTEGER[], TEXT[], BOOLEAN[]);
-CREATE OR REPLACE FUNCTION public.rule_cdc_rules_write(
+DROP FUNCTION IF EXISTS walhook.rule_cdc_rules_write(TEXT, PG_LSN, TEXT[], INTEGER[], TEXT[], BOOLEAN[]);
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_rules_write(
     p_source TEXT, p_since PG_LSN, p_replaces BOOLEAN, p_tables TEXT[], p_ids INTEGER[], p_rows TEXT[], p_partial BOOLEAN[]
 ) RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_rows BIGINT;
 BEGIN
     IF p_replaces THEN
-        DELETE FROM public.rule_cdc_rule_versions v WHERE v.source = p_source AND v.since_lsn >= p_since;
+        DELETE FROM walhook.rule_cdc_rule_versions v WHERE v.source = p_source AND v.since_lsn >= p_since;
     END IF;
-    INSERT INTO public.rule_cdc_rule_versions (source, table_name, row_id, since_lsn, row_data)
+    INSERT INTO walhook.rule_cdc_rule_versions (source, table_name, row_id, since_lsn, row_data)
     SELECT p_source, n.table_name, n.row_id, p_since,
            CASE WHEN n.is_partial THEN (coalesce((
-               SELECT v.row_data::jsonb FROM public.rule_cdc_rule_versions v
+               SELECT v.row_data::jsonb FROM walhook.rule_cdc_rule_versions v
                WHERE v.source = p_source AND v.table_name = n.table_name AND v.row_id = n.row_id AND v.since_lsn < p_since
                ORDER BY v.since_lsn DESC LIMIT 1), '{}') || n.row_data::jsonb)::json
            ELSE n.row_data::json END
@@ -190,24 +190,24 @@ BEGIN
     GET DIAGNOSTICS v_rows = ROW_COUNT;
     -- Compares counts: as NOT EXISTS, PostgreSQL compared each given row with all new versions.
     IF (SELECT count(*) FROM (SELECT DISTINCT n.table_name, n.row_id FROM unnest(p_tables, p_ids) AS n (table_name, row_id)) given)
-       > (SELECT count(*) FROM public.rule_cdc_rule_versions v
+       > (SELECT count(*) FROM walhook.rule_cdc_rule_versions v
           WHERE v.source = p_source AND v.since_lsn = p_since AND v.table_name = ANY (p_tables)
             AND v.row_id BETWEEN (SELECT min(i.id) FROM unnest(p_ids) i (id)) AND (SELECT max(i.id) FROM unnest(p_ids) i (id))) THEN
-        RAISE EXCEPTION 'rows were written into rule_cdc_rule_versions without an error and are not there'
+        RAISE EXCEPTION 'rows were written into walhook.rule_cdc_rule_versions without an error and are not there'
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = 'A trigger or a rule on rule_cdc_rule_versions drops rows; find it and drop it: SELECT tgname FROM pg_trigger WHERE '
-                   'tgrelid = ''public.rule_cdc_rule_versions''::regclass AND NOT tgisinternal; SELECT rulename FROM pg_rules WHERE '
+            HINT = 'A trigger or a rule on walhook.rule_cdc_rule_versions drops rows; find it and drop it: SELECT tgname FROM pg_trigger WHERE '
+                   'tgrelid = ''walhook.rule_cdc_rule_versions''::regclass AND NOT tgisinternal; SELECT rulename FROM pg_rules WHERE '
                    'tablename = ''rule_cdc_rule_versions'';';
     END IF;
     RETURN v_rows;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_rules_write IS
+COMMENT ON FUNCTION walhook.rule_cdc_rules_write IS
     'walhook: keeps versions of configuration rows; p_replaces: versions for this position and later ones are void, for an amendment '
     'is in their place; p_partial: the row has only the columns that are in the WAL, the others are as in '
     'the version before. For `walhook run`';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_rules_prune(p_source TEXT, p_slot TEXT, p_days INTEGER)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_rules_prune(p_source TEXT, p_slot TEXT, p_days INTEGER)
 RETURNS BIGINT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_horizon PG_LSN;
@@ -226,38 +226,38 @@ BEGIN
     WITH later AS (
         SELECT v.source, v.table_name, v.row_id, v.since_lsn,
                lead(v.since_lsn) OVER w AS next_lsn, lead(v.written_at) OVER w AS next_at
-        FROM public.rule_cdc_rule_versions v
+        FROM walhook.rule_cdc_rule_versions v
         WHERE v.source = p_source
         WINDOW w AS (PARTITION BY v.table_name, v.row_id ORDER BY v.since_lsn)
     ), gone AS (
-        DELETE FROM public.rule_cdc_rule_versions d USING later l
+        DELETE FROM walhook.rule_cdc_rule_versions d USING later l
         WHERE d.source = l.source AND d.table_name = l.table_name AND d.row_id = l.row_id AND d.since_lsn = l.since_lsn
           AND l.next_lsn < v_horizon AND l.next_at < v_before
         RETURNING l.next_lsn
     )
     SELECT count(*), max(g.next_lsn) INTO v_rows, v_upto FROM gone g;
     -- A row that was deleted, and whose earlier versions are gone, needs no version to say so.
-    DELETE FROM public.rule_cdc_rule_versions v
+    DELETE FROM walhook.rule_cdc_rule_versions v
     WHERE v.source = p_source AND v.row_data IS NULL AND v.since_lsn < v_horizon AND v.written_at < v_before
-      AND NOT EXISTS (SELECT FROM public.rule_cdc_rule_versions o
+      AND NOT EXISTS (SELECT FROM walhook.rule_cdc_rule_versions o
                       WHERE o.source = v.source AND o.table_name = v.table_name AND o.row_id = v.row_id
                         AND o.since_lsn < v.since_lsn);
     DELETE FROM public.rule_cdc_rule_amendments a
     WHERE a.source = p_source AND a.made_at_lsn < v_horizon AND a.made_at < v_before;
     DELETE FROM public.rule_cdc_server_aliases a
     WHERE a.source = p_source AND a.until_lsn < v_horizon AND a.found_at < v_before;
-    UPDATE public.rule_cdc_rule_sources s SET complete_from = v_upto + 1::numeric
+    UPDATE walhook.rule_cdc_rule_sources s SET complete_from = v_upto + 1::numeric
     WHERE s.source = p_source AND v_upto >= s.complete_from;
     RETURN v_rows;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_rules_prune IS
+COMMENT ON FUNCTION walhook.rule_cdc_rules_prune IS
     'walhook: deletes versions of rules that no position needs to which the slot or its anchor can go back, and that were replaced '
     'more than p_days ago; returns how many. For `walhook run`';
 
-CALL public.rule_cdc_functions_close();
+CALL walhook.rule_cdc_functions_close();
 
-REVOKE ALL ON public.rule_cdc_rule_sources, public.rule_cdc_rule_versions, public.rule_cdc_rule_amendments FROM PUBLIC;
+REVOKE ALL ON walhook.rule_cdc_rule_sources, walhook.rule_cdc_rule_versions, public.rule_cdc_rule_amendments FROM PUBLIC;
 
 DO $grants$
 DECLARE
@@ -268,15 +268,15 @@ BEGIN
                ('walhook_streamer', 'SELECT, DELETE', ARRAY['rule_cdc_rule_amendments']),
                ('walhook_operator', 'SELECT', ARRAY['rule_cdc_rule_sources'])
     LOOP
-        CALL public.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
+        CALL walhook.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
     END LOOP;
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'walhook_operator') THEN
         GRANT SELECT (amendment_id, source, at_lsn, at_ordinal, made_at_lsn, reason, made_by, made_at)
             ON public.rule_cdc_rule_amendments TO walhook_operator;
-        GRANT SELECT (source, table_name, row_id, since_lsn, written_at) ON public.rule_cdc_rule_versions TO walhook_operator;
+        GRANT SELECT (source, table_name, row_id, since_lsn, written_at) ON walhook.rule_cdc_rule_versions TO walhook_operator;
     END IF;
-    CALL public.rule_cdc_grant_functions('walhook_operator', '^rule_cdc_rules_(amend|forget)$');
-    CALL public.rule_cdc_grant_functions('walhook_streamer', '^rule_cdc_rules_(write|prune)$');
+    CALL walhook.rule_cdc_grant_functions('walhook_operator', '^rule_cdc_rules_(amend|forget)$');
+    CALL walhook.rule_cdc_grant_functions('walhook_streamer', '^rule_cdc_rules_(write|prune)$');
 END
 $grants$;
 

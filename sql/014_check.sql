@@ -11,7 +11,7 @@ SET search_path = pg_catalog, pg_temp;
 SET quote_all_identifiers = off;
 SET standard_conforming_strings = on;
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_check_slot(p_slot TEXT DEFAULT 'walhook')
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_check_slot(p_slot TEXT DEFAULT 'walhook')
 RETURNS TABLE (name TEXT, severity TEXT, object TEXT, problem TEXT, remedy TEXT)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -74,9 +74,9 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_check_slot IS 'walhook: the part of rule_cdc_check about the slot';
+COMMENT ON FUNCTION walhook.rule_cdc_check_slot IS 'walhook: the part of rule_cdc_check about the slot';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_check_publications(p_publication TEXT DEFAULT 'walhook')
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_check_publications(p_publication TEXT DEFAULT 'walhook')
 RETURNS TABLE (name TEXT, severity TEXT, object TEXT, problem TEXT, remedy TEXT)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -155,7 +155,7 @@ BEGIN
                                   v_row.relname);
                 remedy := format('ALTER PUBLICATION %I ADD TABLE ONLY %s;', v_name, v_row.oid);
                 RETURN NEXT;
-            ELSIF v_part = '_changes' AND public.rule_cdc_replica_identity(v_row.oid) IS NULL THEN
+            ELSIF v_part = '_changes' AND walhook.rule_cdc_replica_identity(v_row.oid) IS NULL THEN
                 name := 'own_table_identity';
                 problem := format('walhook''s own table public.%s has no replica identity: UPDATE and DELETE on it fail', v_row.relname);
                 remedy := format('ALTER TABLE %s REPLICA IDENTITY DEFAULT;', v_row.oid);
@@ -180,7 +180,7 @@ BEGIN
             severity := CASE WHEN v_row.is_own THEN 'fatal' ELSE 'error' END;
             v_again := format('BEGIN; ALTER PUBLICATION %I DROP TABLE ONLY %s; ALTER PUBLICATION %1$I ADD TABLE ONLY %2$s; COMMIT;',
                               v_name, v_row.oid);
-            v_why := CASE WHEN NOT v_row.is_own AND NOT v_row.is_plain THEN public.rule_cdc_table_problem(v_row.oid) END;
+            v_why := CASE WHEN NOT v_row.is_own AND NOT v_row.is_plain THEN walhook.rule_cdc_table_problem(v_row.oid) END;
             IF v_why IS NOT NULL THEN
                 name := 'publication_denied_table';
                 severity := 'fatal';
@@ -212,9 +212,9 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_check_publications IS 'walhook: the part of rule_cdc_check about the two publications';
+COMMENT ON FUNCTION walhook.rule_cdc_check_publications IS 'walhook: the part of rule_cdc_check about the two publications';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_check_links(p_publication TEXT DEFAULT 'walhook', p_link_id INTEGER DEFAULT NULL)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_check_links(p_publication TEXT DEFAULT 'walhook', p_link_id INTEGER DEFAULT NULL)
 RETURNS TABLE (link_id INTEGER, name TEXT, severity TEXT, object TEXT, problem TEXT, remedy TEXT)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -232,7 +232,7 @@ DECLARE
             FROM public.rule_nats_streams_of(c.config_id) WITH ORDINALITY s (stream_name, subjects, has_row, place), unnest(s.subjects) p))
         FROM public.rule_nats_config c), '{}');
     v_default CONSTANT INTEGER := (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default');
-    v_shard CONSTANT TEXT := public.rule_cdc_shard_of(p_publication); -- made by 027
+    v_shard CONSTANT TEXT := walhook.rule_cdc_shard_of(p_publication); -- made by 027
 BEGIN
     FOR l IN
         -- Thousands of links may name the same table in the same way: that is looked at once.
@@ -248,7 +248,7 @@ BEGIN
         ), found AS MATERIALIZED (
             SELECT i.kind, jsonb_agg(to_jsonb(p) ORDER BY p.place) AS problems
             FROM kinds i
-            CROSS JOIN LATERAL public.rule_cdc_link_problems(i.table_oid::regclass, i.operations, i.subject_template, i.columns,
+            CROSS JOIN LATERAL walhook.rule_cdc_link_problems(i.table_oid::regclass, i.operations, i.subject_template, i.columns,
                                                              i.filter, i.when_changed, i.include_old, p_publication)
                 WITH ORDINALITY p (name, is_error, problem, remedy, place)
             GROUP BY i.kind
@@ -301,12 +301,12 @@ BEGIN
             remedy := format('UPDATE public.rule_nats_config SET enabled = true WHERE config_name = %L;', l.config_name);
             RETURN NEXT;
         ELSIF coalesce(l.jetstream_enabled, true) THEN
-            FOREACH v_subject IN ARRAY coalesce(public.rule_cdc_link_subjects(l.webhook_id, l.table_schema, l.table_name,
+            FOREACH v_subject IN ARRAY coalesce(walhook.rule_cdc_link_subjects(l.webhook_id, l.table_schema, l.table_name,
                                                                               l.operations, l.subject_template), '{}')
             LOOP
                 v_taken := ARRAY(
                     SELECT s.stream ->> 'name' FROM jsonb_array_elements(v_streams -> l.config_id::text) WITH ORDINALITY s (stream, place)
-                    WHERE public.rule_nats_subjects_overlap(s.stream ->> 'pattern', v_subject)
+                    WHERE walhook.rule_nats_subjects_overlap(s.stream ->> 'pattern', v_subject)
                     GROUP BY 1 ORDER BY min(s.place));
                 IF v_taken = '{}' THEN
                     severity := 'error';
@@ -323,7 +323,7 @@ BEGIN
                     remedy := NULL;
                     RETURN NEXT;
                 ELSIF NOT EXISTS (SELECT FROM jsonb_array_elements(v_streams -> l.config_id::text) s
-                                  WHERE public.rule_nats_subject_covers(s ->> 'pattern', v_subject)) THEN
+                                  WHERE walhook.rule_nats_subject_covers(s ->> 'pattern', v_subject)) THEN
                     severity := 'note';
                     name := 'stream_partial';
                     problem := format('%s takes only some of %s', array_to_string(v_taken, ', '), v_subject);
@@ -344,7 +344,7 @@ BEGIN
             JOIN pg_publication p ON p.oid = r.prpubid AND p.pubname IN (p_publication || '_inserts', p_publication || '_changes')
             JOIN pg_class c ON c.oid = r.prrelid
             JOIN pg_namespace n ON n.oid = c.relnamespace
-            WHERE public.rule_cdc_table_problem(c.oid) IS NULL
+            WHERE walhook.rule_cdc_table_problem(c.oid) IS NULL
               AND NOT EXISTS (SELECT FROM public.rule_webhook_links k WHERE k.table_schema = n.nspname AND k.table_name = c.relname);
             IF v_other.many = 1 THEN
                 problem := problem || format(': it may be %I.%I now, which is published and which no link names', v_other.nspname,
@@ -360,7 +360,7 @@ BEGIN
             CROSS JOIN LATERAL jsonb_to_record(e.problem) AS p (name TEXT, is_error BOOLEAN, problem TEXT, remedy TEXT)
             UNION ALL
             SELECT m.name, m.is_error, m.problem, m.remedy, 1000 + m.place
-            FROM public.rule_cdc_message_problems(
+            FROM walhook.rule_cdc_message_problems(
                 l.webhook_id, l.table_oid::regclass, l.operations, l.columns, l.include_old, l.payload_column, l.message_id_column,
                 l.headers_columns) WITH ORDINALITY m (name, is_error, problem, remedy, place)
             -- Of links that are not such it is not called: there may be thousands.
@@ -368,7 +368,7 @@ BEGIN
               AND NOT coalesce(l.problems @> '[{"name": "table_unfit"}]', false)
             UNION ALL
             SELECT m.name, m.is_error, m.problem, m.remedy, 2000 + m.place
-            FROM public.rule_cdc_mask_problems(
+            FROM walhook.rule_cdc_mask_problems(
                 l.table_oid::regclass, l.columns, l.subject_template, l.trace_column, l.payload_column, l.rename, l.mask, l.link_id,
                 l.mask_columns) WITH ORDINALITY m (name, is_error, problem, remedy, place) -- made by 022
             WHERE (l.mask IS NOT NULL OR l.rename IS NOT NULL) AND NOT coalesce(l.problems @> '[{"name": "table_unfit"}]', false)
@@ -427,11 +427,11 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_check_links IS
+COMMENT ON FUNCTION walhook.rule_cdc_check_links IS
     'walhook: the part of rule_cdc_check about links, of one or of all: the table, each of its partitions, replica identities, '
     'publication, subjects and streams';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_check_sessions(p_slot TEXT DEFAULT 'walhook')
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_check_sessions(p_slot TEXT DEFAULT 'walhook')
 RETURNS TABLE (name TEXT, severity TEXT, object TEXT, problem TEXT, remedy TEXT)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -446,8 +446,8 @@ BEGIN
         SELECT c.oid::regclass AS oid, r.rolname,
                NOT (r.rolsuper OR r.rolbypassrls OR pg_has_role(r.oid, c.relowner, 'USAGE') AND NOT c.relforcerowsecurity) AS hides
         FROM pg_class c JOIN pg_roles r ON r.oid = v_role
-        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND c.relrowsecurity
-          AND public.rule_cdc_table_problem(c.oid) LIKE 'it is one of walhook''s own%'
+        WHERE c.relnamespace IN ('public'::regnamespace, 'walhook'::regnamespace) AND c.relkind IN ('r', 'p') AND c.relrowsecurity
+          AND walhook.rule_cdc_table_problem(c.oid) LIKE 'it is one of walhook''s own%'
         ORDER BY c.relname
     LOOP
         name := 'row_security';
@@ -497,7 +497,7 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_check_sessions IS
+COMMENT ON FUNCTION walhook.rule_cdc_check_sessions IS
     'walhook: the part of rule_cdc_check about who streams: row-level security, and whether commits wait for it';
 
 -- It had two parameters; with a third beside it a call with two would fit both.
@@ -509,8 +509,8 @@ LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_hides_rows BOOLEAN := false;
 BEGIN
-    RETURN QUERY SELECT f.* FROM public.rule_cdc_check_slot(p_slot) f;
-    FOR name, severity, object, problem, remedy IN SELECT f.* FROM public.rule_cdc_check_sessions(p_slot) f LOOP
+    RETURN QUERY SELECT f.* FROM walhook.rule_cdc_check_slot(p_slot) f;
+    FOR name, severity, object, problem, remedy IN SELECT f.* FROM walhook.rule_cdc_check_sessions(p_slot) f LOOP
         v_hides_rows := v_hides_rows OR (name = 'row_security' AND severity = 'fatal');
         RETURN NEXT;
     END LOOP;
@@ -518,13 +518,13 @@ BEGIN
     IF v_hides_rows THEN
         RETURN;
     END IF;
-    RETURN QUERY SELECT f.* FROM public.rule_cdc_check_publications(p_publication) f;
+    RETURN QUERY SELECT f.* FROM walhook.rule_cdc_check_publications(p_publication) f;
     IF p_links THEN
-        RETURN QUERY SELECT l.name, l.severity, l.object, l.problem, l.remedy FROM public.rule_cdc_check_links(p_publication) l;
-        RETURN QUERY SELECT f.* FROM public.rule_cdc_check_schemas() f; -- made by 022
-        RETURN QUERY SELECT f.* FROM public.rule_cdc_check_rows() f; -- made by 016
-        RETURN QUERY SELECT f.* FROM public.rule_cdc_check_functions() f;
-        RETURN QUERY SELECT f.* FROM public.rule_cdc_check_shards(p_publication) f; -- made by 027
+        RETURN QUERY SELECT l.name, l.severity, l.object, l.problem, l.remedy FROM walhook.rule_cdc_check_links(p_publication) l;
+        RETURN QUERY SELECT f.* FROM walhook.rule_cdc_check_schemas() f; -- made by 022
+        RETURN QUERY SELECT f.* FROM walhook.rule_cdc_check_rows() f; -- made by 016
+        RETURN QUERY SELECT f.* FROM walhook.rule_cdc_check_functions() f;
+        RETURN QUERY SELECT f.* FROM walhook.rule_cdc_check_shards(p_publication) f; -- made by 027
     END IF;
 END
 $$;
@@ -538,7 +538,7 @@ DECLARE
     f RECORD;
 BEGIN
     FOR f IN
-        SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace
+        SELECT p.oid FROM pg_proc p WHERE p.pronamespace IN ('public'::regnamespace, 'walhook'::regnamespace)
           AND (p.proname LIKE 'rule\_cdc\_check%' OR p.proname IN ('rule_cdc_partitions', 'rule_cdc_generated_identity'))
     LOOP
         EXECUTE format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', f.oid::regprocedure);

@@ -35,8 +35,8 @@ COMMENT ON TABLE public.rule_cdc_server_aliases IS
 COMMENT ON COLUMN public.rule_cdc_server_aliases.servers IS 'The addresses that the configuration named, without logins';
 COMMENT ON COLUMN public.rule_cdc_server_aliases.alias_of IS 'The addresses of the servers that get the events';
 -- Rules as they are after rule_cdc_rules_forget may differ from those by which events were published before.
-ALTER TABLE public.rule_cdc_rule_sources ADD COLUMN IF NOT EXISTS doubted_upto PG_LSN;
-COMMENT ON COLUMN public.rule_cdc_rule_sources.doubted_upto IS
+ALTER TABLE walhook.rule_cdc_rule_sources ADD COLUMN IF NOT EXISTS doubted_upto PG_LSN;
+COMMENT ON COLUMN walhook.rule_cdc_rule_sources.doubted_upto IS
     'Events up to this position may have been published by other rules, before rule_cdc_rules_forget: walhook looks in the streams for each of them';
 
 COMMENT ON COLUMN public.rule_cdc_server_aliases.until_lsn IS 'It counts for transactions that commit before this position';
@@ -47,8 +47,8 @@ $schema$;
 REVOKE ALL ON public.rule_cdc_server_aliases FROM PUBLIC;
 REVOKE ALL ON SEQUENCE public.rule_cdc_server_aliases_alias_id_seq FROM PUBLIC;
 
-CALL public.rule_cdc_grant('walhook_streamer', 'SELECT, INSERT, DELETE', ARRAY['rule_cdc_server_aliases']);
-CALL public.rule_cdc_grant('walhook_operator', 'SELECT', ARRAY['rule_cdc_server_aliases']);
+CALL walhook.rule_cdc_grant('walhook_streamer', 'SELECT, INSERT, DELETE', ARRAY['rule_cdc_server_aliases']);
+CALL walhook.rule_cdc_grant('walhook_operator', 'SELECT', ARRAY['rule_cdc_server_aliases']);
 
 INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('015', 'walhook: aliases of NATS servers')

@@ -31,17 +31,17 @@ BEGIN
 END
 $schema$;
 
-CALL public.rule_cdc_functions_open(ARRAY[]::text[]);
+CALL walhook.rule_cdc_functions_open(ARRAY[]::text[]);
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_template_problem(p_template TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_template_problem(p_template TEXT)
 RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE WHEN named.subject ~ '[{}]' THEN 'it has a brace without its pair' ELSE public.rule_nats_subject_check(named.subject) END
     FROM (SELECT regexp_replace(p_template, '\{[^{}]*\}', 'x', 'g') AS subject) named
 $$;
-COMMENT ON FUNCTION public.rule_cdc_template_problem IS
+COMMENT ON FUNCTION walhook.rule_cdc_template_problem IS
     'walhook: why this cannot be the subject template of a link, whatever its table, or NULL where it can';
 
-CREATE OR REPLACE FUNCTION public.rule_nats_url_problem(p_url TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_nats_url_problem(p_url TEXT)
 RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     -- As src/nats/settings.rs reads it: one server or several with commas. The url is not shown, for it may hold a secret.
     SELECT CASE
@@ -55,10 +55,10 @@ RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, 
     END
     FROM (SELECT btrim(part) AS server FROM unnest(string_to_array(p_url, ',')) part) servers
 $$;
-COMMENT ON FUNCTION public.rule_nats_url_problem IS 'walhook: why this cannot be the url of a NATS server, or NULL where it can';
+COMMENT ON FUNCTION walhook.rule_nats_url_problem IS 'walhook: why this cannot be the url of a NATS server, or NULL where it can';
 
 -- With its owner's rights, for the functions it calls: it sees nothing but the row that it is given.
-CREATE OR REPLACE FUNCTION public.rule_cdc_row_problems(p_table TEXT, p_row JSONB)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_row_problems(p_table TEXT, p_row JSONB)
 RETURNS TABLE (columns TEXT[], problem TEXT, advice TEXT, remedy TEXT)
 LANGUAGE plpgsql IMMUTABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -86,7 +86,7 @@ BEGIN
         END IF;
         FOREACH v_column IN ARRAY ARRAY['method', 'headers', 'timeout_ms', 'max_retries'] LOOP
             columns := ARRAY[v_column];
-            problem := public.rule_webhook_problem(
+            problem := walhook.rule_webhook_problem(
                 CASE v_column WHEN 'method' THEN p_row ->> 'method' END,
                 CASE v_column WHEN 'headers' THEN nullif(p_row -> 'headers', 'null') END,
                 CASE v_column WHEN 'timeout_ms' THEN (p_row ->> 'timeout_ms')::integer END,
@@ -115,7 +115,7 @@ BEGIN
     ELSIF p_table = 'rule_webhook_links' THEN
         columns := '{subject_template}';
         v_text := p_row ->> 'subject_template';
-        problem := CASE WHEN v_text IS NOT NULL THEN public.rule_cdc_template_problem(v_text) END;
+        problem := CASE WHEN v_text IS NOT NULL THEN walhook.rule_cdc_template_problem(v_text) END;
         IF problem IS NOT NULL THEN
             problem := format('subject_template %s: %s', to_json(left(v_text, 200)), problem);
             advice := 'For example orders.{op}.{customer_id}; its tokens are {schema}, {table}, {op} and {a_column}. NULL is the subject of '
@@ -140,7 +140,7 @@ BEGIN
         END LOOP;
         columns := '{payload_column,message_id_column,headers_columns,operations,columns,include_old}';
         SELECT m.problem, m.advice INTO problem, advice
-        FROM public.rule_cdc_message_shape(
+        FROM walhook.rule_cdc_message_shape(
             ARRAY(SELECT jsonb_array_elements_text(CASE jsonb_typeof(p_row -> 'operations') WHEN 'array' THEN p_row -> 'operations' ELSE '[]' END)),
             CASE jsonb_typeof(p_row -> 'columns')
                 WHEN 'array' THEN ARRAY(SELECT jsonb_array_elements_text(p_row -> 'columns')) END,
@@ -152,7 +152,7 @@ BEGIN
         IF coalesce(nullif(p_row -> 'mask', 'null'), nullif(p_row -> 'rename', 'null')) IS NOT NULL THEN
             columns := '{mask,rename,payload_column}';
             SELECT m.problem, m.advice INTO problem, advice
-            FROM public.rule_cdc_mask_shape(nullif(p_row -> 'mask', 'null'), nullif(p_row -> 'rename', 'null'), -- made by 022
+            FROM walhook.rule_cdc_mask_shape(nullif(p_row -> 'mask', 'null'), nullif(p_row -> 'rename', 'null'), -- made by 022
                                             p_row ->> 'payload_column') m;
             IF problem IS NOT NULL THEN
                 RETURN NEXT;
@@ -167,9 +167,9 @@ BEGIN
             RETURN NEXT;
         END IF;
         FOR v_column, problem IN
-            SELECT 'nats_url', public.rule_nats_url_problem(p_row ->> 'nats_url')
+            SELECT 'nats_url', walhook.rule_nats_url_problem(p_row ->> 'nats_url')
             UNION ALL
-            SELECT 'nats_cluster_urls', public.rule_nats_url_problem(u.url)
+            SELECT 'nats_cluster_urls', walhook.rule_nats_url_problem(u.url)
             FROM jsonb_array_elements_text(CASE jsonb_typeof(p_row -> 'nats_cluster_urls') WHEN 'array' THEN p_row -> 'nats_cluster_urls'
                                                                                           ELSE '[]' END) u (url)
             WHERE u.url <> ''
@@ -182,8 +182,8 @@ BEGIN
         END LOOP;
         columns := '{stream_name}';
         v_text := nullif(p_row ->> 'stream_name', '');
-        IF v_text IS NOT NULL AND public.rule_nats_stream_name_problem(v_text) IS NOT NULL THEN
-            problem := public.rule_nats_stream_name_problem(v_text);
+        IF v_text IS NOT NULL AND walhook.rule_nats_stream_name_problem(v_text) IS NOT NULL THEN
+            problem := walhook.rule_nats_stream_name_problem(v_text);
             advice := 'A stream name has 1 to 255 characters, no space, dot, *, >, / or \ among them, and does not begin with KV_ or OBJ_.';
             RETURN NEXT;
         END IF;
@@ -215,7 +215,7 @@ BEGIN
 
     ELSIF p_table = 'rule_nats_streams' THEN
         columns := '{stream_name}';
-        problem := public.rule_nats_stream_name_problem(p_row ->> 'stream_name');
+        problem := walhook.rule_nats_stream_name_problem(p_row ->> 'stream_name');
         IF problem IS NOT NULL THEN
             advice := 'A stream name has 1 to 255 characters, no space, dot, *, >, / or \ among them, and does not begin with KV_ or OBJ_.';
             RETURN NEXT;
@@ -228,14 +228,14 @@ BEGIN
             advice := 'Name what the stream takes, as in {webhooks.>}.';
             RETURN NEXT;
         END IF;
-        SELECT format('its subject %s: %s', coalesce(to_json(left(s.subject, 200))::text, 'NULL'), public.rule_nats_pattern_problem(s.subject))
+        SELECT format('its subject %s: %s', coalesce(to_json(left(s.subject, 200))::text, 'NULL'), walhook.rule_nats_pattern_problem(s.subject))
         INTO problem
-        FROM unnest(v_subjects) s (subject) WHERE public.rule_nats_pattern_problem(s.subject) IS NOT NULL LIMIT 1;
+        FROM unnest(v_subjects) s (subject) WHERE walhook.rule_nats_pattern_problem(s.subject) IS NOT NULL LIMIT 1;
         IF NOT FOUND THEN
             SELECT format('its subjects %s and %s overlap', to_json(a.subject), to_json(b.subject)) INTO problem
             FROM unnest(v_subjects) WITH ORDINALITY a (subject, place)
             JOIN unnest(v_subjects) WITH ORDINALITY b (subject, place) ON a.place < b.place
-            WHERE public.rule_nats_subjects_overlap(a.subject, b.subject) LIMIT 1;
+            WHERE walhook.rule_nats_subjects_overlap(a.subject, b.subject) LIMIT 1;
         END IF;
         IF problem IS NOT NULL THEN
             advice := 'In a pattern * stands for one token, and > at the end for one or more; of two that overlap keep the wider one.';
@@ -284,11 +284,11 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_row_problems IS
+COMMENT ON FUNCTION walhook.rule_cdc_row_problems IS
     'walhook: what is wrong with a row of a configuration table, whatever else there is: the columns, what to write instead, and where there '
     'is one the statement that sets it right';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_row_suspect(p_table TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_row_suspect(p_table TEXT)
 RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     -- Ten thousand rows may be written at once, and are looked at every few seconds: nearly all show at a glance that they are good.
     SELECT format('(%s) IS NOT TRUE', CASE p_table
@@ -311,10 +311,10 @@ RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
             AND NEW.mask IS NULL AND NEW.rename IS NULL$when$
         ELSE 'false' END)
 $$;
-COMMENT ON FUNCTION public.rule_cdc_row_suspect IS
+COMMENT ON FUNCTION walhook.rule_cdc_row_suspect IS
     'walhook: the condition, as a trigger has it, that a row has to be looked at by rule_cdc_row_problems';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_row_named(p_table TEXT, p_row JSONB)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_row_named(p_table TEXT, p_row JSONB)
 RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE p_table
         WHEN 'rule_webhooks' THEN format('webhook %s (webhook_id %s)', to_json(left(p_row ->> 'webhook_name', 200)), p_row ->> 'webhook_id')
@@ -326,31 +326,31 @@ RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
                                                 p_row ->> 'webhook_id')
         ELSE format('stream %s (stream_id %s)', to_json(left(p_row ->> 'stream_name', 200)), p_row ->> 'stream_id') END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_row_named IS 'walhook: a row of a configuration table by name and id, for messages';
+COMMENT ON FUNCTION walhook.rule_cdc_row_named IS 'walhook: a row of a configuration table by name and id, for messages';
 
 -- With its owner's rights: whoever may write the row need not be allowed to call the functions that look at it.
-CREATE OR REPLACE FUNCTION public.rule_cdc_row_check()
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_row_check()
 RETURNS TRIGGER LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_new CONSTANT JSONB := to_jsonb(NEW);
     v_old CONSTANT JSONB := CASE TG_OP WHEN 'UPDATE' THEN to_jsonb(OLD) ELSE '{}' END;
     p RECORD;
 BEGIN
-    FOR p IN SELECT * FROM public.rule_cdc_row_problems(TG_TABLE_NAME, v_new) LOOP
+    FOR p IN SELECT * FROM walhook.rule_cdc_row_problems(TG_TABLE_NAME, v_new) LOOP
         -- What was wrong before hinders no change of another column.
         CONTINUE WHEN TG_OP = 'UPDATE' AND NOT EXISTS (SELECT FROM unnest(p.columns) c WHERE v_new -> c IS DISTINCT FROM v_old -> c);
-        RAISE EXCEPTION '%: %', public.rule_cdc_sayable(public.rule_cdc_row_named(TG_TABLE_NAME, v_new)),
-            public.rule_cdc_sayable(p.problem)
+        RAISE EXCEPTION '%: %', walhook.rule_cdc_sayable(walhook.rule_cdc_row_named(TG_TABLE_NAME, v_new)),
+            walhook.rule_cdc_sayable(p.problem)
             USING ERRCODE = 'check_violation', HINT = p.advice, SCHEMA = 'public', TABLE = TG_TABLE_NAME, COLUMN = p.columns[1],
                   CONSTRAINT = TG_NAME;
     END LOOP;
     RETURN NEW;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_row_check IS
+COMMENT ON FUNCTION walhook.rule_cdc_row_check IS
     'walhook: trigger of the configuration tables: refuses a row that walhook cannot use';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_check_rows()
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_check_rows()
 RETURNS TABLE (name TEXT, severity TEXT, object TEXT, problem TEXT, remedy TEXT)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -358,19 +358,19 @@ DECLARE
 BEGIN
     FOREACH v_table IN ARRAY ARRAY['rule_webhooks', 'rule_webhook_links', 'rule_nats_config', 'rule_nats_streams'] LOOP
         RETURN QUERY EXECUTE format(
-            'SELECT ''row_invalid'', CASE WHEN r.enabled IS FALSE THEN ''note'' ELSE ''error'' END, public.rule_cdc_row_named(%1$L, to_jsonb(r)),
+            'SELECT ''row_invalid'', CASE WHEN r.enabled IS FALSE THEN ''note'' ELSE ''error'' END, walhook.rule_cdc_row_named(%1$L, to_jsonb(r)),
                     p.problem || coalesce(''. '' || rtrim(p.advice, ''.''), ''''), p.remedy
-             FROM public.%1$I r, public.rule_cdc_row_problems(%1$L, to_jsonb(r)) p WHERE %2$s ORDER BY 3',
-            v_table, replace(public.rule_cdc_row_suspect(v_table), 'NEW.', 'r.'));
+             FROM public.%1$I r, walhook.rule_cdc_row_problems(%1$L, to_jsonb(r)) p WHERE %2$s ORDER BY 3',
+            v_table, replace(walhook.rule_cdc_row_suspect(v_table), 'NEW.', 'r.'));
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_check_rows IS
+COMMENT ON FUNCTION walhook.rule_cdc_check_rows IS
     'walhook: the part of rule_cdc_check about configuration rows that walhook cannot use: rows from before their columns were checked, or '
     'that were written with triggers off';
 
 -- Each function of walhook names its search_path. One that was replaced by a later file of somebody else keeps the comment, and loses that.
-CREATE OR REPLACE FUNCTION public.rule_cdc_check_functions()
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_check_functions()
 RETURNS TABLE (name TEXT, severity TEXT, object TEXT, problem TEXT, remedy TEXT)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT 'function_replaced', 'error', format('function %s', f.signature),
@@ -379,20 +379,20 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
                 ELSE 'another SQL file has added this function beside walhook''s of the same name, so that calls may be ambiguous'
            END, CASE WHEN NOT f.is_ours THEN format('DROP ROUTINE %s;', f.signature) END
     FROM (
-        SELECT p.oid::regprocedure::text AS signature, p.proname, p.proconfig, k.is_ours
+        SELECT p.oid::regprocedure::text AS signature, p.proname, p.pronamespace, p.proconfig, k.is_ours
         FROM pg_proc p
         CROSS JOIN LATERAL (SELECT coalesce(obj_description(p.oid, 'pg_proc'), '') LIKE 'walhook:%' AS is_ours) k
-        WHERE p.pronamespace = 'public'::regnamespace AND p.proname ~ '^rule_(webhook|nats|cdc)'
+        WHERE p.pronamespace IN ('public'::regnamespace, 'walhook'::regnamespace) AND p.proname ~ '^rule_(webhook|nats|cdc)'
     ) f
     WHERE f.is_ours AND NOT EXISTS (SELECT FROM unnest(f.proconfig) setting WHERE setting LIKE 'search_path=%')
-       OR NOT f.is_ours AND EXISTS (SELECT FROM pg_proc o WHERE o.proname = f.proname AND o.pronamespace = 'public'::regnamespace
+       OR NOT f.is_ours AND EXISTS (SELECT FROM pg_proc o WHERE o.proname = f.proname AND o.pronamespace = f.pronamespace
                                                             AND obj_description(o.oid, 'pg_proc') LIKE 'walhook:%')
     ORDER BY 3
 $$;
-COMMENT ON FUNCTION public.rule_cdc_check_functions IS
+COMMENT ON FUNCTION walhook.rule_cdc_check_functions IS
     'walhook: the part of rule_cdc_check about functions that another SQL file has replaced or added since setup';
 
-CALL public.rule_cdc_functions_close();
+CALL walhook.rule_cdc_functions_close();
 
 -- Once: a trigger waits for those who write into its table.
 DO $triggers$
@@ -412,30 +412,30 @@ BEGIN
     LOOP
         IF NOT EXISTS (SELECT FROM pg_trigger t
                        WHERE t.tgrelid = format('public.%I', v_table)::regclass AND t.tgname = 'walhook_row_check'
-                         AND t.tgfoid = 'public.rule_cdc_row_check()'::regprocedure AND t.tgenabled <> 'D'
+                         AND t.tgfoid = 'walhook.rule_cdc_row_check()'::regprocedure AND t.tgenabled <> 'D'
                          -- That of an earlier version looks at fewer columns.
                          AND cardinality(t.tgattr::int2[]) = cardinality(string_to_array(v_columns, ',')))
         THEN
             EXECUTE format('DROP TRIGGER IF EXISTS walhook_row_check ON public.%I', v_table);
             EXECUTE format('CREATE TRIGGER walhook_row_check BEFORE INSERT OR UPDATE OF %s ON public.%I FOR EACH ROW '
-                           'WHEN (%s) EXECUTE FUNCTION public.rule_cdc_row_check()', v_columns, v_table,
-                           public.rule_cdc_row_suspect(v_table));
+                           'WHEN (%s) EXECUTE FUNCTION walhook.rule_cdc_row_check()', v_columns, v_table,
+                           walhook.rule_cdc_row_suspect(v_table));
             EXECUTE format('COMMENT ON TRIGGER walhook_row_check ON public.%I IS ''walhook: refuses rows that walhook cannot use''', v_table);
         END IF;
     END LOOP;
 END
 $triggers$;
 
-CALL public.rule_cdc_grant_functions('walhook_operator', '^(rule_cdc_check_(rows|functions)|rule_cdc_row_(problems|named|suspect|check)|rule_cdc_(sayable|quoted|template_problem)|rule_nats_url_problem)$');
-CALL public.rule_cdc_grant_functions('walhook_streamer', '^rule_cdc_(check_(rows|functions)|row_(problems|named|suspect)|sayable|quoted)$');
+CALL walhook.rule_cdc_grant_functions('walhook_operator', '^(rule_cdc_check_(rows|functions)|rule_cdc_row_(problems|named|suspect|check)|rule_cdc_(sayable|quoted|template_problem)|rule_nats_url_problem)$');
+CALL walhook.rule_cdc_grant_functions('walhook_streamer', '^rule_cdc_(check_(rows|functions)|row_(problems|named|suspect)|sayable|quoted)$');
 
 -- Rows from before stay; walhook sets their events aside, and this says why.
 DO $before$
 DECLARE
     f RECORD;
 BEGIN
-    FOR f IN SELECT * FROM public.rule_cdc_check_rows() c LIMIT 20 LOOP
-        RAISE WARNING '%: %', public.rule_cdc_sayable(f.object), public.rule_cdc_sayable(f.problem)
+    FOR f IN SELECT * FROM walhook.rule_cdc_check_rows() c LIMIT 20 LOOP
+        RAISE WARNING '%: %', walhook.rule_cdc_sayable(f.object), walhook.rule_cdc_sayable(f.problem)
             USING HINT = coalesce(f.remedy, 'SELECT * FROM rule_cdc_check(); lists all such rows.');
     END LOOP;
 END

@@ -10,7 +10,7 @@ SET search_path = pg_catalog, pg_temp;
 SET quote_all_identifiers = off;
 SET standard_conforming_strings = on;
 
-CALL public.rule_cdc_functions_open(ARRAY[]::text[]);
+CALL walhook.rule_cdc_functions_open(ARRAY[]::text[]);
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_link_outbox(
     p_webhook INTEGER,
@@ -41,16 +41,16 @@ BEGIN
         ORDER BY l.link_id LIMIT 1;
         IF FOUND THEN
             RAISE EXCEPTION 'cannot link % to webhook % as an outbox: the messages of %, which is linked to it, have payload_format %',
-                public.rule_cdc_sayable(coalesce(p_table::text, 'NULL')), public.rule_cdc_quoted(v_webhook.webhook_name),
-                public.rule_cdc_sayable(v_other), public.rule_cdc_quoted(v_webhook.payload_format)
+                walhook.rule_cdc_sayable(coalesce(p_table::text, 'NULL')), walhook.rule_cdc_quoted(v_webhook.webhook_name),
+                walhook.rule_cdc_sayable(v_other), walhook.rule_cdc_quoted(v_webhook.payload_format)
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = public.rule_cdc_sayable(
+                HINT = walhook.rule_cdc_sayable(
                     format('UPDATE rule_webhooks SET payload_format = ''data'' WHERE webhook_id = %s; changes those messages too. Or '
                            'register a webhook for the outbox alone.', p_webhook));
         END IF;
         UPDATE public.rule_webhooks SET payload_format = 'data' WHERE webhook_id = p_webhook;
         RAISE NOTICE 'webhook % has payload_format data now, so that a message is the column as it is',
-            public.rule_cdc_quoted(v_webhook.webhook_name);
+            walhook.rule_cdc_quoted(v_webhook.webhook_name);
     END IF;
     RETURN public.rule_webhook_link_table(
         p_webhook, p_table, '{insert}', coalesce(p_subject_template, 'outbox.event.{' || p_aggregate_type_column || '}'),
@@ -79,16 +79,16 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_link_outbox(
     p_publication TEXT DEFAULT 'walhook',
     p_trace_column TEXT DEFAULT NULL
 ) RETURNS INTEGER LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    SELECT public.rule_webhook_link_outbox(public.rule_cdc_webhook_id(p_webhook), p_table, p_subject_template, p_id_column,
+    SELECT public.rule_webhook_link_outbox(walhook.rule_cdc_webhook_id(p_webhook), p_table, p_subject_template, p_id_column,
                                            p_aggregate_type_column, p_aggregate_id_column, p_type_column, p_payload_column, p_filter,
                                            p_publication, p_trace_column)
 $$;
 COMMENT ON FUNCTION public.rule_webhook_link_outbox(TEXT, REGCLASS, TEXT, TEXT, TEXT, TEXT, TEXT, TEXT, JSONB, TEXT, TEXT) IS
     'walhook: the same, by the webhook''s name';
 
-CALL public.rule_cdc_functions_close();
+CALL walhook.rule_cdc_functions_close();
 
-CALL public.rule_cdc_grant_functions('walhook_operator', '^rule_webhook_link_outbox$');
+CALL walhook.rule_cdc_grant_functions('walhook_operator', '^rule_webhook_link_outbox$');
 
 INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('018', 'walhook: outbox tables, whose messages are columns')

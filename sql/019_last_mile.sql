@@ -70,31 +70,31 @@ COMMENT ON COLUMN public.rule_nats_dead_letters.origin IS
 COMMENT ON COLUMN public.rule_nats_dead_letters.retried_call IS
     'origin queue: call_id in rule_webhook_calls of the retry; rule_webhook_call_status tells what became of it';
 
-CREATE TABLE IF NOT EXISTS public.rule_webhook_limits (
+CREATE TABLE IF NOT EXISTS walhook.rule_webhook_limits (
     webhook_id INTEGER PRIMARY KEY REFERENCES public.rule_webhooks (webhook_id) ON DELETE CASCADE,
     next_call_at TIMESTAMPTZ NOT NULL DEFAULT '-infinity',
     rate NUMERIC,
     paused_until TIMESTAMPTZ,
     paused_url_hash BIGINT
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE public.rule_webhook_limits IS
+COMMENT ON TABLE walhook.rule_webhook_limits IS
     'What the workers of a webhook share: a row for each webhook with a limit, a Retry-After of the queue, or calls of the queue in order. '
     'Written by walhook deliver. Never published, never linkable';
-COMMENT ON COLUMN public.rule_webhook_limits.next_call_at IS
+COMMENT ON COLUMN walhook.rule_webhook_limits.next_call_at IS
     'rate_limit_per_second: all starts of calls before this moment are taken';
-COMMENT ON COLUMN public.rule_webhook_limits.rate IS 'The rate_limit_per_second by which next_call_at was computed. If it changes, walhook computes next_call_at again';
-COMMENT ON COLUMN public.rule_webhook_limits.paused_until IS
+COMMENT ON COLUMN walhook.rule_webhook_limits.rate IS 'The rate_limit_per_second by which next_call_at was computed. If it changes, walhook computes next_call_at again';
+COMMENT ON COLUMN walhook.rule_webhook_limits.paused_until IS
     'walhook deliver --queue: the receiver has asked for no calls until then (Retry-After)';
-COMMENT ON COLUMN public.rule_webhook_limits.paused_url_hash IS 'Of the url that has asked for it: another one is called at once';
+COMMENT ON COLUMN walhook.rule_webhook_limits.paused_url_hash IS 'Of the url that has asked for it: another one is called at once';
 
-CREATE TABLE IF NOT EXISTS public.rule_webhook_limit_holders (
+CREATE TABLE IF NOT EXISTS walhook.rule_webhook_limit_holders (
     webhook_id INTEGER REFERENCES public.rule_webhooks (webhook_id) ON DELETE CASCADE,
     worker TEXT,
     calls INTEGER NOT NULL,
     held_until TIMESTAMPTZ NOT NULL,
     PRIMARY KEY (webhook_id, worker)
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE public.rule_webhook_limit_holders IS
+COMMENT ON TABLE walhook.rule_webhook_limit_holders IS
     'How the workers share max_in_flight: each holds so many calls until then, and prolongs this. What a killed worker held is free again '
     'afterwards. Written by walhook deliver. Never published, never linkable';
 
@@ -109,13 +109,13 @@ END IF;
 END
 $schema$;
 
-REVOKE ALL ON public.rule_webhook_limits, public.rule_webhook_limit_holders FROM PUBLIC;
+REVOKE ALL ON walhook.rule_webhook_limits, walhook.rule_webhook_limit_holders FROM PUBLIC;
 
-CALL public.rule_cdc_functions_open(ARRAY[]::text[]);
+CALL walhook.rule_cdc_functions_open(ARRAY[]::text[]);
 
 -- ------------------------------------------------------------------------------------------------ what a webhook's row may say
 
-CREATE OR REPLACE FUNCTION public.rule_webhook_signature_problem(p_template JSONB)
+CREATE OR REPLACE FUNCTION walhook.rule_webhook_signature_problem(p_template JSONB)
 RETURNS TEXT LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_key TEXT;
@@ -164,10 +164,10 @@ BEGIN
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION public.rule_webhook_signature_problem IS
+COMMENT ON FUNCTION walhook.rule_webhook_signature_problem IS
     'walhook: why this cannot be a webhook''s signature_template, or NULL where it can';
 
-CREATE OR REPLACE FUNCTION public.rule_webhook_oauth2_problem(p_oauth2 JSONB)
+CREATE OR REPLACE FUNCTION walhook.rule_webhook_oauth2_problem(p_oauth2 JSONB)
 RETURNS TEXT LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_key TEXT;
@@ -207,11 +207,11 @@ BEGIN
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION public.rule_webhook_oauth2_problem IS
+COMMENT ON FUNCTION walhook.rule_webhook_oauth2_problem IS
     'walhook: why this cannot be a webhook''s oauth2, or NULL where it can';
 
 -- With its owner's rights: a role that may write the row need not be allowed to call the functions that look at it.
-CREATE OR REPLACE FUNCTION public.rule_webhook_receiver_check()
+CREATE OR REPLACE FUNCTION walhook.rule_webhook_receiver_check()
 RETURNS TRIGGER LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_problem TEXT;
@@ -219,26 +219,26 @@ DECLARE
     v_hint TEXT := 'For example {"header": "X-Signature", "content": "{timestamp}.{body}", "value": "t={timestamp},{signatures}", '
                    '"signature": "v1={hex}", "separator": ","}.';
 BEGIN
-    v_problem := public.rule_webhook_signature_problem(NEW.signature_template);
+    v_problem := walhook.rule_webhook_signature_problem(NEW.signature_template);
     IF v_problem IS NULL THEN
         v_column := 'oauth2';
         v_hint := 'SELECT rule_webhook_oauth2_set(webhook_id, token_url, client_id, client_secret, scope); writes it.';
-        v_problem := public.rule_webhook_oauth2_problem(NEW.oauth2);
+        v_problem := walhook.rule_webhook_oauth2_problem(NEW.oauth2);
     END IF;
     IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'webhook % (webhook_id %): %: %', public.rule_cdc_quoted(NEW.webhook_name), NEW.webhook_id, v_column,
-            public.rule_cdc_sayable(v_problem)
+        RAISE EXCEPTION 'webhook % (webhook_id %): %: %', walhook.rule_cdc_quoted(NEW.webhook_name), NEW.webhook_id, v_column,
+            walhook.rule_cdc_sayable(v_problem)
             USING ERRCODE = 'check_violation', HINT = v_hint, SCHEMA = 'public', TABLE = TG_TABLE_NAME, COLUMN = v_column,
                   CONSTRAINT = TG_NAME;
     END IF;
     RETURN NEW;
 END
 $$;
-COMMENT ON FUNCTION public.rule_webhook_receiver_check IS
+COMMENT ON FUNCTION walhook.rule_webhook_receiver_check IS
     'walhook: trigger of rule_webhooks: refuses a signature_template or an oauth2 that walhook deliver cannot use';
 
 -- With its owner's rights, as rule_webhook_secret_changed.
-CREATE OR REPLACE FUNCTION public.rule_webhook_certificate_set()
+CREATE OR REPLACE FUNCTION walhook.rule_webhook_certificate_set()
 RETURNS TRIGGER LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     -- Never back to false: a certificate that is missing must not pass for one that is not wanted.
@@ -246,7 +246,7 @@ BEGIN
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION public.rule_webhook_certificate_set IS
+COMMENT ON FUNCTION walhook.rule_webhook_certificate_set IS
     'walhook: trigger of rule_webhook_secrets: notes in the webhook''s row that it is called with a client certificate';
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_oauth2_set(
@@ -283,7 +283,7 @@ COMMENT ON FUNCTION public.rule_webhook_oauth2_set IS
 
 -- ------------------------------------------------------------------------------------------------ limits that workers share
 
-CREATE OR REPLACE FUNCTION public.rule_webhook_limit_starts(p_webhook_id INTEGER, p_calls INTEGER)
+CREATE OR REPLACE FUNCTION walhook.rule_webhook_limit_starts(p_webhook_id INTEGER, p_calls INTEGER)
 RETURNS TABLE (first_us DOUBLE PRECISION, interval_us DOUBLE PRECISION)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -296,22 +296,22 @@ BEGIN
         RETURN QUERY SELECT 0::double precision, 0::double precision;
         RETURN;
     END IF;
-    INSERT INTO public.rule_webhook_limits (webhook_id) VALUES (p_webhook_id) ON CONFLICT DO NOTHING;
+    INSERT INTO walhook.rule_webhook_limits (webhook_id) VALUES (p_webhook_id) ON CONFLICT DO NOTHING;
     SELECT CASE WHEN l.rate = v_rate THEN l.next_call_at ELSE '-infinity' END INTO v_next
-    FROM public.rule_webhook_limits l WHERE l.webhook_id = p_webhook_id FOR UPDATE;
+    FROM walhook.rule_webhook_limits l WHERE l.webhook_id = p_webhook_id FOR UPDATE;
     -- Read behind the lock: a worker that waited for it begins no sooner than now.
     v_first := greatest(v_next, clock_timestamp());
-    UPDATE public.rule_webhook_limits l
+    UPDATE walhook.rule_webhook_limits l
     SET next_call_at = v_first + make_interval(secs => (p_calls / v_rate)::double precision), rate = v_rate
     WHERE l.webhook_id = p_webhook_id;
     RETURN QUERY SELECT (extract(epoch FROM v_first - clock_timestamp()) * 1e6)::double precision, (1e6 / v_rate)::double precision;
 END
 $$;
-COMMENT ON FUNCTION public.rule_webhook_limit_starts IS
+COMMENT ON FUNCTION walhook.rule_webhook_limit_starts IS
     'walhook: for walhook deliver: takes the starts of so many calls by rate_limit_per_second, evenly spaced and no other worker''s: how '
     'long until the first, and from each to the next, in microseconds';
 
-CREATE OR REPLACE FUNCTION public.rule_webhook_limit_calls(
+CREATE OR REPLACE FUNCTION walhook.rule_webhook_limit_calls(
     p_webhook_id INTEGER,
     p_worker TEXT,
     p_wanted INTEGER,
@@ -328,28 +328,28 @@ DECLARE
 BEGIN
     SELECT w.max_in_flight INTO v_limit FROM public.rule_webhooks w WHERE w.webhook_id = p_webhook_id;
     IF v_limit IS NULL THEN
-        DELETE FROM public.rule_webhook_limit_holders h WHERE h.webhook_id = p_webhook_id AND h.worker = p_worker;
+        DELETE FROM walhook.rule_webhook_limit_holders h WHERE h.webhook_id = p_webhook_id AND h.worker = p_worker;
         RETURN NULL;
     END IF;
-    INSERT INTO public.rule_webhook_limits (webhook_id) VALUES (p_webhook_id) ON CONFLICT DO NOTHING;
-    PERFORM FROM public.rule_webhook_limits l WHERE l.webhook_id = p_webhook_id FOR UPDATE;
-    DELETE FROM public.rule_webhook_limit_holders h WHERE h.webhook_id = p_webhook_id AND h.held_until <= clock_timestamp();
+    INSERT INTO walhook.rule_webhook_limits (webhook_id) VALUES (p_webhook_id) ON CONFLICT DO NOTHING;
+    PERFORM FROM walhook.rule_webhook_limits l WHERE l.webhook_id = p_webhook_id FOR UPDATE;
+    DELETE FROM walhook.rule_webhook_limit_holders h WHERE h.webhook_id = p_webhook_id AND h.held_until <= clock_timestamp();
     -- A worker whose time was over holds nothing any more, whatever it says: its calls have ended by then.
     SELECT least(h.calls, p_held) INTO v_held
-    FROM public.rule_webhook_limit_holders h WHERE h.webhook_id = p_webhook_id AND h.worker = p_worker;
+    FROM walhook.rule_webhook_limit_holders h WHERE h.webhook_id = p_webhook_id AND h.worker = p_worker;
     v_held := coalesce(v_held, 0);
     SELECT coalesce(sum(h.calls), 0), count(*), count(*) FILTER (WHERE h.worker < p_worker) INTO v_others, v_workers, v_before
-    FROM public.rule_webhook_limit_holders h WHERE h.webhook_id = p_webhook_id AND h.worker <> p_worker;
+    FROM walhook.rule_webhook_limit_holders h WHERE h.webhook_id = p_webhook_id AND h.worker <> p_worker;
     -- Each worker its share, of which the first ones have the rest.
     v_target := v_limit / (v_workers + 1) + (v_before < v_limit % (v_workers + 1))::integer;
     v_target := greatest(0, least(v_target, p_wanted, v_limit - v_others));
-    INSERT INTO public.rule_webhook_limit_holders AS h (webhook_id, worker, calls, held_until)
+    INSERT INTO walhook.rule_webhook_limit_holders AS h (webhook_id, worker, calls, held_until)
     VALUES (p_webhook_id, p_worker, greatest(v_held, v_target), clock_timestamp() + make_interval(secs => p_lease_ms / 1000.0))
     ON CONFLICT (webhook_id, worker) DO UPDATE SET calls = excluded.calls, held_until = excluded.held_until;
     RETURN v_target;
 END
 $$;
-COMMENT ON FUNCTION public.rule_webhook_limit_calls IS
+COMMENT ON FUNCTION walhook.rule_webhook_limit_calls IS
     'walhook: for walhook deliver: how many calls of max_in_flight this worker may run from now on, so that all workers together run no '
     'more. p_held: how many it may run or still runs; it holds those until it asks again. NULL: there is no limit';
 
@@ -364,7 +364,7 @@ BEGIN
             USING ERRCODE = 'null_value_not_allowed', HINT = 'SELECT rule_nats_dead_letters_retry(now() - interval ''2 hours''); '
                 '''-infinity'' means all.';
     ELSIF p_webhook_name IS NOT NULL AND NOT EXISTS (SELECT FROM public.rule_webhooks w WHERE w.webhook_name = p_webhook_name) THEN
-        RAISE EXCEPTION 'there is no webhook %', public.rule_cdc_quoted(p_webhook_name)
+        RAISE EXCEPTION 'there is no webhook %', walhook.rule_cdc_quoted(p_webhook_name)
             USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); lists the webhooks.';
     END IF;
     FOR v_id IN
@@ -384,30 +384,30 @@ COMMENT ON FUNCTION public.rule_nats_dead_letters_retry IS
     'walhook: retries all dead letters written since then, of one webhook or of all, as rule_nats_dead_letter_retry does, in this transaction: '
     'all or none. Returns how many';
 
-CALL public.rule_cdc_functions_close();
+CALL walhook.rule_cdc_functions_close();
 
 -- Once: a trigger waits for those who write into its table.
 DO $triggers$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_trigger t
                    WHERE t.tgrelid = 'public.rule_webhooks'::regclass AND t.tgname = 'walhook_receiver_check'
-                     AND t.tgfoid = 'public.rule_webhook_receiver_check()'::regprocedure AND t.tgenabled <> 'D')
+                     AND t.tgfoid = 'walhook.rule_webhook_receiver_check()'::regprocedure AND t.tgenabled <> 'D')
     THEN
         DROP TRIGGER IF EXISTS walhook_receiver_check ON public.rule_webhooks;
         CREATE TRIGGER walhook_receiver_check BEFORE INSERT OR UPDATE OF signature_template, oauth2 ON public.rule_webhooks
             FOR EACH ROW WHEN (NEW.signature_template IS NOT NULL OR NEW.oauth2 IS NOT NULL)
-            EXECUTE FUNCTION public.rule_webhook_receiver_check();
+            EXECUTE FUNCTION walhook.rule_webhook_receiver_check();
         COMMENT ON TRIGGER walhook_receiver_check ON public.rule_webhooks IS
             'walhook: refuses a signature_template or an oauth2 that walhook deliver cannot use';
     END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger t
                    WHERE t.tgrelid = 'public.rule_webhook_secrets'::regclass AND t.tgname = 'walhook_certificate_set'
-                     AND t.tgfoid = 'public.rule_webhook_certificate_set()'::regprocedure AND t.tgenabled <> 'D')
+                     AND t.tgfoid = 'walhook.rule_webhook_certificate_set()'::regprocedure AND t.tgenabled <> 'D')
     THEN
         DROP TRIGGER IF EXISTS walhook_certificate_set ON public.rule_webhook_secrets;
         CREATE TRIGGER walhook_certificate_set AFTER INSERT OR UPDATE ON public.rule_webhook_secrets
             FOR EACH ROW WHEN (NEW.secret_name IN ('tls_certificate', 'tls_key'))
-            EXECUTE FUNCTION public.rule_webhook_certificate_set();
+            EXECUTE FUNCTION walhook.rule_webhook_certificate_set();
         COMMENT ON TRIGGER walhook_certificate_set ON public.rule_webhook_secrets IS
             'walhook: notes in the webhook''s row that it is called with a client certificate';
     END IF;
@@ -422,12 +422,12 @@ BEGIN
         VALUES ('walhook_worker', 'SELECT, INSERT, UPDATE, DELETE', ARRAY['rule_webhook_limits', 'rule_webhook_limit_holders']),
                ('walhook_operator', 'SELECT, DELETE', ARRAY['rule_webhook_limits', 'rule_webhook_limit_holders'])
     LOOP
-        CALL public.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
+        CALL walhook.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
     END LOOP;
-    CALL public.rule_cdc_grant_functions('walhook_operator',
+    CALL walhook.rule_cdc_grant_functions('walhook_operator',
         '^rule_webhook_(limit_starts|limit_calls|signature_problem|oauth2_problem|oauth2_set|receiver_check|certificate_set)$'
         '|^rule_nats_dead_letters_retry$');
-    CALL public.rule_cdc_grant_functions('walhook_worker', '^rule_webhook_(limit_starts|limit_calls)$');
+    CALL walhook.rule_cdc_grant_functions('walhook_worker', '^rule_webhook_(limit_starts|limit_calls)$');
 END
 $grants$;
 

@@ -37,7 +37,7 @@ COMMENT ON COLUMN public.rule_nats_publish_history.expires_at IS
 END
 $schema$;
 
-CALL public.rule_cdc_functions_open(ARRAY[]::text[]);
+CALL walhook.rule_cdc_functions_open(ARRAY[]::text[]);
 
 -- ------------------------------------------------------------------------------------------------------------ partitions
 
@@ -54,7 +54,7 @@ COMMENT ON FUNCTION public.rule_nats_history_partitions IS
     'walhook: the partitions of rule_nats_publish_history with their days (UTC, yyyymmdd), the oldest first';
 
 -- With its owner's rights: the streamer owns no table.
-CREATE OR REPLACE FUNCTION public.rule_nats_history_make(p_at TIMESTAMPTZ DEFAULT now(), OUT made TEXT, OUT problem TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_nats_history_make(p_at TIMESTAMPTZ DEFAULT now(), OUT made TEXT, OUT problem TEXT)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s' AS $$
 DECLARE
     v_day CONSTANT TEXT := to_char(p_at AT TIME ZONE 'UTC', 'YYYYMMDD');
@@ -104,7 +104,7 @@ EXCEPTION WHEN OTHERS THEN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION public.rule_nats_history_make IS
+COMMENT ON FUNCTION walhook.rule_nats_history_make IS
     'walhook: the streamer''s: makes the partition of rule_nats_publish_history for a day if it is missing, or says why it cannot';
 
 -- With its owner's rights, as above.
@@ -162,7 +162,7 @@ COMMENT ON FUNCTION public.rule_nats_cleanup_expired IS
     'the streamer does so by itself, and lets rows of a partition wait for its last one';
 
 -- What the foreign key of the table does for its own rows.
-CREATE OR REPLACE FUNCTION public.rule_nats_history_webhook_deleted()
+CREATE OR REPLACE FUNCTION walhook.rule_nats_history_webhook_deleted()
 RETURNS TRIGGER LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_partition REGCLASS;
@@ -177,7 +177,7 @@ BEGIN
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION public.rule_nats_history_webhook_deleted IS
+COMMENT ON FUNCTION walhook.rule_nats_history_webhook_deleted IS
     'walhook: trigger of rule_webhooks: deletes the history of webhooks that are deleted from its partitions';
 
 DO $trigger$
@@ -186,14 +186,14 @@ BEGIN
                    WHERE tgrelid = 'public.rule_webhooks'::regclass AND tgname = 'rule_nats_history_webhook_deleted') THEN
         CREATE TRIGGER rule_nats_history_webhook_deleted AFTER DELETE ON public.rule_webhooks
             REFERENCING OLD TABLE AS gone
-            FOR EACH STATEMENT EXECUTE FUNCTION public.rule_nats_history_webhook_deleted();
+            FOR EACH STATEMENT EXECUTE FUNCTION walhook.rule_nats_history_webhook_deleted();
     END IF;
 END
 $trigger$;
 
 -- ------------------------------------------------------------------------------------------------ writing, by the streamer
 
-CREATE OR REPLACE FUNCTION public.rule_nats_history_open()
+CREATE OR REPLACE FUNCTION walhook.rule_nats_history_open()
 RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     -- As the history has them, but that jsonb comes as its binary form, the version 1 and then the text: so what cannot be a jsonb
@@ -217,10 +217,10 @@ BEGIN
     ) ON COMMIT DELETE ROWS;
 END
 $$;
-COMMENT ON FUNCTION public.rule_nats_history_open IS
+COMMENT ON FUNCTION walhook.rule_nats_history_open IS
     'walhook: the streamer''s: makes the session''s temporary table into which it copies rows of the history';
 
-CREATE OR REPLACE FUNCTION public.rule_nats_history_json(p_text TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_nats_history_json(p_text TEXT)
 RETURNS JSONB LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN p_text::jsonb;
@@ -229,11 +229,11 @@ EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
     RETURN jsonb_build_object('unstorable', SQLERRM);
 END
 $$;
-COMMENT ON FUNCTION public.rule_nats_history_json IS
+COMMENT ON FUNCTION walhook.rule_nats_history_json IS
     'walhook: the streamer''s: a payload as jsonb, or {"unstorable": why} where it cannot be one';
 
 -- With its owner's rights: a lock on a row asks for more than SELECT.
-CREATE OR REPLACE FUNCTION public.rule_nats_history_missing(p_webhooks INTEGER[])
+CREATE OR REPLACE FUNCTION walhook.rule_nats_history_missing(p_webhooks INTEGER[])
 RETURNS INTEGER[] LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     -- As a foreign key does for each row: until the end of the transaction nobody deletes them.
@@ -242,10 +242,10 @@ BEGIN
                  WHERE NOT EXISTS (SELECT FROM public.rule_webhooks w WHERE w.webhook_id = p.id));
 END
 $$;
-COMMENT ON FUNCTION public.rule_nats_history_missing IS
+COMMENT ON FUNCTION walhook.rule_nats_history_missing IS
     'walhook: the streamer''s: keeps these webhooks from being deleted until the end of the transaction; which of them do not exist';
 
-CREATE OR REPLACE FUNCTION public.rule_nats_history_target(p_now TIMESTAMPTZ DEFAULT now())
+CREATE OR REPLACE FUNCTION walhook.rule_nats_history_target(p_now TIMESTAMPTZ DEFAULT now())
 RETURNS REGCLASS LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT coalesce(
         (SELECT p.partition FROM public.rule_nats_history_partitions() p
@@ -253,24 +253,24 @@ RETURNS REGCLASS LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
            AND has_table_privilege(p.partition, 'UPDATE') AND has_table_privilege(p.partition, 'SELECT')),
         'public.rule_nats_publish_history'::regclass)
 $$;
-COMMENT ON FUNCTION public.rule_nats_history_target IS
+COMMENT ON FUNCTION walhook.rule_nats_history_target IS
     'walhook: the streamer''s: the table that rows of the history go into: the partition of the day, or where there is none that '
     'it may write into, rule_nats_publish_history itself';
 
-CREATE OR REPLACE FUNCTION public.rule_nats_history_begin(p_webhooks INTEGER[], OUT target TEXT, OUT missing INTEGER[])
+CREATE OR REPLACE FUNCTION walhook.rule_nats_history_begin(p_webhooks INTEGER[], OUT target TEXT, OUT missing INTEGER[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     target := (SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-               WHERE c.oid = public.rule_nats_history_target());
+               WHERE c.oid = walhook.rule_nats_history_target());
     -- Before the webhooks: who holds a lock on the table may delete one of them next.
     EXECUTE format('LOCK TABLE ONLY %s IN ROW EXCLUSIVE MODE', target);
-    missing := public.rule_nats_history_missing(p_webhooks);
+    missing := walhook.rule_nats_history_missing(p_webhooks);
 END
 $$;
-COMMENT ON FUNCTION public.rule_nats_history_begin IS
+COMMENT ON FUNCTION walhook.rule_nats_history_begin IS
     'walhook: the streamer''s: begins to write rows of the history about these webhooks: into which table, and which webhooks do not exist';
 
-CREATE OR REPLACE FUNCTION public.rule_nats_history_written(p_source TEXT, p_slot TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_nats_history_written(p_source TEXT, p_slot TEXT)
 RETURNS TEXT LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     v_partition REGCLASS;
@@ -297,11 +297,11 @@ BEGIN
     RETURN v_last;
 END
 $$;
-COMMENT ON FUNCTION public.rule_nats_history_written IS
+COMMENT ON FUNCTION walhook.rule_nats_history_written IS
     'walhook: the streamer''s: up to which commit (its LSN, 16 hexadecimal digits) events of a source that the slot can bring again '
     'may have a row in the history; NULL where none has';
 
-CREATE OR REPLACE FUNCTION public.rule_nats_history_rows(p_first TID, p_last TID, p_careful BOOLEAN)
+CREATE OR REPLACE FUNCTION walhook.rule_nats_history_rows(p_first TID, p_last TID, p_careful BOOLEAN)
 RETURNS TABLE (webhook_id INTEGER, subject TEXT, payload JSONB, headers JSONB, published_at TIMESTAMPTZ, message_id TEXT,
                sequence_number BIGINT, success BOOLEAN, error_message TEXT, latency_ms NUMERIC, triggered_by TEXT,
                rule_execution_id BIGINT, event_id TEXT, webhook_event_id BIGINT, stream_name TEXT)
@@ -310,8 +310,8 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN QUERY
     SELECT n.webhook_id, n.subject,
-           CASE WHEN p_careful THEN public.rule_nats_history_json(substr(n.payload, 2)) ELSE substr(n.payload, 2)::jsonb END,
-           CASE WHEN p_careful THEN public.rule_nats_history_json(substr(n.headers, 2)) ELSE substr(n.headers, 2)::jsonb END,
+           CASE WHEN p_careful THEN walhook.rule_nats_history_json(substr(n.payload, 2)) ELSE substr(n.payload, 2)::jsonb END,
+           CASE WHEN p_careful THEN walhook.rule_nats_history_json(substr(n.headers, 2)) ELSE substr(n.headers, 2)::jsonb END,
            CASE WHEN n.published_at = '2000-01-01 00:00:00+00' THEN now() ELSE n.published_at END,
            n.message_id, CASE WHEN n.sequence_number > 0 THEN n.sequence_number END,
            n.success AND d.event_id IS NULL AND CASE WHEN n.sequence_number = 0 THEN
@@ -335,10 +335,10 @@ BEGIN
       AND EXISTS (SELECT FROM public.rule_webhooks w WHERE w.webhook_id = n.webhook_id);
 END
 $$;
-COMMENT ON FUNCTION public.rule_nats_history_rows IS
+COMMENT ON FUNCTION walhook.rule_nats_history_rows IS
     'walhook: the streamer''s: rows of its temporary table as the history has them; carefully means what jsonb cannot hold too';
 
-CREATE OR REPLACE FUNCTION public.rule_nats_history_insert(p_first TID, p_last TID, p_careful BOOLEAN)
+CREATE OR REPLACE FUNCTION walhook.rule_nats_history_insert(p_first TID, p_last TID, p_careful BOOLEAN)
 RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     v_ids TEXT[];
@@ -371,24 +371,24 @@ BEGIN
         EXECUTE format(
             'UPDATE ONLY %s h SET success = n.success, error_message = n.error_message, sequence_number = n.sequence_number, '
             'latency_ms = n.latency_ms, published_at = n.published_at, stream_name = n.stream_name '
-            'FROM public.rule_nats_history_rows($4, $5, $6) n '
+            'FROM walhook.rule_nats_history_rows($4, $5, $6) n '
             'WHERE n.event_id = h.event_id AND h.event_id IS NOT NULL AND h.event_id = ANY ($1)%s AND NOT h.success '
             'AND (n.success AND n.sequence_number IS NOT NULL OR h.error_message IS NULL AND (n.success OR n.error_message IS NOT NULL))',
             v_part.name, v_part.within)
         USING v_there, v_first, v_last, p_first, p_last, p_careful;
     END LOOP;
     EXECUTE format(
-        'INSERT INTO %s (%s) SELECT %2$s FROM public.rule_nats_history_rows($1, $2, $3) n '
+        'INSERT INTO %s (%s) SELECT %2$s FROM walhook.rule_nats_history_rows($1, $2, $3) n '
         'WHERE NOT EXISTS (SELECT FROM unnest($4) k (id) WHERE k.id = n.event_id)',
-        public.rule_nats_history_target(), v_columns)
+        walhook.rule_nats_history_target(), v_columns)
     USING p_first, p_last, p_careful, v_known;
 END
 $$;
-COMMENT ON FUNCTION public.rule_nats_history_insert IS
+COMMENT ON FUNCTION walhook.rule_nats_history_insert IS
     'walhook: the streamer''s: moves rows of its temporary table into the history, each event once; carefully means what jsonb cannot '
     'hold too';
 
-CREATE OR REPLACE FUNCTION public.rule_nats_history_write(OUT lost BIGINT, OUT problem TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_nats_history_write(OUT lost BIGINT, OUT problem TEXT)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_row RECORD;
@@ -397,7 +397,7 @@ BEGIN
     FROM pg_temp.walhook_history n
     WHERE NOT EXISTS (SELECT FROM public.rule_webhooks w WHERE w.webhook_id = n.webhook_id);
     BEGIN
-        PERFORM public.rule_nats_history_insert('(0,0)', '(4294967295,65535)', false);
+        PERFORM walhook.rule_nats_history_insert('(0,0)', '(4294967295,65535)', false);
     EXCEPTION WHEN OTHERS THEN
         -- The table itself, the server or the moment: no row fares better than another.
         IF SQLSTATE ~ '^(08|25|40|42|53|55|57|58|XX)' THEN
@@ -405,7 +405,7 @@ BEGIN
         END IF;
         FOR v_row IN SELECT n.ctid AS at FROM pg_temp.walhook_history n LOOP
             BEGIN
-                PERFORM public.rule_nats_history_insert(v_row.at, v_row.at, true);
+                PERFORM walhook.rule_nats_history_insert(v_row.at, v_row.at, true);
             EXCEPTION WHEN OTHERS THEN
                 IF SQLSTATE ~ '^(08|25|40|42|53|55|57|58|XX)' THEN
                     RAISE;
@@ -418,14 +418,14 @@ BEGIN
     problem := CASE WHEN lost > 0 THEN problem END;
 END
 $$;
-COMMENT ON FUNCTION public.rule_nats_history_write IS
+COMMENT ON FUNCTION walhook.rule_nats_history_write IS
     'walhook: the streamer''s: moves its temporary table into the history; rows that are refused (their webhook was deleted, a '
     'constraint of yours) are left out: how many, and why the first';
 
-CALL public.rule_cdc_functions_close();
+CALL walhook.rule_cdc_functions_close();
 
-CALL public.rule_cdc_grant_functions('walhook_streamer', '^rule_nats_(cleanup_expired$|history_(?!webhook_deleted$))');
-CALL public.rule_cdc_grant_functions('walhook_operator', '^rule_nats_(cleanup_expired|history_partitions|history_retire)$');
+CALL walhook.rule_cdc_grant_functions('walhook_streamer', '^rule_nats_(cleanup_expired$|history_(?!webhook_deleted$))');
+CALL walhook.rule_cdc_grant_functions('walhook_operator', '^rule_nats_(cleanup_expired|history_partitions|history_retire)$');
 
 INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('020', 'walhook: the publish history in partitions by day, payloads by reference')

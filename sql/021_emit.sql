@@ -49,11 +49,11 @@ COMMENT ON COLUMN public.rule_nats_publish_history.webhook_event_id IS
 END
 $schema$;
 
-CALL public.rule_cdc_functions_open(ARRAY[]::text[]);
+CALL walhook.rule_cdc_functions_open(ARRAY[]::text[]);
 
 -- ------------------------------------------------------------------------------------------------------------------ keys
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_emit_key_make()
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_emit_key_make()
 RETURNS INTEGER LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     -- 366 bits of chance.
@@ -70,7 +70,7 @@ BEGIN
     RETURN v_id;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_emit_key_make IS 'walhook: makes a key for the messages of rule_webhook_emit; for the functions beside it';
+COMMENT ON FUNCTION walhook.rule_cdc_emit_key_make IS 'walhook: makes a key for the messages of rule_webhook_emit; for the functions beside it';
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_emit_enable()
 RETURNS BOOLEAN LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -85,12 +85,12 @@ BEGIN
     ORDER BY s.source LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION 'cannot enable rule_webhook_emit: walhook % for source % on host % is too old and would pass over its messages',
-            public.rule_cdc_sayable(coalesce(v_older.version, '?')), public.rule_cdc_quoted(v_older.source),
-            public.rule_cdc_quoted(coalesce(v_older.host, '?'))
+            walhook.rule_cdc_sayable(coalesce(v_older.version, '?')), walhook.rule_cdc_quoted(v_older.source),
+            walhook.rule_cdc_quoted(coalesce(v_older.host, '?'))
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'Stop it and start the version that has set up this database; then SELECT rule_webhook_emit_enable(); again.';
     END IF;
-    PERFORM public.rule_cdc_emit_key_make();
+    PERFORM walhook.rule_cdc_emit_key_make();
     RETURN true;
 END
 $$;
@@ -105,7 +105,7 @@ BEGIN
         RAISE EXCEPTION 'cannot rotate the key of rule_webhook_emit: it is not enabled in this database'
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'SELECT rule_webhook_emit_enable(); enables it.';
     END IF;
-    RETURN public.rule_cdc_emit_key_make();
+    RETURN walhook.rule_cdc_emit_key_make();
 END
 $$;
 COMMENT ON FUNCTION public.rule_webhook_emit_rotate_key IS
@@ -128,13 +128,13 @@ BEGIN
         LOCK TABLE ONLY public.rule_cdc_emit_keys IN ACCESS EXCLUSIVE MODE;
     EXCEPTION WHEN lock_not_available THEN
         SELECT string_agg(CASE WHEN l.pid IS NULL THEN 'a prepared transaction'
-                               ELSE format('process %s of role %s', l.pid, public.rule_cdc_quoted(a.usename::text)) END, ', ' ORDER BY l.pid)
+                               ELSE format('process %s of role %s', l.pid, walhook.rule_cdc_quoted(a.usename::text)) END, ', ' ORDER BY l.pid)
         INTO v_others
         FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
         WHERE l.relation = 'public.rule_cdc_emit_keys'::regclass AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
           AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database());
         RAISE EXCEPTION 'cannot retire keys of rule_webhook_emit: transactions that have used it are not over: %',
-            public.rule_cdc_sayable(coalesce(v_others, 'none any more'))
+            walhook.rule_cdc_sayable(coalesce(v_others, 'none any more'))
             USING ERRCODE = 'lock_not_available',
             HINT = 'SELECT rule_webhook_emit_retire_keys(); again when they are over; the old keys stay good until then. '
                    'SELECT gid FROM pg_prepared_xacts; lists prepared transactions.';
@@ -202,7 +202,7 @@ BEGIN
                   || to_json(coalesce(triggered_by, nullif(current_setting('role', true), 'none'), session_user))::text || '}';
     END IF;
     IF v_key_id IS NULL THEN
-        v_text := public.rule_webhook_put(p_webhook_id, payload, 'emit', message_id, headers, rule_execution_id, triggered_by,
+        v_text := walhook.rule_webhook_put(p_webhook_id, payload, 'emit', message_id, headers, rule_execution_id, triggered_by,
                                           subject_tokens);
         IF v_sees_latest THEN
             SELECT k.key_id, k.inner_key, k.outer_key INTO v_key_id, v_inner, v_outer FROM public.rule_cdc_emit_keys k
@@ -258,7 +258,7 @@ DECLARE
     p_name CONSTANT TEXT := webhook_name;
 BEGIN
     RETURN public.rule_webhook_emit(
-        coalesce((SELECT w.webhook_id FROM public.rule_webhooks w WHERE w.webhook_name = p_name), public.rule_cdc_webhook_id(p_name)),
+        coalesce((SELECT w.webhook_id FROM public.rule_webhooks w WHERE w.webhook_name = p_name), walhook.rule_cdc_webhook_id(p_name)),
         payload, message_id, headers, rule_execution_id, triggered_by, subject_tokens);
 END
 $$;
@@ -342,16 +342,16 @@ COMMENT ON PROCEDURE public.rule_webhook_emit_wait IS
     'walhook: waits until the message of a committed transaction is published or has failed, and returns what '
     'rule_webhook_emit_status returns; after the timeout also "timed_out": true';
 
-CALL public.rule_cdc_functions_close();
+CALL walhook.rule_cdc_functions_close();
 
 REVOKE ALL ON public.rule_cdc_emit_keys FROM PUBLIC;
 REVOKE ALL ON SEQUENCE public.rule_cdc_emit_keys_key_id_seq FROM PUBLIC;
 
-CALL public.rule_cdc_grant('walhook_streamer', 'SELECT', ARRAY['rule_cdc_emit_keys']);
-CALL public.rule_cdc_grant(
+CALL walhook.rule_cdc_grant('walhook_streamer', 'SELECT', ARRAY['rule_cdc_emit_keys']);
+CALL walhook.rule_cdc_grant(
     'walhook_operator', 'SELECT (key_id, created_at, created_by, retired_at, retired_lsn)', ARRAY['rule_cdc_emit_keys']);
-CALL public.rule_cdc_grant_functions('walhook_application', '^rule_webhook_emit(_status|_wait)?$');
-CALL public.rule_cdc_grant_functions('walhook_operator', '^rule_webhook_emit');
+CALL walhook.rule_cdc_grant_functions('walhook_application', '^rule_webhook_emit(_status|_wait)?$');
+CALL walhook.rule_cdc_grant_functions('walhook_operator', '^rule_webhook_emit');
 
 INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('021', 'walhook: messages without a table')

@@ -51,9 +51,9 @@ BEGIN
 END
 $schema$;
 
-CALL public.rule_cdc_functions_open(ARRAY[]::text[]);
+CALL walhook.rule_cdc_functions_open(ARRAY[]::text[]);
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_mask_shape(
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_mask_shape(
     p_mask JSONB,
     p_rename JSONB,
     p_payload_column TEXT,
@@ -103,19 +103,19 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_mask_shape IS
+COMMENT ON FUNCTION walhook.rule_cdc_mask_shape IS
     'walhook: why these cannot be the mask and the names of a link, whatever its table, or NULL where they can';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_mask_columns(p_table REGCLASS)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_mask_columns(p_table REGCLASS)
 RETURNS TEXT[] LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     -- Without those that are generated: they do not leave, unless the mask names them.
     SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute a
     WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
 $$;
-COMMENT ON FUNCTION public.rule_cdc_mask_columns IS
+COMMENT ON FUNCTION walhook.rule_cdc_mask_columns IS
     'walhook: the columns of a table for which a mask is set now, in their order';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_mask_problems(
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_mask_problems(
     p_table REGCLASS,
     p_columns TEXT[],
     p_subject_template TEXT,
@@ -128,7 +128,7 @@ CREATE OR REPLACE FUNCTION public.rule_cdc_mask_problems(
 ) RETURNS TABLE (name TEXT, is_error BOOLEAN, problem TEXT, remedy TEXT)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_columns CONSTANT TEXT[] := coalesce(public.rule_cdc_mask_columns(p_table), '{}');
+    v_columns CONSTANT TEXT[] := coalesce(walhook.rule_cdc_mask_columns(p_table), '{}');
     v_all CONSTANT TEXT[] := ARRAY(SELECT a.attname::text FROM pg_attribute a
                                    WHERE a.attrelid = p_table AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum);
     v_mask JSONB := coalesce(p_mask, '{}');
@@ -141,7 +141,7 @@ BEGIN
         RETURN;
     END IF;
     is_error := true;
-    SELECT s.problem, s.advice INTO problem, remedy FROM public.rule_cdc_mask_shape(p_mask, p_rename, p_payload_column) s;
+    SELECT s.problem, s.advice INTO problem, remedy FROM walhook.rule_cdc_mask_shape(p_mask, p_rename, p_payload_column) s;
     IF problem IS NOT NULL THEN
         name := 'mask_refused';
         RETURN NEXT;
@@ -240,12 +240,12 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_mask_problems IS
+COMMENT ON FUNCTION walhook.rule_cdc_mask_problems IS
     'walhook: what is wrong with the mask and the names of a link (is_error), or deserves only a warning, each with a remedy; '
     'with p_link_id also whether the mask of that link still fits its table';
 
 -- With its owner's rights: a role that may write links need not be allowed to call the functions that look at it.
-CREATE OR REPLACE FUNCTION public.rule_cdc_mask_bind()
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_mask_bind()
 RETURNS TRIGGER LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_table CONSTANT REGCLASS := to_regclass(format('%I.%I', NEW.table_schema, NEW.table_name));
@@ -261,26 +261,26 @@ BEGIN
     END IF;
     FOR v_problem IN
         SELECT p.problem, p.remedy
-        FROM public.rule_cdc_mask_problems(v_table, NEW.columns, NEW.subject_template, NEW.trace_column, NEW.payload_column,
+        FROM walhook.rule_cdc_mask_problems(v_table, NEW.columns, NEW.subject_template, NEW.trace_column, NEW.payload_column,
                                            NEW.rename, NEW.mask) p
         WHERE p.is_error LIMIT 1
     LOOP
-        RAISE EXCEPTION 'link of webhook_id % to %: %', coalesce(NEW.webhook_id::text, 'NULL'), public.rule_cdc_sayable(v_table::text),
-            public.rule_cdc_sayable(v_problem.problem)
-            USING ERRCODE = 'check_violation', HINT = public.rule_cdc_sayable(v_problem.remedy), SCHEMA = 'public',
+        RAISE EXCEPTION 'link of webhook_id % to %: %', coalesce(NEW.webhook_id::text, 'NULL'), walhook.rule_cdc_sayable(v_table::text),
+            walhook.rule_cdc_sayable(v_problem.problem)
+            USING ERRCODE = 'check_violation', HINT = walhook.rule_cdc_sayable(v_problem.remedy), SCHEMA = 'public',
                   TABLE = TG_TABLE_NAME, COLUMN = 'mask', CONSTRAINT = TG_NAME;
     END LOOP;
-    NEW.mask_columns := public.rule_cdc_mask_columns(v_table);
+    NEW.mask_columns := walhook.rule_cdc_mask_columns(v_table);
     RETURN NEW;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_mask_bind IS
+COMMENT ON FUNCTION walhook.rule_cdc_mask_bind IS
     'walhook: trigger of rule_webhook_links: notes for which columns a mask is set, and refuses a mask that does not fit its table';
 
 -- --------------------------------------------------------------------------------------------------------- whole schemas
 
 -- The tables that a link of a schema wants, and which its webhook is not linked to. A partition comes with its root.
-CREATE OR REPLACE FUNCTION public.rule_cdc_schema_wanted(p_schema_link_id INTEGER DEFAULT NULL, p_tables OID[] DEFAULT NULL)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_schema_wanted(p_schema_link_id INTEGER DEFAULT NULL, p_tables OID[] DEFAULT NULL)
 RETURNS TABLE (schema_link_id INTEGER, relid REGCLASS)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     -- Thousands of tables may be linked: what is costly is asked of the others only.
@@ -295,12 +295,12 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
           AND c.relname LIKE s.table_pattern AND NOT c.relname LIKE ANY (s.except_patterns)
           AND NOT EXISTS (SELECT FROM public.rule_webhook_links l
                           WHERE l.webhook_id = s.webhook_id AND l.table_schema = n.nspname AND l.table_name = c.relname)
-          AND NOT (n.nspname = 'public' AND c.relname ~ '^rule_(webhook|nats|cdc)_' OR n.nspname ~ '^(pg_|information_schema$)')
+          AND NOT (n.nspname = 'public' AND c.relname ~ '^rule_(webhook|nats|cdc)_' OR n.nspname ~ '^(pg_|information_schema$|walhook$)')
     )
     SELECT m.schema_link_id, m.oid::regclass
     FROM missing m
     -- Never ours, or one that an extension keeps.
-    WHERE coalesce(public.rule_cdc_table_problem(m.oid) !~ 'walhook''s own tables', true)
+    WHERE coalesce(walhook.rule_cdc_table_problem(m.oid) !~ 'walhook''s own tables', true)
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = m.oid AND d.deptype = 'e')
       AND NOT (m.relispartition AND EXISTS (
           SELECT FROM pg_partition_ancestors(m.oid) a (relid) JOIN pg_class r ON r.oid = a.relid JOIN pg_namespace rn ON rn.oid = r.relnamespace
@@ -309,11 +309,11 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
                  OR rn.nspname = m.table_schema AND r.relname LIKE m.table_pattern AND NOT r.relname LIKE ANY (m.except_patterns))))
     ORDER BY m.schema_link_id, m.relname
 $$;
-COMMENT ON FUNCTION public.rule_cdc_schema_wanted IS
+COMMENT ON FUNCTION walhook.rule_cdc_schema_wanted IS
     'walhook: the tables that links of schemas want and that are not linked, of one such link or of all, among these tables or all';
 
 -- With its owner's rights: a role that may call it cannot write the name of another one.
-CREATE OR REPLACE FUNCTION public.rule_cdc_schema_link_put(
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_schema_link_put(
     p_webhook_id INTEGER,
     p_schema TEXT,
     p_pattern TEXT,
@@ -333,24 +333,24 @@ CREATE OR REPLACE FUNCTION public.rule_cdc_schema_link_put(
         linked_by = excluded.linked_by, last_problem = NULL
     RETURNING s.schema_link_id
 $$;
-COMMENT ON FUNCTION public.rule_cdc_schema_link_put IS
+COMMENT ON FUNCTION walhook.rule_cdc_schema_link_put IS
     'walhook: a part of rule_webhook_link_schema: writes the row with the name of who calls it';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_schema_link_drop(p_schema_link_id INTEGER)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_schema_link_drop(p_schema_link_id INTEGER)
 RETURNS VOID LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     DELETE FROM public.rule_webhook_schema_links WHERE schema_link_id = p_schema_link_id
 $$;
-COMMENT ON FUNCTION public.rule_cdc_schema_link_drop IS 'walhook: a part of rule_webhook_unlink_schema: deletes the row';
+COMMENT ON FUNCTION walhook.rule_cdc_schema_link_drop IS 'walhook: a part of rule_webhook_unlink_schema: deletes the row';
 
 -- With its owner's rights, as above.
-CREATE OR REPLACE FUNCTION public.rule_cdc_schema_exclude(p_webhook_id INTEGER, p_schema TEXT, p_table TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_schema_exclude(p_webhook_id INTEGER, p_schema TEXT, p_table TEXT)
 RETURNS VOID LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     UPDATE public.rule_webhook_schema_links s
     SET except_patterns = s.except_patterns || regexp_replace(p_table, '([\\%_])', '\\\1', 'g')
     WHERE s.webhook_id = p_webhook_id AND s.table_schema = p_schema AND p_table LIKE s.table_pattern
       AND NOT p_table LIKE ANY (s.except_patterns)
 $$;
-COMMENT ON FUNCTION public.rule_cdc_schema_exclude IS
+COMMENT ON FUNCTION walhook.rule_cdc_schema_exclude IS
     'walhook: a part of rule_webhook_unlink_table: a table that is unlinked joins the link of its schema no more';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_schema_link_tables(p_schema_link_id INTEGER)
@@ -361,7 +361,7 @@ DECLARE
     v_table REGCLASS;
 BEGIN
     SELECT * INTO s FROM public.rule_webhook_schema_links l WHERE l.schema_link_id = p_schema_link_id;
-    FOR v_table IN SELECT w.relid FROM public.rule_cdc_schema_wanted(p_schema_link_id) w LOOP
+    FOR v_table IN SELECT w.relid FROM walhook.rule_cdc_schema_wanted(p_schema_link_id) w LOOP
         table_name := v_table::text;
         problem := NULL;
         remedy := NULL;
@@ -402,38 +402,39 @@ BEGIN
     IF NOT EXISTS (SELECT FROM public.rule_webhooks w WHERE w.webhook_id = p_webhook) THEN
         RAISE EXCEPTION 'Webhook % not found', coalesce(p_webhook::text, 'NULL')
             USING ERRCODE = 'no_data_found', HINT = 'SELECT * FROM rule_webhook_list(); lists the webhooks.';
-    ELSIF p_schema ~ '^(pg_|information_schema$)' OR NOT EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = p_schema) THEN
-        RAISE EXCEPTION 'cannot link the schema %: %', coalesce(public.rule_cdc_quoted(p_schema), 'NULL'),
-            CASE WHEN p_schema ~ '^(pg_|information_schema$)' THEN 'it is a system schema' ELSE 'there is none of that name' END
+    ELSIF p_schema ~ '^(pg_|information_schema$|walhook$)' OR NOT EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = p_schema) THEN
+        RAISE EXCEPTION 'cannot link the schema %: %', coalesce(walhook.rule_cdc_quoted(p_schema), 'NULL'),
+            CASE WHEN p_schema = 'walhook' THEN 'it is walhook''s own schema'
+                 WHEN p_schema ~ '^(pg_|information_schema$)' THEN 'it is a system schema' ELSE 'there is none of that name' END
             USING ERRCODE = 'invalid_schema_name', HINT = 'SELECT nspname FROM pg_namespace; lists the schemas.';
     ELSIF coalesce(p_like, '') = '' OR array_position(p_except, NULL) IS NOT NULL OR '' = ANY (p_except) THEN
-        RAISE EXCEPTION 'cannot link the schema %: a pattern of tables is NULL or empty', public.rule_cdc_quoted(p_schema)
+        RAISE EXCEPTION 'cannot link the schema %: a pattern of tables is NULL or empty', walhook.rule_cdc_quoted(p_schema)
             USING ERRCODE = 'invalid_parameter_value',
             HINT = 'Patterns are those of LIKE: p_like => ''order%'', p_except => ''{audit,tmp%}''.';
     ELSIF v_operations = '{}' OR NOT p_operations <@ '{insert,update,delete,truncate}' OR array_position(p_operations, NULL) IS NOT NULL THEN
-        RAISE EXCEPTION 'cannot link the schema %: its operations are %', public.rule_cdc_quoted(p_schema),
-            coalesce(public.rule_cdc_quoted(p_operations::text), 'NULL')
+        RAISE EXCEPTION 'cannot link the schema %: its operations are %', walhook.rule_cdc_quoted(p_schema),
+            coalesce(walhook.rule_cdc_quoted(p_operations::text), 'NULL')
             USING ERRCODE = 'invalid_parameter_value',
             HINT = 'Choose from insert, update, delete, truncate: ARRAY[''insert'', ''update''].';
     END IF;
-    IF p_subject_template IS NOT NULL AND public.rule_cdc_template_problem(p_subject_template) IS NOT NULL THEN
-        RAISE EXCEPTION 'cannot link the schema %: its subject template % is not a subject: %', public.rule_cdc_quoted(p_schema),
-            public.rule_cdc_quoted(p_subject_template), public.rule_cdc_sayable(public.rule_cdc_template_problem(p_subject_template))
+    IF p_subject_template IS NOT NULL AND walhook.rule_cdc_template_problem(p_subject_template) IS NOT NULL THEN
+        RAISE EXCEPTION 'cannot link the schema %: its subject template % is not a subject: %', walhook.rule_cdc_quoted(p_schema),
+            walhook.rule_cdc_quoted(p_subject_template), walhook.rule_cdc_sayable(walhook.rule_cdc_template_problem(p_subject_template))
             USING ERRCODE = 'invalid_parameter_value', HINT = 'For example: {schema}.{table}.{op}';
     END IF;
-    v_other := public.rule_cdc_publication_problem(p_publication);
+    v_other := walhook.rule_cdc_publication_problem(p_publication);
     IF v_other IS NOT NULL THEN
-        RAISE EXCEPTION 'cannot link the schema %: %', public.rule_cdc_quoted(p_schema), public.rule_cdc_sayable(v_other)
+        RAISE EXCEPTION 'cannot link the schema %: %', walhook.rule_cdc_quoted(p_schema), walhook.rule_cdc_sayable(v_other)
             USING ERRCODE = 'object_not_in_prerequisite_state',
-            HINT = public.rule_cdc_sayable(format('SELECT rule_cdc_publication_create(%L); makes it.', p_publication));
+            HINT = walhook.rule_cdc_sayable(format('SELECT rule_cdc_publication_create(%L); makes it.', p_publication));
     END IF;
     p_include_old := coalesce(p_include_old, false);
     -- Before the row of the schema's link, as rule_webhook_unlink_table takes them.
     LOCK TABLE public.rule_webhook_links IN SHARE UPDATE EXCLUSIVE MODE;
-    v_id := public.rule_cdc_schema_link_put(p_webhook, p_schema, p_like, coalesce(p_except, '{}'), v_operations, p_subject_template,
+    v_id := walhook.rule_cdc_schema_link_put(p_webhook, p_schema, p_like, coalesce(p_except, '{}'), v_operations, p_subject_template,
                                             p_include_old, p_publication);
     -- What joined by another pattern before, and is not wanted any more.
-    PERFORM public.rule_cdc_schema_unlink_tables(v_id, true);
+    PERFORM walhook.rule_cdc_schema_unlink_tables(v_id, true);
     UPDATE public.rule_webhook_links l
     SET operations = v_operations, subject_template = p_subject_template, include_old = p_include_old
     WHERE l.schema_link_id = v_id
@@ -450,7 +451,7 @@ BEGIN
             PERFORM public.rule_cdc_schema_trigger();
         EXCEPTION WHEN insufficient_privilege THEN
             RAISE WARNING 'tables that are created later in % do not join by themselves: only a superuser can create the event trigger for that',
-                public.rule_cdc_quoted(p_schema)
+                walhook.rule_cdc_quoted(p_schema)
                 USING HINT = 'Let a superuser run: SELECT rule_cdc_schema_trigger(); without it rule_cdc_check() names each table that is '
                              'missing, with the statement that links it.';
         END;
@@ -473,14 +474,14 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_link_schema(
     p_publication TEXT DEFAULT 'walhook'
 ) RETURNS TABLE (table_name TEXT, link_id INTEGER, problem TEXT, remedy TEXT)
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    SELECT * FROM public.rule_webhook_link_schema(public.rule_cdc_webhook_id(p_webhook), p_schema, p_except, p_like, p_operations,
+    SELECT * FROM public.rule_webhook_link_schema(walhook.rule_cdc_webhook_id(p_webhook), p_schema, p_except, p_like, p_operations,
                                                   p_subject_template, p_include_old, p_publication)
 $$;
 COMMENT ON FUNCTION public.rule_webhook_link_schema(TEXT, TEXT, TEXT[], TEXT, TEXT[], TEXT, BOOLEAN, TEXT) IS
     'walhook: the same, with the webhook''s name';
 
 -- Ends the links that came by a link of a schema: all of them, or those of tables that it does not want any more.
-CREATE OR REPLACE FUNCTION public.rule_cdc_schema_unlink_tables(p_schema_link_id INTEGER, p_unwanted BOOLEAN)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_schema_unlink_tables(p_schema_link_id INTEGER, p_unwanted BOOLEAN)
 RETURNS INTEGER LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     s RECORD;
@@ -503,7 +504,7 @@ BEGIN
     RETURN v_count;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_schema_unlink_tables IS
+COMMENT ON FUNCTION walhook.rule_cdc_schema_unlink_tables IS
     'walhook: ends the links of tables that came by a link of a schema, all or those that it does not want any more; returns how many';
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_unlink_schema(p_webhook INTEGER, p_schema TEXT)
@@ -518,8 +519,8 @@ BEGIN
         RETURN NULL;
     END IF;
     LOCK TABLE public.rule_webhook_links IN SHARE UPDATE EXCLUSIVE MODE;
-    v_count := public.rule_cdc_schema_unlink_tables(v_id, false);
-    PERFORM public.rule_cdc_schema_link_drop(v_id);
+    v_count := walhook.rule_cdc_schema_unlink_tables(v_id, false);
+    PERFORM walhook.rule_cdc_schema_link_drop(v_id);
     RETURN v_count;
 END
 $$;
@@ -529,12 +530,12 @@ COMMENT ON FUNCTION public.rule_webhook_unlink_schema(INTEGER, TEXT) IS
 
 CREATE OR REPLACE FUNCTION public.rule_webhook_unlink_schema(p_webhook TEXT, p_schema TEXT)
 RETURNS INTEGER LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    SELECT public.rule_webhook_unlink_schema(public.rule_cdc_webhook_id(p_webhook), p_schema)
+    SELECT public.rule_webhook_unlink_schema(walhook.rule_cdc_webhook_id(p_webhook), p_schema)
 $$;
 COMMENT ON FUNCTION public.rule_webhook_unlink_schema(TEXT, TEXT) IS 'walhook: the same, with the webhook''s name';
 
 -- Whether who linked the schema could link this table: as rule_webhook_link_table has it, whose caller needs these rights.
-CREATE OR REPLACE FUNCTION public.rule_cdc_schema_right(p_linker TEXT, p_table REGCLASS, p_publication TEXT, p_webhook_id INTEGER)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_schema_right(p_linker TEXT, p_table REGCLASS, p_publication TEXT, p_webhook_id INTEGER)
 RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE
         -- This may be a renamed table whose link, under the old name, has a mask.
@@ -554,12 +555,12 @@ RETURNS TEXT LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     FROM pg_class c LEFT JOIN pg_roles r ON r.rolname = p_linker
     WHERE c.oid = p_table
 $$;
-COMMENT ON FUNCTION public.rule_cdc_schema_right IS
+COMMENT ON FUNCTION walhook.rule_cdc_schema_right IS
     'walhook: why a table cannot join the link of its schema with the rights of who linked that, or NULL where it can';
 
 -- Follows what a statement changed among the tables of linked schemas. p_tables: tables that the statement has locked already; only
 -- their place in publications is changed, so this waits for no other session's lock of a table.
-CREATE OR REPLACE FUNCTION public.rule_cdc_schema_follow(p_tables OID[])
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_schema_follow(p_tables OID[])
 RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     w RECORD;
@@ -593,25 +594,25 @@ BEGIN
               AND NOT EXISTS (SELECT FROM public.rule_webhook_links l WHERE l.table_schema = n.nspname AND l.table_name = c.relname)
               AND EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
                           WHERE r.prrelid = c.oid AND p.pubname IN (v_publication || '_inserts', v_publication || '_changes'))
-              AND NOT EXISTS (SELECT FROM public.rule_cdc_schema_wanted(NULL, ARRAY[c.oid]))
+              AND NOT EXISTS (SELECT FROM walhook.rule_cdc_schema_wanted(NULL, ARRAY[c.oid]))
         LOOP
             PERFORM public.rule_cdc_publication_place(v_table, v_publication, false);
         END LOOP;
     END LOOP;
     FOR w IN
-        SELECT k.relid, s.* FROM public.rule_cdc_schema_wanted(NULL, p_tables) k
+        SELECT k.relid, s.* FROM walhook.rule_cdc_schema_wanted(NULL, p_tables) k
         JOIN public.rule_webhook_schema_links s ON s.schema_link_id = k.schema_link_id
     LOOP
         -- One that joined just now may be its root.
-        CONTINUE WHEN NOT EXISTS (SELECT FROM public.rule_cdc_schema_wanted(w.schema_link_id, ARRAY[w.relid::oid]));
+        CONTINUE WHEN NOT EXISTS (SELECT FROM walhook.rule_cdc_schema_wanted(w.schema_link_id, ARRAY[w.relid::oid]));
         -- A published one without a link is one whose link somebody has ended, or that has got this name just now.
         CONTINUE WHEN NOT v_has_removed AND EXISTS (
             SELECT FROM pg_publication_rel q JOIN pg_publication p ON p.oid = q.prpubid
             WHERE q.prrelid = w.relid AND p.pubname IN (w.publication || '_inserts', w.publication || '_changes'));
-        v_problem := public.rule_cdc_schema_right(w.linked_by, w.relid, w.publication, w.webhook_id);
+        v_problem := walhook.rule_cdc_schema_right(w.linked_by, w.relid, w.publication, w.webhook_id);
         IF v_problem IS NULL THEN
             SELECT p.problem INTO v_problem
-            FROM public.rule_cdc_link_problems(w.relid, w.operations, w.subject_template, NULL, NULL, NULL, w.include_old, w.publication) p
+            FROM walhook.rule_cdc_link_problems(w.relid, w.operations, w.subject_template, NULL, NULL, NULL, w.include_old, w.publication) p
             WHERE p.is_error LIMIT 1;
         END IF;
         CONTINUE WHEN v_problem IS NOT NULL;
@@ -623,11 +624,11 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_schema_follow IS
+COMMENT ON FUNCTION walhook.rule_cdc_schema_follow IS
     'walhook: a part of the event trigger: tables join the links of their schemas, or leave them';
 
 -- With its owner's rights, for who creates a table need not be allowed to link it. It never fails: what it cannot do is recorded.
-CREATE OR REPLACE FUNCTION public.rule_cdc_schema_event()
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_schema_event()
 RETURNS EVENT_TRIGGER LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_problem TEXT;
@@ -635,7 +636,7 @@ BEGIN
     IF NOT EXISTS (SELECT FROM public.rule_webhook_schema_links) THEN
         RETURN;
     END IF;
-    PERFORM public.rule_cdc_schema_follow(ARRAY(
+    PERFORM walhook.rule_cdc_schema_follow(ARRAY(
         SELECT DISTINCT l.relation FROM pg_locks l
         WHERE l.pid = pg_backend_pid() AND l.locktype = 'relation' AND l.granted
           AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
@@ -647,11 +648,11 @@ EXCEPTION WHEN OTHERS THEN
     EXCEPTION WHEN OTHERS THEN
         NULL;
     END;
-    RAISE WARNING 'walhook could not look after the links of schemas: %', public.rule_cdc_sayable(v_problem)
+    RAISE WARNING 'walhook could not look after the links of schemas: %', walhook.rule_cdc_sayable(v_problem)
         USING HINT = 'The statement itself is not affected. SELECT * FROM rule_cdc_check(); names the tables that are not linked.';
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_schema_event IS
+COMMENT ON FUNCTION walhook.rule_cdc_schema_event IS
     'walhook: event trigger: tables that are created in a linked schema join its link in the same transaction';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_schema_trigger()
@@ -662,7 +663,7 @@ BEGIN
     SELECT e.evtenabled, e.evtfoid, obj_description(e.oid, 'pg_event_trigger') AS words INTO v_there
     FROM pg_event_trigger e WHERE e.evtname = 'walhook_schema_links';
     IF FOUND THEN
-        IF v_there.evtenabled <> 'D' AND v_there.evtfoid = 'public.rule_cdc_schema_event()'::regprocedure THEN
+        IF v_there.evtenabled <> 'D' AND v_there.evtfoid = 'walhook.rule_cdc_schema_event()'::regprocedure THEN
             RETURN false;
         ELSIF coalesce(v_there.words, '') NOT LIKE 'walhook:%' THEN
             RAISE EXCEPTION 'cannot create the event trigger walhook_schema_links: there is one that walhook has not made'
@@ -672,7 +673,7 @@ BEGIN
     END IF;
     CREATE EVENT TRIGGER walhook_schema_links ON ddl_command_end
         WHEN TAG IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER TABLE', 'DROP TABLE', 'CREATE SCHEMA', 'DROP SCHEMA')
-        EXECUTE FUNCTION public.rule_cdc_schema_event();
+        EXECUTE FUNCTION walhook.rule_cdc_schema_event();
     COMMENT ON EVENT TRIGGER walhook_schema_links IS 'walhook: tables that are created in a linked schema join its link';
     RETURN true;
 END
@@ -681,7 +682,7 @@ COMMENT ON FUNCTION public.rule_cdc_schema_trigger IS
     'walhook: creates the event trigger by which tables join the links of their schemas when they are created. PostgreSQL lets only '
     'superusers do that. Returns false if it is there';
 
-CREATE OR REPLACE FUNCTION public.rule_cdc_check_schemas()
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_check_schemas()
 RETURNS TABLE (name TEXT, severity TEXT, object TEXT, problem TEXT, remedy TEXT)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -715,10 +716,10 @@ BEGIN
         END IF;
         FOR w IN
             SELECT k.relid, coalesce(r.why, p.problem) AS why, r.why IS NULL AND p.problem IS NOT NULL AS is_unfit, p.remedy
-            FROM public.rule_cdc_schema_wanted(s.schema_link_id) k
-            CROSS JOIN LATERAL public.rule_cdc_schema_right(s.linked_by, k.relid, s.publication, s.webhook_id) r (why)
+            FROM walhook.rule_cdc_schema_wanted(s.schema_link_id) k
+            CROSS JOIN LATERAL walhook.rule_cdc_schema_right(s.linked_by, k.relid, s.publication, s.webhook_id) r (why)
             LEFT JOIN LATERAL (
-                SELECT q.problem, q.remedy FROM public.rule_cdc_link_problems(k.relid, s.operations, s.subject_template, NULL, NULL, NULL,
+                SELECT q.problem, q.remedy FROM walhook.rule_cdc_link_problems(k.relid, s.operations, s.subject_template, NULL, NULL, NULL,
                                                                               s.include_old, s.publication) q
                 WHERE q.is_error LIMIT 1) p ON true
         LOOP
@@ -735,36 +736,36 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION public.rule_cdc_check_schemas IS
+COMMENT ON FUNCTION walhook.rule_cdc_check_schemas IS
     'walhook: the part of rule_cdc_check about links of schemas: tables that are not linked, with the statement that links them, and the '
     'event trigger';
 
-CALL public.rule_cdc_functions_close();
+CALL walhook.rule_cdc_functions_close();
 
 -- Once: a trigger waits for those who write into its table.
 DO $triggers$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_trigger t
                    WHERE t.tgrelid = 'public.rule_webhook_links'::regclass AND t.tgname = 'walhook_mask_bind'
-                     AND t.tgfoid = 'public.rule_cdc_mask_bind()'::regprocedure AND t.tgenabled <> 'D')
+                     AND t.tgfoid = 'walhook.rule_cdc_mask_bind()'::regprocedure AND t.tgenabled <> 'D')
     THEN
         DROP TRIGGER IF EXISTS walhook_mask_bind ON public.rule_webhook_links;
         -- Each statement that writes mask binds it to the columns of that time, also one that writes what is there.
         CREATE TRIGGER walhook_mask_bind BEFORE INSERT OR UPDATE OF mask, table_schema, table_name ON public.rule_webhook_links
             FOR EACH ROW WHEN (NEW.mask IS NOT NULL OR NEW.mask_columns IS NOT NULL)
-            EXECUTE FUNCTION public.rule_cdc_mask_bind();
+            EXECUTE FUNCTION walhook.rule_cdc_mask_bind();
         COMMENT ON TRIGGER walhook_mask_bind ON public.rule_webhook_links IS
             'walhook: notes for which columns of its table a mask is set';
     END IF;
 END
 $triggers$;
 
-CALL public.rule_cdc_grant_functions('walhook_streamer', '^rule_cdc_(mask_shape|mask_columns|mask_problems|check_schemas|schema_wanted|schema_right)$');
-CALL public.rule_cdc_grant_functions('walhook_operator',
+CALL walhook.rule_cdc_grant_functions('walhook_streamer', '^rule_cdc_(mask_shape|mask_columns|mask_problems|check_schemas|schema_wanted|schema_right)$');
+CALL walhook.rule_cdc_grant_functions('walhook_operator',
     '^rule_cdc_(mask_shape|mask_columns|mask_problems|check_schemas|schema_wanted|schema_right)$'
     '|^rule_cdc_schema_(link_put|exclude|link_drop|link_tables|unlink_tables|trigger)$|^rule_webhook_(un)?link_schema$');
-CALL public.rule_cdc_grant('walhook_operator', 'SELECT', ARRAY['rule_webhook_schema_links']);
-CALL public.rule_cdc_grant('walhook_streamer', 'SELECT', ARRAY['rule_webhook_schema_links']);
+CALL walhook.rule_cdc_grant('walhook_operator', 'SELECT', ARRAY['rule_webhook_schema_links']);
+CALL walhook.rule_cdc_grant('walhook_streamer', 'SELECT', ARRAY['rule_webhook_schema_links']);
 
 INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('022', 'walhook: names and masks of what leaves the database; links of whole schemas')

@@ -57,14 +57,14 @@ COMMENT ON COLUMN public.rule_webhooks.disabled_at IS
     'When walhook deliver last disabled the webhook. It stays when somebody enables it again';
 COMMENT ON COLUMN public.rule_webhooks.disabled_reason IS 'Why it did';
 
-CREATE TABLE IF NOT EXISTS public.rule_webhook_order_holders (
+CREATE TABLE IF NOT EXISTS walhook.rule_webhook_order_holders (
     webhook_id INTEGER REFERENCES public.rule_webhooks (webhook_id) ON DELETE CASCADE,
     group_name TEXT,
     worker TEXT NOT NULL,
     held_until TIMESTAMPTZ NOT NULL,
     PRIMARY KEY (webhook_id, group_name)
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE public.rule_webhook_order_holders IS
+COMMENT ON TABLE walhook.rule_webhook_order_holders IS
     'Which worker of a group calls the events of a webhook with delivery_order key; it prolongs held_until. Afterwards another worker does. '
     'Written by walhook deliver. Never published, never linkable';
 
@@ -72,7 +72,7 @@ ALTER TABLE public.rule_webhooks
     DROP CONSTRAINT IF EXISTS valid_delivery_order,
     ADD CONSTRAINT valid_delivery_order CHECK (delivery_order IN ('any', 'strict', 'key'));
 
-CREATE TABLE IF NOT EXISTS public.rule_nats_notices (
+CREATE TABLE IF NOT EXISTS walhook.rule_nats_notices (
     webhook_id INTEGER,
     kind TEXT,
     is_open BOOLEAN NOT NULL,
@@ -82,15 +82,15 @@ CREATE TABLE IF NOT EXISTS public.rule_nats_notices (
     PRIMARY KEY (webhook_id, kind),
     CONSTRAINT valid_notice_kind CHECK (kind IN ('webhook_disabled', 'dead_letters'))
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE public.rule_nats_notices IS
+COMMENT ON TABLE walhook.rule_nats_notices IS
     'What walhook has announced below notice_subject: a row for each webhook and kind. Written by walhook run and walhook deliver. Never '
     'published, never linkable';
-COMMENT ON COLUMN public.rule_nats_notices.webhook_id IS '0: dead letters of no webhook';
-COMMENT ON COLUMN public.rule_nats_notices.is_open IS
+COMMENT ON COLUMN walhook.rule_nats_notices.webhook_id IS '0: dead letters of no webhook';
+COMMENT ON COLUMN walhook.rule_nats_notices.is_open IS
     'The last announcement still holds: the webhook is disabled, there are dead letters';
-COMMENT ON COLUMN public.rule_nats_notices.amount IS 'How many dead letters it named';
-COMMENT ON COLUMN public.rule_nats_notices.changed_at IS 'disabled_at of the webhook then';
-COMMENT ON COLUMN public.rule_nats_notices.announced_at IS 'When that was';
+COMMENT ON COLUMN walhook.rule_nats_notices.amount IS 'How many dead letters it named';
+COMMENT ON COLUMN walhook.rule_nats_notices.changed_at IS 'disabled_at of the webhook then';
+COMMENT ON COLUMN walhook.rule_nats_notices.announced_at IS 'When that was';
 
 IF NOT EXISTS (SELECT FROM pg_constraint
                WHERE conrelid = 'public.rule_webhooks'::regclass AND conname = 'valid_batch_max_events') THEN
@@ -109,12 +109,12 @@ END IF;
 END
 $schema$;
 
-REVOKE ALL ON public.rule_nats_notices, public.rule_webhook_order_holders FROM PUBLIC;
+REVOKE ALL ON walhook.rule_nats_notices, walhook.rule_webhook_order_holders FROM PUBLIC;
 
-CALL public.rule_cdc_functions_open(ARRAY[]::text[]);
+CALL walhook.rule_cdc_functions_open(ARRAY[]::text[]);
 
 -- With its owner's rights: a role that may write the row need not be allowed to call the functions that look at it.
-CREATE OR REPLACE FUNCTION public.rule_webhook_delivery_check()
+CREATE OR REPLACE FUNCTION walhook.rule_webhook_delivery_check()
 RETURNS TRIGGER LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_problem TEXT;
@@ -141,21 +141,21 @@ BEGIN
                          NEW.webhook_id);
     END IF;
     IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'webhook % (webhook_id %): %: %', public.rule_cdc_quoted(NEW.webhook_name), NEW.webhook_id, v_column,
-            public.rule_cdc_sayable(v_problem)
+        RAISE EXCEPTION 'webhook % (webhook_id %): %: %', walhook.rule_cdc_quoted(NEW.webhook_name), NEW.webhook_id, v_column,
+            walhook.rule_cdc_sayable(v_problem)
             USING ERRCODE = 'check_violation', HINT = v_hint, SCHEMA = 'public', TABLE = TG_TABLE_NAME, COLUMN = v_column,
                   CONSTRAINT = TG_NAME;
     END IF;
     RETURN NEW;
 END
 $$;
-COMMENT ON FUNCTION public.rule_webhook_delivery_check IS
+COMMENT ON FUNCTION walhook.rule_webhook_delivery_check IS
     'walhook: trigger of rule_webhooks: refuses an order_key that is not valid, and batch_max_events where a request cannot have several events';
 
-CREATE OR REPLACE FUNCTION public.rule_webhook_order_take(p_webhook_id INTEGER, p_group TEXT, p_worker TEXT, p_lease_ms INTEGER)
+CREATE OR REPLACE FUNCTION walhook.rule_webhook_order_take(p_webhook_id INTEGER, p_group TEXT, p_worker TEXT, p_lease_ms INTEGER)
 RETURNS BOOLEAN LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     WITH taken AS (
-        INSERT INTO public.rule_webhook_order_holders AS h (webhook_id, group_name, worker, held_until)
+        INSERT INTO walhook.rule_webhook_order_holders AS h (webhook_id, group_name, worker, held_until)
         SELECT w.webhook_id, p_group, p_worker, clock_timestamp() + make_interval(secs => p_lease_ms / 1000.0)
         FROM public.rule_webhooks w WHERE w.webhook_id = p_webhook_id
         ON CONFLICT (webhook_id, group_name) DO UPDATE SET worker = excluded.worker, held_until = excluded.held_until
@@ -164,11 +164,11 @@ RETURNS BOOLEAN LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     )
     SELECT EXISTS (SELECT FROM taken)
 $$;
-COMMENT ON FUNCTION public.rule_webhook_order_take IS
+COMMENT ON FUNCTION walhook.rule_webhook_order_take IS
     'walhook: for walhook deliver: whether this worker is the one of its group that calls a webhook with delivery_order key, for p_lease_ms '
     'from now on';
 
-CREATE OR REPLACE FUNCTION public.rule_webhook_queue_by_key(p_webhook_id INTEGER, p_order_key TEXT, p_room INTEGER, p_now TIMESTAMPTZ)
+CREATE OR REPLACE FUNCTION walhook.rule_webhook_queue_by_key(p_webhook_id INTEGER, p_order_key TEXT, p_room INTEGER, p_now TIMESTAMPTZ)
 RETURNS INTEGER[] LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     -- A queued call has data, and neither a subject nor headers. A call without a key waits for all calls before it, and all later
     -- ones wait for it.
@@ -203,11 +203,11 @@ RETURNS INTEGER[] LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $
     )
     SELECT coalesce(array_agg(r.call_id), '{}') FROM ready r
 $$;
-COMMENT ON FUNCTION public.rule_webhook_queue_by_key IS
+COMMENT ON FUNCTION walhook.rule_webhook_queue_by_key IS
     'walhook: calls of the queue that are due and before which no call with the same key is unfinished';
 
 -- Here and not in 019: while an upgrade is between the two, workers go on with the function that was there before.
-CREATE OR REPLACE FUNCTION public.rule_webhook_queue_claim(
+CREATE OR REPLACE FUNCTION walhook.rule_webhook_queue_claim(
     p_worker TEXT,
     p_webhook_ids INTEGER[],
     p_rooms INTEGER[],
@@ -236,11 +236,11 @@ BEGIN
                         AND coalesce(c.claimed_until, c.next_retry_at, c.scheduled_at, '-infinity'::timestamptz) <= v_now)
         ORDER BY w.webhook_id
     LOOP
-        INSERT INTO public.rule_webhook_limits (webhook_id) VALUES (v_id) ON CONFLICT DO NOTHING;
-        PERFORM FROM public.rule_webhook_limits l WHERE l.webhook_id = v_id FOR UPDATE SKIP LOCKED;
+        INSERT INTO walhook.rule_webhook_limits (webhook_id) VALUES (v_id) ON CONFLICT DO NOTHING;
+        PERFORM FROM walhook.rule_webhook_limits l WHERE l.webhook_id = v_id FOR UPDATE SKIP LOCKED;
         CONTINUE WHEN NOT FOUND;
         IF v_order = 'key' THEN
-            v_calls := v_calls || public.rule_webhook_queue_by_key(v_id, v_key, v_room, v_now);
+            v_calls := v_calls || walhook.rule_webhook_queue_by_key(v_id, v_key, v_room, v_now);
             CONTINUE;
         END IF;
         SELECT CASE WHEN coalesce(c.claimed_until, c.next_retry_at, c.scheduled_at, '-infinity'::timestamptz) <= v_now THEN c.call_id END
@@ -260,7 +260,7 @@ BEGIN
         SELECT d.call_id
         FROM unnest(p_webhook_ids, p_rooms) AS g (id, room)
         JOIN public.rule_webhooks w ON w.webhook_id = g.id AND w.enabled AND w.delivery_order = 'any'
-        LEFT JOIN public.rule_webhook_limits l ON l.webhook_id = g.id
+        LEFT JOIN walhook.rule_webhook_limits l ON l.webhook_id = g.id
         CROSS JOIN LATERAL (
             SELECT c.call_id FROM public.rule_webhook_calls c
             WHERE c.webhook_id = g.id AND c.event_id IS NULL AND c.status IN ('pending', 'retrying', 'processing')
@@ -274,7 +274,7 @@ BEGIN
         SELECT c.call_id
         FROM public.rule_webhook_calls c
         JOIN public.rule_webhooks w USING (webhook_id)
-        LEFT JOIN public.rule_webhook_limits l USING (webhook_id)
+        LEFT JOIN walhook.rule_webhook_limits l USING (webhook_id)
         WHERE c.call_id = ANY (v_calls) AND c.status IN ('pending', 'retrying', 'processing')
           AND (l.paused_until > v_now AND l.paused_url_hash = hashtextextended(w.url, 0)) IS NOT TRUE
         FOR UPDATE OF c SKIP LOCKED
@@ -291,11 +291,11 @@ BEGIN
     ORDER BY t.call_id;
 END
 $$;
-COMMENT ON FUNCTION public.rule_webhook_queue_claim IS
+COMMENT ON FUNCTION walhook.rule_webhook_queue_claim IS
     'walhook: for walhook deliver --queue: takes due calls of these webhooks, of each so many at most, for p_lease_ms; other workers, also '
     'those that take calls by SKIP LOCKED themselves, pass over them';
 
-CREATE OR REPLACE FUNCTION public.rule_nats_notice_problem(p_config_id INTEGER, p_subject TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_nats_notice_problem(p_config_id INTEGER, p_subject TEXT)
 RETURNS TEXT LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_stream TEXT;
@@ -310,25 +310,25 @@ BEGIN
     CROSS JOIN LATERAL unnest(s.subjects) AS p (pattern)
     WHERE NOT EXISTS (SELECT FROM public.rule_nats_streams r
                       WHERE s.has_row AND r.stream_name = s.stream_name AND r.ordering = 'shared')
-      AND public.rule_nats_subjects_overlap(p.pattern, p_subject || '.>')
+      AND walhook.rule_nats_subjects_overlap(p.pattern, p_subject || '.>')
     ORDER BY s.stream_name
     LIMIT 1;
     RETURN CASE WHEN v_stream IS NOT NULL THEN format('stream %s takes it, and in strict ordering walhook run must be the only writer of a stream',
-                  public.rule_cdc_quoted(v_stream)) END;
+                  walhook.rule_cdc_quoted(v_stream)) END;
 END
 $$;
-COMMENT ON FUNCTION public.rule_nats_notice_problem IS
+COMMENT ON FUNCTION walhook.rule_nats_notice_problem IS
     'walhook: why this cannot be the notice_subject of a configuration, or NULL if it can';
 
 -- With its owner's rights: a role that may write the row need not be allowed to call the functions that look at it.
-CREATE OR REPLACE FUNCTION public.rule_nats_notice_check()
+CREATE OR REPLACE FUNCTION walhook.rule_nats_notice_check()
 RETURNS TRIGGER LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_problem CONSTANT TEXT := public.rule_nats_notice_problem(NEW.config_id, NEW.notice_subject);
+    v_problem CONSTANT TEXT := walhook.rule_nats_notice_problem(NEW.config_id, NEW.notice_subject);
 BEGIN
     IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'NATS configuration % (config_id %): notice_subject: %', public.rule_cdc_quoted(NEW.config_name), NEW.config_id,
-            public.rule_cdc_sayable(v_problem)
+        RAISE EXCEPTION 'NATS configuration % (config_id %): notice_subject: %', walhook.rule_cdc_quoted(NEW.config_name), NEW.config_id,
+            walhook.rule_cdc_sayable(v_problem)
             USING ERRCODE = 'check_violation', HINT = format('UPDATE rule_nats_config SET notice_subject = ''_WALHOOK.notices'' '
                     'WHERE config_id = %s; for example.', NEW.config_id), SCHEMA = 'public',
                   TABLE = TG_TABLE_NAME, COLUMN = 'notice_subject', CONSTRAINT = TG_NAME;
@@ -336,11 +336,11 @@ BEGIN
     RETURN NEW;
 END
 $$;
-COMMENT ON FUNCTION public.rule_nats_notice_check IS
+COMMENT ON FUNCTION walhook.rule_nats_notice_check IS
     'walhook: trigger of rule_nats_config: refuses a notice_subject on which walhook cannot publish';
 
 -- With its owner's rights: processes that announce need none on its table.
-CREATE OR REPLACE FUNCTION public.rule_nats_notices_take(p_config_name TEXT, p_source TEXT)
+CREATE OR REPLACE FUNCTION walhook.rule_nats_notices_take(p_config_name TEXT, p_source TEXT)
 RETURNS TABLE (subject TEXT, notice_id TEXT, notice TEXT)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -360,10 +360,10 @@ BEGIN
         RETURN;
     END IF;
     -- A stream may have come later.
-    v_problem := public.rule_nats_notice_problem(v_config_id, v_subject);
+    v_problem := walhook.rule_nats_notice_problem(v_config_id, v_subject);
     IF v_problem IS NOT NULL THEN
-        RAISE EXCEPTION 'NATS configuration %: nothing is announced below its notice_subject: %', public.rule_cdc_quoted(p_config_name),
-            public.rule_cdc_sayable(v_problem)
+        RAISE EXCEPTION 'NATS configuration %: nothing is announced below its notice_subject: %', walhook.rule_cdc_quoted(p_config_name),
+            walhook.rule_cdc_sayable(v_problem)
             USING ERRCODE = 'object_not_in_prerequisite_state',
                   HINT = format('UPDATE rule_nats_config SET notice_subject = NULL WHERE config_id = %s; ends this. Another subject has to be '
                       'one that no stream in strict ordering takes.', v_config_id);
@@ -377,7 +377,7 @@ BEGIN
         SELECT l.* FROM letters l LEFT JOIN public.rule_webhooks w USING (webhook_id)
         WHERE coalesce(w.nats_config_id, v_default) = v_config_id
     ), disabled AS (
-        INSERT INTO public.rule_nats_notices AS n (webhook_id, kind, is_open, amount, changed_at, announced_at)
+        INSERT INTO walhook.rule_nats_notices AS n (webhook_id, kind, is_open, amount, changed_at, announced_at)
         SELECT w.webhook_id, 'webhook_disabled', true, 0, w.disabled_at, v_now
         FROM public.rule_webhooks w
         WHERE NOT w.enabled AND w.disabled_at IS NOT NULL AND coalesce(w.nats_config_id, v_default) = v_config_id
@@ -387,20 +387,20 @@ BEGIN
         WHERE n.changed_at IS DISTINCT FROM excluded.changed_at AND n.announced_at <= v_now - v_interval
         RETURNING n.webhook_id, 'webhook_disabled' AS event
     ), enabled AS (
-        UPDATE public.rule_nats_notices n SET is_open = false
+        UPDATE walhook.rule_nats_notices n SET is_open = false
         FROM public.rule_webhooks w
         WHERE n.kind = 'webhook_disabled' AND n.is_open AND w.webhook_id = n.webhook_id AND w.enabled
           AND coalesce(w.nats_config_id, v_default) = v_config_id
         RETURNING n.webhook_id, 'webhook_enabled' AS event
     ), piled AS (
-        INSERT INTO public.rule_nats_notices AS n (webhook_id, kind, is_open, amount, announced_at)
+        INSERT INTO walhook.rule_nats_notices AS n (webhook_id, kind, is_open, amount, announced_at)
         SELECT o.webhook_id, 'dead_letters', true, o.amount, v_now FROM ours o WHERE o.amount >= v_letters
         ON CONFLICT (webhook_id, kind) DO UPDATE
         SET is_open = true, amount = excluded.amount, announced_at = excluded.announced_at
         WHERE (NOT n.is_open OR excluded.amount >= 2 * n.amount) AND n.announced_at <= v_now - v_interval
         RETURNING n.webhook_id, 'dead_letters' AS event
     ), cleared AS (
-        UPDATE public.rule_nats_notices n SET is_open = false, amount = 0
+        UPDATE walhook.rule_nats_notices n SET is_open = false, amount = 0
         WHERE n.kind = 'dead_letters' AND n.is_open AND NOT EXISTS (SELECT FROM letters l WHERE l.webhook_id = n.webhook_id)
           AND coalesce((SELECT w.nats_config_id FROM public.rule_webhooks w WHERE w.webhook_id = n.webhook_id), v_default) = v_config_id
         RETURNING n.webhook_id, 'dead_letters_cleared' AS event
@@ -422,34 +422,34 @@ BEGIN
     ORDER BY e.event, e.webhook_id;
 END
 $$;
-COMMENT ON FUNCTION public.rule_nats_notices_take IS
+COMMENT ON FUNCTION walhook.rule_nats_notices_take IS
     'walhook: for walhook run and walhook deliver: what is to be announced now, of all webhooks of a NATS configuration. Each change is '
     'returned to one caller only, which publishes it';
 
-CALL public.rule_cdc_functions_close();
+CALL walhook.rule_cdc_functions_close();
 
 -- Once: a trigger waits for those who write into its table. In the order of the tables above.
 DO $triggers$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_trigger t
                    WHERE t.tgrelid = 'public.rule_webhooks'::regclass AND t.tgname = 'walhook_delivery_check'
-                     AND t.tgfoid = 'public.rule_webhook_delivery_check()'::regprocedure AND t.tgenabled <> 'D')
+                     AND t.tgfoid = 'walhook.rule_webhook_delivery_check()'::regprocedure AND t.tgenabled <> 'D')
     THEN
         DROP TRIGGER IF EXISTS walhook_delivery_check ON public.rule_webhooks;
         CREATE TRIGGER walhook_delivery_check BEFORE INSERT OR UPDATE OF batch_max_events, delivery_order, order_key, method ON public.rule_webhooks
             FOR EACH ROW WHEN (NEW.batch_max_events IS NOT NULL OR NEW.delivery_order = 'key')
-            EXECUTE FUNCTION public.rule_webhook_delivery_check();
+            EXECUTE FUNCTION walhook.rule_webhook_delivery_check();
         COMMENT ON TRIGGER walhook_delivery_check ON public.rule_webhooks IS
             'walhook: refuses an order_key that is not valid, and batch_max_events where a request cannot have several events';
     END IF;
     IF NOT EXISTS (SELECT FROM pg_trigger t
                    WHERE t.tgrelid = 'public.rule_nats_config'::regclass AND t.tgname = 'walhook_notice_check'
-                     AND t.tgfoid = 'public.rule_nats_notice_check()'::regprocedure AND t.tgenabled <> 'D')
+                     AND t.tgfoid = 'walhook.rule_nats_notice_check()'::regprocedure AND t.tgenabled <> 'D')
     THEN
         DROP TRIGGER IF EXISTS walhook_notice_check ON public.rule_nats_config;
         CREATE TRIGGER walhook_notice_check BEFORE INSERT OR UPDATE OF notice_subject ON public.rule_nats_config
             FOR EACH ROW WHEN (NEW.notice_subject IS NOT NULL)
-            EXECUTE FUNCTION public.rule_nats_notice_check();
+            EXECUTE FUNCTION walhook.rule_nats_notice_check();
         COMMENT ON TRIGGER walhook_notice_check ON public.rule_nats_config IS
             'walhook: refuses a notice_subject on which walhook cannot publish';
     END IF;
@@ -466,12 +466,12 @@ BEGIN
                ('walhook_operator', 'SELECT, DELETE', ARRAY['rule_nats_notices', 'rule_webhook_order_holders']),
                ('walhook_operator', 'SELECT (notice_subject, notice_dead_letters, notice_interval_seconds)', ARRAY['rule_nats_config'])
     LOOP
-        CALL public.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
+        CALL walhook.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
     END LOOP;
-    CALL public.rule_cdc_grant_functions('walhook_operator',
+    CALL walhook.rule_cdc_grant_functions('walhook_operator',
         '^rule_nats_(notices_take|notice_problem|notice_check)$|^rule_webhook_(delivery_check|order_take|queue_by_key|queue_claim)$');
-    CALL public.rule_cdc_grant_functions('walhook_worker', '^rule_nats_notices_take$|^rule_webhook_(order_take|queue_by_key|queue_claim)$');
-    CALL public.rule_cdc_grant_functions('walhook_streamer', '^rule_nats_notices_take$');
+    CALL walhook.rule_cdc_grant_functions('walhook_worker', '^rule_nats_notices_take$|^rule_webhook_(order_take|queue_by_key|queue_claim)$');
+    CALL walhook.rule_cdc_grant_functions('walhook_streamer', '^rule_nats_notices_take$');
 END
 $grants$;
 

@@ -18,7 +18,7 @@ IF EXISTS (SELECT FROM public.rule_cdc_migrations m WHERE m.version = '024') THE
     RETURN;
 END IF;
 
-ALTER TABLE public.rule_cdc_rule_versions ALTER COLUMN row_data TYPE JSON USING row_data::text::json;
+ALTER TABLE walhook.rule_cdc_rule_versions ALTER COLUMN row_data TYPE JSON USING row_data::text::json;
 
 END
 $schema$;

@@ -26,35 +26,35 @@ COMMENT ON COLUMN public.rule_nats_config.publish_schemas IS
 END
 $schema$;
 
-CALL public.rule_cdc_functions_open(ARRAY[]::text[]);
+CALL walhook.rule_cdc_functions_open(ARRAY[]::text[]);
 
 -- With its owner's rights, as in 023.
-CREATE OR REPLACE FUNCTION public.rule_nats_schemas_check()
+CREATE OR REPLACE FUNCTION walhook.rule_nats_schemas_check()
 RETURNS TRIGGER LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RAISE EXCEPTION 'NATS configuration % (config_id %): publish_schemas needs JetStream, which has the bucket of the schemas, and '
-        'jetstream_enabled is false', public.rule_cdc_quoted(NEW.config_name), NEW.config_id
+        'jetstream_enabled is false', walhook.rule_cdc_quoted(NEW.config_name), NEW.config_id
         USING ERRCODE = 'check_violation', HINT = format('UPDATE rule_nats_config SET publish_schemas = false WHERE config_id = %s; or SET '
                 'jetstream_enabled = true.', NEW.config_id), SCHEMA = 'public',
               TABLE = TG_TABLE_NAME, COLUMN = 'publish_schemas', CONSTRAINT = TG_NAME;
 END
 $$;
-COMMENT ON FUNCTION public.rule_nats_schemas_check IS
+COMMENT ON FUNCTION walhook.rule_nats_schemas_check IS
     'walhook: trigger of rule_nats_config: refuses publish_schemas without JetStream';
 
-CALL public.rule_cdc_functions_close();
+CALL walhook.rule_cdc_functions_close();
 
 -- Once: a trigger waits for those who write into its table.
 DO $triggers$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_trigger t
                    WHERE t.tgrelid = 'public.rule_nats_config'::regclass AND t.tgname = 'walhook_schemas_check'
-                     AND t.tgfoid = 'public.rule_nats_schemas_check()'::regprocedure AND t.tgenabled <> 'D')
+                     AND t.tgfoid = 'walhook.rule_nats_schemas_check()'::regprocedure AND t.tgenabled <> 'D')
     THEN
         DROP TRIGGER IF EXISTS walhook_schemas_check ON public.rule_nats_config;
         CREATE TRIGGER walhook_schemas_check BEFORE INSERT OR UPDATE OF publish_schemas, jetstream_enabled ON public.rule_nats_config
             FOR EACH ROW WHEN (NEW.publish_schemas AND NEW.jetstream_enabled IS FALSE)
-            EXECUTE FUNCTION public.rule_nats_schemas_check();
+            EXECUTE FUNCTION walhook.rule_nats_schemas_check();
         COMMENT ON TRIGGER walhook_schemas_check ON public.rule_nats_config IS
             'walhook: refuses publish_schemas without JetStream';
     END IF;
@@ -63,8 +63,8 @@ $triggers$;
 
 DO $grants$
 BEGIN
-    CALL public.rule_cdc_grant('walhook_operator', 'SELECT (publish_schemas)', ARRAY['rule_nats_config']);
-    CALL public.rule_cdc_grant_functions('walhook_operator', '^rule_nats_schemas_check$');
+    CALL walhook.rule_cdc_grant('walhook_operator', 'SELECT (publish_schemas)', ARRAY['rule_nats_config']);
+    CALL walhook.rule_cdc_grant_functions('walhook_operator', '^rule_nats_schemas_check$');
 END
 $grants$;
 

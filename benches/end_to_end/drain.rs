@@ -142,7 +142,7 @@ pub async fn by_walhook(feed: &Feed, events: u64, history: &str) -> Drained {
     feed.pg.psql(&format!("TRUNCATE rule_nats_publish_history; UPDATE rule_nats_config SET history = '{history}'"));
     // The change of the row comes down the slot as well, behind the backlog; what is read at the start holds for it. walhook keeps the
     // rules of a place in the WAL, the history's setting too: without this an earlier drain's would hold.
-    feed.pg.psql("TRUNCATE rule_cdc_rule_sources, rule_cdc_rule_versions, rule_cdc_rule_amendments");
+    feed.pg.psql("TRUNCATE walhook.rule_cdc_rule_sources, walhook.rule_cdc_rule_versions, rule_cdc_rule_amendments");
     copy_slot(feed, "walhook");
     empty_stream(feed).await;
     let client = feed.pg.client().await;

@@ -31,7 +31,7 @@ BEGIN
     -- Also on tables that stay.
     FOR o IN
         SELECT t.tgname, t.tgrelid::regclass AS relation FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
-        WHERE NOT t.tgisinternal AND p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
+        WHERE NOT t.tgisinternal AND p.pronamespace IN ('public'::regnamespace, to_regnamespace('walhook')) AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'
     LOOP
         EXECUTE format('DROP TRIGGER %I ON %s', o.tgname, o.relation);
     END LOOP;
@@ -39,13 +39,16 @@ BEGIN
     SELECT string_agg(format('public.%I', c.relname), ', ') INTO v_tables FROM pg_class c
     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'v' AND NOT v_found ? c.relname
       AND (c.relname ~ '^rule_cdc_'
+           -- The names of before, under which an upgrade leaves views.
+           OR c.relname ~ '^rule_(webhook|nats)_' AND obj_description(c.oid, 'pg_class') LIKE 'walhook:%'
            OR c.relname IN ('webhook_status_summary', 'webhook_recent_failures', 'webhook_performance_stats', 'nats_publish_summary',
                             'nats_recent_failures', 'nats_performance_stats'));
     IF v_tables IS NOT NULL THEN
         EXECUTE 'DROP VIEW ' || v_tables;
     END IF;
-    SELECT string_agg(format('public.%I', c.relname), ', ') INTO v_tables FROM pg_class c
-    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND NOT v_found ? c.relname AND c.relname ~ '^rule_(webhook|nats|cdc)';
+    SELECT string_agg(format('%s.%I', c.relnamespace::regnamespace, c.relname), ', ') INTO v_tables FROM pg_class c
+    WHERE c.relkind = 'r' AND c.relname ~ '^rule_(webhook|nats|cdc)'
+      AND (c.relnamespace = 'public'::regnamespace AND NOT v_found ? c.relname OR c.relnamespace = to_regnamespace('walhook'));
     IF v_tables IS NOT NULL THEN
         EXECUTE 'DROP TABLE ' || v_tables;
     END IF;
@@ -77,11 +80,15 @@ BEGIN
 
     v_statements := ARRAY(
         SELECT format('DROP ROUTINE %s', p.oid::regprocedure) FROM pg_proc p
-        WHERE p.pronamespace = 'public'::regnamespace AND p.proname ~ '^rule_(webhook|nats|cdc)'
+        WHERE p.pronamespace IN ('public'::regnamespace, to_regnamespace('walhook')) AND p.proname ~ '^rule_(webhook|nats|cdc)'
           AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%');
     FOREACH v_statement IN ARRAY v_statements LOOP
         EXECUTE v_statement;
     END LOOP;
+    -- What is left in it is somebody else's.
+    IF obj_description(to_regnamespace('walhook'), 'pg_namespace') LIKE 'walhook:%' THEN
+        DROP SCHEMA walhook;
+    END IF;
 
     FOR o IN
         SELECT r.oid, r.rolname,

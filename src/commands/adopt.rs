@@ -34,21 +34,21 @@ pub struct Arguments {
 
 /// Tables of which every row belongs to the database that published so far. A table that is not there is passed over.
 const PUT_ASIDE: [&str; 9] = [
-    "rule_nats_checkpoints",
-    "rule_cdc_status",
-    "rule_cdc_runs",
-    "rule_cdc_claims",
-    "rule_cdc_anchor_settings",
-    "rule_cdc_anchor_places",
-    "rule_cdc_rule_amendments",
-    "rule_cdc_rule_versions",
-    "rule_cdc_rule_sources",
+    "public.rule_nats_checkpoints",
+    "public.rule_cdc_status",
+    "walhook.rule_cdc_runs",
+    "walhook.rule_cdc_claims",
+    "walhook.rule_cdc_anchor_settings",
+    "walhook.rule_cdc_anchor_places",
+    "public.rule_cdc_rule_amendments",
+    "walhook.rule_cdc_rule_versions",
+    "walhook.rule_cdc_rule_sources",
 ];
 /// What is open there will not be finished here.
 const END: [&str; 2] = [
     "UPDATE public.rule_cdc_replays SET status = 'cancelled', finished_at = now(), updated_at = now() \
      WHERE status IN ('requested', 'running', 'interrupted')",
-    "UPDATE public.rule_cdc_backfill_jobs SET status = 'cancelled' WHERE status = 'running'",
+    "UPDATE walhook.rule_cdc_backfill_jobs SET status = 'cancelled' WHERE status = 'running'",
 ];
 const CONFIGURATIONS: &str =
     "SELECT config_name, nats_url FROM public.rule_nats_config WHERE enabled IS NOT FALSE ORDER BY config_id";
@@ -171,7 +171,7 @@ async fn keep(transaction: &Transaction<'_>, config: &Config) -> Result<String> 
         .map_err(failed)?;
     transaction
         .execute(
-            "INSERT INTO public.rule_cdc_runs (source, run_id, beat) \
+            "INSERT INTO walhook.rule_cdc_runs (source, run_id, beat) \
              SELECT DISTINCT s.source, $1, 0 FROM (SELECT source FROM public.rule_nats_checkpoints UNION SELECT $2) s \
              ON CONFLICT (source, run_id) DO NOTHING",
             &[&ANY_RUN, &config.source],
@@ -186,17 +186,16 @@ async fn renew(transaction: &Transaction<'_>, compared: &Compared) -> Result<Str
     let failed = |error| sql::error("give the database an identity of its own", error);
     let old = &compared.identity.database_id;
     for table in PUT_ASIDE {
-        let there = transaction
-            .query_one("SELECT pg_catalog.to_regclass('public.' || $1::text) IS NOT NULL", &[&table])
-            .await
-            .map_err(failed)?;
+        let (_, name) = table.split_once('.').unwrap_or_default();
+        let there =
+            transaction.query_one("SELECT pg_catalog.to_regclass($1) IS NOT NULL", &[&table]).await.map_err(failed)?;
         if !there.get::<_, bool>(0) {
             continue;
         }
         let statement = format!(
-            "WITH gone AS (DELETE FROM public.{table} RETURNING *) \
+            "WITH gone AS (DELETE FROM {table} RETURNING *) \
              INSERT INTO public.rule_cdc_put_aside (database_id, table_name, contents) \
-             SELECT $1, '{table}', to_jsonb(gone) FROM gone"
+             SELECT $1, '{name}', to_jsonb(gone) FROM gone"
         );
         transaction.execute(&statement, &[old]).await.map_err(failed)?;
     }

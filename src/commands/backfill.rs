@@ -61,7 +61,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const LINK: &str = "SELECT format('%I.%I', l.table_schema, l.table_name), w.webhook_name \
     FROM public.rule_webhook_links l JOIN public.rule_webhooks w USING (webhook_id) WHERE l.link_id = $1";
 /// Whatever of it is not done yet.
-const UNFINISHED: &str = "SELECT j.backfill_id FROM public.rule_cdc_backfill_jobs j WHERE j.status = 'running' \
+const UNFINISHED: &str = "SELECT j.backfill_id FROM walhook.rule_cdc_backfill_jobs j WHERE j.status = 'running' \
     AND to_regclass(format('%I.%I', j.table_schema, j.table_name)) = coalesce(to_regclass($1), to_regclass('public.' || $1)) \
     AND j.link_ids = (SELECT array_agg(l.link_id ORDER BY l.link_id) FROM public.rule_webhook_links l \
         JOIN public.rule_webhooks w USING (webhook_id) \

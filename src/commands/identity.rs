@@ -169,9 +169,9 @@ impl Runs {
     /// PostgreSQL cannot be asked.
     pub async fn read(client: &Client, source: &str) -> Result<Runs> {
         let rows = client
-            .query("SELECT run_id, beat FROM public.rule_cdc_runs WHERE source = $1", &[&source])
+            .query("SELECT run_id, beat FROM walhook.rule_cdc_runs WHERE source = $1", &[&source])
             .await
-            .map_err(|error| sql::error("read rule_cdc_runs", error))?;
+            .map_err(|error| sql::error("read walhook.rule_cdc_runs", error))?;
         Ok(Runs(rows.iter().map(|row| (row.get(0), row.get(1))).collect()))
     }
 
@@ -248,11 +248,11 @@ pub async fn check_timeline(client: &Client, mark: &Mark) -> Result<()> {
 /// # Errors
 /// PostgreSQL cannot be asked.
 pub async fn beat(client: &Client, source: &str, run_id: &str, epoch: u64) -> Result<(i64, Lsn)> {
-    let failed = |error| sql::error("count the run on in rule_cdc_runs", error);
+    let failed = |error| sql::error("count the run on in walhook.rule_cdc_runs", error);
     let epoch = i64::try_from(epoch).unwrap_or(i64::MAX);
     let row = client
         .query_one(
-            "INSERT INTO public.rule_cdc_runs AS r (source, run_id, epoch, beat) \
+            "INSERT INTO walhook.rule_cdc_runs AS r (source, run_id, epoch, beat) \
              SELECT $1::text, $2::text, $3::bigint, 1 WHERE pg_catalog.set_config('synchronous_commit', 'local', true) IS NOT NULL \
              ON CONFLICT (source, run_id) DO UPDATE SET beat = r.beat + 1, updated_at = now() RETURNING beat",
             &[&source, &run_id, &epoch],
@@ -263,8 +263,8 @@ pub async fn beat(client: &Client, source: &str, run_id: &str, epoch: u64) -> Re
     if beat == 1 {
         client
             .execute(
-                "DELETE FROM public.rule_cdc_runs WHERE source = $1 AND run_id <> $2 AND run_id NOT IN (\
-                     SELECT run_id FROM public.rule_cdc_runs WHERE source = $1 ORDER BY updated_at DESC LIMIT $3)",
+                "DELETE FROM walhook.rule_cdc_runs WHERE source = $1 AND run_id <> $2 AND run_id NOT IN (\
+                     SELECT run_id FROM walhook.rule_cdc_runs WHERE source = $1 ORDER BY updated_at DESC LIMIT $3)",
                 &[&source, &run_id, &RUNS_KEPT],
             )
             .await
@@ -272,7 +272,7 @@ pub async fn beat(client: &Client, source: &str, run_id: &str, epoch: u64) -> Re
     }
     let row = client.query_one("SELECT pg_catalog.pg_current_wal_flush_lsn()::text", &[]).await.map_err(failed)?;
     let lsn = row.get::<_, &str>(0).parse();
-    Ok((beat, lsn.map_err(|error| Error::protocol("count the run on in rule_cdc_runs").caused_by(error))?))
+    Ok((beat, lsn.map_err(|error| Error::protocol("count the run on in walhook.rule_cdc_runs").caused_by(error))?))
 }
 
 /// What `walhook adopt --same` accepted was replaced by a mark of ours in every bucket.
@@ -281,10 +281,10 @@ pub async fn beat(client: &Client, source: &str, run_id: &str, epoch: u64) -> Re
 /// PostgreSQL cannot be asked.
 pub async fn accept_no_more(client: &Client, source: &str) -> Result<()> {
     client
-        .execute("DELETE FROM public.rule_cdc_runs WHERE source = $1 AND run_id = $2", &[&source, &ANY_RUN])
+        .execute("DELETE FROM walhook.rule_cdc_runs WHERE source = $1 AND run_id = $2", &[&source, &ANY_RUN])
         .await
         .map(drop)
-        .map_err(|error| sql::error("forget which runs were accepted in rule_cdc_runs", error))
+        .map_err(|error| sql::error("forget which runs were accepted in walhook.rule_cdc_runs", error))
 }
 
 /// Notes that a stream whose metadata we may not change is this database's.
@@ -294,7 +294,7 @@ pub async fn accept_no_more(client: &Client, source: &str) -> Result<()> {
 pub async fn note_stream(client: &Client, source: &str, stream: &Stream<'_>) -> Result<()> {
     client
         .execute(
-            "INSERT INTO public.rule_cdc_claims (source, config_name, stream_name, stream_created_ns) VALUES ($1, $2, $3, $4) \
+            "INSERT INTO walhook.rule_cdc_claims (source, config_name, stream_name, stream_created_ns) VALUES ($1, $2, $3, $4) \
              ON CONFLICT (source, config_name, stream_name) DO UPDATE \
              SET stream_created_ns = excluded.stream_created_ns, claimed_at = now() \
              WHERE rule_cdc_claims.stream_created_ns <> excluded.stream_created_ns",
@@ -302,7 +302,7 @@ pub async fn note_stream(client: &Client, source: &str, stream: &Stream<'_>) -> 
         )
         .await
         .map(drop)
-        .map_err(|error| sql::error("note in rule_cdc_claims whose a stream is", error))
+        .map_err(|error| sql::error("note in walhook.rule_cdc_claims whose a stream is", error))
 }
 
 /// Whether that was noted.
@@ -312,12 +312,12 @@ pub async fn note_stream(client: &Client, source: &str, stream: &Stream<'_>) -> 
 pub async fn is_noted(client: &Client, source: &str, stream: &Stream<'_>) -> Result<bool> {
     let row = client
         .query_one(
-            "SELECT EXISTS (SELECT FROM public.rule_cdc_claims WHERE source = $1 AND config_name = $2 AND stream_name = $3 \
+            "SELECT EXISTS (SELECT FROM walhook.rule_cdc_claims WHERE source = $1 AND config_name = $2 AND stream_name = $3 \
                                 AND stream_created_ns = $4)",
             &[&source, &stream.config_name, &stream.name, &stream.created_ns],
         )
         .await
-        .map_err(|error| sql::error("read rule_cdc_claims", error))?;
+        .map_err(|error| sql::error("read walhook.rule_cdc_claims", error))?;
     Ok(row.get(0))
 }
 

@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_secs(2);
 /// How long PostgreSQL and NATS may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-const TAKE: &str = "SELECT subject, notice_id, notice FROM public.rule_nats_notices_take($1, $2)";
+const TAKE: &str = "SELECT subject, notice_id, notice FROM walhook.rule_nats_notices_take($1, $2)";
 
 /// The connections of the configurations that have a `notice_subject`, by their names.
 pub type Targets = BTreeMap<String, Nats>;

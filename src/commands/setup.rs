@@ -46,6 +46,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("025_consumer_schemas.sql", include_str!("../../sql/025_consumer_schemas.sql")),
     ("026_sealed_payloads.sql", include_str!("../../sql/026_sealed_payloads.sql")),
     ("027_shards.sql", include_str!("../../sql/027_shards.sql")),
+    ("028_schema.sql", include_str!("../../sql/028_schema.sql")),
 ];
 
 /// What we resolve names by: see sql/004_preconditions.sql.
@@ -102,7 +103,7 @@ pub async fn setup(config: &Config) -> Result<()> {
         step(done, "steps of setup");
     }
     let [object, problem, remedy] = ["object", "problem", "remedy"].map(super::bytes_of);
-    let rows = format!("SELECT {object}, {problem}, {remedy} FROM public.rule_cdc_check_rows()");
+    let rows = format!("SELECT {object}, {problem}, {remedy} FROM walhook.rule_cdc_check_rows()");
     for row in client
         .query(&rows, &[])
         .await

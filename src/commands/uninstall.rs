@@ -120,17 +120,17 @@ struct Slots {
 impl Slots {
     async fn read(client: &Client, config: &Config) -> Result<Slots, tokio_postgres::Error> {
         let mut names = vec![config.slot.clone(), format!("{}_anchor", config.slot)];
-        for (table, query) in [
-            ("rule_cdc_shard_names", "SELECT slot_name FROM public.rule_cdc_shard_names"),
-            ("rule_cdc_status", "SELECT slot_name FROM public.rule_cdc_status WHERE slot_name IS NOT NULL"),
-            (
-                "rule_cdc_anchor_settings",
-                "SELECT unnest(ARRAY[slot_name, anchor_name]) FROM public.rule_cdc_anchor_settings",
-            ),
+        // An older walhook has the last one in public.
+        for (table, slots) in [
+            ("public.rule_cdc_status", "ARRAY[slot_name]"),
+            ("walhook.rule_cdc_shard_names", "ARRAY[slot_name]"),
+            ("walhook.rule_cdc_anchor_settings", "ARRAY[slot_name, anchor_name]"),
+            ("public.rule_cdc_anchor_settings", "ARRAY[slot_name, anchor_name]"),
         ] {
-            let there = client.query_one("SELECT to_regclass('public.' || $1) IS NOT NULL", &[&table]).await?;
+            let there = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&table]).await?;
             if there.get(0) {
-                names.extend(client.query(query, &[]).await?.iter().map(|row| row.get::<_, String>(0)));
+                let query = format!("SELECT s FROM {table}, unnest({slots}) s WHERE s IS NOT NULL");
+                names.extend(client.query(&query, &[]).await?.iter().map(|row| row.get::<_, String>(0)));
             }
         }
         let mut slots = Slots { ours: Vec::new(), in_use: Vec::new(), others: Vec::new() };
@@ -168,8 +168,10 @@ struct Inventory {
 impl Inventory {
     async fn read(client: &Client, slots: &Slots) -> Result<Inventory, tokio_postgres::Error> {
         let query = "SELECT \
-            (SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v') AND relname ~ '^rule_(webhook|nats|cdc)'), \
-            (SELECT count(*) FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'), \
+            (SELECT count(*) FROM pg_class WHERE relnamespace IN ('public'::regnamespace, to_regnamespace('walhook')) \
+                AND relkind IN ('r', 'v') AND relname ~ '^rule_(webhook|nats|cdc)'), \
+            (SELECT count(*) FROM pg_proc p WHERE p.pronamespace IN ('public'::regnamespace, to_regnamespace('walhook')) \
+                AND obj_description(p.oid, 'pg_proc') LIKE 'walhook:%'), \
             ARRAY(SELECT p.pubname::text FROM pg_publication p WHERE obj_description(p.oid, 'pg_publication') LIKE 'walhook:%' ORDER BY 1)";
         let row = client.query_one(query, &[]).await?;
         Ok(Inventory {

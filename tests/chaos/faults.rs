@@ -260,7 +260,7 @@ async fn copied(world: &mut World) {
     // Another run of the original, which the copy does not know.
     world.walhook.kill9();
     world.walhook = world.start();
-    let newest = "SELECT run_id FROM rule_cdc_runs ORDER BY epoch DESC LIMIT 1";
+    let newest = "SELECT run_id FROM walhook.rule_cdc_runs ORDER BY epoch DESC LIMIT 1";
     let before = world.feed.pg.psql(newest);
     eventually("the mark of the new run", async || {
         let run = world.feed.pg.psql(newest);

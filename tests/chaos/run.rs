@@ -159,7 +159,7 @@ impl World {
         let mut walhook = start(&feed, &postgres_proxy, &settings);
         // Before that the rules are those that it reads at its first start.
         eventually("the first version of the rules", async || {
-            (feed.pg.psql("SELECT count(*) FROM rule_cdc_rule_sources") == "1").then_some(())
+            (feed.pg.psql("SELECT count(*) FROM walhook.rule_cdc_rule_sources") == "1").then_some(())
         })
         .await;
         // It writes its checkpoints when it ends.

@@ -88,7 +88,7 @@ async fn a_failing_event_holds_back_its_key_alone_until_it_succeeds_or_is_dead()
     assert!(place((1, 1), true) < place((1, 5), false) && place((2, 2), true) < place((2, 6), false));
     assert!(place((0, 60), true) < place((1, 5), false), "key 0 went on");
     assert!(http.busiest() > 1, "keys side by side");
-    assert_eq!(mile.sql("SELECT count(*) FROM rule_webhook_order_holders"), "0", "given back");
+    assert_eq!(mile.sql("SELECT count(*) FROM walhook.rule_webhook_order_holders"), "0", "given back");
     let attempts = "SELECT max(attempt_number), count(*) FROM rule_webhook_call_history h JOIN rule_webhook_calls c USING (call_id) \
                     WHERE c.payload ->> 'n' = '1'";
     assert_eq!(mile.sql(attempts), "4|4");
@@ -107,7 +107,7 @@ async fn the_order_holds_through_kills_and_stops_of_the_worker_that_calls() {
     let settings = mile.settings(QUICK);
     let start = || mile.worker().args(["--config", &settings]).start();
     let mut workers = vec![start(), start()];
-    let holder = "SELECT worker FROM rule_webhook_order_holders WHERE held_until > now()";
+    let holder = "SELECT worker FROM walhook.rule_webhook_order_holders WHERE held_until > now()";
     let pid_of = |holder: &str| holder.split('-').next().unwrap().parse::<u32>().unwrap();
     http.received(60).await;
     let first = mile.sql(holder);
@@ -179,7 +179,7 @@ async fn a_webhook_changes_to_the_order_of_keys_and_back_while_it_is_called() {
     publish(&mile, id, 1, 50, 5);
     http.received(10).await;
     mile.sql("UPDATE rule_webhooks SET delivery_order = 'key', order_key = 'data:k'");
-    mile.eventually("SELECT count(*) FROM rule_webhook_order_holders", "1").await;
+    mile.eventually("SELECT count(*) FROM walhook.rule_webhook_order_holders", "1").await;
     publish(&mile, id, 51, 150, 5);
     mile.eventually("SELECT count(*) FROM rule_webhook_calls WHERE status = 'success'", "150").await;
     let later: Vec<Request> = http.requests().into_iter().filter(|request| key_and_n(request).1 > 50).collect();

@@ -37,7 +37,7 @@ async fn max_in_flight_is_shared_by_all_workers_and_what_a_killed_one_held_comes
     let start = |flags: &[&str]| mile.worker().args(["--config", &settings]).args(flags).start();
     let mut workers = vec![start(&[]), start(&[]), start(&["--queue"])];
     // Each has its share: there are as many workers as calls.
-    mile.eventually("SELECT count(*) FILTER (WHERE calls > 0) FROM rule_webhook_limit_holders", "3").await;
+    mile.eventually("SELECT count(*) FILTER (WHERE calls > 0) FROM walhook.rule_webhook_limit_holders", "3").await;
     http.received(60).await;
     workers[0].kill9();
     workers[0] = start(&[]);
@@ -49,7 +49,8 @@ async fn max_in_flight_is_shared_by_all_workers_and_what_a_killed_one_held_comes
     for worker in &mut workers {
         assert_eq!(worker.terminate(), 0, "{}", worker.log());
     }
-    let held = "SELECT count(*) FROM rule_webhook_limit_holders WHERE held_until > now() + interval '12 seconds'";
+    let held =
+        "SELECT count(*) FROM walhook.rule_webhook_limit_holders WHERE held_until > now() + interval '12 seconds'";
     assert_eq!(mile.sql(held), "0");
 }
 
@@ -62,7 +63,7 @@ async fn what_a_stopped_worker_held_goes_to_others_and_it_goes_on_within_the_lim
     mile.sql("SELECT count(rule_webhook_enqueue(1, jsonb_build_object('n', n))) FROM generate_series(121, 400) n");
     let start = |flags: &[&str]| mile.worker().args(["--config", &settings]).args(flags).start();
     let (mut stopped, mut other) = (start(&[]), start(&["--queue"]));
-    let slots = "SELECT string_agg(calls::text, ' ') FROM rule_webhook_limit_holders";
+    let slots = "SELECT string_agg(calls::text, ' ') FROM walhook.rule_webhook_limit_holders";
     mile.eventually(slots, "1 1").await;
     http.received(10).await;
     // In the middle of its calls: its connections stay open, and its time runs out.
@@ -95,7 +96,7 @@ async fn more_workers_than_slots_starve_no_event_and_another_limit_holds_at_once
     for worker in &mut workers {
         assert_eq!(worker.terminate(), 0, "{}", worker.log());
     }
-    assert_eq!(mile.sql("SELECT count(*) FROM rule_webhook_limit_holders"), "0", "given back at the end");
+    assert_eq!(mile.sql("SELECT count(*) FROM walhook.rule_webhook_limit_holders"), "0", "given back at the end");
     let attempts = "SELECT max(attempt_number) FROM rule_webhook_call_history";
     assert_eq!(mile.sql(attempts), "1", "waiting is no attempt");
 }

@@ -129,7 +129,7 @@ async fn dead_letters_are_announced_from_the_number_of_the_setting_on_and_then_w
     let (event, notice) = subscribed.next().await;
     assert_eq!((event.as_str(), notice.get("webhook_id"), &notice["dead_letters"]), ("dead_letters", None, &3.into()));
     mile.sql("UPDATE rule_nats_config SET notice_subject = NULL");
-    mile.eventually("SELECT count(*) FROM rule_nats_notices_take('default', 'walhook')", "0").await;
+    mile.eventually("SELECT count(*) FROM walhook.rule_nats_notices_take('default', 'walhook')", "0").await;
 }
 
 #[tokio::test]
@@ -149,6 +149,6 @@ async fn a_notice_subject_that_a_strict_stream_takes_is_refused_before_and_after
     }
     mile.sql("UPDATE rule_nats_config SET notice_subject = 'alerts'");
     mile.sql("SELECT rule_nats_stream_create('ALERTS', ARRAY['alerts.>'])");
-    let refused = refused(&mile, "SELECT * FROM rule_nats_notices_take('default', 'walhook')");
+    let refused = refused(&mile, "SELECT * FROM walhook.rule_nats_notices_take('default', 'walhook')");
     assert!(refused.contains("stream 'ALERTS' takes it") && refused.contains("UPDATE rule_nats_config"), "{refused}");
 }

@@ -251,7 +251,8 @@ async fn retry_after_410_and_disabled_webhooks_hold_for_every_worker_of_the_queu
     let w = webhook(&mile, "w", &busy.url("/"));
     enqueue(&mile, w, 1);
     let mut workers = vec![worker(&mile).start()];
-    mile.eventually("SELECT paused_until > now() + interval '3000 seconds' FROM rule_webhook_limits", "t").await;
+    mile.eventually("SELECT paused_until > now() + interval '3000 seconds' FROM walhook.rule_webhook_limits", "t")
+        .await;
     // One that starts later knows it, too.
     let probe = webhook(&mile, "probe", &here.url("/"));
     enqueue(&mile, w, 50);

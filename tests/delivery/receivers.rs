@@ -300,6 +300,6 @@ async fn a_test_event_goes_out_as_every_call_and_shows_no_secret_that_comes_back
     let done = mile.feed.command("webhook").args(["test", "none"]).finish();
     assert!(done.code == Some(2) && done.stderr.contains("rule_webhook_list()"), "{}", done.stderr);
     let nothing = "SELECT (SELECT count(*) FROM rule_webhook_calls), (SELECT count(*) FROM rule_nats_dead_letters), \
-                   (SELECT count(*) FROM rule_webhook_limit_holders)";
+                   (SELECT count(*) FROM walhook.rule_webhook_limit_holders)";
     assert_eq!(mile.sql(nothing), "0|0|0", "nothing is recorded, nothing held");
 }

@@ -701,7 +701,7 @@ async fn an_anchor_setting_moves_no_slot_but_our_own() {
     feed.pg.psql("SELECT pg_create_logical_replication_slot('theirs', 'pgoutput')");
     let setting = |anchor: &str| {
         format!(
-            "INSERT INTO rule_cdc_anchor_settings (slot_name, anchor_name, keep, keep_bytes) VALUES ('walhook', '{anchor}', '1 s', 1)"
+            "INSERT INTO walhook.rule_cdc_anchor_settings (slot_name, anchor_name, keep, keep_bytes) VALUES ('walhook', '{anchor}', '1 s', 1)"
         )
     };
     let error = feed.pg.try_psql(&setting("theirs")).unwrap_err();
@@ -714,13 +714,13 @@ async fn an_anchor_setting_moves_no_slot_but_our_own() {
     let mut walhook = feed.run();
     walhook.logged("walhook did not create it (plugin test_decoding").await;
     // Left by an earlier version: setup removes it.
-    feed.pg.psql(&format!("ALTER TABLE rule_cdc_anchor_settings DROP CONSTRAINT valid_anchor_name; DELETE FROM rule_cdc_anchor_settings; {}", setting("theirs")));
+    feed.pg.psql(&format!("ALTER TABLE walhook.rule_cdc_anchor_settings DROP CONSTRAINT valid_anchor_name; DELETE FROM walhook.rule_cdc_anchor_settings; {}", setting("theirs")));
     let error = feed.pg.try_psql("SELECT rule_cdc_anchor_move()").unwrap_err();
     assert!(error.as_db_error().unwrap().message().contains("walhook did not create it"), "{error:?}");
     assert_eq!(feed.pg.psql("SELECT rule_cdc_anchor_drop()"), "t");
     feed.pg.psql(&setting("theirs"));
     assert_eq!(feed.command("setup").finish().code, Some(0));
-    assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_cdc_anchor_settings"), "0");
+    assert_eq!(feed.pg.psql("SELECT count(*) FROM walhook.rule_cdc_anchor_settings"), "0");
     let now =
         feed.pg.psql("SELECT slot_name, confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name <> 'walhook'");
     assert_eq!(now, before);

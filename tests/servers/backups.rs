@@ -44,7 +44,7 @@ const CARRIED: &str = "SELECT string_agg(line, ' ' ORDER BY line) FROM (
     UNION ALL SELECT 'history ' || count(*) FROM rule_nats_publish_history
     UNION ALL SELECT 'dead_letters ' || count(*) FROM rule_nats_dead_letters
     UNION ALL SELECT 'checkpoints ' || count(*) FROM rule_nats_checkpoints WHERE stream_name <> ''
-    UNION ALL SELECT 'rules ' || count(*) FROM rule_cdc_rule_versions
+    UNION ALL SELECT 'rules ' || count(*) FROM walhook.rule_cdc_rule_versions
     UNION ALL SELECT 'identity ' || database_id FROM rule_cdc_identity
     UNION ALL SELECT 'publications ' || string_agg(pubname, ',' ORDER BY pubname) FROM pg_publication) lines";
 
@@ -98,7 +98,7 @@ async fn original(receiver: &Http, conf: &str) -> (Feed, Walhook) {
 
 /// The original's run goes on for more than ten seconds: it counts on in NATS.
 async fn counts_on(feed: &Feed) {
-    let count = || -> i64 { feed.pg.psql("SELECT max(beat) FROM rule_cdc_runs").parse().unwrap() };
+    let count = || -> i64 { feed.pg.psql("SELECT max(beat) FROM walhook.rule_cdc_runs").parse().unwrap() };
     let before = count();
     let store = feed.nats.jetstream().await.get_key_value("walhook_walhook").await.unwrap();
     eventually("the run to count on", async || {

@@ -167,6 +167,14 @@ const CASES: &[Case] = &[
         user: "walhook_streamer",
         ..case("privileges", &["REVOKE UPDATE ON rule_nats_checkpoints FROM walhook_streamer"], "fatal", 4)
     },
+    Case {
+        user: "walhook_streamer",
+        ..case("privileges", &["REVOKE USAGE ON SCHEMA walhook FROM walhook_streamer"], "fatal", 4)
+    },
+    Case {
+        user: "walhook_streamer",
+        ..case("privileges", &["REVOKE DELETE ON walhook.rule_cdc_runs FROM walhook_streamer"], "fatal", 4)
+    },
     case("owners", &["CREATE ROLE other", "ALTER TABLE rule_webhook_links OWNER TO other"], "warning", 0),
     case(
         "functions_replaced",
@@ -763,7 +771,7 @@ async fn a_copy_of_the_database_is_found_by_what_another_run_left_in_nats() {
     feed.confirmed().await;
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
     assert_eq!(Checked::of(&feed).code(), 0);
-    feed.pg.psql("DELETE FROM rule_cdc_runs");
+    feed.pg.psql("DELETE FROM walhook.rule_cdc_runs");
     let checked = Checked::of(&feed);
     assert_eq!(checked.code(), 3, "{checked:#?}");
     assert!(checked.remedy("database_copy").contains("walhook adopt --same"), "{checked:#?}");

@@ -107,8 +107,8 @@ const CONDITIONS: &[Condition] = &[
     condition(
         "database_copy",
         3,
-        &["CREATE TABLE runs AS TABLE rule_cdc_runs", "DELETE FROM rule_cdc_runs"],
-        &["INSERT INTO rule_cdc_runs TABLE runs", "DROP TABLE runs"],
+        &["CREATE TABLE runs AS TABLE walhook.rule_cdc_runs", "DELETE FROM walhook.rule_cdc_runs"],
+        &["INSERT INTO walhook.rule_cdc_runs TABLE runs", "DROP TABLE runs"],
     ),
     setting("http", 2, &[("WALHOOK_HTTP", "0.0.0.0:9")]),
     setting("postgres_connection", 4, &[("PGUSER", "nobody")]),

@@ -21,8 +21,8 @@ async fn setup_can_be_repeated_and_changes_nothing_the_second_time() {
     let pg = Postgres::start().await;
     let schema = || {
         pg.psql(
-            "SELECT (SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace), \
-                    (SELECT count(*) FROM pg_proc WHERE pronamespace = 'public'::regnamespace), \
+            "SELECT (SELECT count(*) FROM pg_class WHERE relnamespace IN ('public'::regnamespace, to_regnamespace('walhook'))), \
+                    (SELECT count(*) FROM pg_proc WHERE pronamespace IN ('public'::regnamespace, to_regnamespace('walhook'))), \
                     (SELECT string_agg(pubname || ' ' || tablename, ', ' ORDER BY 1) FROM pg_publication_tables), \
                     (SELECT string_agg(slot_name || ' ' || confirmed_flush_lsn, ', ') FROM pg_replication_slots)",
         )

@@ -625,7 +625,7 @@ async fn rows_of_the_layout_before_are_read_by_the_same_name_and_no_event_has_a_
 async fn a_partition_that_has_expired_is_dropped_and_one_that_somebody_reads_later() {
     let feed = linked().await;
     for (days, expires) in [(9, "-1 day"), (10, "-2 days"), (11, "1 day")] {
-        feed.pg.psql(&format!("SELECT rule_nats_history_make(now() - interval '{days} days')"));
+        feed.pg.psql(&format!("SELECT walhook.rule_nats_history_make(now() - interval '{days} days')"));
         let name = feed.pg.psql("SELECT partition FROM rule_nats_history_partitions() ORDER BY day LIMIT 1");
         feed.pg.psql(&format!(
             "INSERT INTO {name} (webhook_id, subject, payload, success, expires_at) \

@@ -86,13 +86,17 @@ async fn a_trigger_that_swallows_versions_of_the_rules_ends_walhook_before_it_co
     feed.confirmed().await;
     feed.pg.psql(
         "CREATE FUNCTION gone() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; \
-         CREATE TRIGGER gone BEFORE INSERT ON rule_cdc_rule_versions FOR EACH ROW EXECUTE FUNCTION gone()",
+         CREATE TRIGGER gone BEFORE INSERT ON walhook.rule_cdc_rule_versions FOR EACH ROW EXECUTE FUNCTION gone()",
     );
     feed.pg.psql("UPDATE rule_webhooks SET nats_subject = 'webhooks.two'");
     insert(&feed, 2, 2);
     assert_ne!(walhook.wait(ENDS), 0, "{}", walhook.log());
-    assert!(walhook.log().contains("A trigger or a rule on rule_cdc_rule_versions drops rows"), "{}", walhook.log());
-    feed.pg.psql("DROP TRIGGER gone ON rule_cdc_rule_versions");
+    assert!(
+        walhook.log().contains("A trigger or a rule on walhook.rule_cdc_rule_versions drops rows"),
+        "{}",
+        walhook.log()
+    );
+    feed.pg.psql("DROP TRIGGER gone ON walhook.rule_cdc_rule_versions");
     let mut walhook = feed.run();
     feed.confirmed().await;
     let subjects: Vec<_> = feed.messages().await.into_iter().map(|message| message.subject).collect();

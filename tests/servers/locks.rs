@@ -36,7 +36,7 @@ async fn a_role_that_may_only_connect_holds_nothing_up_by_locks_and_names() {
     let feed = Feed::on(pg, Nats::start().await);
     // What PostgreSQL lets a stranger lock of walhook's tables: nothing.
     let tables = feed.pg.psql(
-        "SELECT oid::regclass FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v')",
+        "SELECT oid::regclass FROM pg_class WHERE relnamespace IN ('public'::regnamespace, to_regnamespace('walhook')) AND relkind IN ('r', 'p', 'v')",
     );
     for table in tables.lines() {
         let locked = held[1].batch_execute(&format!("BEGIN; LOCK TABLE {table} IN ACCESS SHARE MODE")).await;

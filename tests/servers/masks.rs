@@ -61,7 +61,7 @@ fn search(folder: &Path) -> usize {
 /// Panics where walhook's own tables have the canary. Of a backfill they have the keys up to which it has come.
 fn search_tables(pg: &Postgres) {
     let tables = pg.psql(
-        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relname ~ '^rule_' \
+        "SELECT oid::regclass FROM pg_class WHERE relnamespace IN ('public'::regnamespace, to_regnamespace('walhook')) AND relkind = 'r' AND relname ~ '^rule_' \
          AND relname <> 'rule_cdc_backfill_ranges'",
     );
     for table in tables.lines() {

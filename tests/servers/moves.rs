@@ -572,7 +572,7 @@ async fn an_amendment_makes_later_versions_void() {
     feed.pg.psql("UPDATE rule_webhooks SET nats_subject = 'b.second' WHERE webhook_id = 2");
     feed.pg.psql("INSERT INTO t VALUES (3)");
     let written = async |expected: &str| {
-        let versions = "SELECT string_agg(row_data->>'nats_subject', ' ' ORDER BY since_lsn) FROM rule_cdc_rule_versions \
+        let versions = "SELECT string_agg(row_data->>'nats_subject', ' ' ORDER BY since_lsn) FROM walhook.rule_cdc_rule_versions \
                         WHERE table_name = 'rule_webhooks' AND row_id = 2 AND row_data->>'nats_subject' <> 'b.v'";
         eventually(&format!("versions {expected}"), async || (feed.pg.psql(versions) == expected).then_some(())).await;
     };

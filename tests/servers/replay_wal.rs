@@ -81,7 +81,7 @@ async fn the_same_comes_from_the_wal(feed: Feed) {
     let time = messages[7].payload["event"]["commit_time"].as_str().unwrap();
     let refused = replay(&feed, &["--from", time, "--via", "wal"], 2);
     assert!(refused.stderr.contains("keeps it from 0/"), "too young to be sure of 5 s of disorder: {}", refused.stderr);
-    feed.pg.psql("UPDATE rule_cdc_anchor_places SET seen_at = seen_at - interval '1 minute'");
+    feed.pg.psql("UPDATE walhook.rule_cdc_anchor_places SET seen_at = seen_at - interval '1 minute'");
     replay(&feed, &["--from", time, "--via", "wal", "--webhook", "w"], 0);
     assert_eq!(ids(&feed, "REPLAY").await[6..], [3, 4, 77]);
     let temporary = "SELECT count(*) FROM pg_replication_slots WHERE temporary";
@@ -123,9 +123,9 @@ async fn the_anchor_stays_as_far_behind_as_configured_and_shows_how_far_it_reach
     // As if a day had.
     feed.confirmed().await;
     feed.pg.psql(
-        "UPDATE rule_cdc_anchor_places SET seen_at = seen_at - interval '2 minutes'; SELECT rule_cdc_anchor_move()",
+        "UPDATE walhook.rule_cdc_anchor_places SET seen_at = seen_at - interval '2 minutes'; SELECT rule_cdc_anchor_move()",
     );
-    feed.pg.psql("UPDATE rule_cdc_anchor_places SET seen_at = seen_at - interval '1 day 1 minute'");
+    feed.pg.psql("UPDATE walhook.rule_cdc_anchor_places SET seen_at = seen_at - interval '1 day 1 minute'");
     let moved = eventually("the running walhook to move the anchor", async || {
         Some(feed.pg.psql(reaches)).filter(|lsn| *lsn != first)
     })
@@ -148,7 +148,7 @@ async fn the_anchor_stays_as_far_behind_as_configured_and_shows_how_far_it_reach
         (feed.pg.psql(kept) == "t").then_some(())
     })
     .await;
-    feed.pg.psql("UPDATE rule_cdc_anchor_settings SET keep_bytes = 1e12");
+    feed.pg.psql("UPDATE walhook.rule_cdc_anchor_settings SET keep_bytes = 1e12");
     feed.pg.psql("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'");
     feed.pg.psql("SELECT pg_reload_conf()");
     feed.pg.psql("INSERT INTO t SELECT n, repeat('x', 900) FROM generate_series(1000, 2500) n");

@@ -48,7 +48,7 @@ fn set_up(feed: &Feed, shard: &str) {
 /// Each source has kept the rules as they were when it began: from then on tables may move to it.
 async fn begun(feed: &Feed, shards: &[&str]) {
     for shard in shards {
-        let asked = format!("SELECT count(*) FROM rule_cdc_rule_sources WHERE source = '{}'", name_of(shard));
+        let asked = format!("SELECT count(*) FROM walhook.rule_cdc_rule_sources WHERE source = '{}'", name_of(shard));
         eventually(&format!("shard {shard} to begin"), async || (feed.pg.psql(&asked) == "1").then_some(())).await;
     }
 }

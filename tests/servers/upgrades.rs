@@ -19,9 +19,10 @@ use support::{
     rows::{ended_well, exactly, insert, link, linked_on},
 };
 
-/// What version 0.1 made.
-fn schema_of_0_1() -> String {
-    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sql/fixtures/walhook_0_1.sql")).unwrap()
+/// What an earlier version made: `0_1`, or `0_2`, the last one whose objects are all in public.
+fn schema_of(version: &str) -> String {
+    let path = format!("{}/tests/sql/fixtures/walhook_{version}.sql", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(path).unwrap()
 }
 
 /// Between two transactions of an application: so many come together that the streams can be read in the end.
@@ -70,10 +71,10 @@ impl Application {
     }
 }
 
-/// A database that version 0.1 has set up, with a slot of that time.
-async fn made_by_0_1() -> Feed {
+/// A database that an earlier version has set up, with a slot of that time.
+async fn made_by(version: &str) -> Feed {
     let feed = Feed { pg: Postgres::start().await, nats: Nats::start().await };
-    feed.pg.psql(&schema_of_0_1());
+    feed.pg.psql(&schema_of(version));
     feed.pg.psql("SELECT rule_cdc_publication_create()");
     feed.pg.psql("SELECT rule_cdc_slot_create()");
     two_webhooks(&feed);
@@ -116,18 +117,28 @@ fn steps() -> Vec<String> {
 
 #[tokio::test]
 async fn a_setup_that_is_killed_in_any_step_goes_on_from_there_while_the_application_writes() {
-    let feed = made_by_0_1().await;
+    killed_in_every_step("0_1").await;
+}
+
+#[tokio::test]
+async fn a_setup_that_moves_objects_out_of_public_is_killed_in_any_step_and_no_call_fails() {
+    killed_in_every_step("0_2").await;
+}
+
+async fn killed_in_every_step(version: &str) {
+    let feed = made_by(version).await;
+    let has_record = version != "0_1";
     let application = Application::start(&feed.pg);
     application.goes_on().await;
     for step in steps() {
         // What records this step waits for a lock; 005 makes the table of records.
         let holder = feed.pg.client().await;
-        if step == "007" {
+        if step == "007" && !has_record {
             // As after a setup that was killed between the two: there is the table of records.
             let first = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/sql/005_webhooks.sql"));
             feed.pg.psql(&first.unwrap());
         }
-        if step == "005" {
+        if step == "005" && !has_record {
             holder.batch_execute("BEGIN; LOCK TABLE schema_migrations").await.unwrap();
         } else {
             feed.pg.psql(&format!(
@@ -145,9 +156,11 @@ async fn a_setup_that_is_killed_in_any_step_goes_on_from_there_while_the_applica
         application.goes_on().await;
         let done =
             "SELECT string_agg(version, ' ' ORDER BY version) FROM rule_cdc_migrations WHERE version NOT LIKE '0.1/%'";
-        if step != "005" {
+        if step != "005" || has_record {
             let done = feed.pg.psql(done);
-            assert!(!done.contains(&step), "{step}: {done}");
+            // Of a version that has had this step the last one is missing.
+            let missing = if has_record { "028" } else { &step };
+            assert!(!done.contains(missing), "{step}: {done}");
         }
         // Neither publishes by a schema that is half of this and half of that.
         for verb in ["run", "deliver"] {
@@ -468,6 +481,63 @@ async fn a_server_that_stands_behind_the_old_address_is_taken_once_the_checkpoin
     let there = Feed { pg: feed.pg, nats: second };
     let ids: Vec<i64> = there.messages().await.iter().map(|message| message.data()["id"].as_i64().unwrap()).collect();
     assert_eq!(ids, (50..100).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+#[ignore = "needs the binary of version 0.2: scripts/upgrade-from b334ef4 builds it and runs this test"]
+async fn the_binary_of_0_2_streams_on_through_an_upgrade_and_is_refused_at_its_next_start() {
+    let old = std::env::var("WALHOOK_BEFORE").expect("WALHOOK_BEFORE: the path of the binary of version 0.2");
+    let feed = Feed { pg: Postgres::start().await, nats: Nats::start().await };
+    let done = feed.command("setup").binary(&old).finish();
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    two_webhooks(&feed);
+    feed.pg.psql("SELECT rule_cdc_anchor_create('2 seconds')");
+    let mut walhook = feed.streamer().binary(&old).start();
+    let application = Application::start(&feed.pg);
+    application.goes_on().await;
+    // The old one is not stopped, though docs/upgrade.md says so.
+    let done = feed.command("setup").finish();
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert_eq!(feed.pg.psql("SELECT to_regclass('walhook.rule_cdc_rule_versions') IS NOT NULL"), "t");
+    // It writes by the old names: a version of the rules, the position of the anchor, the count of its run.
+    feed.pg.psql("SELECT rule_webhook_update(2, p_timeout_ms => 6000)");
+    for (what, query) in [
+        (
+            "a version of the rules",
+            "SELECT count(*) > 0 FROM walhook.rule_cdc_rule_versions WHERE row_data::jsonb ->> 'timeout_ms' = '6000'",
+        ),
+        (
+            "a count",
+            "SELECT count(*) > 0 FROM walhook.rule_cdc_runs WHERE updated_at > (SELECT applied_at FROM rule_cdc_migrations WHERE version = '028')",
+        ),
+        (
+            "a place of the anchor",
+            "SELECT count(*) > 0 FROM walhook.rule_cdc_anchor_places WHERE seen_at > (SELECT applied_at FROM rule_cdc_migrations WHERE version = '028')",
+        ),
+    ] {
+        eventually(what, async || (feed.pg.psql(query) == "t").then_some(())).await;
+    }
+    application.goes_on().await;
+    assert!(!walhook.log().contains("ERROR"), "{}", walhook.log());
+    ended_well(&mut walhook);
+    // A second start of it is refused, and what it left is sent by the new one.
+    application.goes_on().await;
+    let mut refused = feed.streamer().binary(&old).start();
+    assert_eq!(refused.wait(support::DEADLINE), 2, "{}", refused.log());
+    assert!(refused.log().contains("this walhook is the older one"), "{}", refused.log());
+    let refused = feed.command("setup").binary(&old).finish();
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    let mut walhook = feed.run();
+    walhook.logged("slot taken").await;
+    // The old names go while all of them work.
+    let done = feed.command("setup").finish();
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert_eq!(feed.pg.psql("SELECT to_regclass('public.rule_cdc_rule_versions') IS NULL"), "t");
+    application.goes_on().await;
+    let transactions = application.stop();
+    each_once(&feed, transactions).await;
+    assert!(!walhook.log().contains("ERROR"), "{}", walhook.log());
+    ended_well(&mut walhook);
 }
 
 #[tokio::test]

@@ -33,7 +33,7 @@ SELECT throws_hint($$SELECT rule_nats_stream_create('B', ARRAY['z'])$$, 'stream 
 SELECT is(rule_nats_subject_check(s), NULL, s) FROM unnest(ARRAY['a', 'a.b-c_d', 'Ω.💥', 'a$b', repeat('x', 1024)]) s;
 SELECT ok(rule_nats_subject_check(s) IS NOT NULL, coalesce(s, 'NULL'))
 FROM unnest(ARRAY[NULL, '', '.', 'a.', '.a', 'a..b', 'a b', E'a\tb', E'a\nb', 'a.*', '>', '$SYS.x', E'a\u007f', repeat('x', 1025)]) s;
-SELECT is(rule_nats_subjects_overlap(a, b) AND rule_nats_subjects_overlap(b, a), expected, a || ' ' || b)
+SELECT is(walhook.rule_nats_subjects_overlap(a, b) AND walhook.rule_nats_subjects_overlap(b, a), expected, a || ' ' || b)
 FROM (VALUES ('a', 'a', true), ('a', 'b', false), ('a.*', 'a.b', true), ('a.*', 'a', false), ('a.>', 'a', false), ('a.>', 'a.b.c', true),
              ('*.b', 'a.*', true), ('*.b', 'a.c', false), ('>', 'x', true), ('a.b', 'a.b.c', false)) v (a, b, expected);
 

@@ -31,19 +31,19 @@ INSERT INTO rule_webhook_calls (webhook_id, payload)
 SELECT 2, p FROM unnest(ARRAY['{"k": 1, "n": 1}', '{"k": 1, "n": 2}', '{"k": 2, "n": 3}', '{"n": 4}', '{"k": 3, "n": 5}']::jsonb[]) p;
 -- commit
 SET ROLE walhook_worker;
-SELECT is((SELECT array_agg(payload::jsonb -> 'n') FROM rule_webhook_queue_claim('w', '{2}', '{9}', 60000))::text, '{1,3}');
-SELECT is((SELECT count(*) FROM rule_webhook_queue_claim('w', '{2}', '{9}', 60000)), 0::bigint, 'their keys are at work');
+SELECT is((SELECT array_agg(payload::jsonb -> 'n') FROM walhook.rule_webhook_queue_claim('w', '{2}', '{9}', 60000))::text, '{1,3}');
+SELECT is((SELECT count(*) FROM walhook.rule_webhook_queue_claim('w', '{2}', '{9}', 60000)), 0::bigint, 'their keys are at work');
 UPDATE rule_webhook_calls SET status = 'success', claimed_until = NULL WHERE payload ->> 'n' IN ('1', '3');
-SELECT is((SELECT array_agg(payload::jsonb -> 'n') FROM rule_webhook_queue_claim('w', '{2}', '{9}', 60000))::text, '{2}');
+SELECT is((SELECT array_agg(payload::jsonb -> 'n') FROM walhook.rule_webhook_queue_claim('w', '{2}', '{9}', 60000))::text, '{2}');
 UPDATE rule_webhook_calls SET status = 'success', claimed_until = NULL WHERE payload ->> 'n' = '2';
-SELECT is((SELECT array_agg(payload::jsonb -> 'n') FROM rule_webhook_queue_claim('w', '{2}', '{9}', 60000))::text, '{4}');
+SELECT is((SELECT array_agg(payload::jsonb -> 'n') FROM walhook.rule_webhook_queue_claim('w', '{2}', '{9}', 60000))::text, '{4}');
 UPDATE rule_webhook_calls SET status = 'success', claimed_until = NULL WHERE payload ->> 'n' = '4';
-SELECT is((SELECT array_agg(payload::jsonb -> 'n') FROM rule_webhook_queue_claim('w', '{2}', '{9}', 60000))::text, '{5}');
+SELECT is((SELECT array_agg(payload::jsonb -> 'n') FROM walhook.rule_webhook_queue_claim('w', '{2}', '{9}', 60000))::text, '{5}');
 -- Who calls by key: one worker of a group, until its time is over.
-SELECT ok(rule_webhook_order_take(2, 'g', 'w1', 60000) AND rule_webhook_order_take(2, 'g', 'w1', 60000), 'its own');
-SELECT ok(NOT rule_webhook_order_take(2, 'g', 'w2', 60000) AND rule_webhook_order_take(2, 'h', 'w2', 60000), 'another group''s is another''s');
-UPDATE rule_webhook_order_holders SET held_until = now() - interval '1 second' WHERE worker = 'w1';
-SELECT ok(rule_webhook_order_take(2, 'g', 'w2', 60000) AND NOT rule_webhook_order_take(2, 'g', 'w1', 60000), 'its time was over');
+SELECT ok(walhook.rule_webhook_order_take(2, 'g', 'w1', 60000) AND walhook.rule_webhook_order_take(2, 'g', 'w1', 60000), 'its own');
+SELECT ok(NOT walhook.rule_webhook_order_take(2, 'g', 'w2', 60000) AND walhook.rule_webhook_order_take(2, 'h', 'w2', 60000), 'another group''s is another''s');
+UPDATE walhook.rule_webhook_order_holders SET held_until = now() - interval '1 second' WHERE worker = 'w1';
+SELECT ok(walhook.rule_webhook_order_take(2, 'g', 'w2', 60000) AND NOT walhook.rule_webhook_order_take(2, 'g', 'w1', 60000), 'its time was over');
 RESET ROLE;
 UPDATE rule_webhooks SET delivery_order = 'any';
 
@@ -51,26 +51,26 @@ UPDATE rule_webhooks SET delivery_order = 'any';
 UPDATE rule_webhooks SET enabled = false, disabled_at = now(), disabled_reason = 'r' WHERE webhook_id = 1;
 UPDATE rule_webhooks SET enabled = false WHERE webhook_id = 2;
 INSERT INTO rule_nats_dead_letters (event_id, webhook_id, webhook_name, reason) VALUES ('x', 2, 'b', 'why');
-SELECT is((SELECT count(*) FROM rule_nats_notices_take('default', 's')), 0::bigint);
+SELECT is((SELECT count(*) FROM walhook.rule_nats_notices_take('default', 's')), 0::bigint);
 UPDATE rule_nats_config SET notice_subject = '_WALHOOK.notices' WHERE config_name = 'default';
 -- commit
 SET ROLE walhook_worker;
-SELECT is((SELECT array_agg(subject) FROM rule_nats_notices_take('default', 's'))::text, '{_WALHOOK.notices.s.dead_letters,_WALHOOK.notices.s.webhook_disabled}');
-SELECT is((SELECT count(*) FROM rule_nats_notices_take('default', 's')), 0::bigint);
-SELECT is((SELECT count(*) FROM rule_nats_notices_take('other', 's')), 0::bigint);
+SELECT is((SELECT array_agg(subject) FROM walhook.rule_nats_notices_take('default', 's'))::text, '{_WALHOOK.notices.s.dead_letters,_WALHOOK.notices.s.webhook_disabled}');
+SELECT is((SELECT count(*) FROM walhook.rule_nats_notices_take('default', 's')), 0::bigint);
+SELECT is((SELECT count(*) FROM walhook.rule_nats_notices_take('other', 's')), 0::bigint);
 RESET ROLE;
 -- Not sooner than the interval says, and not before there are twice as many.
 INSERT INTO rule_nats_dead_letters (event_id, webhook_id, webhook_name, reason) VALUES ('y', 2, 'b', 'why too');
 UPDATE rule_webhooks SET disabled_at = clock_timestamp() WHERE webhook_id = 1;
-SELECT is((SELECT count(*) FROM rule_nats_notices_take('default', 's')), 0::bigint);
-UPDATE rule_nats_notices SET announced_at = announced_at - interval '5 minutes';
-SELECT is((SELECT array_agg((notice::jsonb ->> 'event') || (notice::jsonb ->> 'dead_letters')) FROM rule_nats_notices_take('default', 's'))::text,
+SELECT is((SELECT count(*) FROM walhook.rule_nats_notices_take('default', 's')), 0::bigint);
+UPDATE walhook.rule_nats_notices SET announced_at = announced_at - interval '5 minutes';
+SELECT is((SELECT array_agg((notice::jsonb ->> 'event') || (notice::jsonb ->> 'dead_letters')) FROM walhook.rule_nats_notices_take('default', 's'))::text,
           '{dead_letters2,webhook_disabled0}');
 -- Either is over.
 UPDATE rule_webhooks SET enabled = true;
 UPDATE rule_nats_dead_letters SET status = 'dropped';
-SELECT is((SELECT array_agg(notice::jsonb ->> 'event') FROM rule_nats_notices_take('default', 's'))::text, '{dead_letters_cleared,webhook_enabled}');
-SELECT is((SELECT count(*) FROM rule_nats_notices_take('default', 's')), 0::bigint);
+SELECT is((SELECT array_agg(notice::jsonb ->> 'event') FROM walhook.rule_nats_notices_take('default', 's'))::text, '{dead_letters_cleared,webhook_enabled}');
+SELECT is((SELECT count(*) FROM walhook.rule_nats_notices_take('default', 's')), 0::bigint);
 SELECT throws_like(format('SELECT rule_webhook_link_table(1, %L)', t), '%one of walhook''s own%')
-FROM unnest(ARRAY['rule_nats_notices', 'rule_webhook_order_holders']) t;
+FROM unnest(ARRAY['walhook.rule_nats_notices', 'walhook.rule_webhook_order_holders']) t;
 SELECT * FROM finish();

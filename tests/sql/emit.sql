@@ -40,7 +40,7 @@ SELECT is(rule_webhook_emit_retire_keys(), 1);
 SELECT is((SELECT string_agg(concat_ws(' ', key_id, retired_lsn < pg_current_wal_insert_lsn(), retired_at <= clock_timestamp()), ', ' ORDER BY key_id) FROM rule_cdc_emit_keys), '1 t t, 2');
 SELECT is((SELECT count(DISTINCT (inner_key, outer_key)) FROM rule_cdc_emit_keys), 2::bigint);
 SELECT ok(rule_webhook_emit(1, '{}') > '0/0', 'the new key signs');
-SELECT ok(rule_cdc_table_problem('rule_cdc_emit_keys') LIKE 'it is one of walhook''s own tables%', 'it cannot be linked');
+SELECT ok(walhook.rule_cdc_table_problem('rule_cdc_emit_keys') LIKE 'it is one of walhook''s own tables%', 'it cannot be linked');
 
 -- commit
 -- What became of a message

@@ -5,12 +5,12 @@ SELECT rule_webhook_register('one', 'https://example.com'), rule_webhook_registe
 
 -- Midnight
 SET ROLE walhook_streamer;
-SELECT is((SELECT m.made FROM rule_nats_history_make('2026-03-01 23:59:59.999+00') m), 'rule_nats_publish_history_20260301');
-SELECT is((SELECT m.made FROM rule_nats_history_make('2026-03-02 00:00:00+00') m), 'rule_nats_publish_history_20260302');
-SELECT is((SELECT m::text FROM rule_nats_history_make('2026-03-02 12:00:00+00') m), '(,)', 'it is there');
-SELECT is(rule_nats_history_target('2026-03-01 23:59:59.999+00')::text, 'rule_nats_publish_history_20260301');
-SELECT is(rule_nats_history_target('2026-03-02 00:00:00+00')::text, 'rule_nats_publish_history_20260302');
-SELECT is(rule_nats_history_target('2026-03-03 00:00:00+00')::text, 'rule_nats_publish_history', 'a row is never without a table');
+SELECT is((SELECT m.made FROM walhook.rule_nats_history_make('2026-03-01 23:59:59.999+00') m), 'rule_nats_publish_history_20260301');
+SELECT is((SELECT m.made FROM walhook.rule_nats_history_make('2026-03-02 00:00:00+00') m), 'rule_nats_publish_history_20260302');
+SELECT is((SELECT m::text FROM walhook.rule_nats_history_make('2026-03-02 12:00:00+00') m), '(,)', 'it is there');
+SELECT is(walhook.rule_nats_history_target('2026-03-01 23:59:59.999+00')::text, 'rule_nats_publish_history_20260301');
+SELECT is(walhook.rule_nats_history_target('2026-03-02 00:00:00+00')::text, 'rule_nats_publish_history_20260302');
+SELECT is(walhook.rule_nats_history_target('2026-03-03 00:00:00+00')::text, 'rule_nats_publish_history', 'a row is never without a table');
 
 -- Rights: read through the table alone, and nobody writes but the streamer
 INSERT INTO rule_nats_publish_history_20260301 (webhook_id, subject, payload, success, published_at, expires_at, event_id)
@@ -26,19 +26,19 @@ SET ROLE walhook_operator;
 SELECT is((SELECT count(*) FROM rule_nats_publish_history), '5');
 SELECT throws_like('SELECT * FROM rule_nats_publish_history_20260301', 'permission denied for %');
 SELECT throws_like('INSERT INTO rule_nats_publish_history_20260301 DEFAULT VALUES', 'permission denied for %');
-SELECT throws_like('SELECT rule_nats_history_make()', 'permission denied for %');
+SELECT throws_like('SELECT walhook.rule_nats_history_make()', 'permission denied for %');
 SET ROLE walhook_application;
 SELECT throws_like('SELECT * FROM rule_nats_publish_history_20260301', 'permission denied for %');
 RESET ROLE;
 SELECT is(has_table_privilege('public', 'rule_nats_publish_history_20260301', 'SELECT'), false, 'default privileges do not open it');
-SELECT ok(rule_cdc_table_problem('rule_nats_publish_history_20260301') LIKE '%partition of one of walhook''s own%', 'never linkable');
+SELECT ok(walhook.rule_cdc_table_problem('rule_nats_publish_history_20260301') LIKE '%partition of one of walhook''s own%', 'never linkable');
 
 -- Up to which commit a source has rows; another source's name may begin like it, and WAL that is not written yet is of another cluster
-SELECT is(rule_nats_history_written('src', 'no slot'), '0000000000001000');
-SELECT is(rule_nats_history_written('src-b', 'no slot'), '0000000000002000');
-SELECT is(rule_nats_history_written('other', 'no slot'), NULL);
+SELECT is(walhook.rule_nats_history_written('src', 'no slot'), '0000000000001000');
+SELECT is(walhook.rule_nats_history_written('src-b', 'no slot'), '0000000000002000');
+SELECT is(walhook.rule_nats_history_written('other', 'no slot'), NULL);
 INSERT INTO rule_nats_publish_history (webhook_id, subject, payload, success, event_id) VALUES (1, 'own', '{}', true, 'src-0000000000000001-1-0-1');
-SELECT ok(rule_nats_history_written('src', 'no slot') > '0000000000001000', 'all that there can be, while the table itself has rows of events');
+SELECT ok(walhook.rule_nats_history_written('src', 'no slot') > '0000000000001000', 'all that there can be, while the table itself has rows of events');
 DELETE FROM ONLY rule_nats_publish_history;
 
 -- A webhook that is deleted takes its history along, as by the foreign key of the table itself
@@ -54,25 +54,25 @@ CREATE VIEW mine AS SELECT * FROM rule_nats_publish_history_20260302;
 SELECT ok((SELECT r.problem LIKE 'cannot drop the expired partition %_20260302: %' FROM rule_nats_history_retire('2026-03-21 00:00:00+00') r), 'somebody needs it');
 DROP VIEW mine;
 SELECT is((SELECT string_agg(r::text, ' ') FROM rule_nats_history_retire('2026-03-21 00:00:00+00') r), '(rule_nats_publish_history_20260302,)');
-SELECT is((SELECT m.made FROM rule_nats_history_make('2026-03-20 00:00:00+00') m), 'rule_nats_publish_history_20260320');
+SELECT is((SELECT m.made FROM walhook.rule_nats_history_make('2026-03-20 00:00:00+00') m), 'rule_nats_publish_history_20260320');
 SELECT is((SELECT count(*) FROM rule_nats_history_retire('2026-03-21 23:59:59+00')), '0', 'rows may be on their way into that of yesterday');
 SELECT is((SELECT r.partition FROM rule_nats_history_retire('2026-03-22 00:00:00+00') r), 'rule_nats_publish_history_20260320', 'an empty one');
 
 -- A table of somebody else with that name is left alone
 CREATE TABLE rule_nats_publish_history_20260401 (mine int);
-SELECT ok((SELECT m.made IS NULL AND m.problem LIKE 'cannot make the partition rule_nats_publish_history_20260401: %already exists' FROM rule_nats_history_make('2026-04-01 00:00:00+00') m), 'the name is taken');
-SELECT is(rule_nats_history_target('2026-04-01 00:00:00+00')::text, 'rule_nats_publish_history');
+SELECT ok((SELECT m.made IS NULL AND m.problem LIKE 'cannot make the partition rule_nats_publish_history_20260401: %already exists' FROM walhook.rule_nats_history_make('2026-04-01 00:00:00+00') m), 'the name is taken');
+SELECT is(walhook.rule_nats_history_target('2026-04-01 00:00:00+00')::text, 'rule_nats_publish_history');
 SELECT is((SELECT count(*) FROM rule_nats_history_retire('2026-05-01 00:00:00+00')), '0');
 
 -- What comes again has no second row, wherever the first one is; a failure can become a success, and not the other way round
-SELECT is((SELECT count(m.made) FROM rule_nats_history_make(now()) m), '1');
+SELECT is((SELECT count(m.made) FROM walhook.rule_nats_history_make(now()) m), '1');
 CREATE FUNCTION written(p_success boolean, p_error text, p_sequence bigint, p_ids text[]) RETURNS bigint LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM rule_nats_history_open();
+    PERFORM walhook.rule_nats_history_open();
     DELETE FROM walhook_history;
     INSERT INTO walhook_history (published_at, sequence_number, success, webhook_id, event_id, subject, headers, message_id, payload, error_message)
     SELECT '2000-01-01', p_sequence, p_success, 1, i, 's', '1{}', i, '1{"a": 1}', p_error FROM unnest(p_ids) i;
-    RETURN (SELECT w.lost FROM rule_nats_history_write() w);
+    RETURN (SELECT w.lost FROM walhook.rule_nats_history_write() w);
 END $$;
 INSERT INTO rule_nats_publish_history (webhook_id, subject, payload, success, error_message, event_id) VALUES (1, 's', '{}', false, 'away', 'e-1');
 GRANT EXECUTE ON FUNCTION written TO walhook_streamer;

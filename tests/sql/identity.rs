@@ -306,7 +306,7 @@ async fn a_database_that_has_forgotten_its_stream_takes_it_back_by_the_command_t
     has_run(&site).await;
     forget_owner(&nats, "WEBHOOKS").await;
     site.sql("DELETE FROM rule_nats_checkpoints WHERE stream_name <> ''");
-    site.sql("DELETE FROM rule_cdc_claims");
+    site.sql("DELETE FROM walhook.rule_cdc_claims");
     let mut refused = site.run();
     assert_eq!(refused.wait(ENDS), 3, "{}", refused.log());
     assert!(refused.log().contains("walhook adopt --stream WEBHOOKS"), "{}", refused.log());
@@ -441,7 +441,7 @@ async fn a_database_on_another_postgresql_is_a_copy_or_was_moved() {
     // What a dump brings along.
     let copy = Site::on(Postgres::builder().fresh().start().await, &nats, None);
     copy.set_up();
-    for table in ["rule_cdc_identity", "rule_nats_checkpoints", "rule_cdc_runs"] {
+    for table in ["rule_cdc_identity", "rule_nats_checkpoints", "walhook.rule_cdc_runs"] {
         let rows = original.sql(&format!("SELECT coalesce(json_agg(t), '[]') FROM {table} t"));
         let rows = rows.replace('\'', "''");
         copy.sql(&format!(
@@ -530,7 +530,7 @@ async fn a_base_backup_that_has_grown_past_the_stream_is_known_as_a_copy() {
 
 /// The run whose mark is in the bucket, once it is one of this site's running walhook.
 async fn marked_by(nats: &Nats, site: &Site) -> String {
-    let newest = "SELECT run_id FROM rule_cdc_runs ORDER BY epoch DESC LIMIT 1";
+    let newest = "SELECT run_id FROM walhook.rule_cdc_runs ORDER BY epoch DESC LIMIT 1";
     eventually("the mark of the run in the bucket", async || {
         let store = nats.jetstream().await.get_key_value("walhook_walhook").await.ok()?;
         let mark: Value = serde_json::from_slice(&store.get("run").await.ok()??).unwrap();
@@ -563,7 +563,7 @@ async fn as_by_0_1(nats: &Nats, site: &Site) {
         forget_owner(nats, stream).await;
     }
     nats.jetstream().await.get_key_value("walhook_walhook").await.unwrap().purge("run").await.unwrap();
-    site.sql("DROP TABLE rule_cdc_identity, rule_cdc_runs, rule_cdc_claims, rule_cdc_put_aside");
+    site.sql("DROP TABLE rule_cdc_identity, walhook.rule_cdc_runs, walhook.rule_cdc_claims, rule_cdc_put_aside");
     let done = site.finish("setup", &[]);
     assert_eq!(done.code, Some(0), "{}", done.stderr);
     assert_eq!(site.sql("SELECT is_upgraded FROM rule_cdc_identity"), "t");

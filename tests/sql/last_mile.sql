@@ -34,25 +34,25 @@ SELECT is((SELECT array_agg(client_certificate ORDER BY webhook_id) FROM rule_we
 -- commit
 SET ROLE walhook_worker;
 -- Starts: evenly spaced, and the next worker begins behind them. Without a limit there is none.
-SELECT is((SELECT (first_us, interval_us)::text FROM rule_webhook_limit_starts(1, 5)), '(0,0)');
+SELECT is((SELECT (first_us, interval_us)::text FROM walhook.rule_webhook_limit_starts(1, 5)), '(0,0)');
 RESET ROLE;
 UPDATE rule_webhooks SET rate_limit_per_second = 0.5, max_in_flight = 5 WHERE webhook_id = 1;
 -- commit
 SET ROLE walhook_worker;
-SELECT ok((SELECT first_us <= 0 AND interval_us = 2000000 FROM rule_webhook_limit_starts(1, 3)), 'at once, then each two seconds');
-SELECT ok((SELECT first_us BETWEEN 5000000 AND 6000000 FROM rule_webhook_limit_starts(1, 1)), 'behind the first three');
+SELECT ok((SELECT first_us <= 0 AND interval_us = 2000000 FROM walhook.rule_webhook_limit_starts(1, 3)), 'at once, then each two seconds');
+SELECT ok((SELECT first_us BETWEEN 5000000 AND 6000000 FROM walhook.rule_webhook_limit_starts(1, 1)), 'behind the first three');
 -- Slots: all to one, shares to several; what somebody still holds is nobody else's until it is let go or its time is over.
-SELECT is(rule_webhook_limit_calls(1, 'w1', 100, 0, 60000), 5);
-SELECT is(rule_webhook_limit_calls(1, 'w2', 100, 0, 60000), 0, 'w1 has them all');
-SELECT is(rule_webhook_limit_calls(1, 'w1', 100, 5, 60000), 3, 'its share from now on, while it still holds five');
-SELECT is(rule_webhook_limit_calls(1, 'w2', 100, 0, 60000), 0);
-SELECT is(rule_webhook_limit_calls(1, 'w1', 100, 3, 60000), 3);
-SELECT is(rule_webhook_limit_calls(1, 'w2', 100, 0, 60000), 2);
-SELECT is((SELECT sum(calls) FROM rule_webhook_limit_holders), 5::bigint);
-UPDATE rule_webhook_limit_holders SET held_until = now() - interval '1 second' WHERE worker = 'w1';
-SELECT is(rule_webhook_limit_calls(1, 'w2', 100, 2, 60000), 5, 'a dead one holds nothing');
-SELECT is(rule_webhook_limit_calls(1, 'w1', 100, 3, 60000), 0, 'and nothing again because it says so');
-SELECT is(rule_webhook_limit_calls(2, 'w1', 100, 0, 60000), NULL, 'no limit');
+SELECT is(walhook.rule_webhook_limit_calls(1, 'w1', 100, 0, 60000), 5);
+SELECT is(walhook.rule_webhook_limit_calls(1, 'w2', 100, 0, 60000), 0, 'w1 has them all');
+SELECT is(walhook.rule_webhook_limit_calls(1, 'w1', 100, 5, 60000), 3, 'its share from now on, while it still holds five');
+SELECT is(walhook.rule_webhook_limit_calls(1, 'w2', 100, 0, 60000), 0);
+SELECT is(walhook.rule_webhook_limit_calls(1, 'w1', 100, 3, 60000), 3);
+SELECT is(walhook.rule_webhook_limit_calls(1, 'w2', 100, 0, 60000), 2);
+SELECT is((SELECT sum(calls) FROM walhook.rule_webhook_limit_holders), 5::bigint);
+UPDATE walhook.rule_webhook_limit_holders SET held_until = now() - interval '1 second' WHERE worker = 'w1';
+SELECT is(walhook.rule_webhook_limit_calls(1, 'w2', 100, 2, 60000), 5, 'a dead one holds nothing');
+SELECT is(walhook.rule_webhook_limit_calls(1, 'w1', 100, 3, 60000), 0, 'and nothing again because it says so');
+SELECT is(walhook.rule_webhook_limit_calls(2, 'w1', 100, 0, 60000), NULL, 'no limit');
 RESET ROLE;
 
 -- Claims: what is due, of each webhook so many, and not twice; one whose time is over is taken by another.
@@ -62,24 +62,24 @@ INSERT INTO rule_webhook_calls (webhook_id, payload, event_id, status) VALUES (1
 INSERT INTO rule_webhook_calls (webhook_id, payload, status) VALUES (1, '"another program''s"', 'processing');
 -- commit
 SET ROLE walhook_worker;
-SELECT is((SELECT array_agg(payload) FROM rule_webhook_queue_claim('w', '{1,2}', '{2,9}', 60000))::text, '{1,2}');
-SELECT is((SELECT array_agg(payload) FROM rule_webhook_queue_claim('w', '{1,2}', '{9,9}', 60000))::text, '{3}');
-SELECT is((SELECT count(*) FROM rule_webhook_queue_claim('w', '{1,2}', '{9,9}', 60000)), 0::bigint);
+SELECT is((SELECT array_agg(payload) FROM walhook.rule_webhook_queue_claim('w', '{1,2}', '{2,9}', 60000))::text, '{1,2}');
+SELECT is((SELECT array_agg(payload) FROM walhook.rule_webhook_queue_claim('w', '{1,2}', '{9,9}', 60000))::text, '{3}');
+SELECT is((SELECT count(*) FROM walhook.rule_webhook_queue_claim('w', '{1,2}', '{9,9}', 60000)), 0::bigint);
 UPDATE rule_webhook_calls SET claimed_until = now() - interval '1 second' WHERE payload = '2';
-SELECT is((SELECT array_agg(payload || attempt) FROM rule_webhook_queue_claim('v', '{1}', '{9}', 60000))::text, '{21}');
+SELECT is((SELECT array_agg(payload || attempt) FROM walhook.rule_webhook_queue_claim('v', '{1}', '{9}', 60000))::text, '{21}');
 SELECT is((SELECT array_agg(DISTINCT claimed_by ORDER BY claimed_by) FROM rule_webhook_calls)::text, '{v,w,NULL}');
 RESET ROLE;
 -- In order: the next one is there when the first one is done.
 UPDATE rule_webhooks SET delivery_order = 'strict' WHERE webhook_id = 1;
-SELECT is((SELECT count(*) FROM rule_webhook_queue_claim('w', '{1}', '{9}', 60000)), 0::bigint, 'one is at work');
+SELECT is((SELECT count(*) FROM walhook.rule_webhook_queue_claim('w', '{1}', '{9}', 60000)), 0::bigint, 'one is at work');
 UPDATE rule_webhook_calls SET status = 'retrying', next_retry_at = now() + interval '1 hour', claimed_until = NULL WHERE payload = '1';
 UPDATE rule_webhook_calls SET status = 'pending', claimed_until = NULL WHERE payload IN ('2', '3');
-SELECT is((SELECT count(*) FROM rule_webhook_queue_claim('w', '{1}', '{9}', 60000)), 0::bigint, 'the first one waits for its retry');
+SELECT is((SELECT count(*) FROM walhook.rule_webhook_queue_claim('w', '{1}', '{9}', 60000)), 0::bigint, 'the first one waits for its retry');
 UPDATE rule_webhook_calls SET next_retry_at = now() - interval '1 second', retry_count = 1 WHERE payload = '1';
-SELECT is((SELECT array_agg(payload || ':' || attempt) FROM rule_webhook_queue_claim('w', '{1}', '{9}', 60000))::text, '{1:2}');
+SELECT is((SELECT array_agg(payload || ':' || attempt) FROM walhook.rule_webhook_queue_claim('w', '{1}', '{9}', 60000))::text, '{1:2}');
 UPDATE rule_webhooks SET enabled = false;
 UPDATE rule_webhook_calls SET status = 'success' WHERE payload = '1';
-SELECT is((SELECT count(*) FROM rule_webhook_queue_claim('w', '{1}', '{9}', 60000)), 0::bigint, 'disabled: they wait');
+SELECT is((SELECT count(*) FROM walhook.rule_webhook_queue_claim('w', '{1}', '{9}', 60000)), 0::bigint, 'disabled: they wait');
 
 -- A call that is dead goes into the queue again; all since a time, or of a webhook, at once.
 UPDATE rule_webhooks SET enabled = true;
@@ -93,5 +93,5 @@ SELECT throws_like('SELECT rule_nats_dead_letters_retry(NULL)', '%since when is 
 SELECT throws_like('SELECT rule_nats_dead_letters_retry(now(), ''nobody'')', '%there is no webhook ''nobody''%');
 -- These tables cannot be linked.
 SELECT throws_like(format('SELECT rule_webhook_link_table(1, %L)', t), '%one of walhook''s own%')
-FROM unnest(ARRAY['rule_webhook_limits', 'rule_webhook_limit_holders']) t;
+FROM unnest(ARRAY['walhook.rule_webhook_limits', 'walhook.rule_webhook_limit_holders']) t;
 SELECT * FROM finish();

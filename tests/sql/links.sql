@@ -36,9 +36,9 @@ SELECT is(published('orders'), NULL);
 SELECT throws_like(format('SELECT rule_webhook_link_table(1, %L)', t), '%it is one of walhook''s own%')
 FROM unnest('{rule_nats_publish_history,rule_nats_consumer_stats,rule_webhook_secrets,rule_nats_config,rule_nats_streams,
               rule_nats_checkpoints,rule_nats_dead_letters,rule_webhook_events,rule_webhook_calls,rule_webhook_call_history,
-              rule_webhooks,rule_webhook_links,rule_cdc_status,rule_cdc_replays,rule_cdc_backfill_jobs,
-              rule_cdc_backfill_ranges,rule_cdc_backfill_rows,rule_cdc_anchor_settings,rule_cdc_anchor_places,
-              rule_cdc_identity,rule_cdc_runs,rule_cdc_claims,rule_cdc_put_aside,rule_cdc_migrations}'::text[]) t;
+              rule_webhooks,rule_webhook_links,rule_cdc_status,rule_cdc_replays,walhook.rule_cdc_backfill_jobs,
+              walhook.rule_cdc_backfill_ranges,rule_cdc_backfill_rows,walhook.rule_cdc_anchor_settings,walhook.rule_cdc_anchor_places,
+              rule_cdc_identity,walhook.rule_cdc_runs,walhook.rule_cdc_claims,rule_cdc_put_aside,rule_cdc_migrations}'::text[]) t;
 CREATE TABLE heir () INHERITS (rule_webhook_secrets);
 CREATE TABLE heirs_heir () INHERITS (heir);
 SELECT throws_like(format('SELECT rule_webhook_link_table(1, %L)', t), '%it is a child or partition of one of walhook''s own%') FROM unnest('{heir,heirs_heir}'::text[]) t;
@@ -89,7 +89,7 @@ CREATE TABLE by_index (a int NOT NULL, b int);
 CREATE UNIQUE INDEX by_a ON by_index (a);
 ALTER TABLE by_index REPLICA IDENTITY USING INDEX by_a;
 SELECT ok(rule_webhook_link_table(2, 'by_index') > 0, 'an index will do');
-SELECT is(rule_cdc_replica_identity('by_index'), '{a}'::text[]);
+SELECT is(walhook.rule_cdc_replica_identity('by_index'), '{a}'::text[]);
 
 -- Partitions: the root or the leaves, not both
 CREATE TABLE parted (id int, day date, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);

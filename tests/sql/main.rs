@@ -5,6 +5,7 @@ mod support;
 
 mod guide;
 mod identity;
+mod own_schema;
 mod raises;
 mod remedies;
 mod rfc;

@@ -22,7 +22,7 @@ SELECT throws_like('SELECT rule_webhook_call(1, NULL)', 'Webhook 1 (hook): the p
 SELECT throws_like('SELECT rule_nats_consumer_update_stats(NULL, ''c'', 1, 1, 1)', 'cannot note the numbers of a consumer: stream NULL and consumer ''c'' need names');
 SELECT throws_like('SELECT rule_nats_consumer_update_stats(''S'', NULL, 1, 1, 1)', 'cannot note the numbers of a consumer: stream ''S'' and consumer NULL need names');
 SELECT throws_like('SELECT rule_webhook_unlink_table(1, ''pg_class'', NULL)', 'cannot unlink pg_class: the name of the publications is NULL');
-SELECT is(rule_cdc_publication_problem(NULL), 'the name of the publications is NULL');
+SELECT is(walhook.rule_cdc_publication_problem(NULL), 'the name of the publications is NULL');
 SELECT throws_like('SELECT rule_webhook_events_cleanup(''1 day'', -1)', 'cannot delete a negative number of events: p_limit is -1');
 SELECT throws_like('SELECT rule_cdc_backfill_start(''a b {'')', 'cannot backfill ''a b {'': there is no such table');
 SELECT throws_like('SELECT rule_cdc_backfill_start(''a.b.c.d'')', 'cannot backfill ''a.b.c.d'': there is no such table');

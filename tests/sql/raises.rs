@@ -50,7 +50,7 @@ const ASCII: &[&str] = &[
 
 fn is_safe(argument: &str) -> bool {
     let is_ours =
-        |text: &str| text.starts_with("public.rule_cdc_sayable(") || text.starts_with("public.rule_cdc_quoted(");
+        |text: &str| text.starts_with("walhook.rule_cdc_sayable(") || text.starts_with("walhook.rule_cdc_quoted(");
     let bare = argument.strip_prefix("coalesce(").unwrap_or(argument);
     is_ours(bare)
         || ASCII.contains(&argument)

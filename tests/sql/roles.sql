@@ -11,10 +11,10 @@ CREATE TABLE plain (id int PRIMARY KEY);
 -- The helpers of the assertions must be callable by all; nothing of ours may be.
 SELECT is(ARRAY(
     SELECT p.oid::regprocedure::text FROM pg_proc p
-    WHERE p.pronamespace = 'public'::regnamespace AND p.proname LIKE 'rule\_%' AND has_function_privilege('public', p.oid, 'EXECUTE')), '{}');
+    WHERE p.pronamespace IN ('public'::regnamespace, 'walhook'::regnamespace) AND p.proname LIKE 'rule\_%' AND has_function_privilege('public', p.oid, 'EXECUTE')), '{}');
 SELECT is(ARRAY(
     SELECT c.relname::text FROM pg_class c
-    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'v', 'S') AND c.relname <> 'plain'
+    WHERE c.relnamespace IN ('public'::regnamespace, 'walhook'::regnamespace) AND c.relkind IN ('r', 'v', 'S') AND c.relname <> 'plain'
       AND has_table_privilege('public', c.oid, 'SELECT, INSERT, UPDATE, DELETE')), '{}');
 
 -- commit
@@ -27,7 +27,7 @@ SELECT throws_like(s, 'permission denied for %') FROM unnest(ARRAY[
     'SELECT * FROM rule_webhooks', 'SELECT * FROM rule_webhook_events', 'INSERT INTO rule_webhook_events (webhook_id, payload) VALUES (1, ''1'')',
     'SELECT * FROM rule_nats_config', 'SELECT * FROM rule_webhook_secrets', 'SELECT * FROM rule_nats_publish_history', 'SELECT * FROM nats_recent_failures',
     'SELECT * FROM webhook_recent_failures', 'SELECT * FROM rule_cdc_slots', 'SELECT rule_webhook_secret_get(1, ''k'')', 'SELECT rule_nats_config_info()', 'SELECT rule_nats_stats()',
-    'SELECT rule_webhook_link_table(1, ''plain'')', 'SELECT rule_nats_configure()', 'SELECT rule_webhook_enable_nats(1)', 'SELECT rule_cdc_slot_drop()', 'SELECT rule_nats_report(''default'')']) s;
+    'SELECT rule_webhook_link_table(1, ''plain'')', 'SELECT rule_nats_configure()', 'SELECT rule_webhook_enable_nats(1)', 'SELECT rule_cdc_slot_drop()', 'SELECT walhook.rule_nats_report(''default'')']) s;
 RESET ROLE;
 SELECT is((SELECT DISTINCT triggered_by FROM rule_webhook_events), 'walhook_application', 'who made the event');
 
@@ -47,13 +47,13 @@ SELECT throws_like(s, 'permission denied for %') FROM unnest(ARRAY[
     'INSERT INTO rule_webhook_events (webhook_id, payload) VALUES (1, ''1'')',
     'UPDATE rule_nats_checkpoints SET epoch = 0', 'INSERT INTO rule_nats_checkpoints (source, config_name, stream_name, epoch) VALUES (''x'', '''', '''', 9)', 'DELETE FROM rule_nats_checkpoints',
     'INSERT INTO rule_cdc_status (source) VALUES (''x'')', 'UPDATE rule_cdc_status SET heartbeat_at = now()', 'DELETE FROM rule_cdc_status',
-    'INSERT INTO rule_cdc_anchor_settings (slot_name, anchor_name, keep, keep_bytes) VALUES (''x'', ''theirs'', ''1 day'', 1)',
-    'UPDATE rule_cdc_anchor_settings SET anchor_name = ''theirs''', 'DELETE FROM rule_cdc_anchor_settings', 'DELETE FROM rule_cdc_anchor_places',
-    'INSERT INTO rule_cdc_anchor_places VALUES (''x'', now(), ''0/1'')', 'SELECT rule_cdc_anchor_move()',
+    'INSERT INTO walhook.rule_cdc_anchor_settings (slot_name, anchor_name, keep, keep_bytes) VALUES (''x'', ''theirs'', ''1 day'', 1)',
+    'UPDATE walhook.rule_cdc_anchor_settings SET anchor_name = ''theirs''', 'DELETE FROM walhook.rule_cdc_anchor_settings', 'DELETE FROM walhook.rule_cdc_anchor_places',
+    'INSERT INTO walhook.rule_cdc_anchor_places VALUES (''x'', now(), ''0/1'')', 'SELECT rule_cdc_anchor_move()',
     'UPDATE rule_cdc_backfill_rows SET chunk = ''1''', 'INSERT INTO rule_nats_dead_letters (event_id, reason) VALUES (''y'', ''z'')', 'DELETE FROM rule_nats_dead_letters',
     'UPDATE rule_nats_dead_letters SET payload = NULL', 'INSERT INTO rule_cdc_migrations (version, description) VALUES (''999'', ''x'')', 'DELETE FROM rule_cdc_migrations',
-    'SELECT rule_nats_history_open(), rule_nats_history_write()', 'TRUNCATE rule_webhooks', 'CALL rule_cdc_view(''x'', '''', ''SELECT 1'')', 'CALL rule_cdc_grant(''walhook_operator'', ''SELECT'', ''{rule_webhook_secrets}'')',
-    'CALL rule_cdc_grant_functions(''walhook_operator'', ''^rule_'')']) s;
+    'SELECT walhook.rule_nats_history_open(), walhook.rule_nats_history_write()', 'TRUNCATE rule_webhooks', 'CALL walhook.rule_cdc_view(''x'', '''', ''SELECT 1'')', 'CALL walhook.rule_cdc_grant(''walhook_operator'', ''SELECT'', ''{rule_webhook_secrets}'')',
+    'CALL walhook.rule_cdc_grant_functions(''walhook_operator'', ''^rule_'')']) s;
 SELECT throws_like('SELECT pg_create_logical_replication_slot(''x'', ''pgoutput'')', '%replication%');
 -- A chunk that nothing could read is refused, whoever writes it.
 SELECT throws_like(s, '%"valid_chunk"%') FROM unnest(ARRAY[
@@ -81,7 +81,7 @@ UPDATE rule_nats_dead_letters SET webhook_id = 1 WHERE dead_letter_id = 1;
 SELECT rule_cdc_replay('1h'), rule_cdc_replay_cancel(1);
 SELECT is((SELECT started_by FROM rule_cdc_replays), 'walhook_operator');
 SELECT * FROM rule_cdc_replays, rule_cdc_anchors, rule_cdc_backfills, rule_nats_checkpoints, rule_nats_dead_letters, rule_cdc_status, rule_webhook_links LIMIT 0;
-SELECT rule_cdc_publication_problem('walhook'), rule_nats_stream_for(NULL, 'a'), rule_nats_event_status(1);
+SELECT walhook.rule_cdc_publication_problem('walhook'), walhook.rule_nats_stream_for(NULL, 'a'), rule_nats_event_status(1);
 RESET ROLE;
 -- The worker reads the configuration and secrets, and keeps the calls.
 SET ROLE walhook_worker;
@@ -115,45 +115,45 @@ SELECT throws_like(s, 'permission denied for %') FROM unnest(ARRAY[
     'SELECT * FROM rule_webhook_secrets', 'UPDATE rule_webhooks SET enabled = false', 'DELETE FROM rule_webhook_links', 'SELECT * FROM plain', 'UPDATE rule_nats_config SET nats_url = ''''',
     'SELECT rule_webhook_call_unified(1, ''{}'')', 'SELECT rule_webhook_secret_get(1, ''k'')', 'DELETE FROM rule_nats_dead_letters',
     'INSERT INTO rule_webhook_events (webhook_id, payload) VALUES (1, ''1'')', 'UPDATE rule_webhook_links SET enabled = false', 'DELETE FROM rule_nats_checkpoints',
-    'DELETE FROM rule_cdc_anchor_settings', 'SELECT * FROM rule_webhook_calls', 'INSERT INTO rule_cdc_migrations (version, description) VALUES (''999'', ''x'')']) s;
+    'DELETE FROM walhook.rule_cdc_anchor_settings', 'SELECT * FROM rule_webhook_calls', 'INSERT INTO rule_cdc_migrations (version, description) VALUES (''999'', ''x'')']) s;
 RESET ROLE;
 -- The tables and functions of 012 to 017: what each role may do with them, and what not.
 SET ROLE walhook_operator;
-SELECT count(*) FROM rule_cdc_check(), rule_cdc_check_rows(), rule_cdc_check_functions(), rule_cdc_check_sessions();
-SELECT * FROM rule_cdc_identity, rule_cdc_runs, rule_cdc_claims, rule_cdc_put_aside, rule_cdc_rule_sources, rule_cdc_server_aliases LIMIT 0;
+SELECT count(*) FROM rule_cdc_check(), walhook.rule_cdc_check_rows(), walhook.rule_cdc_check_functions(), walhook.rule_cdc_check_sessions();
+SELECT * FROM rule_cdc_identity, walhook.rule_cdc_runs, walhook.rule_cdc_claims, rule_cdc_put_aside, walhook.rule_cdc_rule_sources, rule_cdc_server_aliases LIMIT 0;
 SELECT amendment_id, source, reason, made_by FROM rule_cdc_rule_amendments;
-SELECT source, table_name, row_id, since_lsn FROM rule_cdc_rule_versions;
+SELECT source, table_name, row_id, since_lsn FROM walhook.rule_cdc_rule_versions;
 UPDATE rule_nats_config SET jetstream_domain = 'hub' WHERE config_name = 'mine';
 SELECT is((SELECT (jetstream_domain, api_prefix)::text FROM rule_nats_config WHERE config_name = 'mine'), '(hub,)');
 SELECT throws_like('SELECT rule_cdc_rules_amend(''no-such-event'')', '%no-such-event%');
 SELECT is(rule_cdc_rules_forget('no such source'), false);
 SELECT throws_like(s, 'permission denied for %') FROM unnest(ARRAY[
-    'UPDATE rule_cdc_identity SET database_id = ''x''', 'INSERT INTO rule_cdc_runs DEFAULT VALUES', 'DELETE FROM rule_cdc_runs', 'DELETE FROM rule_cdc_claims',
-    'INSERT INTO rule_cdc_claims DEFAULT VALUES', 'DELETE FROM rule_cdc_put_aside', 'UPDATE rule_cdc_rule_sources SET source = ''x''', 'DELETE FROM rule_cdc_rule_sources',
-    'DELETE FROM rule_cdc_rule_versions', 'INSERT INTO rule_cdc_rule_versions DEFAULT VALUES', 'SELECT * FROM rule_cdc_rule_versions', 'SELECT * FROM rule_cdc_rule_amendments',
+    'UPDATE rule_cdc_identity SET database_id = ''x''', 'INSERT INTO walhook.rule_cdc_runs DEFAULT VALUES', 'DELETE FROM walhook.rule_cdc_runs', 'DELETE FROM walhook.rule_cdc_claims',
+    'INSERT INTO walhook.rule_cdc_claims DEFAULT VALUES', 'DELETE FROM rule_cdc_put_aside', 'UPDATE walhook.rule_cdc_rule_sources SET source = ''x''', 'DELETE FROM walhook.rule_cdc_rule_sources',
+    'DELETE FROM walhook.rule_cdc_rule_versions', 'INSERT INTO walhook.rule_cdc_rule_versions DEFAULT VALUES', 'SELECT * FROM walhook.rule_cdc_rule_versions', 'SELECT * FROM rule_cdc_rule_amendments',
     'DELETE FROM rule_cdc_rule_amendments', 'INSERT INTO rule_cdc_rule_amendments DEFAULT VALUES', 'INSERT INTO rule_cdc_server_aliases DEFAULT VALUES',
-    'DELETE FROM rule_cdc_server_aliases', 'SELECT rule_cdc_rules_now()', 'SELECT rule_cdc_rules_prune(''s'', ''s'', 7)',
-    'SELECT rule_cdc_rules_write(''s'', ''0/1'', true, ''{}'', ''{}'', ''{}'', ''{}'')']) s;
+    'DELETE FROM rule_cdc_server_aliases', 'SELECT walhook.rule_cdc_rules_now()', 'SELECT walhook.rule_cdc_rules_prune(''s'', ''s'', 7)',
+    'SELECT walhook.rule_cdc_rules_write(''s'', ''0/1'', true, ''{}'', ''{}'', ''{}'', ''{}'')']) s;
 RESET ROLE;
 SET ROLE walhook_application;
 SELECT throws_like(s, 'permission denied for %') FROM unnest(ARRAY[
-    'SELECT * FROM rule_cdc_identity', 'SELECT * FROM rule_cdc_claims', 'SELECT * FROM rule_cdc_rule_versions', 'SELECT * FROM rule_cdc_rule_amendments',
+    'SELECT * FROM rule_cdc_identity', 'SELECT * FROM walhook.rule_cdc_claims', 'SELECT * FROM walhook.rule_cdc_rule_versions', 'SELECT * FROM rule_cdc_rule_amendments',
     'SELECT * FROM rule_cdc_server_aliases', 'SELECT * FROM rule_cdc_check()', 'SELECT rule_cdc_rules_amend(''x'')', 'SELECT rule_cdc_rules_forget(''x'')',
     'SELECT rule_cdc_replay(''1h'')', 'SELECT rule_cdc_backfill_start(''plain'')', 'SELECT rule_cdc_anchor_create()', 'SELECT rule_nats_dead_letter_retry(1)']) s;
 RESET ROLE;
 SET ROLE walhook_worker;
-SELECT * FROM rule_cdc_identity, rule_cdc_runs LIMIT 0;
+SELECT * FROM rule_cdc_identity, walhook.rule_cdc_runs LIMIT 0;
 SELECT throws_like(s, 'permission denied for %') FROM unnest(ARRAY[
-    'UPDATE rule_cdc_identity SET database_id = ''x''', 'DELETE FROM rule_cdc_runs', 'SELECT * FROM rule_cdc_claims', 'SELECT * FROM rule_cdc_rule_versions',
+    'UPDATE rule_cdc_identity SET database_id = ''x''', 'DELETE FROM walhook.rule_cdc_runs', 'SELECT * FROM walhook.rule_cdc_claims', 'SELECT * FROM walhook.rule_cdc_rule_versions',
     'SELECT * FROM rule_cdc_server_aliases', 'SELECT rule_cdc_rules_amend(''x'')', 'SELECT rule_cdc_replay(''1h'')', 'SELECT rule_cdc_backfill_start(''plain'')']) s;
 RESET ROLE;
 SET ROLE walhook_streamer;
 SELECT count(*) FROM rule_cdc_check();
-SELECT * FROM rule_cdc_identity, rule_cdc_claims, rule_cdc_rule_versions, rule_cdc_rule_amendments, rule_cdc_rule_sources, rule_cdc_server_aliases LIMIT 0;
+SELECT * FROM rule_cdc_identity, walhook.rule_cdc_claims, walhook.rule_cdc_rule_versions, rule_cdc_rule_amendments, walhook.rule_cdc_rule_sources, rule_cdc_server_aliases LIMIT 0;
 SELECT throws_like(s, 'permission denied for %') FROM unnest(ARRAY[
-    'UPDATE rule_cdc_identity SET database_id = ''x''', 'DELETE FROM rule_cdc_identity', 'DELETE FROM rule_cdc_claims', 'INSERT INTO rule_cdc_put_aside DEFAULT VALUES',
+    'UPDATE rule_cdc_identity SET database_id = ''x''', 'DELETE FROM rule_cdc_identity', 'DELETE FROM walhook.rule_cdc_claims', 'INSERT INTO rule_cdc_put_aside DEFAULT VALUES',
     'INSERT INTO rule_cdc_rule_amendments DEFAULT VALUES', 'UPDATE rule_cdc_rule_amendments SET reason = ''x''', 'UPDATE rule_cdc_server_aliases SET alias_id = 1',
-    'SELECT rule_cdc_rules_amend(''x'')', 'SELECT rule_cdc_rules_forget(''x'')', 'SELECT rule_cdc_rules_now()', 'SELECT rule_cdc_anchor_create()', 'SELECT rule_cdc_replay(''1h'')']) s;
+    'SELECT rule_cdc_rules_amend(''x'')', 'SELECT rule_cdc_rules_forget(''x'')', 'SELECT walhook.rule_cdc_rules_now()', 'SELECT rule_cdc_anchor_create()', 'SELECT rule_cdc_replay(''1h'')']) s;
 RESET ROLE;
 -- Links of schemas: an operator makes and ends them, and cannot write another's name into one.
 SET ROLE walhook_operator;
@@ -161,53 +161,53 @@ SELECT count(*) FROM rule_webhook_link_schema('hook', 'public', p_like => 'none'
 SELECT is((SELECT linked_by FROM rule_webhook_schema_links), 'walhook_operator');
 SELECT throws_like(s, 'permission denied for %') FROM unnest(ARRAY[
     'INSERT INTO rule_webhook_schema_links (webhook_id, table_schema) VALUES (1, ''x'')', 'UPDATE rule_webhook_schema_links SET linked_by = ''postgres''',
-    'DELETE FROM rule_webhook_schema_links', 'SELECT rule_cdc_schema_follow(''{}'')']) s;
+    'DELETE FROM rule_webhook_schema_links', 'SELECT walhook.rule_cdc_schema_follow(''{}'')']) s;
 SELECT is(rule_webhook_unlink_schema('hook', 'public'), 0);
 RESET ROLE;
 
 -- Each table and function that there is, by what each role may do with it: one that is added has to be decided upon here.
 CREATE FUNCTION may(p_role text, p_right text) RETURNS text LANGUAGE sql AS $$
-    SELECT coalesce(string_agg(c.relname::text, ' ' ORDER BY c.relname), '') FROM pg_class c
-    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition AND c.relname <> 'plain'
+    SELECT coalesce(string_agg(c.oid::regclass::text, ' ' ORDER BY c.relname), '') FROM pg_class c
+    WHERE c.relnamespace IN ('public'::regnamespace, 'walhook'::regnamespace) AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition AND c.relname <> 'plain'
       AND has_table_privilege(p_role, c.oid, p_right)
 $$;
 CREATE FUNCTION may_call(p_role text, p_may boolean) RETURNS text LANGUAGE sql AS $$
     SELECT coalesce(string_agg(DISTINCT p.proname::text, ' ' ORDER BY p.proname::text), '') FROM pg_proc p
-    WHERE p.pronamespace = 'public'::regnamespace AND p.proname LIKE 'rule\_%' AND has_function_privilege(p_role, p.oid, 'EXECUTE') = p_may
+    WHERE p.pronamespace IN ('public'::regnamespace, 'walhook'::regnamespace) AND p.proname LIKE 'rule\_%' AND has_function_privilege(p_role, p.oid, 'EXECUTE') = p_may
 $$;
 SELECT is(may('walhook_application', 'SELECT'), '');
 SELECT is(may('walhook_application', 'INSERT'), '');
 SELECT is(may('walhook_application', 'UPDATE'), '');
 SELECT is(may('walhook_application', 'DELETE'), '');
 SELECT is(may('walhook_worker', 'SELECT'),
-    'rule_cdc_identity rule_cdc_migrations rule_cdc_runs rule_nats_config rule_nats_dead_letters rule_nats_streams '
-    'rule_webhook_call_history rule_webhook_calls rule_webhook_limit_holders rule_webhook_limits rule_webhook_links '
-    'rule_webhook_order_holders rule_webhook_secrets rule_webhooks');
+    'rule_cdc_identity rule_cdc_migrations walhook.rule_cdc_runs rule_nats_config rule_nats_dead_letters rule_nats_streams '
+    'rule_webhook_call_history rule_webhook_calls walhook.rule_webhook_limit_holders walhook.rule_webhook_limits rule_webhook_links '
+    'walhook.rule_webhook_order_holders rule_webhook_secrets rule_webhooks');
 SELECT is(may('walhook_worker', 'INSERT'),
-    'rule_nats_dead_letters rule_webhook_call_history rule_webhook_calls rule_webhook_limit_holders rule_webhook_limits rule_webhook_order_holders');
+    'rule_nats_dead_letters rule_webhook_call_history rule_webhook_calls walhook.rule_webhook_limit_holders walhook.rule_webhook_limits walhook.rule_webhook_order_holders');
 SELECT is(may('walhook_worker', 'UPDATE'),
-    'rule_nats_dead_letters rule_webhook_calls rule_webhook_limit_holders rule_webhook_limits rule_webhook_order_holders');
-SELECT is(may('walhook_worker', 'DELETE'), 'rule_webhook_limit_holders rule_webhook_limits rule_webhook_order_holders');
+    'rule_nats_dead_letters rule_webhook_calls walhook.rule_webhook_limit_holders walhook.rule_webhook_limits walhook.rule_webhook_order_holders');
+SELECT is(may('walhook_worker', 'DELETE'), 'walhook.rule_webhook_limit_holders walhook.rule_webhook_limits walhook.rule_webhook_order_holders');
 SELECT is(may('walhook_streamer', 'INSERT'),
-    'rule_cdc_anchor_places rule_cdc_backfill_jobs rule_cdc_backfill_ranges rule_cdc_backfill_rows rule_cdc_claims rule_cdc_replays '
-    'rule_cdc_rule_sources rule_cdc_rule_versions rule_cdc_runs rule_cdc_server_aliases rule_cdc_status rule_nats_checkpoints '
+    'walhook.rule_cdc_anchor_places walhook.rule_cdc_backfill_jobs walhook.rule_cdc_backfill_ranges rule_cdc_backfill_rows walhook.rule_cdc_claims rule_cdc_replays '
+    'walhook.rule_cdc_rule_sources walhook.rule_cdc_rule_versions walhook.rule_cdc_runs rule_cdc_server_aliases rule_cdc_status rule_nats_checkpoints '
     'rule_nats_consumer_stats rule_nats_dead_letters rule_nats_publish_history');
 SELECT is(may('walhook_streamer', 'UPDATE'),
-    'rule_cdc_anchor_settings rule_cdc_backfill_jobs rule_cdc_backfill_ranges rule_cdc_claims rule_cdc_replays rule_cdc_rule_sources '
-    'rule_cdc_rule_versions rule_cdc_runs rule_cdc_status rule_nats_checkpoints rule_nats_consumer_stats rule_nats_dead_letters '
+    'walhook.rule_cdc_anchor_settings walhook.rule_cdc_backfill_jobs walhook.rule_cdc_backfill_ranges walhook.rule_cdc_claims rule_cdc_replays walhook.rule_cdc_rule_sources '
+    'walhook.rule_cdc_rule_versions walhook.rule_cdc_runs rule_cdc_status rule_nats_checkpoints rule_nats_consumer_stats rule_nats_dead_letters '
     'rule_nats_publish_history');
 SELECT is(may('walhook_streamer', 'DELETE'),
-    'rule_cdc_anchor_places rule_cdc_backfill_rows rule_cdc_rule_amendments rule_cdc_rule_sources rule_cdc_rule_versions rule_cdc_runs '
+    'walhook.rule_cdc_anchor_places rule_cdc_backfill_rows rule_cdc_rule_amendments walhook.rule_cdc_rule_sources walhook.rule_cdc_rule_versions walhook.rule_cdc_runs '
     'rule_cdc_server_aliases rule_cdc_status rule_nats_publish_history rule_webhook_events');
 SELECT is(may('walhook_operator', 'INSERT'),
-    'rule_cdc_backfill_jobs rule_cdc_backfill_ranges rule_cdc_backfill_rows rule_cdc_replays rule_nats_config rule_nats_streams '
+    'walhook.rule_cdc_backfill_jobs walhook.rule_cdc_backfill_ranges rule_cdc_backfill_rows rule_cdc_replays rule_nats_config rule_nats_streams '
     'rule_webhook_calls rule_webhook_links rule_webhook_secrets rule_webhooks');
 SELECT is(may('walhook_operator', 'UPDATE'),
-    'rule_cdc_backfill_jobs rule_cdc_backfill_ranges rule_cdc_replays rule_nats_config rule_nats_streams rule_webhook_calls '
+    'walhook.rule_cdc_backfill_jobs walhook.rule_cdc_backfill_ranges rule_cdc_replays rule_nats_config rule_nats_streams rule_webhook_calls '
     'rule_webhook_links rule_webhook_secrets rule_webhooks');
 SELECT is(may('walhook_operator', 'DELETE'),
-    'rule_cdc_backfill_rows rule_nats_config rule_nats_consumer_stats rule_nats_notices rule_nats_streams rule_webhook_call_history rule_webhook_calls '
-    'rule_webhook_limit_holders rule_webhook_limits rule_webhook_links rule_webhook_order_holders rule_webhook_secrets rule_webhooks');
+    'rule_cdc_backfill_rows rule_nats_config rule_nats_consumer_stats walhook.rule_nats_notices rule_nats_streams rule_webhook_call_history rule_webhook_calls '
+    'walhook.rule_webhook_limit_holders walhook.rule_webhook_limits rule_webhook_links walhook.rule_webhook_order_holders rule_webhook_secrets rule_webhooks');
 SELECT is(may_call('walhook_application', true),
     'rule_nats_event_status rule_nats_subject_check rule_nats_wait rule_webhook_call rule_webhook_call_unified rule_webhook_emit '
     'rule_webhook_emit_status rule_webhook_emit_wait rule_webhook_enqueue rule_webhook_publish_nats');

@@ -158,7 +158,7 @@ SELECT is(findings(), NULL::text);
 SET ROLE linker;
 SELECT throws_like($$INSERT INTO rule_webhook_schema_links (webhook_id, table_schema, linked_by) VALUES (1, 'archive', 'postgres')$$, 'permission denied for%');
 SELECT throws_like($$UPDATE rule_webhook_schema_links SET linked_by = 'postgres'$$, 'permission denied for%');
-SELECT throws_like('SELECT rule_cdc_schema_follow(''{}'')', 'permission denied for%');
+SELECT throws_like('SELECT walhook.rule_cdc_schema_follow(''{}'')', 'permission denied for%');
 RESET ROLE;
 
 -- Nothing of others fails because of us: whatever is wrong with our tables.

@@ -10,27 +10,27 @@ use std::fs;
 use support::{Postgres, Walhook, feed::Feed, walhook::Finished};
 use tokio_postgres::{Client, NoTls};
 
-fn file(path: &str) -> String {
+pub fn file(path: &str) -> String {
     fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
 }
 
-fn conninfo(pg: &Postgres, user: &str, database: &str) -> String {
+pub fn conninfo(pg: &Postgres, user: &str, database: &str) -> String {
     format!("host=127.0.0.1 port={} user={user} dbname={database}", pg.port())
 }
 
-async fn connect(pg: &Postgres, user: &str, database: &str) -> Client {
+pub async fn connect(pg: &Postgres, user: &str, database: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(&conninfo(pg, user, database), NoTls).await.unwrap();
     tokio::spawn(connection);
     client
 }
 
 /// Runs a verb to its end, in a thread that may block.
-async fn verb(verb: &str, conninfo: String, arguments: &[&str]) -> Finished {
+pub async fn verb(verb: &str, conninfo: String, arguments: &[&str]) -> Finished {
     let command = Walhook::command(verb).args(arguments).env("DATABASE_URL", conninfo);
     tokio::task::spawn_blocking(move || command.finish()).await.unwrap()
 }
 
-async fn setup(pg: &Postgres, database: &str) {
+pub async fn setup(pg: &Postgres, database: &str) {
     let done = verb("setup", conninfo(pg, "postgres", database), &["--slot", database]).await;
     assert_eq!(done.code, Some(0), "{database}: {}", done.stderr);
 }
@@ -202,16 +202,17 @@ async fn versions_of_rules_that_were_jsonb_are_kept_and_continued() {
         let pg = Postgres::builder().version(version).start().await;
         setup(&pg, "postgres").await;
         pg.psql(
-            "ALTER TABLE rule_cdc_rule_versions ALTER COLUMN row_data TYPE JSONB USING row_data::text::jsonb;
+            "ALTER TABLE walhook.rule_cdc_rule_versions ALTER COLUMN row_data TYPE JSONB USING row_data::text::jsonb;
              DELETE FROM rule_cdc_migrations WHERE version = '024'",
         );
         let write = |lsn: &str, row: &str, is_partial: bool| {
             pg.psql(&format!(
-                "SELECT rule_cdc_rules_write('s', '{lsn}', false, '{{rule_webhooks}}', '{{7}}', ARRAY['{row}'], '{{{is_partial}}}')"
+                "SELECT walhook.rule_cdc_rules_write('s', '{lsn}', false, '{{rule_webhooks}}', '{{7}}', ARRAY['{row}'], '{{{is_partial}}}')"
             ))
         };
         let versions = || {
-            let sql = "SELECT string_agg(row_data::jsonb::text, ' ' ORDER BY since_lsn) FROM rule_cdc_rule_versions";
+            let sql =
+                "SELECT string_agg(row_data::jsonb::text, ' ' ORDER BY since_lsn) FROM walhook.rule_cdc_rule_versions";
             pg.psql(sql)
         };
         write("0/1", r#"{"webhook_id":"7","url":"a","headers":"{}"}"#, false);
@@ -220,7 +221,7 @@ async fn versions_of_rules_that_were_jsonb_are_kept_and_continued() {
             r#"{"url": "a", "headers": "{}", "webhook_id": "7"} {"url": "b", "headers": "{}", "webhook_id": "7"}"#;
         assert_eq!(versions(), before, "PostgreSQL {version}");
         setup(&pg, "postgres").await;
-        assert_eq!(pg.psql("SELECT DISTINCT pg_typeof(row_data) FROM rule_cdc_rule_versions"), "json");
+        assert_eq!(pg.psql("SELECT DISTINCT pg_typeof(row_data) FROM walhook.rule_cdc_rule_versions"), "json");
         assert_eq!(versions(), before, "PostgreSQL {version}");
         write("0/3", r#"{"webhook_id":"7","url":"c"}"#, true);
         let after = format!(r#"{before} {{"url": "c", "headers": "{{}}", "webhook_id": "7"}}"#);
@@ -306,7 +307,7 @@ async fn a_repeated_setup_waits_for_nobody_and_a_first_one_gives_way() {
         let holder = pg.client().await;
         let relations = pg.psql(
             "SELECT format('%s %s', relkind, oid::regclass) FROM pg_class
-            WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v') ORDER BY 1",
+            WHERE relnamespace IN ('public'::regnamespace, 'walhook'::regnamespace) AND relkind IN ('r', 'v') ORDER BY 1",
         );
         holder.batch_execute("BEGIN").await.unwrap();
         for relation in relations.lines() {
@@ -645,14 +646,14 @@ const CATALOGUE: &str = "
         SELECT format('routine %s %s %s %s', p.oid::regprocedure, p.proowner::regrole, md5(p.prosrc), p.proacl) AS line
         FROM pg_proc p WHERE p.oid >= 16384
         UNION ALL SELECT format('relation %s %s %s %s %s', c.oid::regclass, c.relkind, c.relowner::regrole, c.relacl, obj_description(c.oid, 'pg_class'))
-        FROM pg_class c WHERE c.oid >= 16384 AND c.relnamespace = 'public'::regnamespace
+        FROM pg_class c WHERE c.oid >= 16384 AND c.relnamespace IN ('public'::regnamespace, to_regnamespace('walhook'))
         UNION ALL SELECT format('column %s.%s %s %s', c.relname, a.attname, format_type(a.atttypid, a.atttypmod), pg_get_expr(d.adbin, d.adrelid))
         FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
-        WHERE c.relnamespace = 'public'::regnamespace AND a.attnum > 0 AND NOT a.attisdropped AND c.relkind <> 'i'
+        WHERE c.relnamespace IN ('public'::regnamespace, to_regnamespace('walhook')) AND a.attnum > 0 AND NOT a.attisdropped AND c.relkind <> 'i'
         UNION ALL SELECT format('constraint %s %s %s', k.conrelid::regclass, k.conname, pg_get_constraintdef(k.oid)) FROM pg_constraint k
-        WHERE k.connamespace = 'public'::regnamespace
+        WHERE k.connamespace IN ('public'::regnamespace, to_regnamespace('walhook'))
         UNION ALL SELECT format('trigger %s %s', t.tgrelid::regclass, t.tgname) FROM pg_trigger t WHERE NOT t.tgisinternal
-        UNION ALL SELECT format('type %s', t.oid::regtype) FROM pg_type t WHERE t.oid >= 16384 AND t.typnamespace = 'public'::regnamespace
+        UNION ALL SELECT format('type %s', t.oid::regtype) FROM pg_type t WHERE t.oid >= 16384 AND t.typnamespace IN ('public'::regnamespace, to_regnamespace('walhook'))
         UNION ALL SELECT format('schema %s %s', n.nspname, n.nspacl) FROM pg_namespace n WHERE n.nspname !~ '^pg_(toast_)?temp'
         UNION ALL SELECT format('publication %s', p.pubname) FROM pg_publication p
         UNION ALL SELECT format('event trigger %s', e.evtname) FROM pg_event_trigger e
@@ -800,13 +801,13 @@ async fn uninstall_leaves_the_upstreams_tables_their_rows_and_what_they_were() {
     let tables = "SELECT string_agg(line, E'\\n' ORDER BY line COLLATE \"C\") FROM (
         SELECT format('column %s.%s %s', c.relname, a.attname, format_type(a.atttypid, a.atttypmod)) AS line
         FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped
-        UNION ALL SELECT format('constraint %s %s', k.conrelid::regclass, k.conname) FROM pg_constraint k WHERE k.connamespace = 'public'::regnamespace
-        UNION ALL SELECT format('index %s', i.indexname) FROM pg_indexes i WHERE i.schemaname = 'public'
+        WHERE c.relnamespace IN ('public'::regnamespace, to_regnamespace('walhook')) AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped
+        UNION ALL SELECT format('constraint %s %s', k.conrelid::regclass, k.conname) FROM pg_constraint k WHERE k.connamespace IN ('public'::regnamespace, to_regnamespace('walhook'))
+        UNION ALL SELECT format('index %s', i.indexname) FROM pg_indexes i WHERE i.schemaname IN ('public', 'walhook')
         UNION ALL SELECT format('webhook %s', w.webhook_name) FROM rule_webhooks w
         UNION ALL SELECT format('call %s', c.payload) FROM rule_webhook_calls c
         UNION ALL SELECT format('history %s', h.payload) FROM rule_nats_publish_history h
-        UNION ALL SELECT format('view %s', v.viewname) FROM pg_views v WHERE v.schemaname = 'public'
+        UNION ALL SELECT format('view %s', v.viewname) FROM pg_views v WHERE v.schemaname IN ('public', 'walhook')
         UNION ALL SELECT format('migration %s', m) FROM schema_migrations m
     ) lines";
     let before = pg.psql(tables);
@@ -839,7 +840,7 @@ async fn a_function_that_gets_a_parameter_replaces_the_one_without_it_and_keeps_
              IS 'walhook: of the version before'; \
          DROP TRIGGER walhook_row_check ON rule_webhook_links; DROP TRIGGER walhook_mask_bind ON rule_webhook_links; \
          CREATE TRIGGER walhook_row_check BEFORE INSERT OR UPDATE OF subject_template, filter, columns, when_changed ON rule_webhook_links \
-             FOR EACH ROW WHEN (NEW.subject_template IS NOT NULL) EXECUTE FUNCTION rule_cdc_row_check(); \
+             FOR EACH ROW WHEN (NEW.subject_template IS NOT NULL) EXECUTE FUNCTION walhook.rule_cdc_row_check(); \
          ALTER TABLE rule_webhook_links DROP COLUMN trace_column, DROP COLUMN payload_column, DROP COLUMN message_id_column, \
              DROP COLUMN headers_columns, DROP COLUMN rename, DROP COLUMN mask, DROP COLUMN mask_columns; \
          ALTER TABLE rule_cdc_status DROP COLUMN last_exit_code, DROP COLUMN last_exit_reason, DROP COLUMN last_exit_at"

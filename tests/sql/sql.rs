@@ -78,24 +78,24 @@ async fn fingerprint(client: &Client) -> String {
         SELECT string_agg(line, E'\\n' ORDER BY line COLLATE \"C\") FROM (
             SELECT format('function %s %s %s %s %s %s', p.oid::regprocedure, md5(prosrc), proconfig, prosecdef,
                           ARRAY(SELECT a::text FROM unnest(proacl) a ORDER BY 1), obj_description(p.oid, 'pg_proc')) AS line
-            FROM pg_proc p WHERE pronamespace = 'public'::regnamespace
+            FROM pg_proc p WHERE pronamespace IN ('public'::regnamespace, 'walhook'::regnamespace)
             UNION ALL
             SELECT format('relation %s %s %s %s', relname, relkind, ARRAY(SELECT a::text FROM unnest(relacl) a ORDER BY 1),
                           obj_description(oid, 'pg_class'))
-            FROM pg_class WHERE relnamespace = 'public'::regnamespace
+            FROM pg_class WHERE relnamespace IN ('public'::regnamespace, 'walhook'::regnamespace)
             UNION ALL
             SELECT format('column %s.%s %s %s %s %s %s', c.relname, attname, attnum, format_type(atttypid, atttypmod),
                           attnotnull, pg_get_expr(d.adbin, d.adrelid), attacl)
             FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
             LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
-            WHERE c.relnamespace = 'public'::regnamespace AND attnum > 0
+            WHERE c.relnamespace IN ('public'::regnamespace, 'walhook'::regnamespace) AND attnum > 0
             UNION ALL
             SELECT format('constraint %s %s %s', conrelid::regclass, conname, pg_get_constraintdef(oid))
-            FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+            FROM pg_constraint WHERE connamespace IN ('public'::regnamespace, 'walhook'::regnamespace)
             UNION ALL
-            SELECT format('index %s', indexdef) FROM pg_indexes WHERE schemaname = 'public'
+            SELECT format('index %s', indexdef) FROM pg_indexes WHERE schemaname IN ('public', 'walhook')
             UNION ALL
-            SELECT format('view %s %s', viewname, definition) FROM pg_views WHERE schemaname = 'public'
+            SELECT format('view %s %s', viewname, definition) FROM pg_views WHERE schemaname IN ('public', 'walhook')
             UNION ALL
             SELECT format('schema %s', nspname) FROM pg_namespace WHERE nspname NOT LIKE 'pg\\_%'
             UNION ALL
@@ -120,7 +120,7 @@ async fn the_migrations_load_on_every_version_and_a_second_time_change_nothing()
         let recorded = pg
             .psql("SELECT string_agg(version, ' ' ORDER BY version) FROM rule_cdc_migrations WHERE version <> 'found'");
         assert_eq!(
-            recorded, "005 007 008 009 010 011 012 013 014 015 016 017 018 019 020 021 022 023 024 025 026 027",
+            recorded, "005 007 008 009 010 011 012 013 014 015 016 017 018 019 020 021 022 023 024 025 026 027 028",
             "PostgreSQL {version}"
         );
     }
@@ -131,14 +131,14 @@ async fn every_object_is_described_pins_its_search_path_and_is_closed_to_the_pub
     let pg = Postgres::start().await;
     load(&pg.client().await).await;
     let bare = pg.psql(
-        "SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND (
+        "SELECT oid::regprocedure FROM pg_proc WHERE pronamespace IN ('public'::regnamespace, to_regnamespace('walhook')) AND (
             obj_description(oid, 'pg_proc') NOT LIKE 'walhook:%' OR obj_description(oid, 'pg_proc') IS NULL
             OR 'search_path=pg_catalog, pg_temp' <> ALL (coalesce(proconfig, '{}'))
             OR has_function_privilege('public', oid, 'EXECUTE'))",
     );
     assert_eq!(bare, "", "functions without description or pin, or open to PUBLIC");
     let bare = pg.psql(
-        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v') AND (
+        "SELECT relname FROM pg_class WHERE relnamespace IN ('public'::regnamespace, to_regnamespace('walhook')) AND relkind IN ('r', 'v') AND (
             obj_description(oid, 'pg_class') IS NULL OR has_table_privilege('public', oid, 'SELECT'))",
     );
     assert_eq!(bare, "", "tables and views without description, or open to PUBLIC");
@@ -149,8 +149,8 @@ async fn the_reference_names_every_function_table_and_view() {
     let pg = Postgres::start().await;
     load(&pg.client().await).await;
     let names = pg.psql(
-        "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace
-         UNION SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v')",
+        "SELECT proname FROM pg_proc WHERE pronamespace IN ('public'::regnamespace, to_regnamespace('walhook'))
+         UNION SELECT relname FROM pg_class WHERE relnamespace IN ('public'::regnamespace, to_regnamespace('walhook')) AND relkind IN ('r', 'v')",
     );
     let reference = fs::read_to_string(root().join("docs/sql.md")).unwrap();
     let missing: Vec<_> = names.lines().filter(|&name| !reference.contains(&format!("`{name}"))).collect();
@@ -482,7 +482,7 @@ async fn the_grammar_of_subjects_is_that_of_the_table_in_every_encoding() {
             let (kind, verdict) = what.split_once('-').unwrap();
             let check = match kind {
                 "subject" => "SELECT rule_nats_subject_check($1) IS NULL",
-                _ => "SELECT rule_nats_pattern_problem($1) IS NULL",
+                _ => "SELECT walhook.rule_nats_pattern_problem($1) IS NULL",
             };
             let is_good = match client.query_one(check, &[&text]).await {
                 Ok(row) => row.get::<_, bool>(0),
@@ -638,6 +638,14 @@ const ELSEWHERE: &[(&str, &str)] = &[
     (
         "Stop it and start the version that has set up this database",
         "sql::the_sql_surface_does_what_its_test_files_say_on_every_version",
+    ),
+    (
+        "ALTER SCHEMA walhook RENAME TO",
+        "own_schema::a_schema_of_that_name_that_walhook_has_not_made_is_refused_with_a_remedy_that_works",
+    ),
+    (
+        "It is an internal object of an older walhook",
+        "own_schema::an_upgrade_moves_every_row_and_right_and_the_old_names_work_until_the_setup_after_it",
     ),
     ("take it over: ", "setup::objects_with_our_names_that_another_role_made_are_refused_before_anything_is_changed"),
     ("DROP TABLE public.schema_migrations", "sql::what_setup_and_uninstall_leave_to_a_superuser_is_named_and_works"),
@@ -822,7 +830,7 @@ async fn every_statement_that_a_hint_names_can_be_run_as_it_stands() {
             "UPDATE rule_nats_config SET notice_subject = 'n' WHERE config_name = 'default'; SELECT rule_nats_stream_create('N', ARRAY['n.>'])",
             0,
         ),
-        ("SELECT * FROM rule_nats_notices_take('default', 's')", 1),
+        ("SELECT * FROM walhook.rule_nats_notices_take('default', 's')", 1),
         (
             "UPDATE rule_nats_config SET jetstream_enabled = false, publish_schemas = true WHERE config_name = 'default'",
             1,
@@ -858,7 +866,7 @@ async fn every_statement_that_a_hint_names_can_be_run_as_it_stands() {
         ("SELECT rule_cdc_anchor_create()", 0),
         ("SELECT rule_cdc_slot_drop()", 1),
         (
-            "INSERT INTO rule_cdc_anchor_settings (slot_name, anchor_name, keep, keep_bytes) VALUES ('walhook', 'walhook_anchor', '1 s', 1)",
+            "INSERT INTO walhook.rule_cdc_anchor_settings (slot_name, anchor_name, keep, keep_bytes) VALUES ('walhook', 'walhook_anchor', '1 s', 1)",
             0,
         ),
         ("SELECT pg_create_logical_replication_slot('walhook_anchor', 'test_decoding')", 0),

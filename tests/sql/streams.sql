@@ -6,7 +6,7 @@ CREATE FUNCTION streams(p_config text DEFAULT 'default') RETURNS text LANGUAGE s
     FROM rule_nats_config c, rule_nats_streams_of(c.config_id) s WHERE c.config_name = p_config
 $$;
 CREATE FUNCTION taken(p_subject text) RETURNS text LANGUAGE sql AS $$
-    SELECT array_to_string(rule_nats_stream_for(c.config_id, p_subject), ' ') FROM rule_nats_config c WHERE c.config_name = 'default'
+    SELECT array_to_string(walhook.rule_nats_stream_for(c.config_id, p_subject), ' ') FROM rule_nats_config c WHERE c.config_name = 'default'
 $$;
 SELECT rule_webhook_register(name, 'https://example.com') FROM unnest('{hook,other,third}'::text[]) name;
 
@@ -14,7 +14,7 @@ SELECT rule_webhook_register(name, 'https://example.com') FROM unnest('{hook,oth
 SELECT is(streams(), 'WEBHOOKS webhooks.> (no row)');
 SELECT is(taken('webhooks.a.b'), 'WEBHOOKS');
 SELECT is(taken('events.a'), '');
-SELECT is(rule_nats_stream_for(NULL, 'webhooks.x'), '{WEBHOOKS}', 'no configuration is the default one');
+SELECT is(walhook.rule_nats_stream_for(NULL, 'webhooks.x'), '{WEBHOOKS}', 'no configuration is the default one');
 SELECT throws_hint($$SELECT rule_nats_stream_create('A_NAME', ARRAY['webhooks.orders.delete'])$$,
     'stream ''A_NAME'': its subject ''webhooks.orders.delete'' overlaps ''webhooks.>'' of stream ''WEBHOOKS'', which NATS config ''default'' has without a row',
     '%SELECT rule_nats_stream_create(''WEBHOOKS'', ARRAY[''webhooks.>''], ''default'')%');
@@ -72,7 +72,7 @@ SELECT ok(rule_nats_configure('default', 'nats://a', p_stream_name => 'NEW', p_s
 SELECT is(streams(), 'NEW new.> (no row), MINE webhooks.> events.order.created events.order.deleted');
 
 -- Several configurations
-SELECT is(rule_nats_servers(url, more), expected, url)
+SELECT is(walhook.rule_nats_servers(url, more), expected, url)
 FROM (VALUES ('nats://a', NULL::text[], '{a:4222}'::text[]), ('tls://me:pw@A:1/', '{b,nats://a:1}', '{a:1,b:4222}'), ('[::1]', '{}', '{[::1]:4222}')) v (url, more, expected);
 SELECT ok(rule_nats_configure('elsewhere', 'nats://b'), 'on another server');
 SELECT is(streams('elsewhere'), 'WEBHOOKS webhooks.> (no row)');

@@ -340,10 +340,15 @@ impl<'c> Server<'c> {
     pub async fn privileges(&self) -> Result<Vec<Finding>> {
         let rights = streamer_rights();
         let (tables, privileges): (Vec<&str>, Vec<&str>) = rights.iter().copied().unzip();
-        let query = "SELECT current_user::text, n.relname, pg_catalog.string_agg(n.privilege, ', ' ORDER BY n.privilege) \
+        let query = "SELECT current_user::text, pg_catalog.format('%s.%I', c.relnamespace::regnamespace, n.relname), \
+                pg_catalog.string_agg(n.privilege, ', ' ORDER BY n.privilege) \
             FROM unnest($1::text[], $2::text[]) AS n (relname, privilege) \
-            JOIN pg_catalog.pg_class c ON c.relnamespace = 'public'::regnamespace AND c.relname = n.relname \
-            WHERE NOT pg_catalog.has_table_privilege(c.oid, n.privilege) GROUP BY n.relname ORDER BY n.relname";
+            JOIN pg_catalog.pg_class c ON c.relname = n.relname AND c.relkind <> 'i' \
+             AND c.relnamespace IN ('public'::regnamespace, pg_catalog.to_regnamespace('walhook')) \
+            WHERE NOT pg_catalog.has_table_privilege(c.oid, n.privilege) GROUP BY c.oid, n.relname \
+            UNION ALL \
+            SELECT current_user::text, 'SCHEMA walhook', 'USAGE' FROM pg_catalog.pg_namespace s \
+            WHERE s.nspname = 'walhook' AND NOT pg_catalog.has_schema_privilege(s.oid, 'USAGE') ORDER BY 2";
         let rows = self.client.query(query, &[&tables, &privileges]).await;
         let lacking = rows.map_err(|error| sql::error("read the role's privileges on tables", error))?;
         let functions = self
@@ -351,7 +356,8 @@ impl<'c> Server<'c> {
             .query(
                 "SELECT p.oid::regprocedure::text FROM pg_catalog.pg_proc p, pg_catalog.aclexplode(p.proacl) a \
                  JOIN pg_catalog.pg_roles r ON r.oid = a.grantee AND r.rolname = 'walhook_streamer' \
-                 WHERE p.pronamespace = 'public'::regnamespace AND NOT pg_catalog.has_function_privilege(p.oid, 'EXECUTE') ORDER BY 1",
+                 WHERE p.pronamespace IN ('public'::regnamespace, pg_catalog.to_regnamespace('walhook')) \
+                   AND NOT pg_catalog.has_function_privilege(p.oid, 'EXECUTE') ORDER BY 1",
                 &[],
             )
             .await
@@ -370,7 +376,7 @@ impl<'c> Server<'c> {
         let more = if what.len() > 3 { format!("; and {} more", what.len() - 3) } else { String::new() };
         let remedy = if role == "walhook_streamer" {
             let grants = lacking.iter().map(|row| {
-                format!("GRANT {} ON public.{} TO walhook_streamer;", row.get::<_, &str>(2), text::sql_name(row.get(1)))
+                format!("GRANT {} ON {} TO walhook_streamer;", row.get::<_, &str>(2), row.get::<_, &str>(1))
             });
             grants.collect::<Vec<_>>().join(" ")
         } else {
@@ -395,10 +401,10 @@ impl<'c> Server<'c> {
                                 ORDER BY o.name) \
             FROM ( \
                 SELECT c.relowner AS owner, 'TABLE' AS kind, c.oid::regclass::text AS name FROM pg_catalog.pg_class c \
-                WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND c.relname ~ '^rule_(webhook|nats|cdc)' \
+                WHERE c.relnamespace IN ('public'::regnamespace, pg_catalog.to_regnamespace('walhook')) AND c.relkind IN ('r', 'p') AND c.relname ~ '^rule_(webhook|nats|cdc)' \
                 UNION ALL \
                 SELECT p.proowner, 'ROUTINE', p.oid::regprocedure::text FROM pg_catalog.pg_proc p \
-                WHERE p.pronamespace = 'public'::regnamespace \
+                WHERE p.pronamespace IN ('public'::regnamespace, pg_catalog.to_regnamespace('walhook')) \
                   AND pg_catalog.obj_description(p.oid, 'pg_proc') LIKE 'walhook:%') o, \
                 (SELECT c.relowner AS owner FROM pg_catalog.pg_class c \
                  WHERE c.oid = pg_catalog.to_regclass('public.rule_cdc_migrations')) m \
@@ -425,7 +431,11 @@ impl<'c> Server<'c> {
         let query = "SELECT p.oid::regprocedure::text, p.proname::text, p.prosrc, \
                             coalesce(pg_catalog.obj_description(p.oid, 'pg_proc'), '') LIKE 'walhook:%' \
             FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang \
-            WHERE p.pronamespace = 'public'::regnamespace AND p.proname ~ '^rule_(webhook|nats|cdc)' AND l.lanname IN ('sql', 'plpgsql') \
+            WHERE p.proname ~ '^rule_(webhook|nats|cdc)' AND l.lanname IN ('sql', 'plpgsql') \
+              AND (p.pronamespace = pg_catalog.to_regnamespace('walhook') \
+                   OR p.pronamespace = 'public'::regnamespace \
+                  AND NOT EXISTS (SELECT FROM pg_catalog.pg_proc i \
+                                  WHERE i.pronamespace = pg_catalog.to_regnamespace('walhook') AND i.proname = p.proname)) \
             ORDER BY 1";
         let rows =
             self.client.query(query, &[]).await.map_err(|error| sql::error("read walhook's functions", error))?;

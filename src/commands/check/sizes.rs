@@ -52,7 +52,7 @@ const TABLES_QUERY: &str = "
     SELECT t.oid::regclass::text, t.webhooks, t.pages::float8, e.size
     FROM (SELECT c.oid, array_agg(DISTINCT l.webhook_id) AS webhooks,
                  (SELECT coalesce(sum(greatest(p.relpages, 0)) + sum(greatest(s.relpages, 0)), 0)
-                  FROM public.rule_cdc_partitions(c.oid::regclass) b JOIN pg_catalog.pg_class p ON p.oid = b.relid
+                  FROM walhook.rule_cdc_partitions(c.oid::regclass) b JOIN pg_catalog.pg_class p ON p.oid = b.relid
                   LEFT JOIN pg_catalog.pg_class s ON s.oid = p.reltoastrelid) AS pages
           FROM public.rule_webhook_links l
           JOIN pg_catalog.pg_namespace n ON n.nspname = l.table_schema

@@ -52,11 +52,11 @@ const LATE: Duration = Duration::from_millis(100);
 /// How long PostgreSQL may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-const CALLS: &str = "SELECT public.rule_webhook_limit_calls($1, $2, $3, $4, $5)";
-const STARTS: &str = "SELECT first_us, interval_us FROM public.rule_webhook_limit_starts($1, $2)";
-const ORDER: &str = "SELECT public.rule_webhook_order_take($1, $2, $3, $4)";
-const ORDER_RELEASE: &str = "DELETE FROM public.rule_webhook_order_holders WHERE worker = $1";
-const RELEASE: &str = "DELETE FROM public.rule_webhook_limit_holders WHERE webhook_id = $1 AND worker = $2";
+const CALLS: &str = "SELECT walhook.rule_webhook_limit_calls($1, $2, $3, $4, $5)";
+const STARTS: &str = "SELECT first_us, interval_us FROM walhook.rule_webhook_limit_starts($1, $2)";
+const ORDER: &str = "SELECT walhook.rule_webhook_order_take($1, $2, $3, $4)";
+const ORDER_RELEASE: &str = "DELETE FROM walhook.rule_webhook_order_holders WHERE worker = $1";
+const RELEASE: &str = "DELETE FROM walhook.rule_webhook_limit_holders WHERE webhook_id = $1 AND worker = $2";
 
 /// The limits of all webhooks. Without a database there are none.
 pub struct Limits(Option<Arc<Shared>>);

@@ -59,7 +59,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const BREATH: Duration = Duration::from_millis(10);
 
 const CLAIM: &str = "SELECT call_id, webhook_id, payload, attempt, created_us, retry_of, row_version \
-    FROM public.rule_webhook_queue_claim($1, $2, $3, $4)";
+    FROM walhook.rule_webhook_queue_claim($1, $2, $3, $4)";
 const PROLONG: &str = "UPDATE public.rule_webhook_calls \
     SET claimed_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $3) \
     WHERE call_id = ANY ($2) AND claimed_by = $1 AND status = 'processing'";

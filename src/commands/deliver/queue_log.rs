@@ -221,7 +221,7 @@ const LETTERS: &str = "INSERT INTO public.rule_nats_dead_letters \
     ON CONFLICT (event_id) DO UPDATE SET reason = excluded.reason, status = 'dead', retried_call = NULL, created_at = now() \
     WHERE rule_nats_dead_letters.status = 'dead'";
 
-const PAUSE: &str = "INSERT INTO public.rule_webhook_limits AS l (webhook_id, paused_until, paused_url_hash) \
+const PAUSE: &str = "INSERT INTO walhook.rule_webhook_limits AS l (webhook_id, paused_until, paused_url_hash) \
     SELECT w.webhook_id, max(clock_timestamp() + make_interval(secs => g.wait_s)), hashtextextended(w.url, 0) \
     FROM unnest($1::int[], $2::float8[], $3::text[]) AS g (webhook_id, wait_s, url) \
     JOIN public.rule_webhooks w ON w.webhook_id = g.webhook_id AND w.url = g.url \

@@ -60,7 +60,7 @@ const ANCHOR: &str = "SELECT anchor_name, wal_status, reaches_lsn::text, \
     (extract(epoch FROM reaches_time) * 1000000)::bigint - 946684800000000 \
     FROM public.rule_cdc_anchors WHERE slot_name = $1";
 /// The last noted place before a time, in µs since 2000-01-01; some seconds of disorder allowed for.
-const PLACE: &str = "SELECT lsn::text FROM public.rule_cdc_anchor_places WHERE slot_name = $1 \
+const PLACE: &str = "SELECT lsn::text FROM walhook.rule_cdc_anchor_places WHERE slot_name = $1 \
     AND seen_at <= timestamptz '2000-01-01 00:00:00+00' + ($2::bigint / 1000) * interval '1 millisecond' - interval '5 s' \
     ORDER BY seen_at DESC LIMIT 1";
 const END: &str = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \

@@ -109,15 +109,15 @@ impl Writer {
 }
 
 async fn prepare(client: &Client, source: &str, slot: &str) -> Result<Prepared, tokio_postgres::Error> {
-    client.batch_execute("SELECT public.rule_nats_history_open()").await?;
-    let asked = "SELECT public.rule_nats_history_written($1, $2)";
+    client.batch_execute("SELECT walhook.rule_nats_history_open()").await?;
+    let asked = "SELECT walhook.rule_nats_history_written($1, $2)";
     let written: Option<String> = client.query_one(asked, &[&source, &slot]).await?.get(0);
     Ok(Prepared {
         written: written.and_then(|lsn| u64::from_str_radix(&lsn, 16).ok()).map(Lsn),
-        begin: client.prepare("SELECT target, missing FROM public.rule_nats_history_begin($1)").await?,
+        begin: client.prepare("SELECT target, missing FROM walhook.rule_nats_history_begin($1)").await?,
         straight: None,
         aside: client.prepare(&copy_into("pg_temp.walhook_history")).await?,
-        write: client.prepare("SELECT lost, problem FROM public.rule_nats_history_write()").await?,
+        write: client.prepare("SELECT lost, problem FROM walhook.rule_nats_history_write()").await?,
     })
 }
 
@@ -196,7 +196,7 @@ async fn copy<'b>(
 /// PostgreSQL cannot be asked.
 pub async fn make_partitions(client: &Client) -> Result<Option<String>> {
     let statement = "SELECT pg_catalog.min(m.problem) FROM (VALUES (0), (1)) days (ahead), \
-                     LATERAL public.rule_nats_history_make(pg_catalog.now() + pg_catalog.make_interval(days => days.ahead)) m";
+                     LATERAL walhook.rule_nats_history_make(pg_catalog.now() + pg_catalog.make_interval(days => days.ahead)) m";
     let made = client.query_one(statement, &[]).await;
     Ok(made.map_err(|error| sql::error("make the next partitions of rule_nats_publish_history", error))?.get(0))
 }

@@ -43,7 +43,7 @@ const _: () = assert!(CHECK.as_secs() + http::EVERY.as_secs() <= SHOWS_WITHIN.as
 const NEXT: &str = "SELECT replay_id FROM public.rule_cdc_replays \
     WHERE source = $1 AND is_requested AND status IN ('requested', 'running') ORDER BY replay_id LIMIT 1";
 const MOVE: &str = "SELECT public.rule_cdc_anchor_move($1)::text";
-const PROBLEM: &str = "UPDATE public.rule_cdc_anchor_settings SET problem = $2 WHERE slot_name = $1";
+const PROBLEM: &str = "UPDATE walhook.rule_cdc_anchor_settings SET problem = $2 WHERE slot_name = $1";
 
 /// The task; dropping it ends it.
 pub struct ReplayRequests(JoinHandle<()>);

@@ -129,7 +129,7 @@ async fn load(client: &mut Client, at: At<'_>) -> Result<(Begin, Versions)> {
     let types = super::state_store::read_types(&transaction).await?;
     let known = transaction
         .query_opt(
-            "SELECT system_identifier, complete_from::text, doubted_upto::text FROM public.rule_cdc_rule_sources \
+            "SELECT system_identifier, complete_from::text, doubted_upto::text FROM walhook.rule_cdc_rule_sources \
              WHERE source = $1",
             &[&at.source],
         )
@@ -200,7 +200,7 @@ async fn as_of(client: &Transaction<'_>, at: At<'_>, now: &RulesRead) -> Result<
             // In the order of the primary key, backwards: with 10,000 webhooks a sort took longer than all else at the start.
             "SELECT newest.table_name, newest.row_data::text, newest.row_id FROM (\
                  SELECT DISTINCT ON (v.table_name, v.row_id) v.table_name, v.row_data, v.row_id \
-                 FROM public.rule_cdc_rule_versions v \
+                 FROM walhook.rule_cdc_rule_versions v \
                  WHERE v.source = $1 AND v.since_lsn < $2::text::pg_lsn \
                  ORDER BY v.table_name DESC, v.row_id DESC, v.since_lsn DESC) newest",
             &[&at.source, &at.confirmed.to_string()],
@@ -268,12 +268,12 @@ async fn first(client: &mut Client, at: At<'_>, newest: &RulesRead, doubted_upto
     let failed = |error| missing_table(sql::error(attempted(), error));
     let transaction = client.transaction().await.map_err(failed)?;
     for table in ["rule_cdc_rule_versions", "rule_cdc_rule_sources"] {
-        let statement = format!("DELETE FROM public.{table} WHERE source = $1");
+        let statement = format!("DELETE FROM walhook.{table} WHERE source = $1");
         transaction.execute(&statement, &[&at.source]).await.map_err(failed)?;
     }
     transaction
         .execute(
-            "INSERT INTO public.rule_cdc_rule_sources (source, system_identifier, complete_from, doubted_upto) \
+            "INSERT INTO walhook.rule_cdc_rule_sources (source, system_identifier, complete_from, doubted_upto) \
              VALUES ($1, $2, $3::text::pg_lsn, $4::text::pg_lsn)",
             &[&at.source, &at.system_identifier, &at.confirmed.to_string(), &doubted_upto.map(|upto| upto.to_string())],
         )
@@ -386,7 +386,7 @@ async fn insert<'v>(
     }
     client
         .execute(
-            "SELECT public.rule_cdc_rules_write($1, $2::text::pg_lsn, $3, $4, $5, $6, $7)",
+            "SELECT walhook.rule_cdc_rules_write($1, $2::text::pg_lsn, $3, $4, $5, $6, $7)",
             &[&source, &since.to_string(), &replaces, &names, &ids, &Withheld(rows), &partial],
         )
         .await
@@ -424,7 +424,7 @@ impl ToSql for Withheld {
 /// The statement's.
 pub async fn prune(client: &Client, source: &str, slot: &str) -> Result<u64> {
     let row = client
-        .query_one("SELECT public.rule_cdc_rules_prune($1, $2, $3)", &[&source, &slot, &KEPT_DAYS])
+        .query_one("SELECT walhook.rule_cdc_rules_prune($1, $2, $3)", &[&source, &slot, &KEPT_DAYS])
         .await
         .map_err(|error| missing_table(sql::error("delete old versions of the rules", error)))?;
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))

@@ -34,7 +34,7 @@ use crate::{
 const NO_CONSUMER: u64 = 10014;
 
 /// The feeds that have run here.
-const SOURCES: &str = "SELECT source FROM public.rule_cdc_runs UNION SELECT source FROM public.rule_nats_checkpoints \
+const SOURCES: &str = "SELECT source FROM walhook.rule_cdc_runs UNION SELECT source FROM public.rule_nats_checkpoints \
     UNION SELECT source FROM public.rule_cdc_status UNION SELECT $1";
 
 /// All that is to be removed, server by server.
