@@ -469,10 +469,10 @@ BEGIN
     LOOP
         IF NOT EXISTS (SELECT FROM pg_trigger t
                        WHERE t.tgrelid = format('public.%I', v_trigger.column1)::regclass AND t.tgname = v_trigger.column2
-                         AND t.tgfoid = format('public.%I()', v_trigger.column5)::regprocedure AND t.tgenabled <> 'D')
+                         AND t.tgfoid = format('walhook.%I()', v_trigger.column5)::regprocedure AND t.tgenabled <> 'D')
         THEN
             EXECUTE format('DROP TRIGGER IF EXISTS %I ON public.%I', v_trigger.column2, v_trigger.column1);
-            EXECUTE format('CREATE TRIGGER %I %s ON public.%I FOR EACH ROW WHEN (%s) EXECUTE FUNCTION public.%I()', v_trigger.column2,
+            EXECUTE format('CREATE TRIGGER %I %s ON public.%I FOR EACH ROW WHEN (%s) EXECUTE FUNCTION walhook.%I()', v_trigger.column2,
                            v_trigger.column3, v_trigger.column1, v_trigger.column4, v_trigger.column5);
             EXECUTE format('COMMENT ON TRIGGER %I ON public.%I IS %L', v_trigger.column2, v_trigger.column1,
                            'walhook: tables move to the publications of their shard; refuses a shard that is not there');

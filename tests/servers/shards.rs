@@ -103,7 +103,7 @@ fn tables(feed: &Feed) {
     );
 }
 
-/// Transactions that span tables, calls and messages, every fifth rolled back, until told to stop.
+/// Transactions that span tables, calls and messages, every fifth rolled back, until the test stops them.
 async fn write(conninfo: String, seed: u64, stop: Arc<AtomicBool>, committed: Arc<AtomicU64>) {
     let (client, connection) = tokio_postgres::connect(&conninfo, NoTls).await.unwrap();
     tokio::spawn(connection);
@@ -351,7 +351,7 @@ async fn rows_of_a_transaction_that_was_open_during_a_move_are_missed() {
     let (feed, _main, _b) = two().await;
     // The move as it must not be: it waits for nobody.
     for function in
-        ["rule_cdc_shard_move(text, regclass[], text[], interval)", "rule_cdc_shard_moved(text, text, regclass)"]
+        ["rule_cdc_shard_move(text, regclass[], text[], interval)", "walhook.rule_cdc_shard_moved(text, text, regclass)"]
     {
         feed.pg.psql(&format!(
             "DO $do$ BEGIN EXECUTE replace(pg_get_functiondef('{function}'::regprocedure), 'SHARE ROW EXCLUSIVE', 'ACCESS SHARE'); END $do$"
