@@ -9,8 +9,6 @@ mod info;
 mod judge;
 mod owned;
 mod plan;
-#[cfg(test)]
-mod tests;
 mod wanted;
 
 use std::collections::BTreeSet;
@@ -176,3 +174,6 @@ fn settle(info: &Value, ordering: &str, mut warnings: Vec<String>) -> Result<Str
     state.warnings = warnings;
     Ok(state)
 }
+
+#[cfg(test)]
+mod tests;

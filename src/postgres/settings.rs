@@ -15,8 +15,6 @@ use std::{
 };
 
 mod conninfo;
-#[cfg(test)]
-mod tests;
 
 use conninfo::{AT_SIGN, Given};
 
@@ -458,3 +456,6 @@ fn hosts(host: Option<&str>, hostaddr: Option<&str>, port: Option<&str>) -> Resu
     }
     Ok(hosts)
 }
+
+#[cfg(test)]
+mod tests;

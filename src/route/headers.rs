@@ -6,8 +6,6 @@
 
 use serde_json::{Map, Value};
 
-use super::row_schema;
-
 /// Longest block of a webhook's or an event's own headers, in bytes. JetStream takes 64 KiB with all the others.
 pub const BLOCK_MAX: usize = 8 * 1024;
 /// The same of a dead letter that is published again, whose format's headers are among them.
@@ -108,6 +106,9 @@ pub const WITHHELD: &str = "Walhook-Withheld";
 /// The key that an update has changed, as it was before.
 pub const OLD_KEY: &str = "Walhook-Old-Key";
 
+/// The version of the schema of a message's row.
+pub const SCHEMA: &str = "Walhook-Schema";
+
 /// That the body is sealed, and how.
 pub const SEALED: &str = "Walhook-Sealed";
 
@@ -122,7 +123,7 @@ const STAYS: [&str; 10] = [
     "Walhook-Object-SHA256",
     OLD_KEY,
     "Walhook-Retry-Of",
-    row_schema::HEADER,
+    SCHEMA,
     SEALED,
     SEALED_OLD_KEY,
     "Walhook-Type",

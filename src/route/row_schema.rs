@@ -11,14 +11,12 @@ use ring::digest::{SHA256, digest};
 
 use super::{
     digits::push_bytes,
+    headers,
     mask::{Mask, Shape},
     types::{Class, Scalar, TypeCatalog, sql_name},
     value::write_json_str,
 };
 use crate::wal::change::{Relation, RelationColumn};
-
-/// The header that names the version of the schema of a message's row.
-pub const HEADER: &str = "Walhook-Schema";
 
 /// So many bytes of the hash are in a version.
 const VERSION_BYTES: usize = 8;
@@ -51,7 +49,7 @@ impl RowSchema {
         let mut version = Vec::new();
         push_bytes(&digest(&SHA256, text.as_bytes()).as_ref()[..VERSION_BYTES], &mut version);
         let key = format!("{}.{}", table_key(&relation.schema, &relation.name), String::from_utf8_lossy(&version));
-        let line = format!("\r\n{HEADER}: {key}").into_bytes();
+        let line = format!("\r\n{}: {key}", headers::SCHEMA).into_bytes();
         RowSchema { key, text, line }
     }
 

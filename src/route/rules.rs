@@ -200,7 +200,15 @@ impl Rules {
             .map(|(&id, row)| {
                 let config_id = row.nats_config_id.or(default_config);
                 let config_row = config_id.and_then(|id| tables.configs.get(&id)).map(AsRef::as_ref);
-                let mut webhook = compile_webhook(id, row, config_id, config_row, &configs, &tables.seal_keys, tables.shard.as_deref());
+                let mut webhook = compile_webhook(
+                    id,
+                    row,
+                    config_id,
+                    config_row,
+                    &configs,
+                    &tables.seal_keys,
+                    tables.shard.as_deref(),
+                );
                 // Core NATS has no bucket; a replay's lanes only look like it.
                 webhook.publishes_schemas &= tables.is_for_replay || !config_row.is_some_and(is_core);
                 webhook

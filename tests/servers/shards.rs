@@ -350,9 +350,10 @@ async fn a_move_waits_for_who_has_written_into_the_table_and_moves_nothing_where
 async fn rows_of_a_transaction_that_was_open_during_a_move_are_missed() {
     let (feed, _main, _b) = two().await;
     // The move as it must not be: it waits for nobody.
-    for function in
-        ["rule_cdc_shard_move(text, regclass[], text[], interval)", "walhook.rule_cdc_shard_moved(text, text, regclass)"]
-    {
+    for function in [
+        "rule_cdc_shard_move(text, regclass[], text[], interval)",
+        "walhook.rule_cdc_shard_moved(text, text, regclass)",
+    ] {
         feed.pg.psql(&format!(
             "DO $do$ BEGIN EXECUTE replace(pg_get_functiondef('{function}'::regprocedure), 'SHARE ROW EXCLUSIVE', 'ACCESS SHARE'); END $do$"
         ));

@@ -213,6 +213,10 @@ const REMEDIES: &[(&str, Run)] = &[
         Run::Sql(&["SELECT rule_nats_stream_create('OTHER', ARRAY['other.>'])"]),
     ),
     (
+        "SELECT rule_cdc_rules_amend('{id}') to put the corrected rules in force",
+        Run::Test("sealed::a_wrong_name_of_a_key_is_corrected_by_an_amendment_at_the_event_that_waits"),
+    ),
+    (
         "run walhook with another --source",
         Run::Test("json_schemas::a_bucket_that_cannot_be_used_holds_its_events_back_and_the_log_says_what_to_do"),
     ),

@@ -214,6 +214,16 @@ fn nothing_is_left_to_be_done() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// What reads code without its tests reads up to their beginning.
+#[test]
+fn tests_stand_behind_the_code() {
+    for file in sources() {
+        let Some((_, tests)) = file.text.split_once("#[cfg(test)]") else { continue };
+        let behind = tests.split_once("mod tests;").map_or("", |(_, behind)| behind);
+        assert_eq!(behind.trim(), "", "{}: code behind `mod tests;`", file.name());
+    }
+}
+
 #[test]
 fn no_merge_is_left_half_done() {
     // No file is searched that a build or a tool has made.

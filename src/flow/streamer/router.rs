@@ -216,7 +216,8 @@ impl Router {
             Table::ALL.into_iter().flat_map(|table| self.tables.ids(table).into_iter().map(move |id| (table, id)));
         let gone: Vec<_> = known.filter(|key| !read.rows.contains_key(key)).collect();
         self.log.replace(gone.into_iter(), read.rows);
-        let Tables { overridden, aliases, is_for_replay, mask_key, seal_keys, shard, .. } = std::mem::take(&mut self.tables);
+        let Tables { overridden, aliases, is_for_replay, mask_key, seal_keys, shard, .. } =
+            std::mem::take(&mut self.tables);
         self.tables = Tables { overridden, aliases, mask_key, seal_keys, shard, ..read.tables };
         if is_for_replay {
             self.tables.adapt_to_replay();

@@ -406,7 +406,7 @@ fn settings() -> String {
     for (name, words) in VARIABLES {
         writeln!(out, "| `{name}` | {words} |").unwrap();
     }
-    let libpq = variables_of("src/postgres/settings.rs");
+    let libpq = variables_of("src/postgres/settings/conninfo.rs");
     let libpq: Vec<_> = libpq.iter().filter(|name| name.starts_with("PG")).map(|name| format!("`{name}`")).collect();
     write!(out, "\n{}", wrapped(&format!("Of libpq's variables walhook reads {}.", libpq.join(", ")))).unwrap();
     out
