@@ -126,8 +126,9 @@ async fn a_receiver_that_is_away_gets_whole_batches_later_and_kills_lose_nothing
     let http = Http::start(|number, _| Reply::status(if number < 6 { 503 } else { 200 }));
     let mile = LastMile::start().await;
     let id = mile.webhook("w", &http.url("/"));
+    // A full batch waits for nothing, so the wait is only for a machine on which events come one by one.
     mile.sql(
-        "UPDATE rule_webhooks SET batch_max_events = 10, batch_max_wait_ms = 200, max_retries = 10, max_in_flight = 1",
+        "UPDATE rule_webhooks SET batch_max_events = 10, batch_max_wait_ms = 2000, max_retries = 10, max_in_flight = 1",
     );
     mile.publish_many(id, 10);
     let settings = mile.settings(QUICK);
