@@ -109,7 +109,7 @@ async fn a_stream_for_each_tenant_is_read_by_its_account_and_by_no_other() {
         "INSERT INTO orders SELECT CASE i % 2 WHEN 0 THEN 'acme' ELSE 'globex' END, i, 'x' FROM generate_series(1, 100) i",
     );
     feed.confirmed().await;
-    // A subscriber in the account hears its own messages, and nothing that walhook has published.
+    // A subscriber in the account receives its own messages, and nothing that walhook has published.
     acme.publish("own", "".into()).await.unwrap();
     assert_eq!(heard.next().await.unwrap().subject.as_str(), "own");
     drop(heard);
