@@ -51,18 +51,22 @@ impl Operator {
     pub fn write_limited(&self, file: &Path, payload: i64, expires: Option<u64>) {
         let claims =
             json!({ "pub": {}, "sub": {}, "subs": -1, "data": -1, "payload": payload, "type": "user", "version": 2 });
-        let jwt = expiring_jwt(&self.account, &self.user, "walhook", claims, expires);
-        let seed = self.user.seed().unwrap();
-        let text = format!(
-            "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n************************* IMPORTANT\n\n\
-             -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
-        );
-        std::fs::write(file, text).unwrap();
+        write_credentials(file, &expiring_jwt(&self.account, &self.user, "walhook", claims, expires), &self.user);
     }
 }
 
+/// A credentials file: a user's claims and its seed.
+pub fn write_credentials(file: &Path, jwt: &str, user: &KeyPair) {
+    let seed = user.seed().unwrap();
+    let text = format!(
+        "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n************************* IMPORTANT\n\n\
+         -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    );
+    std::fs::write(file, text).unwrap();
+}
+
 /// A JWT as nsc makes it: claims about `subject`, signed by `issuer`.
-fn jwt(issuer: &KeyPair, subject: &KeyPair, name: &str, nats: Value) -> String {
+pub fn jwt(issuer: &KeyPair, subject: &KeyPair, name: &str, nats: Value) -> String {
     expiring_jwt(issuer, subject, name, nats, None)
 }
 

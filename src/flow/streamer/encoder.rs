@@ -449,9 +449,11 @@ impl EventEncoder {
         lane.leaves_out() || (lane.is_away() && !lane.has_room(window_events, window_bytes) && self.others_flow())
     }
 
-    /// Whether some lane that is in use is not away.
+    /// Whether some lane that is in use, or open for what is still to be read, is not away. An open one counts though it had no event yet:
+    /// its first may lie behind those of the lane that is away.
     pub fn others_flow(&self) -> bool {
-        self.lanes.iter().any(|lane| !lane.is_away() && (lane.front().is_some() || lane.counts() != (0, 0)))
+        let is_in_use = |lane: &Lane| lane.is_open() || lane.front().is_some() || lane.counts() != (0, 0);
+        self.lanes.iter().any(|lane| !lane.is_away() && is_in_use(lane))
     }
 
     /// The number of the oldest event that is not settled, or of the next one.
