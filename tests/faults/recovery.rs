@@ -430,6 +430,9 @@ async fn a_stream_that_was_deleted_ends_walhook_with_the_code_for_distrust_until
         insert(&feed, 0, 100);
         feed.confirmed().await;
         if is_running {
+            // The checkpoint is written a moment after the slot has moved.
+            let written = "SELECT count(*) FROM rule_nats_checkpoints WHERE stream_name = 'WEBHOOKS'";
+            eventually("the checkpoint", async || (feed.pg.psql(written) == "1").then_some(())).await;
             jetstream.delete_stream("WEBHOOKS").await.unwrap();
             feed.pg.psql("INSERT INTO t VALUES (1000)");
         } else {
