@@ -47,7 +47,7 @@ DECLARE
         'rule_webhook_order_take', 'rule_webhook_problem', 'rule_webhook_put', 'rule_webhook_queue_by_key', 'rule_webhook_queue_claim',
         'rule_webhook_receiver_check', 'rule_webhook_secret_changed', 'rule_webhook_signature_problem'];
     v_names CONSTANT TEXT := format('\mpublic\.(%s)\M', array_to_string(v_tables || v_functions, '|'));
-    v_comment CONSTANT TEXT := 'walhook: the name of before; the next walhook setup removes it. Now ';
+    v_comment CONSTANT TEXT := 'walhook: the old name; the next walhook setup removes it. Now ';
     v_bodies CONSTANT TEXT := current_setting('check_function_bodies');
     v_definition TEXT;
     v_moved OID[];

@@ -446,6 +446,30 @@ COMMENT ON PROCEDURE walhook.rule_cdc_grant_functions IS
     'walhook: for our migrations: grants the right to call the functions of ours whose names match a regular expression, to a role if '
     'there is one';
 
+CREATE OR REPLACE PROCEDURE walhook.rule_cdc_trigger(
+    p_table REGCLASS,
+    p_name TEXT,
+    p_event TEXT,
+    p_when TEXT,
+    p_function REGPROCEDURE,
+    p_about TEXT
+) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_trigger t
+               WHERE t.tgrelid = p_table AND t.tgname = p_name AND t.tgfoid = p_function AND t.tgenabled <> 'D'
+                 -- That of an earlier version looks at fewer columns.
+                 AND cardinality(t.tgattr::int2[]) = coalesce(cardinality(string_to_array(substring(p_event FROM ' OF (.*)'), ',')), 0))
+    THEN
+        RETURN;
+    END IF;
+    EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', p_name, p_table);
+    EXECUTE format('CREATE TRIGGER %I %s ON %s FOR EACH ROW WHEN (%s) EXECUTE FUNCTION %s', p_name, p_event, p_table, p_when, p_function);
+    EXECUTE format('COMMENT ON TRIGGER %I ON %s IS %L', p_name, p_table, 'walhook: ' || p_about);
+END
+$$;
+COMMENT ON PROCEDURE walhook.rule_cdc_trigger IS
+    'walhook: for our migrations: makes a trigger for each row, unless it is there: a trigger waits for those who write into its table';
+
 CALL walhook.rule_cdc_functions_open(ARRAY[
     'rule_nats_configure', 'rule_nats_stream_create', 'rule_webhook_enable_nats', 'rule_webhook_disable_nats',
     'rule_nats_stats', 'rule_nats_config_info', 'rule_nats_webhooks_list', 'rule_nats_cleanup_expired',

@@ -151,7 +151,7 @@ BEGIN
                   'rule_nats_dead_letter_retry', 'rule_nats_dead_letter_drop')
               WHEN 'walhook_operator' THEN p.proname NOT IN (
                   'rule_webhook_secret_get', 'rule_webhook_secret_changed', 'rule_cdc_functions_open',
-                  'rule_cdc_functions_close', 'rule_cdc_grant', 'rule_cdc_grant_functions', 'rule_cdc_rules_now', 'rule_cdc_rules_write', 'rule_cdc_rules_prune',
+                  'rule_cdc_functions_close', 'rule_cdc_grant', 'rule_cdc_grant_functions', 'rule_cdc_trigger', 'rule_cdc_rules_now', 'rule_cdc_rules_write', 'rule_cdc_rules_prune',
                   'rule_cdc_view', 'rule_cdc_emit_key_make', 'rule_cdc_mask_bind', 'rule_cdc_schema_event', 'rule_cdc_schema_follow')
                   AND p.proname !~ '^rule_nats_history_'
               ELSE false END

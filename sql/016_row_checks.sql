@@ -410,18 +410,9 @@ BEGIN
                ('rule_webhook_secrets', 'secret_name, secret_value'),
                ('rule_nats_streams', 'stream_name, subjects, replicas, max_age_seconds, duplicate_window_seconds, consumers')
     LOOP
-        IF NOT EXISTS (SELECT FROM pg_trigger t
-                       WHERE t.tgrelid = format('public.%I', v_table)::regclass AND t.tgname = 'walhook_row_check'
-                         AND t.tgfoid = 'walhook.rule_cdc_row_check()'::regprocedure AND t.tgenabled <> 'D'
-                         -- That of an earlier version looks at fewer columns.
-                         AND cardinality(t.tgattr::int2[]) = cardinality(string_to_array(v_columns, ',')))
-        THEN
-            EXECUTE format('DROP TRIGGER IF EXISTS walhook_row_check ON public.%I', v_table);
-            EXECUTE format('CREATE TRIGGER walhook_row_check BEFORE INSERT OR UPDATE OF %s ON public.%I FOR EACH ROW '
-                           'WHEN (%s) EXECUTE FUNCTION walhook.rule_cdc_row_check()', v_columns, v_table,
-                           walhook.rule_cdc_row_suspect(v_table));
-            EXECUTE format('COMMENT ON TRIGGER walhook_row_check ON public.%I IS ''walhook: refuses rows that walhook cannot use''', v_table);
-        END IF;
+        CALL walhook.rule_cdc_trigger(
+            format('public.%I', v_table)::regclass, 'walhook_row_check', 'BEFORE INSERT OR UPDATE OF ' || v_columns,
+            walhook.rule_cdc_row_suspect(v_table), 'walhook.rule_cdc_row_check()', 'refuses rows that walhook cannot use');
     END LOOP;
 END
 $triggers$;

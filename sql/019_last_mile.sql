@@ -386,33 +386,14 @@ COMMENT ON FUNCTION public.rule_nats_dead_letters_retry IS
 
 CALL walhook.rule_cdc_functions_close();
 
--- Once: a trigger waits for those who write into its table.
-DO $triggers$
-BEGIN
-    IF NOT EXISTS (SELECT FROM pg_trigger t
-                   WHERE t.tgrelid = 'public.rule_webhooks'::regclass AND t.tgname = 'walhook_receiver_check'
-                     AND t.tgfoid = 'walhook.rule_webhook_receiver_check()'::regprocedure AND t.tgenabled <> 'D')
-    THEN
-        DROP TRIGGER IF EXISTS walhook_receiver_check ON public.rule_webhooks;
-        CREATE TRIGGER walhook_receiver_check BEFORE INSERT OR UPDATE OF signature_template, oauth2 ON public.rule_webhooks
-            FOR EACH ROW WHEN (NEW.signature_template IS NOT NULL OR NEW.oauth2 IS NOT NULL)
-            EXECUTE FUNCTION walhook.rule_webhook_receiver_check();
-        COMMENT ON TRIGGER walhook_receiver_check ON public.rule_webhooks IS
-            'walhook: refuses a signature_template or an oauth2 that walhook deliver cannot use';
-    END IF;
-    IF NOT EXISTS (SELECT FROM pg_trigger t
-                   WHERE t.tgrelid = 'public.rule_webhook_secrets'::regclass AND t.tgname = 'walhook_certificate_set'
-                     AND t.tgfoid = 'walhook.rule_webhook_certificate_set()'::regprocedure AND t.tgenabled <> 'D')
-    THEN
-        DROP TRIGGER IF EXISTS walhook_certificate_set ON public.rule_webhook_secrets;
-        CREATE TRIGGER walhook_certificate_set AFTER INSERT OR UPDATE ON public.rule_webhook_secrets
-            FOR EACH ROW WHEN (NEW.secret_name IN ('tls_certificate', 'tls_key'))
-            EXECUTE FUNCTION walhook.rule_webhook_certificate_set();
-        COMMENT ON TRIGGER walhook_certificate_set ON public.rule_webhook_secrets IS
-            'walhook: notes in the webhook''s row that it is called with a client certificate';
-    END IF;
-END
-$triggers$;
+CALL walhook.rule_cdc_trigger(
+    'public.rule_webhooks', 'walhook_receiver_check', 'BEFORE INSERT OR UPDATE OF signature_template, oauth2',
+    'NEW.signature_template IS NOT NULL OR NEW.oauth2 IS NOT NULL',
+    'walhook.rule_webhook_receiver_check()', 'refuses a signature_template or an oauth2 that walhook deliver cannot use');
+CALL walhook.rule_cdc_trigger(
+    'public.rule_webhook_secrets', 'walhook_certificate_set', 'AFTER INSERT OR UPDATE',
+    'NEW.secret_name IN (''tls_certificate'', ''tls_key'')',
+    'walhook.rule_webhook_certificate_set()', 'notes in the webhook''s row that it is called with a client certificate');
 
 DO $grants$
 DECLARE

@@ -742,23 +742,11 @@ COMMENT ON FUNCTION walhook.rule_cdc_check_schemas IS
 
 CALL walhook.rule_cdc_functions_close();
 
--- Once: a trigger waits for those who write into its table.
-DO $triggers$
-BEGIN
-    IF NOT EXISTS (SELECT FROM pg_trigger t
-                   WHERE t.tgrelid = 'public.rule_webhook_links'::regclass AND t.tgname = 'walhook_mask_bind'
-                     AND t.tgfoid = 'walhook.rule_cdc_mask_bind()'::regprocedure AND t.tgenabled <> 'D')
-    THEN
-        DROP TRIGGER IF EXISTS walhook_mask_bind ON public.rule_webhook_links;
-        -- Each statement that writes mask binds it to the columns of that time, also one that writes what is there.
-        CREATE TRIGGER walhook_mask_bind BEFORE INSERT OR UPDATE OF mask, table_schema, table_name ON public.rule_webhook_links
-            FOR EACH ROW WHEN (NEW.mask IS NOT NULL OR NEW.mask_columns IS NOT NULL)
-            EXECUTE FUNCTION walhook.rule_cdc_mask_bind();
-        COMMENT ON TRIGGER walhook_mask_bind ON public.rule_webhook_links IS
-            'walhook: notes for which columns of its table a mask is set';
-    END IF;
-END
-$triggers$;
+-- Each statement that writes mask binds it to the columns of that time, also one that writes what is there.
+CALL walhook.rule_cdc_trigger(
+    'public.rule_webhook_links', 'walhook_mask_bind', 'BEFORE INSERT OR UPDATE OF mask, table_schema, table_name',
+    'NEW.mask IS NOT NULL OR NEW.mask_columns IS NOT NULL',
+    'walhook.rule_cdc_mask_bind()', 'notes for which columns of its table a mask is set');
 
 CALL walhook.rule_cdc_grant_functions('walhook_streamer', '^rule_cdc_(mask_shape|mask_columns|mask_problems|check_schemas|schema_wanted|schema_right)$');
 CALL walhook.rule_cdc_grant_functions('walhook_operator',

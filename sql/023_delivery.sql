@@ -428,33 +428,15 @@ COMMENT ON FUNCTION walhook.rule_nats_notices_take IS
 
 CALL walhook.rule_cdc_functions_close();
 
--- Once: a trigger waits for those who write into its table. In the order of the tables above.
-DO $triggers$
-BEGIN
-    IF NOT EXISTS (SELECT FROM pg_trigger t
-                   WHERE t.tgrelid = 'public.rule_webhooks'::regclass AND t.tgname = 'walhook_delivery_check'
-                     AND t.tgfoid = 'walhook.rule_webhook_delivery_check()'::regprocedure AND t.tgenabled <> 'D')
-    THEN
-        DROP TRIGGER IF EXISTS walhook_delivery_check ON public.rule_webhooks;
-        CREATE TRIGGER walhook_delivery_check BEFORE INSERT OR UPDATE OF batch_max_events, delivery_order, order_key, method ON public.rule_webhooks
-            FOR EACH ROW WHEN (NEW.batch_max_events IS NOT NULL OR NEW.delivery_order = 'key')
-            EXECUTE FUNCTION walhook.rule_webhook_delivery_check();
-        COMMENT ON TRIGGER walhook_delivery_check ON public.rule_webhooks IS
-            'walhook: refuses an order_key that is not valid, and batch_max_events where a request cannot have several events';
-    END IF;
-    IF NOT EXISTS (SELECT FROM pg_trigger t
-                   WHERE t.tgrelid = 'public.rule_nats_config'::regclass AND t.tgname = 'walhook_notice_check'
-                     AND t.tgfoid = 'walhook.rule_nats_notice_check()'::regprocedure AND t.tgenabled <> 'D')
-    THEN
-        DROP TRIGGER IF EXISTS walhook_notice_check ON public.rule_nats_config;
-        CREATE TRIGGER walhook_notice_check BEFORE INSERT OR UPDATE OF notice_subject ON public.rule_nats_config
-            FOR EACH ROW WHEN (NEW.notice_subject IS NOT NULL)
-            EXECUTE FUNCTION walhook.rule_nats_notice_check();
-        COMMENT ON TRIGGER walhook_notice_check ON public.rule_nats_config IS
-            'walhook: refuses a notice_subject on which walhook cannot publish';
-    END IF;
-END
-$triggers$;
+-- In the order of the tables above.
+CALL walhook.rule_cdc_trigger(
+    'public.rule_webhooks', 'walhook_delivery_check', 'BEFORE INSERT OR UPDATE OF batch_max_events, delivery_order, order_key, method',
+    'NEW.batch_max_events IS NOT NULL OR NEW.delivery_order = ''key''',
+    'walhook.rule_webhook_delivery_check()', 'refuses an order_key that is not valid, and batch_max_events where a request cannot have several events');
+CALL walhook.rule_cdc_trigger(
+    'public.rule_nats_config', 'walhook_notice_check', 'BEFORE INSERT OR UPDATE OF notice_subject',
+    'NEW.notice_subject IS NOT NULL',
+    'walhook.rule_nats_notice_check()', 'refuses a notice_subject on which walhook cannot publish');
 
 DO $grants$
 DECLARE

@@ -44,29 +44,13 @@ COMMENT ON FUNCTION walhook.rule_nats_schemas_check IS
 
 CALL walhook.rule_cdc_functions_close();
 
--- Once: a trigger waits for those who write into its table.
-DO $triggers$
-BEGIN
-    IF NOT EXISTS (SELECT FROM pg_trigger t
-                   WHERE t.tgrelid = 'public.rule_nats_config'::regclass AND t.tgname = 'walhook_schemas_check'
-                     AND t.tgfoid = 'walhook.rule_nats_schemas_check()'::regprocedure AND t.tgenabled <> 'D')
-    THEN
-        DROP TRIGGER IF EXISTS walhook_schemas_check ON public.rule_nats_config;
-        CREATE TRIGGER walhook_schemas_check BEFORE INSERT OR UPDATE OF publish_schemas, jetstream_enabled ON public.rule_nats_config
-            FOR EACH ROW WHEN (NEW.publish_schemas AND NEW.jetstream_enabled IS FALSE)
-            EXECUTE FUNCTION walhook.rule_nats_schemas_check();
-        COMMENT ON TRIGGER walhook_schemas_check ON public.rule_nats_config IS
-            'walhook: refuses publish_schemas without JetStream';
-    END IF;
-END
-$triggers$;
+CALL walhook.rule_cdc_trigger(
+    'public.rule_nats_config', 'walhook_schemas_check', 'BEFORE INSERT OR UPDATE OF publish_schemas, jetstream_enabled',
+    'NEW.publish_schemas AND NEW.jetstream_enabled IS FALSE',
+    'walhook.rule_nats_schemas_check()', 'refuses publish_schemas without JetStream');
 
-DO $grants$
-BEGIN
-    CALL walhook.rule_cdc_grant('walhook_operator', 'SELECT (publish_schemas)', ARRAY['rule_nats_config']);
-    CALL walhook.rule_cdc_grant_functions('walhook_operator', '^rule_nats_schemas_check$');
-END
-$grants$;
+CALL walhook.rule_cdc_grant('walhook_operator', 'SELECT (publish_schemas)', ARRAY['rule_nats_config']);
+CALL walhook.rule_cdc_grant_functions('walhook_operator', '^rule_nats_schemas_check$');
 
 INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('025', 'walhook: JSON Schemas of linked tables for consumers')

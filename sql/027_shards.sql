@@ -62,17 +62,16 @@ COMMENT ON FUNCTION walhook.rule_cdc_shard_publications IS
     'walhook: the publications among which tables move together with these ones, each with its shard';
 
 CREATE OR REPLACE FUNCTION walhook.rule_cdc_shard_known(p_shard TEXT)
-RETURNS TEXT LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS VOID LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM walhook.rule_cdc_shard_names n WHERE n.shard = p_shard) THEN
         RAISE EXCEPTION 'there is no shard %', coalesce(walhook.rule_cdc_quoted(p_shard), 'NULL')
             USING ERRCODE = 'undefined_object',
             HINT = 'SELECT shard FROM rule_cdc_shards; lists the shards. `walhook setup --shard NAME`, or SELECT rule_cdc_shard_create(''NAME'');, makes one.';
     END IF;
-    RETURN p_shard;
 END
 $$;
-COMMENT ON FUNCTION walhook.rule_cdc_shard_known IS 'walhook: raises an error where there is no such shard; returns it';
+COMMENT ON FUNCTION walhook.rule_cdc_shard_known IS 'walhook: raises an error where there is no such shard';
 
 CREATE OR REPLACE FUNCTION public.rule_cdc_shard_create(
     p_shard TEXT,
@@ -106,7 +105,7 @@ BEGIN
         RAISE EXCEPTION 'shard % has the slot % and the publications % already', walhook.rule_cdc_quoted(p_shard),
             walhook.rule_cdc_quoted(v_row.slot_name), walhook.rule_cdc_quoted(v_row.publication)
             USING ERRCODE = 'duplicate_object',
-            HINT = format('Choose another name, or remove it first: SELECT rule_cdc_shard_drop(%L);', p_shard);
+            HINT = walhook.rule_cdc_sayable(format('Choose another name, or remove it first: SELECT rule_cdc_shard_drop(%L);', p_shard));
     END IF;
     v_done := NOT FOUND;
     IF current_setting('wal_level') <> 'logical' THEN
@@ -119,9 +118,9 @@ BEGIN
         RAISE EXCEPTION 'cannot make shard %: all % replication slots are in use (max_replication_slots)', walhook.rule_cdc_quoted(p_shard),
             current_setting('max_replication_slots')
             USING ERRCODE = 'configuration_limit_exceeded',
-            HINT = format('ALTER SYSTEM SET max_replication_slots = %s; then restart PostgreSQL. Or drop a slot that nobody uses: '
+            HINT = walhook.rule_cdc_sayable(format('ALTER SYSTEM SET max_replication_slots = %s; then restart PostgreSQL. Or drop a slot that nobody uses: '
                           'SELECT slot_name FROM pg_replication_slots WHERE NOT active;',
-                          2 * current_setting('max_replication_slots')::integer + 10);
+                          2 * current_setting('max_replication_slots')::integer + 10));
     END IF;
     v_problem := walhook.rule_cdc_publication_problem(p_publication);
     IF v_problem IS NOT NULL THEN
@@ -140,7 +139,7 @@ COMMENT ON FUNCTION public.rule_cdc_shard_create IS
     'walhook: makes a shard and its publications; p_slot, p_publication, p_source: the names of the main shard, behind which its own have '
     '_<shard>. Returns true if it changed something. Then rule_cdc_slot_create makes the slot; `walhook setup --shard` does both';
 
-CREATE OR REPLACE FUNCTION walhook.rule_cdc_shard_moved(p_from TEXT, p_to TEXT, p_table REGCLASS)
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_shard_movable(p_from TEXT, p_to TEXT)
 RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_row RECORD;
@@ -157,8 +156,8 @@ BEGIN
             RAISE EXCEPTION 'cannot move events to shard %: its slot % does not exist', walhook.rule_cdc_quoted(p_to),
                 walhook.rule_cdc_quoted(v_row.slot_name)
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = format('In a transaction of its own: SELECT rule_cdc_slot_create(%L, true, %L); then start `%s`.', v_row.slot_name,
-                              v_row.publication, v_run);
+                HINT = walhook.rule_cdc_sayable(format('In a transaction of its own: SELECT rule_cdc_slot_create(%L, true, %L); then start `%s`.',
+                                                       v_row.slot_name, v_row.publication, v_run));
         END IF;
         -- A source begins with the rules as they are at its first start. So it must have begun, or it would not know whose the events
         -- before this move are.
@@ -166,21 +165,34 @@ BEGIN
             RAISE EXCEPTION 'cannot move events from shard % to shard %: `%` has not run on this database yet',
                 walhook.rule_cdc_quoted(p_from), walhook.rule_cdc_quoted(p_to), v_run
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = format('Start `%s`, and call this again. It may go on running.', v_run);
+                HINT = walhook.rule_cdc_sayable(format('Start `%s`, and call this again. It may go on running.', v_run));
         END IF;
     END LOOP;
-    IF p_table IS NULL THEN
-        RETURN;
-    END IF;
-    -- Sessions that write into the table are waited for, and wait: each of its transactions is decoded whole by the publications before or
-    -- behind this commit.
+END
+$$;
+COMMENT ON FUNCTION walhook.rule_cdc_shard_movable IS
+    'walhook: raises an error where events cannot move from one shard to another, which has no slot, or where one of them has not run yet';
+
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_shard_lock(p_table REGCLASS)
+RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
     EXECUTE format('LOCK TABLE %s %s IN SHARE ROW EXCLUSIVE MODE',
                    CASE WHEN (SELECT c.relkind FROM pg_class c WHERE c.oid = p_table) = 'p' THEN '' ELSE 'ONLY' END, p_table);
+END
+$$;
+COMMENT ON FUNCTION walhook.rule_cdc_shard_lock IS
+    'walhook: waits for the sessions that write into a table, and lets them wait: each of its transactions is decoded whole by the '
+    'publications from before or from after this commit';
+
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_shard_place(p_table REGCLASS)
+RETURNS VOID LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM walhook.rule_cdc_shard_lock(p_table);
     PERFORM public.rule_cdc_publication_place(p_table, (SELECT n.publication FROM walhook.rule_cdc_shard_names n WHERE n.shard = 'main'), true);
 END
 $$;
-COMMENT ON FUNCTION walhook.rule_cdc_shard_moved IS
-    'walhook: for the triggers on rule_webhooks and rule_webhook_links: events of a table move from one shard to another at this commit';
+COMMENT ON FUNCTION walhook.rule_cdc_shard_place IS
+    'walhook: for the triggers on rule_webhooks and rule_webhook_links: events of a table belong to another shard from this commit on';
 
 CREATE OR REPLACE FUNCTION walhook.rule_cdc_shard_follow_webhook()
 RETURNS TRIGGER LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -193,13 +205,13 @@ BEGIN
         RETURN NULL;
     END IF;
     PERFORM walhook.rule_cdc_shard_known(v_to);
-    PERFORM walhook.rule_cdc_shard_moved(v_from, v_to, NULL);
+    PERFORM walhook.rule_cdc_shard_movable(v_from, v_to);
     FOR v_table IN
         SELECT DISTINCT c.oid::regclass FROM public.rule_webhook_links l
         JOIN pg_namespace n ON n.nspname = l.table_schema JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = l.table_name
         WHERE l.webhook_id = NEW.webhook_id AND l.shard IS NULL ORDER BY 1
     LOOP
-        PERFORM walhook.rule_cdc_shard_moved(v_from, v_to, v_table);
+        PERFORM walhook.rule_cdc_shard_place(v_table);
     END LOOP;
     RETURN NULL;
 END
@@ -212,6 +224,7 @@ RETURNS TRIGGER LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_from TEXT;
     v_to TEXT;
+    v_table CONSTANT REGCLASS := to_regclass(format('%I.%I', NEW.table_schema, NEW.table_name));
 BEGIN
     SELECT coalesce(NEW.shard, w.shard, 'main') INTO v_to FROM public.rule_webhooks w WHERE w.webhook_id = NEW.webhook_id;
     IF NEW.shard IS NOT NULL THEN
@@ -220,7 +233,10 @@ BEGIN
     IF TG_OP = 'UPDATE' THEN
         SELECT coalesce(OLD.shard, w.shard, 'main') INTO v_from FROM public.rule_webhooks w WHERE w.webhook_id = OLD.webhook_id;
         IF v_from <> v_to THEN
-            PERFORM walhook.rule_cdc_shard_moved(v_from, v_to, to_regclass(format('%I.%I', NEW.table_schema, NEW.table_name)));
+            PERFORM walhook.rule_cdc_shard_movable(v_from, v_to);
+            IF v_table IS NOT NULL THEN
+                PERFORM walhook.rule_cdc_shard_place(v_table);
+            END IF;
         END IF;
     END IF;
     RETURN NULL;
@@ -246,7 +262,7 @@ BEGIN
        OR array_position(p_tables, NULL) IS NOT NULL OR array_position(p_webhooks, NULL) IS NOT NULL THEN
         RAISE EXCEPTION 'cannot move to shard %: p_tables and p_webhooks name nothing, or have a NULL in them', walhook.rule_cdc_quoted(p_shard)
             USING ERRCODE = 'invalid_parameter_value',
-            HINT = format('SELECT rule_cdc_shard_move(%L, p_tables => ARRAY[''orders'']::regclass[], p_webhooks => ARRAY[''name'']);', p_shard);
+            HINT = walhook.rule_cdc_sayable(format('SELECT rule_cdc_shard_move(%L, p_tables => ARRAY[''orders'']::regclass[], p_webhooks => ARRAY[''name'']);', p_shard));
     END IF;
     IF coalesce(p_lock_timeout, '-1 s') <= interval '0' THEN
         RAISE EXCEPTION 'cannot wait for a lock for %: p_lock_timeout must be more than zero', coalesce(p_lock_timeout::text, 'NULL')
@@ -273,8 +289,7 @@ BEGIN
             WHERE (c.oid = ANY (p_tables) OR l.webhook_id = ANY (v_webhooks)) AND coalesce(l.shard, w.shard, 'main') <> p_shard
             ORDER BY 1
         LOOP
-            EXECUTE format('LOCK TABLE %s %s IN SHARE ROW EXCLUSIVE MODE',
-                           CASE WHEN (SELECT c.relkind FROM pg_class c WHERE c.oid = v_table) = 'p' THEN '' ELSE 'ONLY' END, v_table);
+            PERFORM walhook.rule_cdc_shard_lock(v_table);
         END LOOP;
         UPDATE public.rule_webhooks w SET shard = nullif(p_shard, 'main')
         WHERE w.webhook_id = ANY (v_webhooks) AND coalesce(w.shard, 'main') <> p_shard;
@@ -310,7 +325,8 @@ RETURNS BOOLEAN LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_shard RECORD;
     v_slot RECORD;
-    v_owned TEXT;
+    v_tables REGCLASS[];
+    v_webhooks TEXT[];
     v_moved PG_LSN;
 BEGIN
     PERFORM walhook.rule_cdc_shard_known(p_shard);
@@ -320,22 +336,20 @@ BEGIN
     END IF;
     LOCK TABLE public.rule_webhooks, public.rule_webhook_links IN SHARE ROW EXCLUSIVE MODE;
     SELECT * INTO v_shard FROM walhook.rule_cdc_shard_names n WHERE n.shard = p_shard;
-    SELECT format('SELECT rule_cdc_shard_move(''main'', p_tables => %L::regclass[], p_webhooks => %L::text[]);',
-                  coalesce((SELECT array_agg(DISTINCT to_regclass(format('%I.%I', l.table_schema, l.table_name)))
-                            FROM public.rule_webhook_links l WHERE l.shard = p_shard), '{}')::text,
-                  coalesce((SELECT array_agg(w.webhook_name) FROM public.rule_webhooks w WHERE w.shard = p_shard), '{}')::text)
-    INTO v_owned
-    WHERE EXISTS (SELECT FROM public.rule_webhook_links l WHERE l.shard = p_shard)
-       OR EXISTS (SELECT FROM public.rule_webhooks w WHERE w.shard = p_shard);
-    IF v_owned IS NOT NULL THEN
+    v_tables := ARRAY(SELECT DISTINCT to_regclass(format('%I.%I', l.table_schema, l.table_name))
+                      FROM public.rule_webhook_links l WHERE l.shard = p_shard);
+    v_webhooks := ARRAY(SELECT w.webhook_name FROM public.rule_webhooks w WHERE w.shard = p_shard);
+    IF cardinality(v_tables) + cardinality(v_webhooks) > 0 THEN
         RAISE EXCEPTION 'cannot drop shard %: it has tables or webhooks', walhook.rule_cdc_quoted(p_shard)
             USING ERRCODE = 'dependent_objects_still_exist',
-            HINT = walhook.rule_cdc_sayable(format('Move them to another shard first: %s', v_owned));
+            HINT = walhook.rule_cdc_sayable(format(
+                'Move them to another shard first: SELECT rule_cdc_shard_move(''main'', p_tables => %L::regclass[], p_webhooks => %L::text[]);',
+                v_tables::text, v_webhooks::text));
     END IF;
     SELECT s.active_pid, s.confirmed_flush_lsn INTO v_slot FROM pg_replication_slots s WHERE s.slot_name = v_shard.slot_name;
     IF v_slot.active_pid IS NOT NULL THEN
         RAISE EXCEPTION 'cannot drop shard %: process % streams from its slot', walhook.rule_cdc_quoted(p_shard), v_slot.active_pid
-            USING ERRCODE = 'object_in_use', HINT = format('Stop `walhook run --shard %s`, and call this again.', p_shard);
+            USING ERRCODE = 'object_in_use', HINT = walhook.rule_cdc_sayable(format('Stop `walhook run --shard %s`, and call this again.', p_shard));
     END IF;
     IF NOT coalesce(p_lose_events, false) AND EXISTS (SELECT FROM walhook.rule_cdc_rule_sources r WHERE r.source = v_shard.source) THEN
         -- What the shard itself has read of the moves: the commit of the last one is the last position at which an event was its own.
@@ -347,8 +361,8 @@ BEGIN
         IF v_slot.confirmed_flush_lsn IS NULL OR v_slot.confirmed_flush_lsn <= v_moved THEN
             RAISE EXCEPTION 'cannot drop shard %: events from before its last move wait in its slot', walhook.rule_cdc_quoted(p_shard)
                 USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = format('Start `walhook run --shard %s` once more and stop it when SELECT lag_bytes FROM rule_cdc_shards WHERE shard = %1$L; is '
-                              'small, then call this again. To lose them: SELECT rule_cdc_shard_drop(%1$L, p_lose_events => true);', p_shard);
+                HINT = walhook.rule_cdc_sayable(format('Start `walhook run --shard %s` once more and stop it when SELECT lag_bytes FROM rule_cdc_shards WHERE shard = %1$L; is '
+                              'small, then call this again. To lose them: SELECT rule_cdc_shard_drop(%1$L, p_lose_events => true);', p_shard));
         END IF;
     END IF;
     DELETE FROM walhook.rule_cdc_shard_names n WHERE n.shard = p_shard;
@@ -455,49 +469,31 @@ CALL walhook.rule_cdc_view('rule_cdc_shards',
 
 CALL walhook.rule_cdc_functions_close();
 
--- Once: a trigger waits for those who write into its table. In the order of the tables above.
-DO $triggers$
-DECLARE
-    v_trigger RECORD;
-BEGIN
-    FOR v_trigger IN
-        VALUES ('rule_webhooks', 'walhook_shard_new', 'AFTER INSERT', 'NEW.shard IS NOT NULL', 'rule_cdc_shard_follow_webhook'),
-               ('rule_webhooks', 'walhook_shard', 'AFTER UPDATE OF shard', 'NEW.shard IS DISTINCT FROM OLD.shard', 'rule_cdc_shard_follow_webhook'),
-               ('rule_webhook_links', 'walhook_shard_new', 'AFTER INSERT', 'NEW.shard IS NOT NULL', 'rule_cdc_shard_follow_link'),
-               ('rule_webhook_links', 'walhook_shard', 'AFTER UPDATE OF shard, webhook_id',
-                '(NEW.shard, NEW.webhook_id) IS DISTINCT FROM (OLD.shard, OLD.webhook_id)', 'rule_cdc_shard_follow_link')
-    LOOP
-        IF NOT EXISTS (SELECT FROM pg_trigger t
-                       WHERE t.tgrelid = format('public.%I', v_trigger.column1)::regclass AND t.tgname = v_trigger.column2
-                         AND t.tgfoid = format('walhook.%I()', v_trigger.column5)::regprocedure AND t.tgenabled <> 'D')
-        THEN
-            EXECUTE format('DROP TRIGGER IF EXISTS %I ON public.%I', v_trigger.column2, v_trigger.column1);
-            EXECUTE format('CREATE TRIGGER %I %s ON public.%I FOR EACH ROW WHEN (%s) EXECUTE FUNCTION walhook.%I()', v_trigger.column2,
-                           v_trigger.column3, v_trigger.column1, v_trigger.column4, v_trigger.column5);
-            EXECUTE format('COMMENT ON TRIGGER %I ON public.%I IS %L', v_trigger.column2, v_trigger.column1,
-                           'walhook: tables move to the publications of their shard; refuses a shard that is not there');
-        END IF;
-    END LOOP;
-END
-$triggers$;
+-- In the order of the tables above.
+CALL walhook.rule_cdc_trigger(
+    'public.rule_webhooks', 'walhook_shard_new', 'AFTER INSERT',
+    'NEW.shard IS NOT NULL',
+    'walhook.rule_cdc_shard_follow_webhook()', 'tables move to the publications of their shard; refuses a shard that is not there');
+CALL walhook.rule_cdc_trigger(
+    'public.rule_webhooks', 'walhook_shard', 'AFTER UPDATE OF shard',
+    'NEW.shard IS DISTINCT FROM OLD.shard',
+    'walhook.rule_cdc_shard_follow_webhook()', 'tables move to the publications of their shard; refuses a shard that is not there');
+CALL walhook.rule_cdc_trigger(
+    'public.rule_webhook_links', 'walhook_shard_new', 'AFTER INSERT',
+    'NEW.shard IS NOT NULL',
+    'walhook.rule_cdc_shard_follow_link()', 'tables move to the publications of their shard; refuses a shard that is not there');
+CALL walhook.rule_cdc_trigger(
+    'public.rule_webhook_links', 'walhook_shard', 'AFTER UPDATE OF shard, webhook_id',
+    '(NEW.shard, NEW.webhook_id) IS DISTINCT FROM (OLD.shard, OLD.webhook_id)',
+    'walhook.rule_cdc_shard_follow_link()', 'tables move to the publications of their shard; refuses a shard that is not there');
 
 REVOKE ALL ON walhook.rule_cdc_shard_names, public.rule_cdc_shards FROM PUBLIC;
 
-DO $grants$
-DECLARE
-    v_grant RECORD;
-BEGIN
-    FOR v_grant IN
-        VALUES ('walhook_streamer', 'SELECT', ARRAY['rule_cdc_shard_names', 'rule_cdc_shards']),
-               ('walhook_operator', 'SELECT', ARRAY['rule_cdc_shard_names', 'rule_cdc_shards'])
-    LOOP
-        CALL walhook.rule_cdc_grant(v_grant.column1, v_grant.column2, v_grant.column3);
-    END LOOP;
-    CALL walhook.rule_cdc_grant_functions('walhook_operator',
-        '^rule_cdc_shard_(of|publications|known|create|moved|move|drop|gathering|follow_webhook|follow_link)$|^rule_cdc_check_shards$');
-    CALL walhook.rule_cdc_grant_functions('walhook_streamer', '^rule_cdc_shard_(of|known)$|^rule_cdc_check_shards$');
-END
-$grants$;
+CALL walhook.rule_cdc_grant('walhook_streamer', 'SELECT', ARRAY['rule_cdc_shard_names', 'rule_cdc_shards']);
+CALL walhook.rule_cdc_grant('walhook_operator', 'SELECT', ARRAY['rule_cdc_shard_names', 'rule_cdc_shards']);
+CALL walhook.rule_cdc_grant_functions('walhook_operator',
+    '^rule_cdc_shard_(of|publications|known|create|movable|lock|place|move|drop|gathering|follow_webhook|follow_link)$|^rule_cdc_check_shards$');
+CALL walhook.rule_cdc_grant_functions('walhook_streamer', '^rule_cdc_shard_of$|^rule_cdc_check_shards$');
 
 INSERT INTO public.rule_cdc_migrations (version, description)
 VALUES ('027', 'walhook: shards')

@@ -34,8 +34,8 @@ BEGIN
             EXECUTE 'DROP ' || o.name;
         EXCEPTION WHEN dependent_objects_still_exist THEN
             RAISE NOTICE 'the % stays: %', lower(o.name), SQLERRM
-                USING HINT = format('It is an internal object of an older walhook, and will not be looked after. Let what depends on it do '
-                                    'without it, then run walhook setup again, or: DROP %s;', o.name);
+                USING HINT = walhook.rule_cdc_sayable(format('It is an internal object of an older walhook, and is no longer updated. Remove what '
+                                    'depends on it, then run walhook setup again, or: DROP %s;', o.name));
         END;
     END LOOP;
 END

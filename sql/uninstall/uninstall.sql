@@ -39,7 +39,7 @@ BEGIN
     SELECT string_agg(format('public.%I', c.relname), ', ') INTO v_tables FROM pg_class c
     WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'v' AND NOT v_found ? c.relname
       AND (c.relname ~ '^rule_cdc_'
-           -- The names of before, under which an upgrade leaves views.
+           -- The old names, under which an upgrade leaves views.
            OR c.relname ~ '^rule_(webhook|nats)_' AND obj_description(c.oid, 'pg_class') LIKE 'walhook:%'
            OR c.relname IN ('webhook_status_summary', 'webhook_recent_failures', 'webhook_performance_stats', 'nats_publish_summary',
                             'nats_recent_failures', 'nats_performance_stats'));

@@ -210,7 +210,7 @@ async fn an_upgrade_moves_every_row_and_right_and_the_old_names_work_until_the_s
         // The next setup removes them, but for what somebody uses.
         pg.psql("CREATE VIEW mine AS SELECT run_id FROM public.rule_cdc_runs");
         let names = "SELECT string_agg(c.relname, ' ') FROM pg_class c
-                     WHERE c.relnamespace = 'public'::regnamespace AND obj_description(c.oid, 'pg_class') LIKE 'walhook: the name of before%'";
+                     WHERE c.relnamespace = 'public'::regnamespace AND obj_description(c.oid, 'pg_class') LIKE 'walhook: the old name%'";
         assert_eq!(pg.psql(names).split(' ').count(), ROWS.len());
         let done = verb("setup", pg.conninfo(), &[]).await;
         assert_eq!(done.code, Some(0), "{}", done.stderr);

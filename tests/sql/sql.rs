@@ -606,6 +606,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "Drop the other shards. `walhook uninstall` removes walhook",
         "shards::mistakes_about_shards_are_named_with_what_to_do",
     ),
+    ("Move them to another shard first", "shards::a_shard_is_dropped_when_it_has_published_all_that_was_its_own"),
     ("Stop `walhook run --shard", "shards::a_shard_is_dropped_when_it_has_published_all_that_was_its_own"),
     (
         "once more and stop it when SELECT lag_bytes FROM rule_cdc_shards",
