@@ -18,6 +18,7 @@ use crate::{
     flow::streamer::Limits,
     http, nats,
     postgres::Settings,
+    route::shard::MAIN,
 };
 
 /// How many bytes of rows for the publish history wait or are under way, for each lane: thousands of rows.
@@ -379,13 +380,11 @@ fn read_secret(name: &str, path: &Path) -> Result<String> {
 
 /// The longest name of a shard.
 const SHARD_MAX: usize = 20;
-/// The shard of a process whose settings name none.
-const MAIN_SHARD: &str = "main";
 
 /// Whether a shard other than the main one can have this name: it is part of the names of a slot, a stream and subjects.
 fn is_shard(name: &str) -> bool {
     let is_word = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
-    is_word && (1..=SHARD_MAX).contains(&name.len()) && name != MAIN_SHARD
+    is_word && (1..=SHARD_MAX).contains(&name.len()) && name != MAIN
 }
 
 type Names = (String, String, String);
@@ -396,7 +395,7 @@ fn of_shard(name: String, (slot, source, publication): Names) -> Result<(Option<
         return Err(Error::config("the shard's name (--shard, WALHOOK_SHARD, shard) cannot be one").hint(format!(
             "a shard's name has 1 to {} lower-case letters, digits and underscores; {:?} is the shard of a process that names none",
             SHARD_MAX,
-            MAIN_SHARD
+            MAIN
         )));
     }
     let names = [&slot, &source, &publication].map(|main| format!("{main}_{name}"));

@@ -13,6 +13,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use super::{
     identity, masks, names,
     paint::{Paint, paint},
+    rows,
     run::{rules, state_store},
     schema, seal_keys,
 };
@@ -126,8 +127,7 @@ pub async fn explain(config: &Config, arguments: &Arguments) -> Result<()> {
     schema::check(&client, &config.postgres.target()).await?;
     identity::read(&client).await?;
     let mut tables = rules::newest(&client).await?.tables;
-    tables.shard = config.shard_name();
-    tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
+    rows::apply_settings(&mut tables, config);
     tables.mask_key = masks::key(config);
     let keys = seal_keys::keys(config);
     let sealed = tables.webhooks.iter_mut().filter_map(|(&id, row)| {

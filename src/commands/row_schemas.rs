@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, fmt::Write as _};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::{explain::Table, identity, masks, names, replay, run::rules, run::state_store};
+use super::{explain::Table, identity, masks, names, replay, rows, run::rules, run::state_store};
 use crate::{
     config::Config,
     error::{Error, Kind, Result},
@@ -67,7 +67,7 @@ pub async fn show(config: &Config, arguments: &Arguments) -> Result<()> {
     let client = super::connect(config).await?;
     let identity = identity::read(&client).await?;
     let mut tables = rules::newest(&client).await?.tables;
-    tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
+    rows::apply_settings(&mut tables, config);
     tables.mask_key = masks::key(config);
     let table = Table::find(&client, config, &arguments.table).await?;
     if let Some(root) = &table.linked_root {

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use tokio_postgres::{Client, GenericClient, IsolationLevel, SimpleQueryMessage, Transaction};
 
 use crate::{
+    config::Config,
     error::{Error, Kind, Result},
     postgres::{self, sql},
     route::{
@@ -26,6 +27,12 @@ pub async fn snapshot<'c>(client: &'c mut Client, attempted: &str) -> Result<Tra
         .start()
         .await
         .map_err(|error| sql::error(attempted, error))
+}
+
+/// What the process's own settings say of the rows: its shard, and the configuration whose servers they name.
+pub fn apply_settings(tables: &mut Tables, config: &Config) {
+    tables.shard = config.shard_name();
+    tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
 }
 
 /// All rows, as `client` sees them: in one snapshot where it is a transaction that has one.

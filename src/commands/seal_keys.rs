@@ -33,7 +33,11 @@ const FILES_MAX: usize = 10_000;
 
 /// The keys, read now. What cannot be read is no key: then the webhooks that need it wait.
 pub fn keys(config: &Config) -> SealKeys {
-    let Some(folder) = &config.seal_keys_dir else { return SealKeys::default() };
+    config.seal_keys_dir.as_deref().map(readable).unwrap_or_default()
+}
+
+/// The keys of a folder, or none, with the reason.
+fn readable(folder: &Path) -> SealKeys {
     in_folder(SETTING, folder).unwrap_or_else(|why| SealKeys::of(&why, std::iter::empty()))
 }
 
@@ -130,7 +134,7 @@ impl OnDemand {
         let (Err(_), Some(folder)) = (&outcome, self.folder.as_ref().filter(|_| read_at.elapsed() >= AGAIN)) else {
             return outcome;
         };
-        let read = in_folder(SETTING, folder).unwrap_or_else(|why| SealKeys::of(&why, std::iter::empty()));
+        let read = readable(folder);
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = (read.clone(), Instant::now());
         use_them(&read)
     }

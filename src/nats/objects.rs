@@ -23,7 +23,10 @@ use super::{
     },
     control::{ApiError, Control, REQUEST_TIMEOUT, forbidden},
 };
-use crate::error::{Error, Kind, Result};
+use crate::{
+    error::{Error, Kind, Result},
+    route::digits::push_bytes,
+};
 
 /// What an entry's metadata says of who put it.
 const DATABASE: &str = "walhook.database";
@@ -210,7 +213,9 @@ fn to_usize(number: u64) -> usize {
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut digits = Vec::with_capacity(2 * bytes.len());
+    push_bytes(bytes, &mut digits);
+    String::from_utf8(digits).expect("they are ASCII")
 }
 
 /// The bucket's stream, made if it is missing, with how many messages it has on the subjects that `filter` names.

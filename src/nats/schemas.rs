@@ -130,7 +130,6 @@ pub async fn find(control: &Control, owner: &Owner) -> Result<Bucket> {
             return Ok(bucket);
         }
         match entry(control, &bucket.name, MARK).await? {
-            Some(entry) if entry.text == mark(owner) => return Ok(bucket),
             Some(entry) if database_of(&entry).is_some_and(|database| database == owner.database_id) => {
                 return Ok(bucket);
             }

@@ -123,8 +123,8 @@ impl Fitted {
         self.hidden.get(index).copied().unwrap_or(false)
     }
 
-    /// Leaves out the columns that the mask of a partition's link keeps back, where this link does not mask them itself: rows of the
-    /// partition cannot be told from others of the table.
+    /// Leaves out the columns that the mask of a partition's link keeps back, where this link does not mask them itself: nothing in
+    /// a row says whether it is the partition's.
     pub fn keep_back(
         &mut self,
         (id, has_own_message): (i32, bool),

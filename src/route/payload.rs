@@ -232,13 +232,14 @@ pub fn write_headers(
         let mut json = Vec::new();
         write_row(table, target, old, None, true, &mut json);
         push_line(headers::OLD_KEY.as_bytes(), b"", out);
+        let value_at = out.len();
         push_ascii(&json, out);
         if out.len() - start > OLD_KEY_MAX {
             out.truncate(start);
         } else if let Some(key) = key {
-            let line = out.split_off(start);
-            let value_at = line.iter().position(|&byte| byte == b' ').map_or(0, |at| at + 1);
-            key.write_old_key(sealed_id, &line[value_at..], out);
+            let value = out.split_off(value_at);
+            out.truncate(start);
+            key.write_old_key(sealed_id, &value, out);
         }
     }
 }

@@ -166,7 +166,8 @@ impl Plan {
         for (schema, name) in partitions {
             for (id, link) in rules.links(schema, name) {
                 warnings.push(format!(
-                    "link {id}: {schema}.{name} is a partition of {}.{}, which is linked too: its changes come as those of that table,                      and this link gets no events. ALTER TABLE … DETACH PARTITION, or unlink it",
+                    "link {id}: {schema}.{name} is a partition of {}.{}, which is linked too: its changes come as those of that table, \
+                     and this link gets no events. ALTER TABLE … DETACH PARTITION, or unlink it",
                     relation.schema, relation.name
                 ));
                 for column in mask::columns_of(link, relation) {
@@ -222,7 +223,7 @@ impl Target {
         warnings: &mut Vec<String>,
     ) -> Option<Target> {
         let webhook = rules.webhook(link.webhook_id)?;
-        if !link.enabled || !rules.webhooks[webhook].publishes || !rules.has_link(webhook, link) {
+        if !link.enabled || !rules.webhooks[webhook].publishes || !rules.is_ours(Some(webhook), Some(link)) {
             return None;
         }
         let table = format!("{}.{}", relation.schema, relation.name);

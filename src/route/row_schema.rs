@@ -135,7 +135,7 @@ fn property(column: &RelationColumn, types: &TypeCatalog, arrays: &mut BTreeMap<
             format!("{{{}}}", all.join(","))
         }
         Class::Array { element, .. } => {
-            // The elements of one definition are alike: by the type where its name is known, by the way they are written where not.
+            // Elements of one type have one definition. A type without a known name counts by the way its values are written.
             let known = name.map(|name| name.replace('"', "").replace(' ', "_"));
             let of = known.unwrap_or_else(|| format!("{element:?}_values").to_ascii_lowercase());
             let of = format!("array_of_{of}");

@@ -8,7 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 use super::{
     headers::{self, Block},
     mask_key::MaskKey,
-    seal::{SealKey, SealKeys},
+    seal::SealKey,
     shard,
     shown_url::shown_url,
     streams::{Streams, streams_of_all},
@@ -151,8 +151,6 @@ pub struct Webhook {
     pub seal: Option<Result<Arc<SealKey>, String>>,
     /// What all its subjects begin with in this shard; it is in [`Webhook::subject`].
     pub subject_prefix: String,
-    /// Whether this process publishes its calls and the messages of `rule_webhook_emit`.
-    pub is_ours: bool,
     shard: Option<String>,
     config_id: i32,
 }
@@ -200,18 +198,7 @@ impl Rules {
             .map(|(&id, row)| {
                 let config_id = row.nats_config_id.or(default_config);
                 let config_row = config_id.and_then(|id| tables.configs.get(&id)).map(AsRef::as_ref);
-                let mut webhook = compile_webhook(
-                    id,
-                    row,
-                    config_id,
-                    config_row,
-                    &configs,
-                    &tables.seal_keys,
-                    tables.shard.as_deref(),
-                );
-                // Core NATS has no bucket; a replay's lanes only look like it.
-                webhook.publishes_schemas &= tables.is_for_replay || !config_row.is_some_and(is_core);
-                webhook
+                compile_webhook(id, row, config_id, config_row, &configs, tables)
             })
             .collect();
         let by_id = webhooks.iter().enumerate().map(|(index, webhook)| (webhook.id, index)).collect();
@@ -237,15 +224,12 @@ impl Rules {
         self.links.get(&(schema.to_owned(), table.to_owned())).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether this process publishes the events of a link of this webhook.
-    pub fn has_link(&self, webhook: usize, link: &LinkRow) -> bool {
-        let owner = shard::of_link(link.shard.as_deref(), self.webhooks[webhook].shard.as_deref());
+    /// Whether this process publishes the events of a webhook: of its link, where that has a shard of its own. What is no webhook's is
+    /// the main shard's.
+    pub fn is_ours(&self, webhook: Option<usize>, link: Option<&LinkRow>) -> bool {
+        let webhook = webhook.and_then(|index| self.webhooks[index].shard.as_deref());
+        let owner = shard::of_link(link.and_then(|link| link.shard.as_deref()), webhook);
         owner == self.shard.as_deref().unwrap_or(shard::MAIN)
-    }
-
-    /// Whether this is the main shard: what is nobody's is its own.
-    pub fn is_main(&self) -> bool {
-        self.shard.is_none()
     }
 
     /// The lane into the stream that takes `subject`, among the streams of this webhook's configuration.
@@ -339,9 +323,9 @@ fn compile_webhook(
     config_id: Option<i32>,
     config_row: Option<&ConfigRow>,
     configs: &HashMap<i32, Config>,
-    seal_keys: &SealKeys,
-    shard: Option<&str>,
+    tables: &Tables,
 ) -> Webhook {
+    let shard = tables.shard.as_deref();
     let mut problems = Vec::new();
     let in_mode = match row.publish_mode.as_deref() {
         None | Some("queue") => false,
@@ -426,11 +410,12 @@ fn compile_webhook(
         middle,
         expose_credentials: row.expose_credentials,
         headers,
-        publishes_schemas: config_row.is_some_and(|row| row.publish_schemas == Some(true)),
+        // Core NATS has no bucket; a replay's lanes only look like it.
+        publishes_schemas: config_row
+            .is_some_and(|row| row.publish_schemas == Some(true) && (tables.is_for_replay || !is_core(row))),
         message_headers,
-        seal: row.seal_key.as_deref().map(|name| seal_keys.newest(name)),
+        seal: row.seal_key.as_deref().map(|name| tables.seal_keys.newest(name)),
         subject_prefix,
-        is_ours: shard::of_link(None, row.shard.as_deref()) == shard.unwrap_or(shard::MAIN),
         shard: row.shard.clone(),
         config_id: config_id.unwrap_or(-1),
     }

@@ -68,10 +68,6 @@ fn is_same_account(a: &ConfigRow, b: &ConfigRow, overridden: Option<&str>) -> bo
     is_as_said(a) && is_as_said(b) && user(a) == user(b) && api(a) == api(b) && !servers(a).is_disjoint(&servers(b))
 }
 
-/// The streams of a configuration and what was wrong with its rows. They are its rows in `rule_nats_streams`, before
-/// them its own stream (`stream_name`, by default WEBHOOKS), which takes `<subject_prefix>.>` where no row has its name;
-/// `rule_nats_streams_of` in sql/ says the same.
-///
 /// The database keeps microseconds of a stream's time of creation.
 const CREATED_TOLERANCE_NS: u64 = 1_000_000;
 
@@ -80,6 +76,10 @@ pub fn is_same_stream(one: i64, other: i64) -> bool {
     one.abs_diff(other) <= CREATED_TOLERANCE_NS
 }
 
+/// The streams of a configuration and what was wrong with its rows. They are its rows in `rule_nats_streams`, before
+/// them its own stream (`stream_name`, by default WEBHOOKS), which takes `<subject_prefix>.>` where no row has its name;
+/// `rule_nats_streams_of` in sql/ says the same.
+///
 /// JetStream lets one stream only take a subject. So what two of them want stays with the first, and a pattern that is
 /// in the way of an earlier one is left out: a row may add a stream, and never take events from another in silence. The
 /// same goes for `neighbours`, the streams of earlier configurations of the same server.

@@ -10,7 +10,7 @@ use support::{
     feed::Feed,
     http::{Http, Reply, Request},
     last_mile::{LastMile, QUICK},
-    sealed::{self, KeyFolder},
+    sealed::KeyFolder,
 };
 
 /// A mile whose streamer seals with these keys.
@@ -144,7 +144,7 @@ async fn what_somebody_without_the_key_puts_into_the_stream_is_not_called() {
     mile.sql("UPDATE rule_webhooks SET seal_key = 'k', max_retries = 0");
     mile.sql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>']); UPDATE rule_nats_streams SET ordering = 'shared'");
     mile.publish(id, "{\"n\": 1}");
-    sealed::stored(&mile.feed, 1).await;
+    support::rows::taken(&mile.feed, 1).await;
     let jetstream = mile.feed.nats.jetstream().await;
     let stream = jetstream.get_stream("WEBHOOKS").await.unwrap();
     let original = stream.get_raw_message(1).await.unwrap();

@@ -351,11 +351,11 @@ async fn opens(language: &str, prepared: Prepared) {
     let id = mile.webhook("orders", &server.http.url("/hooks"));
     mile.sql("UPDATE rule_webhooks SET seal_key = 'orders'");
     mile.publish_many(id, EVENTS);
-    sealed::stored(&mile.feed, EVENTS as u64).await;
+    support::rows::taken(&mile.feed, EVENTS as u64).await;
     keys.add("orders.2");
     eventually("the new key", async || mile.streamer.log().contains("the seal keys have changed").then_some(())).await;
     mile.publish(id, &format!("{{\"n\": {HOPELESS}}}"));
-    sealed::stored(&mile.feed, EVENTS as u64 + 1).await;
+    support::rows::taken(&mile.feed, EVENTS as u64 + 1).await;
     let used: BTreeSet<_> = sealed::messages(&mile.feed).await.iter().map(|it| it.seal()[3..11].to_owned()).collect();
     assert_eq!(used, BTreeSet::from(["orders.1".to_owned(), "orders.2".to_owned()]));
 

@@ -10,7 +10,11 @@ use std::{
 };
 
 use rustix::process::Signal;
-use support::{Nats, Postgres, Walhook, eventually, feed::Feed};
+use support::{
+    Nats, Postgres, Walhook, eventually,
+    feed::Feed,
+    rows::{exactly, taken},
+};
 
 /// A feed whose table `t` is linked to a webhook.
 async fn linked() -> Feed {
@@ -56,21 +60,6 @@ async fn received(feed: &Feed, before_last: &str) {
 
 async fn ids(feed: &Feed) -> Vec<i64> {
     feed.messages().await.iter().map(|message| message.data()["id"].as_i64().unwrap()).collect()
-}
-
-/// The stream has taken that many; they are not looked at.
-async fn taken(feed: &Feed, count: u64) {
-    eventually(&format!("{count} messages in the stream"), async || {
-        (feed.last_sequence("WEBHOOKS").await >= count).then_some(())
-    })
-    .await;
-}
-
-/// Everything is confirmed, and rows `0..count` are in the stream: each once, in order, and nothing else.
-async fn exactly(feed: &Feed, count: i64) {
-    feed.confirmed().await;
-    assert_eq!(ids(feed).await, (0..count).collect::<Vec<_>>());
-    assert_eq!(feed.last_sequence("WEBHOOKS").await, u64::try_from(count).unwrap(), "nothing was stored and removed");
 }
 
 fn ended_well(walhook: &mut Walhook) {

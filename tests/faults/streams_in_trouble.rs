@@ -34,12 +34,6 @@ async fn edit(nats: &Nats, change: impl FnOnce(&mut stream::Config)) {
     jetstream.update_stream(config).await.unwrap();
 }
 
-fn is_confirmed(feed: &Feed) -> bool {
-    let asked =
-        "SELECT confirmed_flush_lsn >= pg_current_wal_lsn() FROM pg_replication_slots WHERE slot_name = 'walhook'";
-    feed.pg.psql(asked) == "t"
-}
-
 #[tokio::test]
 async fn a_full_stream_that_discards_new_messages_holds_the_slot_until_there_is_room() {
     let feed = linked().await;
@@ -48,7 +42,7 @@ async fn a_full_stream_that_discards_new_messages_holds_the_slot_until_there_is_
     insert(&feed.pg, 0, 300);
     taken(&feed, 100).await;
     walhook.logged("WARN").await;
-    assert!(!is_confirmed(&feed), "{}", walhook.log());
+    assert!(!feed.is_confirmed(), "{}", walhook.log());
     assert_eq!(feed.last_sequence("WEBHOOKS").await, 100);
     feed.pg.psql("UPDATE rule_nats_streams SET max_messages = 1000");
     exactly(&feed, 300).await;
@@ -70,7 +64,7 @@ async fn a_full_disk_under_nats_is_waited_for_and_once_there_is_room_all_arrives
     eventually("NATS to find its disk full", async || feed.nats.log().contains("no space left").then_some(())).await;
     walhook.logged("WARN").await;
     insert(&feed.pg, 1000, 1100);
-    assert!(!is_confirmed(&feed), "{}", walhook.log());
+    assert!(!feed.is_confirmed(), "{}", walhook.log());
     assert!(walhook.exited().is_none(), "{}", walhook.log());
     // JetStream has switched itself off, and wants to be started again.
     feed.nats.disk().grow(64 * 1024);
@@ -128,7 +122,7 @@ async fn a_password_that_is_revoked_while_it_runs_ends_it_with_the_code_for_perm
     feed.nats.restart().await;
     insert(&feed.pg, 100, 200);
     assert_eq!(walhook.wait(Duration::from_secs(30)), 4, "{}", walhook.log());
-    assert!(!is_confirmed(&feed));
+    assert!(!feed.is_confirmed());
     feed.nats.stop();
     feed.nats.set_config(&authorization("first"));
     feed.nats.restart().await;
@@ -182,7 +176,7 @@ async fn a_certificate_that_has_expired_is_named_and_nothing_is_lost_until_it_is
     feed.nats.restart().await;
     insert(&feed.pg, 100, 200);
     eventually("the certificate to be named", async || walhook.log().contains("expired").then_some(())).await;
-    assert!(!is_confirmed(&feed));
+    assert!(!feed.is_confirmed());
     feed.nats.stop();
     authority.server().write(folder.path(), "server");
     feed.nats.restart().await;

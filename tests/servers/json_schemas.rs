@@ -379,19 +379,14 @@ async fn without_the_right_walhook_ends_and_names_it_and_core_nats_is_refused_in
     let done = support::Walhook::command("setup").env("DATABASE_URL", pg.conninfo()).finish();
     assert_eq!(done.code, Some(0), "{}", done.stderr);
     pg.psql(&format!("SELECT rule_nats_configure('default', '{}')", url("few")));
-    let client = pg.client().await;
-    let refused = async |sql: &str| {
-        let error = client.batch_execute(sql).await.unwrap_err();
-        let error = error.as_db_error().unwrap();
-        format!("{} {}", error.message(), error.hint().unwrap_or_default())
-    };
-    let core = refused("UPDATE rule_nats_config SET jetstream_enabled = false, publish_schemas = true").await;
+    let (core, hint) = pg.refused("UPDATE rule_nats_config SET jetstream_enabled = false, publish_schemas = true");
     assert!(
         core.contains("publish_schemas needs JetStream")
-            && core.contains("SET publish_schemas = false WHERE config_id = 1")
+            && hint.contains("SET publish_schemas = false WHERE config_id = 1")
     );
     pg.psql("UPDATE rule_nats_config SET publish_schemas = true");
-    assert!(refused("UPDATE rule_nats_config SET jetstream_enabled = false").await.contains("publish_schemas"));
+    let (core, _) = pg.refused("UPDATE rule_nats_config SET jetstream_enabled = false");
+    assert!(core.contains("publish_schemas"));
     pg.psql(
         "SELECT rule_webhook_register('w', 'https://example.com/w'); SELECT rule_webhook_enable_nats(1, NULL, 'nats')",
     );

@@ -39,7 +39,7 @@ fn row(id: i32, day: &str, region: &str) -> Value {
 }
 
 /// PostgreSQL 14 notices partitions that come and go only when a publication changes; see docs/tables.md.
-const NOTICED_BY_14: &str = "ALTER PUBLICATION walhook_changes SET (publish_via_partition_root = true)";
+pub const NOTICED_BY_14: &str = "ALTER PUBLICATION walhook_changes SET (publish_via_partition_root = true)";
 
 #[tokio::test]
 async fn a_linked_root_speaks_for_partitions_of_any_depth_that_come_and_go() {

@@ -4,19 +4,23 @@
 
 use crate::{http, support};
 
-use std::{fs, path::Path};
+use std::fs;
 
+use crate::linked_tables::NOTICED_BY_14;
 use ring::hmac;
 use serde_json::{Value, json};
 use support::{
-    Nats, Postgres, Walhook, feed::Feed, folder::Folder, http::Http, last_mile::LastMile, process::User,
+    Nats, Postgres, Walhook,
+    canary::{CANARY, quiet, search, search_tables},
+    feed::Feed,
+    folder::Folder,
+    http::Http,
+    last_mile::LastMile,
+    process::User,
     walhook::Builder,
 };
 
 const KEY: &str = "a key of many bytes, for tests";
-/// Is in every value that a mask keeps back, and in no other.
-const CANARY: &str = "kanari";
-
 /// A file with the key, which nobody else may read.
 struct KeyFile(Folder);
 
@@ -35,46 +39,6 @@ impl KeyFile {
 fn hash(value: &str) -> String {
     let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, KEY.as_bytes()), value.as_bytes());
     tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Panics where a file below a folder has the canary; returns how many files there were.
-fn search(folder: &Path) -> usize {
-    let mut files = 0;
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files += search(&path);
-        } else if let Ok(content) = fs::read(&path) {
-            files += 1;
-            let found = memchr::memmem::find(&content, CANARY.as_bytes());
-            assert!(
-                found.is_none(),
-                "{}: {}",
-                path.display(),
-                String::from_utf8_lossy(&content[found.unwrap()..][..80])
-            );
-        }
-    }
-    files
-}
-
-/// Panics where walhook's own tables have the canary. Of a backfill they have the keys up to which it has come.
-fn search_tables(pg: &Postgres) {
-    let tables = pg.psql(
-        "SELECT oid::regclass FROM pg_class WHERE relnamespace IN ('public'::regnamespace, to_regnamespace('walhook')) AND relkind = 'r' AND relname ~ '^rule_' \
-         AND relname <> 'rule_cdc_backfill_ranges'",
-    );
-    for table in tables.lines() {
-        let found = pg.psql(&format!(
-            "SELECT left(t::text, 500) FROM {table} t WHERE to_jsonb(t)::text LIKE '%{CANARY}%' \
-             OR to_jsonb(t)::text LIKE '%' || encode('{CANARY}', 'hex') || '%' LIMIT 1"
-        ));
-        assert_eq!(found, "", "{table}");
-    }
-}
-
-fn quiet(what: &str, text: &str) {
-    assert!(!text.contains(CANARY), "{what}: {text}");
 }
 
 const TABLE: &str = "CREATE TABLE people (id int, tag text, email text, ssn text, card text, note text, plain text, large text, \
@@ -230,7 +194,7 @@ async fn what_a_mask_keeps_back_is_nowhere_outside_the_table() {
     quiet("the log", &streamer.log());
     quiet("the worker's log", &worker.log());
     assert!(!streamer.log().contains(KEY));
-    search_tables(&feed.pg);
+    search_tables(&feed.pg, &[]);
     // Streams, object store, buckets and consumers lie in files of nats-server.
     feed.nats.stop();
     assert!(search(&feed.nats.store_dir()) > 5);
@@ -294,7 +258,7 @@ async fn a_masked_column_that_gets_another_name_does_not_leave_and_the_printed_s
     assert_eq!(data(&feed).await.last(), Some(&json!({ "id": 4, "mail": null, "note": "d" })));
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
     quiet("the log", &walhook.log());
-    search_tables(&feed.pg);
+    search_tables(&feed.pg, &[]);
     feed.nats.stop();
     search(&feed.nats.store_dir());
 }
@@ -344,7 +308,7 @@ async fn columns_that_change_places_are_dropped_or_come_later_do_not_leave_until
     assert_eq!(feed.pg.psql("SELECT mask IS NULL, mask_columns IS NULL FROM rule_webhook_links"), "t|t");
     assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_dead_letters"), "1");
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
-    search_tables(&feed.pg);
+    search_tables(&feed.pg, &[]);
     feed.nats.stop();
     search(&feed.nats.store_dir());
 }
@@ -424,7 +388,7 @@ async fn without_its_key_a_link_that_hashes_is_set_aside_alone_and_named() {
     let hashed = json!({ "id": 1, "email": hash("kanari"), "note": "a" });
     assert!(data(&feed).await.contains(&hashed), "{:?}", data(&feed).await);
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
-    search_tables(&feed.pg);
+    search_tables(&feed.pg, &[]);
     feed.nats.stop();
     search(&feed.nats.store_dir());
 }
@@ -439,9 +403,7 @@ async fn a_masked_table_that_becomes_a_partition_of_a_linked_table_keeps_back_wh
     feed.pg.psql("SELECT rule_webhook_link_table(1, 'parted')");
     let mut walhook = feed.run();
     feed.pg.psql("INSERT INTO t VALUES (1, 'kanari', 'a'); INSERT INTO parted VALUES (100, 'b@example.com', 'b')");
-    // The second statement is for PostgreSQL 14; see docs/tables.md.
-    let noticed = "ALTER PUBLICATION walhook_changes SET (publish_via_partition_root = true)";
-    let attach = format!("ALTER TABLE parted ATTACH PARTITION t FOR VALUES FROM (1) TO (100); {noticed}");
+    let attach = format!("ALTER TABLE parted ATTACH PARTITION t FOR VALUES FROM (1) TO (100); {NOTICED_BY_14}");
     feed.pg.psql(&attach);
     feed.pg.psql(
         "INSERT INTO t VALUES (2, 'kanari', 'c'); INSERT INTO parted VALUES (3, 'kanari', 'd'), (101, 'kanari', 'e')",
@@ -467,7 +429,7 @@ async fn a_masked_table_that_becomes_a_partition_of_a_linked_table_keeps_back_wh
     let mut walhook = feed.run();
     feed.confirmed().await;
     // Detached, each table has its own events again.
-    feed.pg.psql(&format!("{} {noticed}", remedy(&feed.pg, "partition_linked")));
+    feed.pg.psql(&format!("{} {NOTICED_BY_14}", remedy(&feed.pg, "partition_linked")));
     feed.pg.psql("INSERT INTO t VALUES (4, 'kanari', 'g'); INSERT INTO parted VALUES (102, 'h@example.com', 'h')");
     feed.confirmed().await;
     let part = |id: i32, note: &str| json!({ "id": id, "note": note });

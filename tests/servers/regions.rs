@@ -15,6 +15,7 @@ use futures_util::StreamExt;
 use serde_json::Value;
 use support::{
     Nats, Postgres, eventually,
+    feed::last_sequence,
     port::Port,
     rows::{ended_well, exactly, insert, linked_on, taken},
 };
@@ -39,7 +40,7 @@ struct Worker {
 }
 
 impl Worker {
-    /// Steps 1 and 2 of the page: its durable consumer, made anew from that sequence on.
+    /// Steps 1 and 2 of the page: its durable consumer, made again from that sequence on.
     async fn begin(&self, region: &Nats, from: u64) -> PullConsumer {
         let stream = region.jetstream().await.get_stream("WEBHOOKS").await.unwrap();
         let _ = stream.delete_consumer(self.name).await;
@@ -78,16 +79,11 @@ impl Worker {
     }
 }
 
-async fn last_sequence(region: &Nats) -> u64 {
-    let Ok(mut stream) = region.jetstream().await.get_stream("WEBHOOKS").await else { return 0 };
-    stream.info().await.map_or(0, |info| info.state.last_sequence)
-}
-
 /// All messages: sequence, subject, id and body.
 async fn messages(region: &Nats) -> Vec<(u64, String, String, Vec<u8>)> {
     let stream = region.jetstream().await.get_stream("WEBHOOKS").await.unwrap();
     let mut all = Vec::new();
-    for sequence in 1..=last_sequence(region).await {
+    for sequence in 1..=last_sequence(&region.jetstream().await, "WEBHOOKS").await {
         let message = stream.get_raw_message(sequence).await.unwrap();
         let id = message.headers.get("Nats-Msg-Id").unwrap().to_string();
         all.push((message.sequence, message.subject.to_string(), id, message.payload.to_vec()));
@@ -118,7 +114,8 @@ async fn consumers_go_on_in_the_mirror_of_a_region_that_fails_and_back_without_a
     let answer = two.client().await.request("$JS.API.STREAM.CREATE.WEBHOOKS", mirror().into()).await.unwrap();
     let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
     assert!(answer["error"].is_null(), "{answer}");
-    eventually("the mirror", async || (last_sequence(&two).await == 100).then_some(())).await;
+    eventually("the mirror", async || (last_sequence(&two.jetstream().await, "WEBHOOKS").await == 100).then_some(()))
+        .await;
 
     // One that is slow, and one that is ahead of the mirror: region two was away while more came.
     let mut slow = Worker { name: "slow", ..Worker::default() };
@@ -134,7 +131,10 @@ async fn consumers_go_on_in_the_mirror_of_a_region_that_fails_and_back_without_a
     one.kill9();
     two.restart().await;
     insert(&feed.pg, 150, 200);
-    eventually("the mirror after its restart", async || (last_sequence(&two).await == 100).then_some(())).await;
+    eventually("the mirror after its restart", async || {
+        (last_sequence(&two.jetstream().await, "WEBHOOKS").await == 100).then_some(())
+    })
+    .await;
     // The slow one does not know its place exactly: it begins earlier and skips what it has.
     let of_slow = slow.begin(&two, 41).await;
     slow.read(&of_slow, 100).await;
@@ -155,7 +155,7 @@ async fn consumers_go_on_in_the_mirror_of_a_region_that_fails_and_back_without_a
     assert_eq!(mirrored, messages(one).await);
     assert_eq!(mirrored.iter().map(|message| &message.2).collect::<HashSet<_>>().len(), 200);
 
-    // Back to region one: the consumers that are there stand where they stood, and are made anew.
+    // Back to region one: the consumers that are there are at their old position, and are made again.
     let stream = one.jetstream().await.get_stream("WEBHOOKS").await.unwrap();
     let stood = stream.consumer_info("fast").await.unwrap().ack_floor.stream_sequence;
     // nats-server writes acks to disk late: after kill -9 the consumer may stand earlier still.
@@ -164,6 +164,7 @@ async fn consumers_go_on_in_the_mirror_of_a_region_that_fails_and_back_without_a
     insert(&feed.pg, 200, 220);
     fast.read(&of_fast, 220).await;
     assert_eq!((fast.rows, fast.skipped), ((0..220).collect::<Vec<_>>(), 0));
-    eventually("the mirror", async || (last_sequence(&two).await == 220).then_some(())).await;
+    eventually("the mirror", async || (last_sequence(&two.jetstream().await, "WEBHOOKS").await == 220).then_some(()))
+        .await;
     ended_well(&mut walhook);
 }

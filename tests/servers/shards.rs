@@ -12,7 +12,6 @@ use std::{
 
 use crate::support;
 
-use async_nats::jetstream;
 use serde_json::Value;
 use support::{
     Nats, Postgres, Walhook, eventually,
@@ -53,17 +52,10 @@ async fn begun(feed: &Feed, shards: &[&str]) {
     }
 }
 
+/// Waits until each shard has confirmed everything committed so far.
 async fn confirmed(feed: &Feed, shards: &[&str]) {
-    let upto = feed.pg.psql("SELECT pg_current_wal_lsn()");
     for shard in shards {
-        let asked = format!(
-            "SELECT confirmed_flush_lsn >= '{upto}' FROM pg_replication_slots WHERE slot_name = '{}'",
-            name_of(shard)
-        );
-        eventually(&format!("the slot of shard {shard} to be confirmed up to {upto}"), async || {
-            (feed.pg.psql(&asked) == "t").then_some(())
-        })
-        .await;
+        feed.confirmed_of(&name_of(shard)).await;
     }
 }
 
@@ -201,7 +193,7 @@ async fn gather(feed: &Feed) {
 /// The gathered stream has all that the streams have, those of each in their order, by the subjects that they have without shards.
 async fn check_gathered(feed: &Feed, streams: &BTreeMap<String, Vec<Message>>) {
     let total: usize = streams.values().map(Vec::len).sum();
-    let jetstream = jetstream::new(feed.nats.client().await);
+    let jetstream = feed.nats.jetstream().await;
     eventually("the gathered stream to have everything", async || {
         let mut stream = jetstream.get_stream("WEBHOOKS_ALL").await.ok()?;
         (stream.info().await.ok()?.state.messages == total as u64).then_some(())
@@ -268,10 +260,7 @@ async fn rounds(feed: Feed, seed: u64, rounds: usize) {
         writer.join().unwrap();
     }
     confirmed(&feed, &SHARDS).await;
-    let mut streams = BTreeMap::new();
-    for shard in SHARDS {
-        streams.insert(stream_of(shard), feed.messages_of(&stream_of(shard)).await);
-    }
+    let streams = streams(&feed, &SHARDS).await;
     check_streams(&feed, &streams, &moves);
     assert!(streams.values().filter(|messages| !messages.is_empty()).count() >= 3, "several shards had a share");
     assert_eq!(feed.pg.psql("SELECT count(*) FROM rule_nats_dead_letters"), "0");
@@ -312,20 +301,13 @@ async fn streams(feed: &Feed, shards: &[&str]) -> BTreeMap<String, Vec<Message>>
     streams
 }
 
-/// What an error says, its hint behind it.
-fn refused(feed: &Feed, statement: &str) -> (String, String) {
-    let error = feed.pg.try_psql(statement).unwrap_err();
-    let error = error.as_db_error().unwrap();
-    (error.message().to_owned(), error.hint().unwrap_or_default().to_owned())
-}
-
 #[tokio::test]
 async fn a_move_waits_for_who_has_written_into_the_table_and_moves_nothing_where_they_do_not_end() {
     let (feed, mut main, mut b) = two().await;
     let writer = feed.pg.client().await;
     writer.batch_execute("BEGIN; INSERT INTO t0 (note) VALUES ('before')").await.unwrap();
     let (error, hint) =
-        refused(&feed, "SELECT rule_cdc_shard_move('b', ARRAY['t0']::regclass[], p_lock_timeout => '300 ms')");
+        feed.pg.refused("SELECT rule_cdc_shard_move('b', ARRAY['t0']::regclass[], p_lock_timeout => '300 ms')");
     assert!(error.contains("did not end within") && error.contains("t0"), "{error}");
     // The hint names the session that is in the way.
     let asked = hint.split("they are: ").nth(1).unwrap().split(';').next().unwrap();
@@ -340,6 +322,11 @@ async fn a_move_waits_for_who_has_written_into_the_table_and_moves_nothing_where
     let streams = streams(&feed, &["main", "b"]).await;
     check_streams(&feed, &streams, &BTreeMap::from([("t0".to_owned(), 1)]));
     assert_eq!((streams["WEBHOOKS"].len(), streams["WEBHOOKS_b"].len()), (2, 1));
+    // The verb looks at the links of its own shard, with what they mask.
+    feed.pg.psql("UPDATE rule_webhook_links SET mask = '{\"note\": \"drop\"}' WHERE table_name = 't0'");
+    let schema = feed.command("schema").args(["t0", "--shard", "b"]).finish();
+    assert_eq!(schema.code, Some(0), "{}", schema.stderr);
+    assert!(schema.stdout.contains("\"id\"") && !schema.stdout.contains("note"), "{}", schema.stdout);
     assert_eq!(streams["WEBHOOKS_b"][0].subject, "_shard.b.webhooks.w0");
     ended_well(&mut main);
     ended_well(&mut b);
@@ -350,14 +337,9 @@ async fn a_move_waits_for_who_has_written_into_the_table_and_moves_nothing_where
 async fn rows_of_a_transaction_that_was_open_during_a_move_are_missed() {
     let (feed, _main, _b) = two().await;
     // The move as it must not be: it waits for nobody.
-    for function in [
-        "rule_cdc_shard_move(text, regclass[], text[], interval)",
-        "walhook.rule_cdc_shard_moved(text, text, regclass)",
-    ] {
-        feed.pg.psql(&format!(
-            "DO $do$ BEGIN EXECUTE replace(pg_get_functiondef('{function}'::regprocedure), 'SHARE ROW EXCLUSIVE', 'ACCESS SHARE'); END $do$"
-        ));
-    }
+    feed.pg.psql(
+        "DO $do$ BEGIN EXECUTE replace(pg_get_functiondef('walhook.rule_cdc_shard_lock'::regproc), 'SHARE ROW EXCLUSIVE', 'ACCESS SHARE'); END $do$",
+    );
     let writer = feed.pg.client().await;
     writer.batch_execute("BEGIN; INSERT INTO t0 (note) VALUES ('before')").await.unwrap();
     assert_eq!(feed.pg.psql("SELECT rule_cdc_shard_move('b', ARRAY['t0']::regclass[])"), "1");
@@ -373,10 +355,10 @@ async fn a_shard_that_has_not_begun_is_refused_and_a_row_moves_as_well_as_a_func
     let mut main = run(&feed, "main");
     begun(&feed, &["main"]).await;
     let to_b = "SELECT rule_cdc_shard_move('b', p_webhooks => ARRAY['calls'])";
-    let (error, hint) = refused(&feed, to_b);
+    let (error, hint) = feed.pg.refused(to_b);
     assert!(error == "there is no shard 'b'" && hint.contains("walhook setup --shard NAME"), "{error} {hint}");
     assert_eq!(feed.pg.psql("SELECT rule_cdc_shard_create('b')"), "t");
-    let (error, hint) = refused(&feed, to_b);
+    let (error, hint) = feed.pg.refused(to_b);
     assert!(error.contains("its slot 'walhook_b' does not exist"), "{error}");
     let remedy = hint.strip_prefix("In a transaction of its own: ").unwrap().split(';').next().unwrap();
     feed.pg.psql(remedy);
@@ -386,7 +368,7 @@ async fn a_shard_that_has_not_begun_is_refused_and_a_row_moves_as_well_as_a_func
                       SELECT rule_webhook_emit('calls', jsonb_build_object('place', 'emit', 'id', currval('called_id_seq'))); COMMIT")
     };
     call();
-    let (error, hint) = refused(&feed, to_b);
+    let (error, hint) = feed.pg.refused(to_b);
     assert!(error.contains("`walhook run --shard b` has not run"), "{error}");
     assert!(hint.contains("Start `walhook run --shard b`"), "{hint}");
     let mut b = run(&feed, "b");
@@ -397,9 +379,9 @@ async fn a_shard_that_has_not_begun_is_refused_and_a_row_moves_as_well_as_a_func
     // By the rows themselves, as an operator may write them: the publications follow.
     feed.pg.psql("UPDATE rule_webhook_links SET shard = 'b' WHERE table_name = 't1'");
     feed.pg.psql("INSERT INTO t1 (note) VALUES ('x')");
-    let (error, _) = refused(&feed, "UPDATE rule_webhook_links SET shard = 'x' WHERE table_name = 't1'");
+    let (error, _) = feed.pg.refused("UPDATE rule_webhook_links SET shard = 'x' WHERE table_name = 't1'");
     assert_eq!(error, "there is no shard 'x'");
-    let (error, _) = refused(&feed, "UPDATE rule_webhooks SET shard = 'x' WHERE webhook_id = 1");
+    let (error, _) = feed.pg.refused("UPDATE rule_webhooks SET shard = 'x' WHERE webhook_id = 1");
     assert_eq!(error, "there is no shard 'x'");
     confirmed(&feed, &["main", "b"]).await;
     let streams = streams(&feed, &["main", "b"]).await;
@@ -429,7 +411,7 @@ async fn a_shard_is_dropped_when_it_has_published_all_that_was_its_own() {
     let (feed, mut main, mut b) = two().await;
     feed.pg.psql("SELECT rule_cdc_shard_move('b', ARRAY['t0', 'both_of']::regclass[], ARRAY['w2'])");
     let drop_it = "SELECT rule_cdc_shard_drop('b')";
-    let (error, hint) = refused(&feed, drop_it);
+    let (error, hint) = feed.pg.refused(drop_it);
     assert_eq!(error, "cannot drop shard 'b': it has tables or webhooks");
     // It stands still while events come and its tables go back.
     b.kill9();
@@ -440,12 +422,12 @@ async fn a_shard_is_dropped_when_it_has_published_all_that_was_its_own() {
         (feed.pg.psql("SELECT active FROM pg_replication_slots WHERE slot_name = 'walhook_b'") == "f").then_some(())
     })
     .await;
-    let (error, hint) = refused(&feed, drop_it);
+    let (error, hint) = feed.pg.refused(drop_it);
     assert!(error.contains("events from before its last move wait in its slot"), "{error}");
     assert!(hint.contains("Start `walhook run --shard b` once more"), "{hint}");
     let mut b = run(&feed, "b");
     b.logged("slot taken").await;
-    let (error, hint) = refused(&feed, drop_it);
+    let (error, hint) = feed.pg.refused(drop_it);
     assert!(error.contains("streams from its slot") && hint.contains("Stop `walhook run --shard b`"), "{error} {hint}");
     confirmed(&feed, &["main", "b"]).await;
     ended_well(&mut b);
@@ -490,16 +472,16 @@ async fn mistakes_about_shards_are_named_with_what_to_do() {
         ("SELECT rule_cdc_shard_gathering('WEBHOOKS', 'WEBHOOKS')", "cannot gather stream 'WEBHOOKS'"),
         ("SELECT rule_cdc_shard_gathering('NONE', 'ALL')", "there is no stream 'NONE' in the configuration"),
     ] {
-        let (error, hint) = refused(&feed, statement);
+        let (error, hint) = feed.pg.refused(statement);
         assert!(error.contains(words) && !hint.is_empty(), "{statement}: {error} {hint}");
     }
-    let (_, hint) = refused(&feed, "SELECT rule_cdc_shard_create('b', 'walhook', 'none')");
+    let (_, hint) = feed.pg.refused("SELECT rule_cdc_shard_create('b', 'walhook', 'none')");
     feed.pg.psql(hint.split(';').next().unwrap());
-    let (_, hint) = refused(&feed, "SELECT rule_cdc_shard_gathering('WEBHOOKS', 'WEBHOOKS')");
+    let (_, hint) = feed.pg.refused("SELECT rule_cdc_shard_gathering('WEBHOOKS', 'WEBHOOKS')");
     feed.pg.psql(hint.split("has: ").nth(1).unwrap());
-    let (_, hint) = refused(&feed, "SELECT rule_cdc_shard_gathering('NONE', 'ALL')");
+    let (_, hint) = feed.pg.refused("SELECT rule_cdc_shard_gathering('NONE', 'ALL')");
     feed.pg.psql(hint.split(';').next().unwrap());
-    let (_, hint) = refused(&feed, "SELECT rule_cdc_shard_drop('b')");
+    let (_, hint) = feed.pg.refused("SELECT rule_cdc_shard_drop('b')");
     feed.pg.psql(hint.split(';').next().unwrap());
     set_up(&feed, "b");
     let (mut main, mut b) = (run(&feed, "main"), run(&feed, "b"));
@@ -513,19 +495,19 @@ async fn mistakes_about_shards_are_named_with_what_to_do() {
         ("SELECT rule_cdc_shard_drop('main')", "cannot drop the shard main"),
         ("SELECT rule_cdc_shard_create('b', 'other')", "has the slot 'walhook_b'"),
     ] {
-        let (error, hint) = refused(&feed, statement);
+        let (error, hint) = feed.pg.refused(statement);
         assert!(error.contains(words) && !hint.is_empty(), "{statement}: {error} {hint}");
     }
     let error = feed.pg.try_psql("SELECT rule_cdc_shard_move('b', ARRAY['none']::regclass[])").unwrap_err();
     assert!(error.as_db_error().unwrap().message().contains("\"none\" does not exist"), "{error}");
-    let (_, hint) = refused(&feed, "SELECT rule_cdc_shard_move('b', ARRAY['called']::regclass[])");
+    let (_, hint) = feed.pg.refused("SELECT rule_cdc_shard_move('b', ARRAY['called']::regclass[])");
     feed.pg.psql(&hint.split(';').next().unwrap().replace("'webhook'", "'calls'"));
     assert_eq!(feed.pg.psql("SELECT rule_cdc_shard_move('b', ARRAY['called']::regclass[])"), "1");
     // No slot is left for another one; the remedy makes room.
     let done = feed.command("setup").args(["--shard", "c"]).finish();
     assert_eq!(done.code, Some(2), "{}", done.stderr);
     assert!(done.stderr.contains("all 2 replication slots are in use (max_replication_slots)"), "{}", done.stderr);
-    let (_, hint) = refused(&feed, "SELECT rule_cdc_shard_create('c')");
+    let (_, hint) = feed.pg.refused("SELECT rule_cdc_shard_create('c')");
     hint.split("Or drop").next().unwrap().split(';').take(1).for_each(|remedy| drop(feed.pg.psql(remedy)));
     feed.pg.psql(hint.split("nobody uses: ").nth(1).unwrap());
     feed.pg.stop();

@@ -13,7 +13,7 @@ use nkeys::KeyPair;
 use serde_json::{Value, json};
 use support::{
     Nats, Postgres, eventually,
-    feed::Feed,
+    feed::{Feed, last_sequence},
     login::{jwt, write_credentials},
     rows::ended_well,
 };
@@ -36,13 +36,6 @@ async fn asked(client: &async_nats::Client, subject: &str, request: Value) -> Op
         async_nats::Request::new().payload(request.to_string().into()).timeout(Some(Duration::from_millis(500)));
     let answer = client.send_request(subject.to_owned(), request).await.ok()?;
     serde_json::from_slice(&answer.payload).ok()
-}
-
-async fn last_sequence(jetstream: &jetstream::Context, stream: &str) -> u64 {
-    match jetstream.get_stream(stream).await {
-        Ok(mut stream) => stream.info().await.map_or(0, |info| info.state.last_sequence),
-        Err(_) => 0,
-    }
 }
 
 /// What the tenant's program reads and acknowledges: tenant and number of each row, up to `count` of them.
@@ -71,12 +64,6 @@ fn insert(feed: &Feed, tenant: &str, from: i64, to: i64) {
     feed.pg.psql(&format!(
         "INSERT INTO orders SELECT '{tenant}', i, repeat('x', 100) FROM generate_series({from}, {to}) i"
     ));
-}
-
-fn is_confirmed(feed: &Feed) -> bool {
-    let asked =
-        "SELECT confirmed_flush_lsn >= pg_current_wal_lsn() FROM pg_replication_slots WHERE slot_name = 'walhook'";
-    feed.pg.psql(asked) == "t"
 }
 
 /// Settings by which a full window is reached soon, and left soon.
@@ -175,7 +162,7 @@ async fn a_stream_for_each_tenant_is_read_by_its_account_and_by_no_other() {
     })
     .await;
     assert_eq!(last_sequence(&owner, "TENANT_acme").await, 60, "{}", walhook.log());
-    assert!(!is_confirmed(&feed), "the slot waits for acme");
+    assert!(!feed.is_confirmed(), "the slot waits for acme");
     feed.pg.psql("UPDATE rule_nats_streams SET max_messages = 100000 WHERE stream_name = 'TENANT_acme'");
     feed.confirmed().await;
     assert_eq!(read(&acme_reads, "TENANT_acme", 300).await, rows("acme", 1001..=1300));
@@ -233,7 +220,7 @@ async fn an_account_each(feed: &Feed, folder: &Path, acme: [async_nats::Client; 
     })
     .await;
     assert_eq!(last_sequence(&of_acme, "ACME").await, 60, "{}", walhook.log());
-    assert!(!is_confirmed(feed), "the slot waits for acme");
+    assert!(!feed.is_confirmed(), "the slot waits for acme");
     feed.pg.psql("UPDATE rule_nats_streams SET max_messages = 100000 WHERE stream_name = 'ACME'");
     feed.confirmed().await;
     assert_eq!(read(&acme_reads, "ACME", 300).await, rows("acme", 1001..=1300));
@@ -284,7 +271,7 @@ async fn a_tenant_whose_account_is_full_waits_alone_until_what_is_read_is_purged
     .await;
     let stored = last_sequence(&of_acme, "ACME").await;
     assert!((100..210).contains(&stored), "{stored}");
-    assert!(!is_confirmed(&feed), "the slot waits for acme");
+    assert!(!feed.is_confirmed(), "the slot waits for acme");
     assert_eq!(read(&globex, "GLOBEX", 300).await, rows("globex", 1..=300));
     eventually("the state of acme to name the reason", async || {
         let state = feed.pg.psql("SELECT rule_nats_health_check('acme')");

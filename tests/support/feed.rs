@@ -40,6 +40,12 @@ impl Message {
     }
 }
 
+/// How many messages a stream has ever taken.
+pub async fn last_sequence(jetstream: &jetstream::Context, stream: &str) -> u64 {
+    let Ok(mut stream) = jetstream.get_stream(stream).await else { return 0 };
+    stream.info().await.map_or(0, |info| info.state.last_sequence)
+}
+
 impl Feed {
     /// Both servers, `walhook setup` done, the default configuration pointing at the NATS server.
     pub async fn start() -> Self {
@@ -111,9 +117,7 @@ impl Feed {
 
     /// How many messages the stream has ever taken.
     pub async fn last_sequence(&self, stream: &str) -> u64 {
-        let jetstream = jetstream::new(self.nats.client().await);
-        let Ok(mut stream) = jetstream.get_stream(stream).await else { return 0 };
-        stream.info().await.map_or(0, |info| info.state.last_sequence)
+        last_sequence(&self.nats.jetstream().await, stream).await
     }
 
     /// Waits until the default stream has taken `count` messages, and returns them.
@@ -138,12 +142,24 @@ impl Feed {
 
     /// Waits until PostgreSQL knows that everything committed so far is confirmed.
     pub async fn confirmed(&self) {
+        self.confirmed_of("walhook").await;
+    }
+
+    /// The same of another slot.
+    pub async fn confirmed_of(&self, slot: &str) {
         let upto = self.pg.psql("SELECT pg_current_wal_lsn()");
-        eventually(&format!("the slot to be confirmed up to {upto}"), async || {
+        eventually(&format!("slot {slot} to be confirmed up to {upto}"), async || {
             let asked =
-                format!("SELECT confirmed_flush_lsn >= '{upto}' FROM pg_replication_slots WHERE slot_name = 'walhook'");
+                format!("SELECT confirmed_flush_lsn >= '{upto}' FROM pg_replication_slots WHERE slot_name = '{slot}'");
             (self.pg.psql(&asked) == "t").then_some(())
         })
         .await;
+    }
+
+    /// Whether everything committed so far is confirmed now.
+    pub fn is_confirmed(&self) -> bool {
+        let asked =
+            "SELECT confirmed_flush_lsn >= pg_current_wal_lsn() FROM pg_replication_slots WHERE slot_name = 'walhook'";
+        self.pg.psql(asked) == "t"
     }
 }

@@ -9,6 +9,7 @@
 
 #![allow(dead_code, unused_imports, clippy::unwrap_used)] // each test binary uses its part of this
 
+pub mod canary;
 pub mod disk;
 pub mod feed;
 pub mod folder;

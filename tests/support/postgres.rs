@@ -277,6 +277,13 @@ impl Postgres {
         })
     }
 
+    /// What the error of a statement says, and its hint.
+    pub fn refused(&self, sql: &str) -> (String, String) {
+        let error = self.try_psql(sql).unwrap_err();
+        let error = error.as_db_error().unwrap();
+        (error.message().to_owned(), error.hint().unwrap_or_default().to_owned())
+    }
+
     /// [`Postgres::psql`] for SQL that may fail.
     pub fn try_psql(&self, sql: &str) -> Result<String, tokio_postgres::Error> {
         self.try_psql_in("postgres", sql)

@@ -130,12 +130,6 @@ pub async fn messages_of(feed: &Feed, stream: &str) -> Vec<Sealed> {
     messages
 }
 
-/// Waits until the default stream has taken `count` messages.
-pub async fn stored(feed: &Feed, count: u64) {
-    let what = format!("{count} messages in the stream");
-    eventually(&what, async || (feed.last_sequence("WEBHOOKS").await >= count).then_some(())).await;
-}
-
 /// All that the default stream holds.
 pub async fn messages(feed: &Feed) -> Vec<Sealed> {
     messages_of(feed, "WEBHOOKS").await

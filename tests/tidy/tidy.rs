@@ -33,7 +33,7 @@ const MAY_USE: [(&str, &[&str]); 10] = [
 const FOR_ALL: [&str; 3] = ["calendar", "error", "percent"];
 /// The parts on top, which the others do not use.
 const TOP: [(&str, &[&str]); 3] = [
-    ("config", &["commands", "files", "flow", "http", "nats", "postgres"]), // their settings; of commands only deliver's
+    ("config", &["commands", "files", "flow", "http", "nats", "postgres", "route"]), // their settings; of commands only deliver's
     ("log", &["commands", "config", "text"]), // of commands only whether a terminal has colours
     ("commands", &["config", "deliver", "files", "flow", "http", "log", "nats", "postgres", "route", "text", "wal"]),
 ];

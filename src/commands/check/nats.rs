@@ -16,6 +16,7 @@ use crate::{
     commands::{
         bucket,
         identity::{self, Identity},
+        rows,
     },
     config::Config,
     error::{Error, Kind, Result},
@@ -60,8 +61,7 @@ pub struct Reached {
 /// The configurations that publish to NATS, each with its settings or with what is wrong with them.
 pub fn configurations(config: &Config, tables: &Tables) -> (Vec<Reached>, Vec<Finding>) {
     let mut tables = tables.clone();
-    tables.shard = config.shard_name();
-    tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
+    rows::apply_settings(&mut tables, config);
     let mut streams = streams_of_all(&tables);
     let (mut reached, mut findings) = (Vec::new(), Vec::new());
     for (id, row) in tables.configs.iter().filter(|(_, row)| row.enabled != Some(false)) {

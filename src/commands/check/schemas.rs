@@ -35,14 +35,11 @@ pub async fn check(
     let Some(identity) = identity.filter(|_| !names.is_empty()) else { return (names, None) };
     match schemas::find(control, &identity.owner(source)).await {
         Ok(Bucket { name, .. }) => (vec![name], None),
-        // What the rights say is found there.
-        Err(error) if error.kind() == Kind::Permission => {
-            names.truncate(1);
-            (names, None)
-        }
         Err(error) => {
             names.truncate(1);
-            (names, Some(Finding::with_severity("consumer_schemas", Severity::Error, subject, &error)))
+            let finding = || Finding::with_severity("consumer_schemas", Severity::Error, subject, &error);
+            // What the rights say is found there.
+            (names, (error.kind() != Kind::Permission).then(finding))
         }
     }
 }

@@ -7,9 +7,9 @@ use crate::{commands::seal_keys, config::Config, route::tables::Tables};
 
 /// `seal_key`.
 pub fn check(config: &Config, tables: &Tables) -> Option<Finding> {
-    let problem = seal_keys::problem(tables, &seal_keys::keys(config))?;
-    let finding = Finding::new("seal_key", Severity::Error, "seal_keys_dir", problem);
     let keys = seal_keys::keys(config);
+    let problem = seal_keys::problem(tables, &keys)?;
+    let finding = Finding::new("seal_key", Severity::Error, "seal_keys_dir", problem);
     let mut names = tables.webhooks.values().filter_map(|row| row.seal_key.as_deref());
     // A row from before the check of its column may have any name.
     let is_plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-./".contains(&byte));

@@ -9,7 +9,7 @@ use crate::{
     commands::{
         self,
         identity::{self, Identity},
-        presence,
+        presence, rows,
         run::{position_of, rules},
     },
     config::Config,
@@ -72,8 +72,7 @@ impl Feed {
         let client = commands::connect(config).await?;
         let identity = identity::read(&client).await?;
         let mut tables = rules::newest(&client).await?.tables;
-        tables.shard = config.shard_name();
-        tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
+        rows::apply_settings(&mut tables, config);
         let mut lanes = Vec::new();
         let rules = Rules::compile(&tables, &mut lanes);
         let source = config.source.clone();

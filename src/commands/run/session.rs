@@ -38,7 +38,7 @@ use crate::{
         identity::{self, Runs},
         masks,
         presence::ThisRun,
-        progress, schema, seal_keys,
+        progress, rows, schema, seal_keys,
         setup_check::{self, Reported},
         systemd::Notify,
     },
@@ -144,8 +144,7 @@ pub async fn session(
     let at = rules::At { source: &config.source, system_identifier: &system.system_id, confirmed };
     let rules::Begin { mut tables, newest, amendments, types, is_first, doubted_upto } =
         watch.answer(rules::begin(reader, at)).await?;
-    tables.shard = config.shard_name();
-    tables.overridden = config.nats.reaches_another().then(|| config.nats_config.clone());
+    rows::apply_settings(&mut tables, config);
     tables.mask_key = masks::key(config);
     if let Some(problem) = masks::problem(&tables, &tables.mask_key) {
         tracing::error!("{problem}. Give mask_key_file and start walhook again");

@@ -140,11 +140,6 @@ pub async fn raise_epoch(client: &Client, source: &str, timeline: u32, left: &[(
     Ok(Epoch { epoch: unsigned(source, row.get(0))?, fork: fork(source, row.get(1), row.get(2))? })
 }
 
-/// The types, as `client` sees them.
-pub async fn read_types(client: &impl GenericClient) -> Result<TypeCatalog> {
-    catalog(client).await
-}
-
 /// How long a transaction that has been decoded may be invisible still: it is decoded once its commit is on the disk, and seen once
 /// its synchronous standbys have it too.
 const INVISIBLE: Duration = Duration::from_secs(10);
@@ -163,16 +158,19 @@ pub async fn types(client: &Client, shown: Option<u32>) -> Result<TypeCatalog> {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    catalog(client).await
+    read_types(client).await
 }
 
-async fn catalog(client: &impl GenericClient) -> Result<TypeCatalog> {
-    let failed = |error| sql::error("read the catalog of types", error);
+/// The types, as `client` sees them.
+pub async fn read_types(client: &impl GenericClient) -> Result<TypeCatalog> {
+    let (rows, encoding) =
+        tokio::try_join!(client.query(TypeCatalog::QUERY, &[]), client.query_one(TypeCatalog::QUERY_ENCODING, &[]))
+            .map_err(|error| sql::error("read the catalog of types", error))?;
     let mut types = TypeCatalog::new();
-    for row in client.query(TypeCatalog::QUERY, &[]).await.map_err(failed)? {
+    for row in rows {
         types.insert(row.get(0), TypeKind::from_row(row.get(1), row.get(2), row.get(3)));
     }
-    types.has_raw_bytes = client.query_one(TypeCatalog::QUERY_ENCODING, &[]).await.map_err(failed)?.get(0);
+    types.has_raw_bytes = encoding.get(0);
     Ok(types)
 }
 

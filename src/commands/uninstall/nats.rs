@@ -108,14 +108,13 @@ pub async fn find(client: &Client, config: &Config) -> Result<Findings> {
                 Err(error) if error.err_code == STREAM_NOT_FOUND => continue,
                 Err(error) => return Err(refused(format!("read stream {name:?}"), error)),
             };
-            if of_schemas.contains(&name) {
-                if seen.insert((name.clone(), info["created"].to_string())) {
-                    removals.push(Removal::Schemas { stream: name });
-                }
+            // Two configurations may lead to one account.
+            if !seen.insert((name.clone(), info["created"].to_string())) {
                 continue;
             }
-            // Two configurations may lead to one account.
-            if seen.insert((name.clone(), info["created"].to_string())) {
+            if of_schemas.contains(&name) {
+                removals.push(Removal::Schemas { stream: name });
+            } else {
                 let stream = Stream { name, info, is_bucket: false };
                 let stream = Stream { is_bucket: places.contains(&stream.name), ..stream };
                 removals.extend(stream.removals(&control, &identity, &buckets).await?);

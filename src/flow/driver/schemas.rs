@@ -10,29 +10,22 @@ impl Driver {
     /// Begins to store the schema that a lane waits for, where it is time. Returns whether something has changed.
     pub(super) fn store_schema(&mut self, id: GroupId, lane: StreamId, streamer: &mut Streamer) -> bool {
         let Some((nth, _)) = streamer.lane(lane.0).schema_to_store() else { return false };
-        let (group, state) = (&self.groups[id.0], &mut self.lanes[lane.0]);
-        if state.settings.as_ref().is_some_and(|settings| !settings.awaits_schemas) {
-            if state.schemas.under_way.take().is_some() {
-                self.actions.push_back(Action::Abandon(Task::StoreSchema(lane)));
-            }
-            streamer.lane_mut(lane.0).pass_without_schemas();
-            self.schemas_well(lane);
-            return true;
-        }
-        let its = (nth, group.connected_times);
-        if state.schemas.under_way == Some(its) && group.has_api {
-            return false;
-        }
-        if state.schemas.under_way.take().is_some() {
+        let state = &mut self.lanes[lane.0];
+        let wants_none = state.settings.as_ref().is_some_and(|settings| !settings.awaits_schemas);
+        let (abandons, begins) = match wants_none {
+            true => (state.schemas.end(), false),
+            false => state.schemas.begin(nth, &self.groups[id.0], self.now),
+        };
+        if abandons {
             self.actions.push_back(Action::Abandon(Task::StoreSchema(lane)));
         }
-        if group.is_core || !group.has_api || state.schemas.from.is_some_and(|from| self.now < from) {
-            return false;
+        if wants_none {
+            streamer.lane_mut(lane.0).pass_without_schemas();
+            self.schemas_well(lane);
+        } else if begins {
+            self.actions.push_back(Action::StoreSchema(lane, nth));
         }
-        state.schemas.from = None;
-        state.schemas.under_way = Some(its);
-        self.actions.push_back(Action::StoreSchema(lane, nth));
-        true
+        wants_none || begins
     }
 
     pub(super) fn schema_stored(
@@ -42,11 +35,9 @@ impl Driver {
         outcome: Result<()>,
         streamer: &mut Streamer,
     ) -> Result<bool> {
-        let storing = &mut self.lanes[lane.0].schemas;
-        if storing.under_way.is_none_or(|(under_way, _)| under_way != nth) {
+        if !self.lanes[lane.0].schemas.answered(nth) {
             return Ok(false);
         }
-        storing.under_way = None;
         match outcome {
             Ok(()) => {
                 streamer.lane_mut(lane.0).schema_stored(nth);
@@ -54,8 +45,7 @@ impl Driver {
             }
             Err(error) if !self.goes_on_after(&error) => return Err(error),
             Err(error) => {
-                let storing = &mut self.lanes[lane.0].schemas;
-                storing.from = Some(self.now.after(storing.backoff.next(self.chance.draw())));
+                self.lanes[lane.0].schemas.again_after(self.now, self.chance.draw());
                 self.report(Report::SchemaNotStored(lane, error));
             }
         }

@@ -52,8 +52,12 @@ impl Lane {
         }
         schemas.last = Some(Arc::clone(schema));
         // The plan's own in place of an older one that says the same: one of them is kept.
-        if schemas.named.insert(schema.key.clone(), Arc::clone(schema)).is_none() {
-            schemas.await_stored(Arc::clone(schema), number, position.commit_lsn);
+        match schemas.named.get_mut(&schema.key) {
+            Some(named) => *named = Arc::clone(schema),
+            None => {
+                schemas.named.insert(schema.key.clone(), Arc::clone(schema));
+                schemas.await_stored(Arc::clone(schema), number, position.commit_lsn);
+            }
         }
     }
 

@@ -132,7 +132,7 @@ impl EventEncoder {
         };
         let webhook_id = cell(columns.webhook_id).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
         let webhook = webhook_id.and_then(|id| rules.webhook(id));
-        if !webhook.map_or(rules.is_main(), |index| rules.webhooks[index].is_ours) {
+        if !rules.is_ours(webhook, None) {
             return Ok(());
         }
         let own_subject = columns.subject.and_then(cell).filter(|subject| !subject.is_empty());

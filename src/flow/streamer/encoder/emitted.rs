@@ -28,7 +28,7 @@ impl EventEncoder {
         let change = Change { position, xid: 0, op: Op::Insert, relation: 0, new: None, old: None };
         self.subject.clear();
         let index = rules.webhook(message.webhook_id);
-        if !index.map_or(rules.is_main(), |index| rules.webhooks[index].is_ours) {
+        if !rules.is_ours(index, None) {
             return Ok(());
         }
         let Some(index) = index else {
