@@ -126,12 +126,14 @@ fn go_worker() -> Prepared {
     go("go-worker", &root("examples/workers/go"))
 }
 
-/// `cargo test` builds examples, too.
+/// `cargo test` builds examples, too; `cargo test --test` does not, and may find one of before the last change.
 fn rust_worker() -> Prepared {
     let binary = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/worker");
-    if !binary.exists() {
+    let changed = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
+    let is_current = changed(&binary).is_ok_and(|built| built >= changed(&root("examples/workers/rust/worker.rs")).unwrap());
+    if !is_current {
         return Err(format!(
-            "{} is missing: cargo test --test builds no examples, cargo build --example worker",
+            "{} is missing or older than its source: cargo build --example worker builds it",
             binary.display()
         ));
     }
