@@ -261,7 +261,7 @@ async fn the_rights_in_nats_that_the_documentation_lists_are_enough() {
          publish: [{rights}], subscribe: [\"_INBOX.>\"] }} }} ] }}"
     );
     let nats = Nats::builder().config(&users).start().await;
-    let feed = Feed::on(Postgres::start().await, nats);
+    let feed = Feed::on(Postgres::set_up().await, nats);
     feed.pg.psql(&format!("UPDATE rule_nats_config SET nats_url = 'nats://all:a@127.0.0.1:{}'", feed.nats.port()));
     let mile = LastMile::on(feed);
     let http = Http::ok();

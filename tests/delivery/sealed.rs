@@ -15,7 +15,7 @@ use support::{
 
 /// A mile whose streamer seals with these keys.
 async fn sealing(keys: &KeyFolder) -> LastMile {
-    let feed = Feed::on(Postgres::start().await, Nats::builder().config("max_payload: 64KB").start().await);
+    let feed = Feed::on(Postgres::set_up().await, Nats::builder().config("max_payload: 64KB").start().await);
     let streamer = keys.with(feed.streamer()).start();
     LastMile::with(feed, streamer)
 }

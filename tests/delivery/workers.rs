@@ -130,7 +130,8 @@ fn go_worker() -> Prepared {
 fn rust_worker() -> Prepared {
     let binary = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/worker");
     let changed = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
-    let is_current = changed(&binary).is_ok_and(|built| built >= changed(&root("examples/workers/rust/worker.rs")).unwrap());
+    let is_current =
+        changed(&binary).is_ok_and(|built| built >= changed(&root("examples/workers/rust/worker.rs")).unwrap());
     if !is_current {
         return Err(format!(
             "{} is missing or older than its source: cargo build --example worker builds it",

@@ -139,7 +139,7 @@ async fn a_wall_clock_of_walhook_that_jumps_loses_doubles_and_stops_nothing() {
         Ok(clock) => clock,
         Err(why) => return skip("a wall clock that jumps", &why),
     };
-    jump_about(&clock, &linked_on(Postgres::start().await, Nats::start().await)).await;
+    jump_about(&clock, &linked_on(Postgres::set_up().await, Nats::start().await)).await;
 }
 
 #[tokio::test]

@@ -41,7 +41,7 @@ impl Cluster {
         })
         .await;
         let urls = servers.iter().map(Nats::url).collect::<Vec<_>>().join(",");
-        let feed = Feed::on(Postgres::start().await, servers.remove(0));
+        let feed = Feed::on(Postgres::set_up().await, servers.remove(0));
         feed.pg.psql(&format!("UPDATE rule_nats_config SET nats_url = '{urls}'"));
         support::rows::link(&feed);
         feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");

@@ -18,7 +18,8 @@ use support::{
 const DONE: Duration = Duration::from_secs(1800);
 
 async fn start() -> (Feed, Proxy, Walhook, String) {
-    let feed = linked_on(Postgres::builder().conf("wal_sender_timeout = 5s").start().await, Nats::start().await);
+    let feed =
+        linked_on(Postgres::builder().conf("wal_sender_timeout = 5s").set_up().start().await, Nats::start().await);
     feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");
     // Room for all of it; the history's copy of a gigabyte is not what is tested.
     feed.pg.psql("UPDATE rule_nats_streams SET max_bytes = -1, max_messages = -1");
@@ -98,7 +99,7 @@ async fn a_transaction_of_a_gigabyte_before_a_slow_nats_takes_little_memory_and_
 #[tokio::test]
 async fn one_value_of_many_megabytes_costs_at_most_twice_its_size_besides_the_window() {
     const MIB: u64 = 64;
-    let feed = linked_on(Postgres::start().await, Nats::start().await);
+    let feed = linked_on(Postgres::set_up().await, Nats::start().await);
     let mut walhook = feed.run();
     feed.pg.psql("INSERT INTO t VALUES (0, 'small')");
     feed.confirmed().await;

@@ -22,7 +22,7 @@ struct Net {
 
 impl Net {
     async fn start() -> Net {
-        Net::on(Postgres::start().await, Nats::start().await)
+        Net::on(Postgres::set_up().await, Nats::start().await)
     }
 
     fn on(pg: Postgres, nats: Nats) -> Net {
@@ -127,7 +127,7 @@ async fn a_network_that_passes_single_bytes_costs_time_only() {
 
 #[tokio::test]
 async fn a_slow_network_to_either_server_holds_up_and_loses_nothing() {
-    let net = Net::on(Postgres::builder().conf("wal_sender_timeout = 2s").start().await, Nats::start().await);
+    let net = Net::on(Postgres::builder().conf("wal_sender_timeout = 2s").set_up().start().await, Nats::start().await);
     let mut walhook = net.run();
     insert(&net.feed.pg, 0, 10);
     taken(&net.feed, 10).await;

@@ -81,7 +81,7 @@ async fn each_once(feed: &Feed) {
 async fn a_fast_shutdown_under_load_leaves_nothing_in_the_slot_though_sql_goes_first() {
     // Before 17 PostgreSQL itself forgets at a shutdown what was confirmed last.
     for version in ["17", "18"] {
-        let feed = linked_on(Postgres::builder().version(version).start().await, Nats::start().await);
+        let feed = linked_on(Postgres::builder().version(version).set_up().start().await, Nats::start().await);
         feed.pg.psql("UPDATE rule_nats_config SET history = 'off'");
         // Another server behind the same settings takes connections all the time: that says nothing of the first one.
         let other = Postgres::start().await;
@@ -113,7 +113,7 @@ async fn a_fast_shutdown_under_load_leaves_nothing_in_the_slot_though_sql_goes_f
 #[tokio::test]
 async fn rows_of_the_history_that_a_shutdown_cuts_off_are_written_after_it_and_nothing_is_stored_twice() {
     for version in ["14", "18"] {
-        let feed = linked_on(Postgres::builder().version(version).start().await, Nats::start().await);
+        let feed = linked_on(Postgres::builder().version(version).set_up().start().await, Nats::start().await);
         let mut walhook = feed.run();
         insert(&feed.pg, 0, 50);
         taken(&feed, 50).await;
@@ -132,7 +132,7 @@ async fn rows_of_the_history_that_a_shutdown_cuts_off_are_written_after_it_and_n
 
 #[tokio::test]
 async fn a_shutdown_is_not_held_up_by_a_full_window_and_a_stream_that_takes_nothing() {
-    let feed = linked_on(Postgres::start().await, Nats::start().await);
+    let feed = linked_on(Postgres::set_up().await, Nats::start().await);
     let mut walhook = feed.streamer().env("WALHOOK_WINDOW_EVENTS", "20").start();
     insert(&feed.pg, 0, 50);
     taken(&feed, 50).await;
@@ -149,7 +149,7 @@ async fn a_shutdown_is_not_held_up_by_a_full_window_and_a_stream_that_takes_noth
 
 #[tokio::test]
 async fn an_sql_connection_that_is_ended_while_the_server_goes_on_begins_a_new_session() {
-    let feed = linked_on(Postgres::start().await, Nats::start().await);
+    let feed = linked_on(Postgres::set_up().await, Nats::start().await);
     let mut walhook = feed.run();
     insert(&feed.pg, 0, 50);
     taken(&feed, 50).await;

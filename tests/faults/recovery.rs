@@ -18,7 +18,7 @@ use support::{
 
 /// A feed whose table `t` is linked to a webhook.
 async fn linked() -> Feed {
-    linked_on(Postgres::start().await, Nats::start().await)
+    linked_on(Postgres::set_up().await, Nats::start().await)
 }
 
 fn linked_on(pg: Postgres, nats: Nats) -> Feed {
@@ -247,7 +247,7 @@ async fn a_walhook_that_waits_for_the_slot_ends_at_once_when_told_to() {
 
 #[tokio::test]
 async fn a_walhook_that_was_frozen_while_another_took_over_publishes_nothing_more() {
-    let pg = Postgres::builder().conf("wal_sender_timeout = 2s").start().await;
+    let pg = Postgres::builder().conf("wal_sender_timeout = 2s").set_up().start().await;
     let feed = linked_on(pg, Nats::start().await);
     let mut frozen = feed.run();
     insert(&feed, 0, 200);
@@ -346,7 +346,7 @@ async fn a_shutdown_before_postgresql_or_nats_can_be_reached_is_immediate() {
 
 #[tokio::test]
 async fn a_huge_transaction_before_a_stalled_stream_keeps_the_connection_and_little_memory() {
-    let pg = Postgres::builder().conf("wal_sender_timeout = 2s").start().await;
+    let pg = Postgres::builder().conf("wal_sender_timeout = 2s").set_up().start().await;
     let feed = linked_on(pg, Nats::start().await);
     let mut walhook = feed.run();
     walhook.logged("stream opened").await;

@@ -21,7 +21,7 @@ use support::{
 };
 
 async fn linked() -> Feed {
-    let feed = linked_on(Postgres::start().await, Nats::start().await);
+    let feed = linked_on(Postgres::set_up().await, Nats::start().await);
     feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");
     feed
 }
@@ -56,7 +56,7 @@ async fn a_full_disk_under_nats_is_waited_for_and_once_there_is_room_all_arrives
         Ok(disk) => disk,
         Err(why) => return skip("a full disk under NATS", &why),
     };
-    let feed = linked_on(Postgres::start().await, Nats::builder().disk(disk).start().await);
+    let feed = linked_on(Postgres::set_up().await, Nats::builder().disk(disk).start().await);
     let mut walhook = feed.run();
     insert(&feed.pg, 0, 100);
     feed.confirmed().await;
@@ -112,7 +112,7 @@ async fn a_stream_deleted_and_made_anew_by_hand_ends_walhook_with_the_code_for_d
 async fn a_password_that_is_revoked_while_it_runs_ends_it_with_the_code_for_permission_and_nothing_is_lost() {
     let authorization = |password: &str| format!("authorization {{ user: app, password: {password} }}");
     let nats = Nats::builder().config(&authorization("first")).start().await;
-    let mut feed = linked_on(Postgres::start().await, nats);
+    let mut feed = linked_on(Postgres::set_up().await, nats);
     let run = |feed: &Feed| feed.streamer().env("NATS_USER", "app").env("NATS_PASSWORD", "first").start();
     let mut walhook = run(&feed);
     insert(&feed.pg, 0, 100);
@@ -147,7 +147,7 @@ fn certified(folder: &std::path::Path, authority: &Authority) -> String {
 async fn a_certificate_and_its_authority_that_are_rotated_under_a_running_walhook_are_read_anew() {
     let folder = tempfile::tempdir().unwrap();
     let nats = Nats::builder().config(&certified(folder.path(), &Authority::new("old"))).start().await;
-    let feed = linked_on(Postgres::start().await, nats);
+    let feed = linked_on(Postgres::set_up().await, nats);
     let run = |feed: &Feed| -> Walhook { feed.streamer().env("NATS_CA", folder.path().join("ca.crt")).start() };
     let mut walhook = run(&feed);
     insert(&feed.pg, 0, 100);
@@ -166,7 +166,7 @@ async fn a_certificate_that_has_expired_is_named_and_nothing_is_lost_until_it_is
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new("ours");
     let nats = Nats::builder().config(&certified(folder.path(), &authority)).start().await;
-    let feed = linked_on(Postgres::start().await, nats);
+    let feed = linked_on(Postgres::set_up().await, nats);
     let run = |feed: &Feed| -> Walhook { feed.streamer().env("NATS_CA", folder.path().join("ca.crt")).start() };
     let mut walhook = run(&feed);
     insert(&feed.pg, 0, 100);
@@ -218,7 +218,7 @@ fn openings(walhook: &Walhook) -> usize {
 #[tokio::test]
 async fn a_repeated_message_id_holds_up_nobody_and_reopens_nothing_but_for_the_first_that_is_older_than_the_run() {
     for version in ["2.10", "2.15"] {
-        let feed = linked_on(Postgres::start().await, Nats::builder().version(version).start().await);
+        let feed = linked_on(Postgres::set_up().await, Nats::builder().version(version).start().await);
         feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");
         // Every other event has an id that one of fifty others has.
         let repeat = |from: i64, to: i64| {
@@ -250,7 +250,7 @@ async fn a_repeated_message_id_holds_up_nobody_and_reopens_nothing_but_for_the_f
 
 /// A feed whose NATS believes an operator's users, walhook's being that of the file.
 async fn of_operator(operator: &Operator, file: &std::path::Path) -> Feed {
-    let feed = linked_on(Postgres::start().await, Nats::builder().config(&operator.config()).start().await);
+    let feed = linked_on(Postgres::set_up().await, Nats::builder().config(&operator.config()).start().await);
     feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");
     feed.pg.psql(&format!(
         "UPDATE rule_nats_config SET auth_type = 'credentials', auth_credentials_file = '{}'",
@@ -288,7 +288,7 @@ async fn a_users_own_limit_of_payload_makes_a_dead_letter_and_what_comes_behind_
 #[tokio::test]
 async fn a_subject_longer_than_the_server_reads_is_a_dead_letter_that_says_so_and_others_flow() {
     let nats = Nats::builder().config("max_control_line: 1024").start().await;
-    let feed = linked_on(Postgres::start().await, nats);
+    let feed = linked_on(Postgres::set_up().await, nats);
     feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");
     feed.pg.psql("SELECT rule_nats_stream_create('OTHERS', ARRAY['others.>'])");
     let other = feed.webhook("other");

@@ -178,7 +178,7 @@ fn assert_equal(feed: &Feed, folded: &Tables) {
 
 #[tokio::test]
 async fn tpc_b_over_plain_tables_in_one_stream_folds_to_exactly_the_tables() {
-    let feed = Feed::on(Postgres::builder().version("14").start().await, Nats::start().await);
+    let feed = Feed::on(Postgres::builder().version("14").set_up().start().await, Nats::start().await);
     feed.webhook("bench");
     feed.pg.psql(&tables(PLAIN));
     for name in ["accounts", "branches", "history", "tellers"] {
@@ -205,7 +205,7 @@ async fn tpc_b_over_plain_tables_in_one_stream_folds_to_exactly_the_tables() {
 
 #[tokio::test]
 async fn tpc_b_over_partitions_in_a_stream_for_each_table_folds_to_exactly_the_tables() {
-    let feed = Feed::on(Postgres::builder().version("18").start().await, Nats::start().await);
+    let feed = Feed::on(Postgres::builder().version("18").set_up().start().await, Nats::start().await);
     feed.pg.psql(&tables(PARTITIONED));
     for name in ["accounts", "branches", "history", "tellers"] {
         let stream = name.to_uppercase();

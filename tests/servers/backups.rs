@@ -405,7 +405,7 @@ async fn refused_and_accepted(feed: &Feed, mut refused: Walhook) {
 #[tokio::test]
 async fn a_restored_stream_that_has_every_event_is_gone_on_with_also_on_another_server() {
     for version in ["2.10", "2.15"] {
-        let mut feed = linked_on(Postgres::start().await, Nats::builder().version(version).start().await);
+        let mut feed = linked_on(Postgres::set_up().await, Nats::builder().version(version).start().await);
         let mut walhook = feed.run();
         insert(&feed.pg, 0, 100);
         feed.confirmed().await;
@@ -437,7 +437,7 @@ async fn a_restored_stream_that_has_every_event_is_gone_on_with_also_on_another_
 
 #[tokio::test]
 async fn a_restored_stream_that_lacks_events_is_filled_from_the_slot_where_confirming_was_delayed() {
-    let feed = linked_on(Postgres::start().await, Nats::start().await);
+    let feed = linked_on(Postgres::set_up().await, Nats::start().await);
     let run = || feed.streamer().env("WALHOOK_CONFIRM_DELAY_SECONDS", "3600").start();
     let mut walhook = run();
     insert(&feed.pg, 0, 100);
@@ -479,7 +479,7 @@ async fn exactly_stored(feed: &Feed, count: i64) {
 
 #[tokio::test]
 async fn a_restored_stream_that_lacks_confirmed_events_is_refused_until_the_loss_is_accepted() {
-    let feed = linked_on(Postgres::start().await, Nats::start().await);
+    let feed = linked_on(Postgres::set_up().await, Nats::start().await);
     let mut walhook = feed.run();
     insert(&feed.pg, 0, 100);
     feed.confirmed().await;

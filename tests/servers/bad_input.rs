@@ -10,7 +10,7 @@ use support::{Nats, Postgres, UNCHECKED, Walhook, feed::Feed, walhook::Finished}
 
 /// A feed whose table `t` is linked to webhook 1, `webhooks.w`.
 async fn linked() -> Feed {
-    linked_on(Postgres::start().await, Nats::start().await)
+    linked_on(Postgres::set_up().await, Nats::start().await)
 }
 
 fn linked_on(pg: Postgres, nats: Nats) -> Feed {
@@ -232,6 +232,7 @@ async fn a_slot_that_is_missing_or_not_ours_ends_it_with_the_remedy() {
 async fn a_slot_that_has_lost_its_wal_ends_it_with_the_code_for_distrust() {
     let pg = Postgres::builder()
         .conf("max_slot_wal_keep_size = 1MB\nmin_wal_size = 32MB\nmax_wal_size = 32MB")
+        .set_up()
         .start()
         .await;
     let feed = linked_on(pg, Nats::start().await);
@@ -313,7 +314,7 @@ async fn an_unreachable_nats_is_tried_again_and_named_without_its_password() {
 #[tokio::test]
 async fn a_password_that_nats_does_not_take_ends_it_with_the_code_for_permission() {
     let nats = Nats::builder().config("authorization { user: app, password: right }").start().await;
-    let feed = linked_on(Postgres::start().await, nats);
+    let feed = linked_on(Postgres::set_up().await, nats);
     let run = feed.command("run").env("NATS_USER", "app").env("NATS_PASSWORD", "hunter2");
     let log = refuses(run, 4, &["WEBHOOKS", &format!("127.0.0.1:{}", feed.nats.port())]);
     assert!(!log.contains("hunter2"), "{log}");
@@ -385,7 +386,7 @@ async fn a_subject_outside_every_stream_is_a_dead_letter_that_says_so_and_the_ne
 #[tokio::test]
 async fn an_event_over_max_payload_is_a_dead_letter_with_its_payload_and_the_next_event_flows() {
     let nats = Nats::builder().config("max_payload: 64KB").start().await;
-    let feed = linked_on(Postgres::start().await, nats);
+    let feed = linked_on(Postgres::set_up().await, nats);
     let mut walhook = feed.run();
     feed.pg.psql("INSERT INTO t VALUES (1, 'small')");
     feed.pg.psql("INSERT INTO t VALUES (2, repeat('x', 70000)), (3, repeat('y', 60000)), (4, repeat('z', 65536))");
@@ -404,7 +405,7 @@ async fn an_event_over_max_payload_is_a_dead_letter_with_its_payload_and_the_nex
 #[tokio::test]
 async fn what_is_too_large_is_judged_by_the_server_that_is_there_and_not_before_it_is_known() {
     let nats = Nats::builder().config("max_payload: 4MB").start().await;
-    let feed = linked_on(Postgres::start().await, nats);
+    let feed = linked_on(Postgres::set_up().await, nats);
     feed.nats.stop();
     let mut walhook = feed.run();
     walhook.logged("WARN").await;

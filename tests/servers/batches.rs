@@ -15,7 +15,7 @@ use support::{
 
 /// A feed whose table `t` is linked to a webhook, and whose stream has this in its row.
 async fn feed_with(nats: Nats, settings: &str) -> Feed {
-    let feed = Feed::on(Postgres::start().await, nats);
+    let feed = Feed::on(Postgres::set_up().await, nats);
     feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'], p_max_age_seconds => 0)");
     feed.pg.psql(&format!("UPDATE rule_nats_streams SET {settings}"));
     let id = feed.webhook("w");

@@ -94,7 +94,7 @@ impl Flow {
     }
 
     async fn on(nats: Nats) -> Flow {
-        Flow::of(Flow::linked(Feed::on(Postgres::start().await, nats))).await
+        Flow::of(Flow::linked(Feed::on(Postgres::set_up().await, nats))).await
     }
 
     fn linked(feed: Feed) -> Feed {
@@ -207,6 +207,7 @@ async fn a_slot_that_another_process_holds_and_one_that_is_gone_have_one_name_ev
 async fn an_invalidated_slot_has_one_name_everywhere() {
     let pg = Postgres::builder()
         .conf("max_slot_wal_keep_size = '1MB'\nmin_wal_size = '32MB'\nmax_wal_size = '64MB'")
+        .set_up()
         .start()
         .await;
     let mut flow = Flow::of(Flow::linked(Feed::on(pg, Nats::start().await))).await;

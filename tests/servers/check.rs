@@ -199,7 +199,7 @@ fn as_user(feed: &Feed, user: &str) -> Builder {
 
 /// A feed in which nothing is wrong.
 pub async fn sound(version: &str) -> Feed {
-    let pg = Postgres::builder().version(version).conf("max_slot_wal_keep_size = 100TB").start().await;
+    let pg = Postgres::builder().version(version).conf("max_slot_wal_keep_size = 100TB").set_up().start().await;
     let feed = Feed::on(pg, Nats::start().await);
     feed.webhook("w");
     feed.pg.psql("CREATE TABLE t (id int PRIMARY KEY, note text); SELECT rule_webhook_link_table(1, 't')");
@@ -576,7 +576,7 @@ async fn each_trouble_with_streams_is_found_and_ended_by_its_remedy() {
 
 #[tokio::test]
 async fn rows_that_fit_into_no_message_are_seen_before_they_are_published() {
-    let pg = Postgres::builder().conf("max_slot_wal_keep_size = 100TB").start().await;
+    let pg = Postgres::builder().conf("max_slot_wal_keep_size = 100TB").set_up().start().await;
     let feed = Feed::on(pg, Nats::builder().config("max_payload: 64KB").start().await);
     feed.webhook("w");
     feed.pg.psql(

@@ -16,7 +16,7 @@ use tokio::io::AsyncReadExt;
 /// A feed whose table `t` is linked to webhook 1, `webhooks.w`, which wants the object store, on a server that takes 64 KB.
 async fn linked(config: &str) -> Feed {
     let nats = Nats::builder().config(&format!("max_payload: 64KB\n{config}")).start().await;
-    let feed = Feed::on(Postgres::start().await, nats);
+    let feed = Feed::on(Postgres::set_up().await, nats);
     assert_eq!(feed.webhook("w"), 1);
     feed.pg.psql("UPDATE rule_webhooks SET on_error = 'object_store'");
     feed.pg.psql("CREATE TABLE t (id int PRIMARY KEY, note text)");
@@ -186,7 +186,7 @@ async fn without_the_right_to_an_object_store_it_is_a_dead_letter_that_says_so_a
     };
     let nats = Nats::builder().config(&users("\"$JS.API.STREAM.CREATE.OBJ_walhook_objects\"")).start().await;
     let port = nats.port();
-    let mut feed = Feed::on(Postgres::start().await, nats);
+    let mut feed = Feed::on(Postgres::set_up().await, nats);
     feed.pg.psql(&format!("SELECT rule_nats_configure('default', 'nats://w:p@127.0.0.1:{port}')"));
     feed.webhook("w");
     feed.pg.psql("UPDATE rule_webhooks SET on_error = 'object_store'");

@@ -349,7 +349,7 @@ async fn ten_thousand_rules_changed_in_one_transaction_hold_up_neither_rows_nor_
     const RULES: u32 = 10_000;
     // A quarter of the default: a debug build beside other tests takes its time, and rules that cost by the square of their number
     // take minutes.
-    let pg = Postgres::builder().conf("wal_sender_timeout = '15s'").start().await;
+    let pg = Postgres::builder().conf("wal_sender_timeout = '15s'").set_up().start().await;
     let feed = Feed::on(pg, Nats::start().await);
     feed.webhook("first");
     feed.pg.psql("CREATE TABLE t (id int PRIMARY KEY, kind text); SELECT rule_webhook_link_table(1, 't')");

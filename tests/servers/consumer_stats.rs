@@ -92,7 +92,7 @@ async fn durable_consumers_are_counted_as_jetstream_counts_them_until_they_are_g
 #[tokio::test]
 async fn a_user_who_may_not_list_consumers_gets_one_warning_and_delivers_all_the_same() {
     let config = "authorization { users: [ { user: u, password: p, permissions: { publish: { deny: \"$JS.API.CONSUMER.>\" } } } ] }";
-    let feed = Feed::on(Postgres::start().await, Nats::builder().config(config).start().await);
+    let feed = Feed::on(Postgres::set_up().await, Nats::builder().config(config).start().await);
     let folder = tempfile::tempdir().unwrap();
     let webhook = feed.webhook("w");
     feed.pg.psql(&format!("UPDATE rule_nats_config SET nats_url = 'nats://u:p@127.0.0.1:{}'", feed.nats.port()));

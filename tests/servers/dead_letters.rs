@@ -17,7 +17,7 @@ fn linked_on(pg: Postgres, nats: Nats) -> Feed {
 }
 
 async fn linked() -> Feed {
-    linked_on(Postgres::start().await, Nats::start().await)
+    linked_on(Postgres::set_up().await, Nats::start().await)
 }
 
 /// `walhook dead-letters …`, which must exit with `code`.
@@ -48,7 +48,7 @@ async fn body(feed: &Feed, stream: &str, sequence: u64) -> String {
 #[tokio::test]
 async fn an_event_too_large_is_published_as_it_was_once_the_server_takes_it() {
     let nats = Nats::builder().config("max_payload: 64KB").start().await;
-    let mut feed = linked_on(Postgres::start().await, nats);
+    let mut feed = linked_on(Postgres::set_up().await, nats);
     feed.pg.psql(r#"UPDATE rule_webhooks SET nats_headers = '{"X-Team": "billing"}'"#);
     let mut walhook = feed.run();
     feed.pg.psql("INSERT INTO t VALUES (1), (2)");

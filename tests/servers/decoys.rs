@@ -24,7 +24,7 @@ async fn refusals_of_a_stream_in_another_domain_lose_and_double_nothing() {
         },
     ] {
         let (hub, leaf, _port) = hub_and_leaf().await;
-        let feed = linked_on(Postgres::start().await, leaf);
+        let feed = linked_on(Postgres::set_up().await, leaf);
         let decoy = jetstream::stream::Config { subjects: vec!["webhooks.>".to_owned()], ..decoy };
         let of_leaf = feed.nats.jetstream().await;
         of_leaf.create_stream(decoy).await.unwrap();

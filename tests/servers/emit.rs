@@ -310,7 +310,7 @@ async fn a_webhook_that_moves_while_messages_wait_has_each_by_the_rules_of_its_c
 #[tokio::test]
 async fn a_large_message_is_a_claim_check_or_a_dead_letter_and_is_published_again_from_there() {
     let nats = Nats::builder().config("max_payload: 64KB").start().await;
-    let feed = linked_on(Postgres::start().await, nats);
+    let feed = linked_on(Postgres::set_up().await, nats);
     feed.pg.psql("SELECT rule_webhook_emit_enable()");
     let mut walhook = feed.run();
     let large = "SELECT rule_webhook_emit(1, jsonb_build_object('n', 1, 'x', repeat('ä', 2000000)))";

@@ -11,7 +11,7 @@ use support::{Nats, Postgres, Walhook, eventually, feed::Feed};
 
 /// A linked table `items` and its webhook 1; the history keeps payloads, which distinguish rows here.
 async fn linked() -> Feed {
-    linked_on(Postgres::start().await).await
+    linked_on(Postgres::set_up().await).await
 }
 
 async fn linked_on(pg: Postgres) -> Feed {
@@ -565,7 +565,7 @@ const PLACES: &str = "SELECT count(*) FILTER (WHERE tableoid = 'rule_nats_publis
 #[tokio::test]
 async fn rows_of_the_layout_before_are_read_by_the_same_name_and_no_event_has_a_second_row_in_a_partition() {
     for version in ["14", "18"] {
-        let feed = linked_on(Postgres::builder().version(version).start().await).await;
+        let feed = linked_on(Postgres::builder().version(version).set_up().start().await).await;
         // As 0.2.0 wrote them: into the table itself.
         feed.pg.psql(TAKEN);
         let mut from = 0;

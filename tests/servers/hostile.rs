@@ -15,7 +15,7 @@ const ENDS: Duration = Duration::from_secs(40);
 
 /// A feed with the linked table `t`.
 async fn linked() -> Feed {
-    on(Postgres::start().await, Nats::start().await)
+    on(Postgres::set_up().await, Nats::start().await)
 }
 
 fn on(pg: Postgres, nats: Nats) -> Feed {
@@ -173,7 +173,7 @@ async fn a_database_that_allows_no_connections_for_a_while_is_waited_for_and_nam
 #[tokio::test]
 async fn a_stream_that_others_edit_amid_a_run_takes_each_event_once_after_it_is_set_right() {
     for version in ["2.10", "2.15"] {
-        let feed = on(Postgres::start().await, Nats::builder().version(version).start().await);
+        let feed = on(Postgres::set_up().await, Nats::builder().version(version).start().await);
         let mut walhook = feed.run();
         insert(&feed, 1, 10);
         feed.confirmed().await;
@@ -234,7 +234,8 @@ async fn a_stream_that_others_edit_amid_a_run_takes_each_event_once_after_it_is_
 
 #[tokio::test]
 async fn rows_that_were_replicated_prepared_or_logged_beside_messages_of_others_arrive_once_in_order() {
-    let feed = on(Postgres::builder().conf("max_prepared_transactions = 5").start().await, Nats::start().await);
+    let feed =
+        on(Postgres::builder().conf("max_prepared_transactions = 5").set_up().start().await, Nats::start().await);
     let mut walhook = feed.run();
     // As an apply worker writes them: with an origin.
     feed.pg.psql(
@@ -391,7 +392,7 @@ async fn json_with_nul_and_control_characters_arrives_and_is_recorded_by_a_worke
 
 #[tokio::test]
 async fn what_only_the_newest_postgresql_has_is_published_or_refused_by_name() {
-    let feed = on(Postgres::builder().version("18").start().await, Nats::start().await);
+    let feed = on(Postgres::builder().version("18").set_up().start().await, Nats::start().await);
     feed.pg.psql(
         "CREATE EXTENSION IF NOT EXISTS btree_gist; \
          CREATE TABLE v (id int PRIMARY KEY, a int, b int GENERATED ALWAYS AS (a * 2) VIRTUAL, c int GENERATED ALWAYS AS (a * 3) STORED); \

@@ -165,7 +165,7 @@ async fn a_second_walhook_says_that_it_waits_for_the_slot() {
 #[tokio::test]
 async fn counters_tell_events_duplicates_dead_letters_and_refusals_and_outlive_a_session() {
     let nats = Nats::builder().config("max_payload: 64KB").start().await;
-    let feed = Feed::on(Postgres::start().await, nats);
+    let feed = Feed::on(Postgres::set_up().await, nats);
     feed.webhook("w");
     feed.pg.psql("CREATE TABLE t (id int PRIMARY KEY, note text)");
     feed.pg.psql("SELECT rule_webhook_link_table(1, 't')");
@@ -650,7 +650,7 @@ async fn a_real_prometheus_scrapes_both_verbs_and_every_query_of_the_dashboard_h
     }
     let receiver = Http::start(|_, _| Reply::status(204));
     let nats = Nats::builder().config("max_payload: 64KB").start().await;
-    let feed = Feed::on(Postgres::builder().conf("max_slot_wal_keep_size = '1GB'").start().await, nats);
+    let feed = Feed::on(Postgres::builder().conf("max_slot_wal_keep_size = '1GB'").set_up().start().await, nats);
     assert_eq!(feed.webhook("w"), 1);
     feed.pg.psql("CREATE TABLE t (id serial PRIMARY KEY, note text)");
     feed.pg.psql("SELECT rule_webhook_link_table(1, 't')");

@@ -75,7 +75,7 @@ fn validate(messages: &[Message], schemas: &BTreeMap<String, Value>) -> usize {
 #[tokio::test]
 async fn every_row_of_every_type_is_valid_by_the_schema_that_it_names() {
     for version in ["14", "18"] {
-        let pg = Postgres::builder().version(version).start().await;
+        let pg = Postgres::builder().version(version).set_up().start().await;
         let feed = fed(Feed::on(pg, Nats::start().await)).await;
         feed.webhook("d");
         feed.pg

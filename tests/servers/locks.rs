@@ -71,7 +71,7 @@ async fn a_role_that_may_only_connect_holds_nothing_up_by_locks_and_names() {
 
 #[tokio::test]
 async fn a_session_of_a_role_that_walhook_may_not_end_is_named_and_the_statement_ends_it() {
-    let feed = rows::linked_on(Postgres::start().await, Nats::start().await);
+    let feed = rows::linked_on(Postgres::set_up().await, Nats::start().await);
     let left_behind = feed.pg.client().await;
     left_behind.batch_execute("SET application_name = 'walhook run of walhook'").await.unwrap();
     let process: i32 = left_behind.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
@@ -138,7 +138,7 @@ async fn a_setup_that_waits_for_transactions_of_others_names_them_and_goes_on_at
 
 #[tokio::test]
 async fn a_run_that_waits_for_a_lock_on_its_own_tables_names_who_holds_it() {
-    let feed = rows::linked_on(Postgres::start().await, Nats::start().await);
+    let feed = rows::linked_on(Postgres::set_up().await, Nats::start().await);
     feed.pg.psql("INSERT INTO t VALUES (1)");
     for table in ["rule_webhooks", "rule_nats_checkpoints"] {
         let holder = feed.pg.client().await;

@@ -86,7 +86,7 @@ fn change(feed: &Feed) {
 
 #[tokio::test]
 async fn what_a_mask_keeps_back_is_nowhere_outside_the_table() {
-    let feed = Feed::on(Postgres::start().await, Nats::builder().config("max_payload: 64KB").start().await);
+    let feed = Feed::on(Postgres::set_up().await, Nats::builder().config("max_payload: 64KB").start().await);
     let key = KeyFile::new(&format!("{KEY}\n"));
     linked(&feed);
     // Values that are left as they are may be large: a claim check has them.

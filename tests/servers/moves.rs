@@ -21,7 +21,7 @@ async fn feed() -> Feed {
 }
 
 async fn feed_on(nats: Nats) -> Feed {
-    let feed = Feed::on(Postgres::start().await, nats);
+    let feed = Feed::on(Postgres::set_up().await, nats);
     feed.pg.psql(
         "CREATE TABLE t (id int PRIMARY KEY, note text);
          SELECT rule_nats_stream_create('A', ARRAY['a.>'], 'default', 'limits');

@@ -653,7 +653,7 @@ fn connections(pid: u32, port: u16) -> usize {
 
 #[tokio::test]
 async fn three_streams_share_one_publishing_connection_and_one_that_refuses_holds_up_itself_alone() {
-    let feed = Feed::on(Postgres::start().await, Nats::start().await);
+    let feed = Feed::on(Postgres::set_up().await, Nats::start().await);
     feed.pg.psql("UPDATE rule_nats_config SET max_connections = 2, stream_name = NULL");
     for name in ["a", "b", "c"] {
         feed.pg.psql(&format!("SELECT rule_nats_stream_create('{name}', ARRAY['{name}.>'])"));
@@ -739,7 +739,7 @@ fn verb(feed: &Feed, words: &[&str]) -> String {
 #[tokio::test]
 async fn a_domain_behind_a_leaf_node_is_asked_by_every_verb_and_the_servers_own_jetstream_by_none() {
     let (hub, leaf, _port) = hub_and_leaf().await;
-    let feed = linked_on(Postgres::start().await, leaf);
+    let feed = linked_on(Postgres::set_up().await, leaf);
     feed.pg.psql("UPDATE rule_nats_config SET jetstream_domain = 'hub'");
     feed.pg.psql("UPDATE rule_webhooks SET on_error = 'object_store'");
     let mut mile = LastMile::on(feed);
@@ -778,7 +778,7 @@ async fn a_domain_behind_a_leaf_node_is_asked_by_every_verb_and_the_servers_own_
 #[tokio::test]
 async fn a_domain_that_changes_is_another_jetstream_and_one_that_was_wrong_is_corrected() {
     let (hub, leaf, _port) = hub_and_leaf().await;
-    let feed = linked_on(Postgres::start().await, leaf);
+    let feed = linked_on(Postgres::set_up().await, leaf);
     feed.pg.psql("UPDATE rule_nats_config SET jetstream_domain = 'hbu'");
     let mut walhook = feed.run();
     insert(&feed.pg, 0, 20);
@@ -812,7 +812,7 @@ async fn a_domain_that_changes_is_another_jetstream_and_one_that_was_wrong_is_co
 #[tokio::test]
 async fn acks_of_a_stream_in_another_domain_that_takes_the_same_subjects_count_for_nothing() {
     let (hub, leaf, _port) = hub_and_leaf().await;
-    let feed = linked_on(Postgres::start().await, leaf);
+    let feed = linked_on(Postgres::set_up().await, leaf);
     let decoy = jetstream::stream::Config {
         name: "WEBHOOKS".to_owned(),
         subjects: vec!["webhooks.>".to_owned()],
@@ -843,7 +843,7 @@ async fn the_jetstream_of_another_account_is_asked_under_the_prefix_of_its_impor
              imports: [ {{ service: {{ account: STREAMS, subject: \"$JS.API.>\" }}, to: \"js.streams.>\" }} {imports} ] }} }}"
     );
     let nats = Nats::builder().config(&accounts).start().await;
-    let feed = linked_on(Postgres::start().await, nats);
+    let feed = linked_on(Postgres::set_up().await, nats);
     let url = format!("nats://app:app@127.0.0.1:{}", feed.nats.port());
     feed.pg.psql(&format!("UPDATE rule_nats_config SET nats_url = '{url}', api_prefix = 'js.streams'"));
     let mut mile = LastMile::on(feed);
@@ -900,7 +900,7 @@ async fn the_permissions_of_the_page_are_enough_for_each_command() {
     let nats = Nats::builder().config(&configuration_of("docs/nats-permissions.md")).start().await;
     let port = nats.port();
     let of = |user: &str| format!("nats://{user}:p@127.0.0.1:{port}");
-    let feed = linked_on(Postgres::start().await, nats);
+    let feed = linked_on(Postgres::set_up().await, nats);
     feed.pg.psql(&format!("UPDATE rule_nats_config SET nats_url = '{}'", of("run-all")));
     feed.pg.psql("UPDATE rule_webhooks SET on_error = 'object_store'");
     let mut mile = LastMile::on(feed);

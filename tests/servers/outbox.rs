@@ -360,7 +360,7 @@ async fn kills_at_any_moment_lose_and_double_no_row_of_an_outbox_that_is_deleted
 async fn a_large_body_goes_into_the_object_store_and_rows_from_before_the_link_are_sent_by_a_backfill() {
     let nats = Nats::builder().config("max_payload: 64KB").start().await;
     let feed = on(
-        Feed::on(Postgres::start().await, nats),
+        Feed::on(Postgres::set_up().await, nats),
         "CREATE TABLE t (n int PRIMARY KEY, body bytea NOT NULL); \
          UPDATE rule_webhooks SET on_error = 'object_store'; \
          INSERT INTO t VALUES (1, '\\x0102'), (2, decode(repeat('ff00', 100000), 'hex')); \

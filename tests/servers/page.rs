@@ -69,7 +69,7 @@ impl Drop for Browser {
 #[tokio::test]
 async fn the_page_shows_a_running_flow_an_outage_and_its_end_in_a_browser_without_an_error() {
     let nats = Nats::builder().config("max_payload: 64KB").start().await;
-    let feed = Feed::on(Postgres::builder().conf("max_slot_wal_keep_size = '1GB'").start().await, nats);
+    let feed = Feed::on(Postgres::builder().conf("max_slot_wal_keep_size = '1GB'").set_up().start().await, nats);
     assert_eq!(feed.webhook("w"), 1);
     feed.pg.psql("CREATE TABLE t (id serial PRIMARY KEY, note text)");
     feed.pg.psql("SELECT rule_webhook_link_table(1, 't')");

@@ -353,7 +353,7 @@ async fn the_format_data_is_the_bare_row_or_payload() {
 #[tokio::test]
 async fn two_databases_feed_two_streams_of_one_server_under_their_own_names() {
     let first = with("CREATE TABLE t (id int PRIMARY KEY)").await;
-    let second = Feed::on(Postgres::start().await, Nats::start().await);
+    let second = Feed::on(Postgres::set_up().await, Nats::start().await);
     second.webhook("w");
     second.pg.psql("CREATE TABLE t (id int PRIMARY KEY)");
     second.pg.psql(&format!("SELECT rule_nats_configure('default', '{}')", first.nats.url()));

@@ -106,7 +106,7 @@ async fn consumers_go_on_in_the_mirror_of_a_region_that_fails_and_back_without_a
         .await;
     let seen = jetstream::with_domain(two.client().await, "one");
     eventually("region two to see region one", async || seen.query_account().await.ok()).await;
-    let feed = linked_on(Postgres::start().await, one);
+    let feed = linked_on(Postgres::set_up().await, one);
     let one = &feed.nats;
     let mut walhook = feed.run();
     insert(&feed.pg, 0, 100);

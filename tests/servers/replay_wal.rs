@@ -103,13 +103,13 @@ async fn what_the_anchor_keeps_comes_again_the_same_beside_the_live_flow() {
 
 #[tokio::test]
 async fn what_the_anchor_keeps_comes_again_on_the_oldest_postgresql() {
-    let pg = Postgres::builder().version("14").start().await;
+    let pg = Postgres::builder().version("14").set_up().start().await;
     the_same_comes_from_the_wal(Feed::on(pg, Nats::start().await)).await;
 }
 
 #[tokio::test]
 async fn what_the_anchor_keeps_comes_again_on_the_newest_postgresql() {
-    let pg = Postgres::builder().version("18").start().await;
+    let pg = Postgres::builder().version("18").set_up().start().await;
     the_same_comes_from_the_wal(Feed::on(pg, Nats::start().await)).await;
 }
 
@@ -172,7 +172,10 @@ async fn the_anchor_stays_as_far_behind_as_configured_and_shows_how_far_it_reach
 
 #[tokio::test]
 async fn an_anchor_that_postgresql_has_left_behind_says_so_and_so_does_one_that_is_gone() {
-    let feed = Feed::on(Postgres::builder().conf("max_slot_wal_keep_size = '1MB'").start().await, Nats::start().await);
+    let feed = Feed::on(
+        Postgres::builder().conf("max_slot_wal_keep_size = '1MB'").set_up().start().await,
+        Nats::start().await,
+    );
     feed.pg.psql("CREATE TABLE filler (n int)");
     feed.pg.psql("SELECT rule_cdc_anchor_create()");
     eventually("the anchor to be lost", async || {

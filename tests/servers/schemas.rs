@@ -7,7 +7,7 @@ use crate::support;
 use support::{Nats, Postgres, feed::Feed};
 
 async fn linked(version: &str) -> Feed {
-    let feed = Feed::on(Postgres::builder().version(version).start().await, Nats::start().await);
+    let feed = Feed::on(Postgres::builder().version(version).set_up().start().await, Nats::start().await);
     feed.pg.psql("SELECT rule_nats_stream_create('WEBHOOKS', ARRAY['webhooks.>'])");
     assert_eq!(feed.webhook("w"), 1);
     feed.pg.psql("CREATE SCHEMA shop; CREATE TABLE shop.a (id int PRIMARY KEY); INSERT INTO shop.a VALUES (0)");
@@ -117,7 +117,7 @@ async fn without_the_event_trigger_the_check_names_what_is_missing_and_its_state
 
 #[tokio::test]
 async fn a_dump_keeps_the_links_of_schemas_and_a_restored_database_follows_new_tables() {
-    let pg = Postgres::builder().version("17").tools().start().await;
+    let pg = Postgres::builder().version("17").tools().set_up().start().await;
     let feed = Feed::on(pg, Nats::start().await);
     feed.webhook("w");
     feed.pg.psql("CREATE SCHEMA shop; CREATE TABLE shop.a (id int PRIMARY KEY, email text)");

@@ -59,7 +59,7 @@ async fn event(feed: &Feed, message: &Sealed) -> Value {
 
 #[tokio::test]
 async fn what_is_sealed_is_nowhere_in_plain_and_opens_by_the_documented_format() {
-    let feed = Feed::on(Postgres::start().await, Nats::builder().config("max_payload: 64KB").start().await);
+    let feed = Feed::on(Postgres::set_up().await, Nats::builder().config("max_payload: 64KB").start().await);
     let keys = KeyFolder::new(&["k.2026-11"]);
     linked(&feed);
     let receiver = Http::ok();
@@ -335,7 +335,7 @@ async fn a_dead_letter_from_before_its_webhook_sealed_is_sealed_when_it_is_publi
 
 #[tokio::test]
 async fn sealed_events_come_once_and_in_order_though_walhook_is_killed_again_and_again() {
-    let feed = Feed::on(Postgres::start().await, Nats::builder().config("max_payload: 64KB").start().await);
+    let feed = Feed::on(Postgres::set_up().await, Nats::builder().config("max_payload: 64KB").start().await);
     assert_eq!(feed.webhook("w"), 1);
     feed.pg.psql("CREATE TABLE t (id int PRIMARY KEY, note text)");
     feed.pg.psql(

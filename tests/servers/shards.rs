@@ -459,7 +459,8 @@ async fn a_shard_is_dropped_when_it_has_published_all_that_was_its_own() {
 
 #[tokio::test]
 async fn mistakes_about_shards_are_named_with_what_to_do() {
-    let feed = Feed::on(Postgres::builder().conf("max_replication_slots = 2").start().await, Nats::start().await);
+    let feed =
+        Feed::on(Postgres::builder().conf("max_replication_slots = 2").set_up().start().await, Nats::start().await);
     tables(&feed);
     for (statement, words) in [
         ("SELECT rule_cdc_shard_create('B')", "a shard cannot have the name 'B'"),

@@ -79,7 +79,7 @@ fn run(feed: &Feed, folder: &Path) -> support::Walhook {
 async fn a_stream_for_each_tenant_is_read_by_its_account_and_by_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let nats = Nats::builder().config(&blocks("text")[0]).start().await;
-    let feed = Feed::on(Postgres::start().await, nats);
+    let feed = Feed::on(Postgres::set_up().await, nats);
     feed.pg.psql(&format!("UPDATE rule_nats_config SET nats_url = 'nats://walhook:w@127.0.0.1:{}'", feed.nats.port()));
     let sql = blocks("sql");
     feed.pg.psql(&sql[0]);
@@ -232,7 +232,7 @@ async fn an_account_each(feed: &Feed, folder: &Path, acme: [async_nats::Client; 
 /// Servers with the accounts of the page; of each tenant the login of walhook and its own.
 async fn by_configuration() -> (Feed, [[async_nats::Client; 2]; 2]) {
     let nats = Nats::builder().config(&blocks("text")[1]).start().await;
-    let feed = Feed::on(Postgres::start().await, nats);
+    let feed = Feed::on(Postgres::set_up().await, nats);
     let sql = blocks("sql");
     feed.pg.psql(&sql[0]);
     feed.pg.psql(&sql[2]);
@@ -343,7 +343,7 @@ fn operator_mode(folder: &Path) -> String {
 async fn an_account_for_each_tenant_by_the_jwts_of_an_operator() {
     let folder = tempfile::tempdir().unwrap();
     let nats = Nats::builder().config(&operator_mode(folder.path())).start().await;
-    let feed = Feed::on(Postgres::start().await, nats);
+    let feed = Feed::on(Postgres::set_up().await, nats);
     let sql = blocks("sql");
     feed.pg.psql(&sql[0]);
     feed.pg.psql(&sql[2]);

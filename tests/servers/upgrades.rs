@@ -183,7 +183,7 @@ async fn killed_in_every_step(version: &str) {
 #[tokio::test]
 async fn every_step_of_the_schema_is_applied_while_walhook_streams_and_the_application_writes() {
     for version in ["14", "18"] {
-        let feed = Feed::on(Postgres::builder().version(version).start().await, Nats::start().await);
+        let feed = Feed::on(Postgres::builder().version(version).set_up().start().await, Nats::start().await);
         two_webhooks(&feed);
         let mut walhook = feed.run();
         let application = Application::start(&feed.pg);
@@ -220,7 +220,8 @@ async fn empty_cluster(version: &str) -> Postgres {
 
 #[tokio::test]
 async fn pg_upgrade_from_14_needs_a_new_slot_and_loses_and_repeats_nothing() {
-    let mut feed = linked_on(Postgres::builder().version("14").tools().fresh().start().await, Nats::start().await);
+    let mut feed =
+        linked_on(Postgres::builder().version("14").tools().fresh().start().await, Nats::start().await);
     let mut walhook = feed.run();
     insert(&feed.pg, 0, 200);
     // 1. The writers have stopped; nothing waits.
@@ -262,7 +263,8 @@ async fn consumes_all(feed: &Feed, new: &Postgres) {
 
 #[tokio::test]
 async fn pg_upgrade_from_17_takes_the_slot_along_and_loses_and_repeats_nothing() {
-    let mut feed = linked_on(Postgres::builder().version("17").tools().fresh().start().await, Nats::start().await);
+    let mut feed =
+        linked_on(Postgres::builder().version("17").tools().fresh().start().await, Nats::start().await);
     insert(&feed.pg, 0, 200);
     let new = empty_cluster("18").await;
     consumes_all(&feed, &new).await;
@@ -281,7 +283,7 @@ async fn pg_upgrade_from_17_takes_the_slot_along_and_loses_and_repeats_nothing()
 
 #[tokio::test]
 async fn nats_server_is_upgraded_on_the_same_files_while_walhook_streams() {
-    let mut feed = linked_on(Postgres::start().await, Nats::builder().version("2.10").start().await);
+    let mut feed = linked_on(Postgres::set_up().await, Nats::builder().version("2.10").start().await);
     let mut walhook = feed.run();
     insert(&feed.pg, 0, 200);
     feed.confirmed().await;
@@ -341,7 +343,8 @@ fn dump_and_restore(old: &Postgres, new: &Postgres) {
 
 #[tokio::test]
 async fn a_dump_goes_on_in_the_same_stream_if_the_new_server_begins_behind_the_old_ones_wal() {
-    let mut feed = linked_on(Postgres::builder().version("14").tools().fresh().start().await, Nats::start().await);
+    let mut feed =
+        linked_on(Postgres::builder().version("14").tools().fresh().start().await, Nats::start().await);
     feed.pg.psql("SELECT pg_switch_wal()");
     let mut walhook = feed.run();
     insert(&feed.pg, 0, 200);
@@ -368,7 +371,8 @@ async fn a_dump_goes_on_in_the_same_stream_if_the_new_server_begins_behind_the_o
 
 #[tokio::test]
 async fn a_dump_on_a_server_whose_wal_ends_before_the_stream_needs_another_source() {
-    let mut feed = linked_on(Postgres::builder().version("17").tools().fresh().start().await, Nats::start().await);
+    let mut feed =
+        linked_on(Postgres::builder().version("17").tools().fresh().start().await, Nats::start().await);
     for _ in 0..3 {
         feed.pg.psql("SELECT pg_switch_wal()");
         feed.pg.psql("CREATE TABLE filler AS SELECT 1; DROP TABLE filler");
@@ -420,7 +424,7 @@ async fn another_source(feed: &Feed, before: i64, slot: &[&str]) {
 
 #[tokio::test]
 async fn another_slot_of_the_same_source_goes_on_in_the_same_stream() {
-    let feed = linked_on(Postgres::start().await, Nats::start().await);
+    let feed = linked_on(Postgres::set_up().await, Nats::start().await);
     let mut walhook = feed.run();
     insert(&feed.pg, 0, 200);
     feed.confirmed().await;
@@ -443,7 +447,7 @@ async fn another_slot_of_the_same_source_goes_on_in_the_same_stream() {
 
 #[tokio::test]
 async fn another_source_of_the_same_database_goes_on_in_the_same_stream() {
-    let feed = linked_on(Postgres::start().await, Nats::start().await);
+    let feed = linked_on(Postgres::set_up().await, Nats::start().await);
     let mut walhook = feed.run();
     insert(&feed.pg, 0, 50);
     feed.confirmed().await;
@@ -457,7 +461,7 @@ async fn another_source_of_the_same_database_goes_on_in_the_same_stream() {
 #[tokio::test]
 async fn a_server_that_stands_behind_the_old_address_is_taken_once_the_checkpoints_are_deleted() {
     let second = Nats::start().await;
-    let feed = linked_on(Postgres::start().await, Nats::start().await);
+    let feed = linked_on(Postgres::set_up().await, Nats::start().await);
     let address = support::Proxy::before(feed.nats.port());
     feed.pg.psql(&format!("SELECT rule_nats_configure('default', 'nats://127.0.0.1:{}')", address.port()));
     let mut walhook = feed.run();

@@ -24,7 +24,7 @@ async fn linked_on(pg: Postgres) -> Feed {
 }
 
 async fn linked() -> Feed {
-    linked_on(Postgres::start().await).await
+    linked_on(Postgres::set_up().await).await
 }
 
 /// `walhook run` ends by itself, with this code and these words.
@@ -76,7 +76,7 @@ async fn a_slot_for_two_phases_is_refused_at_the_start_and_by_setup_and_its_reme
 
 #[tokio::test]
 async fn what_is_altered_while_it_runs_is_logged_once_and_in_the_status_until_its_remedy_is_run() {
-    let feed = linked_on(Postgres::builder().version("15").start().await).await;
+    let feed = linked_on(Postgres::builder().version("15").set_up().start().await).await;
     let mut walhook = feed.run();
     feed.pg.psql("INSERT INTO t VALUES (1)");
     assert_eq!(ids(&feed, 1).await, [1]);
@@ -199,7 +199,7 @@ async fn a_role_that_may_only_read_gets_the_reason_and_goes_on_once_it_may_write
 
 #[tokio::test]
 async fn a_slot_that_nobody_used_for_too_long_is_called_by_that_name() {
-    let pg = Postgres::builder().version("18").conf("idle_replication_slot_timeout = 1s").start().await;
+    let pg = Postgres::builder().version("18").conf("idle_replication_slot_timeout = 1s").set_up().start().await;
     let feed = linked_on(pg).await;
     eventually("the slot to be invalidated", async || {
         feed.pg.psql("CHECKPOINT");

@@ -18,6 +18,7 @@ use super::{
     process::{Process, User, tail},
     services,
     tls::Identity,
+    walhook::{Walhook, binary},
 };
 
 /// What every server starts with. Nothing survives a power cut, everything survives a SIGKILL.
@@ -51,6 +52,8 @@ pub struct Postgres {
     port: Port,
     user: User,
     environment: Vec<(String, String)>,
+    /// `walhook setup` has run in the cluster that this one is a copy of.
+    pub is_set_up: bool,
     folder: Folder,
 }
 
@@ -63,6 +66,7 @@ pub struct Builder {
     initdb: Option<Vec<String>>,
     copied: Option<PathBuf>,
     is_standby: bool,
+    is_set_up: bool,
     environment: Vec<(String, String)>,
     tls: Option<Identity>,
     client_ca: Option<String>,
@@ -141,6 +145,13 @@ impl Builder {
         self
     }
 
+    /// One in whose database `walhook setup` has run.
+    #[must_use]
+    pub fn set_up(mut self) -> Self {
+        self.is_set_up = true;
+        self
+    }
+
     /// A standby: `copy_of` its primary, with `primary_conninfo` in `conf`.
     #[must_use]
     pub fn standby(mut self) -> Self {
@@ -152,13 +163,19 @@ impl Builder {
     pub async fn start(self) -> Postgres {
         let bin =
             if self.has_tools { services::postgres_tools(&self.version) } else { services::postgres(&self.version) };
+        let is_copy = self.initdb.is_none() && self.copied.is_none();
+        assert!(is_copy || !self.is_set_up, "a cluster that is set up is a copy of the one that is kept for this");
         let user = User::unprivileged();
         let folder = Folder::new("pg", user);
         let data = folder.path().join("data");
         match (&self.initdb, &self.copied) {
             (Some(arguments), _) => initdb(&bin, user, &data, arguments),
             (None, copied) => {
-                let from = copied.clone().unwrap_or_else(|| template(&bin, user));
+                let from = match copied {
+                    Some(data) => data.clone(),
+                    None if self.is_set_up => self.set_up_template(&bin, user).await,
+                    None => template(&bin, user).await,
+                };
                 let copy = Command::new("cp").arg("-a").arg(from).arg(&data).output().unwrap();
                 succeeded("cp", copy);
             }
@@ -168,16 +185,48 @@ impl Builder {
             user.write(&data.join("standby.signal"), "");
         }
         let environment = self.environment;
-        let mut server = Postgres { process: Mutex::new(None), bin, port: Port::take(), user, environment, folder };
+        let is_set_up = self.is_set_up;
+        let process = Mutex::new(None);
+        let mut server = Postgres { process, bin, port: Port::take(), user, environment, is_set_up, folder };
         for _ in 0..5 {
             match server.launch().await {
-                Ok(()) => return server,
+                Ok(()) => {
+                    if is_set_up {
+                        server.psql(OTHER_DATABASE);
+                    }
+                    return server;
+                }
                 // Somebody who does not know our lock was faster.
                 Err(log) if log.contains("Address already in use") => server.port = Port::take(),
                 Err(log) => panic!("PostgreSQL did not start; it says:\n{}", tail(&log)),
             }
         }
         panic!("PostgreSQL found five ports taken, one after the other");
+    }
+
+    /// A cluster to copy in which `walhook setup` has run, made once by each build of walhook: a setup takes half a second of a
+    /// processor.
+    async fn set_up_template(&self, bin: &Path, user: User) -> PathBuf {
+        let binary = binary();
+        let built = fs::metadata(&binary).unwrap();
+        let since = built.modified().unwrap().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let folder = binary.ancestors().nth(2).unwrap().join("tmp/set-up");
+        let version = template_name(bin, user);
+        let name = format!("{version}-{}-{}", built.len(), since.as_nanos());
+        let make = async |data: &Path| {
+            for older in fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {
+                // Those of earlier builds, each of some 80 MB.
+                if older.is_dir() && older.file_name().unwrap().to_str().unwrap().starts_with(&version) {
+                    fs::remove_dir_all(older).unwrap();
+                }
+            }
+            let server = Box::pin(Postgres::builder().version(&self.version).start()).await;
+            let done = Walhook::command("setup").env("DATABASE_URL", server.conninfo()).finish();
+            assert_eq!(done.code, Some(0), "{}", done.stderr);
+            server.stop();
+            succeeded("cp", Command::new("cp").arg("-a").arg(server.data_dir()).arg(data).output().unwrap());
+        };
+        made_once(&folder, &name, make).await
     }
 
     fn configure(&self, data: &Path, user: User) {
@@ -204,6 +253,11 @@ impl Postgres {
         Self::builder().start().await
     }
 
+    /// The same, with walhook's objects in it.
+    pub async fn set_up() -> Self {
+        Self::builder().set_up().start().await
+    }
+
     /// One with wishes.
     pub fn builder() -> Builder {
         Builder {
@@ -214,6 +268,7 @@ impl Postgres {
             initdb: None,
             copied: None,
             is_standby: false,
+            is_set_up: false,
             environment: Vec::new(),
             tls: None,
             client_ca: None,
@@ -425,28 +480,41 @@ fn line(message: &SimpleQueryMessage) -> Option<String> {
     Some(columns.join("|"))
 }
 
+/// A copy of a database that is set up is a database of its own to the servers that both use.
+const OTHER_DATABASE: &str =
+    "UPDATE rule_cdc_identity SET database_id = left(replace(gen_random_uuid()::text, '-', ''), 16)";
+
 /// An initialized cluster to copy, made once per binary and user and kept in the cache: initdb takes a second, a copy a
 /// tenth of it.
-fn template(bin: &Path, user: User) -> PathBuf {
-    let version = succeeded("postgres", user.command(bin.join("postgres")).arg("--version").output().unwrap());
-    let name: String = format!("{version} {} {}", bin.display(), rustix::process::geteuid().as_raw())
-        .chars()
-        .map(|letter| if letter.is_ascii_alphanumeric() || letter == '.' { letter } else { '-' })
-        .collect();
-    let folder = services::cache().join("templates");
-    fs::create_dir_all(&folder).unwrap();
-    let template = folder.join(&name);
-    let lock = File::create(folder.join(format!("{name}.lock"))).unwrap();
-    lock.lock().unwrap(); // until the end of this function
-    if !template.exists() {
+async fn template(bin: &Path, user: User) -> PathBuf {
+    let make = async |data: &Path| {
         let temporary = Folder::new("initdb", user);
         initdb(bin, user, &temporary.path().join("data"), &[]);
-        let copy = tempfile::tempdir_in(&folder).unwrap();
-        let moved = Command::new("mv").arg(temporary.path().join("data")).arg(copy.path()).output().unwrap();
-        succeeded("mv", moved);
-        fs::rename(copy.path().join("data"), &template).unwrap(); // at once: a half template must not be found
+        succeeded("mv", Command::new("mv").arg(temporary.path().join("data")).arg(data).output().unwrap());
+    };
+    made_once(&services::cache().join("templates"), &template_name(bin, user), make).await
+}
+
+fn template_name(bin: &Path, user: User) -> String {
+    let version = succeeded("postgres", user.command(bin.join("postgres")).arg("--version").output().unwrap());
+    format!("{version} {} {}", bin.display(), rustix::process::geteuid().as_raw())
+        .chars()
+        .map(|letter| if letter.is_ascii_alphanumeric() || letter == '.' { letter } else { '-' })
+        .collect()
+}
+
+/// What `make` has put in this folder under this name, once for all tests.
+async fn made_once(folder: &Path, name: &str, make: impl AsyncFnOnce(&Path)) -> PathBuf {
+    fs::create_dir_all(folder).unwrap();
+    let made = folder.join(name);
+    let lock = File::create(folder.join(format!("{name}.lock"))).unwrap();
+    lock.lock().unwrap(); // until the end of this function
+    if !made.exists() {
+        let temporary = tempfile::tempdir_in(folder).unwrap();
+        make(&temporary.path().join("data")).await;
+        fs::rename(temporary.path().join("data"), &made).unwrap(); // at once: a half one must not be found
     }
-    template
+    made
 }
 
 fn initdb(bin: &Path, user: User, data: &Path, arguments: &[String]) {

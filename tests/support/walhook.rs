@@ -186,7 +186,7 @@ impl Walhook {
 }
 
 /// Cargo tells tests where it is; a bench or an example lies in a folder beside it.
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     match option_env!("CARGO_BIN_EXE_walhook") {
         Some(path) => path.into(),
         None => std::env::current_exe().unwrap().ancestors().nth(2).expect("target/<profile>/deps/…").join("walhook"),

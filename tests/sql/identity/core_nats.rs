@@ -54,7 +54,7 @@ async fn a_copy_publishes_nothing_to_core_nats_where_another_configuration_has_j
     let nats = Nats::start().await;
     let core = Nats::builder().config("jetstream: disabled").start().await;
     let proxy = Proxy::before(nats.port());
-    let mut original = Site::on(Postgres::start().await, &nats, None);
+    let mut original = Site::on(Postgres::set_up().await, &nats, None);
     original.nats_url = format!("nats://127.0.0.1:{}", proxy.port());
     original.set_up();
     has_run(&original).await;
