@@ -250,7 +250,7 @@ fn every_seed_keeps_the_promise() {
         return;
     }
     let first = number("WALHOOK_FIRST_SEED").unwrap_or(0);
-    let seeds = number("WALHOOK_SEEDS").unwrap_or(3000);
+    let seeds = number("WALHOOK_SEEDS").unwrap_or(1000);
     let (next, failed) = (AtomicU64::new(first), AtomicU32::new(0));
     let tally = Mutex::new(BTreeMap::new());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
