@@ -140,7 +140,8 @@ BEGIN
         RETURN;
     END IF;
     FOR v_grant IN
-        -- It reads the configuration and the secrets it signs with, keeps the calls, and disables a webhook that is gone.
+        -- It reads the configuration and the secrets it signs with, keeps the calls, and notes that a receiver is gone. A worker of 0.2
+        -- does that by enabled = false.
         VALUES ('SELECT', ARRAY['rule_webhooks', 'rule_webhook_links', 'rule_webhook_secrets', 'rule_nats_config',
                     'rule_nats_streams', 'rule_cdc_migrations']),
                ('UPDATE (enabled, updated_at)', ARRAY['rule_webhooks']),

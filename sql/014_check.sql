@@ -524,6 +524,7 @@ BEGIN
         RETURN QUERY SELECT f.* FROM walhook.rule_cdc_check_schemas() f; -- made by 022
         RETURN QUERY SELECT f.* FROM walhook.rule_cdc_check_rows() f; -- made by 016
         RETURN QUERY SELECT f.* FROM walhook.rule_cdc_check_functions() f;
+        RETURN QUERY SELECT f.* FROM walhook.rule_cdc_check_receivers() f; -- made by 030
         RETURN QUERY SELECT f.* FROM walhook.rule_cdc_check_shards(p_publication) f; -- made by 027
     END IF;
 END

@@ -229,7 +229,7 @@ BEGIN
     -- so: the second one looks behind the first one's commit.
     FOR v_id, v_room, v_order, v_key IN
         SELECT w.webhook_id, g.room, w.delivery_order, w.order_key FROM unnest(p_webhook_ids, p_rooms) AS g (id, room)
-        JOIN public.rule_webhooks w ON w.webhook_id = g.id AND w.enabled AND w.delivery_order IN ('strict', 'key')
+        JOIN public.rule_webhooks w ON w.webhook_id = g.id AND w.enabled AND w.disabled_at IS NULL AND w.delivery_order IN ('strict', 'key')
         WHERE g.room > 0
           AND EXISTS (SELECT FROM public.rule_webhook_calls c
                       WHERE c.webhook_id = g.id AND c.event_id IS NULL AND c.status IN ('pending', 'retrying', 'processing')
@@ -259,7 +259,7 @@ BEGIN
     WITH due AS (
         SELECT d.call_id
         FROM unnest(p_webhook_ids, p_rooms) AS g (id, room)
-        JOIN public.rule_webhooks w ON w.webhook_id = g.id AND w.enabled AND w.delivery_order = 'any'
+        JOIN public.rule_webhooks w ON w.webhook_id = g.id AND w.enabled AND w.disabled_at IS NULL AND w.delivery_order = 'any'
         LEFT JOIN walhook.rule_webhook_limits l ON l.webhook_id = g.id
         CROSS JOIN LATERAL (
             SELECT c.call_id FROM public.rule_webhook_calls c
@@ -380,7 +380,7 @@ BEGIN
         INSERT INTO walhook.rule_nats_notices AS n (webhook_id, kind, is_open, amount, changed_at, announced_at)
         SELECT w.webhook_id, 'webhook_disabled', true, 0, w.disabled_at, v_now
         FROM public.rule_webhooks w
-        WHERE NOT w.enabled AND w.disabled_at IS NOT NULL AND coalesce(w.nats_config_id, v_default) = v_config_id
+        WHERE w.disabled_at IS NOT NULL AND coalesce(w.nats_config_id, v_default) = v_config_id
         -- Of two processes the second one waits here for the first one's commit, and finds nothing to do.
         ON CONFLICT (webhook_id, kind) DO UPDATE
         SET is_open = true, changed_at = excluded.changed_at, announced_at = excluded.announced_at
@@ -389,7 +389,7 @@ BEGIN
     ), enabled AS (
         UPDATE walhook.rule_nats_notices n SET is_open = false
         FROM public.rule_webhooks w
-        WHERE n.kind = 'webhook_disabled' AND n.is_open AND w.webhook_id = n.webhook_id AND w.enabled
+        WHERE n.kind = 'webhook_disabled' AND n.is_open AND w.webhook_id = n.webhook_id AND w.disabled_at IS NULL
           AND coalesce(w.nats_config_id, v_default) = v_config_id
         RETURNING n.webhook_id, 'webhook_enabled' AS event
     ), piled AS (

@@ -70,7 +70,7 @@ pub struct Webhook {
     pub retry_delay_ms: u64,
     /// What each further wait is multiplied by.
     pub retry_backoff_multiplier: f64,
-    /// Not enabled: its events wait in the stream.
+    /// Not enabled, or its receiver has answered 410: its events wait in the stream.
     pub enabled: bool,
     /// Whether it publishes to NATS now.
     pub publishes: bool,
@@ -204,7 +204,7 @@ pub fn webhooks_of(tables: &Tables, config_name: Option<&str>, credentials: Cred
                 max_retries: row.max_retries.map_or(3, |retries| u32::try_from(retries).unwrap_or(0)),
                 retry_delay_ms: row.retry_delay_ms.map_or(1000, |delay| u64::try_from(delay).unwrap_or(0)),
                 retry_backoff_multiplier: row.retry_backoff_multiplier.unwrap_or(2.0),
-                enabled: row.enabled,
+                enabled: row.enabled && !row.has_receiver_gone,
                 publishes: compiled.publishes && compiled.problem.is_none(),
                 signed: row.signed,
                 secrets_changed_at: row.secrets_changed_at.clone(),

@@ -324,7 +324,10 @@ pub const LIVE: &[(&str, &str)] = &[
     ("history_blocked", "end the transaction that holds a lock on rule_nats_publish_history: see pg_locks"),
     ("privileges", "walhook check names the GRANT that is missing"),
     ("dead_letters", "walhook dead-letters list; then retry or drop them"),
-    ("webhook_disabled", "correct the receiver, then UPDATE rule_webhooks SET enabled = true for the webhook"),
+    (
+        "webhook_not_called",
+        "correct the receiver, then SELECT rule_webhook_update(id, p_enabled => true), or p_url => the new URL",
+    ),
 ];
 
 /// How many problems are listed.
@@ -384,7 +387,7 @@ impl Snapshot {
             problems.push(problem("dead_letters", format!("dead letters that wait to be retried or dropped: {count}")));
         }
         if let Some(count) = self.deliver.as_ref().map(|deliver| deliver.webhooks_disabled).filter(|count| *count > 0) {
-            problems.push(problem("webhook_disabled", format!("webhooks that are not called: {count}")));
+            problems.push(problem("webhook_not_called", format!("webhooks that are not called: {count}")));
         }
         problems.truncate(PROBLEMS_MAX);
         problems

@@ -100,6 +100,8 @@ pub struct WebhookRow {
     pub batch_max_bytes: Option<i32>,
     pub batch_max_wait_ms: Option<i32>,
     pub seal_key: Option<String>,
+    /// `disabled_at` is set: `walhook deliver` does not call it.
+    pub has_receiver_gone: bool,
     /// A JSON object, as text.
     pub oauth2: Option<String>,
     /// Which process publishes its events; `None`: that of the main shard.
@@ -576,6 +578,7 @@ impl Row for WebhookRow {
             "batch_max_bytes" => self.batch_max_bytes = optional_number(column, value)?,
             "batch_max_wait_ms" => self.batch_max_wait_ms = optional_number(column, value)?,
             "seal_key" => self.seal_key = optional(value),
+            "disabled_at" => self.has_receiver_gone = optional(value).is_some(),
             _ => {}
         }
         Ok(())

@@ -576,22 +576,30 @@ async fn two_webhooks_on_one_subject_of_an_interest_stream_have_a_consumer_each(
 }
 
 #[tokio::test]
-async fn gone_disables_the_webhook_and_its_events_wait_for_another_url() {
+async fn a_receiver_that_is_gone_is_not_called_and_events_wait_for_another_url() {
     let mile = LastMile::start().await;
     let (gone, here) = (Http::start(|_, _| Reply::status(410)), Http::ok());
     let id = mile.webhook("w", &gone.url("/"));
     let mut worker = mile.worker().start();
     mile.publish(id, r#"{"n": 1}"#);
-    mile.eventually("SELECT enabled FROM rule_webhooks", "f").await;
+    mile.eventually("SELECT disabled_at IS NOT NULL FROM rule_webhooks", "t").await;
     assert_eq!(gone.count(), 1, "410 is not tried again");
     let letter = mile.sql("SELECT reason FROM rule_nats_dead_letters");
     assert!(letter.contains("410"), "{letter}");
     assert_eq!(mile.sql("SELECT status, response_status FROM rule_webhook_calls"), "failed|410");
-    // Nothing is called, and nothing is lost, until somebody says where to go on.
-    mile.sql(&format!("UPDATE rule_webhooks SET url = '{}', enabled = true", here.url("/")));
+    // The application's calls go on, and other consumers have their events: nothing waits but the calls of this receiver.
     mile.publish(id, r#"{"n": 2}"#);
+    let finding = mile.sql("SELECT name, remedy FROM rule_cdc_check() WHERE name = 'webhook_not_called'");
+    assert!(finding.contains(&format!("rule_webhook_update({id}, p_enabled => true)")), "{finding}");
+    eventually("the second event to be in the stream", async || {
+        (mile.feed.messages_of("WEBHOOKS").await.len() == 2).then_some(())
+    })
+    .await;
+    // Until somebody says where to go on.
+    mile.sql(&format!("SELECT rule_webhook_update({id}, p_url => '{}')", here.url("/")));
     let requests = here.received(1).await;
     assert_eq!(requests[0].json(), json!({"n": 2}));
+    assert_eq!(mile.sql("SELECT enabled, disabled_at, disabled_reason FROM rule_webhooks"), "t||");
     assert_eq!(gone.count(), 1);
     assert_eq!(worker.terminate(), 0, "{}", worker.log());
 }

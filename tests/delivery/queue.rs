@@ -263,7 +263,7 @@ async fn retry_after_410_and_disabled_webhooks_hold_for_every_worker_of_the_queu
     assert_eq!(busy.count(), 1);
     // Another URL has asked for no pause; 410 ends it, and nothing is called until somebody says where to go on.
     mile.sql(&format!("UPDATE rule_webhooks SET url = '{}', max_in_flight = 1 WHERE webhook_id = {w}", gone.url("/")));
-    mile.eventually(&format!("SELECT enabled FROM rule_webhooks WHERE webhook_id = {w}"), "f").await;
+    mile.eventually(&format!("SELECT disabled_at IS NOT NULL FROM rule_webhooks WHERE webhook_id = {w}"), "t").await;
     mile.sql(&format!(
         "UPDATE rule_webhooks SET url = '{}', max_in_flight = NULL, enabled = true WHERE webhook_id = {w}",
         here.url("/w")

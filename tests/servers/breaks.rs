@@ -327,7 +327,7 @@ async fn a_webhook_that_is_not_called_any_more_has_one_name_everywhere() {
     let mut worker = with_http(mile.worker()).start();
     let address = address_of(&mut worker).await;
     mile.publish(webhook, "{}");
-    let code = "webhook_disabled";
+    let code = "webhook_not_called";
     eventually("it in the metrics", async || in_metrics(address, code).await.then_some(())).await;
     eventually("it on the page", async || on_page(address, code).await.then_some(())).await;
     assert!(in_log(&worker, code), "{}", worker.log());

@@ -48,7 +48,8 @@ RESET ROLE;
 UPDATE rule_webhooks SET delivery_order = 'any';
 
 -- Nothing without the setting; with it each change once.
-UPDATE rule_webhooks SET enabled = false, disabled_at = now(), disabled_reason = 'r' WHERE webhook_id = 1;
+UPDATE rule_webhooks SET disabled_at = now(), disabled_reason = 'r' WHERE webhook_id = 1;
+SELECT is((SELECT array_agg(name || ' ' || severity) FROM rule_cdc_check() WHERE name = 'webhook_not_called')::text, '{"webhook_not_called warning"}');
 UPDATE rule_webhooks SET enabled = false WHERE webhook_id = 2;
 INSERT INTO rule_nats_dead_letters (event_id, webhook_id, webhook_name, reason) VALUES ('x', 2, 'b', 'why');
 SELECT is((SELECT count(*) FROM walhook.rule_nats_notices_take('default', 's')), 0::bigint);
@@ -67,7 +68,13 @@ UPDATE walhook.rule_nats_notices SET announced_at = announced_at - interval '5 m
 SELECT is((SELECT array_agg((notice::jsonb ->> 'event') || (notice::jsonb ->> 'dead_letters')) FROM walhook.rule_nats_notices_take('default', 's'))::text,
           '{dead_letters2,webhook_disabled0}');
 -- Either is over.
+-- Other settings leave it as it is; a statement that enables it, or names another URL, ends it.
+UPDATE rule_webhooks SET timeout_ms = 4000 WHERE webhook_id = 1;
+SELECT ok(disabled_at IS NOT NULL AND disabled_reason = 'r', 'not called') FROM rule_webhooks WHERE webhook_id = 1;
+UPDATE rule_webhooks SET enabled = false;
+SELECT ok(disabled_at IS NOT NULL, 'nor where it is disabled') FROM rule_webhooks WHERE webhook_id = 1;
 UPDATE rule_webhooks SET enabled = true;
+SELECT ok(disabled_at IS NULL AND disabled_reason IS NULL, 'called again') FROM rule_webhooks WHERE webhook_id = 1;
 UPDATE rule_nats_dead_letters SET status = 'dropped';
 SELECT is((SELECT array_agg(notice::jsonb ->> 'event') FROM walhook.rule_nats_notices_take('default', 's'))::text, '{dead_letters_cleared,webhook_enabled}');
 SELECT is((SELECT count(*) FROM walhook.rule_nats_notices_take('default', 's')), 0::bigint);

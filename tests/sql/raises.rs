@@ -87,6 +87,7 @@ fn every_value_in_a_message_is_made_fit_for_every_client() {
         "026_sealed_payloads",
         "027_shards",
         "028_schema",
+        "030_receivers_gone",
     ] {
         let text = fs::read_to_string(format!("{}/sql/{file}.sql", env!("CARGO_MANIFEST_DIR"))).unwrap();
         for kind in ["RAISE EXCEPTION ", "RAISE WARNING ", "RAISE NOTICE "] {

@@ -309,6 +309,12 @@ pub const CODES: &[Code] = &[
         "Every commit of this server waits until walhook has stored its events.",
     ),
     code("link_disabled", SetUp, "a link is disabled", "Changes of its table are not published by it."),
+    code(
+        "webhook_not_called",
+        SetUp,
+        "`walhook deliver` does not call a webhook: its receiver answered 410, or somebody set `disabled_at`",
+        "Its events wait in their stream, as long as the stream keeps them.",
+    ),
     code("webhook_disabled", SetUp, "a linked webhook is disabled", "Its events are not published."),
     code("webhook_not_published", SetUp, "a linked webhook does not publish to NATS", "Its events are not published."),
     code("config_missing", SetUp, "a webhook has no NATS configuration", "Its events have nowhere to go."),

@@ -304,10 +304,10 @@ const DEAD_LETTERS: &str = "INSERT INTO public.rule_nats_dead_letters AS d \
        OR (d.subject, d.headers, d.payload) IS DISTINCT FROM (excluded.subject, excluded.headers, excluded.payload)";
 
 /// Unless somebody has given the webhook another URL in the meantime.
-pub const DISABLE: &str = "UPDATE public.rule_webhooks w SET enabled = false, updated_at = now(), \
+pub const DISABLE: &str = "UPDATE public.rule_webhooks w SET updated_at = now(), \
         disabled_at = clock_timestamp(), disabled_reason = 'its receiver answered 410: it wants no more calls' \
     FROM unnest($1::int[], $2::text[]) AS g (webhook_id, url) \
-    WHERE w.webhook_id = g.webhook_id AND w.url = g.url AND w.enabled";
+    WHERE w.webhook_id = g.webhook_id AND w.url = g.url AND w.enabled AND w.disabled_at IS NULL";
 
 /// Writes a batch in a transaction.
 async fn attempt(settings: &Settings, connection: &mut Option<Connection>, batch: &[Waiting]) -> Result<()> {

@@ -287,9 +287,9 @@ async fn decide(
             lane.refuse();
         }
         tracing::warn!(
-            finding = "webhook_disabled",
+            finding = "webhook_not_called",
             webhook = known.webhook.name,
-            "the receiver answers 410: no more calls until the webhook's row changes"
+            "the receiver answers 410 (Gone): walhook calls it no more until its row has another url, or is enabled again"
         );
     }
     let entry = entry(lane, &known, &call, attempt, &answer, &verdict);

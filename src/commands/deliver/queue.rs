@@ -616,9 +616,9 @@ async fn handle(queue: &Queue, claimed: &Claimed, shutdown: watch::Receiver<bool
     if verdict.disables {
         queue.with_state(webhook.webhook_id, |state| state.is_refused = Some(webhook.url.clone()));
         tracing::warn!(
-            finding = "webhook_disabled",
+            finding = "webhook_not_called",
             webhook = webhook.name,
-            "the receiver answers 410: no more calls until the webhook's row changes"
+            "the receiver answers 410 (Gone): walhook calls it no more until its row has another url, or is enabled again"
         );
     }
     let status = answer.outcome.status().map(i32::from);
