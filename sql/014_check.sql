@@ -525,6 +525,7 @@ BEGIN
         RETURN QUERY SELECT f.* FROM walhook.rule_cdc_check_rows() f; -- made by 016
         RETURN QUERY SELECT f.* FROM walhook.rule_cdc_check_functions() f;
         RETURN QUERY SELECT f.* FROM walhook.rule_cdc_check_shards(p_publication) f; -- made by 027
+        RETURN QUERY SELECT f.* FROM walhook.rule_cdc_check_columns() f; -- made by 029
     END IF;
 END
 $$;

@@ -100,6 +100,7 @@ pub struct WebhookRow {
     pub batch_max_bytes: Option<i32>,
     pub batch_max_wait_ms: Option<i32>,
     pub seal_key: Option<String>,
+    pub publish_column_changes: bool,
     /// A JSON object, as text.
     pub oauth2: Option<String>,
     /// Which process publishes its events; `None`: that of the main shard.
@@ -576,6 +577,7 @@ impl Row for WebhookRow {
             "batch_max_bytes" => self.batch_max_bytes = optional_number(column, value)?,
             "batch_max_wait_ms" => self.batch_max_wait_ms = optional_number(column, value)?,
             "seal_key" => self.seal_key = optional(value),
+            "publish_column_changes" => self.publish_column_changes = boolean(column, value)?,
             _ => {}
         }
         Ok(())
