@@ -220,8 +220,7 @@ async fn empty_cluster(version: &str) -> Postgres {
 
 #[tokio::test]
 async fn pg_upgrade_from_14_needs_a_new_slot_and_loses_and_repeats_nothing() {
-    let mut feed =
-        linked_on(Postgres::builder().version("14").tools().fresh().start().await, Nats::start().await);
+    let mut feed = linked_on(Postgres::builder().version("14").tools().fresh().start().await, Nats::start().await);
     let mut walhook = feed.run();
     insert(&feed.pg, 0, 200);
     // 1. The writers have stopped; nothing waits.
@@ -263,8 +262,7 @@ async fn consumes_all(feed: &Feed, new: &Postgres) {
 
 #[tokio::test]
 async fn pg_upgrade_from_17_takes_the_slot_along_and_loses_and_repeats_nothing() {
-    let mut feed =
-        linked_on(Postgres::builder().version("17").tools().fresh().start().await, Nats::start().await);
+    let mut feed = linked_on(Postgres::builder().version("17").tools().fresh().start().await, Nats::start().await);
     insert(&feed.pg, 0, 200);
     let new = empty_cluster("18").await;
     consumes_all(&feed, &new).await;
@@ -343,8 +341,7 @@ fn dump_and_restore(old: &Postgres, new: &Postgres) {
 
 #[tokio::test]
 async fn a_dump_goes_on_in_the_same_stream_if_the_new_server_begins_behind_the_old_ones_wal() {
-    let mut feed =
-        linked_on(Postgres::builder().version("14").tools().fresh().start().await, Nats::start().await);
+    let mut feed = linked_on(Postgres::builder().version("14").tools().fresh().start().await, Nats::start().await);
     feed.pg.psql("SELECT pg_switch_wal()");
     let mut walhook = feed.run();
     insert(&feed.pg, 0, 200);
@@ -371,8 +368,7 @@ async fn a_dump_goes_on_in_the_same_stream_if_the_new_server_begins_behind_the_o
 
 #[tokio::test]
 async fn a_dump_on_a_server_whose_wal_ends_before_the_stream_needs_another_source() {
-    let mut feed =
-        linked_on(Postgres::builder().version("17").tools().fresh().start().await, Nats::start().await);
+    let mut feed = linked_on(Postgres::builder().version("17").tools().fresh().start().await, Nats::start().await);
     for _ in 0..3 {
         feed.pg.psql("SELECT pg_switch_wal()");
         feed.pg.psql("CREATE TABLE filler AS SELECT 1; DROP TABLE filler");
