@@ -102,6 +102,7 @@ pub struct WebhookRow {
     pub seal_key: Option<String>,
     /// `disabled_at` is set: `walhook deliver` does not call it.
     pub has_receiver_gone: bool,
+    pub publish_column_changes: bool,
     /// A JSON object, as text.
     pub oauth2: Option<String>,
     /// Which process publishes its events; `None`: that of the main shard.
@@ -579,6 +580,7 @@ impl Row for WebhookRow {
             "batch_max_wait_ms" => self.batch_max_wait_ms = optional_number(column, value)?,
             "seal_key" => self.seal_key = optional(value),
             "disabled_at" => self.has_receiver_gone = optional(value).is_some(),
+            "publish_column_changes" => self.publish_column_changes = boolean(column, value)?,
             _ => {}
         }
         Ok(())
