@@ -1294,6 +1294,10 @@ BEGIN
             HINT = 'Link the partitioned table or its partitions, not both.';
     END IF;
 
+    -- Columns and mask change together: the trigger made by 029 must not see the ones without the other.
+    IF nullif(p_mask, 'null') IS NOT NULL THEN
+        PERFORM set_config('walhook.link_changes', 'mask', true);
+    END IF;
     INSERT INTO public.rule_webhook_links AS l
         (webhook_id, table_schema, table_name, operations, subject_template, columns, filter, when_changed, include_old,
          trace_column, payload_column, message_id_column, headers_columns, rename)
@@ -1315,6 +1319,7 @@ BEGIN
     RETURNING l.link_id INTO v_link_id;
     -- A statement that writes it sets it for the columns that the table has now, so it is not written where it stays.
     IF nullif(p_mask, 'null') IS NOT NULL THEN
+        PERFORM set_config('walhook.link_changes', '', true);
         UPDATE public.rule_webhook_links l SET mask = nullif(p_mask, '{}') WHERE l.link_id = v_link_id;
     END IF;
     PERFORM public.rule_cdc_publication_place(p_table, p_publication, true);

@@ -152,7 +152,8 @@ BEGIN
               WHEN 'walhook_operator' THEN p.proname NOT IN (
                   'rule_webhook_secret_get', 'rule_webhook_secret_changed', 'rule_cdc_functions_open',
                   'rule_cdc_functions_close', 'rule_cdc_grant', 'rule_cdc_grant_functions', 'rule_cdc_trigger', 'rule_cdc_rules_now', 'rule_cdc_rules_write', 'rule_cdc_rules_prune',
-                  'rule_cdc_view', 'rule_cdc_emit_key_make', 'rule_cdc_mask_bind', 'rule_cdc_schema_event', 'rule_cdc_schema_follow')
+                  'rule_cdc_view', 'rule_cdc_emit_key_make', 'rule_cdc_mask_bind', 'rule_cdc_schema_event', 'rule_cdc_schema_follow',
+                  'rule_cdc_columns_send', 'rule_cdc_columns_follow', 'rule_cdc_columns_try', 'rule_cdc_columns_event')
                   AND p.proname !~ '^rule_nats_history_'
               ELSE false END
     LOOP

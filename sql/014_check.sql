@@ -526,6 +526,7 @@ BEGIN
         RETURN QUERY SELECT f.* FROM walhook.rule_cdc_check_functions() f;
         RETURN QUERY SELECT f.* FROM walhook.rule_cdc_check_receivers() f; -- made by 030
         RETURN QUERY SELECT f.* FROM walhook.rule_cdc_check_shards(p_publication) f; -- made by 027
+        RETURN QUERY SELECT f.* FROM walhook.rule_cdc_check_columns() f; -- made by 029
     END IF;
 END
 $$;

@@ -427,7 +427,7 @@ impl Making<'_> {
             Op::Delete => Change { old: Some(old), ..empty },
             // With an identity that is a key the row before comes only where the key changes.
             Op::Update => Change { new: Some(whole), old: is_full.then_some(old), ..empty },
-            Op::Insert | Op::Snapshot | Op::Truncate => Change { new: Some(whole), ..empty },
+            Op::Insert | Op::Snapshot | Op::Truncate | Op::Columns => Change { new: Some(whole), ..empty },
         })
     }
 

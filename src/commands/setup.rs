@@ -47,6 +47,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("026_sealed_payloads.sql", include_str!("../../sql/026_sealed_payloads.sql")),
     ("027_shards.sql", include_str!("../../sql/027_shards.sql")),
     ("028_schema.sql", include_str!("../../sql/028_schema.sql")),
+    ("029_column_changes.sql", include_str!("../../sql/029_column_changes.sql")),
     ("030_receivers_gone.sql", include_str!("../../sql/030_receivers_gone.sql")),
 ];
 

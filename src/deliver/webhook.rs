@@ -224,7 +224,7 @@ pub fn webhooks_of(tables: &Tables, config_name: Option<&str>, credentials: Cred
                 has_oauth2: row.oauth2.is_some(),
                 batch: batch_of(row),
                 oauth2: row.oauth2.as_deref().map(OAuth2::read),
-                subjects: subjects(compiled, links.get(&compiled.id).map_or(&[], Vec::as_slice)),
+                subjects: subjects(compiled, row, links.get(&compiled.id).map_or(&[], Vec::as_slice)),
             }
         })
         .collect()
@@ -261,13 +261,17 @@ fn as_text((name, value): (String, serde_json::Value)) -> (String, String) {
     }
 }
 
-/// A webhook's own subject and those of its links' templates, as patterns for a consumer. Links that are off count as
-/// well: their events may still be in the stream.
-fn subjects(compiled: &rules::Webhook, links: &[&LinkRow]) -> Vec<String> {
+/// A webhook's own subject, those of its links' templates, and those of the events of changed columns that it asks for, as patterns
+/// for a consumer. Links that are off count as well: their events may still be in the stream.
+fn subjects(compiled: &rules::Webhook, row: &WebhookRow, links: &[&LinkRow]) -> Vec<String> {
     let mut patterns = vec![compiled.subject.clone()];
     for link in links {
         let templates = link.subject_template.as_deref();
         patterns.extend(templates.map(|template| format!("{}{}", compiled.subject_prefix, pattern(template, link))));
+        if row.publish_column_changes {
+            let subject = compiled.columns_subject(link);
+            patterns.extend(String::from_utf8(subject));
+        }
     }
     cover(patterns.into_iter().filter(|pattern| is_pattern(pattern)).collect())
 }
@@ -425,6 +429,11 @@ mod tests {
         assert_eq!(webhook.subjects, ["webhooks.or%2Eders.*", "webhooks.orders"]);
         let link = LinkRow { table_schema: "s".to_owned(), table_name: "t".to_owned(), ..LinkRow::default() };
         assert_eq!(pattern("a.{schema}-{op}.x{a.b}.{table}", &link), "a.*.*.t");
+        let mut tables = tables();
+        tables.webhooks.get_mut(&7).unwrap().publish_column_changes = true;
+        tables.links.insert(1, LinkRow { webhook_id: 7, table_name: "orders".to_owned(), ..LinkRow::default() });
+        let webhook = &webhooks(&tables, "default", Credentials::Included)[0];
+        assert_eq!(webhook.subjects, ["webhooks.orders", "webhooks.orders.columns"]);
     }
 
     #[test]

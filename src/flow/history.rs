@@ -116,7 +116,7 @@ impl Origin {
                 let number = |index| std::str::from_utf8(cell(index)?).ok()?.parse().ok();
                 (cell(columns.triggered_by), number(columns.rule_execution_id), number(Some(columns.event_id)))
             }
-            Body::Emitted(message) => {
+            Body::Emitted(message) | Body::Columns { message, .. } => {
                 let call = &message.call;
                 let user = call.triggered_by.as_deref().map(str::as_bytes);
                 (user, call.rule_execution_id, Some(message.event_number()))

@@ -55,6 +55,8 @@ pub struct Call {
     pub triggered_by: Option<String>,
     /// For the history.
     pub rule_execution_id: Option<i64>,
+    /// The link whose table has other columns from here on. No caller can say so.
+    pub columns_of: Option<i32>,
 }
 
 /// Why a message with the prefix is no event.

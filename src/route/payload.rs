@@ -17,7 +17,7 @@ use super::{
     rules::{Format, Keep, Webhook},
     seal::{self, SealKey},
     trace,
-    value::{write_bytes, write_json, write_json_string},
+    value::{write_bytes, write_json, write_json_str, write_json_string},
 };
 use crate::{
     calendar::{POSTGRES_EPOCH_US, civil_from_days},
@@ -149,6 +149,32 @@ pub enum Body<'a> {
     },
     /// A message of `rule_webhook_emit`.
     Emitted(&'a Emitted<'a>),
+    /// The columns of a linked table have changed.
+    Columns {
+        /// The table.
+        table: &'a TableName,
+        /// What its columns are.
+        message: &'a Emitted<'a>,
+    },
+}
+
+/// A table's name, as [`Linked`] has it.
+#[derive(Debug)]
+pub struct TableName {
+    qualified: Vec<u8>,
+    unescaped: String,
+}
+
+impl TableName {
+    /// Of the table that a link names.
+    pub fn new(schema: &str, table: &str) -> TableName {
+        let unescaped = format!("{schema}.{table}");
+        let mut qualified = Vec::new();
+        write_json_str(&unescaped, &mut qualified);
+        qualified.pop();
+        qualified.remove(0);
+        TableName { qualified, unescaped }
+    }
 }
 
 impl<'a> Body<'a> {
@@ -156,14 +182,14 @@ impl<'a> Body<'a> {
     pub fn schema(self) -> Option<&'a Arc<RowSchema>> {
         match self {
             Body::Row { target, change, .. } if change.op != Op::Truncate => target.schema.as_ref(),
-            Body::Row { .. } | Body::Call { .. } | Body::Emitted(_) => None,
+            Body::Row { .. } | Body::Call { .. } | Body::Emitted(_) | Body::Columns { .. } => None,
         }
     }
 
     /// The event's own headers.
     fn own_headers(self) -> Option<&'a Map<String, Value>> {
         match self {
-            Body::Row { .. } => None,
+            Body::Row { .. } | Body::Columns { .. } => None,
             Body::Call { own, .. } => own,
             Body::Emitted(message) => message.call.headers.as_ref(),
         }
@@ -278,7 +304,7 @@ fn push_ascii(json: &[u8], out: &mut Vec<u8>) {
 fn message_columns(body: Body<'_>) -> Option<(&MessageColumns, Tuple<'_>)> {
     match body {
         Body::Row { target, change, .. } => Some((target.message.as_ref()?, change.new?)),
-        Body::Call { .. } | Body::Emitted(_) => None,
+        Body::Call { .. } | Body::Emitted(_) | Body::Columns { .. } => None,
     }
 }
 
@@ -321,7 +347,7 @@ fn again(body: Body<'_>) -> Option<&[u8]> {
             Column::Text(bytes) => Some(bytes),
             _ => None,
         },
-        Body::Row { .. } | Body::Emitted(_) => None,
+        Body::Row { .. } | Body::Emitted(_) | Body::Columns { .. } => None,
     }
 }
 
@@ -402,7 +428,7 @@ fn write_webhook(
             // Without the quote that ends a table's name.
             out.extend_from_slice(&transaction.event_time[1..]);
         }
-        Body::Row { .. } | Body::Call { .. } => {
+        Body::Row { .. } | Body::Call { .. } | Body::Columns { .. } => {
             out.extend_from_slice(b"\",\"table\":\"");
             write_table(body, out);
             out.extend_from_slice(&transaction.event_time);
@@ -437,7 +463,7 @@ fn write_webhook(
                 write_json_string(text, out);
             }
         }
-        Body::Emitted(message) => {
+        Body::Emitted(message) | Body::Columns { message, .. } => {
             out.extend_from_slice(b",\"emit_lsn\":\"");
             out.extend_from_slice(message.lsn.to_string().as_bytes());
             out.push(b'"');
@@ -479,7 +505,9 @@ fn write_data(body: Body<'_>, out: &mut Vec<u8>) -> Range<usize> {
             Column::Text(payload) => write_json(columns.payload_class, payload, out),
             _ => out.extend_from_slice(b"null"),
         },
-        Body::Emitted(message) => write_json(super::types::Class::JSON, message.payload, out),
+        Body::Emitted(message) | Body::Columns { message, .. } => {
+            write_json(super::types::Class::JSON, message.payload, out);
+        }
     }
     start..out.len()
 }
@@ -488,16 +516,21 @@ fn op(body: Body<'_>) -> Op {
     match body {
         Body::Row { change, .. } => change.op,
         Body::Call { .. } | Body::Emitted(_) => Op::Insert,
+        Body::Columns { .. } => Op::Columns,
     }
 }
 
-/// What happened: `public.orders.insert`, or `webhook.call`.
+/// What happened: `public.orders.insert`, `public.orders.columns`, or `webhook.call`.
 pub fn write_type(body: Body<'_>, out: &mut Vec<u8>) {
     match body {
         Body::Row { table, change, .. } => {
             out.extend_from_slice(&table.qualified);
             out.push(b'.');
             out.extend_from_slice(change.op.as_str().as_bytes());
+        }
+        Body::Columns { table, .. } => {
+            out.extend_from_slice(&table.qualified);
+            out.extend_from_slice(b".columns");
         }
         Body::Call { .. } | Body::Emitted(_) => out.extend_from_slice(b"webhook.call"),
     }
@@ -511,6 +544,10 @@ fn write_header_type(body: Body<'_>, out: &mut Vec<u8>) {
             out.push(b'.');
             out.extend_from_slice(change.op.as_str().as_bytes());
         }
+        Body::Columns { table, .. } => {
+            headers::push_encoded(table.unescaped.as_bytes(), out);
+            out.extend_from_slice(b".columns");
+        }
         Body::Call { .. } | Body::Emitted(_) => write_type(body, out),
     }
 }
@@ -518,6 +555,7 @@ fn write_header_type(body: Body<'_>, out: &mut Vec<u8>) {
 fn write_table(body: Body<'_>, out: &mut Vec<u8>) {
     match body {
         Body::Row { table, .. } => out.extend_from_slice(&table.qualified),
+        Body::Columns { table, .. } => out.extend_from_slice(&table.qualified),
         Body::Call { .. } => out.extend_from_slice(b"public.rule_webhook_events"),
         Body::Emitted(_) => {}
     }

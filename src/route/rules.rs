@@ -179,6 +179,15 @@ pub struct Rules {
     shard: Option<String>,
 }
 
+impl Webhook {
+    /// The subject of its events of changed columns of a link's table.
+    pub fn columns_subject(&self, link: &LinkRow) -> Vec<u8> {
+        let of_rows = link.subject_template.as_deref();
+        let template = of_rows.map_or_else(|| self.subject.clone(), |own| format!("{}{own}", self.subject_prefix));
+        subject::of_columns(&template, &link.table_schema, &link.table_name)
+    }
+}
+
 impl Rules {
     /// Judges and compiles all rows. Lanes not seen before are appended to `lanes`.
     pub fn compile(tables: &Tables, lanes: &mut Vec<LaneKey>) -> Rules {
@@ -222,6 +231,11 @@ impl Rules {
     pub fn links(&self, schema: &str, table: &str) -> &[IdAndLink] {
         // Asked once per table and change of rules, so the two strings do not matter.
         self.links.get(&(schema.to_owned(), table.to_owned())).map_or(&[], Vec::as_slice)
+    }
+
+    /// A link by its id. For events that are rare.
+    pub fn link(&self, id: i32) -> Option<&LinkRow> {
+        self.links.values().flatten().find(|(other, _)| *other == id).map(|(_, link)| link.as_ref())
     }
 
     /// Whether this process publishes the events of a webhook: of its link, where that has a shard of its own. What is no webhook's is

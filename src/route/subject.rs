@@ -245,6 +245,35 @@ impl Template {
     }
 }
 
+/// The subject of the events of changed columns of a table, where `template` is that of its rows: `columns` stands for the operation, or
+/// behind the subject, and `_` for what comes from a row. `walhook.rule_cdc_columns_subject` makes the same.
+pub fn of_columns(template: &str, schema: &str, table: &str) -> Vec<u8> {
+    let mut subject = Vec::new();
+    let mut has_op = false;
+    let mut rest = template;
+    while let Some((before, (token, after))) =
+        rest.split_once('{').and_then(|(before, inner)| Some((before, inner.split_once('}')?)))
+    {
+        subject.extend_from_slice(before.as_bytes());
+        match token {
+            "schema" => push_name(schema, &mut subject),
+            "table" => push_name(table, &mut subject),
+            "op" => {
+                has_op = true;
+                subject.extend_from_slice(Op::Columns.as_str().as_bytes());
+            }
+            _ => subject.push(b'_'),
+        }
+        rest = after;
+    }
+    subject.extend_from_slice(rest.as_bytes());
+    if !has_op {
+        subject.push(b'.');
+        subject.extend_from_slice(Op::Columns.as_str().as_bytes());
+    }
+    subject
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -331,6 +360,19 @@ mod tests {
         assert_eq!(out, b"ev.public.or%2Eders.insert");
         assert_eq!(template.as_literal(), None);
         assert_eq!(Template::parse("ev.{table}", &orders()).unwrap().as_literal(), Some(&b"ev.or%2Eders"[..]));
+    }
+
+    #[test]
+    fn changed_columns_have_a_subject_that_no_row_has() {
+        for (template, subject) in [
+            ("webhooks.orders", "webhooks.orders.columns"),
+            ("webhooks.{schema}.{table}", "webhooks.a%20b.or%2Eders.columns"),
+            ("{table}.{op}", "or%2Eders.columns"),
+            ("e.{customer}.x-{op}.{id}", "e._.x-columns._"),
+            ("e.{customer}", "e._.columns"),
+        ] {
+            assert_eq!(of_columns(template, "a b", "or.ders"), subject.as_bytes(), "{template}");
+        }
     }
 
     #[test]

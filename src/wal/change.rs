@@ -89,10 +89,12 @@ pub enum Op {
     Truncate,
     /// A row as it was, sent by a backfill.
     Snapshot,
+    /// No row: the columns of the table.
+    Columns,
 }
 
 impl Op {
-    /// All of them.
+    /// All that happen to rows.
     pub const ALL: [Op; 5] = [Op::Insert, Op::Update, Op::Delete, Op::Truncate, Op::Snapshot];
     /// How many there are.
     pub const COUNT: usize = Op::ALL.len();
@@ -110,12 +112,13 @@ impl Op {
             Op::Delete => "delete",
             Op::Truncate => "truncate",
             Op::Snapshot => "snapshot",
+            Op::Columns => "columns",
         }
     }
 
     /// The operation of that word.
     pub fn parse(word: &str) -> Option<Op> {
-        [Op::Insert, Op::Update, Op::Delete, Op::Truncate, Op::Snapshot].into_iter().find(|op| op.as_str() == word)
+        Op::ALL.into_iter().chain([Op::Columns]).find(|op| op.as_str() == word)
     }
 }
 

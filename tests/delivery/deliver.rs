@@ -95,6 +95,27 @@ async fn rows_of_a_linked_table_arrive_and_those_of_other_webhooks_on_the_same_s
 }
 
 #[tokio::test]
+async fn an_event_of_changed_columns_is_called_in_its_place_like_any_other() {
+    let mile = LastMile::start().await;
+    let http = Http::ok();
+    mile.webhook("w", &http.url("/"));
+    mile.sql(
+        "CREATE TABLE t (n int PRIMARY KEY); SELECT rule_webhook_link_table('w', 't'), rule_webhook_emit_enable()",
+    );
+    mile.sql("UPDATE rule_webhooks SET publish_column_changes = true, delivery_order = 'strict'");
+    let mut worker = mile.worker().start();
+    for statement in ["INSERT INTO t VALUES (1)", "ALTER TABLE t ADD a int", "INSERT INTO t VALUES (2)"] {
+        mile.sql(statement);
+    }
+    let requests = http.received(3).await;
+    let kinds: Vec<_> =
+        requests.iter().map(|request| (request.header("walhook-type"), request.header("walhook-op"))).collect();
+    assert_eq!(kinds, [("public.t.insert", "insert"), ("public.t.columns", "columns"), ("public.t.insert", "insert")]);
+    assert_eq!(requests[1].json()["added"], json!(["a"]));
+    assert_eq!(worker.terminate(), 0, "{}", worker.log());
+}
+
+#[tokio::test]
 async fn a_receiver_can_tell_an_insert_from_a_delete_in_every_format() {
     let mile = LastMile::start().await;
     let http = Http::ok();

@@ -11,6 +11,7 @@ mod breaks;
 mod check;
 mod check_agrees;
 mod claim_checks;
+mod column_changes;
 mod commands;
 mod compose;
 mod configuration;

@@ -34,18 +34,18 @@ fn stream_of(shard: &str) -> String {
     if shard == "main" { "WEBHOOKS".to_owned() } else { format!("WEBHOOKS_{shard}") }
 }
 
-fn run(feed: &Feed, shard: &str) -> Walhook {
+pub fn run(feed: &Feed, shard: &str) -> Walhook {
     let streamer = feed.streamer();
     if shard == "main" { streamer.start() } else { streamer.args(["--shard", shard]).start() }
 }
 
-fn set_up(feed: &Feed, shard: &str) {
+pub fn set_up(feed: &Feed, shard: &str) {
     let done = feed.command("setup").args(["--shard", shard]).finish();
     assert_eq!(done.code, Some(0), "{}", done.stderr);
 }
 
 /// Each source has kept the rules as they were when it began: from then on tables may move to it.
-async fn begun(feed: &Feed, shards: &[&str]) {
+pub async fn begun(feed: &Feed, shards: &[&str]) {
     for shard in shards {
         let asked = format!("SELECT count(*) FROM walhook.rule_cdc_rule_sources WHERE source = '{}'", name_of(shard));
         eventually(&format!("shard {shard} to begin"), async || (feed.pg.psql(&asked) == "1").then_some(())).await;
@@ -53,7 +53,7 @@ async fn begun(feed: &Feed, shards: &[&str]) {
 }
 
 /// Waits until each shard has confirmed everything committed so far.
-async fn confirmed(feed: &Feed, shards: &[&str]) {
+pub async fn confirmed(feed: &Feed, shards: &[&str]) {
     for shard in shards {
         feed.confirmed_of(&name_of(shard)).await;
     }

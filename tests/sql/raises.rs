@@ -26,6 +26,7 @@ fn until(text: &str, is_end: impl Fn(&str) -> bool) -> usize {
 /// Expressions that can have no byte outside ASCII: numbers, times, words of our own.
 const ASCII: &[&str] = &[
     "p_webhook_id",
+    "p_link_id",
     "NEW.webhook_id",
     "NEW.config_id",
     "v_column",
@@ -87,6 +88,7 @@ fn every_value_in_a_message_is_made_fit_for_every_client() {
         "026_sealed_payloads",
         "027_shards",
         "028_schema",
+        "029_column_changes",
         "030_receivers_gone",
     ] {
         let text = fs::read_to_string(format!("{}/sql/{file}.sql", env!("CARGO_MANIFEST_DIR"))).unwrap();

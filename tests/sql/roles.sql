@@ -215,7 +215,7 @@ SELECT is(may_call('walhook_worker', true),
     'rule_nats_consumer_update_stats rule_nats_notices_take rule_webhook_limit_calls rule_webhook_limit_starts rule_webhook_order_take '
     'rule_webhook_queue_by_key rule_webhook_queue_claim');
 SELECT is(may_call('walhook_operator', false),
-    'rule_cdc_anchor_move rule_cdc_emit_key_make rule_cdc_functions_close rule_cdc_functions_open rule_cdc_grant rule_cdc_grant_functions rule_cdc_mask_bind '
+    'rule_cdc_anchor_move rule_cdc_columns_event rule_cdc_columns_follow rule_cdc_columns_send rule_cdc_columns_try rule_cdc_emit_key_make rule_cdc_functions_close rule_cdc_functions_open rule_cdc_grant rule_cdc_grant_functions rule_cdc_mask_bind '
     'rule_cdc_rules_now rule_cdc_rules_prune rule_cdc_rules_write rule_cdc_schema_event rule_cdc_schema_follow rule_cdc_trigger rule_cdc_view '
     'rule_nats_history_begin rule_nats_history_insert rule_nats_history_json '
     'rule_nats_history_make rule_nats_history_missing rule_nats_history_open rule_nats_history_rows rule_nats_history_target '

@@ -120,7 +120,8 @@ async fn the_migrations_load_on_every_version_and_a_second_time_change_nothing()
         let recorded = pg
             .psql("SELECT string_agg(version, ' ' ORDER BY version) FROM rule_cdc_migrations WHERE version <> 'found'");
         assert_eq!(
-            recorded, "005 007 008 009 010 011 012 013 014 015 016 017 018 019 020 021 022 023 024 025 026 027 028 030",
+            recorded,
+            "005 007 008 009 010 011 012 013 014 015 016 017 018 019 020 021 022 023 024 025 026 027 028 029 030",
             "PostgreSQL {version}"
         );
     }
@@ -572,6 +573,22 @@ fn templates() -> Vec<(String, Vec<String>)> {
 /// A part of such a text (… for what is filled in), and the test that has the failure and runs what is named.
 const ELSEWHERE: &[(&str, &str)] = &[
     (
+        "SELECT rule_cdc_column_changes_emit(); emits the event, when the cause is gone",
+        "column_changes::a_table_that_is_altered_while_somebody_changes_its_link_is_altered_and_the_event_comes_later",
+    ),
+    (
+        "SELECT rule_cdc_column_changes_emit(); emits what is missing",
+        "sql::the_sql_surface_does_what_its_test_files_say_on_every_version",
+    ),
+    (
+        "DROP EVENT TRIGGER walhook_column_changes; or rename it",
+        "sql::the_sql_surface_does_what_its_test_files_say_on_every_version",
+    ),
+    (
+        "Let a superuser run: SELECT rule_cdc_column_changes_trigger(); without it",
+        "column_changes::without_the_event_trigger_a_call_in_the_transaction_emits_the_same_event",
+    ),
+    (
         "and that of another one, which no shard has: SELECT rule_cdc_shard_gathering",
         "shards::mistakes_about_shards_are_named_with_what_to_do",
     ),
@@ -883,6 +900,7 @@ async fn every_statement_that_a_hint_names_can_be_run_as_it_stands() {
         ("SELECT rule_cdc_backfill_start('t')", 1),
         ("SELECT rule_cdc_backfill_start('t')", 0),
         ("SELECT rule_cdc_backfill_start('t')", 0),
+        ("UPDATE rule_webhooks SET publish_column_changes = true WHERE webhook_id = 1", 1),
         ("CREATE PUBLICATION bad_inserts FOR ALL TABLES", 0),
         ("SELECT rule_cdc_publication_create('bad')", 2),
         ("SELECT rule_nats_configure('alone', 'nats://127.0.0.9:4222', 'none', true, 'ALONE', 'alone')", 0),

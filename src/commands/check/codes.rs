@@ -361,6 +361,36 @@ pub const CODES: &[Code] = &[
         "A table that is created there is not published until somebody links it.",
     ),
     code("schema_table_missing", SetUp, "a table of a linked schema is not linked", "Its changes are not published."),
+    code(
+        "column_changes_not_enabled",
+        SetUp,
+        "a webhook asks for events of changed columns, and `rule_webhook_emit` is not enabled",
+        "No such event can be written.",
+    ),
+    code(
+        "column_changes_trigger_missing",
+        SetUp,
+        "a webhook asks for events of changed columns, and the event trigger is not there",
+        "A change is an event only when `rule_cdc_column_changes_emit` is called.",
+    ),
+    code(
+        "column_changes_stream_missing",
+        SetUp,
+        "no stream takes the subject of a link's events of changed columns",
+        "The events become dead letters or wait.",
+    ),
+    code(
+        "column_changes_elsewhere",
+        SetUp,
+        "the events of changed columns of a link go into another stream than its rows",
+        "Consumers cannot tell which rows are from before a change.",
+    ),
+    code(
+        "column_change_missed",
+        SetUp,
+        "the columns of a link have changed without an event",
+        "Its consumers do not know about the change.",
+    ),
     code("schema_missing", SetUp, "a linked schema does not exist", "Nothing can join its link."),
     code(
         "partition_linked",

@@ -49,6 +49,7 @@ pub fn write_headers(body: Body<'_>, source: &str, transaction: &TransactionText
     out.extend_from_slice(b"\r\nce-subject: ");
     match body {
         Body::Row { table, .. } => push_encoded(table.unescaped.as_bytes(), out),
+        Body::Columns { table, .. } => push_encoded(table.unescaped.as_bytes(), out),
         Body::Call { .. } | Body::Emitted(_) => write_table(body, out),
     }
 }

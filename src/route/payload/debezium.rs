@@ -19,7 +19,7 @@ pub fn write(body: Body<'_>, source: &str, transaction: &TransactionText, out: &
             Some(old) => write_old(table, target, old, out),
             None => out.extend_from_slice(b"null"),
         },
-        Body::Call { .. } | Body::Emitted(_) => out.extend_from_slice(b"null"),
+        Body::Call { .. } | Body::Emitted(_) | Body::Columns { .. } => out.extend_from_slice(b"null"),
     }
     out.extend_from_slice(b",\"after\":");
     match body {
@@ -34,6 +34,8 @@ pub fn write(body: Body<'_>, source: &str, transaction: &TransactionText, out: &
         Op::Delete => b'd',
         Op::Truncate => b't',
         Op::Snapshot => b'r',
+        // A logical message: readers of rows pass over it.
+        Op::Columns => b'm',
     });
     out.push(b'"');
     write_times(transaction, out);
@@ -69,13 +71,13 @@ fn write_source(body: Body<'_>, source: &str, transaction: &TransactionText, out
         Body::Row { table, .. } => out.extend_from_slice(&table.schema),
         Body::Call { .. } => out.extend_from_slice(b"\"public\""),
         // As Debezium has it of a logical message.
-        Body::Emitted(_) => out.extend_from_slice(b"\"\""),
+        Body::Emitted(_) | Body::Columns { .. } => out.extend_from_slice(b"\"\""),
     }
     out.extend_from_slice(b",\"table\":");
     match body {
         Body::Row { table, .. } => out.extend_from_slice(&table.table),
         Body::Call { .. } => out.extend_from_slice(b"\"rule_webhook_events\""),
-        Body::Emitted(_) => out.extend_from_slice(b"\"\""),
+        Body::Emitted(_) | Body::Columns { .. } => out.extend_from_slice(b"\"\""),
     }
     out.extend_from_slice(b",\"txId\":");
     write_number(transaction.xid.into(), out);

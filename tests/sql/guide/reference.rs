@@ -428,7 +428,10 @@ const HEADERS: &[(&str, &str)] = &[
         "Walhook-Type",
         "`public.orders.delete`, in the formats `data` and `debezium`, whose payloads do not say it in one place",
     ),
-    ("Walhook-Op", "`insert`, `update`, `delete`, `truncate`, `snapshot`; `insert` for a call"),
+    (
+        "Walhook-Op",
+        "`insert`, `update`, `delete`, `truncate`, `snapshot`, [`columns`](../json-schemas.md#an-event-when-columns-change); `insert` for a call",
+    ),
     ("Walhook-Epoch", "the number of the run that published the message"),
     (
         "Walhook-Sealed",

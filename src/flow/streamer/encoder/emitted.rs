@@ -1,8 +1,8 @@
-//! An event of a message of `rule_webhook_emit`.
+//! An event of a message of `rule_webhook_emit`, or of changed columns.
 //!
 //! In: the message and its position. Out: an event for its webhook, or a dead letter. Always holds: subject, stream, headers and
 //! format are those of the webhook at the message's commit; a call that was accepted is published even if its webhook has been
-//! switched off since.
+//! switched off since. Of changed columns there is an event where there would be one of a row of the link at that place.
 
 use super::{EventEncoder, event_position};
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     route::{
         emitted::{Call, Emitted},
         headers,
-        payload::Body,
+        payload::{Body, TableName},
         rules::{Rules, Webhook},
         subject,
     },
@@ -24,6 +24,9 @@ use crate::{
 impl EventEncoder {
     /// Makes the event.
     pub fn emitted(&mut self, rules: &Rules, message: &Emitted<'_>, position: Position) -> Result<()> {
+        if let Some(link) = message.call.columns_of {
+            return self.columns_changed(rules, link, message, position);
+        }
         let message_id = message.call.message_id.as_deref().map(str::as_bytes);
         let change = Change { position, xid: 0, op: Op::Insert, relation: 0, new: None, old: None };
         self.subject.clear();
@@ -41,6 +44,25 @@ impl EventEncoder {
         let problem = self.problem_of_emitted(webhook, &message.call);
         let lane = rules.lane(index, &self.subject);
         self.event(rules, index, Body::Emitted(message), &change, lane, message_id, problem)
+    }
+
+    /// Makes the event of changed columns, into the lane and the shard of the link's rows.
+    fn columns_changed(&mut self, rules: &Rules, id: i32, message: &Emitted<'_>, position: Position) -> Result<()> {
+        let Some(link) = rules.link(id).filter(|link| link.enabled) else { return Ok(()) };
+        let Some(index) = rules.webhook(link.webhook_id).filter(|&index| rules.webhooks[index].publishes) else {
+            return Ok(());
+        };
+        if !rules.is_ours(Some(index), Some(link)) {
+            return Ok(());
+        }
+        let webhook = &rules.webhooks[index];
+        self.subject = webhook.columns_subject(link);
+        let of_subject = || subject::invalid(&self.subject).map(|why| format!("its subject is invalid: {why}"));
+        let problem = webhook.problem.clone().or_else(of_subject);
+        let lane = rules.lane(index, &self.subject);
+        let table = TableName::new(&link.table_schema, &link.table_name);
+        let change = Change { position, xid: 0, op: Op::Columns, relation: 0, new: None, old: None };
+        self.event(rules, index, Body::Columns { table: &table, message }, &change, lane, None, problem)
     }
 
     /// Why the event cannot be published. The call was checked when it was made; its webhook may have changed since.
