@@ -352,7 +352,8 @@ BEGIN
     IF TG_OP <> 'UPDATE' THEN
         DELETE FROM walhook.rule_cdc_link_columns k WHERE k.link_id = v_link.link_id;
     END IF;
-    -- Whoever changes a link by several statements says so until the last: in between it may show more than before and after it.
+    -- A caller that changes a link by several statements sets it until the last one: in between the link may show more than before and
+    -- after them.
     IF coalesce(current_setting('walhook.link_changes', true), '') <> '' THEN
         RETURN NULL;
     END IF;

@@ -128,7 +128,9 @@ async fn run_alone(page: &Page) -> Feed {
 async fn every_other_page_runs_by_itself() {
     let alone = pages().into_iter().filter(|page| {
         let name = page.name.as_str();
-        !GUIDE.contains(&name) && !FOR_DEVELOPERS.contains(&name) && !["docs/quick-start.md", QUEUE].contains(&name)
+        !GUIDE.contains(&name)
+            && !FOR_DEVELOPERS.contains(&name)
+            && !["docs/quick-start.md", QUEUE, SCHEMAS].contains(&name)
     });
     for page in alone {
         let has_examples = page
@@ -146,6 +148,20 @@ async fn the_quick_start_ends_with_three_messages() {
     let feed = run_alone(&Page::read("docs/quick-start.md")).await;
     let subjects: Vec<_> = feed.messages().await.into_iter().map(|message| message.subject).collect();
     assert_eq!(subjects, ["webhooks.orders.insert", "webhooks.orders.update", "webhooks.orders"]);
+}
+
+const SCHEMAS: &str = "docs/json-schemas.md";
+
+#[tokio::test]
+async fn an_event_of_changed_columns_is_what_its_page_shows() {
+    let page = Page::read(SCHEMAS);
+    let shown = page.examples().into_iter().find(|example| example.code.starts_with(r#"{"added""#)).unwrap();
+    let shown: serde_json::Value = serde_json::from_str(&shown.code).unwrap();
+    let messages = run_alone(&page).await.after(&[]).await;
+    let seen: Vec<_> = messages.iter().map(|message| message.subject.as_str()).collect();
+    let (row, columns) = ("webhooks.orders", "webhooks.orders.columns");
+    assert_eq!(seen, [row, row, columns, columns, row]);
+    assert_eq!(*messages[3].data(), shown);
 }
 
 const QUEUE: &str = "docs/queue-to-nats.md";

@@ -576,6 +576,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "SELECT rule_cdc_column_changes_emit(); emits the event, when the cause is gone",
         "column_changes::a_table_that_is_altered_while_somebody_changes_its_link_is_altered_and_the_event_comes_later",
     ),
+    ("Then set publish_column_changes again", "sql::the_sql_surface_does_what_its_test_files_say_on_every_version"),
     (
         "SELECT rule_cdc_column_changes_emit(); emits what is missing",
         "sql::the_sql_surface_does_what_its_test_files_say_on_every_version",
@@ -900,7 +901,6 @@ async fn every_statement_that_a_hint_names_can_be_run_as_it_stands() {
         ("SELECT rule_cdc_backfill_start('t')", 1),
         ("SELECT rule_cdc_backfill_start('t')", 0),
         ("SELECT rule_cdc_backfill_start('t')", 0),
-        ("UPDATE rule_webhooks SET publish_column_changes = true WHERE webhook_id = 1", 1),
         ("CREATE PUBLICATION bad_inserts FOR ALL TABLES", 0),
         ("SELECT rule_cdc_publication_create('bad')", 2),
         ("SELECT rule_nats_configure('alone', 'nats://127.0.0.9:4222', 'none', true, 'ALONE', 'alone')", 0),
