@@ -24,7 +24,7 @@ fn ask(feed: &Feed) {
 }
 
 async fn asked() -> Feed {
-    asked_on(Postgres::start().await, Nats::start().await)
+    asked_on(Postgres::set_up().await, Nats::start().await)
 }
 
 /// What a message is: the number of a row, or what became of which columns.
@@ -50,7 +50,7 @@ async fn story(feed: &Feed, stream: &str) -> Vec<String> {
 #[tokio::test]
 async fn an_event_of_changed_columns_has_its_place_among_the_rows() {
     for version in ["14", "18"] {
-        let feed = asked_on(Postgres::builder().version(version).start().await, Nats::start().await);
+        let feed = asked_on(Postgres::builder().version(version).set_up().start().await, Nats::start().await);
         // While walhook does not run, in one transaction, and taken back in whole and in part.
         feed.pg.psql("INSERT INTO t VALUES (1)");
         feed.pg.psql(
@@ -210,7 +210,7 @@ async fn the_event_is_in_the_shard_of_its_link() {
 
 #[tokio::test]
 async fn what_nobody_asks_for_is_not_there() {
-    let feed = linked_on(Postgres::start().await, Nats::start().await);
+    let feed = linked_on(Postgres::set_up().await, Nats::start().await);
     feed.pg.psql("SELECT rule_webhook_emit_enable()");
     let before = feed.pg.psql("SELECT count(*) FROM pg_event_trigger");
     assert_eq!(before, "0", "no event trigger");
