@@ -100,6 +100,7 @@ pub struct WebhookRow {
     pub batch_max_bytes: Option<i32>,
     pub batch_max_wait_ms: Option<i32>,
     pub seal_key: Option<String>,
+    pub publish_column_changes: bool,
     /// `disabled_at` is set: `walhook deliver` does not call it.
     pub has_receiver_gone: bool,
     pub publish_column_changes: bool,
@@ -579,6 +580,7 @@ impl Row for WebhookRow {
             "batch_max_bytes" => self.batch_max_bytes = optional_number(column, value)?,
             "batch_max_wait_ms" => self.batch_max_wait_ms = optional_number(column, value)?,
             "seal_key" => self.seal_key = optional(value),
+            "publish_column_changes" => self.publish_column_changes = boolean(column, value)?,
             "disabled_at" => self.has_receiver_gone = optional(value).is_some(),
             "publish_column_changes" => self.publish_column_changes = boolean(column, value)?,
             _ => {}
