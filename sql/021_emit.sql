@@ -152,7 +152,7 @@ COMMENT ON FUNCTION public.rule_webhook_emit_retire_keys IS
 -- --------------------------------------------------------------------------------------------------------------- messages
 
 -- A call that says no more than a webhook and a payload is decided by one look at the tables; any other, and each that is refused, by
--- rule_webhook_put, which knows the rules and says why.
+-- rule_webhook_put, which knows the rules and says why. Each statement, and each expression in one, costs every caller.
 CREATE OR REPLACE FUNCTION public.rule_webhook_emit(
     webhook_id INTEGER,
     payload JSONB,
@@ -164,46 +164,46 @@ CREATE OR REPLACE FUNCTION public.rule_webhook_emit(
 ) RETURNS PG_LSN LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-    p_webhook_id CONSTANT INTEGER := webhook_id;
     v_sees_latest CONSTANT BOOLEAN := current_setting('transaction_isolation') IN ('read committed', 'read uncommitted');
     v_key_id INTEGER;
     v_inner BYTEA;
     v_outer BYTEA;
-    v_text TEXT;
+    v_subject TEXT;
     v_call BYTEA;
     v_payload BYTEA;
     v_signed BYTEA;
-    v_count INTEGER;
     v_lsn PG_LSN;
 BEGIN
-    IF current_setting('transaction_read_only')::boolean THEN
-        RAISE EXCEPTION 'cannot emit a message for webhook % in a read-only transaction', coalesce(p_webhook_id::text, 'NULL')
-            USING ERRCODE = 'read_only_sql_transaction',
-            HINT = CASE WHEN pg_is_in_recovery() THEN 'This server is a standby: call rule_webhook_emit on the primary.'
-                        ELSE 'A message is a write: begin the transaction with BEGIN READ WRITE.' END;
-    ELSIF current_setting('wal_level') <> 'logical' THEN
+    IF current_setting('transaction_read_only')::boolean OR current_setting('wal_level') <> 'logical' THEN
+        IF current_setting('transaction_read_only')::boolean THEN
+            RAISE EXCEPTION 'cannot emit a message for webhook % in a read-only transaction', coalesce(webhook_id::text, 'NULL')
+                USING ERRCODE = 'read_only_sql_transaction',
+                HINT = CASE WHEN pg_is_in_recovery() THEN 'This server is a standby: call rule_webhook_emit on the primary.'
+                            ELSE 'A message is a write: begin the transaction with BEGIN READ WRITE.' END;
+        END IF;
         RAISE EXCEPTION 'cannot emit a message for webhook %: wal_level is %, and nobody could read it',
-            coalesce(p_webhook_id::text, 'NULL'), current_setting('wal_level')
+            coalesce(webhook_id::text, 'NULL'), current_setting('wal_level')
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'ALTER SYSTEM SET wal_level = logical; then restart PostgreSQL.';
     END IF;
     IF v_sees_latest AND payload IS NOT NULL AND message_id IS NULL AND headers IS NULL AND rule_execution_id IS NULL
        AND subject_tokens IS NULL AND coalesce(current_setting('walhook.traceparent', true), '') = '' THEN
-        SELECT k.key_id, k.inner_key, k.outer_key INTO v_key_id, v_inner, v_outer
+        SELECT w.nats_subject, k.key_id, k.inner_key, k.outer_key INTO v_subject, v_key_id, v_inner, v_outer
         FROM public.rule_webhooks w
-        JOIN public.rule_nats_config c ON c.config_id = coalesce(
-            w.nats_config_id, (SELECT d.config_id FROM public.rule_nats_config d WHERE d.config_name = 'default'))
+        JOIN public.rule_nats_config c ON c.config_id = w.nats_config_id
         CROSS JOIN public.rule_cdc_emit_keys k
-        WHERE w.webhook_id = p_webhook_id AND w.enabled AND w.nats_enabled AND c.enabled IS DISTINCT FROM false
-          AND octet_length(w.nats_subject) <= 1024 AND w.nats_subject ~ '^[A-Za-z0-9_%-]+([.][A-Za-z0-9_%-]+)*$'
+        WHERE w.webhook_id = rule_webhook_emit.webhook_id AND w.enabled AND w.nats_enabled AND c.enabled IS NOT FALSE
           AND k.retired_lsn IS NULL
         ORDER BY k.key_id DESC LIMIT 1;
-        v_text := '{"triggered_by": '
-                  || to_json(coalesce(triggered_by, nullif(current_setting('role', true), 'none'), session_user))::text || '}';
+        IF octet_length(v_subject) <= 1024 AND v_subject ~ '^[A-Za-z0-9_%-]+([.][A-Za-z0-9_%-]+)*$' THEN
+            v_call := convert_to(
+                '{"triggered_by": '
+                || to_json(coalesce(triggered_by, nullif(current_setting('role', true), 'none'), session_user))::text || '}', 'UTF8');
+        END IF;
     END IF;
-    IF v_key_id IS NULL THEN
-        v_text := walhook.rule_webhook_put(p_webhook_id, payload, 'emit', message_id, headers, rule_execution_id, triggered_by,
-                                          subject_tokens);
+    IF v_call IS NULL THEN
+        v_call := convert_to(walhook.rule_webhook_put(webhook_id, payload, 'emit', message_id, headers, rule_execution_id, triggered_by,
+                                                      subject_tokens)::text, 'UTF8');
         IF v_sees_latest THEN
             SELECT k.key_id, k.inner_key, k.outer_key INTO v_key_id, v_inner, v_outer FROM public.rule_cdc_emit_keys k
             WHERE k.retired_lsn IS NULL ORDER BY k.key_id DESC LIMIT 1;
@@ -214,22 +214,22 @@ BEGIN
             WHERE k.retired_lsn IS NULL ORDER BY k.key_id DESC LIMIT 1 FOR SHARE;
         END IF;
         IF v_key_id IS NULL THEN
-            RAISE EXCEPTION 'cannot emit a message for webhook %: rule_webhook_emit is not enabled in this database', p_webhook_id
+            RAISE EXCEPTION 'cannot emit a message for webhook %: rule_webhook_emit is not enabled in this database',
+                coalesce(webhook_id::text, 'NULL')
                 USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = 'Let an operator run SELECT rule_webhook_emit_enable(); once. rule_webhook_publish_nats needs nothing.';
         END IF;
     END IF;
-    v_call := convert_to(v_text, 'UTF8');
     v_payload := convert_to(payload::text, 'UTF8');
-    v_count := octet_length(v_payload);
-    IF v_count > 1000000000 THEN
-        RAISE EXCEPTION 'cannot emit a message for webhook %: its payload has % bytes, at most 1000000000 are allowed', p_webhook_id, v_count
+    IF octet_length(v_payload) > 1000000000 THEN
+        RAISE EXCEPTION 'cannot emit a message for webhook %: its payload has % bytes, at most 1000000000 are allowed',
+            coalesce(webhook_id::text, 'NULL'), coalesce(octet_length(v_payload)::text, 'NULL')
             USING ERRCODE = 'program_limit_exceeded', HINT = 'Store the data elsewhere, and emit where it is.';
     END IF;
     -- As src/route/emitted.rs reads it; all of it is text, for other readers of logical messages. The WAL has the transaction's id as
     -- well, so nobody can copy the message into another transaction.
-    v_signed := convert_to(concat_ws(' ', '1', pg_current_xact_id(), v_key_id, p_webhook_id, octet_length(v_call), ''), 'UTF8')
-                || v_call || v_payload;
+    v_signed := convert_to('1 ' || pg_current_xact_id()::text || ' ' || v_key_id || ' ' || webhook_id || ' ' || octet_length(v_call)
+                           || ' ', 'UTF8') || v_call || v_payload;
     v_lsn := pg_logical_emit_message(
         true, 'walhook.emit', convert_to(encode(sha256(v_outer || sha256(v_inner || v_signed)), 'base64'), 'UTF8') || v_signed);
     -- For rule_webhook_emit_wait, until the end of the transaction.

@@ -40,6 +40,8 @@ pub struct TransactionText {
     pub timestamp: Vec<u8>,
     /// The commit time in µs since 1970.
     pub timestamp_us: i64,
+    /// Of the format `webhook`, what is between the type and the webhook's part: `","timestamp":"…"`
+    time_member: Vec<u8>,
     /// Of the format `webhook`: where its `event` begins, up to the operation.
     event_head: Vec<u8>,
     /// The same from the table on: the commit time.
@@ -67,6 +69,10 @@ impl TransactionText {
         self.timestamp.clear();
         push_timestamp(commit_time, &mut self.timestamp);
         self.timestamp_us = commit_time.saturating_add(POSTGRES_EPOCH_US);
+        self.time_member.clear();
+        self.time_member.extend_from_slice(b"\",\"timestamp\":\"");
+        self.time_member.extend_from_slice(&self.timestamp);
+        self.time_member.push(b'"');
         let head = &mut self.event_head;
         head.clear();
         head.extend_from_slice(b",\"event\":{\"lsn\":\"");
@@ -207,9 +213,8 @@ pub fn write_headers(
 ) {
     let own = body.own_headers();
     let key = seal_key(body, webhook);
-    let sealed_id = sealed_id(body, id);
     if let Some(key) = key {
-        key.write_header(sealed_id, out);
+        key.write_header(sealed_id(body, id), out);
     }
     if again(body).is_some() {
         match (own, key) {
@@ -219,7 +224,7 @@ pub fn write_headers(
             (Some(stored), Some(key)) => {
                 headers::write_again_without(headers::OLD_KEY, stored, out);
                 if let Some(old) = stored.get(headers::OLD_KEY).and_then(Value::as_str) {
-                    key.write_old_key(sealed_id, old.as_bytes(), out);
+                    key.write_old_key(sealed_id(body, id), old.as_bytes(), out);
                 }
             }
         }
@@ -265,7 +270,7 @@ pub fn write_headers(
         } else if let Some(key) = key {
             let value = out.split_off(value_at);
             out.truncate(start);
-            key.write_old_key(sealed_id, &value, out);
+            key.write_old_key(sealed_id(body, id), &value, out);
         }
     }
 }
@@ -274,8 +279,15 @@ pub fn write_headers(
 const OLD_KEY_MAX: usize = 4096;
 
 /// The key that an update has changed, as it was before. Under REPLICA IDENTITY FULL the WAL does not tell which columns are the key.
+#[inline]
 fn old_key<'a>(table: &Linked, target: &Target, change: &Change<'a>) -> Option<Tuple<'a>> {
-    let (Op::Update, Some(OldTuple::Key(old)), Some(new)) = (change.op, change.old, change.new) else { return None };
+    match change.old {
+        Some(OldTuple::Key(old)) if change.op == Op::Update => changed_key(table, target, old, change.new?),
+        _ => None,
+    }
+}
+
+fn changed_key<'a>(table: &Linked, target: &Target, old: Tuple<'a>, new: Tuple<'_>) -> Option<Tuple<'a>> {
     let mut columns = table.columns.iter().zip(old.iter().zip(new.iter())).enumerate();
     // PostgreSQL sends it also where a part of it is a large value that has not changed.
     columns
@@ -329,12 +341,14 @@ fn sealed_id<'b>(body: Body<'b>, id: &'b [u8]) -> &'b [u8] {
 }
 
 /// The key with which the event is sealed.
+#[inline]
 fn seal_key<'w>(body: Body<'_>, webhook: &'w Webhook) -> Option<&'w SealKey> {
     let key = webhook.seal.as_ref()?.as_deref().ok();
     key.filter(|_| is_to_be_sealed(body))
 }
 
 /// Why the event cannot be sealed although it has to be. Then nothing may be made of it.
+#[inline]
 pub fn seal_problem<'w>(body: Body<'_>, webhook: &'w Webhook) -> Option<&'w str> {
     let problem = webhook.seal.as_ref()?.as_ref().err();
     problem.filter(|_| is_to_be_sealed(body)).map(String::as_str)
@@ -365,14 +379,22 @@ pub fn write(
     if seal_problem(body, webhook).is_some() {
         return start..start;
     }
-    let Some(key) = seal_key(body, webhook) else { return write_open(body, webhook, source, transaction, id, out) };
-    SealKey::begin(out);
-    write_open(body, webhook, source, transaction, id, out);
-    key.seal(sealed_id(body, id), start, out);
-    start..out.len()
+    let key = seal_key(body, webhook);
+    if key.is_some() {
+        SealKey::begin(out);
+    }
+    let data = write_open(body, webhook, source, transaction, id, out);
+    match key {
+        None => data,
+        Some(key) => {
+            key.seal(sealed_id(body, id), start, out);
+            start..out.len()
+        }
+    }
 }
 
 /// The same, not sealed.
+#[inline]
 fn write_open(
     body: Body<'_>,
     webhook: &Webhook,
@@ -409,16 +431,29 @@ fn write_webhook(
     id: &[u8],
     out: &mut Vec<u8>,
 ) -> Range<usize> {
+    // As few pieces as can be: each costs as much as tens of bytes.
     out.extend_from_slice(b"{\"id\":\"");
     out.extend_from_slice(id);
-    out.extend_from_slice(b"\",\"type\":\"");
-    write_type(body, out);
-    out.extend_from_slice(b"\",\"timestamp\":\"");
-    out.extend_from_slice(&transaction.timestamp);
-    out.push(b'"');
-    out.extend_from_slice(&webhook.middle);
-    write_shown_headers(body, webhook, out);
-    out.extend_from_slice(b",\"data\":");
+    match body {
+        Body::Row { table, change, .. } => {
+            out.extend_from_slice(&table.type_member);
+            out.extend_from_slice(change.op.as_str().as_bytes());
+        }
+        Body::Columns { table, .. } => {
+            out.extend_from_slice(b"\",\"type\":\"");
+            out.extend_from_slice(&table.qualified);
+            out.extend_from_slice(b".columns");
+        }
+        Body::Call { .. } | Body::Emitted(_) => out.extend_from_slice(b"\",\"type\":\"webhook.call"),
+    }
+    out.extend_from_slice(&transaction.time_member);
+    if body.own_headers().is_none() {
+        out.extend_from_slice(&webhook.middle_of_row);
+    } else {
+        out.extend_from_slice(&webhook.middle);
+        write_shown_headers(body, webhook, out);
+        out.extend_from_slice(b",\"data\":");
+    }
     let data = write_data(body, out);
     out.extend_from_slice(&transaction.event_head);
     out.extend_from_slice(op(body).as_str().as_bytes());
@@ -428,7 +463,11 @@ fn write_webhook(
             // Without the quote that ends a table's name.
             out.extend_from_slice(&transaction.event_time[1..]);
         }
-        Body::Row { .. } | Body::Call { .. } | Body::Columns { .. } => {
+        Body::Row { table, .. } => {
+            out.extend_from_slice(&table.table_member);
+            out.extend_from_slice(&transaction.event_time);
+        }
+        Body::Call { .. } | Body::Columns { .. } => {
             out.extend_from_slice(b"\",\"table\":\"");
             write_table(body, out);
             out.extend_from_slice(&transaction.event_time);

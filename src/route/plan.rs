@@ -61,6 +61,10 @@ pub struct EventColumns {
 pub struct Linked {
     /// `schema.table`, escaped for the inside of a JSON string.
     pub qualified: Vec<u8>,
+    /// Of the format `webhook`, what is between the event's id and its operation: `","type":"schema.table.`
+    pub type_member: Vec<u8>,
+    /// Of that format, what is between the operation and the commit time: `","table":"schema.table`
+    pub table_member: Vec<u8>,
     /// `schema.table` as it is.
     pub unescaped: String,
     /// The schema as a JSON string.
@@ -188,7 +192,9 @@ impl Plan {
             out
         };
         let (schema, table) = (json(&relation.schema), json(&relation.name));
-        Plan::Linked(Linked { qualified, unescaped, schema, table, columns, targets })
+        let type_member = [b"\",\"type\":\"", &qualified[..], b"."].concat();
+        let table_member = [b"\",\"table\":\"", &qualified[..]].concat();
+        Plan::Linked(Linked { qualified, type_member, table_member, unescaped, schema, table, columns, targets })
     }
 }
 

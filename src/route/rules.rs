@@ -139,6 +139,8 @@ pub struct Webhook {
     pub subject: String,
     /// The `webhook` format's constant middle: `,"webhook_id":…,"method":"POST","headers":`
     pub middle: Vec<u8>,
+    /// The same up to the data of an event without headers of its own: with [`Webhook::headers`] and `,"data":`
+    pub middle_of_row: Vec<u8>,
     /// Whether headers that look like credentials may be shown.
     pub expose_credentials: bool,
     /// The headers that may be shown, as a JSON object.
@@ -412,6 +414,7 @@ fn compile_webhook(
     middle.extend_from_slice(b",\"method\":");
     write_json_str(&row.method, &mut middle);
     middle.extend_from_slice(b",\"headers\":");
+    let middle_of_row = [&middle[..], &headers, b",\"data\":"].concat();
     Webhook {
         id,
         name: row.name.clone(),
@@ -422,6 +425,7 @@ fn compile_webhook(
         keep: keep(config_row),
         subject,
         middle,
+        middle_of_row,
         expose_credentials: row.expose_credentials,
         headers,
         // Core NATS has no bucket; a replay's lanes only look like it.

@@ -100,7 +100,6 @@ pub struct WebhookRow {
     pub batch_max_bytes: Option<i32>,
     pub batch_max_wait_ms: Option<i32>,
     pub seal_key: Option<String>,
-    pub publish_column_changes: bool,
     /// `disabled_at` is set: `walhook deliver` does not call it.
     pub has_receiver_gone: bool,
     pub publish_column_changes: bool,
@@ -582,7 +581,6 @@ impl Row for WebhookRow {
             "seal_key" => self.seal_key = optional(value),
             "publish_column_changes" => self.publish_column_changes = boolean(column, value)?,
             "disabled_at" => self.has_receiver_gone = optional(value).is_some(),
-            "publish_column_changes" => self.publish_column_changes = boolean(column, value)?,
             _ => {}
         }
         Ok(())

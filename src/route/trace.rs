@@ -42,8 +42,15 @@ pub fn is_traceparent(value: &[u8]) -> bool {
 
 /// The value that a row has in the column that its link names, if it has one: `Err` where it is no `traceparent`. The row after the
 /// change; of a deleted one what its replica identity shows. The rows of a backfill were written in other traces long ago.
+#[inline]
 pub fn of_row<'a>(target: &Target, change: &Change<'a>) -> Option<Result<&'a [u8], &'a [u8]>> {
-    let index = target.trace.filter(|_| !matches!(change.op, Op::Snapshot | Op::Truncate))?;
+    of_column(target.trace?, change)
+}
+
+fn of_column<'a>(index: usize, change: &Change<'a>) -> Option<Result<&'a [u8], &'a [u8]>> {
+    if matches!(change.op, Op::Snapshot | Op::Truncate) {
+        return None;
+    }
     let tuple = change.new.or(match change.old {
         Some(OldTuple::Full(old) | OldTuple::Key(old)) => Some(old),
         None => None,

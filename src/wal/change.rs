@@ -288,6 +288,7 @@ impl Assembler {
         index
     }
 
+    #[inline]
     fn change<'a>(
         &mut self,
         at: Lsn,
@@ -296,14 +297,22 @@ impl Assembler {
         new: Option<Tuple<'a>>,
         old: Option<OldTuple<'a>>,
     ) -> Result<Step<'a>> {
-        let change = self.position(at, relation, op, new, old)?;
+        let step = self.position(at, relation, op, new, old).map(Step::Change);
+        if self.described.1.is_some() {
+            self.note_partition(relation);
+        }
+        step
+    }
+
+    /// The first change behind the description of a table is one of table `id`.
+    #[cold]
+    fn note_partition(&mut self, id: u32) {
         if let (Some(root), Some(partition)) = std::mem::take(&mut self.described)
-            && root == change.relation
+            && self.by_id.get(&id) == Some(&root)
             && partition != root
         {
             self.roots.insert(partition, root);
         }
-        Ok(Step::Change(change))
     }
 
     fn position<'a>(

@@ -21,6 +21,58 @@ SELECT is(rule_webhook_call_unified(1, '{}') #- '{queue,call_id}' #- '{nats,even
       "nats": {"success": true, "status": "enqueued", "subject": "webhooks.\"q\\", "message_id": null}}'::jsonb);
 SELECT rule_webhook_enable_nats(1, NULL, 'nats');
 
+-- The short way of an ordinary call and the long way of all others (rule_webhook_put) answer alike and write the same row.
+CREATE FUNCTION pg_temp.ways(p_mode text, p_subject text, p_message_id text, p_execution_id bigint, p_by text)
+RETURNS TABLE (answers jsonb[], events text[]) LANGUAGE plpgsql AS $$
+DECLARE
+    v_last CONSTANT bigint := max(event_id) FROM rule_webhook_events;
+BEGIN
+    PERFORM rule_webhook_enable_nats(1, p_subject, p_mode);
+    answers := ARRAY[
+        rule_webhook_publish_nats(1, '{"n": 1}', p_message_id, NULL, p_execution_id, p_by),
+        walhook.rule_webhook_put(1, '{"n": 1}', 'nats', p_message_id, NULL, p_execution_id, p_by),
+        rule_webhook_call_unified(1, '{"n": 1}', p_message_id, NULL, p_execution_id, p_by),
+        walhook.rule_webhook_put(1, '{"n": 1}', NULL, p_message_id, NULL, p_execution_id, p_by)];
+    answers := ARRAY(SELECT a - 'event_id' #- '{queue,call_id}' #- '{nats,event_id}' FROM unnest(answers) WITH ORDINALITY t (a, n) ORDER BY n);
+    events := ARRAY(SELECT ((to_jsonb(e) - 'event_id') || jsonb_build_object('of_now', e.created_at = now()))::text
+                    FROM rule_webhook_events e WHERE e.event_id > v_last ORDER BY e.event_id);
+    RETURN NEXT;
+END $$;
+SELECT ok(answers[1] = answers[2] AND answers[3] = answers[4] AND cardinality(events) = CASE mode WHEN 'queue' THEN 2 ELSE 4 END
+          AND events = array_fill(events[1], ARRAY[cardinality(events)]), format('%s %s %s: %s %s', mode, subject, id, answers, events))
+FROM unnest(ARRAY['nats', 'both', 'queue']) mode,
+     unnest(ARRAY[NULL, 'webhooks.a_b-c.%20', 'webhooks."q\', 'webhooks.é']) subject,
+     (VALUES (NULL, NULL, NULL), ('a.B_c:/-9', 42, 'alice'), (repeat('x', 512), NULL, NULL), ('a b', 1, NULL), ('"', 1, 'é"\')) v (id, execution_id, by),
+     pg_temp.ways(mode, subject, id, execution_id, by);
+CREATE ROLE caller_of_both_ways;
+GRANT EXECUTE ON FUNCTION rule_webhook_publish_nats, rule_webhook_call_unified TO caller_of_both_ways;
+SELECT rule_webhook_enable_nats(1, NULL, 'nats');
+SET ROLE caller_of_both_ways;
+SELECT rule_webhook_publish_nats(1, '{}');
+SELECT rule_webhook_call_unified(1, '{}');
+RESET ROLE;
+DROP OWNED BY caller_of_both_ways; DROP ROLE caller_of_both_ways;
+SELECT is(array_agg(triggered_by ORDER BY event_id DESC), '{caller_of_both_ways,caller_of_both_ways}')
+FROM (SELECT * FROM rule_webhook_events ORDER BY event_id DESC LIMIT 2) e;
+-- And refuse alike.
+SELECT throws_like(format('SELECT %s(1, ''{}'', %L)', f, id), '%message id%')
+FROM unnest(ARRAY['rule_webhook_publish_nats', 'rule_webhook_call_unified']) f, unnest(ARRAY['', ' a', E'a\x7f', repeat('x', 513)]) id;
+UPDATE rule_nats_config SET enabled = false;
+SELECT throws_like(format('SELECT %s(1, ''{}'')', f), '%its NATS config ''default'' is disabled')
+FROM unnest(ARRAY['rule_webhook_publish_nats', 'rule_webhook_call_unified']) f;
+UPDATE rule_nats_config SET enabled = NULL;
+SELECT is(rule_webhook_call_unified(1, '{}') ->> 'success', 'true');
+UPDATE rule_nats_config SET enabled = true;
+UPDATE rule_webhooks SET enabled = NULL;
+SELECT throws_like(format('SELECT %s(1, ''{}'')', f), '%is disabled')
+FROM unnest(ARRAY['rule_webhook_publish_nats', 'rule_webhook_call_unified']) f;
+UPDATE rule_webhooks SET enabled = true, nats_enabled = false;
+SELECT throws_like(format('SELECT %s(1, ''{}'')', f), '%is not enabled for NATS')
+FROM unnest(ARRAY['rule_webhook_publish_nats', 'rule_webhook_call_unified']) f;
+UPDATE rule_webhooks SET nats_enabled = true, nats_config_id = NULL, nats_subject = NULL;
+SELECT is(rule_webhook_call_unified(1, '{}') #>> '{nats,subject}', 'webhooks.hook', 'the default configuration, the default subject');
+SELECT rule_webhook_enable_nats(1, NULL, 'nats');
+
 -- Without headers the session's trace is passed on, and what is none is left out; a header of the call's own is not replaced.
 CREATE FUNCTION pg_temp.traced(p_headers jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE

@@ -5,6 +5,7 @@
 //! twice, and the address that was judged is the one that is dialled.
 
 use std::{
+    collections::HashMap,
     error::Error as StdError,
     fmt,
     future::Future,
@@ -12,7 +13,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::Path,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -105,7 +106,15 @@ pub struct Caller {
     client: Client<Connector, Full<Bytes>>,
     connector: Connector,
     roots: Arc<RootCertStore>,
+    /// Of the URLs that were called last: reading one costs as much as the rest of a request's head.
+    targets: Mutex<HashMap<String, Target>>,
 }
+
+/// Where to, and who the URL says we are.
+type Target = (Uri, Option<HeaderValue>);
+
+/// How many URLs are remembered.
+const TARGETS_MAX: usize = 1024;
 
 /// An answer of a token endpoint.
 pub type Posted = std::result::Result<(u16, Vec<u8>), NoToken>;
@@ -160,7 +169,7 @@ impl Caller {
             .pool_idle_timeout(IDLE)
             .http1_max_buf_size(HEAD_MAX)
             .build(connector.clone());
-        Caller { client, connector, roots }
+        Caller { client, connector, roots, targets: Mutex::default() }
     }
 
     /// Asks a token endpoint, under the rules that hold for webhooks: the same addresses, certificates and bounds, no redirect.
@@ -218,6 +227,20 @@ impl Caller {
         })
     }
 
+    /// What [`target`] makes of a URL.
+    fn target(&self, url: &str) -> std::result::Result<Target, String> {
+        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(target) = targets.get(url) {
+            return Ok(target.clone());
+        }
+        let target = target(url)?;
+        if targets.len() >= TARGETS_MAX {
+            targets.clear();
+        }
+        targets.insert(url.to_owned(), target.clone());
+        Ok(target)
+    }
+
     /// Calls, with this `Authorization` where there is one, and answers within the webhook's timeout.
     pub async fn call(
         &self,
@@ -236,7 +259,9 @@ impl Caller {
             took: Duration::ZERO,
         };
         let now = started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        answer.outcome = match keys.and_then(|keys| request(webhook, call, keys, now, authorization)) {
+        let request =
+            keys.and_then(|keys| request(webhook, self.target(&webhook.url)?, call, keys, now, authorization));
+        answer.outcome = match request {
             Err(problem) => Outcome::NotSent(problem),
             Ok(request) => match until_deadline(deadline, self.client.request(request)).await {
                 None => Outcome::Unanswered(format!("no answer within {} ms", webhook.timeout_ms)),
@@ -273,12 +298,12 @@ async fn until_deadline<T>(deadline: Instant, answer: impl Future<Output = T>) -
 /// The request, or why there can be none.
 fn request(
     webhook: &Webhook,
+    (uri, login): Target,
     call: &Call<'_>,
     keys: &[Key],
     now: u64,
     authorization: Option<&str>,
 ) -> std::result::Result<Request<Full<Bytes>>, String> {
-    let (uri, login) = target(&webhook.url)?;
     let method = Method::from_bytes(webhook.method.as_bytes())
         .map_err(|_| format!("method {:?} is not one of HTTP's", webhook.method))?;
     // A GET has no body to speak of: proxies drop it, and servers refuse it.
@@ -340,8 +365,8 @@ fn request(
     Ok(request)
 }
 
-/// Where to, and who the URL says we are.
-fn target(url: &str) -> std::result::Result<(Uri, Option<HeaderValue>), String> {
+/// Reads a URL.
+fn target(url: &str) -> std::result::Result<Target, String> {
     // A URL may hold a password: it is not quoted.
     let parsed = url::Url::parse(url).map_err(|error| format!("the webhook's url cannot be read: {error}"))?;
     if !matches!(parsed.scheme(), "http" | "https") {

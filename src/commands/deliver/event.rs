@@ -87,11 +87,13 @@ pub struct Delivery<'a> {
 impl<'a> Delivery<'a> {
     /// Reads it.
     pub fn parse(reply: &'a str) -> Option<Delivery<'a>> {
-        let tokens: Vec<&str> = reply.strip_prefix("$JS.ACK.")?.split('.').collect();
-        let from = if tokens.len() >= 9 { 2 } else { 0 };
-        let &[stream, _, delivered, sequence, _, stored_at, ..] = tokens.get(from..)? else { return None };
-        let stored_at = stored_at.parse().ok()?;
-        Some(Delivery { stream, sequence: sequence.parse().ok()?, delivered: delivered.parse().ok()?, stored_at })
+        let tokens = reply.strip_prefix("$JS.ACK.")?.split('.');
+        let from = if tokens.clone().count() >= 9 { 2 } else { 0 };
+        let mut tokens = tokens.skip(from);
+        let (stream, _consumer) = (tokens.next()?, tokens.next()?);
+        let (delivered, sequence) = (tokens.next()?.parse().ok()?, tokens.next()?.parse().ok()?);
+        let stored_at = tokens.nth(1)?.parse().ok()?;
+        Some(Delivery { stream, sequence, delivered, stored_at })
     }
 }
 

@@ -472,6 +472,9 @@ async fn session(
         return Ok(());
     }
     let mut pull: Option<Pull> = None;
+    // One for all turns of the loop.
+    let stopped = lane.stopped();
+    tokio::pin!(stopped);
     let outcome = loop {
         if is_keyed && !lane.is_open() {
             break Err(Error::unavailable("the webhook is not called at present: its events are given back"));
@@ -483,7 +486,7 @@ async fn session(
         }
         tokio::select! {
             biased;
-            () = lane.stopped() => break Ok(()),
+            () = &mut stopped => break Ok(()),
             () = lane.order.is_over(), if is_keyed => {
                 break Err(Error::unavailable(keyed::OTHERS_ORDER));
             }

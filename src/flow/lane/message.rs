@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::route::digits::{parse_hex, set_digits, set_hex};
+use crate::route::digits::{count_up, parse_hex, set_digits, set_hex};
 
 const HPUB: &[u8] = b"HPUB ";
 const ATTEMPT_DIGITS: usize = 2;
@@ -176,7 +176,8 @@ pub struct Template {
     op: &'static str,
     epoch: u64,
     attempt: u8,
-    has_expected: bool,
+    /// The sequence that stands in `front`.
+    expected: Option<u64>,
     /// Up to the line of the id; nothing where there is no template.
     front: Vec<u8>,
     /// From the id to what the event adds.
@@ -194,7 +195,7 @@ impl Template {
         let is_usual = front.mark.is_none() && front.part.is_none() && !layout.may_be_batched;
         let (Some((prefix, attempt, _)), None, true) = (front.reply, head.message_id, is_usual) else { return };
         (self.op, self.epoch, self.attempt) = (head.op, head.epoch, attempt);
-        self.has_expected = front.expected.is_some();
+        self.expected = front.expected;
         self.front.extend_from_slice(&written[..layout.front_end]);
         self.behind_id.clear();
         self.behind_id.extend_from_slice(&written[id_end..]);
@@ -205,26 +206,30 @@ impl Template {
 
     /// Appends a message of that kind up to what the event adds; `None`: it is of another kind.
     #[inline]
-    fn write(&self, head: &Head<'_>, front: &Front<'_>, may_be_batched: bool, out: &mut Vec<u8>) -> Option<Layout> {
+    fn write(&mut self, head: &Head<'_>, front: &Front<'_>, may_be_batched: bool, out: &mut Vec<u8>) -> Option<Layout> {
         let (_, attempt, index) = front.reply?;
         let is_its = !self.front.is_empty()
             && !may_be_batched
             && head.message_id.is_none()
             && front.mark.is_none()
             && front.part.is_none()
-            && (attempt, head.epoch, front.expected.is_some()) == (self.attempt, self.epoch, self.has_expected)
+            && (attempt, head.epoch, front.expected.is_some()) == (self.attempt, self.epoch, self.expected.is_some())
             && head.op == self.op
             && self.front[self.layout.subject.clone()] == *head.subject;
         if !is_its {
             return None;
         }
-        let start = out.len();
-        out.extend_from_slice(&self.front);
-        let message = &mut out[start..];
-        set_hex(index, &mut message[self.index_at..][..INDEX_DIGITS]);
-        if let Some(expected) = front.expected {
-            set_digits(expected, &mut message[self.expected_at..][..SEQUENCE_DIGITS]);
+        set_hex(index, &mut self.front[self.index_at..][..INDEX_DIGITS]);
+        if let (Some(expected), Some(before)) = (front.expected, self.expected) {
+            let digits = &mut self.front[self.expected_at..][..SEQUENCE_DIGITS];
+            if expected.checked_sub(1) == Some(before) {
+                count_up(digits);
+            } else {
+                set_digits(expected, digits);
+            }
+            self.expected = Some(expected);
         }
+        out.extend_from_slice(&self.front);
         head.write_ids(out);
         out.extend_from_slice(&self.behind_id);
         Some(self.layout.clone())
@@ -394,7 +399,8 @@ mod tests {
             let index = [0, 7, 0xFFFF_FFFF, 0x1_0000_0001][pick(3, 4)];
             let front = Front {
                 reply: [Some((&b"_INBOX.i.0."[..], [0, 0, 7][pick(6, 3)], index)), None][pick(7, 5) / 4],
-                expected: [Some(0), Some(u64::MAX), Some(12), None][pick(8, 4)],
+                // Some follow each other.
+                expected: [Some(0), Some(u64::MAX), Some(12), Some(9), Some(10), Some(11), None][pick(8, 7)],
                 part: None,
                 mark: [None, None, Some(Mark::Begin)][pick(9, 3)],
             };

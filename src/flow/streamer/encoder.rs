@@ -343,6 +343,7 @@ impl EventEncoder {
         (position.commit_lsn, position.ordinal) > self.counted_before
     }
 
+    #[inline]
     fn count_for(&mut self, index: usize, position: &EventPosition) {
         if !self.is_new(position) {
             return;
