@@ -47,7 +47,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
            format('walhook deliver has not called it since %s: %s. Its events wait in their stream',
                   to_char(w.disabled_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS UTC'),
                   walhook.rule_cdc_sayable(coalesce(w.disabled_reason, 'no reason is given'))),
-           format('SELECT public.rule_webhook_update(%s, p_enabled => true); -- p_url => ''…'' for another URL', w.webhook_id)
+           format('SELECT public.rule_webhook_update(%s, p_enabled => true); -- p_url => ''...'' for another URL', w.webhook_id)
     FROM public.rule_webhooks w WHERE w.enabled AND w.disabled_at IS NOT NULL ORDER BY w.webhook_id
 $$;
 COMMENT ON FUNCTION walhook.rule_cdc_check_receivers IS
