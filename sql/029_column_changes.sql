@@ -23,9 +23,6 @@ END IF;
 ALTER TABLE public.rule_webhooks ADD COLUMN IF NOT EXISTS publish_column_changes BOOLEAN NOT NULL DEFAULT false;
 COMMENT ON COLUMN public.rule_webhooks.publish_column_changes IS
     'Whether an event is published when the columns of a linked table change, or what the link sends of them. Needs rule_webhook_emit_enable()';
-ALTER TABLE public.rule_cdc_status ADD COLUMN IF NOT EXISTS publishes_column_changes BOOLEAN;
-COMMENT ON COLUMN public.rule_cdc_status.publishes_column_changes IS
-    'true: this walhook publishes events of changed columns; NULL: it is of a version before them';
 
 CREATE TABLE IF NOT EXISTS walhook.rule_cdc_link_columns (
     -- No foreign key: nobody could TRUNCATE the links any more.
@@ -379,7 +376,7 @@ COMMENT ON FUNCTION walhook.rule_cdc_columns_link_changed IS
 CREATE OR REPLACE FUNCTION walhook.rule_cdc_columns_webhook_check()
 RETURNS TRIGGER LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_older RECORD;
+    v_older CONSTANT TEXT := walhook.rule_cdc_older_run('029'); -- made by 031
 BEGIN
     IF NOT EXISTS (SELECT FROM public.rule_cdc_emit_keys k WHERE k.retired_lsn IS NULL) THEN
         RAISE EXCEPTION 'webhook % (webhook_id %): publish_column_changes needs rule_webhook_emit, which is not enabled in this database',
@@ -387,14 +384,10 @@ BEGIN
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'SELECT rule_webhook_emit_enable(); enables it. Then set publish_column_changes again.';
     END IF;
-    SELECT s.source, s.host, s.version INTO v_older FROM public.rule_cdc_status s
-    WHERE s.publishes_column_changes IS NOT TRUE AND s.heartbeat_at > clock_timestamp() - make_interval(secs => 3 * s.heartbeat_seconds)
-    ORDER BY s.source LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION 'webhook % (webhook_id %): publish_column_changes: walhook % for source % on host % is too old and would take its events '
-            'for messages of rule_webhook_emit', walhook.rule_cdc_quoted(NEW.webhook_name), NEW.webhook_id,
-            walhook.rule_cdc_sayable(coalesce(v_older.version, '?')), walhook.rule_cdc_quoted(v_older.source),
-            walhook.rule_cdc_quoted(coalesce(v_older.host, '?'))
+    IF v_older IS NOT NULL THEN
+        RAISE EXCEPTION 'webhook % (webhook_id %): publish_column_changes: % is too old and would take its events for messages of '
+            'rule_webhook_emit', walhook.rule_cdc_quoted(NEW.webhook_name), NEW.webhook_id,
+            walhook.rule_cdc_sayable(v_older)
             USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'Stop it and start the version that has set up this database. Then set publish_column_changes again.';
     END IF;

@@ -31,7 +31,7 @@ SELECT throws_hint('UPDATE rule_webhooks SET publish_column_changes = true WHERE
 SELECT rule_webhook_emit_enable();
 INSERT INTO rule_cdc_status (source, host, version, heartbeat_at, publishes_messages) VALUES ('main', 'db1', '0.2.0', now(), true);
 SELECT throws_hint('UPDATE rule_webhooks SET publish_column_changes = true WHERE webhook_id = 1', '%walhook 0.2.0 for source ''main'' on host ''db1'' is too old%', '%Stop it%');
-UPDATE rule_cdc_status SET publishes_column_changes = true;
+UPDATE rule_cdc_status SET schema_version = '029';
 SELECT is(findings(), NULL::text);
 
 -- An operator asks for them: the event trigger is made with the rights of who has set walhook up.
@@ -200,4 +200,19 @@ SELECT is(findings(), NULL::text);
 DROP TABLE orders;
 SELECT ok(found('table_missing') AND findings() IS NULL, 'a table that is gone has its own finding');
 DROP EVENT TRIGGER walhook_column_changes;
+
+-- Nor masks and seals while such a walhook streams: it would publish the rows without them.
+UPDATE rule_cdc_status SET schema_version = NULL, heartbeat_at = now();
+CREATE TABLE masked (id int PRIMARY KEY, email text);
+SELECT throws_hint($$SELECT rule_webhook_link_table(1, 'masked', p_mask => '{"email": "null"}')$$, 'cannot set rule_webhook_links.mask: walhook 0.2.0 for source ''main'' on host ''db1'' is too old%', 'Stop it%');
+SELECT throws_hint($$UPDATE rule_webhooks SET seal_key = 'k' WHERE webhook_id = 1$$, 'cannot set rule_webhooks.seal_key: walhook 0.2.0 for source ''main'' on host ''db1'' is too old%', 'Stop it%');
+UPDATE rule_cdc_status SET schema_version = '025';
+SELECT rule_webhook_link_table(1, 'masked', p_mask => '{"email": "null"}');
+SELECT throws_like($$UPDATE rule_webhooks SET seal_key = 'k' WHERE webhook_id = 1$$, '%is too old%');
+-- What is set already may be changed otherwise, and taken away.
+UPDATE rule_webhook_links SET enabled = true WHERE mask IS NOT NULL;
+UPDATE rule_cdc_status SET schema_version = '021';
+UPDATE rule_webhook_links SET enabled = true WHERE mask IS NOT NULL;
+SELECT ok(rule_webhook_unlink_table(1, 'masked'));
+DROP TABLE masked;
 SELECT * FROM finish();

@@ -10,6 +10,7 @@ use tokio_postgres::{Client, GenericClient};
 use super::faults::{self, Point};
 use crate::{
     commands::rows::{check_kept, missing_table},
+    commands::schema,
     error::{Error, Result},
     flow::{
         driver::trust::{Checkpoint, Fork},
@@ -405,10 +406,9 @@ pub async fn report(client: &Client, report: &Report<'_>) -> Result<()> {
             "INSERT INTO public.rule_cdc_status AS s \
                  (source, slot_name, publication, pid, host, version, epoch, connected_since, nats, received_lsn, \
                   confirmed_lsn, events_published, events_failed, last_error, last_error_at, heartbeat_at, \
-                  heartbeat_seconds, history_lost, log_lines_lost, publishes_messages, \
-                  publishes_column_changes) \
+                  heartbeat_seconds, history_lost, log_lines_lost, publishes_messages, schema_version) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, now(), $8::text::jsonb, $9::text::pg_lsn, $10::text::pg_lsn, $11, $12, \
-                     $13, CASE WHEN $13::text IS NOT NULL THEN now() END, now(), $14, $15, $16, true, true) \
+                     $13, CASE WHEN $13::text IS NOT NULL THEN now() END, now(), $14, $15, $16, true, $17) \
              ON CONFLICT (source) DO UPDATE SET \
                  slot_name = excluded.slot_name, publication = excluded.publication, pid = excluded.pid, \
                  host = excluded.host, version = excluded.version, epoch = excluded.epoch, \
@@ -421,7 +421,7 @@ pub async fn report(client: &Client, report: &Report<'_>) -> Result<()> {
                  heartbeat_at = now(), heartbeat_seconds = excluded.heartbeat_seconds, \
                  history_lost = excluded.history_lost, log_lines_lost = excluded.log_lines_lost, \
                  publishes_messages = excluded.publishes_messages, \
-                 publishes_column_changes = excluded.publishes_column_changes \
+                 schema_version = excluded.schema_version \
              WHERE s.epoch IS NULL OR s.epoch <= excluded.epoch",
             &[
                 &report.source,
@@ -440,6 +440,7 @@ pub async fn report(client: &Client, report: &Report<'_>) -> Result<()> {
                 &report.next_in_seconds,
                 &signed(report.history_lost),
                 &signed(log::lost()),
+                &schema::version(),
             ],
         )
         .await
