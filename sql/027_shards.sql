@@ -346,7 +346,8 @@ BEGIN
                 'Move them to another shard first: SELECT rule_cdc_shard_move(''main'', p_tables => %L::regclass[], p_webhooks => %L::text[]);',
                 v_tables::text, v_webhooks::text));
     END IF;
-    SELECT s.active_pid, s.confirmed_flush_lsn INTO v_slot FROM pg_replication_slots s WHERE s.slot_name = v_shard.slot_name;
+    SELECT s.active_pid, s.confirmed_flush_lsn, s.catalog_xmin INTO v_slot
+    FROM pg_replication_slots s WHERE s.slot_name = v_shard.slot_name;
     IF v_slot.active_pid IS NOT NULL THEN
         RAISE EXCEPTION 'cannot drop shard %: process % streams from its slot', walhook.rule_cdc_quoted(p_shard), v_slot.active_pid
             USING ERRCODE = 'object_in_use', HINT = walhook.rule_cdc_sayable(format('Stop `walhook run --shard %s`, and call this again.', p_shard));
@@ -358,7 +359,13 @@ BEGIN
               FROM walhook.rule_cdc_rule_versions v
               WHERE v.source = v_shard.source AND v.table_name IN ('rule_webhooks', 'rule_webhook_links')
               ORDER BY v.table_name, v.row_id, v.since_lsn DESC) newest;
-        IF v_slot.confirmed_flush_lsn IS NULL OR v_slot.confirmed_flush_lsn <= v_moved THEN
+        -- And it must have read the last of them that there were: there is a version from behind it, or PostgreSQL knows that the
+        -- transaction was over where the slot is.
+        IF v_slot.confirmed_flush_lsn IS NULL OR v_slot.confirmed_flush_lsn <= v_moved
+           OR v_slot.confirmed_flush_lsn <= v_shard.left_lsn
+           OR v_shard.left_lsn IS NOT NULL AND age(v_slot.catalog_xmin) >= age(v_shard.left_xid::xid) AND NOT EXISTS (
+               SELECT FROM walhook.rule_cdc_rule_versions v WHERE v.source = v_shard.source AND v.since_lsn >= v_shard.left_lsn)
+        THEN
             RAISE EXCEPTION 'cannot drop shard %: events from before its last move wait in its slot', walhook.rule_cdc_quoted(p_shard)
                 USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = walhook.rule_cdc_sayable(format('Start `walhook run --shard %s` once more and stop it when SELECT lag_bytes FROM rule_cdc_shards WHERE shard = %1$L; is '

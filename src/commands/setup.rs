@@ -50,6 +50,7 @@ pub(super) const MIGRATIONS: &[(&str, &str)] = &[
     ("029_column_changes.sql", include_str!("../../sql/029_column_changes.sql")),
     ("030_receivers_gone.sql", include_str!("../../sql/030_receivers_gone.sql")),
     ("031_older_runs.sql", include_str!("../../sql/031_older_runs.sql")),
+    ("032_shard_left.sql", include_str!("../../sql/032_shard_left.sql")),
 ];
 
 /// What we resolve names by: see sql/004_preconditions.sql.

@@ -457,6 +457,27 @@ async fn a_shard_is_dropped_when_it_has_published_all_that_was_its_own() {
     assert!(feed.messages_of("WEBHOOKS_b").await.is_empty(), "its stream is gone");
 }
 
+/// The moves and what lies between them are in the slot alone: the shard has read nothing of it.
+#[tokio::test]
+async fn a_shard_that_stood_still_while_tables_came_and_went_is_not_dropped_with_their_events() {
+    let (feed, mut main, mut b) = two().await;
+    ended_well(&mut b);
+    feed.pg.psql("SELECT rule_cdc_shard_move('b', ARRAY['t0']::regclass[])");
+    feed.pg.psql("INSERT INTO t0 (note) VALUES ('its own')");
+    feed.pg.psql("SELECT rule_cdc_shard_move('main', ARRAY['t0']::regclass[])");
+    feed.pg.psql("INSERT INTO t0 (note) VALUES ('of main again')");
+    let drop_it = "SELECT rule_cdc_shard_drop('b')";
+    let (error, _) = feed.pg.refused(drop_it);
+    assert!(error.contains("events from before its last move wait in its slot"), "{error}");
+    let mut b = run(&feed, "b");
+    confirmed(&feed, &["main", "b"]).await;
+    ended_well(&mut b);
+    assert_eq!(feed.pg.psql(drop_it), "t");
+    let found = streams(&feed, &["main", "b"]).await;
+    assert_eq!((found["WEBHOOKS"].len(), found["WEBHOOKS_b"].len()), (1, 1));
+    ended_well(&mut main);
+}
+
 #[tokio::test]
 async fn mistakes_about_shards_are_named_with_what_to_do() {
     let feed =

@@ -91,6 +91,7 @@ fn every_value_in_a_message_is_made_fit_for_every_client() {
         "029_column_changes",
         "030_receivers_gone",
         "031_older_runs",
+        "032_shard_left",
     ] {
         let text = fs::read_to_string(format!("{}/sql/{file}.sql", env!("CARGO_MANIFEST_DIR"))).unwrap();
         for kind in ["RAISE EXCEPTION ", "RAISE WARNING ", "RAISE NOTICE "] {

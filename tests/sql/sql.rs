@@ -121,7 +121,7 @@ async fn the_migrations_load_on_every_version_and_a_second_time_change_nothing()
             .psql("SELECT string_agg(version, ' ' ORDER BY version) FROM rule_cdc_migrations WHERE version <> 'found'");
         assert_eq!(
             recorded,
-            "005 007 008 009 010 011 012 013 014 015 016 017 018 019 020 021 022 023 024 025 026 027 028 029 030 031",
+            "005 007 008 009 010 011 012 013 014 015 016 017 018 019 020 021 022 023 024 025 026 027 028 029 030 031 032",
             "PostgreSQL {version}"
         );
     }
