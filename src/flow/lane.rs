@@ -343,7 +343,7 @@ impl Lane {
 
     /// The same, with so much room for rows of the history, in bytes.
     #[must_use]
-    pub fn with_history_room(mut self, bytes: usize) -> Lane {
+    pub(in crate::flow) fn with_history_room(mut self, bytes: usize) -> Lane {
         self.history = History::new(bytes);
         self
     }
@@ -374,7 +374,7 @@ impl Lane {
     }
 
     /// Whether nothing is to be done by its connection: what was left out comes again once it is open.
-    pub fn is_at_rest(&self) -> bool {
+    pub(in crate::flow) fn is_at_rest(&self) -> bool {
         self.is_empty() && !self.leaves_out()
     }
 
@@ -389,7 +389,7 @@ impl Lane {
     }
 
     /// The position of the oldest event in line.
-    pub fn front_position(&self) -> Option<EventPosition> {
+    pub(in crate::flow) fn front_position(&self) -> Option<EventPosition> {
         self.first_in_line().map(|(_, position, _)| position)
     }
 
@@ -408,7 +408,7 @@ impl Lane {
     }
 
     /// The number of the oldest event that is to be sent yet, in line or left out.
-    pub fn first_to_send(&self) -> Option<u64> {
+    pub(in crate::flow) fn first_to_send(&self) -> Option<u64> {
         self.front().into_iter().chain(self.left_out).min()
     }
 
@@ -419,7 +419,7 @@ impl Lane {
     }
 
     /// The same without what is in line.
-    pub fn oldest_behind_line(&self) -> Option<u64> {
+    pub(in crate::flow) fn oldest_behind_line(&self) -> Option<u64> {
         let given_up = self.rejected.iter().map(|rejected| rejected.number);
         given_up.chain(self.history.oldest()).chain(self.left_out).min()
     }
@@ -430,7 +430,7 @@ impl Lane {
     }
 
     /// Whether nothing of it has been settled for long.
-    pub fn is_away(&self) -> bool {
+    pub(in crate::flow) fn is_away(&self) -> bool {
         self.is_away
     }
 
@@ -445,13 +445,13 @@ impl Lane {
     }
 
     /// Whether events are left out.
-    pub fn leaves_out(&self) -> bool {
+    pub(in crate::flow) fn leaves_out(&self) -> bool {
         self.left_out.is_some()
     }
 
     /// Events that can never be published, given up since the last call. Until they are taken from here nothing is
     /// sent, and they count as not settled: they cannot get lost between the lane and its owner.
-    pub fn take_rejected(&mut self) -> Vec<Rejected> {
+    pub(in crate::flow) fn take_rejected(&mut self) -> Vec<Rejected> {
         std::mem::take(&mut self.rejected)
     }
 
@@ -461,7 +461,7 @@ impl Lane {
     }
 
     /// The stream is another one from here on: what the old one holds says nothing of it.
-    pub fn forget_last_stored(&mut self) {
+    pub(in crate::flow) fn forget_last_stored(&mut self) {
         self.last_stored = None;
         self.last_settled = None;
         self.retained_through = None;
@@ -476,7 +476,7 @@ impl Lane {
     }
 
     /// Whether something was sent that has no answer yet, and can have one: a batch has its answer when all of it was sent.
-    pub fn awaits_answers(&self) -> bool {
+    pub(in crate::flow) fn awaits_answers(&self) -> bool {
         let sent = self.send_buffer.sent();
         let mut begun = self.slots.iter().take_while(|slot| slot.place < sent);
         let Some(index) = begun.position(|slot| slot.state == State::Waiting) else { return false };
@@ -571,7 +571,7 @@ impl Lane {
     }
 
     /// Whether the history's rows need not be waited for before more is read.
-    pub fn history_lets_pass(&self) -> bool {
+    pub(in crate::flow) fn history_lets_pass(&self) -> bool {
         self.history.lets_pass()
     }
 
@@ -642,7 +642,7 @@ impl Lane {
     }
 
     /// Messages numbered from `limit` on are held back: another lane has an earlier event, and may lead into the same stream.
-    pub fn set_turn_limit(&mut self, limit: Option<u64>) {
+    pub(in crate::flow) fn set_turn_limit(&mut self, limit: Option<u64>) {
         self.turn_limit = limit;
     }
 

@@ -536,7 +536,7 @@ impl Streamer {
     }
 
     /// The servers that the newest row of a configuration names, if there is one.
-    pub fn newest_servers(&self, config_id: i32) -> Option<String> {
+    pub(in crate::flow) fn newest_servers(&self, config_id: i32) -> Option<String> {
         self.router.newest_servers(config_id)
     }
 
@@ -546,7 +546,7 @@ impl Streamer {
     }
 
     /// Two addresses of a configuration were seen to lead to one server.
-    pub fn note_one_server(&mut self, config_id: i32, addresses: [String; 2]) {
+    pub(in crate::flow) fn note_one_server(&mut self, config_id: i32, addresses: [String; 2]) {
         self.router.note_one_server(config_id, addresses);
         self.follow_rules();
     }
@@ -576,7 +576,7 @@ impl Streamer {
     ///
     /// # Errors
     /// A webhook among theirs has `on_error = halt`.
-    pub fn reject(&mut self) -> Result<()> {
+    pub(in crate::flow) fn reject(&mut self) -> Result<()> {
         for index in 0..self.out.lanes.len() {
             let max_payload = self.out.lanes[index].max_payload();
             for rejected in self.out.lanes[index].take_rejected() {
@@ -693,12 +693,12 @@ impl Streamer {
     ///
     /// # Errors
     /// [`crate::error::Kind::Untrusted`]: it is not in the WAL, now or when the WAL was read up to there ([`Streamer::receive`]).
-    pub fn expect_end(&mut self, index: usize, position: EventPosition) -> Result<()> {
+    pub(in crate::flow) fn expect_end(&mut self, index: usize, position: EventPosition) -> Result<()> {
         self.ends.expect(index, position).map_err(|missing| rewritten(&self.out.lanes, missing))
     }
 
     /// Whether a lane's stream will be asked for what it has, before more is confirmed.
-    pub fn is_to_be_asked(&self, index: usize) -> bool {
+    pub(in crate::flow) fn is_to_be_asked(&self, index: usize) -> bool {
         self.delay.asks(index, self.out.lanes[index].last_settled())
     }
 

@@ -82,7 +82,7 @@ impl Lane {
 
     /// All events of the transaction have come. Not so where some had to be left out: what has come waits, and comes again with
     /// the others.
-    pub fn end_transaction(&mut self) {
+    pub(in crate::flow) fn end_transaction(&mut self) {
         if !self.leaves_out() {
             self.batching.open = None;
         }
@@ -98,7 +98,7 @@ impl Lane {
     }
 
     /// The number of the oldest event in line, unless it waits for the rest of its transaction.
-    pub fn in_flight(&self) -> Option<u64> {
+    pub(in crate::flow) fn in_flight(&self) -> Option<u64> {
         self.front().filter(|_| !self.waits_for_more())
     }
 

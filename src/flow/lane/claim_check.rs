@@ -82,7 +82,7 @@ impl Lane {
 
     /// The server takes messages of at most so many bytes (`max_payload`). It tells when that changes; of a stream's own limit it
     /// does not tell.
-    pub fn set_server_limit(&mut self, bytes: usize) {
+    pub(in crate::flow) fn set_server_limit(&mut self, bytes: usize) {
         self.server_limit = bytes;
     }
 

@@ -50,7 +50,7 @@ impl Lane {
     }
 
     /// Events that may have been published by other rules before, all of them committed at or behind `since`.
-    pub fn set_doubts(&mut self, doubts: &[Doubt], since: Lsn) {
+    pub(in crate::flow) fn set_doubts(&mut self, doubts: &[Doubt], since: Lsn) {
         if self.doubts != doubts {
             self.doubts = doubts.to_vec();
         }
@@ -61,7 +61,7 @@ impl Lane {
     }
 
     /// Why an event cannot be stored any more: its stream has later ones and not this one, for other rules led those there.
-    pub fn displaces(&self, position: &EventPosition) -> Option<String> {
+    pub(in crate::flow) fn displaces(&self, position: &EventPosition) -> Option<String> {
         let is_missing =
             |listed: &Vec<EventPosition>| listed.binary_search_by_key(&position.rank(), EventPosition::rank).is_err();
         let is_displaced = self.next_mode.ordering == Ordering::Strict

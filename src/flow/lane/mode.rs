@@ -53,7 +53,7 @@ impl Mode {
 
 impl Lane {
     /// How events go into the stream that come from here on, and how many bytes of a transaction may be held for its end.
-    pub fn set_mode(&mut self, mode: Mode, bytes_max: usize) {
+    pub(in crate::flow) fn set_mode(&mut self, mode: Mode, bytes_max: usize) {
         let batches = if mode.ordering == Ordering::Core { Batches::None } else { mode.batches };
         self.next_mode = Mode { batches, ..mode };
         self.batching.set_bytes_max(bytes_max);
@@ -65,7 +65,7 @@ impl Lane {
     }
 
     /// The mode in which the lane is to be opened.
-    pub fn mode_to_open(&self) -> Mode {
+    pub(in crate::flow) fn mode_to_open(&self) -> Mode {
         self.first_in_line().map_or(self.next_mode, |(_, _, mode)| mode)
     }
 

@@ -121,7 +121,7 @@ impl Lane {
 
     /// How many events in line the stream has stored and has no more, since it was opened: purged or deleted before their acks were
     /// taken. They are settled, for the stream knows their ids and stores none of them again.
-    pub fn removed(&self) -> u64 {
+    pub(in crate::flow) fn removed(&self) -> u64 {
         self.repeats.removed
     }
 

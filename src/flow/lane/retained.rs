@@ -22,18 +22,18 @@ impl Tail {
 
 impl Lane {
     /// The event with the highest sequence of those that are settled.
-    pub fn last_settled(&self) -> Retained {
+    pub(in crate::flow) fn last_settled(&self) -> Retained {
         self.last_settled
     }
 
     /// Up to which sequence the stream has to keep what it has taken, for behind it the slot has all events still. `None`: all
     /// of it, as far as is known.
-    pub fn retained_through(&self) -> Option<u64> {
+    pub(in crate::flow) fn retained_through(&self) -> Option<u64> {
         self.retained_through
     }
 
     /// Says so. It never goes down.
-    pub fn set_retained_through(&mut self, sequence: u64) {
+    pub(in crate::flow) fn set_retained_through(&mut self, sequence: u64) {
         self.retained_through = self.retained_through.max(Some(sequence));
     }
 
