@@ -7,8 +7,8 @@
 //! may say which sequence is expected. Knows nothing of the stream's answers.
 
 use super::{
-    Front, Lane, Ordering, Slot,
-    message::{Mark, Part},
+    Lane, Ordering, Slot,
+    message::{Front, Mark, Part},
 };
 use crate::{flow::event_id::EventPosition, wal::lsn::Lsn};
 
@@ -225,7 +225,7 @@ impl Lane {
     fn is_begun(&self, at: usize) -> bool {
         let before = match at.checked_sub(1) {
             Some(before) => Some(self.slots[before].position),
-            None => self.last_stored.map(|(position, _)| position),
+            None => self.stream_end.last_stored.map(|(position, _)| position),
         };
         before.is_some_and(|before| before.commit_lsn == self.slots[at].position.commit_lsn)
     }

@@ -125,7 +125,7 @@ mod tests {
             batch_max: 1000,
         };
         lane.open(&tail).unwrap();
-        lane.is_probing = false;
+        lane.sending.is_probing = false;
         lane
     }
 

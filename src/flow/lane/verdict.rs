@@ -9,7 +9,7 @@ use super::{Lane, SlotOutcome};
 impl Lane {
     /// Sends its first message (or batch) alone from here on, or no more.
     pub(in crate::flow) fn set_careful(&mut self, is_careful: bool) {
-        self.is_careful = is_careful;
+        self.sending.is_careful = is_careful;
     }
 
     /// Whether some of its first message was handed to the socket.
@@ -27,7 +27,7 @@ impl Lane {
             return;
         }
         let slot_outcome = if is_size {
-            self.outcome_of_large(first, reason, self.max_payload)
+            self.outcome_of_large(first, reason, self.payload_limit.bytes)
         } else {
             SlotOutcome::Rejected(reason)
         };

@@ -278,8 +278,7 @@ async fn streamer(
     streamer.set_newest_rules(newest, true);
     streamer.set_amendments(amendments);
     // Read behind the slot's position: keys that come later are in the WAL.
-    streamer.set_emit_keys(client.answer(state_store::emit_keys(&**client)).await?, reads_messages);
-    streamer.ask_for_messages()?;
+    streamer.set_emit_keys(client.answer(state_store::emit_keys(&**client)).await?, reads_messages)?;
     if let Some(upto) = doubted_upto {
         streamer.doubt((confirmed, 0), upto);
     }
