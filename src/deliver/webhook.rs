@@ -18,7 +18,7 @@ use crate::route::{
     rules::{self, Format, Rules},
     shown_url::shown_url,
     subject,
-    tables::{DeliveryColumns, LinkRow, Tables},
+    tables::{DeliveryColumns, LinkRow, Tables, WebhookRow},
 };
 
 /// What the body of a request is, for a webhook whose messages have the format `webhook`.
@@ -362,7 +362,7 @@ pub fn example() -> Webhook {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::route::tables::{ConfigRow, WebhookRow};
+    use crate::route::tables::ConfigRow;
 
     fn tables() -> Tables {
         let mut tables = Tables::default();

@@ -113,7 +113,7 @@ struct Session<'c> {
     server_shutdown: ServerShutdown,
     /// Of the server, that is borne.
     silence: Duration,
-    /// How often PostgreSQL is told what is confirmed.
+    /// How often PostgreSQL gets what is confirmed.
     status_every: Duration,
     history_writer: HistoryWriter,
     last_error: Option<&'c str>,

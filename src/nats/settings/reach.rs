@@ -1,7 +1,7 @@
 //! What a row may reach: the hosts and folders that the process's own settings allow.
 //!
 //! In: a server or a file that a row names, and what is allowed. Out: the same, or an error that says which setting forbids it. Always
-//! holds: links are followed before a file is judged, and nothing outside the allowed folders is looked up.
+//! holds: links are followed before a file is compared, and nothing outside the allowed folders is looked up.
 
 use std::path::{Path, PathBuf};
 

@@ -72,7 +72,7 @@ struct Run {
     checkpoints: Vec<Checkpoint>,
 }
 
-/// The session, with the slot taken. `None`: told to stop before. `streamed` turns true once the slot is ours.
+/// The session, with the slot taken. `None`: walhook was stopped before. `streamed` turns true once the slot is ours.
 pub(super) async fn begin<'c>(
     config: &'c Config,
     shutdown: &mut watch::Receiver<bool>,

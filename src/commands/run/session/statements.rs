@@ -114,7 +114,7 @@ impl Session<'_> {
 
     fn next_job(&mut self) -> Option<Job> {
         let client = Rc::clone(&self.client);
-        if let Some((alias, kind, found)) = self.lanes.alias().cloned() {
+        if let Some((alias, kind, found)) = self.lanes.driver().alias().cloned() {
             let (source, system) = (self.config.source.clone(), self.system.system_id.clone());
             let from = self.streamer.confirmed();
             Some(Box::pin(async move {
@@ -167,7 +167,7 @@ impl Session<'_> {
                 tracing::debug!(rows, "old versions of the rules deleted");
                 Ok(Done::RulesPruned)
             }))
-        } else if self.statements.last_newest.elapsed() >= NEWEST && self.lanes.has_trouble(&self.streamer) {
+        } else if self.statements.last_newest.elapsed() >= NEWEST && self.lanes.driver().has_trouble(&self.streamer) {
             // What waits may hold back the change of a row that mends it.
             self.statements.last_newest = Instant::now();
             Some(Box::pin(async move { rules::newest(&client).await.map(|read| Done::Newest(Box::new(read))) }))
@@ -245,7 +245,7 @@ impl Session<'_> {
     /// Writes where the streams stand, if they have moved. What is due is confirmed behind it, if the streams have it still.
     fn checkpoint(&mut self, due: Option<Due>) -> Option<Job> {
         let due = due.and_then(|due| Some((self.lanes.ask(&self.streamer, &due)?, due)));
-        let checkpoints = self.lanes.checkpoints(&self.streamer, due.as_ref().map(|(_, due)| due));
+        let checkpoints = self.lanes.driver().checkpoints(&self.streamer, due.as_ref().map(|(_, due)| due));
         if due.is_none() && (checkpoints.is_empty() || checkpoints == self.statements.checkpoints) {
             return None;
         }
