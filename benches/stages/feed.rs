@@ -161,7 +161,7 @@ impl Sink {
     #[allow(dead_code, reason = "tests/allocations.rs uses it")]
     pub fn sealed(history: &str) -> Sink {
         let mut tables = tables(history);
-        tables.seal_keys = SealKeys::of("the test", std::iter::once(("k.1", Ok("07".repeat(32).into_bytes()))));
+        tables.seal_keys = SealKeys::of("the test", std::iter::once("k.1"), |_| Ok("07".repeat(32).into_bytes()));
         let webhook = [("webhook_id", "1"), ("seal_key", "k")];
         tables.put(Table::Webhooks, webhook.iter().map(|&(name, text)| (name, Cell::Text(text)))).unwrap();
         Sink::with(tables)

@@ -4,6 +4,7 @@
 //! [`run`] is for other parts of walhook too. Always holds: one side that is away hides nothing of the other; what could not be looked
 //! at is a finding of its own; nothing is changed, created or published (but for `--ping`).
 
+mod amounts;
 pub mod codes;
 pub mod finding;
 mod masks;
@@ -42,6 +43,7 @@ use finding::{Finding, How, Severity};
 use nats::Database;
 use server::Server;
 use sizes::Sample;
+use window::OwnIds;
 
 /// How long PostgreSQL may take to let us in.
 const LOGIN: Duration = Duration::from_secs(15);
@@ -262,7 +264,13 @@ async fn with_database(client: &Client, config: &Config, arguments: &Arguments, 
             findings.extend(masks::check(config, &tables));
             findings.extend(seal_keys::check(config, &tables));
             tables.aliases = history.as_ref().map(|history| history.aliases.clone()).unwrap_or_default();
-            let database = Database { client: Some(client), identity: identity.as_ref(), history: history.as_ref() };
+            let own_ids = OwnIds::of(client);
+            let database = Database {
+                client: Some(client),
+                identity: identity.as_ref(),
+                history: history.as_ref(),
+                own_ids: Some(&own_ids),
+            };
             of_nats(config, &tables, client, database, findings).await;
         }
         Err(error) => findings.push(Finding::not_checked(&["nats_connection"], &error)),

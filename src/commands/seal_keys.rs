@@ -10,7 +10,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use futures_util::FutureExt;
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::Instant,
+};
 
 use crate::{
     config::Config,
@@ -38,7 +42,7 @@ pub fn keys(config: &Config) -> SealKeys {
 
 /// The keys of a folder, or none, with the reason.
 fn readable(folder: &Path) -> SealKeys {
-    in_folder(SETTING, folder).unwrap_or_else(|why| SealKeys::of(&why, std::iter::empty()))
+    in_folder(SETTING, folder).unwrap_or_else(|why| SealKeys::of(&why, std::iter::empty(), |_| Ok(Vec::new())))
 }
 
 /// The keys of a folder.
@@ -54,11 +58,9 @@ pub fn in_folder(setting: &str, folder: &Path) -> Result<SealKeys, String> {
         names.extend(entry.map_err(failed)?.file_name().into_string().ok());
     }
     names.sort();
-    let read = |name: &String| files::read_private(setting, &folder.join(name)).map_err(|error| error.to_string());
+    let read = |name: &str| files::read_private(setting, &folder.join(name)).map_err(|error| error.to_string());
     let place = format!("the folder of {setting}, {},", files::shown(folder));
-    // Other files may lie there, also such as nobody may read.
-    let is_key = |name: &&String| crate::route::seal::is_key_file(name);
-    Ok(SealKeys::of(&place, names.iter().filter(is_key).map(|name| (name.as_str(), read(name)))))
+    Ok(SealKeys::of(&place, names.iter().map(String::as_str), read))
 }
 
 /// What is wrong, if a webhook needs a key and there is none.
@@ -78,7 +80,10 @@ pub fn problem(tables: &Tables, keys: &SealKeys) -> Option<String> {
 pub struct Followed {
     folder: Option<PathBuf>,
     keys: SealKeys,
+    /// When the last reading ended.
     read_at: Instant,
+    /// Under way on a thread of its own: the folder may be on a server that is away.
+    reading: Option<JoinHandle<Result<SealKeys, String>>>,
     /// What was logged last.
     problem: Option<String>,
 }
@@ -86,14 +91,20 @@ pub struct Followed {
 impl Followed {
     /// With the keys as they were read when the session began.
     pub fn new(config: &Config, keys: SealKeys) -> Followed {
-        Followed { folder: config.seal_keys_dir.clone(), keys, read_at: Instant::now(), problem: None }
+        Followed { folder: config.seal_keys_dir.clone(), keys, read_at: Instant::now(), reading: None, problem: None }
     }
 
-    /// The keys, if they are others by now. While the folder cannot be read those from before are kept.
+    /// The keys, if they are others by now. While the folder cannot be read those from before are kept. To be called now and then: one
+    /// call has the folder read, a later one has what was read.
     pub fn look(&mut self) -> Option<SealKeys> {
-        let folder = self.folder.as_ref().filter(|_| self.read_at.elapsed() >= EVERY)?;
-        self.read_at = Instant::now();
-        let read = in_folder(SETTING, folder);
+        let Some(reading) = &mut self.reading else {
+            let folder = self.folder.clone().filter(|_| self.read_at.elapsed() >= EVERY)?;
+            self.reading = Some(spawn_blocking(move || in_folder(SETTING, &folder)));
+            return None;
+        };
+        let read = reading.now_or_never()?;
+        (self.reading, self.read_at) = (None, Instant::now());
+        let read = read.expect("reading a folder does not panic");
         let problem = match &read {
             Ok(keys) => keys.problems().next().map(str::to_owned),
             Err(why) => Some(format!("{why} goes on with the seal keys that it has")),

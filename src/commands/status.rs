@@ -382,7 +382,6 @@ async fn ask(client: &Client, statement: &str, name: Option<&String>) -> Result<
 
 /// What a person reads, a line each, with the colour of its first word.
 fn render(config: &Config, Seen { status, findings }: &Seen) -> Vec<(Paint, String)> {
-    let slot = &status["slot"];
     let mut lines = Lines(Vec::new());
     lines.push(headline(config, status));
     lines.push(format!("source        {}", config.source));
@@ -390,22 +389,7 @@ fn render(config: &Config, Seen { status, findings }: &Seen) -> Vec<(Paint, Stri
     if let Some(problem) = status["identity"]["problem"].as_str() {
         lines.push((Paint::Bad, format!("identity      {problem}")));
     }
-    if slot.is_null() {
-        lines.push((Paint::Bad, format!("slot          {} does not exist", config.slot)));
-    } else {
-        let held = match slot["active_pid"].as_i64() {
-            Some(pid) => format!("held by walsender {pid}"),
-            None => "held by nobody: no walhook is streaming".to_owned(),
-        };
-        let bytes = |key: &str| slot[key].as_i64().map_or_else(|| "?".to_owned(), human);
-        lines.push(format!("slot          {} ({held}), WAL {}", config.slot, plain(&slot["wal_status"])));
-        lines.push(format!(
-            "confirmed     {}, {} behind; {} of WAL retained",
-            plain(&slot["confirmed_flush_lsn"]),
-            bytes("lag_bytes"),
-            bytes("retained_bytes")
-        ));
-    }
+    say_slot(config, &status["slot"], &mut lines);
     let anchor = &status["anchor"];
     if !anchor.is_null() {
         lines.push(format!(
@@ -465,6 +449,26 @@ fn render(config: &Config, Seen { status, findings }: &Seen) -> Vec<(Paint, Stri
         lines.push((colour, format!("{severity:<13} {}", text::one_line(&finding.to_string()))));
     }
     lines.0
+}
+
+/// Where the slot stands and who reads it.
+fn say_slot(config: &Config, slot: &Value, lines: &mut Lines) {
+    if slot.is_null() {
+        lines.push((Paint::Bad, format!("slot          {} does not exist", config.slot)));
+    } else {
+        let held = match slot["active_pid"].as_i64() {
+            Some(pid) => format!("held by walsender {pid}"),
+            None => "held by nobody: no walhook is streaming".to_owned(),
+        };
+        let bytes = |key: &str| slot[key].as_i64().map_or_else(|| "?".to_owned(), human);
+        lines.push(format!("slot          {} ({held}), WAL {}", config.slot, plain(&slot["wal_status"])));
+        lines.push(format!(
+            "confirmed     {}, {} behind; {} of WAL retained",
+            plain(&slot["confirmed_flush_lsn"]),
+            bytes("lag_bytes"),
+            bytes("retained_bytes")
+        ));
+    }
 }
 
 /// Lines in the making.

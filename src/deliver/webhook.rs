@@ -18,7 +18,7 @@ use crate::route::{
     rules::{self, Format, Rules},
     shown_url::shown_url,
     subject,
-    tables::{LinkRow, Tables, WebhookRow},
+    tables::{DeliveryColumns, LinkRow, Tables, WebhookRow},
 };
 
 /// What the body of a request is, for a webhook whose messages have the format `webhook`.
@@ -182,6 +182,7 @@ pub fn webhooks_of(tables: &Tables, config_name: Option<&str>, credentials: Cred
     compiled
         .filter(|(_, row)| config_name.is_none() || config.is_some() && row.nats_config_id.or(default) == config)
         .map(|(compiled, row)| {
+            let delivery = &row.delivery;
             let (headers, withheld) = headers(row.headers.as_deref());
             let includes = credentials == Credentials::Included || row.expose_credentials;
             let (headers, mut withheld) = match includes {
@@ -199,44 +200,49 @@ pub fn webhooks_of(tables: &Tables, config_name: Option<&str>, credentials: Cred
                 method: row.method.clone(),
                 headers,
                 withheld,
-                timeout_ms: positive(row.timeout_ms, 5000),
-                retry_enabled: row.retry_enabled.unwrap_or(true),
-                max_retries: row.max_retries.map_or(3, |retries| u32::try_from(retries).unwrap_or(0)),
-                retry_delay_ms: row.retry_delay_ms.map_or(1000, |delay| u64::try_from(delay).unwrap_or(0)),
-                retry_backoff_multiplier: row.retry_backoff_multiplier.unwrap_or(2.0),
-                enabled: row.enabled && !row.has_receiver_gone,
+                timeout_ms: positive(delivery.timeout_ms, 5000),
+                retry_enabled: delivery.retry_enabled.unwrap_or(true),
+                max_retries: delivery.max_retries.map_or(3, |retries| u32::try_from(retries).unwrap_or(0)),
+                retry_delay_ms: delivery.retry_delay_ms.map_or(1000, |delay| u64::try_from(delay).unwrap_or(0)),
+                retry_backoff_multiplier: delivery.retry_backoff_multiplier.unwrap_or(2.0),
+                enabled: row.enabled && !delivery.has_receiver_gone,
                 publishes: compiled.publishes && compiled.problem.is_none(),
-                signed: row.signed,
-                secrets_changed_at: row.secrets_changed_at.clone(),
+                signed: delivery.signed,
+                secrets_changed_at: delivery.secrets_changed_at.clone(),
                 has_envelope: compiled.format == Format::Webhook,
                 is_cloudevent: compiled.format == Format::CloudEvents,
-                request_body: match row.request_body.as_deref() {
+                request_body: match delivery.request_body.as_deref() {
                     Some("message") => RequestBody::Message,
                     _ => RequestBody::Data,
                 },
-                is_ordered: row.delivery_order.as_deref() == Some("strict"),
-                order_key: (row.delivery_order.as_deref() == Some("key"))
-                    .then(|| KeyFrom::read(row.order_key.as_deref())),
-                max_in_flight: row.max_in_flight.and_then(|count| u32::try_from(count).ok()).filter(|count| *count > 0),
-                rate_limit_per_second: row.rate_limit_per_second.filter(|rate| *rate > 0.0 && rate.is_finite()),
-                signature: Scheme::read(row.signature_scheme.as_deref(), row.signature_template.as_deref()),
-                client_certificate: row.client_certificate,
-                has_oauth2: row.oauth2.is_some(),
-                batch: batch_of(row),
-                oauth2: row.oauth2.as_deref().map(OAuth2::read),
+                is_ordered: delivery.delivery_order.as_deref() == Some("strict"),
+                order_key: (delivery.delivery_order.as_deref() == Some("key"))
+                    .then(|| KeyFrom::read(delivery.order_key.as_deref())),
+                max_in_flight: delivery
+                    .max_in_flight
+                    .and_then(|count| u32::try_from(count).ok())
+                    .filter(|count| *count > 0),
+                rate_limit_per_second: delivery.rate_limit_per_second.filter(|rate| *rate > 0.0 && rate.is_finite()),
+                signature: Scheme::read(delivery.signature_scheme.as_deref(), delivery.signature_template.as_deref()),
+                client_certificate: delivery.client_certificate,
+                has_oauth2: delivery.oauth2.is_some(),
+                batch: batch_of(delivery),
+                oauth2: delivery.oauth2.as_deref().map(OAuth2::read),
                 subjects: subjects(compiled, row, links.get(&compiled.id).map_or(&[], Vec::as_slice)),
             }
         })
         .collect()
 }
 
-fn batch_of(row: &WebhookRow) -> Option<BatchLimits> {
-    let events = usize::try_from(row.batch_max_events?).ok().filter(|events| *events > 1)?;
+fn batch_of(delivery: &DeliveryColumns) -> Option<BatchLimits> {
+    let events = usize::try_from(delivery.batch_max_events?).ok().filter(|events| *events > 1)?;
     // Events of a webhook in order are called one by one.
-    matches!(row.delivery_order.as_deref(), None | Some("any")).then(|| BatchLimits {
+    matches!(delivery.delivery_order.as_deref(), None | Some("any")).then(|| BatchLimits {
         events,
-        bytes: usize::try_from(positive(row.batch_max_bytes, 1 << 20)).unwrap_or(1 << 20),
-        wait: Duration::from_millis(row.batch_max_wait_ms.and_then(|wait| u64::try_from(wait).ok()).unwrap_or(100)),
+        bytes: usize::try_from(positive(delivery.batch_max_bytes, 1 << 20)).unwrap_or(1 << 20),
+        wait: Duration::from_millis(
+            delivery.batch_max_wait_ms.and_then(|wait| u64::try_from(wait).ok()).unwrap_or(100),
+        ),
     })
 }
 

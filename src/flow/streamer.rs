@@ -8,24 +8,26 @@
 //!    a keepalive's position while nothing is unsettled and no transaction is open.
 //! 3. An event is settled or in a lane or among the dead letters; none is dropped.
 //!
+//! How events are made is in `encoder`, which rules hold in `router`, dead letters in `dead_letters`, rows of the history in
+//! `records`, what may be confirmed in `confirming`.
+//!
 //! Knows no socket and no clock, so tests and the simulator drive it directly.
 
 mod backfill;
+mod confirming;
+mod dead_letters;
 mod emitted;
 mod encoder;
 mod ends;
+mod records;
 mod router;
 mod rule_log;
 
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::{
-    delay::{Delay, Due, sequence_of},
-    event_id::{EventPosition, REWRITTEN},
-    history::{Batch, HistorySource, Outcome},
-    lane::{Batches, Doubt, Lane, Mode, Noted, Ordering, Timestamps},
+    delay::Delay,
+    lane::{Batches, Doubt, Lane, Mode, Ordering, Timestamps},
 };
 use crate::{
     error::{Error, Result},
@@ -34,7 +36,7 @@ use crate::{
         chunk_row::Part,
         emitted::EmitKeys,
         plan::Plan,
-        rules::{KeepPayload, LaneKey, Webhook},
+        rules::{LaneKey, Webhook},
         seal::SealKeys,
         tables::{ServerAlias, Table, Tables},
         types::TypeCatalog,
@@ -45,8 +47,10 @@ use crate::{
         lsn::Lsn,
     },
 };
+use confirming::rewritten;
+pub use dead_letters::{DeadLetter, Halted, Obstacle};
 use encoder::EventEncoder;
-use ends::{Missing, StreamEnds};
+use ends::StreamEnds;
 use router::Router;
 pub use router::{Amendment, LaneSettings, RulesRead};
 pub use rule_log::{RuleChange, RuleCommit};
@@ -74,64 +78,6 @@ pub enum Received {
     ReplyRequested,
     /// A table has columns of types that the catalog lacks: read it and call [`Streamer::set_types`].
     UnknownTypes,
-}
-
-/// The largest payload of a dead letter that its row of the history holds as well.
-const HISTORY_COPY_MAX: usize = 1 << 20;
-
-/// An event that cannot be published and waits for its row in `rule_nats_dead_letters`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the row's columns; sql/ explains them")]
-pub struct DeadLetter {
-    pub event_id: String,
-    pub webhook_id: i32,
-    pub webhook_name: Option<String>,
-    pub subject: String,
-    pub headers: String,
-    pub payload: Bytes,
-    pub reason: String,
-    pub commit_lsn: Lsn,
-    number: u64,
-    position: EventPosition,
-    noted: Option<Noted>,
-}
-
-/// Why an event of a webhook with `on_error = halt` cannot be published: the cause of the error that says so, by which
-/// it is told from others.
-#[derive(Debug)]
-pub struct Halted(String);
-
-impl std::fmt::Display for Halted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Halted {}
-
-/// What kept an event from being published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Obstacle {
-    /// No message can be made of it: its webhook, its subject, its headers, or no stream takes it.
-    Invalid,
-    /// It is larger than the server takes.
-    TooLarge,
-    /// Its stream does not take it, or refused it for good.
-    Refused,
-}
-
-impl Obstacle {
-    /// All of them, in their order.
-    pub const ALL: [Obstacle; 3] = [Obstacle::Invalid, Obstacle::TooLarge, Obstacle::Refused];
-
-    /// The word for it in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Obstacle::Invalid => "invalid",
-            Obstacle::TooLarge => "too_large",
-            Obstacle::Refused => "refused",
-        }
-    }
 }
 
 /// Counters since the start.
@@ -536,7 +482,7 @@ impl Streamer {
     }
 
     /// The servers that the newest row of a configuration names, if there is one.
-    pub fn newest_servers(&self, config_id: i32) -> Option<String> {
+    pub(in crate::flow) fn newest_servers(&self, config_id: i32) -> Option<String> {
         self.router.newest_servers(config_id)
     }
 
@@ -546,7 +492,7 @@ impl Streamer {
     }
 
     /// Two addresses of a configuration were seen to lead to one server.
-    pub fn note_one_server(&mut self, config_id: i32, addresses: [String; 2]) {
+    pub(in crate::flow) fn note_one_server(&mut self, config_id: i32, addresses: [String; 2]) {
         self.router.note_one_server(config_id, addresses);
         self.follow_rules();
     }
@@ -571,78 +517,6 @@ impl Streamer {
         &self.router.tables
     }
 
-    /// Makes dead letters of the events that the lanes gave up. To be called when a lane was opened or refused
-    /// something; until then nothing behind such an event is sent or confirmed.
-    ///
-    /// # Errors
-    /// A webhook among theirs has `on_error = halt`.
-    pub fn reject(&mut self) -> Result<()> {
-        for index in 0..self.out.lanes.len() {
-            let max_payload = self.out.lanes[index].max_payload();
-            for rejected in self.out.lanes[index].take_rejected() {
-                // Its headers are JSON here, and a little longer than they were.
-                let is_too_large = rejected.payload.len() + rejected.headers.len() > max_payload;
-                let obstacle = if is_too_large { Obstacle::TooLarge } else { Obstacle::Refused };
-                self.out.reject(&self.router.rules, rejected, obstacle)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Dead letters that wait to be written, the oldest first.
-    pub fn dead_letters(&self) -> impl ExactSizeIterator<Item = &DeadLetter> {
-        self.out.dead_letters.iter()
-    }
-
-    /// The row of this dead letter is durable.
-    pub fn dead_letter_written(&mut self, event_id: &str) {
-        while let Some(index) = self.out.dead_letters.iter().position(|letter| letter.event_id == event_id) {
-            let letter = self.out.dead_letters.remove(index).expect("just found");
-            if let Some(Noted { note, keep, data }) = &letter.noted {
-                let outcome = Outcome::Failed { reason: &letter.reason };
-                let data = &letter.payload[data.clone()];
-                // The letter has it whole: a second copy of a large one is not held.
-                let keep = if data.len() > HISTORY_COPY_MAX { KeepPayload::Hash } else { *keep };
-                self.out.history.push(letter.number, &letter.position, note, data, keep, outcome);
-            }
-        }
-        self.out.hold_back();
-        self.settle();
-    }
-
-    /// Rows for the publish history, to be written; of each book one batch at a time. To be given back to
-    /// [`Streamer::recorded`] once they are durable. Rows whose sequence has to be looked up come only from lanes whose
-    /// stream `can_be_asked`.
-    pub fn take_history(&mut self, can_be_asked: impl Fn(usize) -> bool) -> Vec<(HistorySource, Batch)> {
-        let lanes = self.out.lanes.iter_mut().enumerate();
-        let of_lanes = lanes.filter_map(|(index, lane)| {
-            let history = lane.history();
-            let batch = (!history.asks() || can_be_asked(index)).then(|| history.take())??;
-            Some((HistorySource::Lane(index), batch))
-        });
-        let mut batches: Vec<_> = of_lanes.collect();
-        batches.extend(self.out.history.take().map(|batch| (HistorySource::DeadLetters, batch)));
-        batches
-    }
-
-    /// The rows of this batch are durable, or will never be and are given up.
-    pub fn recorded(&mut self, source: HistorySource, batch: Batch) {
-        match source {
-            HistorySource::Lane(index) => self.out.lanes[index].history().recorded(batch),
-            HistorySource::DeadLetters => self.out.history.recorded(batch),
-        }
-        self.settle();
-    }
-
-    /// Says whether the history's table takes no rows at present. Then delivery goes on without: rows that there is no
-    /// room for are left out, and hold the confirmation until the slot is read again ([`Streamer::left_out`]).
-    pub fn set_history_stuck(&mut self, is_stuck: bool) {
-        self.out.history.set_stuck(is_stuck);
-        for lane in &mut self.out.lanes {
-            lane.history().set_stuck(is_stuck);
-        }
-    }
-
     /// What was left out, and could be taken now: it is time to read the slot again from what is confirmed.
     pub fn left_out(&mut self) -> Option<String> {
         let came_back = |lane: &&Lane| lane.leaves_out() && lane.is_open() && lane.in_flight().is_none();
@@ -656,94 +530,6 @@ impl Streamer {
         histories.any(|history| history.unwritten().is_some()).then(|| {
             "rule_nats_publish_history takes rows again, and rows for it were passed over meanwhile".to_owned()
         })
-    }
-
-    /// Moves `confirmed` as far as what is settled allows.
-    pub fn settle(&mut self) {
-        if !self.ends.have_come() {
-            return;
-        }
-        let oldest = self.oldest();
-        self.out.window.settle(oldest);
-        if let Some(upto) = self.idle_upto
-            && self.is_drained()
-        {
-            self.out.window.idle(upto);
-            self.idle_upto = None;
-        }
-        if !self.doubts.is_empty() {
-            self.set_doubts();
-        }
-        if self.delay.is_off() {
-            return;
-        }
-        self.delay.hold(self.out.window.confirmed(), self.now.steady, self.out.lanes.iter().map(Lane::last_settled));
-        if let Some(due) = self.due().filter(|due| due.news.is_empty()) {
-            self.delay.confirm(due);
-        }
-    }
-
-    /// What could be confirmed after its delay, and may be once the streams are known to have what it says, and the checkpoints
-    /// say it too: [`Streamer::checkpointed`].
-    pub fn due(&self) -> Option<Due> {
-        self.delay.due(self.now.steady, self.out.lanes.iter().map(Lane::last_settled))
-    }
-
-    /// The stream of a lane ends with this event of ours. Nothing more is confirmed before it has come down the slot.
-    ///
-    /// # Errors
-    /// [`crate::error::Kind::Untrusted`]: it is not in the WAL, now or when the WAL was read up to there ([`Streamer::receive`]).
-    pub fn expect_end(&mut self, index: usize, position: EventPosition) -> Result<()> {
-        self.ends.expect(index, position).map_err(|missing| rewritten(&self.out.lanes, missing))
-    }
-
-    /// Whether a lane's stream will be asked for what it has, before more is confirmed.
-    pub fn is_to_be_asked(&self, index: usize) -> bool {
-        self.delay.asks(index, self.out.lanes[index].last_settled())
-    }
-
-    /// The streams have it, and the checkpoints say that they have to keep it.
-    pub fn checkpointed(&mut self, due: Due) {
-        // Of a stream that was not looked at yet only its tail will tell.
-        let lanes = self.out.lanes.iter_mut().zip(&due.kept).filter(|(lane, _)| lane.retained_through().is_some());
-        lanes.for_each(|(lane, kept)| lane.set_retained_through(sequence_of(kept)));
-        self.delay.confirm(due);
-    }
-
-    /// Whether all that was received whole is settled and no transaction is open.
-    pub fn is_drained(&self) -> bool {
-        self.assembler.transaction().is_none()
-            && self.out.window.is_settled()
-            && self.oldest() == self.out.window.next()
-    }
-
-    /// The number of the oldest event, or change of rules, that is not settled; or the next number.
-    fn oldest(&self) -> u64 {
-        self.out.oldest().min(self.router.log.oldest().unwrap_or(u64::MAX))
-    }
-
-    /// Whether every event made so far is settled, or waits for the rest of its transaction.
-    pub fn has_nothing_in_flight(&self) -> bool {
-        let rest = |lane: &Lane| if lane.in_flight().is_some() { lane.oldest() } else { lane.oldest_behind_line() };
-        let oldest = self.out.oldest_by(rest).min(self.router.log.oldest().unwrap_or(u64::MAX));
-        oldest == self.out.window.next()
-    }
-
-    /// What PostgreSQL may forget.
-    pub fn confirmed(&self) -> Lsn {
-        if self.delay.is_off() { self.out.window.confirmed() } else { self.delay.confirmed() }
-    }
-
-    /// What has arrived.
-    pub fn received(&self) -> Lsn {
-        self.out.window.received()
-    }
-
-    /// How far PostgreSQL's WAL reaches, as far as it has told: what has arrived, and the commit of the transaction
-    /// whose rows are arriving, which lies ahead of them.
-    pub fn known_wal(&self) -> Lsn {
-        let open = self.assembler.transaction().map(|transaction| transaction.commit_lsn);
-        self.received().max(open.unwrap_or(Lsn::ZERO))
     }
 
     /// Counters since the start.
@@ -772,16 +558,6 @@ impl Streamer {
         notices.append(&mut self.out.notices);
         notices
     }
-}
-
-/// A stream ends with an event that is not in the WAL.
-fn rewritten(lanes: &[Lane], Missing { lane, position }: Missing) -> Error {
-    Error::untrusted(format!(
-        "go on in stream {:?}: its last event of this database was committed at {}, and PostgreSQL's WAL has no such commit there",
-        lanes[lane].stream(),
-        position.commit_lsn
-    ))
-    .hint(REWRITTEN)
 }
 
 #[cfg(test)]

@@ -246,40 +246,7 @@ impl Settings {
                 bad("no user is given").hint("set user=… in the connection string, or the variable PGUSER")
             })?,
         };
-        let sslrootcert = match get("sslrootcert") {
-            Some("system") => RootCert::System,
-            Some(file) => RootCert::File(file.into()),
-            None => RootCert::Default(in_home(".postgresql/root.crt")),
-        };
-        let sslnegotiation = choice(
-            get("sslnegotiation"),
-            "sslnegotiation",
-            SslNegotiation::Postgres,
-            &[("postgres", SslNegotiation::Postgres), ("direct", SslNegotiation::Direct)],
-        )?;
-        let strictest = sslrootcert == RootCert::System;
-        let default_mode = if strictest { SslMode::VerifyFull } else { SslMode::Prefer };
-        let sslmode = choice(
-            get("sslmode"),
-            "sslmode",
-            default_mode,
-            &[
-                ("disable", SslMode::Disable),
-                ("allow", SslMode::Allow),
-                ("prefer", SslMode::Prefer),
-                ("require", SslMode::Require),
-                ("verify-ca", SslMode::VerifyCa),
-                ("verify-full", SslMode::VerifyFull),
-            ],
-        )?;
-        if strictest && sslmode != SslMode::VerifyFull {
-            return Err(bad("sslrootcert=system trusts every public authority, which says nothing without the name")
-                .hint("use sslmode=verify-full with it"));
-        }
-        if sslnegotiation == SslNegotiation::Direct && sslmode < SslMode::Require {
-            return Err(bad("sslnegotiation=direct cannot fall back to a plain connection")
-                .hint("use sslmode=require or stricter with it"));
-        }
+        let (sslmode, sslnegotiation, sslrootcert) = tls(&get, in_home(".postgresql/root.crt"))?;
         if get("gssencmode") == Some("require") {
             return Err(bad("gssencmode=require: walhook does not speak GSSAPI").hint("use TLS: sslmode=verify-full"));
         }
@@ -381,6 +348,48 @@ impl Settings {
 
 fn bad(what: impl Into<String>) -> Error {
     Error::config(what).context("read PostgreSQL's connection settings")
+}
+
+/// How to encrypt: what must be so together.
+fn tls<'s>(
+    get: &impl Fn(&str) -> Option<&'s str>,
+    default_roots: Option<PathBuf>,
+) -> Result<(SslMode, SslNegotiation, RootCert)> {
+    let sslrootcert = match get("sslrootcert") {
+        Some("system") => RootCert::System,
+        Some(file) => RootCert::File(file.into()),
+        None => RootCert::Default(default_roots),
+    };
+    let sslnegotiation = choice(
+        get("sslnegotiation"),
+        "sslnegotiation",
+        SslNegotiation::Postgres,
+        &[("postgres", SslNegotiation::Postgres), ("direct", SslNegotiation::Direct)],
+    )?;
+    let strictest = sslrootcert == RootCert::System;
+    let default_mode = if strictest { SslMode::VerifyFull } else { SslMode::Prefer };
+    let sslmode = choice(
+        get("sslmode"),
+        "sslmode",
+        default_mode,
+        &[
+            ("disable", SslMode::Disable),
+            ("allow", SslMode::Allow),
+            ("prefer", SslMode::Prefer),
+            ("require", SslMode::Require),
+            ("verify-ca", SslMode::VerifyCa),
+            ("verify-full", SslMode::VerifyFull),
+        ],
+    )?;
+    if strictest && sslmode != SslMode::VerifyFull {
+        return Err(bad("sslrootcert=system trusts every public authority, which says nothing without the name")
+            .hint("use sslmode=verify-full with it"));
+    }
+    if sslnegotiation == SslNegotiation::Direct && sslmode < SslMode::Require {
+        return Err(bad("sslnegotiation=direct cannot fall back to a plain connection")
+            .hint("use sslmode=require or stricter with it"));
+    }
+    Ok((sslmode, sslnegotiation, sslrootcert))
 }
 
 fn choice<T: Copy>(value: Option<&str>, keyword: &str, default: T, choices: &[(&str, T)]) -> Result<T> {

@@ -12,7 +12,7 @@ use super::{
     mask::{self, Fitted, Shape},
     message_columns::MessageColumns,
     row_schema::RowSchema,
-    rules::{IdAndLink, Rules},
+    rules::{IdAndLink, Rules, Webhook},
     subject::{self, Template},
     tables::{LinkRow, Table},
     types::{Class, JSONB, TypeCatalog},
@@ -217,6 +217,35 @@ impl EventColumns {
     }
 }
 
+/// The operations that a link has, by [`Op`], and what is wrong with them.
+fn operations(link: &LinkRow) -> ([bool; 4], impl Iterator<Item = String> + use<>) {
+    let (mut operations, mut problems) = ([false; 4], Vec::new());
+    for operation in &link.operations {
+        match operation.as_str() {
+            "insert" => operations[Op::Insert as usize] = true,
+            "update" => operations[Op::Update as usize] = true,
+            "delete" => operations[Op::Delete as usize] = true,
+            "truncate" => operations[Op::Truncate as usize] = true,
+            other => problems.push(format!("{other:?} is none of insert, update, delete, truncate")),
+        }
+    }
+    (operations, problems.into_iter())
+}
+
+/// The subject of a link's events, or why it can have none.
+fn subject(link: &LinkRow, relation: &Relation, webhook: &Webhook, fitted: &Fitted) -> Result<Template, String> {
+    let Some(template) = link.subject_template.as_deref() else { return Ok(Template::literal(&webhook.subject)) };
+    let subject = Template::parse(&format!("{}{template}", webhook.subject_prefix), relation)?;
+    let hidden = subject.columns().find(|&index| fitted.hides(index));
+    match hidden {
+        None => Ok(subject),
+        Some(hidden) => {
+            let column = &relation.columns[hidden].name;
+            Err(format!("its subject has the column {column:?}, which its mask keeps back"))
+        }
+    }
+}
+
 impl Target {
     /// `None` for a link that is switched off, or of another shard, or whose webhook does not publish.
     fn new(
@@ -235,18 +264,8 @@ impl Target {
         let table = format!("{}.{}", relation.schema, relation.name);
         let mut problems: Vec<String> = rules.webhooks[webhook].problem.iter().cloned().collect();
         let named = format!("link {id} of webhook {:?} to {table}", rules.webhooks[webhook].name);
-        let mut operations = [false; 4];
-        for operation in &link.operations {
-            match operation.as_str() {
-                "insert" => operations[Op::Insert as usize] = true,
-                "update" => operations[Op::Update as usize] = true,
-                "delete" => operations[Op::Delete as usize] = true,
-                "truncate" => operations[Op::Truncate as usize] = true,
-                other => {
-                    problems.push(format!("{named}: {other:?} is none of insert, update, delete, truncate"));
-                }
-            }
-        }
+        let (operations, unknown) = operations(link);
+        problems.extend(unknown.map(|problem| format!("{named}: {problem}")));
         let index = |name: &String| relation.columns.iter().position(|column| column.name == *name);
         let selected = link.columns.as_ref().map(|names| {
             for name in names.iter().filter(|name| index(name).is_none()) {
@@ -280,25 +299,10 @@ impl Target {
                 None
             }
         };
-        let subject = match link.subject_template.as_deref() {
-            Some(template) => {
-                let template = format!("{}{template}", rules.webhooks[webhook].subject_prefix);
-                Template::parse(&template, relation).unwrap_or_else(|problem| {
-                    problems.push(format!("{named}: {problem}"));
-                    Template::literal("")
-                })
-            }
-            None => Template::literal(&rules.webhooks[webhook].subject),
-        };
-        let hidden = subject.columns().find(|&index| fitted.hides(index));
-        let subject = match hidden {
-            Some(hidden) => {
-                let column = &relation.columns[hidden].name;
-                problems.push(format!("{named}: its subject has the column {column:?}, which its mask keeps back"));
-                Template::literal("")
-            }
-            None => subject,
-        };
+        let subject = subject(link, relation, &rules.webhooks[webhook], &fitted).unwrap_or_else(|problem| {
+            problems.push(format!("{named}: {problem}"));
+            Template::literal("")
+        });
         let mut of_message = Vec::new();
         let message = MessageColumns::new(link, relation, types, &rules.webhooks[webhook], &mut of_message)
             .filter(|_| !fitted.is_withheld);

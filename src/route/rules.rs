@@ -375,16 +375,7 @@ fn compile_webhook(
     };
     // In core NATS no stream takes a subject from another.
     let subject_prefix = shard::prefix(shard.filter(|_| !config_row.is_some_and(is_core)));
-    let subject = row.nats_subject.clone().filter(|subject| !subject.is_empty()).unwrap_or_else(|| {
-        let prefix = config_row
-            .and_then(|config| config.subject_prefix.as_deref())
-            .filter(|prefix| !prefix.is_empty())
-            .unwrap_or("webhooks");
-        let mut subject = format!("{prefix}.").into_bytes();
-        subject::push_name(&row.name, &mut subject);
-        String::from_utf8(subject).expect("percent-encoding leaves ASCII")
-    });
-    let subject = format!("{subject_prefix}{subject}");
+    let subject = format!("{subject_prefix}{}", subject_of(row, config_row));
     if let Some(why) = subject::invalid(subject.as_bytes()) {
         problems.push(format!("nats_subject {subject:?} cannot be published to: {why}"));
     }
@@ -407,13 +398,7 @@ fn compile_webhook(
         problems.push(problem);
         Block::default()
     });
-    let mut middle = format!(",\"webhook_id\":{id},\"webhook_name\":").into_bytes();
-    write_json_str(&row.name, &mut middle);
-    middle.extend_from_slice(b",\"webhook_url\":");
-    write_json_str(&if row.expose_credentials { row.url.as_str().into() } else { shown_url(&row.url) }, &mut middle);
-    middle.extend_from_slice(b",\"method\":");
-    write_json_str(&row.method, &mut middle);
-    middle.extend_from_slice(b",\"headers\":");
+    let middle = middle_of(id, row);
     let middle_of_row = [&middle[..], &headers, b",\"data\":"].concat();
     Webhook {
         id,
@@ -437,6 +422,31 @@ fn compile_webhook(
         shard: row.shard.clone(),
         config_id: config_id.unwrap_or(-1),
     }
+}
+
+/// The subject of a webhook, before its shard's prefix: its own, or one of its name.
+fn subject_of(row: &WebhookRow, config_row: Option<&ConfigRow>) -> String {
+    row.nats_subject.clone().filter(|subject| !subject.is_empty()).unwrap_or_else(|| {
+        let prefix = config_row
+            .and_then(|config| config.subject_prefix.as_deref())
+            .filter(|prefix| !prefix.is_empty())
+            .unwrap_or("webhooks");
+        let mut subject = format!("{prefix}.").into_bytes();
+        subject::push_name(&row.name, &mut subject);
+        String::from_utf8(subject).expect("percent-encoding leaves ASCII")
+    })
+}
+
+/// What an envelope says of its webhook, up to the value of `headers`.
+fn middle_of(id: i32, row: &WebhookRow) -> Vec<u8> {
+    let mut middle = format!(",\"webhook_id\":{id},\"webhook_name\":").into_bytes();
+    write_json_str(&row.name, &mut middle);
+    middle.extend_from_slice(b",\"webhook_url\":");
+    write_json_str(&if row.expose_credentials { row.url.as_str().into() } else { shown_url(&row.url) }, &mut middle);
+    middle.extend_from_slice(b",\"method\":");
+    write_json_str(&row.method, &mut middle);
+    middle.extend_from_slice(b",\"headers\":");
+    middle
 }
 
 /// What a configuration keeps in the history. A word that is unknown, which the table's check lets nobody write, keeps all.

@@ -40,6 +40,8 @@ const OLD_KEY: &[u8] = b" old-key";
 pub struct SealKey {
     name: String,
     id: String,
+    /// The header's value up to the id of the event.
+    prefix: Vec<u8>,
     secret: [u8; KEY],
     /// Of the hash that gives salt and nonce.
     nonces: hmac::Key,
@@ -64,7 +66,8 @@ impl SealKey {
         let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&secret);
         let nonces = prk.expand(&[NONCE_INFO], hmac::HMAC_SHA256).map(hmac::Key::from);
         let nonces = nonces.expect("32 bytes are within what HKDF gives");
-        SealKey { name: name.to_owned(), id: id.to_owned(), secret, nonces }
+        let prefix = format!("{VERSION} {name}.{id} ").into_bytes();
+        SealKey { name: name.to_owned(), id: id.to_owned(), prefix, secret, nonces }
     }
 
     /// `<name>.<id>`
@@ -72,15 +75,10 @@ impl SealKey {
         format!("{}.{}", self.name, self.id)
     }
 
-    /// The parts of the header's value for an event.
-    fn value<'s>(&'s self, event_id: &'s [u8]) -> [&'s [u8]; 7] {
-        [VERSION.as_bytes(), b" ", self.name.as_bytes(), b".", self.id.as_bytes(), b" ", event_id]
-    }
-
     /// Appends the header for an event, a line break before it.
     pub fn write_header(&self, event_id: &[u8], out: &mut Vec<u8>) {
-        push_line(HEADER.as_bytes(), b"", out);
-        self.value(event_id).iter().for_each(|part| out.extend_from_slice(part));
+        push_line(HEADER.as_bytes(), &self.prefix, out);
+        out.extend_from_slice(event_id);
     }
 
     /// Makes room for what stands before the sealed bytes. Behind it the body is to be written.
@@ -95,8 +93,7 @@ impl SealKey {
 
     fn seal_as(&self, event_id: &[u8], what: &[u8], start: usize, out: &mut Vec<u8>) {
         let (prefix, body) = out[start..].split_at_mut(PREFIX);
-        let [a, b, c, d, e, f, g] = self.value(event_id);
-        let authenticated = [a, b, c, d, e, f, g, what];
+        let authenticated = [&self.prefix, event_id, what];
         let mut hash = hmac::Context::with_key(&self.nonces);
         authenticated.iter().for_each(|part| hash.update(part));
         // No header has it, so that nothing of one can pass for a part of the other.
@@ -165,11 +162,6 @@ fn parts_of(file_name: &str) -> Option<(&str, &str)> {
             && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
     };
     file_name.split_once('.').filter(|(name, id)| is_word(name, NAME_MAX) && is_word(id, NAME_MAX))
-}
-
-/// Whether a file has the name of a key: others may lie beside them.
-pub fn is_key_file(file_name: &str) -> bool {
-    parts_of(file_name).is_some()
 }
 
 /// Longest name of a key, and longest id, in bytes.
@@ -289,13 +281,17 @@ impl<'h> Header<'h> {
 }
 
 impl SealKeys {
-    /// The keys in `files`, each with its name and its content or why that cannot be read; other names than those of keys are
-    /// passed over. `place` says in errors where they are.
-    pub fn of<'f>(place: &str, files: impl Iterator<Item = (&'f str, Result<Vec<u8>, String>)>) -> SealKeys {
+    /// The keys in files of these names, which `read` gets the content of, or why it cannot be read; other names than those of keys
+    /// are passed over, for such files may be there which nobody may read. `place` says in errors where they are.
+    pub fn of<'f>(
+        place: &str,
+        file_names: impl Iterator<Item = &'f str>,
+        read: impl Fn(&str) -> Result<Vec<u8>, String>,
+    ) -> SealKeys {
         let mut inner = Inner { place: place.to_owned(), ..Inner::default() };
-        for (file_name, content) in files {
+        for file_name in file_names {
             let Some((name, id)) = parts_of(file_name) else { continue };
-            match content.and_then(|content| secret(&content)) {
+            match read(file_name).and_then(|content| secret(&content)) {
                 Ok(secret) => {
                     inner.keys.entry(name.to_owned()).or_default().push(Arc::new(SealKey::new(name, id, secret)));
                 }
@@ -424,7 +420,8 @@ mod tests {
     }
 
     fn keys(files: &[(&str, &[u8])]) -> SealKeys {
-        SealKeys::of("the folder", files.iter().map(|&(name, content)| (name, Ok(content.to_vec()))))
+        let content = |name: &str| files.iter().find(|(of, _)| *of == name).unwrap().1.to_vec();
+        SealKeys::of("the folder", files.iter().map(|(name, _)| *name), |name| Ok(content(name)))
     }
 
     const ID: &str = "src-0000000000000007-9-0-1";

@@ -372,6 +372,13 @@ impl<'a> Message<'a> {
             b'T' => truncate(cursor, dialect)?,
             b'M' => Message::Logical(logical(cursor, dialect)?),
             b'O' => Message::Origin { commit_lsn: cursor.lsn("commit LSN")?, name: cursor.name("name")? },
+            kind => Self::read_later(kind, cursor, dialect)?,
+        })
+    }
+
+    /// The kinds that later versions have: transactions in pieces while they are open, and prepared ones.
+    fn read_later(kind: u8, cursor: &mut Cursor<'a>, dialect: Dialect) -> Result<Self, DecodeError> {
+        Ok(match kind {
             b'S' => Message::StreamStart {
                 xid: cursor.u32("transaction id")?,
                 first_segment: cursor.flag("first segment")?,

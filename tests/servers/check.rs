@@ -503,6 +503,15 @@ async fn callers_ids_are_found_by_the_subjects_of_the_last_calls() {
     assert!(error.to_string().contains("rule_webhook_events"), "{error}");
     client.batch_execute("RESET ROLE").await.unwrap();
     assert_eq!(found().await, ["webhooks.own"]);
+    // A check that is given up while it reads leaves no transaction open for the checks behind it.
+    let locker = feed.pg.client().await;
+    locker.batch_execute("BEGIN; LOCK TABLE rule_webhook_events").await.unwrap();
+    let given_up =
+        tokio::time::timeout(std::time::Duration::from_millis(300), window::subjects_with_own_ids(&client)).await;
+    assert!(given_up.is_err());
+    client.batch_execute("CREATE TABLE written_behind (id int)").await.unwrap();
+    locker.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(feed.pg.psql("SELECT count(*) FROM written_behind"), "0");
 }
 
 #[tokio::test]

@@ -162,15 +162,13 @@ pub fn of_run(config: &Config, tables: &Tables, places: &Places<'_>) -> Rights {
             rights.add(Should, purpose, format!("$JS.API.STREAM.{what}.OBJ_{bucket}"));
         }
     }
-    if places.row.publish_schemas == Some(true) {
-        for bucket in places.schemas {
-            let purpose = "put schemas into their bucket";
-            rights.add(Must, purpose, format!("$KV.{bucket}.>"));
-            for what in ["INFO", "MSG.GET"] {
-                rights.add(Must, purpose, format!("$JS.API.STREAM.{what}.KV_{bucket}"));
-            }
-            rights.add(Should, "make the bucket of schemas", format!("$JS.API.STREAM.CREATE.KV_{bucket}"));
+    for bucket in places.schemas {
+        let purpose = "put schemas into their bucket";
+        rights.add(Must, purpose, format!("$KV.{bucket}.>"));
+        for what in ["INFO", "MSG.GET"] {
+            rights.add(Must, purpose, format!("$JS.API.STREAM.{what}.KV_{bucket}"));
         }
+        rights.add(Should, "make the bucket of schemas", format!("$JS.API.STREAM.CREATE.KV_{bucket}"));
     }
     rights.add(Should, "let walhook check see its own rights", USER_INFO);
     rights.add(Should, "let walhook check see the account's storage", ACCOUNT_INFO);

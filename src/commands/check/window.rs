@@ -6,11 +6,12 @@
 
 use std::collections::BTreeSet;
 
-use tokio_postgres::Client;
+use tokio::sync::OnceCell;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::{
+    amounts::{bytes, duration},
     finding::Severity,
-    server::{bytes, duration},
 };
 use crate::{error::Result, postgres::sql, route::subject};
 
@@ -89,22 +90,44 @@ impl Window<'_> {
     }
 }
 
-/// The subjects of the last calls that came with message ids of their callers.
+/// The subjects of the last calls that came with message ids of their callers. They are read once, when a stream needs them.
+pub struct OwnIds<'c> {
+    client: &'c Client,
+    subjects: OnceCell<Option<BTreeSet<String>>>,
+}
+
+impl<'c> OwnIds<'c> {
+    /// Nothing is read yet.
+    pub fn of(client: &'c Client) -> OwnIds<'c> {
+        OwnIds { client, subjects: OnceCell::new() }
+    }
+
+    /// Whether a call went to one of a stream's subjects with such an id; `None` where the calls cannot be read, or not within a second.
+    pub async fn any_for(&self, patterns: &[String]) -> Option<bool> {
+        let subjects = self.subjects.get_or_init(|| async { subjects_with_own_ids(self.client).await.ok() }).await;
+        subjects.as_ref().map(|subjects| takes_one(patterns, subjects))
+    }
+}
+
+/// These subjects. In one message to the server, which ends the transaction even where the check of a configuration is given up halfway.
 ///
 /// # Errors
 /// The calls cannot be read, or not within a second.
 pub async fn subjects_with_own_ids(client: &Client) -> Result<BTreeSet<String>> {
-    let failed = |error| sql::error("read the last calls in rule_webhook_events", error);
-    client.batch_execute("BEGIN READ ONLY; SET LOCAL statement_timeout = '1s'").await.map_err(failed)?;
-    let query = "SELECT DISTINCT e.subject FROM (SELECT c.subject, c.message_id FROM public.rule_webhook_events c \
+    let query = "SET LOCAL statement_timeout = '1s'; \
+                 SELECT DISTINCT e.subject FROM (SELECT c.subject, c.message_id FROM public.rule_webhook_events c \
                  ORDER BY c.event_id DESC LIMIT 100000) e WHERE e.message_id IS NOT NULL AND e.subject IS NOT NULL";
-    let outcome = client.query(query, &[]).await.map_err(failed);
-    client.batch_execute("ROLLBACK").await.map_err(failed)?;
-    Ok(outcome?.iter().map(|row| row.get(0)).collect())
+    let answer = client.simple_query(query).await;
+    let answer = answer.map_err(|error| sql::error("read the last calls in rule_webhook_events", error))?;
+    let subject = |message: &SimpleQueryMessage| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    };
+    Ok(answer.iter().filter_map(subject).collect())
 }
 
 /// Whether one of these subjects is one of the stream's.
-pub fn takes_one(patterns: &[String], subjects: &BTreeSet<String>) -> bool {
+fn takes_one(patterns: &[String], subjects: &BTreeSet<String>) -> bool {
     subjects.iter().any(|taken| patterns.iter().any(|pattern| subject::matches(pattern.as_bytes(), taken.as_bytes())))
 }
 

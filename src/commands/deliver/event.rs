@@ -231,13 +231,7 @@ async fn decide(
     if let Some(wrong) = call.describe(headers_of(message)) {
         lane.note_untraced(&wrong);
     }
-    if let Some(position) = call.position
-        && let Some(wal_end) = lane.wal_end_before(delivery.sequence, position.commit_lsn)
-    {
-        lane.note_once(format!(
-            "the stream has events from behind {wal_end}, where PostgreSQL's WAL ended when this worker began: the database was restored \
-             to an earlier point, or is a copy. They are not delivered; start `walhook run`, whose error says what to do"
-        ));
+    if is_of_another_history(lane, delivery, &call) {
         return Word::Later(OTHERS_WAIT);
     }
     let commit_lsn = call.position.map(|position| position.commit_lsn.to_string());
@@ -266,47 +260,21 @@ async fn decide(
         Ok(called) => called,
         Err(word) => return word,
     };
-    lane.worker.counts.bytes.fetch_add(call.body.len() as u64, Ordering::Relaxed);
-    if let Some(position) = call.position {
-        let lag = postgres::now().saturating_sub(position.commit_time) / 1000;
-        lane.worker.counts.lag_ms.store(u64::try_from(lag).unwrap_or(0), Ordering::Relaxed);
-    }
+    count_called(lane, &call);
     let verdict = schedule::judge(&known.webhook, attempt, &answer.outcome, fastrand::f64());
     let committed = call.position.map(|position| position.commit_time);
     counters.called(answer.took, verdict.disposition, verdict.error.as_deref(), committed);
     if speaks {
-        lane.learn(webhook_id, verdict.load);
-        if let ReceiverLoad::Pause(wait) = verdict.load
-            && webhook_id == lane.webhook_id()
-        {
-            tokio::spawn(consumer::pause(Arc::clone(lane), wait));
-        }
+        learn(lane, webhook_id, verdict.load);
     }
     drop(place);
     let _answered = lane.answered();
     if verdict.disables {
-        if webhook_id == lane.webhook_id() {
-            lane.refuse();
-        }
-        tracing::warn!(
-            finding = "webhook_not_called",
-            webhook = known.webhook.name,
-            "the receiver answers 410 (Gone): walhook calls it no more until its row has another url, or is enabled again"
-        );
+        refuse(lane, webhook_id, &known);
     }
     let entry = entry(lane, &known, &call, attempt, &answer, &verdict);
-    if let Disposition::Retry(wait) = verdict.disposition
-        && lane.logs_failure()
-    {
-        tracing::warn!(
-            webhook = known.webhook.name,
-            event = %call.event_id,
-            status = entry.response_status,
-            attempt,
-            retry_in_ms = wait.as_millis(),
-            error = entry.error,
-            "call failed"
-        );
+    if let Disposition::Retry(wait) = verdict.disposition {
+        log_failure(lane, &known, &call, &entry, attempt, wait);
     }
     match verdict.disposition {
         Disposition::Delivered => {
@@ -323,6 +291,63 @@ async fn decide(
             let why = schedule::gave_up(attempt, entry.error.as_deref().unwrap_or_default());
             give_up(lane, &known, message, &call.event_id, commit_lsn, why, Some(entry)).await
         }
+    }
+}
+
+/// Whether the event was committed behind the end of the WAL as it was when the worker began.
+fn is_of_another_history(lane: &Lane, delivery: &Delivery<'_>, call: &Call<'_>) -> bool {
+    if let Some(position) = call.position
+        && let Some(wal_end) = lane.wal_end_before(delivery.sequence, position.commit_lsn)
+    {
+        lane.note_once(format!(
+            "the stream has events from behind {wal_end}, where PostgreSQL's WAL ended when this worker began: the database was restored \
+             to an earlier point, or is a copy. They are not delivered; start `walhook run`, whose error says what to do"
+        ));
+        return true;
+    }
+    false
+}
+
+fn count_called(lane: &Lane, call: &Call<'_>) {
+    lane.worker.counts.bytes.fetch_add(call.body.len() as u64, Ordering::Relaxed);
+    if let Some(position) = call.position {
+        let lag = postgres::now().saturating_sub(position.commit_time) / 1000;
+        lane.worker.counts.lag_ms.store(u64::try_from(lag).unwrap_or(0), Ordering::Relaxed);
+    }
+}
+
+/// How many calls the receiver takes at once, and how long it takes none.
+fn learn(lane: &Arc<Lane>, webhook_id: i32, load: ReceiverLoad) {
+    lane.learn(webhook_id, load);
+    if let ReceiverLoad::Pause(wait) = load
+        && webhook_id == lane.webhook_id()
+    {
+        tokio::spawn(consumer::pause(Arc::clone(lane), wait));
+    }
+}
+
+fn refuse(lane: &Lane, webhook_id: i32, known: &Known) {
+    if webhook_id == lane.webhook_id() {
+        lane.refuse();
+    }
+    tracing::warn!(
+        finding = "webhook_not_called",
+        webhook = known.webhook.name,
+        "the receiver answers 410 (Gone): walhook calls it no more until its row has another url, or is enabled again"
+    );
+}
+
+fn log_failure(lane: &Lane, known: &Known, call: &Call<'_>, entry: &Entry, attempt: u64, wait: Duration) {
+    if lane.logs_failure() {
+        tracing::warn!(
+            webhook = known.webhook.name,
+            event = %call.event_id,
+            status = entry.response_status,
+            attempt,
+            retry_in_ms = wait.as_millis(),
+            error = entry.error,
+            "call failed"
+        );
     }
 }
 

@@ -44,8 +44,8 @@ use crate::{
     },
     deliver::{
         message::{self, Call},
-        schedule::{self, ConcurrencyLimit, Disposition, FailureLog, ReceiverLoad},
-        webhook::RequestBody,
+        schedule::{self, ConcurrencyLimit, Disposition, FailureLog, ReceiverLoad, Verdict},
+        webhook::{RequestBody, Webhook},
     },
     error::{Error, Result},
     postgres::{Settings as Postgres, sql},
@@ -262,13 +262,7 @@ pub async fn run(queue: Arc<Queue>, mut shutdown: watch::Receiver<bool>) {
         if Instant::now() < next {
             continue;
         }
-        let wanted = match &*all.borrow_and_update() {
-            None => BTreeMap::new(),
-            Some(all) => {
-                let rooms = all.webhooks.values().map(|known| (known.webhook.webhook_id, queue.room_of(known)));
-                rooms.filter(|(_, room)| *room > 0).collect::<BTreeMap<i32, usize>>()
-            }
-        };
+        let wanted = all.borrow_and_update().as_ref().map_or_else(BTreeMap::new, |all| rooms(&queue, all));
         last = Instant::now();
         if wanted.is_empty() {
             next = last + queue.settings.queue_poll;
@@ -281,11 +275,7 @@ pub async fn run(queue: Arc<Queue>, mut shutdown: watch::Receiver<bool>) {
                 }
                 backoff = Backoff::default();
                 queue.notify.ready();
-                let mut counts: BTreeMap<i32, usize> = BTreeMap::new();
-                for claimed in &claimed {
-                    *counts.entry(claimed.webhook_id).or_default() += 1;
-                }
-                has_more = counts.iter().any(|(id, count)| wanted.get(id).is_some_and(|room| count >= room));
+                has_more = fills_a_room(&claimed, &wanted);
                 next = last + queue.settings.queue_poll;
                 for claimed in claimed {
                     // A call whose time was over but which this worker still makes is not made twice.
@@ -315,6 +305,21 @@ pub async fn run(queue: Arc<Queue>, mut shutdown: watch::Receiver<bool>) {
     queue.limits.release().await;
     following.abort();
     prolonging.abort();
+}
+
+/// How many calls of each webhook may be taken.
+fn rooms(queue: &Queue, all: &All) -> BTreeMap<i32, usize> {
+    let rooms = all.webhooks.values().map(|known| (known.webhook.webhook_id, queue.room_of(known)));
+    rooms.filter(|(_, room)| *room > 0).collect()
+}
+
+/// Whether some webhook got as many calls as there was room for: there may be more.
+fn fills_a_room(claimed: &[Claimed], wanted: &BTreeMap<i32, usize>) -> bool {
+    let mut counts: BTreeMap<i32, usize> = BTreeMap::new();
+    for claimed in claimed {
+        *counts.entry(claimed.webhook_id).or_default() += 1;
+    }
+    counts.iter().any(|(id, count)| wanted.get(id).is_some_and(|room| count >= room))
 }
 
 /// Reads the webhooks' rows, now and then and when a call shows that they have changed.
@@ -543,6 +548,68 @@ impl<'q> BatchCalls for QueueCalls<'q> {
     }
 }
 
+/// Makes the call, alone or with others; whether its answer is to be learnt from. `None`: it was not made.
+async fn call_it(
+    calls: &QueueCalls<'_>,
+    webhook: &Webhook,
+    call: &Call<'_>,
+    body: &str,
+    attempt: u64,
+) -> Option<(Arc<Answer>, bool)> {
+    match webhook.batch {
+        None => {
+            let turn = tokio::select! {
+                turn = calls.turn() => turn.ok(),
+                () = calls.stopped() => None,
+            };
+            match turn {
+                None => None,
+                Some(turn) => Some((Arc::new(calls.make(turn, call).await), true)),
+            }
+        }
+        Some(limits) => {
+            let event = batch::Event {
+                id: call.webhook_id.to_string(),
+                kind: Some("webhook.call".to_owned()),
+                body: body.to_owned(),
+                is_cloudevent: false,
+                attempt,
+                is_last: webhook.is_last(attempt),
+            };
+            let batches = calls.queue.with_state(webhook.webhook_id, |state| Arc::clone(&state.batches));
+            match batches.call(calls, limits, event).await {
+                Part::Answered(answer, speaks) => Some((answer, speaks)),
+                Part::NotCalled(_) => None,
+            }
+        }
+    }
+}
+
+fn log_failure(queue: &Queue, claimed: &Claimed, known: &Known, verdict: &Verdict, status: Option<i32>, attempt: u64) {
+    let error = verdict.error.as_deref().unwrap_or_default();
+    match verdict.disposition {
+        Disposition::Delivered => {}
+        _ if !queue.logs_failure(known) => {}
+        Disposition::Retry(wait) => tracing::warn!(
+            webhook = known.webhook.name,
+            call = claimed.call_id,
+            status,
+            attempt,
+            retry_in_ms = wait.as_millis(),
+            error,
+            "call failed"
+        ),
+        Disposition::GivenUp => tracing::warn!(
+            finding = "dead_letters",
+            webhook = known.webhook.name,
+            call = claimed.call_id,
+            status,
+            attempt,
+            "dead letter: {error}"
+        ),
+    }
+}
+
 async fn handle(queue: &Queue, claimed: &Claimed, shutdown: watch::Receiver<bool>) -> Entry {
     let Some(known) = fresh(queue, claimed).await else { return Entry::given_back(claimed.call_id) };
     let webhook = &known.webhook;
@@ -568,34 +635,9 @@ async fn handle(queue: &Queue, claimed: &Claimed, shutdown: watch::Receiver<bool
     let attempt = u64::try_from(claimed.attempt).unwrap_or(1);
     let counters = queue.counters.of(claimed.webhook_id);
     let calls = QueueCalls { queue, claimed, counters, shutdown };
-    let called = match webhook.batch {
-        None => {
-            let turn = tokio::select! {
-                turn = calls.turn() => turn.ok(),
-                () = calls.stopped() => None,
-            };
-            match turn {
-                None => None,
-                Some(turn) => Some((Arc::new(calls.make(turn, &call).await), true)),
-            }
-        }
-        Some(limits) => {
-            let event = batch::Event {
-                id: webhook_id.clone(),
-                kind: Some("webhook.call".to_owned()),
-                body: body.to_string(),
-                is_cloudevent: false,
-                attempt,
-                is_last: webhook.is_last(attempt),
-            };
-            let batches = queue.with_state(webhook.webhook_id, |state| Arc::clone(&state.batches));
-            match batches.call(&calls, limits, event).await {
-                Part::Answered(answer, speaks) => Some((answer, speaks)),
-                Part::NotCalled(_) => None,
-            }
-        }
+    let Some((answer, speaks)) = call_it(&calls, webhook, &call, &body, attempt).await else {
+        return Entry::given_back(claimed.call_id);
     };
-    let Some((answer, speaks)) = called else { return Entry::given_back(claimed.call_id) };
     // As it was called, or newer.
     let known = queue.known(claimed.webhook_id).unwrap_or(known);
     let webhook = &known.webhook;
@@ -622,35 +664,14 @@ async fn handle(queue: &Queue, claimed: &Claimed, shutdown: watch::Receiver<bool
         );
     }
     let status = answer.outcome.status().map(i32::from);
-    let error = verdict.error.as_deref().unwrap_or_default();
     let letter = (verdict.disposition == Disposition::GivenUp).then(|| Letter {
         event_id: own_id.clone(),
         webhook_id: webhook.webhook_id,
         webhook_name: webhook.name.clone(),
         retry_of: claimed.retry_of.clone(),
-        reason: schedule::gave_up(attempt, error),
+        reason: schedule::gave_up(attempt, verdict.error.as_deref().unwrap_or_default()),
     });
-    match verdict.disposition {
-        Disposition::Delivered => {}
-        _ if !queue.logs_failure(&known) => {}
-        Disposition::Retry(wait) => tracing::warn!(
-            webhook = webhook.name,
-            call = claimed.call_id,
-            status,
-            attempt,
-            retry_in_ms = wait.as_millis(),
-            error,
-            "call failed"
-        ),
-        Disposition::GivenUp => tracing::warn!(
-            finding = "dead_letters",
-            webhook = webhook.name,
-            call = claimed.call_id,
-            status,
-            attempt,
-            "dead letter: {error}"
-        ),
-    }
+    log_failure(queue, claimed, &known, &verdict, status, attempt);
     let Answer { headers, body, started, took, .. } = Arc::unwrap_or_clone(answer);
     Entry {
         call_id: claimed.call_id,

@@ -11,7 +11,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{sleep, timeout},
 };
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Transaction};
 
 use super::call_log::{DISABLE, seconds};
 use crate::{
@@ -231,45 +231,19 @@ const PAUSE: &str = "INSERT INTO walhook.rule_webhook_limits AS l (webhook_id, p
                             ELSE excluded.paused_until END, \
         paused_url_hash = excluded.paused_url_hash";
 
+fn not_written(error: tokio_postgres::Error) -> Error {
+    sql::error("write what came of calls", error)
+}
+
 async fn attempt(settings: &Settings, worker: &str, client: &mut Option<Client>, batch: &[Waiting]) -> Result<()> {
     let client = sql::reconnect(client, settings).await?;
-    let failed = |error| sql::error("write what came of calls", error);
+    let failed = not_written;
     faults::pass(Point::QueueUnwritten).await?;
     let transaction = client.transaction().await.map_err(failed)?;
     let entries = || batch.iter().map(|waiting| &waiting.entry);
     let calls: Vec<&Entry> = entries().filter(|entry| entry.state != State::GivenBack).collect();
     if !calls.is_empty() {
-        macro_rules! column {
-            ($value:expr) => {
-                calls.iter().map($value).collect::<Vec<_>>()
-            };
-        }
-        transaction
-            .execute(
-                CALLS,
-                &[
-                    &worker,
-                    &column!(|entry| entry.call_id),
-                    &column!(|entry| match entry.state {
-                        State::Success => "success",
-                        State::Retrying(_) => "retrying",
-                        State::Failed | State::GivenBack => "failed",
-                    }),
-                    &column!(|entry| entry.attempt),
-                    &column!(|entry| seconds(entry.started.unwrap_or_else(SystemTime::now))),
-                    &column!(|entry| (entry.took.as_secs_f64() * 1e5).round() / 1e2),
-                    &column!(|entry| entry.response_status),
-                    &column!(|entry| entry.response_headers.as_deref()),
-                    &column!(|entry| entry.response_body.as_deref()),
-                    &column!(|entry| entry.error.as_deref()),
-                    &column!(|entry| match entry.state {
-                        State::Retrying(wait) => wait.as_secs_f64(),
-                        _ => 0.0,
-                    }),
-                ],
-            )
-            .await
-            .map_err(failed)?;
+        write_calls(&transaction, worker, &calls).await?;
     }
     let given_back: Vec<i32> =
         entries().filter(|entry| entry.state == State::GivenBack).map(|entry| entry.call_id).collect();
@@ -279,29 +253,7 @@ async fn attempt(settings: &Settings, worker: &str, client: &mut Option<Client>,
     let letters: Vec<(i32, &Letter)> =
         entries().filter_map(|entry| Some((entry.call_id, entry.letter.as_ref()?))).collect();
     if !letters.is_empty() {
-        macro_rules! column {
-            ($value:expr) => {
-                letters.iter().map($value).collect::<Vec<_>>()
-            };
-        }
-        let written = transaction
-            .execute(
-                LETTERS,
-                &[
-                    &column!(|(call_id, _)| *call_id),
-                    &column!(|(_, letter)| letter.event_id.as_str()),
-                    &column!(|(_, letter)| letter.webhook_id),
-                    &column!(|(_, letter)| letter.webhook_name.as_str()),
-                    &column!(|(_, letter)| letter.retry_of.as_deref()),
-                    &column!(|(_, letter)| letter.reason.as_str()),
-                ],
-            )
-            .await
-            .map_err(failed)?;
-        if written == letters.len() as u64 {
-            let event_ids: Vec<&str> = letters.iter().map(|(_, letter)| letter.event_id.as_str()).collect();
-            check_kept(&transaction, &event_ids).await?;
-        }
+        write_letters(&transaction, &letters).await?;
     }
     let (ids, urls): (Vec<i32>, Vec<&str>) =
         entries().filter_map(|entry| entry.disables.as_ref()).map(|(id, url)| (*id, url.as_str())).unzip();
@@ -317,4 +269,66 @@ async fn attempt(settings: &Settings, worker: &str, client: &mut Option<Client>,
     }
     transaction.commit().await.map_err(failed)?;
     faults::pass(Point::QueueWritten).await
+}
+
+async fn write_calls(transaction: &Transaction<'_>, worker: &str, calls: &[&Entry]) -> Result<()> {
+    macro_rules! column {
+        ($value:expr) => {
+            calls.iter().map($value).collect::<Vec<_>>()
+        };
+    }
+    transaction
+        .execute(
+            CALLS,
+            &[
+                &worker,
+                &column!(|entry| entry.call_id),
+                &column!(|entry| match entry.state {
+                    State::Success => "success",
+                    State::Retrying(_) => "retrying",
+                    State::Failed | State::GivenBack => "failed",
+                }),
+                &column!(|entry| entry.attempt),
+                &column!(|entry| seconds(entry.started.unwrap_or_else(SystemTime::now))),
+                &column!(|entry| (entry.took.as_secs_f64() * 1e5).round() / 1e2),
+                &column!(|entry| entry.response_status),
+                &column!(|entry| entry.response_headers.as_deref()),
+                &column!(|entry| entry.response_body.as_deref()),
+                &column!(|entry| entry.error.as_deref()),
+                &column!(|entry| match entry.state {
+                    State::Retrying(wait) => wait.as_secs_f64(),
+                    _ => 0.0,
+                }),
+            ],
+        )
+        .await
+        .map_err(not_written)?;
+    Ok(())
+}
+
+async fn write_letters(transaction: &Transaction<'_>, letters: &[(i32, &Letter)]) -> Result<()> {
+    macro_rules! column {
+        ($value:expr) => {
+            letters.iter().map($value).collect::<Vec<_>>()
+        };
+    }
+    let written = transaction
+        .execute(
+            LETTERS,
+            &[
+                &column!(|(call_id, _)| *call_id),
+                &column!(|(_, letter)| letter.event_id.as_str()),
+                &column!(|(_, letter)| letter.webhook_id),
+                &column!(|(_, letter)| letter.webhook_name.as_str()),
+                &column!(|(_, letter)| letter.retry_of.as_deref()),
+                &column!(|(_, letter)| letter.reason.as_str()),
+            ],
+        )
+        .await
+        .map_err(not_written)?;
+    if written == letters.len() as u64 {
+        let event_ids: Vec<&str> = letters.iter().map(|(_, letter)| letter.event_id.as_str()).collect();
+        check_kept(transaction, &event_ids).await?;
+    }
+    Ok(())
 }

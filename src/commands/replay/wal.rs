@@ -270,7 +270,7 @@ impl Decoder {
         let mut streamer = Streamer::new(&config.source, 0, inbox, config.limits, tables, types, start.from);
         streamer.set_database(&config.postgres.dbname);
         streamer.set_amendments(amendments);
-        streamer.set_emit_keys(state_store::emit_keys(&client).await?, true);
+        streamer.set_emit_keys(state_store::emit_keys(&client).await?, true)?;
         Ok((Decoder { streamer, client }, stream))
     }
 

@@ -10,7 +10,7 @@ mod reports;
 mod tasks;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -35,7 +35,7 @@ use crate::{
     flow::{
         delay::Due,
         driver::{
-            Action, ConnectionId, Driver, Event, Found, GroupId, Moment, Question, Report, Settings, StreamId, Timing,
+            Action, ConnectionId, Driver, Event, GroupId, Moment, Question, Report, Settings, StreamId, Timing,
             Violation,
             trust::{Checkpoint, Fork, Retention, RunIdentity},
         },
@@ -164,13 +164,12 @@ impl Lanes {
         let mut moved = false;
         for group in (0..self.driver.group_count()).map(GroupId) {
             moved |= self.handle(now, Event::Turn(group), streamer)?;
-            moved |= self.poll_works(cx, now, streamer)?;
             for connection in self.driver.connections(group) {
                 moved |= self.exchange(cx, now, connection, streamer)?;
                 moved |= self.handle(now, Event::Exchanged { connection, eager }, streamer)?;
             }
         }
-        Ok(moved)
+        Ok(moved | self.poll_works(cx, now, streamer)?)
     }
 
     /// Gives the driver an event, and does what it says. Returns whether it is worth while to look at all again.
@@ -422,14 +421,9 @@ impl Lanes {
         streams
     }
 
-    /// How often such connections were made: when it changes, there are others.
-    pub fn connected_times(&self) -> u64 {
-        self.driver.connected_times()
-    }
-
-    /// See [`Driver::checkpoints`].
-    pub fn checkpoints(&self, streamer: &Streamer, due: Option<&Due>) -> Vec<Checkpoint> {
-        self.driver.checkpoints(streamer, due)
+    /// What decides, to be asked.
+    pub fn driver(&self) -> &Driver {
+        &self.driver
     }
 
     /// Asks the streams whether they have still what is due to be confirmed. `None` while some of them cannot be asked.
@@ -501,11 +495,6 @@ impl Lanes {
         connections.into()
     }
 
-    /// What went wrong with publishing, by JetStream's code or a word, and how often.
-    pub fn publish_errors(&self) -> BTreeMap<String, u64> {
-        self.driver.publish_errors()
-    }
-
     /// The streams that rows lead to, with a connection to ask about them: those of the configuration "default" first,
     /// then by the order of the configurations.
     pub fn sources(&self, streamer: &Streamer) -> Vec<Source> {
@@ -523,16 +512,6 @@ impl Lanes {
             })
         });
         sources.collect()
-    }
-
-    /// Whether events wait for a stream that takes none of them.
-    pub fn has_trouble(&self, streamer: &Streamer) -> bool {
-        self.driver.has_trouble(streamer)
-    }
-
-    /// What was found out about an address that cannot be reached: to be written, and to be in force from the next session on.
-    pub fn alias(&self) -> Option<&(ServerAlias, Found, String)> {
-        self.driver.alias()
     }
 
     /// The next pair of addresses that were found to lead to one server, to be written for later sessions.

@@ -1,86 +1,55 @@
 //! One session: from taking the slot to losing it, or to a shutdown.
 //!
-//! In order: check, take the slot, raise the epoch, read the configuration; then the one `select!`. Only when the
-//! lanes have read their streams' tails is anything published.
+//! In: the settings. Out: why it ended. How it begins is in `begin`, what is written into the database in `statements`; here
+//! is the one `select!`. Only when the lanes have read their streams' tails is anything published.
 
-use std::{
-    future::{Future, poll_fn},
-    pin::Pin,
-    rc::Rc,
-    sync::Arc,
-    time::Duration,
-};
+mod begin;
+mod statements;
+
+use std::{future::poll_fn, rc::Rc, time::Duration};
 
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at},
+    time::{Instant, MissedTickBehavior, interval, timeout_at},
 };
-use tokio_postgres::Client;
 
 use super::{
     faults::{self, Point},
     gone,
     history_writer::HistoryWriter,
-    lanes::{Identity, Lanes},
+    lanes::Lanes,
     minutes::Minutes,
     read_coalescing::ReadCoalescing,
     replay_requests::ReplayRequests,
-    rules,
     server_shutdown::ServerShutdown,
     shown::Shown,
-    state_store::{self, Epoch},
-    webhook_registry::{Poster, WebhookRegistry},
+    webhook_registry::WebhookRegistry,
 };
 use crate::{
     commands::{
-        breaks::SHOWS_WITHIN,
-        http,
-        identity::{self, Runs},
-        masks,
-        presence::ThisRun,
-        progress, rows, schema, seal_keys,
+        http, progress, seal_keys,
         setup_check::{self, Reported},
         systemd::Notify,
     },
     config::Config,
     error::{Error, Result},
-    flow::{
-        delay::Due,
-        driver::{Found, trust::Checkpoint},
-        streamer::{DeadLetter, Received, RulesRead, Streamer},
-    },
+    flow::streamer::{Received, Streamer},
     postgres::{
-        self, OBJECT_IN_USE,
-        replication::{Connection, Stream, SystemIdentity},
-        sql::{self, Watched},
+        self,
+        replication::{Stream, SystemIdentity},
+        sql::Watched,
     },
-    route::types::TypeCatalog,
     wal::{frame::StandbyStatus, lsn::Lsn},
 };
+pub(super) use begin::refuse_standby;
+use statements::Statements;
 
-/// How often a slot that another process holds is tried.
-const TAKE_OVER: Duration = Duration::from_millis(500);
 /// After so long without a word the server is asked where it stands, so that an idle slot moves on.
 const IDLE_ASK: Duration = Duration::from_secs(5);
 /// After so long without a word, though asked, the connection is given up: a network in between may hold it open for ever.
 /// As long as PostgreSQL's own receivers wait (`wal_receiver_timeout`), or as the server does if that is longer: amid a large
 /// transaction it speaks up only as often as that makes it.
 const SILENCE: Duration = Duration::from_secs(60);
-/// How often checkpoints are written, if streams have moved.
-const CHECKPOINT: Duration = Duration::from_secs(10);
-/// The same until there is a first one: who has just started it wants to see in the status that it works.
-const FIRST_CHECKPOINT: Duration = Duration::from_secs(1);
-/// How often `rule_cdc_status` is written, if nothing of note happens.
-const HEARTBEAT: Duration = Duration::from_secs(10);
-const _: () = assert!(HEARTBEAT.as_secs() <= SHOWS_WITHIN.as_secs());
-/// How often versions of the rules that no position needs any more are deleted.
-const PRUNE: Duration = Duration::from_secs(3600);
-/// How often the rules are read as they are now, while a stream takes nothing: how to reach it may have changed since.
-const NEWEST: Duration = Duration::from_secs(5);
-/// Dead letters written together.
-const BURY_MAX: usize = 200;
-/// And so many bytes of their payloads, one at least.
-const BURY_BYTES_MAX: usize = 8 << 20;
 
 /// Who follows how a session goes.
 pub struct Watchers<'w> {
@@ -102,139 +71,14 @@ pub async fn session(
     watchers: Watchers<'_>,
 ) -> Result<()> {
     let Watchers { reported, shown, notify } = watchers;
-    let mut client = Watched::connect(&config.postgres).await?;
-    client.answer(refuse_standby(&client)).await?;
-    client.answer(schema::check(&*client, &config.postgres.target())).await?;
-    let publications = [format!("{}_inserts", config.publication), format!("{}_changes", config.publication)];
-    let database = client.answer(identity::read(&client)).await;
-    let is_checked = match &database {
-        // Whose database it is comes first, but for a role that may not ask: the check says what it lacks.
-        Err(error) => postgres::sqlstate(error) == Some("42501"),
-        Ok(_) => true,
-    };
-    if is_checked {
-        setup_check::refuse(config, &client.answer(setup_check::read_for_start(&client, config)).await?)?;
-    }
-    let database = database?;
-    // Messages of others cost nothing where nobody uses rule_webhook_emit.
-    let reads_messages = !client.answer(state_store::emit_keys(&*client)).await?.is_empty();
-    let taken = match take_slot(config, &publications, reads_messages, shutdown, shown, notify).await {
-        Err(error) => {
-            // Another server may have come behind the address since.
-            if let Ok(client) = sql::connect(&config.postgres).await {
-                refuse_standby(&client).await?;
-            }
-            return Err(setup_check::explain(config, error).await);
-        }
-        Ok(taken) => taken,
-    };
-    let Some((stream, system, left)) = taken else { return Ok(()) };
-    *streamed = true;
-    faults::reach(Point::SlotTaken)?;
-    let confirmed = client.answer(state_store::confirmed(&client, &config.slot)).await?;
-    let raised = state_store::raise_epoch(&client, &config.source, system.timeline, &left);
-    let Epoch { epoch, fork } = client.answer(raised).await?;
-    faults::reach(Point::EpochRaised)?;
-    client.answer(identity::take_over(&client, &config.source)).await?;
-    client.answer(identity::hold(&client, &config.source, epoch)).await?;
-    let runs = Arc::new(client.answer(Runs::read(&client, &config.source)).await?);
-    let run_id = format!("{:016x}", fastrand::u64(..));
-    let checkpoints = client.answer(state_store::checkpoints(&client, &config.source, &system.system_id)).await?;
-    let (reader, watch) = client.parts();
-    let at = rules::At { source: &config.source, system_identifier: &system.system_id, confirmed };
-    let rules::Begin { mut tables, newest, amendments, types, is_first, doubted_upto } =
-        watch.answer(rules::begin(reader, at)).await?;
-    rows::apply_settings(&mut tables, config);
-    tables.mask_key = masks::key(config);
-    if let Some(problem) = masks::problem(&tables, &tables.mask_key) {
-        tracing::error!("{problem}. Give mask_key_file and start walhook again");
-    }
-    tables.seal_keys = seal_keys::keys(config);
-    if let Some(problem) = seal_keys::problem(&tables, &tables.seal_keys) {
-        tracing::error!(finding = "seal_key", "{problem}");
-    }
-    let seal_keys = seal_keys::Followed::new(config, tables.seal_keys.clone());
-    if is_first {
-        tracing::info!(%confirmed, "first version of the rules: as they are now, from the confirmed position on");
-    }
-    let database_id = &database.database_id;
-    tracing::info!(%confirmed, epoch, timeline = system.timeline, system = system.system_id, database_id, "slot taken");
-    let inbox = config.nats.publish_inbox();
-    let streamer = Streamer::new(&config.source, epoch, &inbox, config.limits, tables, types, confirmed);
-    let mut streamer = streamer.with_confirm_delay(config.confirm_delay);
-    streamer.set_database(&system.dbname);
-    streamer.set_newest_rules(newest, true);
-    streamer.set_amendments(amendments);
-    // Read behind the slot's position: keys that come later are in the WAL.
-    streamer.set_emit_keys(client.answer(state_store::emit_keys(&*client)).await?, reads_messages);
-    streamer.ask_for_messages()?;
-    if let Some(shown) = shown.as_ref() {
-        shown.begin(&mut streamer);
-    }
-    if let Some(upto) = doubted_upto {
-        streamer.doubt((confirmed, 0), upto);
-    }
-    let run = ThisRun {
-        source: config.source.clone(),
-        identity: database.clone(),
-        run_id: run_id.clone(),
-        epoch,
-        timeline: system.timeline,
-        postgres: config.postgres.clone(),
-    };
-    let poster = Poster { run, runs: Arc::clone(&runs) };
-    let identity = Identity {
-        source: config.source.clone(),
-        database,
-        run_id: run_id.clone(),
-        runs,
-        postgres: config.postgres.clone(),
-        epoch,
-        fork,
-    };
-    let lanes = Lanes::new(identity, config, system.flushed, checkpoints);
-    let timeout = client.answer(wal_sender_timeout(&client)).await?;
-    let interval = status_interval(config, timeout);
-    let minutes = Minutes::new(config.log_summary, &streamer);
-    let server_shutdown = ServerShutdown::new(config.postgres.only(stream.target()));
-    let mut session = Session {
-        minutes,
-        seal_keys,
-        drained_from: None,
-        config,
-        client: Rc::new(client),
-        system,
-        epoch,
-        stream,
-        streamer,
-        lanes,
-        job: None,
-        last_received: Instant::now(),
-        last_asked: Instant::now(),
-        server_shutdown,
-        silence: timeout.unwrap_or_default().max(SILENCE),
-        last_checkpoint: Instant::now(),
-        checkpoints: Vec::new(),
-        last_heartbeat: None,
-        last_prune: Some(Instant::now()),
-        last_newest: Instant::now(),
-        connections: serde_json::Map::new(),
-        history_writer: HistoryWriter::new(config, epoch),
-        last_error,
-        is_paused: false,
-        read_coalescing: ReadCoalescing::new(Instant::now()),
-        webhook_registry: WebhookRegistry::new(poster),
-        run_id,
-        beat: None,
-        shown,
-        notify,
-    };
+    let begun = begin::begin(config, shutdown, streamed, last_error, shown, notify).await?;
+    let Some(mut session) = begun else { return Ok(()) };
     let shared = session.shown.as_ref().map(|shown| shown.shared().clone());
-    let replay_requests = ReplayRequests::start(config, epoch, reported.clone(), shared);
+    let replay_requests = ReplayRequests::start(config, session.epoch, reported.clone(), shared);
     let in_loop = notify.enter_loop();
     notify.ready();
     notify.status(&session.status());
-    let outcome = session.stream(shutdown, interval).await;
+    let outcome = session.stream(shutdown).await;
     drop(in_loop);
     drop(replay_requests);
     let Session { stream, .. } = session;
@@ -247,83 +91,6 @@ pub async fn session(
         }
         Err(error) => Err(setup_check::explain(config, error).await),
     }
-}
-
-/// A standby is waited for: it may be about to be promoted. What it says about slots and privileges would end walhook.
-pub(super) async fn refuse_standby(client: &Client) -> Result<()> {
-    let attempted = "ask whether the server is a standby";
-    let asked = client.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await;
-    if asked.map_err(|error| sql::error(attempted, error))?.get(0) {
-        return Err(Error::unavailable("take the slot: the server is a standby").hint(
-            "walhook goes on when it is promoted; where several servers are named, target_session_attrs=primary picks the primary",
-        ));
-    }
-    Ok(())
-}
-
-/// Starts replication; waits while another process holds the slot. `None`: told to stop before.
-async fn take_slot(
-    config: &Config,
-    publications: &[String; 2],
-    reads_messages: bool,
-    shutdown: &mut watch::Receiver<bool>,
-    shown: &mut Option<Shown>,
-    notify: &Notify,
-) -> Result<Option<(Stream, SystemIdentity, Vec<(u32, Lsn)>)>> {
-    let names = publications.each_ref().map(|name| format!("\"{}\"", name.replace('"', "\"\""))).join(",");
-    let mut said = false;
-    loop {
-        let mut connection = Connection::connect(&config.postgres).await?;
-        let taking = async {
-            let system = connection.identify_system().await?;
-            let left = connection.timelines_left(system.timeline).await?;
-            let messages = if reads_messages { "true" } else { "false" };
-            let options = [("proto_version", "1"), ("publication_names", names.as_str()), ("messages", messages)];
-            // From 0/0 the server starts where the slot is confirmed; above that it would obey and skip.
-            let stream = connection.start_replication(&config.slot, Lsn::ZERO, &options).await?;
-            Ok::<_, Error>((stream, system, left))
-        };
-        let error = match timeout(SILENCE, taking).await {
-            Ok(Ok(taken)) => return Ok(Some(taken)),
-            Ok(Err(error)) => error,
-            Err(_) => {
-                let seconds = SILENCE.as_secs();
-                return Err(Error::unavailable(format!("take slot {:?}: no answer within {seconds} s", config.slot)));
-            }
-        };
-        if postgres::sqlstate(&error) != Some(OBJECT_IN_USE) {
-            return Err(error);
-        }
-        if !said {
-            tracing::info!(finding = "slot_held", slot = config.slot, "{error}; waiting to take over");
-            notify.status(&format!("not streaming: {error}; waiting to take over"));
-            notify.ready();
-            if let Some(shown) = shown {
-                shown.disconnected("slot_held", &format!("{error}; waiting to take over"));
-            }
-            said = true;
-        }
-        tokio::select! {
-            () = sleep(TAKE_OVER) => {}
-            _ = shutdown.wait_for(|stop| *stop) => return Ok(None),
-        }
-    }
-}
-
-/// After how much silence the server gives us up; `None`: never.
-async fn wal_sender_timeout(client: &Client) -> Result<Option<Duration>> {
-    let row = client
-        .query_one("SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'", &[])
-        .await
-        .map_err(|error| sql::error("read wal_sender_timeout", error))?;
-    Ok(u64::try_from(row.get::<_, i64>(0)).ok().filter(|millis| *millis > 0).map(Duration::from_millis))
-}
-
-/// The configured one, but at least three times in a `wal_sender_timeout`.
-fn status_interval(config: &Config, timeout: Option<Duration>) -> Duration {
-    timeout
-        .map_or(config.status_interval, |timeout| config.status_interval.min(timeout / 3))
-        .max(Duration::from_millis(10))
 }
 
 struct Session<'c> {
@@ -340,20 +107,14 @@ struct Session<'c> {
     stream: Stream,
     streamer: Streamer,
     lanes: Lanes,
-    /// The one statement under way on the SQL connection.
-    job: Option<Job>,
+    statements: Statements,
     last_received: Instant,
     last_asked: Instant,
     server_shutdown: ServerShutdown,
     /// Of the server, that is borne.
     silence: Duration,
-    last_checkpoint: Instant,
-    checkpoints: Vec<Checkpoint>,
-    last_heartbeat: Option<Instant>,
-    last_prune: Option<Instant>,
-    last_newest: Instant,
-    /// As last reported.
-    connections: serde_json::Map<String, serde_json::Value>,
+    /// How often PostgreSQL gets what is confirmed.
+    status_every: Duration,
     history_writer: HistoryWriter,
     last_error: Option<&'c str>,
     /// The window was full and has not emptied enough yet.
@@ -372,29 +133,11 @@ struct Session<'c> {
     notify: &'c Notify,
 }
 
-type Job = Pin<Box<dyn Future<Output = Result<Done>>>>;
-
-/// What a job achieved.
-enum Done {
-    Buried(Vec<String>),
-    /// Versions of the rules are durable up to the commit of this number.
-    RulesWritten(u64),
-    RulesPruned,
-    /// The rules as they are now.
-    Newest(Box<RulesRead>),
-    Types(TypeCatalog),
-    Checkpointed(Due),
-    Reported(i64, Lsn),
-    /// How far the slot is behind.
-    Lag(Option<i64>),
-    Written,
-}
-
 impl Session<'_> {
     /// The loop. The arms in their order: (1) shutdown, (2) lanes, (3) status timer, (4) what is shown and reported, (5) SQL, and
     /// whether the server shuts down where there is none, (6) the history writer, (7) the WAL stream.
-    async fn stream(&mut self, shutdown: &mut watch::Receiver<bool>, status: Duration) -> Result<()> {
-        let mut tick = interval(status);
+    async fn stream(&mut self, shutdown: &mut watch::Receiver<bool>) -> Result<()> {
+        let mut tick = interval(self.status_every);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut show = interval(http::EVERY);
         show.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -420,7 +163,9 @@ impl Session<'_> {
             {
                 return self.send_final_status(until).await;
             }
-            let Session { stream, streamer, lanes, job, server_shutdown, history_writer, read_coalescing, .. } = self;
+            let Session {
+                stream, streamer, lanes, statements, server_shutdown, history_writer, read_coalescing, ..
+            } = self;
             tokio::select! {
                 biased;
                 _ = shutdown.wait_for(|stop| *stop), if drain_until.is_none() => {
@@ -453,12 +198,9 @@ impl Session<'_> {
                         shown.show(&self.streamer, &self.lanes, &self.history_writer);
                     }
                 }
-                done = run_job(job) => match done {
+                done = statements.run() => match done {
                     Ok(done) => self.finish_job(done),
-                    Err(error) => {
-                        self.job = None;
-                        self.server_shutdown.failed(error, &self.client, self.streamer.confirmed())?;
-                    }
+                    Err(error) => self.server_shutdown.failed(error, &self.client, self.streamer.confirmed())?,
                 },
                 outcome = server_shutdown.ask() => {
                     outcome?;
@@ -545,203 +287,6 @@ impl Session<'_> {
         let _ = self.stream.queue_copy_data(|out| status.write(out));
     }
 
-    /// Begins the next statement on the SQL connection, if one is wanted and none is under way.
-    fn start_job(&mut self) -> Result<()> {
-        if self.job.is_some() || self.server_shutdown.is_without_sql() {
-            return Ok(());
-        }
-        if self.client.is_closed() {
-            let error = gone("write what is to be written");
-            return self.server_shutdown.failed(error, &self.client, self.streamer.confirmed());
-        }
-        if let Some(job) = self.next_job() {
-            let client = Rc::clone(&self.client);
-            self.job = Some(Box::pin(async move { client.answer(job).await }));
-        }
-        Ok(())
-    }
-
-    fn next_job(&mut self) -> Option<Job> {
-        let client = Rc::clone(&self.client);
-        if let Some((alias, kind, found)) = self.lanes.alias().cloned() {
-            let (source, system) = (self.config.source.clone(), self.system.system_id.clone());
-            let from = self.streamer.confirmed();
-            Some(Box::pin(async move {
-                rules::write_alias(&client, &source, &system, &alias, kind).await?;
-                Err(Error::unavailable(format!("{found}; reading the events again from {from}")))
-            }))
-        } else if let Some(alias) = self.lanes.take_met() {
-            let (source, system) = (self.config.source.clone(), self.system.system_id.clone());
-            Some(Box::pin(async move {
-                rules::write_alias(&client, &source, &system, &alias, Found::OneServer).await?;
-                Ok(Done::Written)
-            }))
-        } else if self.streamer.awaits_types() {
-            let shown = self.streamer.open_transaction();
-            Some(Box::pin(async move { state_store::types(&client, shown).await.map(Done::Types) }))
-        } else if self.streamer.dead_letters().len() > 0 {
-            let mut bytes = 0;
-            let mut within = |letter: &&DeadLetter| {
-                let is_first = bytes == 0;
-                bytes += letter.payload.len().max(1);
-                is_first || bytes <= BURY_BYTES_MAX
-            };
-            let letters: Vec<DeadLetter> =
-                self.streamer.dead_letters().take(BURY_MAX).take_while(&mut within).cloned().collect();
-            for letter in &letters {
-                tracing::warn!(
-                    event = letter.event_id,
-                    webhook = letter.webhook_name.as_deref().unwrap_or("?"),
-                    subject = letter.subject,
-                    "dead letter: {}",
-                    letter.reason
-                );
-            }
-            Some(Box::pin(async move {
-                state_store::write_dead_letters(&client, &letters).await?;
-                Ok(Done::Buried(letters.into_iter().map(|letter| letter.event_id).collect()))
-            }))
-        } else if self.streamer.rule_commits().len() > 0 {
-            let commits: Vec<_> = self.streamer.rule_commits().take(rules::COMMITS_MAX).cloned().collect();
-            let source = self.config.source.clone();
-            Some(Box::pin(async move {
-                rules::write(&client, &source, &commits).await?;
-                Ok(Done::RulesWritten(commits.last().map_or(0, |commit| commit.number)))
-            }))
-        } else if self.last_prune.is_none_or(|last| last.elapsed() >= PRUNE) {
-            self.last_prune = Some(Instant::now());
-            let (source, slot) = (self.config.source.clone(), self.config.slot.clone());
-            Some(Box::pin(async move {
-                let rows = rules::prune(&client, &source, &slot).await?;
-                tracing::debug!(rows, "old versions of the rules deleted");
-                Ok(Done::RulesPruned)
-            }))
-        } else if self.last_newest.elapsed() >= NEWEST && self.lanes.has_trouble(&self.streamer) {
-            // What waits may hold back the change of a row that mends it.
-            self.last_newest = Instant::now();
-            Some(Box::pin(async move { rules::newest(&client).await.map(|read| Done::Newest(Box::new(read))) }))
-        } else if self.is_heartbeat_due() {
-            Some(self.heartbeat(i32::try_from(HEARTBEAT.as_secs()).expect("a few seconds")))
-        } else if self.last_checkpoint.elapsed() >= self.checkpoint_interval() {
-            self.last_checkpoint = Instant::now();
-            let due = self.streamer.due();
-            self.checkpoint(due)
-        } else if self.minutes.is_due() {
-            let slot = self.config.slot.clone();
-            Some(Box::pin(async move { state_store::lag(&client, &slot).await.map(Done::Lag) }))
-        } else {
-            None
-        }
-    }
-
-    /// It is time, or a connection has come or gone.
-    fn is_heartbeat_due(&mut self) -> bool {
-        match self.last_heartbeat {
-            None => true,
-            Some(last) if last.elapsed() >= HEARTBEAT => true,
-            Some(last) => {
-                last.elapsed() >= Duration::from_secs(1) && self.lanes.connections(&self.streamer) != self.connections
-            }
-        }
-    }
-
-    /// Says in `rule_cdc_status` that we live.
-    fn heartbeat(&mut self, next_in_seconds: i32) -> Job {
-        self.last_heartbeat = Some(Instant::now());
-        self.connections = self.lanes.connections(&self.streamer);
-        let (client, nats, epoch) = (Rc::clone(&self.client), self.lanes.report(&self.streamer), self.epoch);
-        let Config { source, slot, publication, .. } = self.config.clone();
-        let (received, confirmed) = (self.streamer.received(), self.streamer.confirmed());
-        let published = (0..self.streamer.lane_count()).map(|index| self.streamer.lane(index).counts().0).sum();
-        let failed = self.streamer.counts().dead_letters.iter().sum();
-        let history_lost = self.history_writer.lost();
-        let last_error = self.last_error.map(str::to_owned);
-        let (run_id, has_marked) = (self.run_id.clone(), self.webhook_registry.has_marked());
-        Box::pin(async move {
-            let report = state_store::Report {
-                source: &source,
-                slot: &slot,
-                publication: &publication,
-                epoch,
-                nats,
-                received,
-                confirmed,
-                published,
-                failed,
-                history_lost,
-                last_error: last_error.as_deref(),
-                next_in_seconds,
-            };
-            state_store::report(&client, &report).await?;
-            if has_marked {
-                identity::accept_no_more(&client, &source).await?;
-            }
-            let (beat, lsn) = identity::beat(&client, &source, &run_id, epoch).await?;
-            Ok(Done::Reported(beat, lsn))
-        })
-    }
-
-    fn checkpoint_interval(&self) -> Duration {
-        match self.config.confirm_delay {
-            _ if self.checkpoints.is_empty() => FIRST_CHECKPOINT,
-            Duration::ZERO => CHECKPOINT,
-            // Without one nothing more is confirmed.
-            delay => CHECKPOINT.min(delay / 8),
-        }
-    }
-
-    /// Writes where the streams stand, if they have moved. What is due is confirmed behind it, if the streams have it still.
-    fn checkpoint(&mut self, due: Option<Due>) -> Option<Job> {
-        let due = due.and_then(|due| Some((self.lanes.ask(&self.streamer, &due)?, due)));
-        let checkpoints = self.lanes.checkpoints(&self.streamer, due.as_ref().map(|(_, due)| due));
-        if due.is_none() && (checkpoints.is_empty() || checkpoints == self.checkpoints) {
-            return None;
-        }
-        self.checkpoints.clone_from(&checkpoints);
-        let (client, source, epoch) = (Rc::clone(&self.client), self.config.source.clone(), self.epoch);
-        let (system, timeline) = (self.system.system_id.clone(), self.system.timeline);
-        Some(Box::pin(async move {
-            let mut done = Done::Written;
-            if let Some((asked, due)) = due {
-                if !asked.await? {
-                    // Some stream has no answer now: that much is not confirmed, and not said.
-                    return Ok(done);
-                }
-                done = Done::Checkpointed(due);
-            }
-            state_store::checkpoint(&client, &source, epoch, &system, timeline, &checkpoints).await?;
-            Ok(done)
-        }))
-    }
-
-    fn finish_job(&mut self, done: Done) {
-        self.job = None;
-        match done {
-            Done::Buried(events) => {
-                tracing::warn!(
-                    finding = "dead_letters",
-                    count = events.len(),
-                    first = events.first(),
-                    "events became dead letters: see `walhook dead-letters list`"
-                );
-                for event in events {
-                    self.streamer.dead_letter_written(&event);
-                }
-            }
-            Done::Types(types) => self.streamer.set_types(types),
-            Done::Checkpointed(due) => self.streamer.checkpointed(due),
-            Done::RulesWritten(number) => self.streamer.rules_written(number),
-            Done::Newest(read) => {
-                self.streamer.set_newest_rules(*read, false);
-                self.streamer.follow_newest_rules();
-            }
-            // One that waits to be shown comes first.
-            Done::Reported(beat, lsn) => self.beat = self.beat.or(Some((beat, lsn))),
-            Done::Lag(lag) => self.minutes.tell(lag, &self.streamer, &self.lanes),
-            Done::Written | Done::RulesPruned => {}
-        }
-    }
-
     /// What `systemctl status` shows.
     fn status(&self) -> String {
         let unsettled: usize = (0..self.streamer.lane_count()).map(|index| self.streamer.lane(index).len()).sum();
@@ -782,27 +327,12 @@ impl Session<'_> {
             return Err(gone("write the checkpoints"));
         }
         let limit = until.max(Instant::now() + Duration::from_secs(2));
-        let last_words = [self.job.take(), self.checkpoint(None), Some(self.heartbeat(0))];
-        let written = async {
-            for job in last_words.into_iter().flatten() {
-                job.await?;
-            }
-            Ok(())
-        };
-        match timeout_at(limit, written).await {
+        match timeout_at(limit, self.write_last()).await {
             Ok(outcome) => outcome,
             Err(_) => {
                 tracing::warn!("checkpoints and status could not be written in time");
                 Ok(())
             }
         }
-    }
-}
-
-/// Pends for ever where there is no job.
-async fn run_job(job: &mut Option<Job>) -> Result<Done> {
-    match job {
-        Some(job) => job.await,
-        None => std::future::pending().await,
     }
 }

@@ -302,7 +302,7 @@ fn totals(streamer: &Streamer, lanes: &Lanes, history_writer: &HistoryWriter) ->
         counts: streamer.counts(),
         history_rows_lost: history_writer.lost(),
         rules: streamer.generation(),
-        publish_errors: lanes.publish_errors(),
+        publish_errors: lanes.driver().publish_errors(),
         streams,
     }
 }
@@ -347,7 +347,7 @@ impl Fullness {
     }
 
     fn follow(&mut self, streamer: &Streamer, lanes: &Lanes) {
-        let generations = (streamer.generation(), lanes.connected_times());
+        let generations = (streamer.generation(), lanes.driver().connected_times());
         if generations == self.generations {
             return;
         }

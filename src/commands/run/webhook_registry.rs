@@ -131,7 +131,7 @@ impl WebhookRegistry {
             return Err(error);
         }
         self.presence.check()?;
-        let generations = (streamer.generation(), lanes.connected_times());
+        let generations = (streamer.generation(), lanes.driver().connected_times());
         if generations != self.generations {
             self.generations = generations;
             let tables = streamer.tables().clone();

@@ -7,8 +7,8 @@
 //! may say which sequence is expected. Knows nothing of the stream's answers.
 
 use super::{
-    Front, Lane, Ordering, Slot,
-    message::{Mark, Part},
+    Lane, Ordering, Slot,
+    message::{Front, Mark, Part},
 };
 use crate::{flow::event_id::EventPosition, wal::lsn::Lsn};
 
@@ -82,7 +82,7 @@ impl Lane {
 
     /// All events of the transaction have come. Not so where some had to be left out: what has come waits, and comes again with
     /// the others.
-    pub fn end_transaction(&mut self) {
+    pub(in crate::flow) fn end_transaction(&mut self) {
         if !self.leaves_out() {
             self.batching.open = None;
         }
@@ -98,7 +98,7 @@ impl Lane {
     }
 
     /// The number of the oldest event in line, unless it waits for the rest of its transaction.
-    pub fn in_flight(&self) -> Option<u64> {
+    pub(in crate::flow) fn in_flight(&self) -> Option<u64> {
         self.front().filter(|_| !self.waits_for_more())
     }
 
@@ -225,7 +225,7 @@ impl Lane {
     fn is_begun(&self, at: usize) -> bool {
         let before = match at.checked_sub(1) {
             Some(before) => Some(self.slots[before].position),
-            None => self.last_stored.map(|(position, _)| position),
+            None => self.stream_end.last_stored.map(|(position, _)| position),
         };
         before.is_some_and(|before| before.commit_lsn == self.slots[at].position.commit_lsn)
     }

@@ -8,8 +8,7 @@
 use bytes::Bytes;
 
 use super::{
-    Draft, HEADER_MAX, Keep, KeepPayload, Lane, Layout, Mode, Noted, Ordering, Rejected, Slot, SlotOutcome, State,
-    message, text,
+    Draft, Keep, KeepPayload, Lane, Layout, Mode, Noted, Ordering, Rejected, Slot, SlotOutcome, State, message, text,
 };
 use crate::{
     flow::{event_id::EventPosition, send_buffer::Place},
@@ -52,15 +51,25 @@ pub struct Claim {
     pub sha256: String,
 }
 
-impl Draft {
-    /// If it is too large, its payload may go into the object store.
-    pub fn allow_claim(&mut self) {
-        self.may_be_claimed = true;
-    }
+/// The most that JetStream takes of headers, in bytes.
+const HEADER_MAX: usize = 65_535;
 
-    /// If its event can never be published, walhook stops.
-    pub fn halt_on_error(&mut self) {
-        self.halts = true;
+/// The most that a server can be told to take; what this one takes is known when the lane opens.
+const MAX_PAYLOAD_MAX: usize = 64 * 1024 * 1024;
+
+/// How large a message may be.
+#[derive(Debug)]
+pub(super) struct PayloadLimit {
+    pub(super) bytes: usize,
+    /// When the lane was last opened, and that limit read: µs of the steady clock.
+    pub(super) read_at: u64,
+    /// The server's own limit, in bytes; 0 where it is not known.
+    of_server: usize,
+}
+
+impl Default for PayloadLimit {
+    fn default() -> PayloadLimit {
+        PayloadLimit { bytes: MAX_PAYLOAD_MAX, read_at: 0, of_server: 0 }
     }
 }
 
@@ -73,40 +82,43 @@ impl Lane {
     /// Why a message that has `length` bytes up to the end of its body can never be published, whatever becomes of it.
     pub(super) fn too_large(&self, layout: &Layout, length: usize) -> Option<String> {
         let (total, header) = (layout.total_max(length), layout.header_max());
-        if total > self.max_payload {
-            return Some(too_large(total, self.max_payload));
+        if total > self.payload_limit.bytes {
+            return Some(too_large(total, self.payload_limit.bytes));
         }
-        (self.mode.ordering != Ordering::Core && header > HEADER_MAX)
+        (self.modes.now.ordering != Ordering::Core && header > HEADER_MAX)
             .then(|| format!("the message's headers have {header} bytes, JetStream takes {HEADER_MAX}"))
     }
 
     /// The server takes messages of at most so many bytes (`max_payload`). It tells when that changes; of a stream's own limit it
     /// does not tell.
-    pub fn set_server_limit(&mut self, bytes: usize) {
-        self.server_limit = bytes;
+    pub(in crate::flow) fn set_server_limit(&mut self, bytes: usize) {
+        self.payload_limit.of_server = bytes;
     }
 
     /// Whether the stream may take larger messages by now than when the lane was opened: its `max_msg_size` may have been raised,
     /// up to what the server takes. The message goes into the line then, and the lane is opened again, which reads the
     /// limit and decides. Not more often than once in [`LIMIT_HOLDS`]; a message that can have a claim check gets one instead.
     pub(super) fn may_have_grown(&self, draft: &Draft, length: usize) -> bool {
-        let is_limit = draft.layout.header_max() <= HEADER_MAX || self.mode.ordering == Ordering::Core;
-        let is_old = !self.is_open() || self.now.steady.saturating_sub(self.opened_at) >= LIMIT_HOLDS;
-        let is_within = draft.layout.total_max(length) <= self.server_limit;
-        is_within && is_limit && is_old && !self.can_claim(draft.may_be_claimed, &draft.layout, self.max_payload)
+        let is_limit = draft.layout.header_max() <= HEADER_MAX || self.modes.now.ordering == Ordering::Core;
+        let is_old = !self.is_open() || self.now.steady.saturating_sub(self.payload_limit.read_at) >= LIMIT_HOLDS;
+        let is_within = draft.layout.total_max(length) <= self.payload_limit.of_server;
+        is_within
+            && is_limit
+            && is_old
+            && !self.can_claim(draft.may_be_claimed, &draft.layout, self.payload_limit.bytes)
     }
 
     /// Whether a message that is too large can be sent with a claim check instead of its payload, to a server that takes
     /// `max_payload`.
     fn can_claim(&self, may_be_claimed: bool, layout: &Layout, max_payload: usize) -> bool {
         may_be_claimed
-            && self.mode.ordering != Ordering::Core
+            && self.modes.now.ordering != Ordering::Core
             && layout.header_max() + CLAIM_MAX <= max_payload.min(HEADER_MAX)
     }
 
     /// What there is to say of one that cannot.
     fn without_claim(&self, may_be_claimed: bool, reason: String) -> String {
-        match (may_be_claimed, self.mode.ordering) {
+        match (may_be_claimed, self.modes.now.ordering) {
             (false, _) => reason,
             (true, Ordering::Core) => format!("{reason}; core NATS has no object store"),
             (true, _) => format!("{reason}; its headers leave no room for a claim check"),
@@ -136,9 +148,9 @@ impl Lane {
         if note.1 > 0 {
             self.notes.truncate(note.0);
         }
-        let is_claim_check = self.can_claim(may_be_claimed, &layout, self.max_payload);
+        let is_claim_check = self.can_claim(may_be_claimed, &layout, self.payload_limit.bytes);
         let reason = if is_claim_check { reason } else { self.without_claim(may_be_claimed, reason) };
-        let mode = self.next_mode;
+        let mode = self.modes.next;
         let claim_check =
             ClaimCheck { number, position, payload, reason, head, layout, note: claim_check_note, keep, mode };
         drop(message);
@@ -238,7 +250,7 @@ impl Lane {
         for (slot, message, note) in rest {
             self.lay(slot, &message, &note);
         }
-        self.is_mixed |= mode != self.mode;
+        self.modes.are_mixed |= mode != self.modes.now;
         self.end_mode();
     }
 
@@ -337,7 +349,7 @@ mod tests {
     fn lane_of(ordering: Ordering, bodies: &[&str]) -> (Lane, Vec<Rejected>) {
         let mut lane = Lane::new("S", ordering, "_INBOX.i.0");
         lane.open(&tail(7, None, 3000)).unwrap();
-        lane.is_probing = false;
+        lane.sending.is_probing = false;
         let mut refused = Vec::new();
         for (commit, body) in (1..).zip(bodies) {
             let id = at(commit).id("src");
@@ -433,7 +445,7 @@ mod tests {
         assert!(lane.take_rejected().is_empty());
         let ours = Some((at(1), 8));
         lane.open(&tail(8, ours, 3000)).unwrap();
-        lane.is_probing = false;
+        lane.sending.is_probing = false;
         assert!(lane.unsent().is_empty());
         claim(&mut lane, 2);
         let messages = sent(&mut lane);

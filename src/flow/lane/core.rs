@@ -10,7 +10,7 @@ use super::{Lane, Ordering, State};
 impl Lane {
     /// Whether messages have been sent that no PING is behind, and none is under way.
     pub fn wants_ping(&self) -> bool {
-        self.mode.ordering == Ordering::Core && self.pinged.is_none() && self.sent_whole() > 0
+        self.modes.now.ordering == Ordering::Core && self.pinged.is_none() && self.sent_whole() > 0
     }
 
     /// A PING was sent behind all that has been sent.
@@ -24,11 +24,11 @@ impl Lane {
         let count = usize::try_from(upto - self.base).expect("counted in memory");
         for slot in self.slots.iter_mut().take(count) {
             slot.state = State::Stored(0);
-            self.times.record(slot, self.now);
+            self.tally.times.record(slot, self.now);
             #[cfg(feature = "otlp")]
             super::traced::note(&mut self.traced, &self.send_buffer, slot, self.now);
         }
-        self.stored += count as u64;
+        self.tally.stored += count as u64;
         self.let_go();
         count > 0
     }

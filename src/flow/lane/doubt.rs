@@ -26,6 +26,16 @@ pub struct Doubt {
     pub upto: Lsn,
 }
 
+/// The doubts of a lane, and what helps to decide them.
+#[derive(Debug, Default)]
+pub(super) struct Doubts {
+    pub(super) ranges: Vec<Doubt>,
+    /// Where the slot is confirmed: what was committed before does not come again.
+    since: Lsn,
+    /// The events in the stream when it was last opened, in their order, if that was in strict ordering with doubts.
+    pub(super) listed: Option<Vec<EventPosition>>,
+}
+
 impl Doubt {
     fn covers(&self, position: &EventPosition) -> bool {
         self.from <= (position.commit_lsn, position.ordinal) && position.commit_lsn <= self.upto
@@ -39,45 +49,45 @@ impl Lane {
     /// or another writer's message may have taken the place. In shared ordering holes are possible at any time.
     pub fn listing(&self) -> Option<Listing> {
         match self.mode_to_open().ordering {
-            Ordering::Shared => Some(Listing::Behind(self.listed_upto)),
-            Ordering::Strict if !self.doubts.is_empty() => Some(Listing::Since(self.doubted_since)),
+            Ordering::Shared => Some(Listing::Behind(self.stream_end.listed_upto)),
+            Ordering::Strict if !self.doubts.ranges.is_empty() => Some(Listing::Since(self.doubts.since)),
             Ordering::Strict => {
                 let is_out_of_order = self.slots.iter().any(|slot| slot.state == State::OutOfOrder);
-                is_out_of_order.then_some(Listing::Behind(self.opened_behind))
+                is_out_of_order.then_some(Listing::Behind(self.stream_end.opened_behind))
             }
             Ordering::Core => None,
         }
     }
 
     /// Events that may have been published by other rules before, all of them committed at or behind `since`.
-    pub fn set_doubts(&mut self, doubts: &[Doubt], since: Lsn) {
-        if self.doubts != doubts {
-            self.doubts = doubts.to_vec();
+    pub(in crate::flow) fn set_doubts(&mut self, doubts: &[Doubt], since: Lsn) {
+        if self.doubts.ranges != doubts {
+            self.doubts.ranges = doubts.to_vec();
         }
         if doubts.is_empty() {
-            self.listed = None;
+            self.doubts.listed = None;
         }
-        self.doubted_since = since;
+        self.doubts.since = since;
     }
 
     /// Why an event cannot be stored any more: its stream has later ones and not this one, for other rules led those there.
-    pub fn displaces(&self, position: &EventPosition) -> Option<String> {
+    pub(in crate::flow) fn displaces(&self, position: &EventPosition) -> Option<String> {
         let is_missing =
             |listed: &Vec<EventPosition>| listed.binary_search_by_key(&position.rank(), EventPosition::rank).is_err();
-        let is_displaced = self.next_mode.ordering == Ordering::Strict
+        let is_displaced = self.modes.next.ordering == Ordering::Strict
             && self.is_covered_by_last_stored(position)
             && self.is_doubtful(position)
-            && self.listed.as_ref().is_some_and(is_missing);
+            && self.doubts.listed.as_ref().is_some_and(is_missing);
         is_displaced.then(|| self.displaced())
     }
 
     /// Whether it takes another opening to tell if the stream has this event: the last one was in another mode and listed nothing.
     pub(super) fn is_undecided(&self, position: &EventPosition) -> bool {
-        self.listed.is_none() && self.is_doubtful(position)
+        self.doubts.listed.is_none() && self.is_doubtful(position)
     }
 
     pub(super) fn is_covered_by_last_stored(&self, position: &EventPosition) -> bool {
-        self.last_stored.is_some_and(|(last_stored, _)| position.is_at_or_before(&last_stored))
+        self.stream_end.last_stored.is_some_and(|(last_stored, _)| position.is_at_or_before(&last_stored))
     }
 
     /// Whether a tail tells all that opening the lane in its present mode takes. The mode may have changed since the tail was read.
@@ -91,7 +101,7 @@ impl Lane {
     }
 
     pub(super) fn is_doubtful(&self, position: &EventPosition) -> bool {
-        self.doubts.iter().any(|doubt| doubt.covers(position))
+        self.doubts.ranges.iter().any(|doubt| doubt.covers(position))
     }
 
     pub(super) fn displaced(&self) -> String {

@@ -51,34 +51,48 @@ impl Mode {
     }
 }
 
+/// The modes of the messages in line.
+#[derive(Debug)]
+pub(super) struct Modes {
+    /// Of the messages that may be sent now.
+    pub(super) now: Mode,
+    /// Of the events that come from here on.
+    pub(super) next: Mode,
+    /// Some message in line is in another mode than those that may be sent.
+    pub(super) are_mixed: bool,
+}
+
 impl Lane {
     /// How events go into the stream that come from here on, and how many bytes of a transaction may be held for its end.
-    pub fn set_mode(&mut self, mode: Mode, bytes_max: usize) {
+    pub(in crate::flow) fn set_mode(&mut self, mode: Mode, bytes_max: usize) {
         let batches = if mode.ordering == Ordering::Core { Batches::None } else { mode.batches };
-        self.next_mode = Mode { batches, ..mode };
+        self.modes.next = Mode { batches, ..mode };
         self.batching.set_bytes_max(bytes_max);
         let is_idle = self.slots.is_empty() && self.claim_checks.is_empty();
-        if is_idle && self.mode != self.next_mode {
+        if is_idle && self.modes.now != self.modes.next {
             self.close();
             self.adopt_mode();
         }
     }
 
     /// The mode in which the lane is to be opened.
-    pub fn mode_to_open(&self) -> Mode {
-        self.first_in_line().map_or(self.next_mode, |(_, _, mode)| mode)
+    pub(in crate::flow) fn mode_to_open(&self) -> Mode {
+        self.first_in_line().map_or(self.modes.next, |(_, _, mode)| mode)
     }
 
     /// Messages in the mode of the front may be sent from here on, once the lane is open.
     pub(super) fn adopt_mode(&mut self) {
-        self.mode = self.mode_to_open();
-        self.batching.batches = self.mode.batches;
-        self.is_mixed = self.slots.iter().any(|slot| slot.mode != self.mode);
+        self.modes.now = self.mode_to_open();
+        self.batching.batches = self.modes.now.batches;
+        self.modes.are_mixed = self.slots.iter().any(|slot| slot.mode != self.modes.now);
     }
 
     /// Closes the lane where the message at the front is in another mode than it was opened in: all before it are settled.
     pub(super) fn end_mode(&mut self) {
-        if self.is_mixed && self.anchor.is_some() && self.slots.front().is_some_and(|slot| slot.mode != self.mode) {
+        if self.modes.are_mixed
+            && self.anchor.is_some()
+            && self.slots.front().is_some_and(|slot| slot.mode != self.modes.now)
+        {
             self.close();
         }
     }
@@ -86,9 +100,9 @@ impl Lane {
     /// The number of the first event in line that is in another mode than those that may be sent.
     pub(super) fn first_in_other_mode(&self) -> Option<u64> {
         // Nearly always none is, and the line is long.
-        if !self.is_mixed {
+        if !self.modes.are_mixed {
             return None;
         }
-        self.slots.iter().find(|slot| slot.mode != self.mode).map(|slot| slot.number)
+        self.slots.iter().find(|slot| slot.mode != self.modes.now).map(|slot| slot.number)
     }
 }

@@ -35,7 +35,7 @@ impl Lane {
     /// # Errors
     /// The tail and our events come from different histories, or the stream has lost what it had.
     pub fn open(&mut self, tail: &Tail) -> Result<()> {
-        if tail.last_sequence < self.reached {
+        if tail.last_sequence < self.stream_end.reached {
             return Err(self.shortened(tail));
         }
         self.adopt_mode();
@@ -57,19 +57,19 @@ impl Lane {
         }
         self.take_out(slot_outcomes);
         // By now it was sent, or the connection is another one.
-        self.rest.clear();
+        self.sending.rest.clear();
         self.pinged = None;
         if let Some((stored, sequence)) = &tail.ours
-            && self.last_stored.is_none_or(|(last_stored, _)| last_stored.is_at_or_before(stored))
+            && self.stream_end.last_stored.is_none_or(|(last_stored, _)| last_stored.is_at_or_before(stored))
         {
-            self.last_stored = Some((*stored, *sequence));
+            self.stream_end.last_stored = Some((*stored, *sequence));
         }
-        self.last_settled = later(self.last_settled, tail.in_stream);
-        self.listed = None;
-        if self.mode.ordering == Ordering::Strict && !self.doubts.is_empty() {
-            self.listed = Some(listed);
-        } else if self.mode.ordering == Ordering::Shared {
-            self.listed_upto = tail.last_sequence;
+        self.stream_end.last_settled = later(self.stream_end.last_settled, tail.in_stream);
+        self.doubts.listed = None;
+        if self.modes.now.ordering == Ordering::Strict && !self.doubts.ranges.is_empty() {
+            self.doubts.listed = Some(listed);
+        } else if self.modes.now.ordering == Ordering::Shared {
+            self.stream_end.listed_upto = tail.last_sequence;
             self.known.extend(listed);
             self.known.make_contiguous().sort_unstable_by_key(EventPosition::rank);
             while let (Some(known), Some(seen)) = (self.known.front(), &self.last_seen)
@@ -78,12 +78,12 @@ impl Lane {
                 self.known.pop_front();
             }
         }
-        self.reached = tail.last_sequence;
-        self.opened_behind = tail.last_sequence;
-        self.max_payload = tail.max_payload;
-        self.opened_at = self.now.steady;
+        self.stream_end.reached = tail.last_sequence;
+        self.stream_end.opened_behind = tail.last_sequence;
+        self.payload_limit.bytes = tail.max_payload;
+        self.payload_limit.read_at = self.now.steady;
         self.anchor = Some(Anchor { index: self.base, last_sequence: tail.last_sequence });
-        self.is_probing = self.mode.ordering == Ordering::Strict;
+        self.sending.is_probing = self.modes.now.ordering == Ordering::Strict;
         self.forget_removed();
         for offset in 0..self.slots.len() {
             self.slots[offset].state = State::Waiting;
@@ -94,9 +94,9 @@ impl Lane {
         let first = self.slots.front().map_or_else(|| self.send_buffer.end(), |slot| slot.place);
         self.send_buffer.rewind(first);
         self.send_buffer.release(first);
-        self.sent_upto = self.base;
+        self.sending.sent_upto = self.base;
         // What is left may be in another mode, for which this tail does not tell enough.
-        self.is_mixed = self.slots.iter().any(|slot| slot.mode != self.mode);
+        self.modes.are_mixed = self.slots.iter().any(|slot| slot.mode != self.modes.now);
         self.end_mode();
         Ok(())
     }
@@ -108,7 +108,7 @@ impl Lane {
             Ordering::Strict => {
                 let is_missing = self.is_doubtful(&slot.position) && !is_listed();
                 // What is listed for another ordering does not tell that an event is missing: the opening in its own decides.
-                let is_decided = !is_missing || self.mode.ordering == Ordering::Strict;
+                let is_decided = !is_missing || self.modes.now.ordering == Ordering::Strict;
                 if is_decided && tail.ours.is_some_and(|(stored, _)| slot.position.is_at_or_before(&stored)) {
                     if is_missing {
                         return Some(SlotOutcome::Displaced);
@@ -158,7 +158,7 @@ impl Lane {
                 record(&mut self.history, &self.notes, &self.send_buffer, &slot, slot.sequence(), self.now);
                 self.bytes -= slot.length;
                 self.base += 1;
-                self.stored += u64::from(slot.sent_at != 0 && !matches!(slot.state, State::Stored(_)));
+                self.tally.stored += u64::from(slot.sent_at != 0 && !matches!(slot.state, State::Stored(_)));
             }
             self.release_notes();
             return;
@@ -179,7 +179,7 @@ impl Lane {
             match slot_outcome {
                 SlotOutcome::Stored => {
                     record(&mut self.history, &self.notes, &self.send_buffer, &slot, slot.sequence(), self.now);
-                    self.stored += u64::from(slot.sent_at != 0 && !matches!(slot.state, State::Stored(_)));
+                    self.tally.stored += u64::from(slot.sent_at != 0 && !matches!(slot.state, State::Stored(_)));
                 }
                 SlotOutcome::TooLarge(reason) => {
                     set_aside.push(ClaimCheck::of(&slot, message, self.note_at(slot.note), reason));

@@ -65,7 +65,7 @@ impl Repeats {
 impl Lane {
     /// The first event that is not to be sent yet, since one before it has an id that its stream may know.
     pub(super) fn first_behind_repeat(&mut self) -> Option<u64> {
-        if self.mode.ordering != Ordering::Strict || self.repeats.own_ids.is_empty() {
+        if self.modes.now.ordering != Ordering::Strict || self.repeats.own_ids.is_empty() {
             return None;
         }
         let front = self.slots.front().map_or(u64::MAX, |slot| slot.number);
@@ -92,7 +92,7 @@ impl Lane {
     /// it without a look at the stream's tail: nothing was sent behind it, so all that changes is what that expects.
     pub(super) fn passes_over(&mut self, index: usize, sequence: u64) -> bool {
         let at = self.base + index as u64;
-        if self.mode.ordering != Ordering::Strict || index > 0 || self.slots[index].part != (1, 1) {
+        if self.modes.now.ordering != Ordering::Strict || index > 0 || self.slots[index].part != (1, 1) {
             return false;
         }
         let expected = self.expected(at);
@@ -121,7 +121,7 @@ impl Lane {
 
     /// How many events in line the stream has stored and has no more, since it was opened: purged or deleted before their acks were
     /// taken. They are settled, for the stream knows their ids and stores none of them again.
-    pub fn removed(&self) -> u64 {
+    pub(in crate::flow) fn removed(&self) -> u64 {
         self.repeats.removed
     }
 

@@ -74,13 +74,13 @@ impl Lane {
     }
 
     /// The newest row wants no schemas any more: nothing waits for them.
-    pub fn pass_without_schemas(&mut self) {
+    pub(in crate::flow) fn pass_without_schemas(&mut self) {
         // Should they be wanted again, all that are named from then on are asked for.
         self.schemas = Schemas { count: self.schemas.count, ..Schemas::default() };
     }
 
     /// The lane may lead to another bucket from here on: nothing is sent before all schemas that were named are there.
-    pub fn ask_for_schemas_again(&mut self) {
+    pub(in crate::flow) fn ask_for_schemas_again(&mut self) {
         let number = self.front().unwrap_or(0);
         let commit_lsn = self.front_position().map_or(Lsn::ZERO, |position| position.commit_lsn);
         let schemas = &mut self.schemas;
@@ -125,7 +125,7 @@ mod tests {
             batch_max: 1000,
         };
         lane.open(&tail).unwrap();
-        lane.is_probing = false;
+        lane.sending.is_probing = false;
         lane
     }
 

@@ -44,7 +44,7 @@ fn lane_of(ordering: Ordering, count: u64) -> Lane {
 /// Opens a lane that need not probe.
 fn open(lane: &mut Lane, tail: &Tail) {
     lane.open(&Tail { listing: lane.listing(), ..tail.clone() }).unwrap();
-    lane.is_probing = false;
+    lane.sending.is_probing = false;
 }
 
 fn send(lane: &mut Lane) -> String {

@@ -25,15 +25,25 @@ impl Times {
     }
 }
 
+/// What was counted of a lane's messages since it began.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// Those that the stream stored.
+    pub(super) stored: u64,
+    /// Acks that said that it had them.
+    pub(super) duplicates: u64,
+    pub(super) times: Times,
+}
+
 impl Lane {
     /// How many bytes its server takes as one message, as far as it has told.
     pub fn max_payload(&self) -> usize {
-        self.max_payload
+        self.payload_limit.bytes
     }
 
     /// How long they took, since the lane began.
     pub fn times(&self) -> &Times {
-        &self.times
+        &self.tally.times
     }
 
     /// When the oldest event in line was committed, in µs since 2000-01-01.

@@ -8,18 +8,18 @@ use super::{Lane, SlotOutcome};
 
 impl Lane {
     /// Sends its first message (or batch) alone from here on, or no more.
-    pub fn set_careful(&mut self, is_careful: bool) {
-        self.is_careful = is_careful;
+    pub(in crate::flow) fn set_careful(&mut self, is_careful: bool) {
+        self.sending.is_careful = is_careful;
     }
 
     /// Whether some of its first message was handed to the socket.
-    pub fn has_begun(&self) -> bool {
+    pub(in crate::flow) fn has_begun(&self) -> bool {
         self.is_open() && self.slots.front().is_some_and(|first| first.place < self.send_buffer.sent())
     }
 
     /// The server has closed the connection over the first message, for its size or for its command line. Of a batch each message
     /// goes alone then.
-    pub fn reject_first(&mut self, reason: String, is_size: bool) {
+    pub(in crate::flow) fn reject_first(&mut self, reason: String, is_size: bool) {
         let Some(first) = self.slots.front() else { return };
         let of = usize::from(first.part.1);
         if of > 1 {
@@ -27,7 +27,7 @@ impl Lane {
             return;
         }
         let slot_outcome = if is_size {
-            self.outcome_of_large(first, reason, self.max_payload)
+            self.outcome_of_large(first, reason, self.payload_limit.bytes)
         } else {
             SlotOutcome::Rejected(reason)
         };

@@ -13,13 +13,17 @@ use crate::{
 
 impl Streamer {
     /// The keys as they are now, and whether the slot was asked for logical messages.
-    pub fn set_emit_keys(&mut self, keys: EmitKeys, reads_messages: bool) {
+    ///
+    /// # Errors
+    /// There is a key, and it was not asked for them: another session has to read from what is confirmed.
+    pub fn set_emit_keys(&mut self, keys: EmitKeys, reads_messages: bool) -> Result<()> {
         (self.emit_keys, self.reads_messages) = (keys, reads_messages);
+        self.ask_for_messages()
     }
 
     /// # Errors
     /// There is a key, and the slot was not asked for messages: another session has to read from what is confirmed.
-    pub fn ask_for_messages(&self) -> Result<()> {
+    pub(super) fn ask_for_messages(&self) -> Result<()> {
         if self.reads_messages || self.emit_keys.is_empty() {
             return Ok(());
         }
