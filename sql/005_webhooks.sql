@@ -415,7 +415,7 @@ BEGIN
     ON CONFLICT (webhook_name) DO NOTHING
     RETURNING webhook_id INTO v_webhook_id;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'cannot register webhook %: there is one of that name already', walhook.rule_cdc_quoted(p_name)
+        RAISE EXCEPTION 'cannot register webhook %: a webhook of that name exists', walhook.rule_cdc_quoted(p_name)
             USING ERRCODE = 'unique_violation',
             HINT = walhook.rule_cdc_sayable(
                 format('SELECT rule_webhook_update(webhook_id, %L) FROM rule_webhooks WHERE webhook_name = %L; changes its url.', p_url, p_name));

@@ -835,7 +835,7 @@ BEGIN
         SELECT * FROM walhook.rule_nats_stream_conflicts(v_config.config_id, p_stream_name, p_subjects)
     LOOP
         IF v_other.config_name <> p_config_name THEN
-            RAISE EXCEPTION 'stream %: its subject % meets % of stream % of NATS config %, which uses the same server',
+            RAISE EXCEPTION 'stream %: its subject % overlaps % of stream % of NATS config %, which uses the same server',
                 walhook.rule_cdc_quoted(p_stream_name), walhook.rule_cdc_quoted(v_other.subject), walhook.rule_cdc_quoted(v_other.pattern),
                 walhook.rule_cdc_quoted(v_other.stream_name), walhook.rule_cdc_quoted(v_other.config_name)
                 USING ERRCODE = 'invalid_parameter_value',

@@ -224,7 +224,7 @@ BEGIN
     IF octet_length(v_payload) > 1000000000 THEN
         RAISE EXCEPTION 'cannot emit a message for webhook %: its payload has % bytes, at most 1000000000 are allowed',
             coalesce(webhook_id::text, 'NULL'), coalesce(octet_length(v_payload)::text, 'NULL')
-            USING ERRCODE = 'program_limit_exceeded', HINT = 'Store the data elsewhere, and emit where it is.';
+            USING ERRCODE = 'program_limit_exceeded', HINT = 'Store the data elsewhere, and emit a reference to it.';
     END IF;
     -- As src/route/emitted.rs reads it; all of it is text, for other readers of logical messages. The WAL has the transaction's id as
     -- well, so nobody can copy the message into another transaction.

@@ -648,7 +648,7 @@ EXCEPTION WHEN OTHERS THEN
     EXCEPTION WHEN OTHERS THEN
         NULL;
     END;
-    RAISE WARNING 'walhook could not look after the links of schemas: %', walhook.rule_cdc_sayable(v_problem)
+    RAISE WARNING 'walhook could not update the links of schemas: %', walhook.rule_cdc_sayable(v_problem)
         USING HINT = 'The statement itself is not affected. SELECT * FROM rule_cdc_check(); names the tables that are not linked.';
 END
 $$;

@@ -115,7 +115,9 @@ fn ask() -> Result<()> {
     let refused =
         |why: &str| Error::config(format!("adopt the database: {why}")).hint("--yes agrees without being asked");
     if !std::io::stdin().is_terminal() {
-        return Err(refused("it asks first, and standard input is no terminal"));
+        return Err(refused(
+            "the command asks for confirmation, and standard input is not a terminal: run it with --yes",
+        ));
     }
     super::say("Go on? Type yes: ")?;
     let _ = std::io::stdout().flush();

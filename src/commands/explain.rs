@@ -227,8 +227,10 @@ impl Table {
         let oid: u32 = found.get(0);
         let kind: &str = found.get(5);
         if !matches!(kind, "r" | "p") {
-            return Err(Error::config(format!("table {name:?}: it is no table, and nothing of it is in the WAL"))
-                .hint("link the tables that it reads from"));
+            return Err(Error::config(format!(
+                "explain {name:?}: it is not a table, so its changes are not in the WAL"
+            ))
+            .hint("link the tables that it reads from"));
         }
         let columns = client.query(COLUMNS, &[&oid]).await.map_err(failed)?;
         let published = client.query_one(PUBLISHED, &[&oid, &config.publication]).await.map_err(failed)?;

@@ -202,8 +202,8 @@ impl Runs {
             None => "this database does not know that run".to_owned(),
         };
         Err(Error::untrusted(format!(
-            "use the identity of database {database_id}: in NATS its run {run_id} has counted to {beat}, and {known}: another \
-             copy of the database runs or has run, or this one was set back to an earlier point"
+            "use the identity of database {database_id}: the counter of run {run_id} in NATS is {beat}, but \
+             {known}. So a copy of this database runs or has run, or this database was restored to an earlier point"
         ))
         .hint(format!("{COPY}; {SAME}")))
     }
@@ -228,7 +228,7 @@ pub async fn check_timeline(client: &Client, mark: &Mark) -> Result<()> {
         .map_err(|error| sql::error(attempted, error))?;
     let Some(name) = row.get::<_, Option<String>>(0) else {
         return Err(Error::unavailable(format!("{attempted}: the server is a standby"))
-            .hint("where several servers are named, target_session_attrs=primary picks the primary"));
+            .hint("if the URL names several servers, add target_session_attrs=primary"));
     };
     let digits = name.get(..8).ok_or_else(|| Error::protocol(format!("{attempted}: a WAL file is named {name:?}")))?;
     let timeline = u32::from_str_radix(digits, 16).map_err(|error| Error::protocol(attempted).caused_by(error))?;

@@ -180,7 +180,7 @@ async fn export(endpoint: Endpoint, mut spans: mpsc::Receiver<Value>, mut stoppe
             let outcome = endpoint.send(together).await;
             let left_out = LEFT_OUT.swap(0, Ordering::Relaxed);
             if left_out > 0 {
-                tracing::warn!("{left_out} spans were left out: the collector took them too slowly");
+                tracing::warn!("dropped {left_out} spans: the collector is too slow");
             }
             // Spans that are not taken are lost: they hold up nothing.
             let text = outcome.err().map(|error| error.to_string()).unwrap_or_default();

@@ -77,7 +77,9 @@ pub async fn seek(config: &Config, arguments: &Arguments) -> Result<()> {
     let moved = beginning_at(settings.clone(), sequence);
     let request = json!({ "stream_name": stream, "config": moved });
     if let Err(error) = source.control.api(&format!("CONSUMER.DURABLE.CREATE.{stream}.{consumer}"), &request).await? {
-        return Err(refused(attempted, error).hint(format!("it is gone now; its settings were: {settings}")));
+        return Err(refused(attempted, error).hint(format!(
+            "the consumer has been deleted and could not be made again; make it with these settings: {settings}"
+        )));
     }
     let at = begin.map_or_else(
         || "behind the last event there is".to_owned(),

@@ -136,7 +136,7 @@ async fn take_turn(client: &Client) -> Result<()> {
         );
         // Two that step back from each other are no news.
         if backoff.failures() > 3 && logged.is_news(&text) {
-            tracing::warn!("{text}; SELECT pg_terminate_backend({process}) ends one that was left behind");
+            tracing::warn!("{text}; if that session was left behind, end it: SELECT pg_terminate_backend({process})");
         }
         tokio::time::sleep(backoff.next().min(Duration::from_secs(1))).await;
     }

@@ -207,7 +207,7 @@ fn connect(path: &OsStr) -> Result<UnixDatagram> {
     let failed = |error: std::io::Error| {
         Error::unavailable(attempted())
             .caused_by(error)
-            .hint("walhook goes on without; with Type=notify systemd will take it for a service that never starts")
+            .hint("walhook continues, but a unit with Type=notify will not become ready: allow NOTIFY_SOCKET, or use Type=exec")
     };
     let socket = UnixDatagram::unbound().map_err(failed)?;
     socket.set_nonblocking(true).map_err(failed)?;

@@ -210,7 +210,7 @@ async fn sources(feed: &Feed, client: &Client, config: &Config, arguments: &Argu
             Ok(there)
         }
         None if there.is_empty() => Err(Error::config("show events: no configuration publishes into a stream")
-            .hint("events that go to core NATS can be seen by: nats subscribe SUBJECT")),
+            .hint("walhook tail reads streams only; to see events that go to core NATS: nats subscribe SUBJECT")),
         None => Ok(there),
     }
 }

@@ -133,7 +133,7 @@ impl Server {
         if !settings.address.ip().is_loopback() && settings.tls.is_none() {
             tracing::warn!(
                 address = %settings.address,
-                "HTTP without TLS beyond the loopback interface: the token crosses the network readable; set http.cert and http.key"
+                "HTTP without TLS beyond the loopback interface: anybody on the network can read the token; set http.cert and http.key"
             );
         }
         let (stop, stopped) = watch::channel(false);

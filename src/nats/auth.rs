@@ -98,7 +98,10 @@ impl Auth {
 
 /// The key pair of a user's seed. The cause is left out: it could quote the seed.
 pub(super) fn key_pair(seed: &str) -> Result<KeyPair> {
-    let wrong = || Error::config("the NATS nkey seed cannot be read").hint("A user's seed has 58 letters, SU… first");
+    let wrong = || {
+        Error::config("the NATS nkey seed cannot be read")
+            .hint("the seed of a NATS user has 58 characters and begins with SU")
+    };
     let pair = KeyPair::from_seed(seed.trim()).map_err(|_| wrong())?;
     // An operator's or account's seed would sign as well, and be refused by the server without a reason.
     if pair.public_key().starts_with('U') { Ok(pair) } else { Err(wrong()) }

@@ -372,7 +372,11 @@ async fn first_info(io: &mut Io, server: &ServerAddr, buffer: &mut BytesMut) -> 
             let info = match op {
                 Op::Info(json) => ServerInfo::parse(json)?,
                 Op::Err(text) => return Err(refusal(text).context(format!("connect to {server}"))),
-                _ => return Err(Error::protocol(format!("{server} does not begin with INFO"))),
+                _ => {
+                    return Err(Error::protocol(format!(
+                        "{server} is not a NATS server for clients: it does not send INFO first"
+                    )));
+                }
             };
             buffer.advance(length);
             return Ok(info);

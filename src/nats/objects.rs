@@ -189,8 +189,11 @@ async fn entry_before(control: &Control, bucket: &Bucket, subject: &str, writer:
     }
     if let Some(epoch) = noted(EPOCH).and_then(|epoch| epoch.parse::<u64>().ok()).filter(|epoch| *epoch > writer.epoch)
     {
-        return Err(Error::new(Kind::Fenced, format!("run {epoch} has put it already; this is run {}", writer.epoch))
-            .hint("a newer walhook has taken over; stop this one"));
+        return Err(Error::new(
+            Kind::Fenced,
+            format!("a newer run ({epoch}) has already stored this object; this is run {}", writer.epoch),
+        )
+        .hint("a newer walhook has taken over; stop this one"));
     }
     let text = |key: &str| entry[key].as_str().map(str::to_owned);
     let is_there = entry["deleted"].as_bool() != Some(true);
@@ -389,7 +392,9 @@ async fn download(control: &Control, bucket: &str, name: &str, most: usize) -> R
     }
     let digest = digest_of(ring::digest::digest(&SHA256, &payload).as_ref());
     if payload.len() != size || entry["digest"].as_str().is_some_and(|known| known != digest) {
-        return Err(Error::unavailable("it is not whole: chunks are missing, or it is being replaced"));
+        return Err(Error::unavailable(
+            "the object is incomplete: chunks are missing, or somebody is replacing it at this moment",
+        ));
     }
     Ok(Some(payload.into()))
 }

@@ -223,7 +223,7 @@ async fn create(control: &Control, bucket: &str, key: &str, text: &str) -> Resul
             Some((_, Some(entry))) if entry.text == text => return Ok(()),
             Some((_, Some(_))) => {
                 return Err(Error::config(format!(
-                    "the entry {key:?} of the bucket {bucket:?} is there and says something else: somebody has changed it"
+                    "entry {key:?} of bucket {bucket:?} has other content: somebody has changed it"
                 ))
                 .hint(format!("nats kv del {bucket} {key}  removes it, and walhook writes it again")));
             }
@@ -251,7 +251,7 @@ async fn create(control: &Control, bucket: &str, key: &str, text: &str) -> Resul
             Ack::Refused { code: WRONG_LAST_SEQUENCE, .. } => {}
             Ack::Refused { code, description } => {
                 return Err(Error::config(format!("the bucket {bucket:?} refuses it: {description} ({code})"))
-                    .hint(format!("see that the stream {} takes more, and larger, entries", stream(bucket))));
+                    .hint(format!("raise max_bytes and max_msg_size of the stream {}", stream(bucket))));
             }
         }
     }

@@ -151,7 +151,7 @@ fn inbox_prefix(overrides: &Overrides) -> Result<String> {
     match valid {
         true => Ok(prefix.clone()),
         false => Err(Error::config("nats.inbox_prefix is not the beginning of a subject")
-            .hint("it is tokens with a dot between them, such as _INBOX_walhook")),
+            .hint("an inbox prefix consists of tokens separated by dots, for example _INBOX_walhook")),
     }
 }
 

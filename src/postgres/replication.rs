@@ -298,7 +298,7 @@ fn data_row(body: &[u8]) -> Result<Vec<Option<String>>> {
 }
 
 fn unexpected(tag: u8, doing: &str) -> Error {
-    Error::protocol(format!("{doing}: the server sent a frame with tag {tag:#04x} where none is due"))
+    Error::protocol(format!("{doing}: the server sent an unexpected frame (tag {tag:#04x})"))
 }
 
 /// A logical replication stream: both sides send CopyData.

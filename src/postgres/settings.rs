@@ -424,7 +424,8 @@ fn hosts(host: Option<&str>, hostaddr: Option<&str>, port: Option<&str>) -> Resu
     }
     let count = names.len().max(addresses.len()).max(1);
     if ports.len() > 1 && ports.len() != count {
-        return Err(bad(format!("{} ports for {count} hosts", ports.len())).hint("give one port, or one for each"));
+        return Err(bad(format!("{} ports for {count} hosts", ports.len()))
+            .hint("give one port for all hosts, or one port for each host"));
     }
     let mut hosts = Vec::new();
     for i in 0..count {

@@ -214,9 +214,9 @@ impl Assembler {
     /// never described).
     pub fn take<'a>(&mut self, data: &'a [u8], at: Lsn) -> Result<Step<'a>> {
         let message = Message::parse(data, Dialect::V1).map_err(|error| {
-            Error::protocol(format!("decode the pgoutput message at {at}"))
-                .caused_by(error)
-                .hint("PostgreSQL or something between sent bytes that pgoutput version 1 does not have")
+            Error::protocol(format!("decode the pgoutput message at {at}")).caused_by(error).hint(
+                "PostgreSQL, or a proxy in between, sent a message that pgoutput protocol version 1 does not define",
+            )
         })?;
         match message {
             Message::Begin { final_lsn, commit_time, xid } => {
@@ -353,5 +353,5 @@ impl Assembler {
 
 fn unexpected(what: &str, at: Lsn) -> Error {
     Error::protocol(format!("follow the WAL stream at {at}: {what}"))
-        .hint("restart walhook; if it comes again, keep the slot and report it")
+        .hint("restart walhook; if the error comes again, do not drop the slot, and report the error")
 }

@@ -290,7 +290,7 @@ async fn without_any_place_for_it_an_event_is_never_dropped() {
     mile.sql(ONCE);
     let mut worker = mile.without_database().start();
     mile.publish(id, "{}");
-    worker.logged("its dead letter cannot be kept").await;
+    worker.logged("its dead letter cannot be saved").await;
     assert_eq!(worker.terminate(), 0, "{}", worker.log());
     let jetstream = mile.feed.nats.jetstream().await;
     let info = jetstream.get_stream("WEBHOOKS").await.unwrap().consumer_info("walhook-deliver-1").await.unwrap();

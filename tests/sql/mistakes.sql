@@ -9,7 +9,7 @@ SELECT throws_like($$SELECT rule_webhook_register('a', 'https://example.com', 'G
 SELECT throws_like($$SELECT rule_webhook_register('a', 'https://example.com', 'GET', '{"a": ["b"]}')$$, '%the value of one of its headers is no text%');
 SELECT throws_like($$SELECT rule_webhook_register('a', 'https://example.com', p_timeout_ms => 0)$$, '%its timeout_ms is 0; it can be from 1 to 60000');
 SELECT throws_like($$SELECT rule_webhook_register('a', 'https://example.com', p_max_retries => 11)$$, '%its max_retries is 11; it can be from 0 to 10');
-SELECT throws_like($$SELECT rule_webhook_register('hook', 'https://example.com')$$, '%there is one of that name already');
+SELECT throws_like($$SELECT rule_webhook_register('hook', 'https://example.com')$$, '%a webhook of that name exists');
 SELECT throws_like($$SELECT rule_webhook_update(1, p_headers => '"a"')$$, '%its headers are a JSON string%');
 SELECT throws_like($$SELECT rule_webhook_secret_set(9, 'a', 'b')$$, 'Webhook 9 not found');
 SELECT throws_like($$SELECT rule_webhook_secret_set(1, 'signing', 'whsec_hunter2!')$$, '%the secret ''signing'' cannot sign%');

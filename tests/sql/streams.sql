@@ -81,7 +81,7 @@ SELECT is(streams('a.b'), 'A_B a_b.> (no row)');
 SELECT ok(rule_nats_configure('core', 'nats://a', 'none', false), 'without JetStream there is nothing to share');
 SELECT is((SELECT (stream_name, subject_prefix)::text FROM rule_nats_config WHERE config_name = 'core'), '(WEBHOOKS,webhooks)');
 SELECT throws_hint($$SELECT rule_nats_stream_create('X', ARRAY['new.*'], 'a.b')$$,
-    'stream ''X'': its subject ''new.*'' meets ''new.>'' of stream ''NEW'' of NATS config ''default'', which uses the same server', '%use NATS config ''default'', or disable it.');
+    'stream ''X'': its subject ''new.*'' overlaps ''new.>'' of stream ''NEW'' of NATS config ''default'', which uses the same server', '%use NATS config ''default'', or disable it.');
 SELECT throws_like($$SELECT rule_nats_stream_create('NEW', ARRAY['x'], 'a.b')$$, '%of stream ''NEW'' of NATS config ''default'', which uses the same server');
 SELECT throws_hint($$SELECT rule_webhook_enable_nats(3, 'new.x', 'nats', 'a.b')$$,
     'webhook ''third'': its subject ''new.x'' belongs to stream ''NEW'' of NATS config ''default'', which uses the same server', 'SELECT rule_webhook_enable_nats(3, ''new.x'', ''nats'', ''default'')%');

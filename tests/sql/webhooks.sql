@@ -1,7 +1,7 @@
 -- RFC-0005, as shipped and mended.
 SELECT * FROM no_plan();
 SELECT is(rule_webhook_register('a', 'https://example.com/a', p_max_retries => 2), '1');
-SELECT throws_like($$SELECT rule_webhook_register('a', 'https://example.com')$$, '%there is one of that name already');
+SELECT throws_like($$SELECT rule_webhook_register('a', 'https://example.com')$$, '%a webhook of that name exists');
 SELECT throws_like($$SELECT rule_webhook_register('b', 'ftp://example.com')$$, '%not http:// or https://');
 SELECT throws_like($$SELECT rule_webhook_register('b', NULL)$$, '%its url is NULL%');
 SELECT ok(rule_webhook_update(1, p_timeout_ms => 100), 'updated');

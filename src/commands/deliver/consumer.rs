@@ -355,5 +355,9 @@ pub async fn retire(lane: &Lane) -> Result<bool> {
 fn refused(attempted: String, error: ApiError) -> Error {
     let is_away = matches!(error.code, 503 | 500 | 408);
     let error = (if is_away { Error::unavailable(attempted) } else { Error::config(attempted) }).caused_by(error);
-    if is_away { error } else { error.hint("Compare the configuration of the consumer with that of its stream") }
+    if is_away {
+        error
+    } else {
+        error.hint("compare the output of `nats consumer info` for this consumer with that of `nats stream info` for its stream")
+    }
 }

@@ -711,7 +711,7 @@ async fn give_up(
         tracing::error!(
             event = event_id,
             webhook = known.webhook.name,
-            "the event cannot be delivered ({reason}), and its dead letter cannot be kept: there is no database, and no stream takes \
+            "the event cannot be delivered ({reason}), and its dead letter cannot be saved: there is no database, and no stream takes \
              {DEAD_SUBJECT}{}; walhook tries the event again later",
             message.subject
         );

@@ -407,7 +407,10 @@ impl Limit {
             match outcome {
                 Ok(()) => {
                     if logged.forget() {
-                        tracing::info!(webhook_id = self.webhook_id, "the limits of the webhook are shared again");
+                        tracing::info!(
+                            webhook_id = self.webhook_id,
+                            "PostgreSQL can be reached again: the webhook with a limit is called again"
+                        );
                     }
                     backoff = Backoff::default();
                 }

@@ -171,7 +171,7 @@ async fn write(settings: Settings, worker: String, mut receiver: mpsc::Receiver<
                         let Waiting { entry, .. } = batch.remove(0);
                         tracing::warn!(
                             call = entry.call_id,
-                            "what came of a call cannot be written; it will be made again: {text}"
+                            "cannot record the result of a call, so the call will be made again: {text}"
                         );
                     }
                 }

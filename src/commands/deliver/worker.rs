@@ -236,7 +236,7 @@ async fn find(worker: &Worker) -> Vec<(i32, String)> {
             Err(error) => {
                 let text = error.to_string();
                 if logged.is_news(&text) {
-                    tracing::warn!("cannot look for events that webhooks left in their earlier streams: {text}");
+                    tracing::warn!("cannot look for undelivered events in earlier streams of webhooks: {text}");
                 }
             }
         }

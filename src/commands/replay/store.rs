@@ -87,8 +87,8 @@ pub async fn take_turn(client: &Client, config: &Config) -> Result<bool> {
     for row in rows {
         let id: i64 = row.get(0);
         match row.get(1) {
-            true => tracing::info!("replay {id} was killed; the running walhook goes on with it"),
-            false => tracing::warn!("replay {id} was killed; `walhook replay --resume {id}` goes on with it"),
+            true => tracing::info!("replay {id} was killed; the running walhook continues it"),
+            false => tracing::warn!("replay {id} was killed; to continue it: walhook replay --resume {id}"),
         }
     }
     Ok(true)

@@ -91,8 +91,8 @@ impl Start {
         if status == Some("lost") {
             return Err(Error::config(format!("{attempted}: PostgreSQL has removed WAL that slot {anchor:?} needed"))
                 .hint(format!(
-                    "max_slot_wal_keep_size bounds what PostgreSQL keeps; SELECT rule_cdc_anchor_drop('{slot}'); SELECT \
-                     rule_cdc_anchor_create(p_slot => '{slot}') begin anew from now on"
+                    "PostgreSQL has removed WAL beyond max_slot_wal_keep_size; to keep WAL from now on: SELECT \
+                     rule_cdc_anchor_drop('{slot}'); SELECT rule_cdc_anchor_create(p_slot => '{slot}')"
                 )));
         }
         let reached: Lsn = read(&attempted, reached)?;

@@ -378,7 +378,10 @@ async fn look_up(config: &Config, batch: &mut Batch, asked: &Asked) -> Result<(u
         Ok(located) => located,
         Err(error) if error.kind() == Kind::Unavailable => return Err(error),
         Err(error) => {
-            tracing::warn!("rule_nats_publish_history gets {} events without their sequence: {error}", wanted.len());
+            tracing::warn!(
+                "cannot look up the sequences of {} events; their rows in rule_nats_publish_history have none: {error}",
+                wanted.len()
+            );
             (vec![Sought::Unknown; wanted.len()], None)
         }
     };

@@ -81,7 +81,7 @@ pub async fn begin(client: &mut Client, at: At<'_>) -> Result<Begin> {
                 too_early(at, complete_from)
             ))
             .hint(format!(
-                "to publish what comes again by the rules as they are now: SELECT rule_cdc_rules_forget('{}')",
+                "to publish the unconfirmed events by the present rules (events may come twice): SELECT rule_cdc_rules_forget('{}')",
                 at.source.replace('\'', "''")
             )));
         }

@@ -118,7 +118,7 @@ impl Lane {
                         SlotOutcome::Stored
                     } else {
                         SlotOutcome::Rejected(format!(
-                            "another writer's message in stream {} took its place; a strict stream wants no other writer",
+                            "another publisher's message is in its place in stream {}; only walhook may publish into a strict stream",
                             self.stream
                         ))
                     });

@@ -332,8 +332,8 @@ impl EventEncoder {
         let id = String::from_utf8_lossy(&self.id);
         Err(Error::unavailable(format!("seal event {id} of webhook {} {:?}: {why}", webhook.id, webhook.name)).hint(
             format!(
-                "walhook publishes nothing of it unsealed, and waits: put a key there, and it goes on by itself. Or set another seal_key \
-                 in rule_webhooks, then run SELECT rule_cdc_rules_amend('{id}') to put the corrected rules in force at this event"
+                "walhook waits with this and all later events: put the key into that folder, and it continues by itself. If \
+                 seal_key is wrong, correct it in rule_webhooks, then run SELECT rule_cdc_rules_amend('{id}')"
             ),
         ))
     }

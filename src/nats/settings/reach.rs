@@ -55,7 +55,7 @@ pub(super) fn row_file(column: &str, file: &str, folders: &[PathBuf]) -> Result<
         return Err(outside());
     }
     let real = std::fs::canonicalize(path).map_err(|error| {
-        Error::config(format!("look up the file of {column}, {}", files::shown(path))).caused_by(error)
+        Error::config(format!("read the file that {column} names, {}", files::shown(path))).caused_by(error)
     })?;
     let inside = |folder: &PathBuf| std::fs::canonicalize(folder).is_ok_and(|folder| real.starts_with(folder));
     // The name is kept, not what it leads to today: mounted secrets are rotated by turning a link.
@@ -126,7 +126,7 @@ mod tests {
         refuses(&with(other.join("ca.crt")), &own, "outside nats.allowed_dirs");
         refuses(&with(allowed.join("link.crt")), &own, "outside nats.allowed_dirs");
         refuses(&with(allowed.join("../allowed-not/ca.crt")), &own, "outside nats.allowed_dirs");
-        refuses(&with(allowed.join("absent.crt")), &own, "look up the file of tls_ca_file");
+        refuses(&with(allowed.join("absent.crt")), &own, "read the file that tls_ca_file names");
         refuses(&with("ca.crt".into()), &own, "absolute");
         let creds = ConfigRow {
             auth_type: Some("credentials".into()),

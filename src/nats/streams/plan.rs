@@ -84,7 +84,7 @@ fn refuse_unchangeable(wanted: &Wanted, has: &Map<String, Value>) -> Result<()> 
             "stream {:?} is a mirror of {mirrored:?} and takes no messages",
             wanted.name
         ))
-        .hint("Name the mirrored stream in the row, or another name"));
+        .hint("Use the mirrored stream's name, or the name of another stream, in the row of rule_nats_streams"));
     }
     let storage = text(has, "storage", "file");
     if let Some(wants) = wanted.storage.as_deref().filter(|wants| *wants != storage) {

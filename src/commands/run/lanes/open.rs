@@ -162,7 +162,7 @@ pub async fn refuse_unnoted(client: &Client, identity: &Identity, noted: &identi
         noted.name, identity.source, owner.database_id
     ))
     .hint(format!(
-        "{}; if the stream is this database's all the same: walhook adopt --stream {name}",
+        "{}; if the stream nevertheless belongs to this database: walhook adopt --stream {name}",
         owner::stream_hint(noted.name, Use::Alone, &BTreeMap::new(), &owner),
         name = noted.name
     )))

@@ -96,7 +96,7 @@ impl Reports {
             Report::RunsAsked(group) => at(&mut self.other_runs, group.0).forget(),
             Report::RunsHidden(group, error) => tracing::info!(
                 config = config(group),
-                "whether a copy of this database (a base backup) publishes to core NATS as well cannot be seen: {error}"
+                "cannot find out whether a copy of this database also publishes to core NATS: {error}"
             ),
             Report::NotStored(lane, error) => {
                 let text = error.to_string();

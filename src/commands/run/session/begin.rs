@@ -177,7 +177,7 @@ pub async fn refuse_standby(client: &Client) -> Result<()> {
     let asked = client.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await;
     if asked.map_err(|error| sql::error(attempted, error))?.get(0) {
         return Err(Error::unavailable("take the slot: the server is a standby").hint(
-            "walhook goes on when it is promoted; where several servers are named, target_session_attrs=primary picks the primary",
+            "walhook goes on when it is promoted; if the URL names several servers, add target_session_attrs=primary",
         ));
     }
     Ok(())
@@ -269,7 +269,7 @@ async fn streamer(
         tracing::error!(finding = "seal_key", "{problem}");
     }
     if is_first {
-        tracing::info!(%confirmed, "first version of the rules: as they are now, from the confirmed position on");
+        tracing::info!(%confirmed, "recorded the present rules as the first version, in force from the confirmed position on");
     }
     let inbox = config.nats.publish_inbox();
     let streamer = Streamer::new(&config.source, run.epoch.epoch, &inbox, config.limits, tables, types, confirmed);
