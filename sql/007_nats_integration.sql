@@ -211,13 +211,54 @@ $schema$;
 -- -------------------------------------------------------------------------------------------------------------- messages
 -- What a message quotes of names and values: each RAISE of a function takes it from here.
 
+-- src/wal/transcode.rs makes the same bytes of the same text.
+CREATE OR REPLACE FUNCTION walhook.rule_cdc_utf8(p_text TEXT)
+RETURNS BYTEA LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_length CONSTANT INTEGER := length(p_text);
+    v_own BYTEA;
+BEGIN
+    IF getdatabaseencoding() IN ('UTF8', 'SQL_ASCII') THEN
+        RETURN convert_to(p_text, getdatabaseencoding());
+    ELSIF p_text ~ '^[\x01-\x7f]*$' THEN
+        RETURN convert_to(p_text, 'UTF8');
+    END IF;
+    BEGIN
+        RETURN convert_to(p_text, 'UTF8');
+    EXCEPTION WHEN untranslatable_character THEN
+        NULL;
+    END;
+    IF v_length > 1 THEN
+        RETURN walhook.rule_cdc_utf8(left(p_text, v_length / 2)) || walhook.rule_cdc_utf8(substr(p_text, v_length / 2 + 1));
+    END IF;
+    v_own := convert_to(p_text, getdatabaseencoding());
+    RETURN CASE WHEN get_byte(v_own, 0) >= 192 THEN '\xff'::bytea || v_own ELSE v_own END;
+END
+$$;
+COMMENT ON FUNCTION walhook.rule_cdc_utf8 IS
+    'walhook: a text in UTF-8. The bytes of a character that has no UTF-8 stand as they are, behind 0xFF if the first is 0xC0 or more; so '
+    'do all bytes of a text in SQL_ASCII';
+
 CREATE OR REPLACE FUNCTION walhook.rule_cdc_sayable(p_text TEXT)
-RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS TEXT LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
     -- A message with bytes that the client's encoding has not would be an error of its own.
-    SELECT CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN regexp_replace(p_text, '[^\x01-\x7f]', '?', 'g') ELSE p_text END
+    IF getdatabaseencoding() = 'UTF8' THEN
+        RETURN p_text;
+    ELSIF getdatabaseencoding() <> 'SQL_ASCII' THEN
+        BEGIN
+            PERFORM convert_to(p_text, 'UTF8');
+            RETURN p_text;
+        EXCEPTION WHEN untranslatable_character THEN
+            NULL;
+        END;
+    END IF;
+    RETURN regexp_replace(p_text, '[^\x01-\x7f]', '?', 'g');
+END
 $$;
 COMMENT ON FUNCTION walhook.rule_cdc_sayable IS
-    'walhook: a text for a message: in a database in SQL_ASCII each byte outside ASCII is replaced by ?, for a client''s encoding may not have it';
+    'walhook: a text for a message: in a database in SQL_ASCII each byte outside ASCII is replaced by ?, and so is each such character of a '
+    'text that has no UTF-8, for a client''s encoding may not have it';
 
 CREATE OR REPLACE FUNCTION walhook.rule_cdc_quoted(p_text TEXT)
 RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -476,8 +517,16 @@ CALL walhook.rule_cdc_functions_open(ARRAY[
     'rule_nats_cleanup_old_history', 'rule_nats_consumer_update_stats']);
 
 CREATE OR REPLACE FUNCTION public.rule_nats_subject_check(p_subject TEXT)
-RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT CASE
+RETURNS TEXT LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF p_subject ~ '[^\x01-\x7f]' AND getdatabaseencoding() NOT IN ('UTF8', 'SQL_ASCII') THEN
+        BEGIN
+            PERFORM convert_to(p_subject, 'UTF8');
+        EXCEPTION WHEN untranslatable_character THEN
+            RETURN 'it has a character that has no UTF-8';
+        END;
+    END IF;
+    RETURN CASE
         WHEN p_subject IS NULL THEN 'it is NULL'
         WHEN p_subject = '' THEN 'it is empty'
         -- Before anything is converted: its bytes may be in no encoding.
@@ -493,7 +542,8 @@ RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, 
              ~ '^(..)*(c2[89].|c2a0|e19a80|e2808[0-9a]|e280a[89f]|e2819f|e38080)' THEN 'it has white space or a control character'
         WHEN p_subject LIKE '$%' THEN 'subjects that begin with $ belong to the NATS server'
         WHEN p_subject LIKE '\_INBOX.%' THEN 'subjects below _INBOX are for replies'
-    END
+    END;
+END
 $$;
 COMMENT ON FUNCTION public.rule_nats_subject_check IS
     'walhook: why this subject cannot be published to, or NULL where it can';
@@ -508,15 +558,25 @@ $$;
 COMMENT ON FUNCTION walhook.rule_nats_pattern_problem IS 'walhook: why no stream can take this pattern, or NULL where one can';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_subject_token(p_text TEXT)
-RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT CASE WHEN p_text ~ '^[A-Za-z0-9_-]*$' THEN p_text ELSE (
+RETURNS TEXT LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_bytes BYTEA;
+BEGIN
+    IF p_text ~ '^[A-Za-z0-9_-]*$' THEN
+        RETURN p_text;
+    ELSIF getdatabaseencoding() IN ('UTF8', 'SQL_ASCII') THEN
+        -- Of bytes in an unknown encoding no UTF-8 can be made.
+        v_bytes := convert_to(p_text, getdatabaseencoding());
+    ELSE
+        v_bytes := walhook.rule_cdc_utf8(p_text);
+    END IF;
+    RETURN (
         SELECT string_agg(
             CASE WHEN byte BETWEEN 48 AND 57 OR byte BETWEEN 65 AND 90 OR byte BETWEEN 97 AND 122 OR byte IN (45, 95) THEN chr(byte)
                  ELSE '%' || upper(lpad(to_hex(byte), 2, '0')) END,
             '' ORDER BY i)
-        -- Of bytes in an unknown encoding no UTF-8 can be made.
-        FROM (SELECT convert_to(p_text, CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END) AS text) encoded,
-             LATERAL (SELECT i, get_byte(encoded.text, i) AS byte FROM generate_series(0, octet_length(encoded.text) - 1) i) bytes) END
+        FROM (SELECT i, get_byte(v_bytes, i) AS byte FROM generate_series(0, octet_length(v_bytes) - 1) i) bytes);
+END
 $$;
 COMMENT ON FUNCTION public.rule_nats_subject_token IS
     'walhook: the text as one subject token: UTF-8 bytes outside [A-Za-z0-9_-] percent-encoded';

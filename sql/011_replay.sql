@@ -677,10 +677,12 @@ BEGIN
                                         'key', a.attname::text = ANY (coalesce(walhook.rule_cdc_replica_identity(v_table), '{}')))
                      ORDER BY a.attnum),
            array_agg(format('CASE WHEN t.%1$I IS NOT DISTINCT FROM NULL THEN ''\x6e''::bytea '
-                            'ELSE ''\x74''::bytea || int4send(octet_length(convert_to(format(''%%s'', t.%1$I), %2$L))) '
-                            '|| convert_to(format(''%%s'', t.%1$I), %2$L) END', a.attname,
-                            -- Of bytes in an unknown encoding no UTF-8 can be made.
-                            CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END) ORDER BY a.attnum)
+                            'ELSE ''\x74''::bytea || int4send(octet_length(%2$s)) || %2$s END', a.attname,
+                            -- Of bytes in an unknown encoding no UTF-8 can be made; of others all of a text may have none.
+                            format(CASE WHEN getdatabaseencoding() IN ('UTF8', 'SQL_ASCII')
+                                        THEN 'convert_to(format(''%%s'', t.%1$I), %2$L)'
+                                        ELSE 'walhook.rule_cdc_utf8(format(''%%s'', t.%1$I))' END,
+                                   a.attname, getdatabaseencoding())) ORDER BY a.attnum)
     INTO v_columns, v_values
     FROM pg_attribute a
     WHERE a.attrelid = v_table AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '';

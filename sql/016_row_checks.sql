@@ -417,8 +417,8 @@ BEGIN
 END
 $triggers$;
 
-CALL walhook.rule_cdc_grant_functions('walhook_operator', '^(rule_cdc_check_(rows|functions)|rule_cdc_row_(problems|named|suspect|check)|rule_cdc_(sayable|quoted|template_problem)|rule_nats_url_problem)$');
-CALL walhook.rule_cdc_grant_functions('walhook_streamer', '^rule_cdc_(check_(rows|functions)|row_(problems|named|suspect)|sayable|quoted)$');
+CALL walhook.rule_cdc_grant_functions('walhook_operator', '^(rule_cdc_check_(rows|functions)|rule_cdc_row_(problems|named|suspect|check)|rule_cdc_(sayable|quoted|template_problem|utf8)|rule_nats_url_problem)$');
+CALL walhook.rule_cdc_grant_functions('walhook_streamer', '^rule_cdc_(check_(rows|functions)|row_(problems|named|suspect)|sayable|quoted|utf8)$');
 
 -- Rows from before stay; walhook sets their events aside, and this says why.
 DO $before$

@@ -220,7 +220,11 @@ BEGIN
                 HINT = 'Let an operator run SELECT rule_webhook_emit_enable(); once. rule_webhook_publish_nats needs nothing.';
         END IF;
     END IF;
-    v_payload := convert_to(payload::text, 'UTF8');
+    IF getdatabaseencoding() IN ('UTF8', 'SQL_ASCII') THEN
+        v_payload := convert_to(payload::text, 'UTF8');
+    ELSE
+        v_payload := walhook.rule_cdc_utf8(payload::text);
+    END IF;
     IF octet_length(v_payload) > 1000000000 THEN
         RAISE EXCEPTION 'cannot emit a message for webhook %: its payload has % bytes, at most 1000000000 are allowed',
             coalesce(webhook_id::text, 'NULL'), coalesce(octet_length(v_payload)::text, 'NULL')
@@ -351,6 +355,7 @@ CALL walhook.rule_cdc_grant('walhook_streamer', 'SELECT', ARRAY['rule_cdc_emit_k
 CALL walhook.rule_cdc_grant(
     'walhook_operator', 'SELECT (key_id, created_at, created_by, retired_at, retired_lsn)', ARRAY['rule_cdc_emit_keys']);
 CALL walhook.rule_cdc_grant_functions('walhook_application', '^rule_webhook_emit(_status|_wait)?$');
+CALL walhook.rule_cdc_grant_functions('walhook_worker', '^rule_cdc_utf8$');
 CALL walhook.rule_cdc_grant_functions('walhook_operator', '^rule_webhook_emit');
 
 INSERT INTO public.rule_cdc_migrations (version, description)

@@ -29,6 +29,7 @@ use crate::{
         rules::{LaneKey, Rules},
         shown_url::shown_url,
         tables::{LinkRow, Tables},
+        value::write_bytes,
     },
     text,
     wal::{
@@ -74,11 +75,14 @@ const TABLES: &str = "SELECT pg_catalog.format('%s.%s', n.nspname, c.relname) \
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
     WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_toast' \
     LIMIT 20000";
-/// Columns as pgoutput sends them, and whether each is part of the replica identity.
-const COLUMNS: &str = "SELECT a.attname::text, a.atttypid, \
+/// Columns as pgoutput sends them, whether each is part of the replica identity, and which it is of those that the table has.
+const COLUMNS: &str = "SELECT {name}, a.atttypid, \
         c.relreplident = 'f' OR EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid \
             AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END \
-            AND a.attnum = ANY (i.indkey::int2[])) \
+            AND a.attnum = ANY (i.indkey::int2[])), \
+        (SELECT count(*) FROM pg_catalog.pg_attribute b \
+         WHERE b.attrelid = a.attrelid AND b.attnum BETWEEN 1 AND a.attnum AND NOT b.attisdropped), \
+        pg_catalog.getdatabaseencoding() = 'UTF8' \
     FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid \
     WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum";
 /// Which operations the publications send.
@@ -109,6 +113,8 @@ pub(super) struct Table {
     pub linked_root: Option<String>,
     /// Partitions with links of their own, by schema and name.
     pub partitions: Vec<(String, String)>,
+    /// Where the columns are among those of the table, in a database that is not in UTF-8: a name or value may have no UTF-8.
+    positions: Option<Vec<i64>>,
 }
 
 /// A row as pgoutput sends it.
@@ -232,12 +238,18 @@ impl Table {
             ))
             .hint("link the tables that it reads from"));
         }
-        let columns = client.query(COLUMNS, &[&oid]).await.map_err(failed)?;
+        let statement = COLUMNS.replace("{name}", &super::bytes_of("a.attname::text"));
+        let columns = client.query(&statement, &[&oid]).await.map_err(failed)?;
         let published = client.query_one(PUBLISHED, &[&oid, &config.publication]).await.map_err(failed)?;
         let partitions = client.query(PARTITIONS, &[&oid]).await.map_err(failed)?;
         let partitions = partitions.iter().map(|row| (row.get(0), row.get(1))).collect();
-        let column =
-            |row: &tokio_postgres::Row| RelationColumn { name: row.get(0), type_oid: row.get(1), is_key: row.get(2) };
+        let column = |row: &tokio_postgres::Row| RelationColumn {
+            name: super::text_of(row, 0).unwrap_or_default(),
+            type_oid: row.get(1),
+            is_key: row.get(2),
+        };
+        let in_utf8 = columns.iter().all(|row| row.get(4));
+        let positions = (!in_utf8).then(|| columns.iter().map(|row| row.get(3)).collect());
         let identity = match found.get(3) {
             "f" => ReplicaIdentity::Full,
             "i" => ReplicaIdentity::Index,
@@ -254,15 +266,28 @@ impl Table {
         let lsn = found.get::<_, &str>(6).parse().map_err(|error| Error::protocol(attempted()).caused_by(error))?;
         let published = [0, 1, 2, 3].map(|at| published.get(at));
         let (linked_root, database, now) = (found.get(4), found.get(7), found.get(8));
-        Ok(Table { relation, published, lsn, now, database, linked_root, partitions })
+        Ok(Table { relation, published, lsn, now, database, linked_root, partitions, positions })
     }
 
     /// Some rows of it.
     async fn rows(&self, client: &Client, most: u32) -> Result<Vec<Row>> {
         let Relation { schema, name, columns, .. } = &self.relation;
-        let list: Vec<_> = columns.iter().map(|column| text::sql_name(&column.name)).collect();
-        let statement =
-            format!("SELECT {} FROM {}.{} LIMIT {most}", list.join(", "), text::sql_name(schema), text::sql_name(name));
+        let (list, alias): (Vec<String>, String) = match &self.positions {
+            None => (columns.iter().map(|column| text::sql_name(&column.name)).collect(), String::new()),
+            Some(positions) => {
+                let value = |position: &i64| {
+                    format!(
+                        "CASE WHEN t.c{position} IS NOT DISTINCT FROM NULL THEN NULL \
+                             ELSE walhook.rule_cdc_utf8(pg_catalog.format('%s', t.c{position})) END"
+                    )
+                };
+                let names: Vec<_> =
+                    (1..=positions.iter().copied().max().unwrap_or(0)).map(|n| format!("c{n}")).collect();
+                (positions.iter().map(value).collect(), format!(" AS t ({})", names.join(", ")))
+            }
+        };
+        let (list, schema_name, table_name) = (list.join(", "), text::sql_name(schema), text::sql_name(name));
+        let statement = format!("SELECT {list} FROM {schema_name}.{table_name}{alias} LIMIT {most}");
         // By the simple protocol every value comes as text, as it does in the WAL.
         let answer = client.simple_query(&statement).await.map_err(|error| {
             let error = sql::error(format!("read a row of {schema}.{name}"), error);
@@ -282,9 +307,17 @@ impl Table {
             let count = u16::try_from(columns.len()).unwrap_or(u16::MAX).to_be_bytes();
             let (mut whole, mut key) = (count.to_vec(), count.to_vec());
             for (index, column) in columns.iter().enumerate() {
-                let value = row.get(index);
-                push(value, &mut whole);
-                push(value.filter(|_| column.is_key), &mut key);
+                let decoded = |text: &str| {
+                    let mut bytes = Vec::new();
+                    match self.positions {
+                        None => bytes.extend_from_slice(text.as_bytes()),
+                        Some(_) => write_bytes(text.as_bytes(), &mut bytes),
+                    }
+                    bytes
+                };
+                let value = row.get(index).map(decoded);
+                push(value.as_deref(), &mut whole);
+                push(value.as_deref().filter(|_| column.is_key), &mut key);
             }
             rows.push(Row { whole, key });
         }
@@ -293,13 +326,13 @@ impl Table {
 }
 
 /// Appends a value as pgoutput writes it.
-fn push(value: Option<&str>, out: &mut Vec<u8>) {
+fn push(value: Option<&[u8]>, out: &mut Vec<u8>) {
     match value {
         None => out.push(b'n'),
         Some(text) => {
             out.push(b't');
             out.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
-            out.extend_from_slice(text.as_bytes());
+            out.extend_from_slice(text);
         }
     }
 }

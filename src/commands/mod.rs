@@ -64,11 +64,12 @@ pub(crate) async fn connect(config: &Config) -> Result<Client> {
     Ok(client)
 }
 
-/// An SQL expression of type text as bytes in UTF-8; in a database in `SQL_ASCII`, which converts nothing, as the bytes that are there.
+/// An SQL expression of type text as bytes in UTF-8; in a database in `SQL_ASCII`, which converts nothing, as the bytes that are there,
+/// and so are characters of other encodings that have no UTF-8.
 pub(crate) fn bytes_of(expression: &str) -> String {
     format!(
-        "pg_catalog.convert_to({expression}, \
-             CASE pg_catalog.getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)"
+        "CASE pg_catalog.getdatabaseencoding() WHEN 'UTF8' THEN pg_catalog.convert_to({expression}, 'UTF8') \
+             ELSE walhook.rule_cdc_utf8({expression}) END"
     )
 }
 

@@ -55,7 +55,7 @@ pub async fn read_text(client: &impl GenericClient) -> Result<BTreeMap<(Table, i
     let mut all = BTreeMap::new();
     let attempted = "read the database's encoding";
     let encoding = client.query_one("SELECT pg_catalog.getdatabaseencoding()::text", &[]).await;
-    if encoding.map_err(|error| sql::error(attempted, error))?.get::<_, &str>(0) == "SQL_ASCII" {
+    if encoding.map_err(|error| sql::error(attempted, error))?.get::<_, &str>(0) != "UTF8" {
         return read_bytes(client).await;
     }
     for table in Table::ALL {
@@ -85,7 +85,7 @@ pub fn id_of(table: Table, row: &RowText) -> Result<i32> {
     id.ok_or_else(|| Error::protocol(format!("read a row of {}: no {}", table.name(), table.key())))
 }
 
-/// The same from a database in `SQL_ASCII`, whose texts may be no UTF-8: as hexadecimal digits, which any text can be sent as.
+/// The same from a database in another encoding, whose texts may have no UTF-8: as hexadecimal digits, which any text can be sent as.
 async fn read_bytes(client: &impl GenericClient) -> Result<BTreeMap<(Table, i32), RowText>> {
     let mut all = BTreeMap::new();
     for table in Table::ALL {
@@ -94,7 +94,7 @@ async fn read_bytes(client: &impl GenericClient) -> Result<BTreeMap<(Table, i32)
         let columns = client
             .query(
                 "SELECT a.attname::text, pg_catalog.format('CASE WHEN t.%1$I IS NOT DISTINCT FROM NULL THEN NULL ELSE \
-                     pg_catalog.encode(pg_catalog.convert_to(pg_catalog.format(''%%s'', t.%1$I), ''SQL_ASCII''), ''hex'') END', \
+                     pg_catalog.encode(walhook.rule_cdc_utf8(pg_catalog.format(''%%s'', t.%1$I)), ''hex'') END', \
                      a.attname) \
                  FROM pg_catalog.pg_attribute a \
                  WHERE a.attrelid = $1::text::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attname::text ~ '^[ -\x7e]+$' \

@@ -8,6 +8,7 @@
 mod auth;
 mod bounded;
 mod dial;
+mod encoding;
 mod passfile;
 pub mod replication;
 mod session;
@@ -78,6 +79,8 @@ pub const CANNOT_CONNECT_NOW: &str = "57P03";
 pub const UNDEFINED_FILE: &str = "58P01";
 /// There is no such slot or publication.
 pub const UNDEFINED_OBJECT: &str = "42704";
+/// A character of the database's encoding that has no UTF-8.
+pub const UNTRANSLATABLE_CHARACTER: &str = "22P05";
 /// The slot or the server is not in the state it must be in: `wal_level`, an invalidated slot.
 pub const OBJECT_NOT_IN_PREREQUISITE_STATE: &str = "55000";
 

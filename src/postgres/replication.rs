@@ -4,22 +4,25 @@
 //! those of our own. What the payloads say (WAL, keepalives, status) is not known here. Nothing here has a clock but
 //! [`Stream::finish`].
 
-use std::{future::poll_fn, ops::Range, task::Poll, time::Duration};
+use std::{future::poll_fn, ops::Range, sync::Arc, task::Poll, time::Duration};
 
 use bytes::{BufMut, BytesMut};
 use postgres_protocol::message::frontend;
 use tokio::time::timeout;
 
 use super::{
-    OBJECT_NOT_IN_PREREQUISITE_STATE, PROTOCOL_VIOLATION, ServerError, UNDEFINED_OBJECT,
+    OBJECT_NOT_IN_PREREQUISITE_STATE, PROTOCOL_VIOLATION, ServerError, UNDEFINED_OBJECT, UNTRANSLATABLE_CHARACTER,
     auth::{self, Startup},
-    dial, server_error, session,
+    dial, encoding, server_error, session,
     settings::Settings,
     wire::{Fields, Wire, is_aside, parse_error},
 };
 use crate::{
     error::{Error, Result},
-    wal::{lsn::Lsn, transcode::Encoding},
+    wal::{
+        lsn::Lsn,
+        transcode::{Encoding, bytes},
+    },
 };
 
 /// How long a server may take to end the stream after we have. It may be busy decoding a large transaction; then the
@@ -46,34 +49,14 @@ pub struct SystemIdentity {
 #[derive(Debug)]
 pub struct Connection {
     wire: Wire,
-    /// Of the database, if it has one byte for each character.
-    encoding: Option<Encoding>,
+    /// Of the database, if it is neither UTF-8 nor `SQL_ASCII`.
+    encoding: Option<Arc<Encoding>>,
 }
 
 /// A database in `SQL_ASCII` has text of any bytes. Asked for UTF-8 the server ends the stream at the first value that is none, and
 /// again at every attempt.
 const RAW_BYTES: &str = "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false) \
     WHERE pg_catalog.getdatabaseencoding() OPERATOR(pg_catalog.=) 'SQL_ASCII'";
-
-/// The characters of the bytes 128 to 255 in a database whose encoding has one byte for each, in hexadecimal UTF-8; nothing for a
-/// byte that the encoding does not define. PostgreSQL makes the table, so it is exactly how PostgreSQL converts. PL/pgSQL, because only
-/// there an error of a conversion ends no statement, and leaves no line in the server's log.
-const BYTES: &str = "DO $walhook$ DECLARE \
-        v_encoding CONSTANT pg_catalog.name := pg_catalog.getdatabaseencoding(); v_all pg_catalog.text := ''; \
-    BEGIN \
-        IF pg_catalog.pg_encoding_max_length(pg_catalog.pg_char_to_encoding(v_encoding)) OPERATOR(pg_catalog.=) 1 \
-           AND v_encoding OPERATOR(pg_catalog.<>) 'SQL_ASCII' THEN \
-            FOR v_byte IN 128..255 LOOP \
-                BEGIN \
-                    v_all := pg_catalog.concat(v_all, pg_catalog.encode(pg_catalog.convert( \
-                        pg_catalog.set_byte('\\x00'::pg_catalog.bytea, 0, v_byte), v_encoding, 'UTF8'), 'hex'), ','); \
-                EXCEPTION WHEN OTHERS THEN \
-                    v_all := pg_catalog.concat(v_all, ','); \
-                END; \
-            END LOOP; \
-        END IF; \
-        PERFORM pg_catalog.set_config('walhook.bytes', v_all, false); \
-    END $walhook$; SELECT pg_catalog.current_setting('walhook.bytes')";
 
 impl Connection {
     /// Connects with `replication=database` and logs in.
@@ -100,13 +83,34 @@ impl Connection {
         let mut connection = Connection { wire, encoding: None };
         let statements = session::replication_statement() + &session::statements() + "; " + RAW_BYTES;
         connection.run(&statements, "prepare the session").await?;
-        let rows = match connection.run(BYTES, "read the characters of the database's encoding").await {
-            // A role that may not use PL/pgSQL: then the server converts, and ends the stream at a byte that it cannot.
-            Err(error) if super::sqlstate(&error).is_some() => Vec::new(),
+        connection.encoding = connection.read_encoding().await?;
+        Ok(connection)
+    }
+
+    /// The characters of the database's encoding; `None` where text needs no conversion, or the server has to convert it.
+    async fn read_encoding(&mut self) -> Result<Option<Arc<Encoding>>> {
+        let rows = self.run(encoding::WHICH, "read the database's encoding").await?;
+        let Some(which) = rows.first().and_then(|row| row.first()?.as_deref()) else { return Ok(None) };
+        if let Some(known) = encoding::known(self.wire.target(), which) {
+            return Ok(Some(known));
+        }
+        let rows = match self.run(encoding::TABLE, "read the characters of the database's encoding").await {
+            // A role that may not use PL/pgSQL: then the server converts, and ends the stream at a character that it cannot.
+            Err(error) if super::sqlstate(&error).is_some() => {
+                tracing::warn!(
+                    error = %error,
+                    "PostgreSQL converts texts: a text with a character that has no UTF-8 ends the stream. Hint: GRANT USAGE ON \
+                     LANGUAGE plpgsql TO the role of walhook, and start walhook again"
+                );
+                Vec::new()
+            }
             outcome => outcome?,
         };
-        connection.encoding = rows.first().and_then(|row| encoding(row.first()?.as_deref()?));
-        Ok(connection)
+        let table = rows.first().and_then(|row| Encoding::parse(row.first()?.as_deref()?)).map(Arc::new);
+        if let Some(table) = &table {
+            encoding::remember(self.wire.target(), which, table);
+        }
+        Ok(table)
     }
 
     /// Who the server is and how far its WAL goes.
@@ -198,12 +202,14 @@ impl Connection {
     pub async fn start_replication(mut self, slot: &str, start: Lsn, options: &[(&str, &str)]) -> Result<Stream> {
         let doing = format!("start replication from slot {slot:?} at {}", self.wire.target());
         let command = start_command(slot, start, options);
-        if let Some(encoding) = &self.encoding {
+        if self.encoding.is_some() {
             // From here on the server converts nothing, also not what this command says.
-            let Some(command) = encoding.encode(&command) else {
-                return Err(Error::config(doing)
-                    .hint("a publication's name has a character that the database's encoding lacks"));
-            };
+            let literal = command.replace('\'', "''");
+            let asked = format!(
+                "SELECT pg_catalog.encode(pg_catalog.convert_to('{literal}', pg_catalog.getdatabaseencoding()), 'hex')"
+            );
+            let rows = self.run(&asked, "convert the publication's name to the database's encoding").await?;
+            let command = rows.first().and_then(|row| bytes(row.first()?.as_deref()?)).unwrap_or_default();
             self.run("SET client_encoding = 'SQL_ASCII'", "have text sent as it is").await?;
             let out = &mut self.wire.outbox;
             out.put_u8(b'Q');
@@ -223,17 +229,6 @@ impl Connection {
             tag => Err(unexpected(tag, &doing)),
         }
     }
-}
-
-/// The encoding by what [`BYTES`] answers.
-fn encoding(bytes: &str) -> Option<Encoding> {
-    let character = |hex: &str| {
-        let bytes: Option<Vec<u8>> =
-            (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok()).collect();
-        bytes.and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default()
-    };
-    let characters: Vec<String> = bytes.strip_suffix(',')?.split(',').map(character).collect();
-    Encoding::of(&characters.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// What a code means where a role logs in for replication.
@@ -261,6 +256,10 @@ fn not_decoded(error: Error) -> Error {
         Some(UNDEFINED_OBJECT | OBJECT_NOT_IN_PREREQUISITE_STATE) => error.hint(
             "create the publication with: walhook setup; it must be older than the slot's position, so if it was dropped, \
              the slot must be made anew",
+        ),
+        Some(UNTRANSLATABLE_CHARACTER) => error.hint(
+            "walhook converts such texts itself if its role may use PL/pgSQL: GRANT USAGE ON LANGUAGE plpgsql TO that role, and \
+             start walhook again",
         ),
         _ => error,
     }
@@ -305,7 +304,7 @@ fn unexpected(tag: u8, doing: &str) -> Error {
 #[derive(Debug)]
 pub struct Stream {
     wire: Wire,
-    encoding: Option<Encoding>,
+    encoding: Option<Arc<Encoding>>,
     /// The last payload, in UTF-8.
     converted: Vec<u8>,
 }

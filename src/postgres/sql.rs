@@ -143,23 +143,25 @@ impl Watch {
     }
 }
 
+/// A name of PostgreSQL's own in UTF-8, also where walhook is not set up; in a database in `SQL_ASCII`, where it is any bytes, as it is.
+pub fn bytes_of(column: &str) -> String {
+    format!(
+        "pg_catalog.convert_to(coalesce({column}::pg_catalog.text, ''), \
+             CASE pg_catalog.getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)"
+    )
+}
+
 /// Who keeps a process of the server waiting, each with the statement that ends it.
 ///
 /// # Errors
 /// PostgreSQL cannot be asked.
 pub async fn blockers(client: &Client, process: i32) -> std::result::Result<Vec<String>, tokio_postgres::Error> {
-    // Names in a database in SQL_ASCII are any bytes. A prepared transaction has no process.
-    let bytes = |column: &str| {
-        format!(
-            "pg_catalog.convert_to(coalesce({column}::pg_catalog.text, ''), \
-                 CASE pg_catalog.getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)"
-        )
-    };
+    // A prepared transaction has no process.
     let query = format!(
         "SELECT DISTINCT b.pid, {}, {} FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids($1)) b (pid) \
              LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid ORDER BY b.pid",
-        bytes("a.usename"),
-        bytes("a.application_name")
+        bytes_of("a.usename"),
+        bytes_of("a.application_name")
     );
     let rows = client.query(&query, &[&process]).await?;
     let blocker = |row: &tokio_postgres::Row| match row.get::<_, i32>(0) {

@@ -24,7 +24,7 @@
 //! | `int2vector`, `oidvector` | array of numbers |
 //! | domains | as the type below them |
 //! | `text`, `varchar`, `char(n)`, `"char"`, `name`, `uuid`, `xml`, `inet`, `cidr`, `macaddr`, `macaddr8`, `bit`, `varbit`, `money`, `tsvector`, `tsquery`, `jsonpath`, `pg_lsn`, `tid`, `pg_snapshot`, `regclass` and the other `reg…`, `point` and the other shapes, ranges, multiranges, enums, composites, and what extensions bring (`hstore`, `citext`, `ltree`, …) | string: PostgreSQL's text of the value |
-//! | text that is not valid UTF-8 (databases with the encoding `SQL_ASCII`) | `{"$base64": "…"}` |
+//! | text that is not valid UTF-8 (databases with the encoding `SQL_ASCII`, characters without UTF-8 in others) | `{"$base64": "…"}` |
 //!
 //! `char(n)` keeps its padding. Whatever does not look like its type becomes a string of its text. The same table, with
 //! what a consumer should know, is `docs/values.md`.
@@ -124,7 +124,7 @@ pub struct TypeCatalog {
     types: BTreeMap<u32, TypeKind>,
     /// As far as the WAL stream tells of types, which it does by the names they had: what is left of a type that was dropped.
     declared: BTreeMap<u32, Class>,
-    /// Texts may have bytes that are no characters: the database's encoding is `SQL_ASCII`, or has one byte for each character.
+    /// Texts may have bytes or characters that have no UTF-8: the database's encoding is another.
     pub has_raw_bytes: bool,
 }
 
@@ -178,8 +178,8 @@ impl TypeCatalog {
     }
 
     /// Reads [`has_raw_bytes`](Self::has_raw_bytes).
-    pub const QUERY_ENCODING: &str = "SELECT pg_catalog.pg_encoding_max_length(pg_catalog.pg_char_to_encoding(\
-        pg_catalog.getdatabaseencoding())) OPERATOR(pg_catalog.=) 1";
+    pub const QUERY_ENCODING: &str =
+        "SELECT pg_catalog.getdatabaseencoding() OPERATOR(pg_catalog.<>) 'UTF8'::pg_catalog.name";
 
     /// How values of a type become JSON that no catalog knows, by what the WAL stream calls it. What does not look like it becomes
     /// a string of its text, as always.

@@ -1,60 +1,114 @@
-//! Texts of the WAL stream in UTF-8, where the database has another encoding of one byte for each character. Pure.
+//! Texts of the WAL stream in UTF-8, where the database has neither UTF-8 nor `SQL_ASCII`. Pure.
 //!
-//! In: a table of the bytes 128 to 255, which PostgreSQL has made, and one CopyData payload as the server sends it without any
-//! conversion. Out: the same payload with every name and value in UTF-8. A byte that the encoding does not define stays as it is,
+//! In: a table of the encoding's characters, which PostgreSQL has made, and one CopyData payload as the server sends it without any
+//! conversion. Out: the same payload with every name and value in UTF-8. A character that has no UTF-8 stays as it is,
 //! so its text is not UTF-8 and is treated as in a database in `SQL_ASCII`; PostgreSQL would end the stream there, at every attempt.
-//! Always holds: what is no message is returned unchanged, for the parser behind to refuse.
+//! Always holds: what is no message is returned unchanged, for the parser behind to refuse. `walhook.rule_cdc_utf8` (sql/007) makes
+//! the same bytes of the same text.
 
 use super::frame::Frame;
 
-/// An encoding of one byte for each character, whose first half is ASCII.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// An encoding whose first half is ASCII, with one to four bytes for each other character.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Encoding {
-    /// The character of each byte from 128 on; `None`: it has none.
-    upper: Vec<Option<char>>,
+    /// How many bytes the character has that begins with each byte from 128 on; 0: none begins with it.
+    lengths: [u8; HALF],
+    /// Characters that differ in their last byte only, sorted by what stands before it.
+    rows: Vec<Row>,
+}
+
+/// So many bytes are ASCII, and as many are not.
+const HALF: usize = 128;
+
+/// The characters that begin with the same bytes, by their last byte from 128 on.
+#[derive(Clone, PartialEq, Eq)]
+struct Row {
+    /// The bytes before the last, the first one in the highest place; 0 for characters of one byte.
+    prefix: u32,
+    characters: Box<[Character; HALF]>,
+}
+
+/// A character in UTF-8: one code point, in `EUC_JIS_2004` up to two. Of length 0 where there is none.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Character {
+    length: u8,
+    utf8: [u8; 7],
+}
+
+impl Character {
+    fn of(utf8: &[u8]) -> Option<Character> {
+        let mut character = Character { length: u8::try_from(utf8.len()).ok()?, ..Character::default() };
+        character.utf8.get_mut(..utf8.len())?.copy_from_slice(utf8);
+        let text = std::str::from_utf8(utf8).ok()?;
+        (!text.contains(|letter: char| letter.is_ascii())).then_some(character)
+    }
+
+    fn utf8(&self) -> Option<&[u8]> {
+        (self.length > 0).then(|| &self.utf8[..usize::from(self.length)])
+    }
+}
+
+impl std::fmt::Debug for Encoding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Encoding").field("rows", &self.rows.len()).finish_non_exhaustive()
+    }
 }
 
 impl Encoding {
-    /// From the characters of the bytes 128 to 255, each as text, or empty where there is none; `None` if there are not 128.
-    pub fn of(characters: &[&str]) -> Option<Encoding> {
-        let character = |text: &&str| {
-            let mut characters = text.chars();
-            match (characters.next(), characters.next()) {
-                (Some(character), None) if !character.is_ascii() => Some(character),
-                _ => None,
+    /// From lines of hexadecimal digits, one for all characters that differ in their last byte only: the bytes before it, `:`, the
+    /// first last byte, `:`, and the characters in UTF-8 in the order of their last bytes, each behind a comma, empty where there is none.
+    /// `None` if it is no such table.
+    pub fn parse(table: &str) -> Option<Encoding> {
+        let mut encoding = Encoding { lengths: [0; HALF], rows: Vec::new() };
+        for line in table.lines() {
+            let mut parts = line.splitn(3, ':');
+            let (prefix, first, characters) = (bytes(parts.next()?)?, bytes(parts.next()?)?, parts.next()?);
+            let &[first] = first.as_slice() else { return None };
+            let mut row = Row { prefix: number(&prefix), characters: Box::new([Character::default(); HALF]) };
+            for (utf8, byte) in characters.strip_prefix(',')?.split(',').zip(usize::from(first)..) {
+                *row.characters.get_mut(byte.checked_sub(HALF)?)? = Character::of(&bytes(utf8)?)?;
             }
-        };
-        (characters.len() == 128).then(|| Encoding { upper: characters.iter().map(character).collect() })
-    }
-
-    /// A text in this encoding; `None` if it has a character that the encoding lacks.
-    pub fn encode(&self, text: &str) -> Option<Vec<u8>> {
-        let byte = |character: char| match u8::try_from(character) {
-            Ok(byte) if byte.is_ascii() => Some(byte),
-            _ => {
-                let place = self.upper.iter().position(|known| *known == Some(character))?;
-                u8::try_from(place + 128).ok()
+            let length = u8::try_from(prefix.len() + 1).ok().filter(|length| *length <= 4)?;
+            match prefix.first() {
+                Some(&lead) => *encoding.lengths.get_mut(usize::from(lead).checked_sub(HALF)?)? = length,
+                None => encoding.lengths = [1; HALF],
             }
-        };
-        text.chars().map(byte).collect()
-    }
-
-    fn decode(&self, bytes: &[u8], out: &mut Vec<u8>) {
-        for &byte in bytes {
-            match byte.checked_sub(128) {
-                None => out.push(byte),
-                Some(place) => match self.upper[usize::from(place)] {
-                    Some(character) => out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
-                    None => {
-                        // A byte that could begin a character must not meet one that could go on with it.
-                        if byte >= 0xC0 {
-                            out.push(0xFF);
-                        }
-                        out.push(byte);
-                    }
-                },
-            }
+            encoding.rows.push(row);
         }
+        encoding.rows.sort_unstable_by_key(|row| row.prefix);
+        (!encoding.rows.is_empty()).then_some(encoding)
+    }
+
+    /// The character at the beginning of a text that does not begin with ASCII, and how many bytes it has. A byte that begins no
+    /// character stands for itself.
+    fn character(&self, text: &[u8]) -> (Option<&[u8]>, usize) {
+        let length = usize::from(self.lengths[usize::from(text[0]) - HALF]);
+        let Some((&last, prefix)) = text.get(..length).and_then(<[u8]>::split_last) else { return (None, 1) };
+        if text[..length].iter().any(u8::is_ascii) {
+            return (None, 1);
+        }
+        let prefix = number(prefix);
+        let row = self.rows.binary_search_by_key(&prefix, |row| row.prefix).ok();
+        (row.and_then(|row| self.rows[row].characters[usize::from(last) - HALF].utf8()), length)
+    }
+
+    fn decode(&self, mut text: &[u8], out: &mut Vec<u8>) {
+        while let Some(at) = text.iter().position(|byte| !byte.is_ascii()) {
+            out.extend_from_slice(&text[..at]);
+            text = &text[at..];
+            let (character, length) = self.character(text);
+            if let Some(utf8) = character {
+                out.extend_from_slice(utf8);
+            } else {
+                // A byte that could begin a character must not meet one that could go on with it.
+                if text[0] >= 0xC0 {
+                    out.push(0xFF);
+                }
+                out.extend_from_slice(&text[..length]);
+            }
+            text = &text[length..];
+        }
+        out.extend_from_slice(text);
     }
 
     /// Writes the payload of one CopyData message into `out`, in UTF-8.
@@ -70,6 +124,16 @@ impl Encoding {
         }
         out.extend_from_slice(copy_data);
     }
+}
+
+/// The bytes that hexadecimal digits stand for.
+pub fn bytes(digits: &str) -> Option<Vec<u8>> {
+    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok()).collect()
+}
+
+/// Up to three bytes as a number.
+fn number(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0, |number, byte| number << 8 | u32::from(*byte))
 }
 
 /// A message of pgoutput that is converted (manual, section 55.9).
@@ -181,14 +245,17 @@ mod tests {
 
     /// 0xE9 is é, 0x81 and 0xC3 are nothing, all else is Ω.
     fn encoding() -> Encoding {
-        let characters: Vec<&str> = (128..=255)
-            .map(|byte| match byte {
-                0xE9 => "é",
-                0x81 | 0xC3 => "",
-                _ => "Ω",
-            })
-            .collect();
-        Encoding::of(&characters).unwrap()
+        let characters = (128..=255).map(|byte| match byte {
+            0xE9 => ",c3a9",
+            0x81 | 0xC3 => ",",
+            _ => ",cea9",
+        });
+        Encoding::parse(&format!(":80:{}", characters.collect::<String>())).unwrap()
+    }
+
+    /// Characters of two, three and four bytes; E1 E1 is one of two code points.
+    fn long() -> Encoding {
+        Encoding::parse("8ea2a1:a1:,f0a0808c\nc3:a1:,,e38182\ne1:e1:,e3818be3829a\n8fb0:a1:,e4b882,\n").unwrap()
     }
 
     fn payload(message: &[u8]) -> Vec<u8> {
@@ -259,9 +326,35 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_encoded_if_it_can_be() {
-        assert_eq!(encoding().encode("sé").unwrap(), b"s\xE9");
-        assert_eq!(encoding().encode("\u{81}"), None);
-        assert_eq!(Encoding::of(&["é"]), None);
+    fn characters_of_several_bytes_become_utf_8_and_what_has_none_stays() {
+        let decoded = |text: &[u8]| {
+            let mut out = Vec::new();
+            long().decode(text, &mut out);
+            out
+        };
+        let text = b"a\xC3\xA2\xE1\xE1b\x8F\xB0\xA1\x8E\xA2\xA1\xA1";
+        assert_eq!(decoded(text), "aあか\u{309A}b丂\u{2000C}".as_bytes());
+        for (text, wanted) in [
+            // Characters that are not in the table, each as a whole.
+            (&b"\xC3\xA9"[..], &b"\xFF\xC3\xA9"[..]),
+            (b"\x8F\xC3\xA9z", b"\x8F\xC3\xA9z"),
+            (b"\x8F\xB0\xA2", b"\x8F\xB0\xA2"),
+            // What is no character: byte by byte.
+            (b"\x8F\xC3", b"\x8F\xFF\xC3"),
+            (b"\xC3z\xC3\xA2", b"\xFF\xC3z\xE3\x81\x82"),
+            (b"\xFE\xC3\xA2", b"\xFF\xFE\xE3\x81\x82"),
+        ] {
+            assert_eq!(decoded(text), wanted, "{text:x?}");
+            assert!(std::str::from_utf8(wanted).is_err(), "{text:x?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_table_is_refused() {
+        for table in ["", ":80:", "x", "e1:a1,e38182", "e1:a1:,e3", "41:a1:,c3a9", "8ea2a1a1:a1:,c3a9", ":e9:,41"] {
+            assert_eq!(Encoding::parse(table), None, "{table}");
+        }
+        // More characters than last bytes.
+        assert_eq!(Encoding::parse(":ff:,c3a9,c3a9"), None);
     }
 }

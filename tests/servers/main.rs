@@ -21,6 +21,7 @@ mod dead_letters;
 mod decoys;
 mod demo;
 mod emit;
+mod encodings;
 mod end_to_end;
 mod formats;
 mod history;

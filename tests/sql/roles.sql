@@ -212,7 +212,7 @@ SELECT is(may_call('walhook_application', true),
     'rule_nats_event_status rule_nats_subject_check rule_nats_wait rule_webhook_call rule_webhook_call_unified rule_webhook_emit '
     'rule_webhook_emit_status rule_webhook_emit_wait rule_webhook_enqueue rule_webhook_publish_nats');
 SELECT is(may_call('walhook_worker', true),
-    'rule_nats_consumer_update_stats rule_nats_notices_take rule_webhook_limit_calls rule_webhook_limit_starts rule_webhook_order_take '
+    'rule_cdc_utf8 rule_nats_consumer_update_stats rule_nats_notices_take rule_webhook_limit_calls rule_webhook_limit_starts rule_webhook_order_take '
     'rule_webhook_queue_by_key rule_webhook_queue_claim');
 SELECT is(may_call('walhook_operator', false),
     'rule_cdc_anchor_move rule_cdc_columns_event rule_cdc_columns_follow rule_cdc_columns_send rule_cdc_columns_try rule_cdc_emit_key_make rule_cdc_functions_close rule_cdc_functions_open rule_cdc_grant rule_cdc_grant_functions rule_cdc_mask_bind '

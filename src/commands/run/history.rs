@@ -140,7 +140,15 @@ async fn write<'b>(
             Err(error) => return Err(error),
         }
     }
-    copy(client, &prepared.aside, batches).await?;
+    match copy(client, &prepared.aside, batches.clone()).await {
+        // A name with bytes that have no UTF-8, in a database that has no character for what stands for them.
+        Err(error) if is_about_a_row(&error) => {
+            client.batch_execute("ROLLBACK; BEGIN").await?;
+            let rows: Vec<u8> = batches.flat_map(|batch| storable(batch.bytes())).collect();
+            copy_bytes(client, &prepared.aside, std::iter::once(rows.as_slice())).await?;
+        }
+        outcome => outcome?,
+    }
     let row = client.query_one(&prepared.write, &[]).await?;
     Ok(Written { lost: u64::try_from(row.get::<_, i64>(0)).unwrap_or(0), problem: row.get(1) })
 }
@@ -168,6 +176,36 @@ async fn copy_straight<'b>(
     Ok(true)
 }
 
+/// The same rows with `?` for each byte that is no part of UTF-8, and for each byte of U+FFFD, which stands for such bytes in names.
+fn storable(rows: &[u8]) -> Vec<u8> {
+    let (mut out, mut rest) = (Vec::with_capacity(rows.len()), rows);
+    while let Some((columns, following)) = rest.split_first_chunk::<2>() {
+        out.extend_from_slice(columns);
+        rest = following;
+        for name in COLUMNS {
+            let Some((length, following)) = rest.split_first_chunk::<4>() else { return rows.to_vec() };
+            // -1: NULL.
+            let bytes = usize::try_from(i32::from_be_bytes(*length)).unwrap_or(0);
+            let Some((value, following)) = following.split_at_checked(bytes) else { return rows.to_vec() };
+            out.extend_from_slice(length);
+            rest = following;
+            if !TEXTS.contains(&name) {
+                out.extend_from_slice(value);
+                continue;
+            }
+            for chunk in value.utf8_chunks() {
+                out.extend_from_slice(chunk.valid().replace('\u{FFFD}', "???").as_bytes());
+                out.extend(chunk.invalid().iter().map(|_| b'?'));
+            }
+        }
+    }
+    out
+}
+
+/// Those of [`COLUMNS`] that are text or JSON.
+const TEXTS: [&str; 8] =
+    ["event_id", "subject", "headers", "message_id", "triggered_by", "stream_name", "payload", "error_message"];
+
 /// Whether one of the rows is the cause: a value that cannot be stored, an event that is there already, a webhook that is not,
 /// an exception that a trigger raised.
 fn is_about_a_row(error: &tokio_postgres::Error) -> bool {
@@ -179,10 +217,18 @@ async fn copy<'b>(
     statement: &Statement,
     batches: impl Iterator<Item = &'b Batch>,
 ) -> Result<(), tokio_postgres::Error> {
+    copy_bytes(client, statement, batches.map(Batch::bytes)).await
+}
+
+async fn copy_bytes<'b>(
+    client: &Client,
+    statement: &Statement,
+    batches: impl Iterator<Item = &'b [u8]>,
+) -> Result<(), tokio_postgres::Error> {
     let mut sink = pin!(client.copy_in::<_, Bytes>(statement).await?);
     sink.feed(Bytes::from_static(HEADER)).await?;
     for batch in batches {
-        for chunk in batch.bytes().chunks(CHUNK) {
+        for chunk in batch.chunks(CHUNK) {
             sink.feed(Bytes::copy_from_slice(chunk)).await?;
         }
     }

@@ -381,7 +381,9 @@ async fn insert<'v>(
     for version in versions {
         names.push(version.table.name());
         ids.push(version.id);
-        rows.push(version.row.map(|row| serde_json::to_string(row).expect("text of text")));
+        // As `readable` writes bytes without UTF-8; a database in another encoding may not have it, and `json` keeps an escape as it is.
+        let json = |row| serde_json::to_string(row).expect("text of text").replace('\u{FFFD}', "\\ufffd");
+        rows.push(version.row.map(json));
         partial.push(version.is_partial);
     }
     client

@@ -18,7 +18,7 @@ use crate::{
         streamer::DeadLetter,
     },
     log,
-    postgres::{settings::Settings, sql},
+    postgres::{UNTRANSLATABLE_CHARACTER, settings::Settings, sql},
     route::{
         emitted::EmitKeys,
         types::{TypeCatalog, TypeKind},
@@ -191,22 +191,48 @@ pub async fn write_dead_letters(client: &Client, letters: &[DeadLetter]) -> Resu
     // Sent one behind the other without waiting; each is its own transaction, so a crash loses none that was settled.
     let (large, letters): (Vec<_>, Vec<_>) = letters.iter().partition(|letter| letter.payload.len() > LARGE);
     for letter in large {
-        write_large_dead_letter(client, letter).await.map_err(|error| sql::error(attempted(), error))?;
+        let written = match write_large_dead_letter(client, letter).await {
+            Err(error) if has_no_character(&error) => write_large_dead_letter(client, &storable(letter)).await,
+            outcome => outcome,
+        };
+        written.map_err(|error| sql::error(attempted(), error))?;
     }
     let writes = letters.iter().map(|letter| {
         let (statement, lsn) = (&statement, letter.commit_lsn.to_string());
         async move {
-            let DeadLetter { event_id, webhook_id, webhook_name, subject, headers, payload, reason, .. } = letter;
-            let payload = payload.as_ref();
-            client
-                .execute(statement, &[event_id, webhook_id, webhook_name, subject, headers, &payload, reason, &lsn])
-                .await
-                .map(drop)
+            let write = async |letter: &DeadLetter| {
+                let DeadLetter { event_id, webhook_id, webhook_name, subject, headers, payload, reason, .. } = letter;
+                let payload = payload.as_ref();
+                client
+                    .execute(statement, &[event_id, webhook_id, webhook_name, subject, headers, &payload, reason, &lsn])
+                    .await
+                    .map(drop)
+            };
+            match write(letter).await {
+                Err(error) if has_no_character(&error) => write(&storable(letter)).await,
+                outcome => outcome,
+            }
         }
     });
     futures_util::future::try_join_all(writes).await.map_err(|error| sql::error(attempted(), error))?;
     check_kept(client, &event_ids).await.map_err(|error| error.context(attempted()))?;
     faults::pass(Point::Buried).await
+}
+
+/// Whether the database's encoding lacks a character of a text: of U+FFFD, which stands for bytes that have no UTF-8.
+fn has_no_character(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|state| state.code() == UNTRANSLATABLE_CHARACTER)
+}
+
+/// The same dead letter with `?` for U+FFFD.
+fn storable(letter: &DeadLetter) -> DeadLetter {
+    let text = |text: &str| text.replace('\u{FFFD}', "?");
+    let mut letter = letter.clone();
+    letter.webhook_name = letter.webhook_name.as_deref().map(text);
+    letter.subject = text(&letter.subject);
+    letter.headers = text(&letter.headers);
+    letter.reason = text(&letter.reason);
+    letter
 }
 
 /// A payload beyond this goes to the database in pieces: as a parameter it would be copied twice.
