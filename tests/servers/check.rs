@@ -829,6 +829,34 @@ fn the_documentation_has_every_code() {
     assert!(page.contains(reference.trim_end()), "docs/check.md has another reference than the code:\n{reference}");
 }
 
+/// Else the check says of a finding of its own that the schema is newer than walhook.
+#[test]
+fn every_finding_of_the_sql_check_has_a_code() {
+    let mut names = Vec::new();
+    for file in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/sql")).unwrap().map(|entry| entry.unwrap().path()) {
+        let Ok(text) = fs::read_to_string(&file) else { continue };
+        for (begin, ends) in [
+            ("name := '", "'"),
+            ("SELECT '", "', 'warning'"),
+            ("SELECT '", "', 'error'"),
+            ("SELECT ''", "'', CASE WHEN"),
+        ] {
+            for (at, _) in text.match_indices(begin) {
+                let rest = &text[at + begin.len()..];
+                let word = rest.split(|c: char| !c.is_ascii_lowercase() && c != '_').next().unwrap();
+                if !word.is_empty() && rest[word.len()..].starts_with(ends) {
+                    names.push(word.to_owned());
+                }
+            }
+        }
+    }
+    names.sort();
+    names.dedup();
+    assert!(names.len() > 50 && names.iter().any(|name| name == "row_invalid"), "{names:?}");
+    names.retain(|name| walhook::commands::check::codes::of_name(name).is_none());
+    assert_eq!(names, [""; 0], "add them to src/commands/check/codes.rs");
+}
+
 #[tokio::test]
 async fn its_own_options_are_refused_where_they_make_no_sense() {
     for words in [&["--ping"][..], &["--permissions", "--json"], &["--wal-disk-free", "much"]] {

@@ -37,6 +37,12 @@ const fn code(code: &'static str, side: Side, found: &'static str, why: &'static
 
 use Side::{Check, Deliver, Nats, Postgres, SetUp};
 
+/// The code of a finding of `rule_cdc_check`, by its name there.
+pub fn of_name(name: &str) -> Option<&'static Code> {
+    // The same by two names, both of which monitors may know.
+    of(if name == "function_replaced" { "functions_replaced" } else { name })
+}
+
 /// All of them, in the order of the reference.
 pub const CODES: &[Code] = &[
     code("not_checked", Check, "something could not be looked at", "What is not looked at may be wrong."),
@@ -295,6 +301,12 @@ pub const CODES: &[Code] = &[
         SetUp,
         "a table of walhook's own has no replica identity",
         "UPDATE and DELETE on it fail.",
+    ),
+    code(
+        "row_invalid",
+        SetUp,
+        "a configuration row has values that walhook cannot use",
+        "Its events become dead letters; other events go on.",
     ),
     code(
         "row_security",

@@ -143,7 +143,7 @@ impl From<setup_check::Finding> for Finding {
             _ => None,
         };
         // A name of a newer schema is no reason to hide what it found.
-        let code = codes::of(&found.name).map_or("setup", |code| code.code);
+        let code = codes::of_name(&found.name).map_or("setup", |code| code.code);
         let text = if code == "setup" { format!("{}: {}", found.name, found.problem) } else { found.problem };
         let mut finding = Finding::new(code, found.severity, found.object, text);
         finding.exit_code = exit_code;
