@@ -517,7 +517,7 @@ CALL walhook.rule_cdc_functions_open(ARRAY[
     'rule_nats_cleanup_old_history', 'rule_nats_consumer_update_stats']);
 
 CREATE OR REPLACE FUNCTION public.rule_nats_subject_check(p_subject TEXT)
-RETURNS TEXT LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS TEXT LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF p_subject ~ '[^\x01-\x7f]' AND getdatabaseencoding() NOT IN ('UTF8', 'SQL_ASCII') THEN
         BEGIN
@@ -549,7 +549,7 @@ COMMENT ON FUNCTION public.rule_nats_subject_check IS
     'walhook: why this subject cannot be published to, or NULL where it can';
 
 CREATE OR REPLACE FUNCTION walhook.rule_nats_pattern_problem(p_pattern TEXT)
-RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     -- A pattern is a subject once its wildcards, each a token of its own and > the last, are put aside.
     SELECT CASE WHEN p_pattern = '>' THEN 'it takes everything, the answers of NATS itself too'
                 ELSE public.rule_nats_subject_check(
@@ -558,7 +558,7 @@ $$;
 COMMENT ON FUNCTION walhook.rule_nats_pattern_problem IS 'walhook: why no stream can take this pattern, or NULL where one can';
 
 CREATE OR REPLACE FUNCTION public.rule_nats_subject_token(p_text TEXT)
-RETURNS TEXT LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS TEXT LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_bytes BYTEA;
 BEGIN
@@ -582,7 +582,7 @@ COMMENT ON FUNCTION public.rule_nats_subject_token IS
     'walhook: the text as one subject token: UTF-8 bytes outside [A-Za-z0-9_-] percent-encoded';
 
 CREATE OR REPLACE FUNCTION walhook.rule_nats_subjects_overlap(p_a TEXT, p_b TEXT)
-RETURNS BOOLEAN LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS BOOLEAN LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_a TEXT[] := string_to_array(p_a, '.');
     v_b TEXT[] := string_to_array(p_b, '.');
@@ -602,7 +602,7 @@ COMMENT ON FUNCTION walhook.rule_nats_subjects_overlap IS
     'walhook: whether some subject matches both patterns (a plain subject is a pattern that matches itself)';
 
 CREATE OR REPLACE FUNCTION walhook.rule_nats_subject_covers(p_wide TEXT, p_narrow TEXT)
-RETURNS BOOLEAN LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS BOOLEAN LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_wide TEXT[] := string_to_array(p_wide, '.');
     v_narrow TEXT[] := string_to_array(p_narrow, '.');
@@ -678,7 +678,7 @@ $$;
 COMMENT ON FUNCTION walhook.rule_nats_take_hint IS 'walhook: the statement after which some stream of a configuration takes this subject';
 
 CREATE OR REPLACE FUNCTION walhook.rule_nats_servers(p_nats_url TEXT, p_cluster_urls TEXT[])
-RETURNS TEXT[] LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS TEXT[] LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT array_agg(DISTINCT CASE WHEN address ~ ':[0-9]+$' THEN address ELSE address || ':4222' END)
     FROM unnest(array_prepend(p_nats_url, p_cluster_urls)) url,
          lower(regexp_replace(url, '^([a-zA-Z]+://)?([^@]*@)?|/*$', '', 'g')) address
@@ -720,7 +720,7 @@ COMMENT ON FUNCTION walhook.rule_nats_stream_conflicts IS
     'that reaches the server as the same user';
 
 CREATE OR REPLACE FUNCTION walhook.rule_nats_stream_name_problem(p_stream_name TEXT)
-RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE WHEN coalesce(p_stream_name !~ '^[^[:space:].*>/\\[:cntrl:]]{1,255}$', true)
                 THEN format('cannot name a stream %s', coalesce(quote_literal(left(p_stream_name, 300)), 'NULL'))
                 -- walhook's own bucket of webhooks is such a stream, and those of applications are.

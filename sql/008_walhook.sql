@@ -922,7 +922,7 @@ CREATE OR REPLACE FUNCTION walhook.rule_cdc_message_shape(
     p_headers_columns JSONB,
     OUT problem TEXT,
     OUT advice TEXT
-) LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+) LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_name TEXT;
 BEGIN
@@ -1479,7 +1479,7 @@ COMMENT ON FUNCTION public.rule_webhook_links_check IS
 
 DROP FUNCTION IF EXISTS public.rule_nats_headers_problem(JSONB);
 CREATE OR REPLACE FUNCTION public.rule_nats_headers_problem(p_headers JSONB, p_payload_format TEXT DEFAULT NULL)
-RETURNS TEXT LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS TEXT LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     v_name TEXT;
     v_value JSONB;
@@ -1512,7 +1512,7 @@ $$;
 COMMENT ON FUNCTION public.rule_nats_headers_problem IS 'walhook: why these cannot be the headers of a message; NULL if they can';
 
 CREATE OR REPLACE FUNCTION walhook.rule_cdc_is_traceparent(p_value TEXT)
-RETURNS BOOLEAN LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS BOOLEAN LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT octet_length(p_value) <= 256
        AND (p_value ~ '^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$'
             OR p_value ~ '^(?!00|ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}-[!-~]*$')

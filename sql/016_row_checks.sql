@@ -34,7 +34,7 @@ $schema$;
 CALL walhook.rule_cdc_functions_open(ARRAY[]::text[]);
 
 CREATE OR REPLACE FUNCTION walhook.rule_cdc_template_problem(p_template TEXT)
-RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE WHEN named.subject ~ '[{}]' THEN 'it has a brace without its pair' ELSE public.rule_nats_subject_check(named.subject) END
     FROM (SELECT regexp_replace(p_template, '\{[^{}]*\}', 'x', 'g') AS subject) named
 $$;
@@ -42,7 +42,7 @@ COMMENT ON FUNCTION walhook.rule_cdc_template_problem IS
     'walhook: why this cannot be the subject template of a link, whatever its table, or NULL where it can';
 
 CREATE OR REPLACE FUNCTION walhook.rule_nats_url_problem(p_url TEXT)
-RETURNS TEXT LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+RETURNS TEXT LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     -- As src/nats/settings.rs reads it: one server or several with commas. The url is not shown, for it may hold a secret.
     SELECT CASE
         WHEN coalesce(bool_and(server = ''), true) THEN 'it names no server'

@@ -59,7 +59,7 @@ CREATE OR REPLACE FUNCTION walhook.rule_cdc_mask_shape(
     p_payload_column TEXT,
     OUT problem TEXT,
     OUT advice TEXT
-) LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+) LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF p_mask IS NOT NULL THEN
         advice := 'Write it as an object of columns and words: {"email": "hash", "ssn": "drop", "card": "last4", "note": "null"}.';

@@ -119,6 +119,14 @@ async fn a_character_without_utf_8_ends_nothing_wherever_it_is() {
                UPDATE rule_webhooks SET description = odd(), headers = jsonb_build_object('X-A', odd()) WHERE webhook_id = 2;
                SELECT rule_webhook_emit_enable()"#
         ));
+        // A parallel query may begin no subtransaction.
+        let in_parallel = "SET max_parallel_workers_per_gather = 2; SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; \
+                           SET min_parallel_table_scan_size = 0; SET enable_seqscan = on; \
+                           SELECT count(rule_nats_subject_token(n.word)), count(rule_nats_subject_check(n.word)) \
+                           FROM (SELECT odd() AS word FROM pg_class) n";
+        let counted = feed.pg.psql(in_parallel);
+        let (tokens, refused) = counted.split_once('|').unwrap();
+        assert!(tokens == refused && tokens != "0", "PostgreSQL {version}: {counted}");
         let mut walhook = feed.run();
         let rows = r#"INSERT INTO plain VALUES ('a', 'x', '1', '{a}'), (odd(), odd(), jsonb_build_object('n', odd()), ARRAY[odd(), 'x']),
                                         ('z', 'after', NULL, NULL);
