@@ -314,7 +314,7 @@ async fn a_bucket_that_cannot_be_used_holds_its_events_back_and_the_log_says_wha
     store.put(schema_of(&messages[0]), "{}".into()).await.unwrap();
     let mut walhook = feed.run();
     feed.pg.psql("INSERT INTO t VALUES (3)");
-    walhook.logged("says something else").await;
+    walhook.logged("has other content").await;
     store.delete(schema_of(&messages[0])).await.unwrap();
     in_order_ids(&feed, 3).await;
     assert_eq!(bucket_of(&feed, BUCKET).await[schema_of(&messages[0])], schemas[schema_of(&messages[0])]);

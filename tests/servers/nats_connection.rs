@@ -325,7 +325,7 @@ async fn a_server_that_is_not_nats_is_reported_as_such() {
     for (greeting, kind, words) in [
         (&b""[..], Kind::Unavailable, "no greeting within 200 ms"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", Kind::Protocol, "NATS client port"),
-        (b"PONG\r\n", Kind::Protocol, "does not begin with INFO"),
+        (b"PONG\r\n", Kind::Protocol, "does not send INFO first"),
         (b"INFO {nonsense}\r\n", Kind::Protocol, "INFO"),
         (b"INFO {\"headers\":true,\"tls_required\":true}\r\nPONG\r\n", Kind::Protocol, "plain text"),
         (b"INFO {\"headers\":false}\r\n", Kind::Config, "headers"),

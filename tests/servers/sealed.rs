@@ -243,7 +243,10 @@ async fn without_its_key_an_event_waits_and_goes_on_by_itself_once_the_key_is_th
             || log.contains("of webhook 1 \"w\": walhook does not have the seal key"),
         "{log}"
     );
-    assert!(log.contains("has no file k.<id>") && log.contains("put a key there, and it goes on by itself"), "{log}");
+    assert!(
+        log.contains("has no file k.<id>") && log.contains("put the key into that folder, and it continues by itself"),
+        "{log}"
+    );
     let found = keys.with(feed.command("check")).arg("--json").finish();
     let code = found.stdout.lines().find(|line| line.contains("\"seal_key\""));
     assert!(code.is_some_and(|line| line.contains("Webhook w seals its payloads")), "{found:?}");

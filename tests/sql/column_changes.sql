@@ -46,6 +46,7 @@ SELECT throws_like('DELETE FROM walhook.rule_cdc_link_columns', 'permission deni
 SELECT throws_like('SELECT walhook.rule_cdc_columns_follow(''{1}'')', 'permission denied%');
 SELECT throws_like('SELECT walhook.rule_cdc_columns_send(1, 1, ''{}'')', 'permission denied%');
 SELECT is(rule_cdc_column_changes_emit(), 0, 'nothing has changed');
+SELECT ok((SELECT count(*) FROM rule_cdc_check()) >= 0, 'an operator may ask for the whole check');
 SELECT is(findings(), NULL::text);
 RESET ROLE;
 SET ROLE walhook_streamer;

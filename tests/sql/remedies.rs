@@ -213,7 +213,7 @@ const REMEDIES: &[(&str, Run)] = &[
         Run::Sql(&["SELECT rule_nats_stream_create('OTHER', ARRAY['other.>'])"]),
     ),
     (
-        "SELECT rule_cdc_rules_amend('{id}') to put the corrected rules in force",
+        "seal_key is wrong, correct it in rule_webhooks, then run SELECT rule_cdc_rules_amend('{id}')",
         Run::Test("sealed::a_wrong_name_of_a_key_is_corrected_by_an_amendment_at_the_event_that_waits"),
     ),
     (

@@ -838,7 +838,7 @@ async fn a_function_that_gets_a_parameter_replaces_the_one_without_it_and_keeps_
              RETURNS int LANGUAGE sql AS 'SELECT 1'; \
          COMMENT ON FUNCTION rule_webhook_link_table(text, regclass, text[], text, text[], jsonb, text[], boolean, text, text, text, text, jsonb) \
              IS 'walhook: of the version before'; \
-         DROP TRIGGER walhook_row_check ON rule_webhook_links; DROP TRIGGER walhook_mask_bind ON rule_webhook_links; \
+         DROP TRIGGER walhook_row_check ON rule_webhook_links; DROP TRIGGER walhook_mask_bind ON rule_webhook_links; DROP TRIGGER walhook_older_run ON rule_webhook_links; \
          CREATE TRIGGER walhook_row_check BEFORE INSERT OR UPDATE OF subject_template, filter, columns, when_changed ON rule_webhook_links \
              FOR EACH ROW WHEN (NEW.subject_template IS NOT NULL) EXECUTE FUNCTION walhook.rule_cdc_row_check(); \
          ALTER TABLE rule_webhook_links DROP COLUMN trace_column, DROP COLUMN payload_column, DROP COLUMN message_id_column, \
