@@ -8,6 +8,15 @@ use std::{borrow::Cow, fmt::Write as _};
 /// How many bytes of one text of others a line shows.
 pub const SHOWN: usize = 4096;
 
+/// Writes `?` for each character that is not ASCII: some database has no other in its encoding. Returns whether there was one.
+pub fn to_ascii(text: &mut String) -> bool {
+    let has_others = !text.is_ascii();
+    if has_others {
+        *text = text.chars().map(|c| if c.is_ascii() { c } else { '?' }).collect();
+    }
+    has_others
+}
+
 /// Whether a terminal, or whoever reads a log line by line, would do something else than show it.
 fn acts(c: char) -> bool {
     c.is_control() // C0, DEL and C1, in which single characters begin escape sequences too

@@ -312,3 +312,29 @@ fn settings_that_cannot_be_end_with_code_2_and_their_name() {
     check(&["--no-database"], "--nats-url");
     check(&["--record", "everything"], "use one of full, failures, off");
 }
+
+/// Its call would count for nothing, and be made again without an end.
+#[tokio::test]
+async fn an_answer_in_characters_that_the_database_does_not_have_is_recorded_without_them() {
+    let pg = Postgres::builder().initdb(&["--encoding=LATIN1", "--locale=C"]).start().await;
+    let mile = LastMile::on(Feed::on(pg, Nats::start().await));
+    let http = Http::start(|number, _| Reply::Answer {
+        status: if number == 0 { 500 } else { 200 },
+        headers: Vec::new(),
+        body: "\u{e9}: \u{65e5}\u{672c}".into(),
+        after: Duration::ZERO,
+    });
+    let id = mile.webhook("w", &http.url("/"));
+    mile.sql("UPDATE rule_webhooks SET retry_delay_ms = 100");
+    let mut workers = [mile.worker().start(), mile.worker().arg("--queue").start()];
+    let recorded = "SELECT c.status, c.retry_count, c.response_body, string_agg(h.response_body, ' ' ORDER BY attempt_number) \
+                    FROM rule_webhook_calls c JOIN rule_webhook_call_history h USING (call_id) GROUP BY c.call_id ORDER BY c.call_id";
+    mile.publish(id, "{}");
+    mile.eventually(recorded, "success|1|?: ??|?: ?? ?: ??").await;
+    mile.sql(&format!("SELECT rule_webhook_enqueue({id}, '{{}}')"));
+    mile.eventually(recorded, "success|1|?: ??|?: ?? ?: ??\nsuccess|0|?: ??|?: ??").await;
+    for worker in &mut workers {
+        assert_eq!(worker.terminate(), 0, "{}", worker.log());
+    }
+    assert_eq!(http.count(), 3);
+}

@@ -25,6 +25,7 @@ use crate::{
     },
     error::{Error, Result},
     postgres::{self, Settings, sql},
+    text,
     wal::lsn::Lsn,
 };
 
@@ -73,6 +74,15 @@ pub struct DeadLetter {
     pub payload: Vec<u8>,
     pub reason: String,
     pub commit_lsn: Option<String>,
+}
+
+impl Entry {
+    /// What the receiver said in ASCII, for a database whose encoding does not have its characters. Returns whether this changed it.
+    fn write_ascii(&mut self) -> bool {
+        let reason = self.dead_letter.as_mut().map(|letter| &mut letter.reason);
+        let texts = [self.response_headers.as_mut(), self.response_body.as_mut(), self.error.as_mut(), reason];
+        texts.into_iter().flatten().fold(false, |is_changed, text| text::to_ascii(text) || is_changed)
+    }
 }
 
 /// What became of an entry.
@@ -242,9 +252,12 @@ fn answer(batch: Vec<Waiting>, kept: Kept) {
     }
 }
 
-/// Writes one that a batch failed with, as it is, then with its payload as a string: jsonb refuses some JSON.
+/// Writes one that a batch failed with, as it is, then in ASCII, then with its payload as a string: jsonb refuses some JSON.
 async fn one(settings: &Settings, connection: &mut Option<Connection>, mut waiting: Waiting) {
     let mut outcome = attempt(settings, connection, std::slice::from_ref(&waiting)).await;
+    if outcome.as_ref().is_err_and(postgres::concerns_the_statement) && waiting.entry.write_ascii() {
+        outcome = attempt(settings, connection, std::slice::from_ref(&waiting)).await;
+    }
     if outcome.as_ref().is_err_and(postgres::concerns_the_statement) {
         waiting.entry.payload = serde_json::Value::from(std::mem::take(&mut waiting.entry.payload)).to_string();
         outcome = attempt(settings, connection, std::slice::from_ref(&waiting)).await;

@@ -22,6 +22,7 @@ use crate::{
     },
     error::{Error, Result},
     postgres::{Settings, sql},
+    text,
 };
 
 /// Entries written together.
@@ -78,6 +79,13 @@ pub struct Letter {
 }
 
 impl Entry {
+    /// What the receiver said in ASCII, for a database whose encoding does not have its characters. Returns whether this changed it.
+    fn write_ascii(&mut self) -> bool {
+        let reason = self.letter.as_mut().map(|letter| &mut letter.reason);
+        let texts = [self.response_headers.as_mut(), self.response_body.as_mut(), self.error.as_mut(), reason];
+        texts.into_iter().flatten().fold(false, |is_changed, text| text::to_ascii(text) || is_changed)
+    }
+
     /// Nothing was done.
     pub fn given_back(call_id: i32) -> Entry {
         Entry {
@@ -166,6 +174,8 @@ async fn write(settings: Settings, worker: String, mut receiver: mpsc::Receiver<
                     } else if !alone {
                         // One of them is at fault: each alone.
                         alone = true;
+                    } else if batch[0].entry.write_ascii() {
+                        // Once more.
                     } else {
                         // That one waits for its time to be over, and is made again.
                         let Waiting { entry, .. } = batch.remove(0);
