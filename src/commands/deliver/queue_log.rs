@@ -83,7 +83,7 @@ impl Entry {
     fn write_ascii(&mut self) -> bool {
         let reason = self.letter.as_mut().map(|letter| &mut letter.reason);
         let texts = [self.response_headers.as_mut(), self.response_body.as_mut(), self.error.as_mut(), reason];
-        texts.into_iter().flatten().fold(false, |is_changed, text| text::to_ascii(text) || is_changed)
+        texts.into_iter().flatten().map(text::to_ascii).filter(|is_changed| *is_changed).count() > 0
     }
 
     /// Nothing was done.
