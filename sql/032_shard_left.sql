@@ -30,21 +30,11 @@ CALL walhook.rule_cdc_functions_open(ARRAY[]::text[]);
 CREATE OR REPLACE FUNCTION walhook.rule_cdc_shard_left()
 RETURNS TRIGGER LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    v_shards TEXT[];
+    -- OLD is NULL of a row that is inserted, NEW of one that is deleted.
+    v_shards TEXT[] := ARRAY[OLD.shard, NEW.shard];
 BEGIN
-    IF TG_OP <> 'INSERT' THEN
-        v_shards := v_shards || OLD.shard;
-    END IF;
-    IF TG_OP <> 'DELETE' THEN
-        v_shards := v_shards || NEW.shard;
-    END IF;
     IF TG_TABLE_NAME = 'rule_webhook_links' THEN
-        IF TG_OP <> 'INSERT' THEN
-            v_shards := v_shards || (SELECT w.shard FROM public.rule_webhooks w WHERE w.webhook_id = OLD.webhook_id);
-        END IF;
-        IF TG_OP <> 'DELETE' THEN
-            v_shards := v_shards || (SELECT w.shard FROM public.rule_webhooks w WHERE w.webhook_id = NEW.webhook_id);
-        END IF;
+        v_shards := v_shards || ARRAY(SELECT w.shard FROM public.rule_webhooks w WHERE w.webhook_id IN (OLD.webhook_id, NEW.webhook_id));
     END IF;
     UPDATE walhook.rule_cdc_shard_names n SET left_lsn = pg_current_wal_insert_lsn(), left_xid = pg_current_xact_id()
     WHERE n.shard = ANY (v_shards) AND n.left_xid IS DISTINCT FROM pg_current_xact_id();

@@ -8,11 +8,13 @@ use std::{borrow::Cow, fmt::Write as _};
 /// How many bytes of one text of others a line shows.
 pub const SHOWN: usize = 4096;
 
-/// Writes `?` for each character that is not ASCII: some database has no other in its encoding. Returns whether there was one.
-pub fn to_ascii(text: &mut String) -> bool {
-    let has_others = !text.is_ascii();
-    if has_others {
+/// Writes `?` for each character of these texts that is not ASCII: some database has no other in its encoding. Returns whether there
+/// was one.
+pub fn to_ascii<'t>(texts: impl IntoIterator<Item = Option<&'t mut String>>) -> bool {
+    let mut has_others = false;
+    for text in texts.into_iter().flatten().filter(|text| !text.is_ascii()) {
         *text = text.chars().map(|c| if c.is_ascii() { c } else { '?' }).collect();
+        has_others = true;
     }
     has_others
 }

@@ -86,7 +86,7 @@ pub async fn others(client: &Client, mark: Mark<'_>) -> Result<Vec<Session>> {
            AND EXISTS (SELECT FROM pg_catalog.pg_roles r \
                        WHERE pg_catalog.pg_has_role(a.usesysid, r.oid, 'MEMBER') AND {}) \
          ORDER BY a.pid",
-        sql::bytes_of("a.usename"),
+        sql::name_bytes("a.usename"),
         mark.privilege()
     );
     let rows = client

@@ -144,7 +144,7 @@ impl Watch {
 }
 
 /// A name of PostgreSQL's own in UTF-8, also where walhook is not set up; in a database in `SQL_ASCII`, where it is any bytes, as it is.
-pub fn bytes_of(column: &str) -> String {
+pub fn name_bytes(column: &str) -> String {
     format!(
         "pg_catalog.convert_to(coalesce({column}::pg_catalog.text, ''), \
              CASE pg_catalog.getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END)"
@@ -160,8 +160,8 @@ pub async fn blockers(client: &Client, process: i32) -> std::result::Result<Vec<
     let query = format!(
         "SELECT DISTINCT b.pid, {}, {} FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids($1)) b (pid) \
              LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid ORDER BY b.pid",
-        bytes_of("a.usename"),
-        bytes_of("a.application_name")
+        name_bytes("a.usename"),
+        name_bytes("a.application_name")
     );
     let rows = client.query(&query, &[&process]).await?;
     let blocker = |row: &tokio_postgres::Row| match row.get::<_, i32>(0) {

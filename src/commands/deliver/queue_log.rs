@@ -82,8 +82,7 @@ impl Entry {
     /// What the receiver said in ASCII, for a database whose encoding does not have its characters. Returns whether this changed it.
     fn write_ascii(&mut self) -> bool {
         let reason = self.letter.as_mut().map(|letter| &mut letter.reason);
-        let texts = [self.response_headers.as_mut(), self.response_body.as_mut(), self.error.as_mut(), reason];
-        texts.into_iter().flatten().map(text::to_ascii).filter(|is_changed| *is_changed).count() > 0
+        text::to_ascii([self.response_headers.as_mut(), self.response_body.as_mut(), self.error.as_mut(), reason])
     }
 
     /// Nothing was done.
