@@ -446,7 +446,7 @@ BEGIN
         WHERE l.schema_link_id = v_id;
     END IF;
     RETURN QUERY SELECT * FROM public.rule_cdc_schema_link_tables(v_id);
-    IF NOT EXISTS (SELECT FROM pg_event_trigger e WHERE e.evtname = 'walhook_schema_links' AND e.evtenabled <> 'D') THEN
+    IF NOT EXISTS (SELECT FROM pg_event_trigger e WHERE e.evtname = 'walhook_schema_links' AND e.evtenabled IN ('O', 'A')) THEN
         BEGIN
             PERFORM public.rule_cdc_schema_trigger();
         EXCEPTION WHEN insufficient_privilege THEN
@@ -663,7 +663,7 @@ BEGIN
     SELECT e.evtenabled, e.evtfoid, obj_description(e.oid, 'pg_event_trigger') AS words INTO v_there
     FROM pg_event_trigger e WHERE e.evtname = 'walhook_schema_links';
     IF FOUND THEN
-        IF v_there.evtenabled <> 'D' AND v_there.evtfoid = 'walhook.rule_cdc_schema_event()'::regprocedure THEN
+        IF v_there.evtenabled IN ('O', 'A') AND v_there.evtfoid = 'walhook.rule_cdc_schema_event()'::regprocedure THEN
             RETURN false;
         ELSIF coalesce(v_there.words, '') NOT LIKE 'walhook:%' THEN
             RAISE EXCEPTION 'cannot create the event trigger walhook_schema_links: there is one that walhook has not made'

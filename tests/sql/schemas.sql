@@ -186,6 +186,10 @@ SELECT is((SELECT count(*) FROM rule_webhook_link_schema(1, 'theirs')), 0::bigin
 RESET ROLE;
 SELECT ok(rule_cdc_schema_trigger(), 'made');
 SELECT ok(NOT rule_cdc_schema_trigger(), 'there');
+-- One that only replicas fire is what the check calls missing.
+ALTER EVENT TRIGGER walhook_schema_links ENABLE REPLICA;
+SELECT ok((SELECT count(*) FROM rule_cdc_check() WHERE name = 'schema_trigger_missing') = 1 AND rule_cdc_schema_trigger(), 'made again');
+SELECT is((SELECT evtenabled::text FROM pg_event_trigger WHERE evtname = 'walhook_schema_links'), 'O');
 SELECT is(findings(), NULL::text);
 -- The schema goes.
 DROP SCHEMA later CASCADE;
