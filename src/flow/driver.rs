@@ -338,6 +338,8 @@ pub enum Flaw {
     TrustRecreated,
     /// A stream to which nothing leads any more is not asked for what it has before that is confirmed.
     LeaveRetiredUnasked,
+    /// A lane to which nothing leads any more, and in which nothing is, is retired only when it could be opened.
+    RetireInTurn,
     /// A newer run's messages in a stream do not end this run.
     IgnoreNewerRun,
     /// Messages of a history that PostgreSQL has left count as this one's.

@@ -198,6 +198,12 @@ fn not_asking_streams_to_which_nothing_leads_any_more_is_caught() {
     check_caught(Bug::LeaveRetiredUnasked, 500);
 }
 
+#[cfg(feature = "fault-points")]
+#[test]
+fn not_retiring_a_lane_while_core_nats_publishes_is_caught() {
+    check_caught(Bug::RetireInTurn, 3000);
+}
+
 #[test]
 fn versions_that_do_not_say_which_rows_were_deleted_are_caught() {
     check_caught(Bug::KeepDeletedRules, 500);

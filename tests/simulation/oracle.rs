@@ -360,13 +360,16 @@ impl Oracle {
         if atomic.is_empty() || jetstream.has_forgotten {
             return Ok(());
         }
-        let mut transactions: HashMap<(&String, u64), Vec<(&Expected, bool)>> = HashMap::new();
+        // On another timeline another transaction may have committed at the same LSN, at another time.
+        type InStream<'o> = (&'o String, u64, Option<i64>);
+        let mut transactions: HashMap<InStream<'_>, Vec<(&Expected, bool)>> = HashMap::new();
         for ((stream, id), events) in self.ever.iter().filter(|((stream, _), _)| atomic.contains(stream)) {
             let is_stored = jetstream.stream(stream).events.contains_key(id);
             let event = &events[0];
-            transactions.entry((stream, event.commit_lsn)).or_default().push((event, is_stored));
+            let commit_time = EventPosition::parse(id, SOURCE).map(|position| position.commit_time);
+            transactions.entry((stream, event.commit_lsn, commit_time)).or_default().push((event, is_stored));
         }
-        for ((stream, commit_lsn), events) in &transactions {
+        for ((stream, commit_lsn, _), events) in &transactions {
             let has_own_ids = events.iter().any(|(event, _)| event.message_id.is_some());
             // An amendment within the transaction leads the events behind it elsewhere.
             let is_amended = self.amended.iter().any(|(amended, _)| amended == commit_lsn);

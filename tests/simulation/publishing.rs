@@ -59,9 +59,9 @@ pub struct Publishing {
     noted: HashSet<String>,
     /// Streams of which it is known up to where the slot has all.
     retained: HashSet<String>,
-    /// A stream has events of earlier runs, and no checkpoint says up to where the slot has all: what they may have confirmed nobody
-    /// knows.
-    pub is_unsure: bool,
+    /// Streams that have events of earlier runs, while no checkpoint says up to where the slot has all: what they may have confirmed
+    /// nobody knows.
+    pub unsure: BTreeSet<String>,
     /// With the bug: what each lane was shown first.
     first_ends: HashMap<StreamId, StreamEnd>,
     pub log: Vec<String>,
@@ -125,7 +125,7 @@ impl Publishing {
             retained: retained.map(|(key, _)| key.clone()).collect(),
             noted: checkpoints.clone().map(|(key, _)| key.clone()).collect(),
             created: checkpoints.map(|(key, known)| (key.clone(), known.created_ns)).collect(),
-            is_unsure: false,
+            unsure: BTreeSet::new(),
             streamer,
             driver,
             epoch,
@@ -266,8 +266,9 @@ impl Publishing {
         {
             return Err(Stop::Wrong(format!("run {epoch} goes on in {key}, which is not the stream that it knew")));
         }
-        self.is_unsure |= end.ours.is_some() && !self.retained.contains(&key);
-        self.retained.insert(key);
+        if self.retained.insert(key.clone()) && end.ours.is_some() {
+            self.unsure.insert(key);
+        }
         Ok(())
     }
 

@@ -64,6 +64,8 @@ pub enum Bug {
     CoreAsOurs,
     /// A stream to which nothing leads any more is not asked for what it has before that is confirmed.
     LeaveRetiredUnasked,
+    /// While core NATS publishes, a lane that a switch has left behind waits to be opened, and confirming waits for it.
+    RetireInTurn,
     /// Versions of rules do not say that a row was deleted.
     KeepDeletedRules,
     /// After an amendment the versions stay that earlier sessions wrote for positions behind it.
@@ -92,6 +94,7 @@ impl Bug {
             Bug::ReuseTornConnection => Flaw::ReuseTornConnection,
             Bug::TrustAnyTail => Flaw::TrustAnyTail,
             Bug::LeaveRetiredUnasked => Flaw::LeaveRetiredUnasked,
+            Bug::RetireInTurn => Flaw::RetireInTurn,
             Bug::IgnoreNewerRun => Flaw::IgnoreNewerRun,
             Bug::IgnoreFork => Flaw::IgnoreFork,
             Bug::TrustRecreated => Flaw::TrustRecreated,

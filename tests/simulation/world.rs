@@ -1,7 +1,7 @@
 //! All together: one seed, one history. Our side is driven as `commands/run` does it: the streamer and the driver are the crate's.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt::Write as _,
     time::Duration,
 };
@@ -81,6 +81,9 @@ pub struct World {
     history_is_locked: bool,
     /// `rule_nats_checkpoints`, by their streams: where the WAL ended when each was written.
     checkpoints: HashMap<String, Vec<(u64, Checkpoint)>>,
+    /// Streams that some run found with events of which nobody knows whether they were confirmed. What it says of them in its
+    /// checkpoint, that the stream has to keep them all, the next runs believe.
+    unsure: BTreeSet<String>,
     pub log: Option<String>,
 }
 
@@ -134,6 +137,12 @@ impl World {
             swarm.window_bytes = 1 << 20;
             swarm.steps = 600;
             (swarm.streams, swarm.flips, swarm.halt) = (1, false, 0);
+        }
+        if bug == Bug::RetireInTurn {
+            swarm.configs = 2;
+            swarm.configuration = swarm.configuration.max(200);
+            swarm.cut = swarm.cut.max(30);
+            (swarm.confirm_delay, swarm.halt) = (CONFIRM_DELAY, 0);
         }
         if bug == Bug::KeepDeletedRules {
             swarm.configuration = swarm.configuration.max(300);
@@ -190,6 +199,7 @@ impl World {
             rule_versions: Vec::new(),
             history_is_locked: false,
             checkpoints: HashMap::new(),
+            unsure: BTreeSet::new(),
             log: None,
         }
     }
@@ -467,6 +477,7 @@ impl World {
         let mut models = Models { rng, swarm, bug: *bug, jetstream, postgres, oracle, now: *now };
         let Some(older) = older else { return Ok(()) };
         let outcome = older.drive(&mut models, false);
+        self.unsure.append(&mut older.unsure);
         for line in std::mem::take(&mut older.log) {
             self.say(|| line);
         }
@@ -525,9 +536,11 @@ impl World {
     fn drive(&mut self, all: bool) -> Result<(), String> {
         let Some((publishing, mut models)) = self.publishing() else { return Ok(()) };
         let outcome = publishing.drive(&mut models, all);
+        let mut unsure = std::mem::take(&mut publishing.unsure);
         for line in std::mem::take(&mut publishing.log) {
             self.say(|| line);
         }
+        self.unsure.append(&mut unsure);
         match outcome {
             Ok(()) => Ok(()),
             Err(Stop::Ends(error)) => self.ends(&error),
@@ -588,7 +601,10 @@ impl World {
     /// walhook ends with an error: only where that is right.
     fn ends(&mut self, error: &walhook::error::Error) -> Result<(), String> {
         self.say(|| format!("{error:?}"));
-        let is_unsure = self.run.as_ref().is_some_and(|run| run.publishing.is_unsure);
+        let names = |key: &String| {
+            key.split_once('/').is_some_and(|(_, name)| error.to_string().contains(&format!("{name:?}")))
+        };
+        let is_unsure = self.unsure.iter().any(names);
         match error.kind() {
             Kind::Config if error.cause_as::<Halted>().is_some() => {
                 let rows = self.postgres.configuration.webhooks.clone();

@@ -93,14 +93,16 @@ impl Driver {
     /// A lane that waits to be opened: its stream is asked, or core NATS needs no asking. Returns whether it has come further.
     fn begin_opening(&mut self, id: GroupId, lane: StreamId, streamer: &mut Streamer) -> Result<bool> {
         let Phase::Waiting(until) = self.lanes[lane.0].phase else { return Ok(false) };
+        // Whose turn it is does not matter to a lane that publishes nothing more, and confirming waits until it is retired.
+        let is_left = !self.lanes[lane.0].is_wanted && streamer.lane(lane.0).is_at_rest();
+        if is_left && !self.has(Flaw::RetireInTurn) {
+            self.retire(id, lane, streamer);
+            return Ok(false);
+        }
         if !self.has_its_turn(id, streamer) || self.other_half_is_on_line(id) {
             return Ok(false);
         }
         let state = &self.lanes[lane.0];
-        if !state.is_wanted && streamer.lane(lane.0).is_at_rest() {
-            self.retire(id, lane, streamer);
-            return Ok(false);
-        }
         let group = &self.groups[id.0];
         let (is_core, has_api) = (group.is_core, group.has_api);
         let Some(server) = &group.links[group.link_of(lane)].server else { return Ok(false) };
