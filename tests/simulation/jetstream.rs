@@ -282,7 +282,10 @@ impl JetStream {
                     self.forgotten.insert(event);
                 }
             }
-            stream.last_sequence = stream.messages.last().map_or(0, |message| message.sequence);
+            // Messages that somebody had deleted count in it.
+            let last_sequence = stream.messages.last().map_or(0, |message| message.sequence);
+            self.has_forgotten |= last_sequence != stream.last_sequence;
+            stream.last_sequence = last_sequence;
             stream.synced = keep;
         }
     }

@@ -250,12 +250,16 @@ impl Oracle {
         }
         let of_event =
             self.ever.iter().filter(|((_, id), events)| id == event_id && events.iter().any(|e| e.is_strict));
-        let displacing = of_event.map(|((stream, _), _)| stream).filter(|name| {
-            let mut stored = jetstream.stream(name).events.keys().filter_map(|id| position(id));
-            !jetstream.stream(name).events.contains_key(event_id)
-                && (jetstream.has_forgotten || stored.any(|stored| stored > here))
+        let displacing = of_event.filter(|((name, _), events)| {
+            let stream = jetstream.stream(name);
+            let mut stored = stream.events.keys().filter_map(|id| position(id));
+            // The stream had an older event with the same id of the caller's, so this one counts as stored there: all before it are.
+            let is_repeat =
+                || events.iter().any(|e| e.message_id.as_ref().is_some_and(|id| stream.message_ids.contains(id)));
+            !stream.events.contains_key(event_id)
+                && (jetstream.has_forgotten || stored.any(|stored| stored > here) || is_repeat())
         });
-        let displacing: Vec<_> = displacing.map(|name| (name.clone(), event_id.to_owned())).collect();
+        let displacing: Vec<_> = displacing.map(|((name, _), _)| (name.clone(), event_id.to_owned())).collect();
         let is_displaced = !displacing.is_empty();
         self.displaced.extend(displacing);
         is_displaced
@@ -373,8 +377,8 @@ impl Oracle {
             let has_own_ids = events.iter().any(|(event, _)| event.message_id.is_some());
             // An amendment within the transaction leads the events behind it elsewhere.
             let is_amended = self.amended.iter().any(|(amended, _)| amended == commit_lsn);
-            // One that leads a configuration to core NATS and back is sent in parts, for their order.
-            let is_switched = postgres.switches_configs(*commit_lsn);
+            // One that leads a configuration to core NATS and back, or disables a stream and enables it again, is sent in parts.
+            let is_switched = postgres.changes_ways(*commit_lsn);
             if events.len() > jetstream.batch_max || has_own_ids || is_amended || is_switched {
                 continue;
             }

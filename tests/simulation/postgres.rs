@@ -330,10 +330,10 @@ impl Postgres {
         self.commit(rng, ops);
     }
 
-    /// Whether the transaction that commits there writes a NATS configuration's row.
-    pub fn switches_configs(&self, commit_lsn: u64) -> bool {
+    /// Whether the transaction that commits there writes the row of a NATS configuration or of a stream.
+    pub fn changes_ways(&self, commit_lsn: u64) -> bool {
         let of_it = self.transactions.iter().find(|transaction| transaction.commit_lsn == commit_lsn);
-        let is_switch = |(_, _, op): &(u64, u32, Op)| matches!(op, Op::Configure(Row::Config(..)));
+        let is_switch = |(_, _, op): &(u64, u32, Op)| matches!(op, Op::Configure(Row::Config(..) | Row::Stream(..)));
         of_it.is_some_and(|transaction| transaction.ops.iter().any(is_switch))
     }
 
@@ -348,6 +348,11 @@ impl Postgres {
         let kept = rng.usize(first..=self.transactions.len());
         if let Some(rules) = self.transactions[kept..].iter().find_map(|lost| lost.rules.first()) {
             self.configuration = Configuration::clone(rules);
+        }
+        // UNIQUE(webhook_id, table): the links that are there again are changed, none is made beside them.
+        for (id, link) in &self.configuration.links {
+            let pair = link.webhook * 10 + i32::try_from(link.table).unwrap();
+            self.links_deleted.insert(pair, (id - pair) / 1000);
         }
         self.transactions.truncate(kept);
         let at = self.transactions.last().map_or(0, |last| last.end_lsn).max(self.durable_confirmed);

@@ -67,6 +67,10 @@ impl Driver {
                     known.is_current = settings.is_current;
                     known.awaits_schemas = settings.awaits_schemas;
                 }
+                // Its stream may still have to be asked what it has: a row that was written tries its servers again.
+                if self.lanes[index].group.is_some_and(|id| self.groups[id.0].given_up) {
+                    self.group_of(lane, &settings.config, streamer);
+                }
                 continue;
             }
             self.follow_settings(lane, settings, streamer);
