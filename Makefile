@@ -10,8 +10,8 @@ MATRIX ?= 14/2.10 18/2.15
 # Those tests, by their modules.
 MATRIX_TESTS := end_to_end:: support_works::
 
-# How many tests run at once: they mostly wait for servers, so twice the cores; 16 at most, for the memory.
-export RUST_TEST_THREADS ?= $(shell n=$$((2 * $$(nproc))); echo $$((n < 16 ? n : 16)))
+# How many tests run at once: they mostly wait for servers, so three for each core; 16 at most, for the memory.
+export RUST_TEST_THREADS ?= $(shell n=$$((3 * $$(nproc))); echo $$((n < 16 ? n : 16)))
 
 # Tests are built with fault points, which are inert unless WALHOOK_FAULTS names one; a release never has them.
 FAULT_POINTS := --features fault-points

@@ -62,6 +62,8 @@ pub struct Tail {
     pub created_ns: i64,
     /// Our last message; `None` where there is none.
     pub ours: Option<Stored>,
+    /// The message that is where ours was last known to be ([`Reach::known`]), and is not ours.
+    pub stranger: Option<Stored>,
 }
 
 /// The message at `sequence`; `None` where it is deleted.
@@ -98,7 +100,8 @@ async fn get(control: &Control, stream: &str, sequence: u64, request: &Value) ->
 /// How to look for our last message.
 #[derive(Debug, Clone, Copy)]
 pub struct Reach {
-    /// Where it was last known to be, and since when that stream is: nothing before it need be looked at.
+    /// Where it was last known to be, and since when that stream is: nothing before it need be looked at, unless another message is
+    /// there.
     pub known: Option<(u64, i64)>,
     /// Only we publish there: not to find it among too many foreign messages is an error. In a shared stream it is not, for ids tell
     /// there what is stored.
@@ -117,12 +120,13 @@ pub async fn last_of_ours(
     is_ours: impl Fn(&Stored) -> bool,
 ) -> Result<Tail> {
     let state = streams::state(control, stream).await?;
-    let ours = search(control, &state, reach, is_ours).await?;
+    let (ours, stranger) = search(control, &state, reach, is_ours).await?;
     Ok(Tail {
         last_sequence: state.last_sequence,
         first_sequence: state.first_sequence,
         created_ns: state.created_ns,
         ours,
+        stranger,
     })
 }
 
@@ -187,18 +191,20 @@ async fn listed(
     Ok(ours)
 }
 
+/// Our last message, and the one that is not ours where it was last known to be.
 async fn search(
     control: &Control,
     state: &StreamState,
     reach: Reach,
     is_ours: impl Fn(&Stored) -> bool,
-) -> Result<Option<Stored>> {
+) -> Result<(Option<Stored>, Option<Stored>)> {
+    let mut stranger = None;
     if state.messages == 0 {
-        return Ok(None);
+        return Ok((None, stranger));
     }
     let is_same = |created_ns: i64| is_same_stream(created_ns, state.created_ns);
     let known = reach.known.filter(|(_, created_ns)| is_same(*created_ns)).map_or(0, |(sequence, _)| sequence);
-    let first = state.first_sequence.max(1).max(known);
+    let mut first = state.first_sequence.max(1).max(known);
     let most = if reach.is_strict { STRICT_STEPS_MAX } else { STEPS_MAX };
     let (mut next, mut foreign) = (state.last_sequence, 0);
     // The last message is ours nearly always: one request first, then ever more at a time.
@@ -209,18 +215,25 @@ async fn search(
         let there: Vec<_> = try_join_all(batch).await?.into_iter().flatten().collect();
         foreign += there.len() as u64;
         let is_hole = there.is_empty();
+        let at_known = there.last().filter(|stored| stored.sequence == known && !is_ours(stored)).cloned();
         if let Some(ours) = there.into_iter().find(&is_ours) {
-            return Ok(Some(ours));
+            return Ok((Some(ours), stranger));
+        }
+        if at_known.is_some() {
+            // What the server has lost may have been more than this one.
+            (stranger, first) = (at_known, state.first_sequence.max(1));
         }
         next = until - 1;
         if is_hole {
-            let Some(before) = last_there(control, &state.name, first, next).await? else { return Ok(None) };
+            let Some(before) = last_there(control, &state.name, first, next).await? else {
+                return Ok((None, stranger));
+            };
             next = before;
         }
         stride = (stride * 2).min(IN_FLIGHT_MAX);
     }
     if next < first || !reach.is_strict {
-        return Ok(None);
+        return Ok((None, stranger));
     }
     let name = &state.name;
     Err(Error::untrusted(format!("the last {foreign} messages of stream {name:?} are not ours")).hint(format!(

@@ -157,12 +157,84 @@ async fn another_writers_message_in_the_place_of_one_that_was_forgotten_does_not
         jetstream.publish("webhooks.other", r#"{"data":{}}"#.into()).await.unwrap().await.unwrap();
     }
     walhook.resume();
-    walhook.logged("there now").await;
+    walhook.logged("has another one in its place now").await;
     feed.stored(80).await;
     let mut ids: Vec<_> = feed.messages().await.iter().filter_map(|message| message.data()["id"].as_u64()).collect();
     ids.sort_unstable();
     assert_eq!(ids, (0..60).collect::<Vec<_>>());
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+}
+
+/// Messages of another writer, which a strict stream should not have.
+async fn others(feed: &Feed, count: u64) {
+    let jetstream = feed.nats.jetstream().await;
+    for _ in 0..count {
+        jetstream.publish("webhooks.other", r#"{"data":{}}"#.into()).await.unwrap().await.unwrap();
+    }
+}
+
+/// Rows `0..count` are among `messages` in the stream, each once and in order.
+async fn each_once(feed: &Feed, count: u64, messages: u64) {
+    feed.stored(messages).await;
+    let ids: Vec<_> = feed.messages().await.iter().filter_map(|message| message.data()["id"].as_u64()).collect();
+    assert_eq!(ids, (0..count).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_strict_stream_that_forgets_and_takes_others_messages_in_that_place_is_filled_again() {
+    let feed = linked().await;
+    let folder = tempfile::tempdir().unwrap();
+    let backup = folder.path().join("store");
+    let mut walhook = run(&feed, 3600);
+    insert(&feed, 0, 50);
+    exactly(&feed, 50).await;
+    synced(&feed, &backup).await;
+    insert(&feed, 50, 60);
+    exactly(&feed, 60).await;
+    known(&feed, 60).await;
+
+    // Under a walhook that goes on running …
+    walhook.pause();
+    forgets(&feed, &backup).await;
+    others(&feed, 20).await;
+    walhook.resume();
+    walhook.logged("has another one in its place now; what it has lost the slot still has").await;
+    each_once(&feed, 60, 80).await;
+    synced(&feed, &backup).await;
+    insert(&feed, 60, 70);
+    feed.stored(90).await;
+    known(&feed, 90).await;
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+
+    // … and beside one that was away.
+    forgets(&feed, &backup).await;
+    others(&feed, 20).await;
+    let mut walhook = run(&feed, 3600);
+    walhook.logged("it had taken message 90 and has another one in its place now").await;
+    each_once(&feed, 70, 110).await;
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+}
+
+#[tokio::test]
+async fn without_a_delay_others_messages_in_the_place_of_forgotten_ones_do_not_hide_the_loss() {
+    let feed = linked().await;
+    let folder = tempfile::tempdir().unwrap();
+    let backup = folder.path().join("store");
+    let mut walhook = feed.streamer().start();
+    insert(&feed, 0, 50);
+    exactly(&feed, 50).await;
+    synced(&feed, &backup).await;
+    insert(&feed, 50, 60);
+    exactly(&feed, 60).await;
+    known(&feed, 60).await;
+    assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
+    forgets(&feed, &backup).await;
+    others(&feed, 20).await;
+    let check = feed.command("check").env("DATABASE_URL", feed.streamer_conninfo()).finish();
+    assert!(check.stdout.contains("it has another message in its"), "{check:?}");
+    let mut walhook = feed.streamer().start();
+    assert_eq!(walhook.wait(Duration::from_secs(60)), 3, "{}", walhook.log());
+    assert!(walhook.log().contains("it has another message in its place"), "{}", walhook.log());
 }
 
 /// A stream to which nothing leads any more has to keep what is not confirmed yet, and is asked for it.

@@ -384,13 +384,16 @@ impl Publishing {
                 models.jetstream.claim(&key);
                 Reply::Claimed(Vec::new())
             }
-            Question::End { .. } => Reply::End(self.end(lane, &key, models)),
+            Question::End { place, .. } => Reply::End(self.end(lane, &key, *place, models)),
             Question::List { listing, .. } => Reply::Listed(self.list(lane, &key, *listing, models)),
         }
     }
 
-    fn end(&mut self, lane: StreamId, key: &str, models: &Models<'_>) -> StreamEnd {
+    fn end(&mut self, lane: StreamId, key: &str, place: Option<(u64, i64)>, models: &Models<'_>) -> StreamEnd {
         let stream = models.jetstream.stream(key);
+        let at_place = |message: &&Message| place == Some((message.sequence, stream.created_ns));
+        let stranger = stream.messages.iter().find(at_place).filter(|message| message.event.is_none());
+        let event_of = |message: &Message| EventPosition::parse(message.core_event.as_ref()?, SOURCE);
         let last_of = |takes_core: bool| {
             let of = |message: &Message| {
                 let core = || message.core_event.clone().filter(|_| takes_core);
@@ -404,6 +407,7 @@ impl Publishing {
             first_sequence: 1,
             created_ns: stream.created_ns,
             ours: last_of(false),
+            stranger: stranger.map(event_of),
         };
         self.shown.insert(lane, end);
         if self.streamer.lane(lane.0).last_stored().is_some() || self.noted.contains(key) {
@@ -411,7 +415,7 @@ impl Publishing {
         }
         match models.bug {
             Bug::IgnoreTail => end.ours = None,
-            Bug::CoreAsOurs => end.ours = last_of(true),
+            Bug::CoreAsOurs => (end.ours, end.stranger) = (last_of(true), None),
             Bug::BlindRetry => {
                 let first = self.first_ends.entry(lane).or_insert(end);
                 if let (Some((position, sequence)), epoch) = (self.streamer.lane(lane.0).last_stored(), self.epoch) {

@@ -136,6 +136,7 @@ pub async fn check(
         }
     }
     let mut findings = Vec::new();
+    let stranger = end.stranger;
     let end = lane::Tail {
         last_sequence: end.last_sequence,
         ours,
@@ -147,7 +148,7 @@ pub async fn check(
         batch_max: 1,
     };
     if let Some(checkpoint) = checkpoint
-        && let Err(error) = trust::trusted(&identity.source, checkpoint, there.state.created_ns, &end)
+        && let Err(error) = trust::trusted(&identity.source, checkpoint, there.state.created_ns, &end, stranger)
     {
         findings.push(match there.state.storage.as_str() {
             // It is gone when its servers stop, which `run` knows.

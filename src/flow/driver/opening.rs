@@ -132,6 +132,8 @@ pub struct Known {
 #[derive(Debug)]
 pub struct Opened {
     pub tail: Tail,
+    /// See [`StreamEnd::stranger`].
+    pub stranger: Option<Option<EventPosition>>,
     pub created_ns: i64,
     pub warnings: Vec<String>,
     pub is_in_memory: bool,
@@ -170,7 +172,7 @@ enum Step {
 #[derive(Debug)]
 pub enum Next {
     Ask(Question),
-    Opened(Opened),
+    Opened(Box<Opened>),
 }
 
 impl Opening {
@@ -220,7 +222,7 @@ impl Opening {
                 self.judge(&end, run, has)?;
                 Ok(self.list(end))
             }
-            (Step::List(end), Ok(Reply::Listed(listed))) => Ok(Next::Opened(self.opened(end, listed))),
+            (Step::List(end), Ok(Reply::Listed(listed))) => Ok(Next::Opened(Box::new(self.opened(end, listed)))),
             (step, Ok(reply)) => Err(Error::protocol(format!("open a lane: {reply:?} is no answer to {step:?}"))),
         }
     }
@@ -311,7 +313,7 @@ impl Opening {
     }
 
     fn list(&mut self, end: StreamEnd) -> Next {
-        let Some(listing) = self.known.listing else { return Next::Opened(self.opened(end, Vec::new())) };
+        let Some(listing) = self.known.listing else { return Next::Opened(Box::new(self.opened(end, Vec::new()))) };
         let place = self.known.place.map(|(sequence, _)| sequence);
         let (stream, range) = (self.stream(), (end.first_sequence, end.last_sequence));
         self.ask(Step::List(end), Question::List { stream, listing, place, range })
@@ -333,6 +335,7 @@ impl Opening {
         };
         Opened {
             tail,
+            stranger: end.stranger,
             created_ns: end.created_ns,
             warnings: std::mem::take(&mut self.warnings),
             is_in_memory: facts.is_in_memory,

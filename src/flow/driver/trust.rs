@@ -71,6 +71,8 @@ pub struct StreamEnd {
     pub created_ns: i64,
     /// Our last message; `None` where there is none.
     pub ours: Option<LastOfOurs>,
+    /// Another message is where our last one was known to be: the event that it is, if it is one that core NATS brought.
+    pub stranger: Option<Option<EventPosition>>,
 }
 
 /// Our last message in a stream.
@@ -151,17 +153,28 @@ pub enum TailTrust {
 }
 
 /// Whether a stream is the one that was known and has kept what it acknowledged, as far as that is not in the slot any more.
-/// What was removed from it in an orderly way still counts in its last sequence.
+/// What was removed from it in an orderly way still counts in its last sequence. `stranger`: see [`StreamEnd::stranger`].
 ///
 /// # Errors
 /// [`Kind::Untrusted`]: it is not, or has not.
-pub fn trusted(source: &str, known: &Checkpoint, created_ns: i64, tail: &Tail) -> Result<TailTrust> {
+pub fn trusted(
+    source: &str,
+    known: &Checkpoint,
+    created_ns: i64,
+    tail: &Tail,
+    stranger: Option<Option<EventPosition>>,
+) -> Result<TailTrust> {
+    // An event that core NATS brought before may have had the same id of its caller: the stream knew ours as a repeat of it.
+    let is_older = |event: EventPosition| event.is_at_or_before(&known.position);
+    let is_replaced = stranger.is_some_and(|event| !event.is_some_and(is_older));
     let what = if !is_same_stream(known.created_ns, created_ns) {
         "it was made anew since".to_owned()
-    } else if tail.last_sequence >= known.sequence {
+    } else if tail.last_sequence >= known.sequence && !is_replaced {
         return Ok(TailTrust::Whole);
     } else if tail.loses_nothing(known.retained_through) {
         return Ok(TailTrust::SetBack);
+    } else if tail.last_sequence >= known.sequence {
+        "it has another message in its place".to_owned()
     } else {
         format!("it ends at message {} now", tail.last_sequence)
     };
@@ -258,7 +271,7 @@ mod tests {
 
     fn outcome(commit_lsn: u64, epoch: u64, run: &RunIdentity) -> std::result::Result<u64, Kind> {
         let ours = Some(LastOfOurs { position: position(commit_lsn), sequence: 7, epoch });
-        let end = StreamEnd { last_sequence: 9, first_sequence: 1, created_ns: 5, ours };
+        let end = StreamEnd { last_sequence: 9, first_sequence: 1, created_ns: 5, ours, stranger: None };
         let outcome = judge_end(&end, "S", run, Lsn(100));
         outcome.map(|ours| ours.unwrap().1).map_err(|error| error.kind())
     }
@@ -273,8 +286,38 @@ mod tests {
         assert_eq!(outcome(59, 3, &forked), Ok(7), "both histories have it");
         assert_eq!(outcome(60, 3, &forked), Err(Kind::Untrusted), "the history that was left");
         assert_eq!(outcome(60, 1_000_002, &forked), Ok(7), "this history");
-        let nothing = StreamEnd { last_sequence: 9, first_sequence: 1, created_ns: 5, ours: None };
+        let nothing = StreamEnd { last_sequence: 9, first_sequence: 1, created_ns: 5, ours: None, stranger: None };
         assert_eq!(judge_end(&nothing, "S", &run(1, None), Lsn(0)).unwrap(), None);
+    }
+
+    #[test]
+    fn another_message_in_the_place_of_ours_is_a_loss_unless_ours_repeats_it() {
+        let known = |retained_through| Checkpoint {
+            config_name: "default".to_owned(),
+            stream: "S".to_owned(),
+            servers: String::new(),
+            created_ns: 5,
+            position: position(50),
+            sequence: 7,
+            retained_through,
+        };
+        let tail = Tail {
+            last_sequence: 9,
+            ours: Some((position(40), 4)),
+            in_stream: Some((position(40), 4)),
+            listing: None,
+            listed: Vec::new(),
+            subjects: Vec::new(),
+            max_payload: 100,
+            batch_max: 1,
+        };
+        let judged = |retained_through, stranger| trusted("s", &known(retained_through), 5, &tail, stranger).ok();
+        assert_eq!(judged(None, None), Some(TailTrust::Whole), "removed in an orderly way");
+        assert_eq!(judged(None, Some(None)), None, "of nobody we know");
+        assert_eq!(judged(None, Some(Some(position(60)))), None, "core NATS brought a later event");
+        assert_eq!(judged(None, Some(Some(position(40)))), Some(TailTrust::Whole), "ours repeated its id");
+        assert_eq!(judged(Some(4), Some(None)), Some(TailTrust::SetBack), "the slot has what is lost");
+        assert_eq!(judged(Some(5), Some(None)), None, "the slot has not all of it");
     }
 
     #[test]

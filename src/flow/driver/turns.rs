@@ -13,7 +13,7 @@ use super::{
     trust::{self, TailTrust},
 };
 use crate::{
-    error::Result,
+    error::{Error, Result},
     flow::{event_id::EventPosition, lane::Tail, streamer::Streamer},
 };
 
@@ -160,7 +160,7 @@ impl Driver {
             Ok(_) if self.other_half_is_on_line(id) || self.waits_for_twin(lane, streamer) => {
                 self.wait(lane, Duration::ZERO);
             }
-            Ok(opened) => self.opened(id, lane, opened, streamer)?,
+            Ok(opened) => self.opened(id, lane, *opened, streamer)?,
             Err(error) => {
                 streamer.lane_mut(lane.0).close();
                 streamer.reject()?;
@@ -253,7 +253,7 @@ impl Driver {
             return Ok(());
         }
         let created_ns = if recreated { known.created_ns } else { opened.created_ns };
-        match trust::trusted(&self.settings.run.source, known, created_ns, &opened.tail) {
+        match trust::trusted(&self.settings.run.source, known, created_ns, &opened.tail, opened.stranger) {
             // Removed since (purged, expired): the checkpoint knows what was there.
             Ok(TailTrust::Whole) => {
                 let is_newer = |(ours, _): &(EventPosition, u64)| known.position.is_at_or_before(ours);
@@ -261,11 +261,25 @@ impl Driver {
                     opened.tail.ours = Some((known.position, known.sequence));
                 }
             }
-            Ok(TailTrust::SetBack) => opened.warnings.push(format!(
-                "it had taken message {} and ends at {} now: it has lost messages that it had acknowledged. They are younger than \
-                 confirm_delay_seconds, so walhook reads them from the slot and publishes them again",
-                known.sequence, opened.tail.last_sequence
-            )),
+            Ok(TailTrust::SetBack) => {
+                let now = match opened.stranger {
+                    Some(_) => "has another one in its place".to_owned(),
+                    None => format!("ends at {}", opened.tail.last_sequence),
+                };
+                let what = format!("it had taken message {} and {now} now", known.sequence);
+                // Only the slot has what the lane took for stored: the next session reads it from there.
+                if opened.stranger.is_some() && queue.last_stored().is_some_and(|(stored, _)| stored == known.position)
+                {
+                    let stream = queue.stream();
+                    return Err(Error::unavailable(format!(
+                        "go on in stream {stream}: {what}; what it has lost the slot still has"
+                    )));
+                }
+                opened.warnings.push(format!(
+                    "{what}: it has lost messages that it had acknowledged. They are younger than confirm_delay_seconds, so walhook \
+                     reads them from the slot and publishes them again"
+                ));
+            }
             Err(error) if opened.is_in_memory => {
                 opened.warnings.push(error.to_string());
                 queue.forget_last_stored();

@@ -108,6 +108,7 @@ pub async fn end(
         first_sequence: end.first_sequence,
         created_ns: end.created_ns,
         ours,
+        stranger: end.stranger.map(|stored| event_of(&stored, source)),
     })
 }
 
@@ -197,6 +198,11 @@ async fn claim(control: &Control, identity: &Identity, noted: &identity::Stream<
 /// those before it, and is as a stranger's.
 pub fn position_of(stored: &tail::Stored, source: &str) -> Option<EventPosition> {
     stored.header("Nats-Expected-Stream")?;
+    event_of(stored, source)
+}
+
+/// The event of this source that a message is, whichever way it came.
+fn event_of(stored: &tail::Stored, source: &str) -> Option<EventPosition> {
     let id = stored.header("Walhook-Id").or_else(|| stored.header("Nats-Msg-Id"))?;
     EventPosition::parse(id, source)
 }
