@@ -443,6 +443,14 @@ pub struct Pull {
     ends: Instant,
 }
 
+impl Pull {
+    /// The request once one more of its messages has come; `None` behind the last.
+    fn after_one(self) -> Option<Pull> {
+        let missing = self.missing.saturating_sub(1);
+        (missing > 0).then_some(Pull { missing, ..self })
+    }
+}
+
 /// Pulls and calls until shutdown, or until something is wrong with the consumer or the connection.
 async fn session(
     lane: &Arc<Lane>,
@@ -452,19 +460,9 @@ async fn session(
     start: &Start,
 ) -> Result<()> {
     let mut configured = Arc::clone(&known.borrow_and_update());
-    let (is_workqueue, last_sequence) = consumer::look_at(&lane.worker.control, &lane.stream).await?;
-    lane.is_workqueue.store(is_workqueue, Ordering::Relaxed);
-    lane.compare(last_sequence).await?;
-    if !configured.is_gone {
-        consumer::ensure(&lane.worker, &lane.stream, &lane.consumer, &configured.webhook).await?;
-    }
+    prepare(lane, &configured).await?;
     let inbox = lane.worker.client.new_inbox();
-    let mut messages = lane
-        .worker
-        .client
-        .subscribe(inbox.clone())
-        .await
-        .map_err(|error| Error::unavailable("subscribe to an inbox").caused_by(error))?;
+    let mut messages = subscribe(lane, inbox.clone()).await?;
     start.is_now(true);
     let is_keyed = configured.webhook.order_key.is_some();
     if is_keyed && !keyed::begin(lane, known, calls, &inbox, &mut messages).await? {
@@ -496,17 +494,8 @@ async fn session(
                 }
                 lane.reopen();
                 let now = Arc::clone(&known.borrow_and_update());
-                if (&now.webhook.url, &now.webhook.oauth2) != (&configured.webhook.url, &configured.webhook.oauth2) {
-                    lane.release();
-                    tokio::spawn(consumer::resume(Arc::clone(lane)));
-                }
-                if !now.is_gone && consumer::differs(&configured.webhook, &now.webhook)
-                    && let Err(error) = consumer::ensure(&lane.worker, &lane.stream, &lane.consumer, &now.webhook).await
-                {
+                if let Err(error) = adapt(lane, &configured, &now).await {
                     break Err(error);
-                }
-                if now.webhook.order_key != configured.webhook.order_key {
-                    break Err(Error::unavailable(keyed::ORDER_CHANGED));
                 }
                 configured = now;
             }
@@ -517,16 +506,8 @@ async fn session(
                 match word(&message) {
                     Word::Event => {
                         *backoff = Backoff::default();
-                        if let Some(asked) = &mut pull {
-                            asked.missing = asked.missing.saturating_sub(1);
-                            if asked.missing == 0 {
-                                pull = None;
-                            }
-                        }
-                        match is_keyed {
-                            false => calls.push(Box::pin(alive(Arc::clone(lane), message, false))),
-                            true => keyed::take(lane, calls, message).await,
-                        }
+                        pull = pull.and_then(Pull::after_one);
+                        take(lane, calls, message, is_keyed).await;
                     }
                     Word::Nothing => {}
                     Word::Over => {
@@ -547,6 +528,48 @@ async fn session(
     lane.order.hold(None);
     give_back(lane, messages).await;
     outcome
+}
+
+/// Looks at the stream, and makes the webhook's consumer there, or brings it up to date.
+async fn prepare(lane: &Lane, configured: &Known) -> Result<()> {
+    let (is_workqueue, last_sequence) = consumer::look_at(&lane.worker.control, &lane.stream).await?;
+    lane.is_workqueue.store(is_workqueue, Ordering::Relaxed);
+    lane.compare(last_sequence).await?;
+    if !configured.is_gone {
+        consumer::ensure(&lane.worker, &lane.stream, &lane.consumer, &configured.webhook).await?;
+    }
+    Ok(())
+}
+
+async fn subscribe(lane: &Lane, inbox: String) -> Result<Subscriber> {
+    let subscribed = lane.worker.client.subscribe(inbox).await;
+    subscribed.map_err(|error| Error::unavailable("subscribe to an inbox").caused_by(error))
+}
+
+/// Begins the call of an event: at once, or in the order of its key.
+async fn take(lane: &Arc<Lane>, calls: &mut Calls, message: Message, is_keyed: bool) {
+    match is_keyed {
+        false => calls.push(Box::pin(alive(Arc::clone(lane), message, false))),
+        true => keyed::take(lane, calls, message).await,
+    }
+}
+
+/// Adapts the lane and its consumer to the webhook's row, which has changed.
+///
+/// # Errors
+/// The consumer cannot be changed; or the events are to come in another order now, which takes a new session.
+async fn adapt(lane: &Arc<Lane>, before: &Known, now: &Known) -> Result<()> {
+    if (&now.webhook.url, &now.webhook.oauth2) != (&before.webhook.url, &before.webhook.oauth2) {
+        lane.release();
+        tokio::spawn(consumer::resume(Arc::clone(lane)));
+    }
+    if !now.is_gone && consumer::differs(&before.webhook, &now.webhook) {
+        consumer::ensure(&lane.worker, &lane.stream, &lane.consumer, &now.webhook).await?;
+    }
+    if now.webhook.order_key != before.webhook.order_key {
+        return Err(Error::unavailable(keyed::ORDER_CHANGED));
+    }
+    Ok(())
 }
 
 pub async fn ask(lane: &Lane, inbox: &str, count: usize) -> Result<Pull> {
