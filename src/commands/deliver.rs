@@ -48,6 +48,7 @@ use crate::{
         control::{self, Control},
         settings::Settings as Nats,
     },
+    postgres::Settings as Postgres,
     route::tables::ConfigRow,
     text,
 };
@@ -100,7 +101,6 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
     };
     let postgres = settings.has_database.then(|| config.postgres.clone());
     let client = control.client().clone();
-    let (sender, all) = watch::channel(None);
     let owner = Arc::new(OnceLock::new());
     if let Some(identity) = &identity {
         owner.get_or_init(|| identity.owner(&config.source));
@@ -112,14 +112,7 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
         database_id: settings.database_id.clone(),
         owner: Arc::clone(&owner),
     };
-    let following = tokio::spawn(configuration::follow(
-        control.clone(),
-        whose,
-        config.nats_config.clone(),
-        postgres.clone(),
-        settings.secrets_dir.clone(),
-        sender,
-    ));
+    let (all, following) = follow(config, &settings, &control, whose);
     let noticing = postgres.clone().map(|postgres| {
         let (source, config) = (config.source.clone(), config.nats_config.clone());
         tokio::spawn(announce(Notices::start(source, postgres), config, client.clone(), all.clone()))
@@ -146,24 +139,46 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
         log_summary: config.log_summary,
         notify: notify.clone(),
     });
-    let mut showing = Vec::new();
-    if let Some(http) = &http {
-        let view = shown::View {
-            chosen: worker.settings.webhooks.clone(),
-            all: worker.all.clone(),
-            counters: Arc::clone(&worker.counters),
-            counts: Arc::clone(&worker.counts),
-            nats: Some((worker.nats_config.clone(), worker.control.clone())),
-        };
-        showing.push(tokio::spawn(shown::show(view, http.shared().clone())));
-        showing.extend(postgres.map(|postgres| tokio::spawn(shown::ask(postgres, http.shared().clone()))));
-    }
+    let view = shown::View {
+        chosen: worker.settings.webhooks.clone(),
+        all: worker.all.clone(),
+        counters: Arc::clone(&worker.counters),
+        counts: Arc::clone(&worker.counts),
+        nats: Some((worker.nats_config.clone(), worker.control.clone())),
+    };
+    let showing = http.as_ref().map_or_else(Vec::new, |http| show(http, view, postgres));
     worker::run(worker, all, shutdown).await;
     following.abort();
     noticing.iter().for_each(JoinHandle::abort);
     showing.iter().for_each(JoinHandle::abort);
     tracing::info!("all calls finished");
     Ok(())
+}
+
+/// Reads the rows of the webhooks as they change, in a task of its own.
+fn follow(
+    config: &Config,
+    settings: &Settings,
+    control: &Control,
+    whose: Whose,
+) -> (watch::Receiver<Option<configuration::All>>, JoinHandle<()>) {
+    let (sender, all) = watch::channel(None);
+    let following = tokio::spawn(configuration::follow(
+        control.clone(),
+        whose,
+        config.nats_config.clone(),
+        settings.has_database.then(|| config.postgres.clone()),
+        settings.secrets_dir.clone(),
+        sender,
+    ));
+    (all, following)
+}
+
+/// Shows by HTTP how the calls go, and what the database says of dead letters, in tasks of their own.
+fn show(http: &Http, view: shown::View, postgres: Option<Postgres>) -> Vec<JoinHandle<()>> {
+    let mut showing = vec![tokio::spawn(shown::show(view, http.shared().clone()))];
+    showing.extend(postgres.map(|postgres| tokio::spawn(shown::ask(postgres, http.shared().clone()))));
+    showing
 }
 
 /// Announces for the worker's configuration for as long as it has a `notice_subject`.
@@ -256,13 +271,9 @@ async fn drain(
         config.shutdown_timeout,
         notify.clone(),
     ));
-    let mut showing = Vec::new();
-    if let Some(http) = &http {
-        let (counters, counts) = (Arc::clone(&queue.counters), Arc::clone(&queue.counts));
-        let view = shown::View { chosen, all, counters, counts, nats: None };
-        showing.push(tokio::spawn(shown::show(view, http.shared().clone())));
-        showing.push(tokio::spawn(shown::ask(config.postgres.clone(), http.shared().clone())));
-    }
+    let (counters, counts) = (Arc::clone(&queue.counters), Arc::clone(&queue.counts));
+    let view = shown::View { chosen, all, counters, counts, nats: None };
+    let showing = http.as_ref().map_or_else(Vec::new, |http| show(http, view, Some(config.postgres.clone())));
     tracing::info!("taking calls from the queue");
     queue::run(queue, shutdown).await;
     showing.iter().for_each(JoinHandle::abort);

@@ -365,22 +365,33 @@ fn samples<'a>(
     webhooks: &'a [super::snapshot::Webhook],
     problems: &'a BTreeMap<String, u64>,
 ) -> Vec<Sample<'a>> {
-    let one = |value: f64| vec![Sample::Number(Vec::new(), value)];
-    let maybe = |value: Option<u64>| value.map(number).map(one).unwrap_or_default();
     let run = snapshot.run.as_ref();
-    let slot = run.and_then(|run| run.slot.as_ref());
-    let streams = || run.into_iter().flat_map(|run| &run.streams);
-    let of_streams =
-        |sample: &dyn Fn(&'a super::snapshot::Stream, Labels<'a>) -> Option<Sample<'a>>| -> Vec<Sample<'a>> {
-            streams().filter_map(|stream| sample(stream, vec![("stream", &stream.stream)])).collect()
-        };
-    let of_webhooks = |sample: &dyn Fn(&'a super::snapshot::Webhook, Labels<'a>) -> Sample<'a>| -> Vec<Sample<'a>> {
-        webhooks.iter().map(|webhook| sample(webhook, vec![("webhook", &webhook.name)])).collect()
-    };
-    let by_word = |label: &'static str, counts: &'a [(&'static str, u64)]| -> Vec<Sample<'a>> {
-        counts.iter().map(|(word, count)| Sample::Count(vec![(label, *word)], *count)).collect()
-    };
-    match name {
+    of_process(name, snapshot, problems)
+        .or_else(|| of_slot(name, run.and_then(|run| run.slot.as_ref())))
+        .or_else(|| of_run(name, run))
+        .or_else(|| of_streams(name, run.map_or(&[], |run| &run.streams)))
+        .or_else(|| of_webhooks(name, webhooks))
+        .unwrap_or_else(|| unreachable!("every metric of METRICS has its samples; a test asks for each"))
+}
+
+/// A value without labels.
+fn one<'a>(value: f64) -> Vec<Sample<'a>> {
+    vec![Sample::Number(Vec::new(), value)]
+}
+
+/// The same, where it is known.
+fn maybe<'a>(value: Option<u64>) -> Vec<Sample<'a>> {
+    value.map(number).map(one).unwrap_or_default()
+}
+
+/// Counts, each with its word as the label.
+fn by_word<'a>(label: &'static str, counts: &'a [(&'static str, u64)]) -> Vec<Sample<'a>> {
+    counts.iter().map(|(word, count)| Sample::Count(vec![(label, *word)], *count)).collect()
+}
+
+/// What any process has: what it is, whether it is connected, what has failed. `None`: the metric is no such one.
+fn of_process<'a>(name: &str, snapshot: &'a Snapshot, problems: &'a BTreeMap<String, u64>) -> Option<Vec<Sample<'a>>> {
+    Some(match name {
         "walhook_build_info" => vec![Sample::Number(
             vec![("version", env!("CARGO_PKG_VERSION")), ("verb", snapshot.verb), ("source", &snapshot.source)],
             1.0,
@@ -392,8 +403,22 @@ fn samples<'a>(
             };
             snapshot.nats.iter().map(of).collect()
         }
+        "walhook_dead_letters_total" => by_word("reason", &snapshot.dead_letters_total),
+        "walhook_dead_letters" => maybe(snapshot.dead_letters),
+        "walhook_log_records_dropped_total" => vec![Sample::Count(Vec::new(), snapshot.log_records_dropped)],
+        "walhook_links_broken" => maybe(snapshot.links_broken),
+        "walhook_problems" => {
+            problems.iter().map(|(code, count)| Sample::Number(vec![("code", code.as_str())], number(*count))).collect()
+        }
+        "walhook_webhooks_disabled" => maybe(snapshot.deliver.as_ref().map(|deliver| deliver.webhooks_disabled)),
+        _ => return None,
+    })
+}
+
+/// What PostgreSQL says of the replication slot. `None`: the metric is no such one.
+fn of_slot<'a>(name: &str, slot: Option<&'a super::snapshot::Slot>) -> Option<Vec<Sample<'a>>> {
+    Some(match name {
         "walhook_replication_lag_bytes" => maybe(slot.map(|slot| slot.lag_bytes)),
-        "walhook_replication_lag_seconds" => run.map(|run| one(run.lag_seconds)).unwrap_or_default(),
         "walhook_slot_retained_wal_bytes" => maybe(slot.map(|slot| slot.retained_bytes)),
         "walhook_slot_safe_wal_bytes" => maybe(slot.and_then(|slot| slot.safe_bytes)),
         "walhook_slot_wal_status" => {
@@ -404,43 +429,56 @@ fn samples<'a>(
             };
             slot.into_iter().flat_map(of).collect()
         }
+        _ => return None,
+    })
+}
+
+/// What `walhook run` counts over all its streams. `None`: the metric is no such one.
+fn of_run<'a>(name: &str, run: Option<&'a super::snapshot::Run>) -> Option<Vec<Sample<'a>>> {
+    Some(match name {
+        "walhook_replication_lag_seconds" => run.map(|run| one(run.lag_seconds)).unwrap_or_default(),
         "walhook_changes_total" => run.map(|run| by_word("op", &run.changes)).unwrap_or_default(),
         "walhook_emitted_messages_total" => run.map(|run| by_word("result", &run.emitted)).unwrap_or_default(),
-        "walhook_events_published_total" => of_streams(&|stream, labels| Some(Sample::Count(labels, stream.published))),
-        "walhook_publish_duplicates_total" => {
-            of_streams(&|stream, labels| Some(Sample::Count(labels, stream.duplicates)))
-        }
         "walhook_publish_errors_total" => {
             let errors = run.into_iter().flat_map(|run| &run.publish_errors);
             errors.map(|(code, count)| Sample::Count(vec![("code", code.as_str())], *count)).collect()
         }
-        "walhook_publish_duration_seconds" => {
-            of_streams(&|stream, labels| Some(Sample::Durations(labels, &stream.publish)))
-        }
-        "walhook_commit_to_ack_seconds" => {
-            of_streams(&|stream, labels| Some(Sample::Durations(labels, &stream.commit_to_ack)))
-        }
-        "walhook_window_events" => {
-            of_streams(&|stream, labels| Some(Sample::Number(labels, number(stream.window_events))))
-        }
-        "walhook_window_bytes" => {
-            of_streams(&|stream, labels| Some(Sample::Number(labels, number(stream.window_bytes))))
-        }
-        "walhook_stream_used_ratio" => {
-            of_streams(&|stream, labels| stream.used_ratio.map(|ratio| Sample::Number(labels, ratio)))
-        }
         "walhook_unconfirmed_seconds" => run.map(|run| one(run.unconfirmed_seconds)).unwrap_or_default(),
-        "walhook_dead_letters_total" => by_word("reason", &snapshot.dead_letters_total),
-        "walhook_dead_letters" => maybe(snapshot.dead_letters),
         "walhook_history_rows_lost_total" => {
             run.map(|run| vec![Sample::Count(Vec::new(), run.history_rows_lost)]).unwrap_or_default()
         }
-        "walhook_log_records_dropped_total" => vec![Sample::Count(Vec::new(), snapshot.log_records_dropped)],
         "walhook_config_version" => maybe(run.map(|run| run.config_version)),
-        "walhook_links_broken" => maybe(snapshot.links_broken),
-        "walhook_problems" => {
-            problems.iter().map(|(code, count)| Sample::Number(vec![("code", code.as_str())], number(*count))).collect()
+        _ => return None,
+    })
+}
+
+/// What `walhook run` counts of each stream. `None`: the metric is no such one.
+fn of_streams<'a>(name: &str, streams: &'a [super::snapshot::Stream]) -> Option<Vec<Sample<'a>>> {
+    let each = |sample: &dyn Fn(&'a super::snapshot::Stream, Labels<'a>) -> Option<Sample<'a>>| -> Vec<Sample<'a>> {
+        streams.iter().filter_map(|stream| sample(stream, vec![("stream", &stream.stream)])).collect()
+    };
+    Some(match name {
+        "walhook_events_published_total" => each(&|stream, labels| Some(Sample::Count(labels, stream.published))),
+        "walhook_publish_duplicates_total" => each(&|stream, labels| Some(Sample::Count(labels, stream.duplicates))),
+        "walhook_publish_duration_seconds" => each(&|stream, labels| Some(Sample::Durations(labels, &stream.publish))),
+        "walhook_commit_to_ack_seconds" => {
+            each(&|stream, labels| Some(Sample::Durations(labels, &stream.commit_to_ack)))
         }
+        "walhook_window_events" => each(&|stream, labels| Some(Sample::Number(labels, number(stream.window_events)))),
+        "walhook_window_bytes" => each(&|stream, labels| Some(Sample::Number(labels, number(stream.window_bytes)))),
+        "walhook_stream_used_ratio" => {
+            each(&|stream, labels| stream.used_ratio.map(|ratio| Sample::Number(labels, ratio)))
+        }
+        _ => return None,
+    })
+}
+
+/// What `walhook deliver` counts of each webhook. `None`: the metric is no such one.
+fn of_webhooks<'a>(name: &str, webhooks: &'a [super::snapshot::Webhook]) -> Option<Vec<Sample<'a>>> {
+    let each = |sample: &dyn Fn(&'a super::snapshot::Webhook, Labels<'a>) -> Sample<'a>| -> Vec<Sample<'a>> {
+        webhooks.iter().map(|webhook| sample(webhook, vec![("webhook", &webhook.name)])).collect()
+    };
+    Some(match name {
         "walhook_deliveries_total" => {
             let of = |webhook: &'a super::snapshot::Webhook| {
                 [("delivered", webhook.delivered), ("retried", webhook.retried), ("dead", webhook.dead)].map(
@@ -451,14 +489,11 @@ fn samples<'a>(
             };
             webhooks.iter().flat_map(of).collect()
         }
-        "walhook_delivery_duration_seconds" => {
-            of_webhooks(&|webhook, labels| Sample::Durations(labels, &webhook.duration))
-        }
-        "walhook_delivery_lag_seconds" => of_webhooks(&|webhook, labels| Sample::Durations(labels, &webhook.lag)),
-        "walhook_in_flight" => of_webhooks(&|webhook, labels| Sample::Number(labels, number(webhook.in_flight))),
-        "walhook_webhooks_disabled" => maybe(snapshot.deliver.as_ref().map(|deliver| deliver.webhooks_disabled)),
-        _ => unreachable!("every metric of METRICS has its samples; a test asks for each"),
-    }
+        "walhook_delivery_duration_seconds" => each(&|webhook, labels| Sample::Durations(labels, &webhook.duration)),
+        "walhook_delivery_lag_seconds" => each(&|webhook, labels| Sample::Durations(labels, &webhook.lag)),
+        "walhook_in_flight" => each(&|webhook, labels| Sample::Number(labels, number(webhook.in_flight))),
+        _ => return None,
+    })
 }
 
 /// OpenMetrics text.

@@ -42,7 +42,7 @@ const PONG: &[u8] = b"PONG\r\n";
 /// See the module.
 pub struct Publisher {
     io: Io,
-    info: ServerInfo,
+    said: Said,
     target: String,
     /// Zeroed once: `ReadBuf` over initialised memory needs no `unsafe`. The bytes in `unread` are to be parsed.
     read: Vec<u8>,
@@ -54,12 +54,6 @@ pub struct Publisher {
     commands_written: usize,
     /// A PING of ours was answered since that was asked.
     ponged: bool,
-    /// What we may not do, as the server said it last; the connection goes on.
-    forbidden: Option<String>,
-    /// The server has said since that was asked that it takes larger or only smaller messages.
-    limit_changed: bool,
-    /// What the server closes the connection over: a message was larger than it takes.
-    violation: Option<Violation>,
     inbox_prefix: String,
     /// The JetStream domain whose answers count; `None`: all do.
     domain: Option<String>,
@@ -67,6 +61,60 @@ pub struct Publisher {
     has_stranger: bool,
     /// How the last answer began.
     usual: Usual,
+}
+
+/// What the server has said of itself and of us, besides its answers to messages.
+struct Said {
+    /// Of itself, as it was last.
+    info: ServerInfo,
+    /// What we may not do, as the server said it last; the connection goes on.
+    forbidden: Option<String>,
+    /// The server has said since that was asked that it takes larger or only smaller messages.
+    limit_changed: bool,
+    /// What the server closes the connection over: a message was larger than it takes.
+    violation: Option<Violation>,
+}
+
+impl Said {
+    /// Takes what the server refuses (`-ERR`).
+    ///
+    /// # Errors
+    /// The connection does not go on after it.
+    fn take_error(&mut self, text: &str, target: &str) -> Result<()> {
+        let error = handshake::refusal(text).context(format!("publish at {target}"));
+        match codes::wire(text).0 {
+            // The server keeps the connection; the others on it go on.
+            Wire::Subject => {
+                self.forbidden = Some(foreign(text));
+                return Ok(());
+            }
+            // What proved who we are may have been renewed: whether it is still believed a new connection shows.
+            Wire::Login => {
+                let text = format!("publish at {target}: the server has ended this login: {}", foreign(text));
+                return Err(Error::unavailable(text).hint("walhook reads the credentials again and logs in anew"));
+            }
+            Wire::Payload | Wire::ControlLine => {
+                let is_size = codes::wire(text).0 == Wire::Payload;
+                self.violation = Some(Violation { is_size, text: foreign(text) });
+            }
+            Wire::Other(_) => {}
+        }
+        Err(error)
+    }
+
+    /// Takes what the server says of itself (`INFO`) after its greeting.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn take_info(&mut self, json: &[u8]) -> Result<()> {
+        let mut info = ServerInfo::parse(json)?;
+        if info.max_payload == 0 {
+            info.max_payload = self.info.max_payload;
+        }
+        self.limit_changed |= info.max_payload != self.info.max_payload;
+        self.info = info;
+        Ok(())
+    }
 }
 
 /// A message that the server does not bear; it does not say which.
@@ -108,7 +156,7 @@ impl Publisher {
         let target = opened.server.to_string();
         let mut publisher = Publisher {
             io: opened.io,
-            info: opened.info,
+            said: Said { info: opened.info, forbidden: None, limit_changed: false, violation: None },
             target,
             unread: 0..opened.leftover.len(),
             read: opened.leftover.into(),
@@ -116,9 +164,6 @@ impl Publisher {
             commands: Vec::new(),
             commands_written: 0,
             ponged: false,
-            forbidden: None,
-            limit_changed: false,
-            violation: None,
             inbox_prefix: settings.inbox_prefix.clone(),
             domain: settings.api.domain().map(str::to_owned),
             has_stranger: false,
@@ -158,10 +203,10 @@ impl Publisher {
                     }
                     // Limits of the account come behind the greeting.
                     Op::Info(json) => {
-                        let max_payload = self.info.max_payload;
-                        self.info = ServerInfo::parse(json)?;
-                        if self.info.max_payload == 0 {
-                            self.info.max_payload = max_payload;
+                        let max_payload = self.said.info.max_payload;
+                        self.said.info = ServerInfo::parse(json)?;
+                        if self.said.info.max_payload == 0 {
+                            self.said.info.max_payload = max_payload;
                         }
                         false
                     }
@@ -182,7 +227,7 @@ impl Publisher {
 
     /// What the server said of itself last.
     pub fn info(&self) -> &ServerInfo {
-        &self.info
+        &self.said.info
     }
 
     /// `host:port`
@@ -217,17 +262,17 @@ impl Publisher {
 
     /// What the server said we may not do, once. The message it is about gets no answer.
     pub fn take_forbidden(&mut self) -> Option<String> {
-        self.forbidden.take()
+        self.said.forbidden.take()
     }
 
     /// Whether the server has said that it takes larger or only smaller messages, since that was last asked.
     pub fn take_limit_changed(&mut self) -> bool {
-        std::mem::take(&mut self.limit_changed)
+        std::mem::take(&mut self.said.limit_changed)
     }
 
     /// What the server has closed the connection over, if it was a message that it does not bear.
     pub fn violation(&self) -> Option<&Violation> {
-        self.violation.as_ref()
+        self.said.violation.as_ref()
     }
 
     /// What the server had to say before it closed the connection, on which `error` has come up: its reason says more.
@@ -326,42 +371,12 @@ impl Publisher {
                     self.ponged = true;
                     continue;
                 }
-                Op::Err(text) => {
-                    let error = handshake::refusal(text).context(format!("publish at {}", self.target));
-                    match codes::wire(text).0 {
-                        // The server keeps the connection; the others on it go on.
-                        Wire::Subject => {
-                            self.forbidden = Some(foreign(text));
-                            continue;
-                        }
-                        // What proved who we are may have been renewed: whether it is still believed a new connection shows.
-                        Wire::Login => {
-                            let text = format!(
-                                "publish at {}: the server has ended this login: {}",
-                                self.target,
-                                foreign(text)
-                            );
-                            break Err(
-                                Error::unavailable(text).hint("walhook reads the credentials again and logs in anew")
-                            );
-                        }
-                        Wire::Payload | Wire::ControlLine => {
-                            let is_size = codes::wire(text).0 == Wire::Payload;
-                            self.violation = Some(Violation { is_size, text: foreign(text) });
-                        }
-                        Wire::Other(_) => {}
-                    }
-                    break Err(error);
-                }
-                Op::Info(json) => match ServerInfo::parse(json) {
-                    Ok(mut info) => {
-                        if info.max_payload == 0 {
-                            info.max_payload = self.info.max_payload;
-                        }
-                        self.limit_changed |= info.max_payload != self.info.max_payload;
-                        self.info = info;
-                        continue;
-                    }
+                Op::Err(text) => match self.said.take_error(text, &self.target) {
+                    Ok(()) => continue,
+                    Err(error) => break Err(error),
+                },
+                Op::Info(json) => match self.said.take_info(json) {
+                    Ok(()) => continue,
                     Err(error) => break Err(error),
                 },
                 Op::Ok => continue,

@@ -42,6 +42,30 @@ struct Source {
     name: String,
 }
 
+/// The type of a message's content by that of its column, and whether the column is a bytea.
+fn content_type(base_type: u32) -> Option<(&'static str, bool)> {
+    // As PostgreSQL's pg_type.dat has them.
+    match base_type {
+        114 | 3802 => Some(("application/json", false)),
+        25 | 1043 => Some(("text/plain; charset=utf-8", false)),
+        17 => Some(("application/octet-stream", true)),
+        _ => None,
+    }
+}
+
+/// What the link and its webhook say otherwise that does not go with a message from a column.
+fn conflicts(link: &LinkRow, webhook: &Webhook) -> impl Iterator<Item = &'static str> {
+    let conflicts = [
+        (link.operations != ["insert"], "its message is a column, and only inserts are such messages"),
+        (webhook.format != Format::Data, "its message is a column, which needs payload_format data"),
+        (
+            link.columns.is_some() || link.include_old,
+            "its message is a column, so columns and include_old have nothing to choose from",
+        ),
+    ];
+    conflicts.into_iter().filter_map(|(is_there, what)| is_there.then_some(what))
+}
+
 impl MessageColumns {
     /// Those of `link`, if its message is a column. What hinders its messages goes to `problems`; where their columns are not there it is
     /// no such link, so that its dead letters have the row.
@@ -89,30 +113,15 @@ impl MessageColumns {
             problems.push(format!("headers_columns: {why}"));
             return None;
         }
-        // As PostgreSQL's pg_type.dat has them.
-        let (content_type, is_bytea) = match types.base(relation.columns[payload.index].type_oid) {
-            114 | 3802 => ("application/json", false),
-            25 | 1043 => ("text/plain; charset=utf-8", false),
-            17 => ("application/octet-stream", true),
-            _ => {
-                problems.push(format!(
-                    "payload_column: {:?} of {table} is not of type json, jsonb, text, varchar or bytea",
-                    payload.name
-                ));
-                return None;
-            }
+        let Some((content_type, is_bytea)) = content_type(types.base(relation.columns[payload.index].type_oid)) else {
+            problems.push(format!(
+                "payload_column: {:?} of {table} is not of type json, jsonb, text, varchar or bytea",
+                payload.name
+            ));
+            return None;
         };
         if problems.len() == before {
-            if link.operations != ["insert"] {
-                problems.push("its message is a column, and only inserts are such messages".to_owned());
-            }
-            if webhook.format != Format::Data {
-                problems.push("its message is a column, which needs payload_format data".to_owned());
-            }
-            if link.columns.is_some() || link.include_old {
-                problems
-                    .push("its message is a column, so columns and include_old have nothing to choose from".to_owned());
-            }
+            problems.extend(conflicts(link, webhook).map(str::to_owned));
         }
         if link.mask.is_some() || link.rename.is_some() {
             // Body and headers would have the columns as they are.

@@ -434,6 +434,31 @@ fn write_webhook(
     // As few pieces as can be: each costs as much as tens of bytes.
     out.extend_from_slice(b"{\"id\":\"");
     out.extend_from_slice(id);
+    write_type_member(body, out);
+    out.extend_from_slice(&transaction.time_member);
+    if body.own_headers().is_none() {
+        out.extend_from_slice(&webhook.middle_of_row);
+    } else {
+        out.extend_from_slice(&webhook.middle);
+        write_shown_headers(body, webhook, out);
+        out.extend_from_slice(b",\"data\":");
+    }
+    let data = write_data(body, out);
+    out.extend_from_slice(&transaction.event_head);
+    out.extend_from_slice(op(body).as_str().as_bytes());
+    write_table_and_time(body, transaction, out);
+    match body {
+        Body::Row { table, target, change } => write_row_details(table, target, change, out),
+        Body::Call { columns, row, .. } => write_call_details(columns, row, out),
+        Body::Emitted(message) | Body::Columns { message, .. } => write_emitted_details(message, out),
+    }
+    out.extend_from_slice(b"}}");
+    data
+}
+
+/// The type, behind an id that is still open, up to the end of its text.
+#[inline]
+fn write_type_member(body: Body<'_>, out: &mut Vec<u8>) {
     match body {
         Body::Row { table, change, .. } => {
             out.extend_from_slice(&table.type_member);
@@ -446,17 +471,11 @@ fn write_webhook(
         }
         Body::Call { .. } | Body::Emitted(_) => out.extend_from_slice(b"\",\"type\":\"webhook.call"),
     }
-    out.extend_from_slice(&transaction.time_member);
-    if body.own_headers().is_none() {
-        out.extend_from_slice(&webhook.middle_of_row);
-    } else {
-        out.extend_from_slice(&webhook.middle);
-        write_shown_headers(body, webhook, out);
-        out.extend_from_slice(b",\"data\":");
-    }
-    let data = write_data(body, out);
-    out.extend_from_slice(&transaction.event_head);
-    out.extend_from_slice(op(body).as_str().as_bytes());
+}
+
+/// Of `event`, the table and the commit time, behind an operation whose text is still open.
+#[inline]
+fn write_table_and_time(body: Body<'_>, transaction: &TransactionText, out: &mut Vec<u8>) {
     match body {
         Body::Emitted(_) => {
             out.extend_from_slice(b"\",\"table\":null");
@@ -473,51 +492,53 @@ fn write_webhook(
             out.extend_from_slice(&transaction.event_time);
         }
     }
-    match body {
-        Body::Row { table, target, change } => {
-            if target.include_old
-                && change.op == Op::Update
-                && let Some(old) = change.old
-            {
-                out.extend_from_slice(b",\"old\":");
-                write_old(table, target, old, out);
-            } else if let Some(old) = old_key(table, target, change) {
-                out.extend_from_slice(b",\"old_key\":");
-                write_row(table, target, old, None, true, out);
-            }
-            write_unchanged(table, target, change, out);
-        }
-        Body::Call { columns, row, .. } => {
-            for (key, index) in [
-                (&b",\"event_id\":"[..], Some(columns.event_id)),
-                (b",\"rule_execution_id\":", columns.rule_execution_id),
-            ] {
-                if let Some(Column::Text(text)) = index.map(|index| cell(row, index)) {
-                    out.extend_from_slice(key);
-                    out.extend_from_slice(text);
-                }
-            }
-            if let Some(Column::Text(text)) = columns.triggered_by.map(|index| cell(row, index)) {
-                out.extend_from_slice(b",\"triggered_by\":");
-                write_json_string(text, out);
-            }
-        }
-        Body::Emitted(message) | Body::Columns { message, .. } => {
-            out.extend_from_slice(b",\"emit_lsn\":\"");
-            out.extend_from_slice(message.lsn.to_string().as_bytes());
-            out.push(b'"');
-            if let Some(id) = message.call.rule_execution_id {
-                out.extend_from_slice(b",\"rule_execution_id\":");
-                write_number(id, out);
-            }
-            if let Some(user) = &message.call.triggered_by {
-                out.extend_from_slice(b",\"triggered_by\":");
-                write_json_string(user.as_bytes(), out);
-            }
+}
+
+/// Of `event`, what the row or its key was before, and what the WAL does not have of it.
+#[inline]
+fn write_row_details(table: &Linked, target: &Target, change: &Change<'_>, out: &mut Vec<u8>) {
+    if target.include_old
+        && change.op == Op::Update
+        && let Some(old) = change.old
+    {
+        out.extend_from_slice(b",\"old\":");
+        write_old(table, target, old, out);
+    } else if let Some(old) = old_key(table, target, change) {
+        out.extend_from_slice(b",\"old_key\":");
+        write_row(table, target, old, None, true, out);
+    }
+    write_unchanged(table, target, change, out);
+}
+
+/// Of `event`, which call it was, and who made it.
+fn write_call_details(columns: &EventColumns, row: Tuple<'_>, out: &mut Vec<u8>) {
+    for (key, index) in
+        [(&b",\"event_id\":"[..], Some(columns.event_id)), (b",\"rule_execution_id\":", columns.rule_execution_id)]
+    {
+        if let Some(Column::Text(text)) = index.map(|index| cell(row, index)) {
+            out.extend_from_slice(key);
+            out.extend_from_slice(text);
         }
     }
-    out.extend_from_slice(b"}}");
-    data
+    if let Some(Column::Text(text)) = columns.triggered_by.map(|index| cell(row, index)) {
+        out.extend_from_slice(b",\"triggered_by\":");
+        write_json_string(text, out);
+    }
+}
+
+/// Of `event`, where in the WAL the message was emitted, and by whom.
+fn write_emitted_details(message: &Emitted<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b",\"emit_lsn\":\"");
+    out.extend_from_slice(message.lsn.to_string().as_bytes());
+    out.push(b'"');
+    if let Some(id) = message.call.rule_execution_id {
+        out.extend_from_slice(b",\"rule_execution_id\":");
+        write_number(id, out);
+    }
+    if let Some(user) = &message.call.triggered_by {
+        out.extend_from_slice(b",\"triggered_by\":");
+        write_json_string(user.as_bytes(), out);
+    }
 }
 
 /// The webhook's headers; an event's own are added and win.

@@ -150,37 +150,61 @@ impl Plan {
         if links.is_empty() {
             return Plan::Unlinked;
         }
-        let columns = relation.columns.iter().map(|column| {
-            let mut key = Vec::new();
-            write_json_str(&column.name, &mut key);
-            key.push(b':');
-            let class = types.class(column.type_oid).unwrap_or_else(|| {
-                let class = types.declared(column.type_oid);
-                let like = if matches!(class, Class::Array { .. }) { "arrays of texts" } else { "texts" };
-                warnings.push(format!(
-                    "table {}.{}: the type of column {:?} has been dropped since; its values are written as {like}",
-                    relation.schema, relation.name, column.name
-                ));
-                class
-            });
-            ColumnPlan { key, class, is_key: column.is_key }
-        });
-        let columns = columns.collect();
-        let mut masked_below = BTreeMap::new();
-        for (schema, name) in partitions {
-            for (id, link) in rules.links(schema, name) {
-                warnings.push(format!(
-                    "link {id}: {schema}.{name} is a partition of {}.{}, which is linked too: its changes come as those of that table, \
-                     and this link gets no events. ALTER TABLE … DETACH PARTITION, or unlink it",
-                    relation.schema, relation.name
-                ));
-                for column in mask::columns_of(link, relation) {
-                    masked_below.entry(column).or_insert_with(|| format!("{schema}.{name} (link {id})"));
-                }
-            }
-        }
+        let columns = columns_of(relation, types, warnings);
+        let masked_below = masked_below(relation, partitions, rules, warnings);
         let target = |(id, link): &IdAndLink| Target::new(*id, link, relation, &masked_below, rules, types, warnings);
         let targets = links.iter().filter_map(target).collect();
+        Plan::Linked(Linked::new(relation, columns, targets))
+    }
+}
+
+/// How the values of each column are written.
+fn columns_of(relation: &Relation, types: &TypeCatalog, warnings: &mut Vec<String>) -> Vec<ColumnPlan> {
+    let columns = relation.columns.iter().map(|column| {
+        let mut key = Vec::new();
+        write_json_str(&column.name, &mut key);
+        key.push(b':');
+        let class = types.class(column.type_oid).unwrap_or_else(|| {
+            let class = types.declared(column.type_oid);
+            let like = if matches!(class, Class::Array { .. }) { "arrays of texts" } else { "texts" };
+            warnings.push(format!(
+                "table {}.{}: the type of column {:?} has been dropped since; its values are written as {like}",
+                relation.schema, relation.name, column.name
+            ));
+            class
+        });
+        ColumnPlan { key, class, is_key: column.is_key }
+    });
+    columns.collect()
+}
+
+/// The columns that masks of links of partitions keep back, each with the partition and the link. That these links get no events is
+/// appended to `warnings`.
+fn masked_below(
+    relation: &Relation,
+    partitions: &[(&str, &str)],
+    rules: &Rules,
+    warnings: &mut Vec<String>,
+) -> BTreeMap<usize, String> {
+    let mut masked_below = BTreeMap::new();
+    for (schema, name) in partitions {
+        for (id, link) in rules.links(schema, name) {
+            warnings.push(format!(
+                "link {id}: {schema}.{name} is a partition of {}.{}, which is linked too: its changes come as those of that table, \
+                 and this link gets no events. ALTER TABLE … DETACH PARTITION, or unlink it",
+                relation.schema, relation.name
+            ));
+            for column in mask::columns_of(link, relation) {
+                masked_below.entry(column).or_insert_with(|| format!("{schema}.{name} (link {id})"));
+            }
+        }
+    }
+    masked_below
+}
+
+impl Linked {
+    /// Renders the table's name in all its forms.
+    fn new(relation: &Relation, columns: Vec<ColumnPlan>, targets: Vec<Target>) -> Linked {
         let mut qualified = Vec::new();
         let unescaped = format!("{}.{}", relation.schema, relation.name);
         write_json_str(&unescaped, &mut qualified);
@@ -194,7 +218,7 @@ impl Plan {
         let (schema, table) = (json(&relation.schema), json(&relation.name));
         let type_member = [b"\",\"type\":\"", &qualified[..], b"."].concat();
         let table_member = [b"\",\"table\":\"", &qualified[..]].concat();
-        Plan::Linked(Linked { qualified, type_member, table_member, unescaped, schema, table, columns, targets })
+        Linked { qualified, type_member, table_member, unescaped, schema, table, columns, targets }
     }
 }
 
@@ -246,6 +270,19 @@ fn subject(link: &LinkRow, relation: &Relation, webhook: &Webhook, fitted: &Fitt
     }
 }
 
+/// The columns of which one must change for an update to make an event, and what is wrong with their names.
+fn when_changed(link: &LinkRow, relation: &Relation) -> (Vec<usize>, impl Iterator<Item = String> + use<>) {
+    let (mut columns, mut problems) = (Vec::new(), Vec::new());
+    for name in link.when_changed.iter().flatten() {
+        match relation.columns.iter().position(|column| column.name == *name) {
+            Some(index) => columns.push(index),
+            None => problems
+                .push(format!("when_changed: {name:?} is not a column of {}.{}", relation.schema, relation.name)),
+        }
+    }
+    (columns, problems.into_iter())
+}
+
 impl Target {
     /// `None` for a link that is switched off, or of another shard, or whose webhook does not publish.
     fn new(
@@ -285,13 +322,8 @@ impl Target {
             }
             found
         });
-        let mut when_changed = Vec::new();
-        for name in link.when_changed.iter().flatten() {
-            match index(name) {
-                Some(index) => when_changed.push(index),
-                None => problems.push(format!("{named}: when_changed: {name:?} is not a column of {table}")),
-            }
-        }
+        let (when_changed, unknown) = when_changed(link, relation);
+        problems.extend(unknown.map(|problem| format!("{named}: {problem}")));
         let filter = match link.filter.as_deref().map(|filter| Filter::parse(filter, relation)).transpose() {
             Ok(filter) => filter,
             Err(problem) => {

@@ -343,36 +343,9 @@ fn compile_webhook(
 ) -> Webhook {
     let shard = tables.shard.as_deref();
     let mut problems = Vec::new();
-    let in_mode = match row.publish_mode.as_deref() {
-        None | Some("queue") => false,
-        Some("nats" | "both") => true,
-        Some(other) => {
-            problems.push(format!("publish_mode {other:?} is none of queue, nats, both"));
-            true
-        }
-    };
-    let format = match row.payload_format.as_deref() {
-        None | Some("webhook") => Format::Webhook,
-        Some("data") => Format::Data,
-        Some("debezium") => Format::Debezium,
-        Some("cloudevents") => Format::CloudEvents,
-        Some("cloudevents_binary") => Format::CloudEventsBinary,
-        Some(other) => {
-            problems.push(format!(
-                "payload_format {other:?} is none of webhook, data, debezium, cloudevents, cloudevents_binary"
-            ));
-            Format::Webhook
-        }
-    };
-    let on_error = match row.on_error.as_deref() {
-        None | Some("dead_letter") => OnError::DeadLetter,
-        Some("object_store") => OnError::ObjectStore,
-        Some("halt") => OnError::Halt,
-        Some(other) => {
-            problems.push(format!("on_error {other:?} is none of halt, dead_letter, object_store"));
-            OnError::DeadLetter
-        }
-    };
+    let in_mode = has_mode_to_publish(row, &mut problems);
+    let format = format_of(row, &mut problems);
+    let on_error = on_error_of(row, &mut problems);
     // In core NATS no stream takes a subject from another.
     let subject_prefix = shard::prefix(shard.filter(|_| !config_row.is_some_and(is_core)));
     let subject = format!("{subject_prefix}{}", subject_of(row, config_row));
@@ -421,6 +394,46 @@ fn compile_webhook(
         subject_prefix,
         shard: row.shard.clone(),
         config_id: config_id.unwrap_or(-1),
+    }
+}
+
+/// Whether its `publish_mode` has the webhook's events published; an unknown one has, so that its problem shows.
+fn has_mode_to_publish(row: &WebhookRow, problems: &mut Vec<String>) -> bool {
+    match row.publish_mode.as_deref() {
+        None | Some("queue") => false,
+        Some("nats" | "both") => true,
+        Some(other) => {
+            problems.push(format!("publish_mode {other:?} is none of queue, nats, both"));
+            true
+        }
+    }
+}
+
+fn format_of(row: &WebhookRow, problems: &mut Vec<String>) -> Format {
+    match row.payload_format.as_deref() {
+        None | Some("webhook") => Format::Webhook,
+        Some("data") => Format::Data,
+        Some("debezium") => Format::Debezium,
+        Some("cloudevents") => Format::CloudEvents,
+        Some("cloudevents_binary") => Format::CloudEventsBinary,
+        Some(other) => {
+            problems.push(format!(
+                "payload_format {other:?} is none of webhook, data, debezium, cloudevents, cloudevents_binary"
+            ));
+            Format::Webhook
+        }
+    }
+}
+
+fn on_error_of(row: &WebhookRow, problems: &mut Vec<String>) -> OnError {
+    match row.on_error.as_deref() {
+        None | Some("dead_letter") => OnError::DeadLetter,
+        Some("object_store") => OnError::ObjectStore,
+        Some("halt") => OnError::Halt,
+        Some(other) => {
+            problems.push(format!("on_error {other:?} is none of halt, dead_letter, object_store"));
+            OnError::DeadLetter
+        }
     }
 }
 

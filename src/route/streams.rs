@@ -84,6 +84,23 @@ pub fn is_same_stream(one: i64, other: i64) -> bool {
 /// in the way of an earlier one is left out: a row may add a stream, and never take events from another in silence. The
 /// same goes for `neighbours`, the streams of earlier configurations of the same server.
 fn streams_of(config_id: i32, row: &ConfigRow, tables: &Tables, neighbours: &[(&str, &[StreamRow])]) -> Streams {
+    let mut streams = wanted_streams(config_id, row, tables);
+    let mut problems = Vec::new();
+    let mut complain = |stream: &str, what: &str| {
+        problems.push(format!("stream {stream:?} of NATS configuration {:?} {what}", row.config_name));
+    };
+    streams.retain(|stream| is_possible(stream, neighbours, &mut complain));
+    for index in 0..streams.len() {
+        let (earlier, rest) = streams.split_at_mut(index);
+        let there = neighbours.iter().flat_map(|(_, rows)| rows.iter());
+        keep_free_subjects(&mut rest[0], earlier.iter().chain(there), &mut complain);
+    }
+    streams.retain(|stream| !stream.subjects.is_empty());
+    (streams, problems)
+}
+
+/// The streams that the rows of a configuration want, its own one first, and none that is disabled.
+fn wanted_streams(config_id: i32, row: &ConfigRow, tables: &Tables) -> Vec<StreamRow> {
     let default_config = row.config_name == "default";
     let mut streams: Vec<_> = tables
         .streams
@@ -105,66 +122,65 @@ fn streams_of(config_id: i32, row: &ConfigRow, tables: &Tables, neighbours: &[(&
         }
         streams.sort_by_key(|stream| stream.stream_name != name);
     }
-    let mut problems = Vec::new();
-    let mut complain = |stream: &str, what: &str| {
-        problems.push(format!("stream {stream:?} of NATS configuration {:?} {what}", row.config_name));
-    };
     streams.retain(|stream| stream.enabled != Some(false));
-    streams.retain(|stream| {
-        let name = &stream.stream_name;
-        let bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>' | '/' | '\\');
-        let named = !name.is_empty() && name.len() <= 255 && !name.contains(bad);
-        if !named {
-            complain(name, "is set aside: a stream's name has 1 to 255 bytes, without spaces and without . * > / \\");
-        } else if stream.subjects.is_empty() {
-            complain(name, "is set aside: it has no subjects");
-        }
-        let neighbour = neighbours.iter().find(|(_, rows)| rows.iter().any(|other| other.stream_name == *name));
-        if let Some((other, _)) = neighbour {
-            complain(
-                name,
-                &format!(
-                    "is set aside: NATS configuration {other:?} publishes to it, on the same server; give one of them another \
-                     stream_name and subject_prefix, or use one configuration for both"
-                ),
-            );
-        }
-        named && neighbour.is_none()
-    });
-    for index in 0..streams.len() {
-        let (earlier, rest) = streams.split_at_mut(index);
-        let stream = &mut rest[0];
-        let mut kept: Vec<String> = Vec::new();
-        for pattern in std::mem::take(&mut stream.subjects) {
-            if let Some(why) = subject::invalid_pattern(&pattern) {
-                complain(&stream.stream_name, &format!("does not take {pattern:?}: {why}"));
-                continue;
-            }
-            // Twice in one row is no quarrel: the wider of two has what the narrower wants.
-            if kept.iter().any(|other| subject::covers(other, &pattern)) {
-                continue;
-            }
-            kept.retain(|other| !subject::covers(&pattern, other));
-            let there = neighbours.iter().flat_map(|(_, rows)| rows.iter());
-            let others =
-                earlier.iter().chain(there).flat_map(|other| other.subjects.iter().map(move |taken| (other, taken)));
-            let mine = kept.iter().map(|taken| (&*stream, taken));
-            match others.chain(mine).find(|(_, taken)| subject::overlaps(taken, &pattern)) {
-                None => kept.push(pattern),
-                Some((other, taken)) => complain(
-                    &stream.stream_name,
-                    &format!(
-                        "does not take {pattern:?}: {taken:?} goes to stream {:?}, and a subject to one stream only; narrow \
-                         one of the two (rule_nats_streams.subjects)",
-                        other.stream_name
-                    ),
-                ),
-            }
-        }
-        stream.subjects = kept;
+    streams
+}
+
+/// Whether there can be such a stream: its name is one, and no other configuration publishes to it.
+fn is_possible(stream: &StreamRow, neighbours: &[(&str, &[StreamRow])], complain: &mut impl FnMut(&str, &str)) -> bool {
+    let name = &stream.stream_name;
+    let bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '.' | '*' | '>' | '/' | '\\');
+    let named = !name.is_empty() && name.len() <= 255 && !name.contains(bad);
+    if !named {
+        complain(name, "is set aside: a stream's name has 1 to 255 bytes, without spaces and without . * > / \\");
+    } else if stream.subjects.is_empty() {
+        complain(name, "is set aside: it has no subjects");
     }
-    streams.retain(|stream| !stream.subjects.is_empty());
-    (streams, problems)
+    let neighbour = neighbours.iter().find(|(_, rows)| rows.iter().any(|other| other.stream_name == *name));
+    if let Some((other, _)) = neighbour {
+        complain(
+            name,
+            &format!(
+                "is set aside: NATS configuration {other:?} publishes to it, on the same server; give one of them another \
+                 stream_name and subject_prefix, or use one configuration for both"
+            ),
+        );
+    }
+    named && neighbour.is_none()
+}
+
+/// Leaves the stream only those subjects that none of the `others` takes.
+fn keep_free_subjects<'s>(
+    stream: &mut StreamRow,
+    others: impl Iterator<Item = &'s StreamRow> + Clone,
+    complain: &mut impl FnMut(&str, &str),
+) {
+    let mut kept: Vec<String> = Vec::new();
+    for pattern in std::mem::take(&mut stream.subjects) {
+        if let Some(why) = subject::invalid_pattern(&pattern) {
+            complain(&stream.stream_name, &format!("does not take {pattern:?}: {why}"));
+            continue;
+        }
+        // Twice in one row is no quarrel: the wider of two has what the narrower wants.
+        if kept.iter().any(|other| subject::covers(other, &pattern)) {
+            continue;
+        }
+        kept.retain(|other| !subject::covers(&pattern, other));
+        let theirs = others.clone().flat_map(|other| other.subjects.iter().map(move |taken| (other, taken)));
+        let mine = kept.iter().map(|taken| (&*stream, taken));
+        match theirs.chain(mine).find(|(_, taken)| subject::overlaps(taken, &pattern)) {
+            None => kept.push(pattern),
+            Some((other, taken)) => complain(
+                &stream.stream_name,
+                &format!(
+                    "does not take {pattern:?}: {taken:?} goes to stream {:?}, and a subject to one stream only; narrow one of \
+                     the two (rule_nats_streams.subjects)",
+                    other.stream_name
+                ),
+            ),
+        }
+    }
+    stream.subjects = kept;
 }
 
 #[cfg(test)]

@@ -201,7 +201,7 @@ fn not_asking_streams_to_which_nothing_leads_any_more_is_caught() {
 
 #[cfg(feature = "fault-points")]
 #[test]
-fn not_retiring_a_lane_while_core_nats_publishes_is_caught() {
+fn not_retiring_a_queue_while_core_nats_publishes_is_caught() {
     check_caught(Bug::RetireInTurn, 3000);
 }
 

@@ -8,6 +8,7 @@ mod decisions;
 mod packaging;
 mod release;
 mod scaling;
+mod sizes;
 mod structure;
 mod tidy;
 mod words;

@@ -186,7 +186,8 @@ enum Word {
     Never,
 }
 
-/// `tried`: which attempt the next call is, if that is known.
+/// Reads the event, calls its webhook if it may be called now, and says what JetStream is to do with the message. `tried`: which
+/// attempt the next call is, if that is known.
 async fn decide(
     lane: &Arc<Lane>,
     message: &Message,
@@ -194,32 +195,13 @@ async fn decide(
     is_keyed: bool,
     tried: &mut Option<u64>,
 ) -> Word {
-    let header = |name: &str| message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str);
-    let mut known = lane.now();
-    let fallback = format!("{}:{}:{}", delivery.stream, delivery.sequence, known.webhook.webhook_id);
-    let ids = Ids {
-        walhook: header("Walhook-Id"),
-        message: header("Nats-Msg-Id"),
-        retry_of: header("Walhook-Retry-Of"),
-        fallback: &fallback,
-        shape: Shape::of(header),
-        is_sealed: sealed::is_sealed(message),
+    let own = lane.now();
+    let fallback = format!("{}:{}:{}", delivery.stream, delivery.sequence, own.webhook.webhook_id);
+    let ids = ids_of(message, &fallback);
+    let (known, reading) = match read(lane, own, message, ids) {
+        Ok(read) => read,
+        Err(word) => return word,
     };
-    let mut reading = message::read(&known.webhook, &lane.worker.source, ids, &message.payload);
-    if let Reading::Anothers(whose) = reading {
-        // Its own consumer has it, unless the stream is a workqueue, where this one is all that there can be.
-        if !lane.is_workqueue() {
-            return Word::Ack;
-        }
-        match others(lane, whose) {
-            Ok(other) => known = other,
-            Err(why) => {
-                lane.note_once(why);
-                return Word::Later(OTHERS_WAIT);
-            }
-        }
-        reading = message::read(&known.webhook, &lane.worker.source, ids, &message.payload);
-    }
     let webhook_id = known.webhook.webhook_id;
     let mut call = match reading {
         Reading::Anothers(_) => return Word::Later(OTHERS_WAIT),
@@ -234,10 +216,9 @@ async fn decide(
     if is_of_another_history(lane, delivery, &call) {
         return Word::Later(OTHERS_WAIT);
     }
-    let commit_lsn = call.position.map(|position| position.commit_lsn.to_string());
     if known.is_gone {
         let why = "the webhook was deleted before its event was called".to_owned();
-        return give_up(lane, &known, message, &call.event_id, commit_lsn, why, None).await;
+        return give_up(lane, &known, message, &call.event_id, commit_lsn_of(&call), why, None).await;
     }
     if let Some(why) = sealed::missing_key(lane, message) {
         lane.counters(webhook_id).waits(&why);
@@ -256,11 +237,63 @@ async fn decide(
         None => alone(lane, message, ids, &call, webhook_id).await,
         Some(limits) => together(lane, message, ids, &call, limits, (attempt, known.webhook.is_last(attempt))).await,
     };
-    let Called { known, counters, answer, speaks, place } = match called {
-        Ok(called) => called,
-        Err(word) => return word,
-    };
-    count_called(lane, &call);
+    match called {
+        Ok(called) => conclude(lane, message, delivery, &call, attempt, called).await,
+        Err(word) => word,
+    }
+}
+
+/// What the message's headers say of its event; `fallback` is its id where they have none.
+fn ids_of<'m>(message: &'m Message, fallback: &'m str) -> Ids<'m> {
+    let header = |name: &str| message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str);
+    Ids {
+        walhook: header("Walhook-Id"),
+        message: header("Nats-Msg-Id"),
+        retry_of: header("Walhook-Retry-Of"),
+        fallback,
+        shape: Shape::of(header),
+        is_sealed: sealed::is_sealed(message),
+    }
+}
+
+/// Reads the message as an event of the lane's `own` webhook, or else of the one whose event it is, if that one is called from here.
+fn read<'m>(
+    lane: &Lane,
+    own: Arc<Known>,
+    message: &'m Message,
+    ids: Ids<'m>,
+) -> Result<(Arc<Known>, Reading<'m>), Word> {
+    let read_for = |known: &Known| message::read(&known.webhook, &lane.worker.source, ids, &message.payload);
+    let reading = read_for(&own);
+    let Reading::Anothers(whose) = reading else { return Ok((own, reading)) };
+    // Its own consumer has it, unless the stream is a workqueue, where this one is all that there can be.
+    if !lane.is_workqueue() {
+        return Err(Word::Ack);
+    }
+    match others(lane, whose) {
+        Ok(other) => {
+            let reading = read_for(&other);
+            Ok((other, reading))
+        }
+        Err(why) => {
+            lane.note_once(why);
+            Err(Word::Later(OTHERS_WAIT))
+        }
+    }
+}
+
+/// Notes what the answer to a call tells of the receiver, records the attempt, and says what becomes of the event.
+async fn conclude(
+    lane: &Arc<Lane>,
+    message: &Message,
+    delivery: &Delivery<'_>,
+    call: &Call<'_>,
+    attempt: u64,
+    called: Called<'_>,
+) -> Word {
+    let Called { known, counters, answer, speaks, place } = called;
+    let webhook_id = known.webhook.webhook_id;
+    count_called(lane, call);
     let verdict = schedule::judge(&known.webhook, attempt, &answer.outcome, fastrand::f64());
     let committed = call.position.map(|position| position.commit_time);
     counters.called(answer.took, verdict.disposition, verdict.error.as_deref(), committed);
@@ -272,9 +305,9 @@ async fn decide(
     if verdict.disables {
         refuse(lane, webhook_id, &known);
     }
-    let entry = entry(lane, &known, &call, attempt, &answer, &verdict);
+    let entry = entry(lane, &known, call, attempt, &answer, &verdict);
     if let Disposition::Retry(wait) = verdict.disposition {
-        log_failure(lane, &known, &call, &entry, attempt, wait);
+        log_failure(lane, &known, call, &entry, attempt, wait);
     }
     match verdict.disposition {
         Disposition::Delivered => {
@@ -289,9 +322,13 @@ async fn decide(
         }
         Disposition::GivenUp => {
             let why = schedule::gave_up(attempt, entry.error.as_deref().unwrap_or_default());
-            give_up(lane, &known, message, &call.event_id, commit_lsn, why, Some(entry)).await
+            give_up(lane, &known, message, &call.event_id, commit_lsn_of(call), why, Some(entry)).await
         }
     }
+}
+
+fn commit_lsn_of(call: &Call<'_>) -> Option<String> {
+    call.position.map(|position| position.commit_lsn.to_string())
 }
 
 /// Whether the event was committed behind the end of the WAL as it was when the worker began.

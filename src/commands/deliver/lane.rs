@@ -443,6 +443,14 @@ pub struct Pull {
     ends: Instant,
 }
 
+impl Pull {
+    /// The request once one more of its messages has come; `None` behind the last.
+    fn after_one(self) -> Option<Pull> {
+        let missing = self.missing.saturating_sub(1);
+        (missing > 0).then_some(Pull { missing, ..self })
+    }
+}
+
 /// Pulls and calls until shutdown, or until something is wrong with the consumer or the connection.
 async fn session(
     lane: &Arc<Lane>,
@@ -451,102 +459,128 @@ async fn session(
     backoff: &mut Backoff,
     start: &Start,
 ) -> Result<()> {
-    let mut configured = Arc::clone(&known.borrow_and_update());
-    let (is_workqueue, last_sequence) = consumer::look_at(&lane.worker.control, &lane.stream).await?;
-    lane.is_workqueue.store(is_workqueue, Ordering::Relaxed);
-    lane.compare(last_sequence).await?;
-    if !configured.is_gone {
-        consumer::ensure(&lane.worker, &lane.stream, &lane.consumer, &configured.webhook).await?;
-    }
+    let configured = Arc::clone(&known.borrow_and_update());
+    prepare(lane, &configured).await?;
     let inbox = lane.worker.client.new_inbox();
-    let mut messages = lane
-        .worker
-        .client
-        .subscribe(inbox.clone())
-        .await
-        .map_err(|error| Error::unavailable("subscribe to an inbox").caused_by(error))?;
+    let mut messages = subscribe(lane, inbox.clone()).await?;
     start.is_now(true);
+    // However that ends, another worker may take what is left at once.
+    let outcome = pull_and_call(lane, known, configured, calls, backoff, &inbox, &mut messages).await;
+    lane.order.hold(None);
+    give_back(lane, messages).await;
+    outcome
+}
+
+/// The loop of a session, whose messages come to `inbox`.
+async fn pull_and_call(
+    lane: &Arc<Lane>,
+    known: &mut watch::Receiver<Arc<Known>>,
+    mut configured: Arc<Known>,
+    calls: &mut Calls,
+    backoff: &mut Backoff,
+    inbox: &str,
+    messages: &mut Subscriber,
+) -> Result<()> {
     let is_keyed = configured.webhook.order_key.is_some();
-    if is_keyed && !keyed::begin(lane, known, calls, &inbox, &mut messages).await? {
-        give_back(lane, messages).await;
+    if is_keyed && !keyed::begin(lane, known, calls, inbox, messages).await? {
         return Ok(());
     }
     let mut pull: Option<Pull> = None;
     // One for all turns of the loop.
     let stopped = lane.stopped();
     tokio::pin!(stopped);
-    let outcome = loop {
+    loop {
         if is_keyed && !lane.is_open() {
-            break Err(Error::unavailable("the webhook is not called at present: its events are given back"));
+            return Err(Error::unavailable("the webhook is not called at present: its events are given back"));
         }
         let room = lane.room(calls.len());
         let paused = lane.paused_until(configured.webhook.webhook_id);
         if pull.is_none() && room > 0 && paused.is_none() && lane.is_open() {
-            pull = Some(ask(lane, &inbox, room.min(PULL_MAX)).await?);
+            pull = Some(ask(lane, inbox, room.min(PULL_MAX)).await?);
         }
         tokio::select! {
             biased;
-            () = &mut stopped => break Ok(()),
+            () = &mut stopped => return Ok(()),
             () = lane.order.is_over(), if is_keyed => {
-                break Err(Error::unavailable(keyed::OTHERS_ORDER));
+                return Err(Error::unavailable(keyed::OTHERS_ORDER));
             }
             changed = known.changed() => {
                 if changed.is_err() {
-                    break Ok(());
+                    return Ok(());
                 }
                 lane.reopen();
                 let now = Arc::clone(&known.borrow_and_update());
-                if (&now.webhook.url, &now.webhook.oauth2) != (&configured.webhook.url, &configured.webhook.oauth2) {
-                    lane.release();
-                    tokio::spawn(consumer::resume(Arc::clone(lane)));
-                }
-                if !now.is_gone && consumer::differs(&configured.webhook, &now.webhook)
-                    && let Err(error) = consumer::ensure(&lane.worker, &lane.stream, &lane.consumer, &now.webhook).await
-                {
-                    break Err(error);
-                }
-                if now.webhook.order_key != configured.webhook.order_key {
-                    break Err(Error::unavailable(keyed::ORDER_CHANGED));
-                }
+                adapt(lane, &configured, &now).await?;
                 configured = now;
             }
             Some(()) = calls.next(), if !calls.is_empty() => {}
             () = lane.has_room.notified() => {}
             message = messages.next() => {
-                let Some(message) = message else { break Err(Error::unavailable("the connection to NATS is closed")) };
+                let Some(message) = message else { return Err(Error::unavailable("the connection to NATS is closed")) };
                 match word(&message) {
                     Word::Event => {
                         *backoff = Backoff::default();
-                        if let Some(asked) = &mut pull {
-                            asked.missing = asked.missing.saturating_sub(1);
-                            if asked.missing == 0 {
-                                pull = None;
-                            }
-                        }
-                        match is_keyed {
-                            false => calls.push(Box::pin(alive(Arc::clone(lane), message, false))),
-                            true => keyed::take(lane, calls, message).await,
-                        }
+                        pull = pull.and_then(Pull::after_one);
+                        take(lane, calls, message, is_keyed).await;
                     }
                     Word::Nothing => {}
                     Word::Over => {
                         pull = None;
                         if configured.is_gone && calls.is_empty() && consumer::retire(lane).await? {
-                            break Ok(());
+                            return Ok(());
                         }
                     }
                     Word::Trouble(why) => {
-                        break Err(Error::unavailable(format!("pull from consumer {:?}: {why}", lane.consumer)));
+                        return Err(Error::unavailable(format!("pull from consumer {:?}: {why}", lane.consumer)));
                     }
                 }
             }
             () = until(pull.as_ref().map(|pull| pull.ends)) => pull = None,
             () = until(paused) => {}
         }
-    };
-    lane.order.hold(None);
-    give_back(lane, messages).await;
-    outcome
+    }
+}
+
+/// Looks at the stream, and makes the webhook's consumer there, or brings it up to date.
+async fn prepare(lane: &Lane, configured: &Known) -> Result<()> {
+    let (is_workqueue, last_sequence) = consumer::look_at(&lane.worker.control, &lane.stream).await?;
+    lane.is_workqueue.store(is_workqueue, Ordering::Relaxed);
+    lane.compare(last_sequence).await?;
+    if !configured.is_gone {
+        consumer::ensure(&lane.worker, &lane.stream, &lane.consumer, &configured.webhook).await?;
+    }
+    Ok(())
+}
+
+async fn subscribe(lane: &Lane, inbox: String) -> Result<Subscriber> {
+    let subscribed = lane.worker.client.subscribe(inbox).await;
+    subscribed.map_err(|error| Error::unavailable("subscribe to an inbox").caused_by(error))
+}
+
+/// Begins the call of an event: at once, or in the order of its key.
+async fn take(lane: &Arc<Lane>, calls: &mut Calls, message: Message, is_keyed: bool) {
+    match is_keyed {
+        false => calls.push(Box::pin(alive(Arc::clone(lane), message, false))),
+        true => keyed::take(lane, calls, message).await,
+    }
+}
+
+/// Adapts the lane and its consumer to the webhook's row, which has changed.
+///
+/// # Errors
+/// The consumer cannot be changed; or the events are to come in another order now, which takes a new session.
+async fn adapt(lane: &Arc<Lane>, before: &Known, now: &Known) -> Result<()> {
+    if (&now.webhook.url, &now.webhook.oauth2) != (&before.webhook.url, &before.webhook.oauth2) {
+        lane.release();
+        tokio::spawn(consumer::resume(Arc::clone(lane)));
+    }
+    if !now.is_gone && consumer::differs(&before.webhook, &now.webhook) {
+        consumer::ensure(&lane.worker, &lane.stream, &lane.consumer, &now.webhook).await?;
+    }
+    if now.webhook.order_key != before.webhook.order_key {
+        return Err(Error::unavailable(keyed::ORDER_CHANGED));
+    }
+    Ok(())
 }
 
 pub async fn ask(lane: &Lane, inbox: &str, count: usize) -> Result<Pull> {

@@ -277,13 +277,7 @@ pub async fn run(queue: Arc<Queue>, mut shutdown: watch::Receiver<bool>) {
                 queue.notify.ready();
                 has_more = fills_a_room(&claimed, &wanted);
                 next = last + queue.settings.queue_poll;
-                for claimed in claimed {
-                    // A call whose time was over but which this worker still makes is not made twice.
-                    if lock(&queue.taken).insert(claimed.call_id) {
-                        queue.with_state(claimed.webhook_id, |state| state.taken += 1);
-                        calls.push(Box::pin(one(Arc::clone(&queue), claimed, shutdown.clone())));
-                    }
-                }
+                begin(&queue, &calls, claimed, &shutdown);
             }
             Err(error) => {
                 client = None;
@@ -305,6 +299,17 @@ pub async fn run(queue: Arc<Queue>, mut shutdown: watch::Receiver<bool>) {
     queue.limits.release().await;
     following.abort();
     prolonging.abort();
+}
+
+/// Begins the calls that were claimed.
+fn begin(queue: &Arc<Queue>, calls: &Calls, claimed: Vec<Claimed>, shutdown: &watch::Receiver<bool>) {
+    for claimed in claimed {
+        // A call whose time was over but which this worker still makes is not made twice.
+        if lock(&queue.taken).insert(claimed.call_id) {
+            queue.with_state(claimed.webhook_id, |state| state.taken += 1);
+            calls.push(Box::pin(one(Arc::clone(queue), claimed, shutdown.clone())));
+        }
+    }
 }
 
 /// How many calls of each webhook may be taken.
@@ -610,6 +615,7 @@ fn log_failure(queue: &Queue, claimed: &Claimed, known: &Known, verdict: &Verdic
     }
 }
 
+/// Makes the call if its webhook may be called, and says what its row is to have of it.
 async fn handle(queue: &Queue, claimed: &Claimed, shutdown: watch::Receiver<bool>) -> Entry {
     let Some(known) = fresh(queue, claimed).await else { return Entry::given_back(claimed.call_id) };
     let webhook = &known.webhook;
@@ -650,19 +656,7 @@ async fn handle(queue: &Queue, claimed: &Claimed, shutdown: watch::Receiver<bool
     if speaks {
         queue.with_state(webhook.webhook_id, |state| state.concurrency.learn(verdict.load));
     }
-    let mut pause = None;
-    if let ReceiverLoad::Pause(wait) = verdict.load {
-        queue.hold(&known, wait);
-        pause = Some((wait, webhook.url.clone()));
-    }
-    if verdict.disables {
-        queue.with_state(webhook.webhook_id, |state| state.is_refused = Some(webhook.url.clone()));
-        tracing::warn!(
-            finding = "webhook_not_called",
-            webhook = webhook.name,
-            "the receiver answers 410 (Gone): walhook calls it no more until its row has another url, or is enabled again"
-        );
-    }
+    stop_calls_if_asked(queue, &known, &verdict);
     let status = answer.outcome.status().map(i32::from);
     let letter = (verdict.disposition == Disposition::GivenUp).then(|| Letter {
         event_id: own_id.clone(),
@@ -689,6 +683,25 @@ async fn handle(queue: &Queue, claimed: &Claimed, shutdown: watch::Receiver<bool
         error: verdict.error,
         letter,
         disables: verdict.disables.then(|| (webhook.webhook_id, webhook.url.clone())),
-        pause: pause.map(|(wait, url)| (webhook.webhook_id, wait, url)),
+        pause: match verdict.load {
+            ReceiverLoad::Pause(wait) => Some((webhook.webhook_id, wait, webhook.url.clone())),
+            _ => None,
+        },
+    }
+}
+
+/// Stops the calls of a webhook whose receiver has asked for it: for a time, or until its row changes.
+fn stop_calls_if_asked(queue: &Queue, known: &Known, verdict: &Verdict) {
+    let webhook = &known.webhook;
+    if let ReceiverLoad::Pause(wait) = verdict.load {
+        queue.hold(known, wait);
+    }
+    if verdict.disables {
+        queue.with_state(webhook.webhook_id, |state| state.is_refused = Some(webhook.url.clone()));
+        tracing::warn!(
+            finding = "webhook_not_called",
+            webhook = webhook.name,
+            "the receiver answers 410 (Gone): walhook calls it no more until its row has another url, or is enabled again"
+        );
     }
 }

@@ -114,6 +114,14 @@ impl Start {
         Ok(Start { anchor, from: from.max(reached), end })
     }
 
+    /// Where decoding stops for a replay up to `to`: what commits behind that is not decoded.
+    fn stop(&self, to: Option<Point>) -> Lsn {
+        match to {
+            Some(Point::Lsn(to)) => self.end.min(Lsn(to.0.saturating_add(1))),
+            _ => self.end,
+        }
+    }
+
     /// The same up to where an earlier run of the replay would have ended.
     pub fn ending_at(self, end: Lsn) -> Start {
         Start { end, ..self }
@@ -140,11 +148,7 @@ pub async fn copy(
     let (mut decoder, mut stream) = Decoder::start(config, start, id, rules).await?;
     let mut lanes = Vec::new();
     decoder.open_lanes(&mut lanes, &destinations)?;
-    // What commits behind it is not decoded.
-    let stop = match copy.bounds.to {
-        Some(Point::Lsn(to)) => start.end.min(Lsn(to.0.saturating_add(1))),
-        _ => start.end,
-    };
+    let stop = start.stop(copy.bounds.to);
     copy.begin(PART, start.from.0, start.end.0);
     let shutdown = copy.shutdown();
     let mut stopping = shutdown.clone();
@@ -152,10 +156,7 @@ pub async fn copy(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let is_whole = 'all: loop {
         while let Some(copy_data) = stream.next_copy_data()? {
-            if decoder.streamer.receive(copy_data)? == Received::UnknownTypes {
-                let types = state_store::types(&decoder.client, None).await?;
-                decoder.streamer.set_types(types);
-            }
+            decoder.receive(copy_data).await?;
             decoder.open_lanes(&mut lanes, &destinations)?;
             for (lane, to) in lanes.iter().enumerate() {
                 decoder.store_schemas(lane, *to).await?;
@@ -272,6 +273,15 @@ impl Decoder {
         streamer.set_amendments(amendments);
         streamer.set_emit_keys(state_store::emit_keys(&client).await?, true)?;
         Ok((Decoder { streamer, client }, stream))
+    }
+
+    /// Decodes what PostgreSQL has sent. Types that are new to it are read from the catalog first.
+    async fn receive(&mut self, copy_data: &[u8]) -> Result<()> {
+        if self.streamer.receive(copy_data)? == Received::UnknownTypes {
+            let types = state_store::types(&self.client, None).await?;
+            self.streamer.set_types(types);
+        }
+        Ok(())
     }
 
     /// Opens the lanes that have come since: rules of another time may lead to other configurations.

@@ -10,7 +10,7 @@ use std::{future::poll_fn, rc::Rc, time::Duration};
 
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval, timeout_at},
+    time::{Instant, Interval, MissedTickBehavior, interval, timeout_at},
 };
 
 use super::{
@@ -133,17 +133,21 @@ struct Session<'c> {
     notify: &'c Notify,
 }
 
+/// A timer that makes up for no tick that it has missed.
+fn delaying_interval(period: Duration) -> Interval {
+    let mut interval = interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
 impl Session<'_> {
     /// The loop. The arms in their order: (1) shutdown, (2) lanes, (3) status timer, (4) what is shown and reported, (5) SQL, and
     /// whether the server shuts down where there is none, (6) the history writer, (7) the WAL stream.
     async fn stream(&mut self, shutdown: &mut watch::Receiver<bool>) -> Result<()> {
-        let mut tick = interval(self.status_every);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut show = interval(http::EVERY);
-        show.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tick = delaying_interval(self.status_every);
+        let mut show = delaying_interval(http::EVERY);
         let is_shown = self.shown.is_some();
-        let mut alive = interval(self.notify.every());
-        alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut alive = delaying_interval(self.notify.every());
         let mut drain_until: Option<Instant> = None;
         loop {
             let is_reading = drain_until.is_none() && self.pump()?;
@@ -169,18 +173,11 @@ impl Session<'_> {
             tokio::select! {
                 biased;
                 _ = shutdown.wait_for(|stop| *stop), if drain_until.is_none() => {
-                    faults::reach(Point::Shutdown)?;
-                    tracing::info!("stopping: reading has ended; waiting for the acknowledgements of events in flight");
-                    self.notify.stopping("stopping: waits for the acknowledgements of events in flight");
-                    drain_until = Some(Instant::now() + self.config.shutdown_timeout);
+                    drain_until = Some(self.end_reading()?);
                 }
                 outcome = poll_fn(|cx| lanes.poll(cx, streamer, !is_reading)) => outcome?,
                 _ = tick.tick() => {
-                    faults::reach(Point::Report)?;
-                    self.report();
-                    if let Some(keys) = self.seal_keys.look() {
-                        self.streamer.set_seal_keys(keys);
-                    }
+                    self.report_on_time()?;
                     if drain_until.is_some() {
                         self.show_drain(false);
                     }
@@ -215,6 +212,24 @@ impl Session<'_> {
                 }
             }
         }
+    }
+
+    /// Reads no more, for a shutdown. Returns until when it waits for events in flight.
+    fn end_reading(&self) -> Result<Instant> {
+        faults::reach(Point::Shutdown)?;
+        tracing::info!("stopping: reading has ended; waiting for the acknowledgements of events in flight");
+        self.notify.stopping("stopping: waits for the acknowledgements of events in flight");
+        Ok(Instant::now() + self.config.shutdown_timeout)
+    }
+
+    /// What the status timer is for: the report to PostgreSQL, and a look at the folder of keys.
+    fn report_on_time(&mut self) -> Result<()> {
+        faults::reach(Point::Report)?;
+        self.report();
+        if let Some(keys) = self.seal_keys.look() {
+            self.streamer.set_seal_keys(keys);
+        }
+        Ok(())
     }
 
     /// Takes what is buffered while there is room. Returns whether more may be read.

@@ -4,6 +4,7 @@
 //! event is counted in the window once and settled, in a lane, among the dead letters, or left out with all after it that
 //! the same lane would take; what comes after a dead letter is held back until the letter is durable.
 
+mod called;
 mod emitted;
 
 use std::collections::{HashSet, VecDeque};
@@ -14,21 +15,19 @@ use crate::{
     flow::{
         event_id::EventPosition,
         history::{History, Origin},
-        lane::{Head, Lane, Noted, Rejected},
+        lane::{Draft, Head, Lane, Noted, Rejected},
         window::Window,
     },
     route::{
         headers,
-        message_columns::MESSAGE_ID_MAX,
         payload::{self, Body, TransactionText},
-        plan::{EventColumns, Linked, no_stream},
+        plan::{Linked, no_stream},
         rules::{Keep, OnError, Rules, Webhook},
-        shard, subject, trace,
+        trace,
     },
     wal::{
         change::{Change, Op, Position},
         lsn::Lsn,
-        pgoutput::{Column, Tuple},
     },
 };
 
@@ -123,105 +122,6 @@ impl EventEncoder {
         Ok(())
     }
 
-    /// A row of `rule_webhook_events`. It was accepted in the caller's transaction, so it is published even if its
-    /// webhook has been switched off since.
-    pub fn call(&mut self, rules: &Rules, columns: &EventColumns, row: Tuple<'_>, position: Position) -> Result<()> {
-        let cell = |index: usize| match row.iter().nth(index) {
-            Some(Column::Text(text)) => Some(text),
-            _ => None,
-        };
-        let webhook_id = cell(columns.webhook_id).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
-        let webhook = webhook_id.and_then(|id| rules.webhook(id));
-        if !rules.is_ours(webhook, None) {
-            return Ok(());
-        }
-        let own_subject = columns.subject.and_then(cell).filter(|subject| !subject.is_empty());
-        // A dead letter that is published again says what happened in the first place, and goes under an id of its own: under its
-        // first one JetStream would take it for the message that it stored then.
-        let is_again = columns.body.and_then(cell).is_some();
-        let message_id = columns.message_id.and_then(cell).filter(|id| !id.is_empty() && !is_again);
-        let own_text = columns.headers.and_then(cell);
-        let mut own = own_text.and_then(|own| serde_json::from_slice::<serde_json::Map<_, _>>(own).ok());
-        if let Some(wrong) = own.as_mut().and_then(trace::clean)
-            && let Some(index) = webhook
-        {
-            self.note_untraced(&rules.webhooks[index], "a call", &wrong);
-        }
-        let own = own.as_ref();
-        let body = Body::Call { columns, row, own };
-        let first_op = own.filter(|_| is_again).and_then(|own| Op::parse(own.get("Walhook-Op")?.as_str()?));
-        self.subject.clear();
-        let mut problem = None;
-        if let Some(index) = webhook {
-            let webhook = &rules.webhooks[index];
-            match own_subject {
-                Some(own) => {
-                    self.subject.extend_from_slice(webhook.subject_prefix.as_bytes());
-                    // A dead letter has the subject under which its shard would have published it.
-                    self.subject.extend_from_slice(if is_again { shard::without_prefix(own) } else { own });
-                }
-                None => self.subject.extend_from_slice(webhook.subject.as_bytes()),
-            }
-            problem = webhook
-                .problem
-                .clone()
-                .or_else(|| subject::invalid(&self.subject).map(|why| format!("its subject is invalid: {why}")));
-        } else {
-            problem = problem.or_else(|| Some("its webhook does not exist".to_owned()));
-        }
-        if let Some(id) = message_id
-            && (id.len() > MESSAGE_ID_MAX || id.iter().any(|&byte| byte < b' ' || byte == 0x7F))
-        {
-            problem.get_or_insert_with(|| {
-                format!("its message_id is longer than {MESSAGE_ID_MAX} bytes or has control characters")
-            });
-        }
-        if message_id.is_some_and(|id| std::str::from_utf8(id).is_err()) {
-            problem.get_or_insert_with(|| "its message_id is not UTF-8".to_owned());
-        }
-        if own_text.is_some_and(|text| text != b"null") && own.is_none() {
-            problem.get_or_insert_with(|| "its own headers are not a JSON object in UTF-8".to_owned());
-        }
-        let of = match webhook.map(|index| rules.webhooks[index].format.is_cloudevent()) {
-            _ if is_again => headers::Of::Again,
-            Some(true) => headers::Of::CloudEvent,
-            _ => headers::Of::Message,
-        };
-        if let Some(why) = own.and_then(|own| headers::invalid(own, of)) {
-            problem.get_or_insert_with(|| format!("its own headers cannot be sent: {why}"));
-        }
-        let lane = webhook.and_then(|index| rules.lane(index, &self.subject));
-        let op = first_op.unwrap_or(Op::Insert);
-        let change = Change { position, xid: 0, op, relation: 0, new: Some(row), old: None };
-        match webhook {
-            Some(webhook) => self.event(rules, webhook, body, &change, lane, message_id, problem),
-            None => {
-                let payload = cell(columns.payload).unwrap_or_default().to_vec();
-                let position = event_position(position, webhook_id.unwrap_or(0));
-                let id = position.id(&self.source);
-                let head = Head { subject: b"", id: id.as_bytes(), message_id, op: op.as_str(), epoch: self.epoch };
-                let mut block = Vec::new();
-                head.write_ids(&mut block);
-                head.write_origin(&mut block);
-                if let Some(own) = own {
-                    headers::write_again(own, &mut block);
-                }
-                let rejected = Rejected {
-                    number: self.window.count_event(),
-                    position,
-                    subject: String::new(),
-                    headers: headers::to_json(&block),
-                    payload,
-                    reason: problem.expect("set above"),
-                    // It has no webhook that a row could name.
-                    noted: None,
-                    halts: false,
-                };
-                self.reject(rules, rejected, Obstacle::Invalid)
-            }
-        }
-    }
-
     /// A trace context that is none is dropped, and its event is not. The first one of a webhook is reported.
     fn note_untraced(&mut self, webhook: &Webhook, what: &str, wrong: &str) {
         if self.untraced.insert(webhook.id) {
@@ -250,11 +150,7 @@ impl EventEncoder {
         let webhook = &rules.webhooks[index];
         let position = event_position(change.position, webhook.id);
         self.counts.events += 1;
-        self.id.clear();
-        self.id.extend_from_slice(&self.transaction.id_prefix);
-        self.id.extend_from_slice(itoa::Buffer::new().format(position.ordinal).as_bytes());
-        self.id.push(b'-');
-        self.id.extend_from_slice(itoa::Buffer::new().format(webhook.id).as_bytes());
+        self.write_id(&position);
         let lane = match (problem, lane) {
             (None, Some(lane)) => lane,
             (problem, _) => {
@@ -289,9 +185,38 @@ impl EventEncoder {
             self.lanes[lane].leave_out(number);
             return Ok(());
         }
+        let draft = self.draft(lane, webhook, body, change.op, message_id);
+        let lane = &mut self.lanes[lane];
+        let number = self.window.count_event();
+        if is_stored {
+            lane.skip(draft, number, position);
+            return Ok(());
+        }
+        if let Some(schema) = body.schema() {
+            lane.names(schema, number, &position);
+        }
+        match lane.commit(draft, number, position) {
+            Ok(()) => Ok(()),
+            Err(rejected) => self.reject(rules, *rejected, Obstacle::TooLarge),
+        }
+    }
+
+    /// Writes the id of an event of this transaction.
+    #[inline]
+    fn write_id(&mut self, position: &EventPosition) {
+        self.id.clear();
+        self.id.extend_from_slice(&self.transaction.id_prefix);
+        self.id.extend_from_slice(itoa::Buffer::new().format(position.ordinal).as_bytes());
+        self.id.push(b'-');
+        self.id.extend_from_slice(itoa::Buffer::new().format(position.webhook_id).as_bytes());
+    }
+
+    /// Writes the message of an event into its lane's buffer, and beside it what the history is to have of it.
+    #[inline]
+    fn draft(&mut self, lane: usize, webhook: &Webhook, body: Body<'_>, op: Op, message_id: Option<&[u8]>) -> Draft {
         let (source, transaction) = (&self.source, &self.transaction);
         let lane = &mut self.lanes[lane];
-        let head = Head { subject: &self.subject, id: &self.id, message_id, op: change.op.as_str(), epoch: self.epoch };
+        let head = Head { subject: &self.subject, id: &self.id, message_id, op: op.as_str(), epoch: self.epoch };
         let schema = body.schema();
         let mut draft = lane.draft(head, |out| {
             payload::write_headers(body, webhook, source, transaction, &self.id, out);
@@ -311,18 +236,7 @@ impl EventEncoder {
             let note = self.origin.note(body, webhook, &self.id, &self.subject, message_id);
             lane.note(&mut draft, data, payload::keep(body, webhook), &note);
         }
-        let number = self.window.count_event();
-        if is_stored {
-            lane.skip(draft, number, position);
-            return Ok(());
-        }
-        if let Some(schema) = schema {
-            lane.names(schema, number, &position);
-        }
-        match lane.commit(draft, number, position) {
-            Ok(()) => Ok(()),
-            Err(rejected) => self.reject(rules, *rejected, Obstacle::TooLarge),
-        }
+        draft
     }
 
     /// # Errors

@@ -55,6 +55,26 @@ impl Reports {
         at(&mut self.storing, lane.0).forget();
     }
 
+    fn group_failed(&mut self, group: GroupId, error: &Error, given_up: Option<u32>, waiting: usize) {
+        let text = given_up.map_or_else(
+            || error.to_string(),
+            |attempts| {
+                format!(
+                    "{error}; given up after {attempts} failed attempts in a row (max_reconnect_attempts): an UPDATE of its row \
+                     in rule_nats_config tries again"
+                )
+            },
+        );
+        at(&mut self.groups, group.0).warn(nats_name(error, "nats_connection"), &text, waiting);
+    }
+
+    fn runs_not_asked(&mut self, group: GroupId, error: Error, waiting: usize) {
+        let name = nats_name(&error, "nats_jetstream");
+        let error =
+            error.context("before anything is published to core NATS, ask JetStream for the last run of this database");
+        at(&mut self.other_runs, group.0).warn(name, &error.to_string(), waiting);
+    }
+
     /// Takes a report; `publisher` is the connection that it names.
     pub fn take(
         &mut self,
@@ -73,25 +93,11 @@ impl Reports {
             }
             Report::StreamWell(lane) => at(&mut self.lanes, lane.0).forget(),
             Report::GroupFailed { group, error, given_up } => {
-                let text = given_up.map_or_else(
-                    || error.to_string(),
-                    |attempts| {
-                        format!(
-                            "{error}; given up after {attempts} failed attempts in a row (max_reconnect_attempts): an UPDATE of \
-                             its row in rule_nats_config tries again"
-                        )
-                    },
-                );
-                let (name, waiting) = (nats_name(&error, "nats_connection"), driver.in_line(group));
-                at(&mut self.groups, group.0).warn(name, &text, waiting);
+                self.group_failed(group, &error, given_up, driver.in_line(group));
             }
             Report::GroupWell(group) => at(&mut self.groups, group.0).forget(),
             Report::RunsNotAsked(group, error) => {
-                let (name, waiting) = (nats_name(&error, "nats_jetstream"), driver.in_line(group));
-                let error = error.context(
-                    "before anything is published to core NATS, ask JetStream for the last run of this database",
-                );
-                at(&mut self.other_runs, group.0).warn(name, &error.to_string(), waiting);
+                self.runs_not_asked(group, error, driver.in_line(group));
             }
             Report::RunsAsked(group) => at(&mut self.other_runs, group.0).forget(),
             Report::RunsHidden(group, error) => tracing::info!(
