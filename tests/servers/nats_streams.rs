@@ -512,7 +512,8 @@ async fn a_cluster_keeps_as_many_copies_as_the_row_says() {
 
         // A peer that the leader has not heard of yet cannot take a copy.
         let three = support::eventually("every server to offer room for a copy", async || {
-            streams::ensure(&control, &StreamRow { replicas: Some(3), ..row() }).await.ok()
+            let ensured = streams::ensure(&control, &StreamRow { replicas: Some(3), ..row() }).await;
+            ensured.inspect_err(|refusal| eprintln!("{refusal}")).ok()
         })
         .await;
         assert_eq!(three.replicas, 3);
