@@ -112,7 +112,7 @@ async fn work(config: &Config, options: &Options, mut shutdown: watch::Receiver<
         database_id: settings.database_id.clone(),
         owner: Arc::clone(&owner),
     };
-    let (all, following) = follow(config, &settings, &control, whose);
+    let (all, following) = follow(config, &settings, &control, whose, postgres.clone());
     let noticing = postgres.clone().map(|postgres| {
         let (source, config) = (config.source.clone(), config.nats_config.clone());
         tokio::spawn(announce(Notices::start(source, postgres), config, client.clone(), all.clone()))
@@ -161,13 +161,14 @@ fn follow(
     settings: &Settings,
     control: &Control,
     whose: Whose,
+    postgres: Option<Postgres>,
 ) -> (watch::Receiver<Option<configuration::All>>, JoinHandle<()>) {
     let (sender, all) = watch::channel(None);
     let following = tokio::spawn(configuration::follow(
         control.clone(),
         whose,
         config.nats_config.clone(),
-        settings.has_database.then(|| config.postgres.clone()),
+        postgres,
         settings.secrets_dir.clone(),
         sender,
     ));

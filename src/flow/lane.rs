@@ -58,6 +58,7 @@ pub use mode::{Mode, Ordering};
 use open::SlotOutcome;
 use record::{noted, record, text};
 use repeats::Repeats;
+pub(in crate::flow) use retained::still_in_slot;
 use retained::{StreamEnd, later};
 use schemas::Schemas;
 use sending::Sending;

@@ -82,7 +82,8 @@ impl Said {
     /// The connection does not go on after it.
     fn take_error(&mut self, text: &str, target: &str) -> Result<()> {
         let error = handshake::refusal(text).context(format!("publish at {target}"));
-        match codes::wire(text).0 {
+        let wire = codes::wire(text).0;
+        match wire {
             // The server keeps the connection; the others on it go on.
             Wire::Subject => {
                 self.forbidden = Some(foreign(text));
@@ -91,10 +92,10 @@ impl Said {
             // What proved who we are may have been renewed: whether it is still believed a new connection shows.
             Wire::Login => {
                 let text = format!("publish at {target}: the server has ended this login: {}", foreign(text));
-                return Err(Error::unavailable(text).hint("walhook reads the credentials again and logs in anew"));
+                return Err(Error::unavailable(text).hint("walhook reads the credentials again and logs in again"));
             }
             Wire::Payload | Wire::ControlLine => {
-                let is_size = codes::wire(text).0 == Wire::Payload;
+                let is_size = wire == Wire::Payload;
                 self.violation = Some(Violation { is_size, text: foreign(text) });
             }
             Wire::Other(_) => {}
@@ -203,11 +204,9 @@ impl Publisher {
                     }
                     // Limits of the account come behind the greeting.
                     Op::Info(json) => {
-                        let max_payload = self.said.info.max_payload;
-                        self.said.info = ServerInfo::parse(json)?;
-                        if self.said.info.max_payload == 0 {
-                            self.said.info.max_payload = max_payload;
-                        }
+                        self.said.take_info(json)?;
+                        // At the beginning of a connection no limit has changed.
+                        self.said.limit_changed = false;
                         false
                     }
                     Op::Ping => {

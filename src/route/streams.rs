@@ -161,7 +161,7 @@ fn keep_free_subjects<'s>(
             complain(&stream.stream_name, &format!("does not take {pattern:?}: {why}"));
             continue;
         }
-        // Twice in one row is no quarrel: the wider of two has what the narrower wants.
+        // Subjects of one row may overlap: the wider of two takes what the narrower would.
         if kept.iter().any(|other| subject::covers(other, &pattern)) {
             continue;
         }

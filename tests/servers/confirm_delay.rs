@@ -64,17 +64,30 @@ async fn forgets(feed: &Feed, backup: &Path) {
     feed.nats.restart().await;
 }
 
+/// Messages of another writer, as a strict stream should not have them.
+async fn others(feed: &Feed, count: u64) {
+    let jetstream = feed.nats.jetstream().await;
+    for _ in 0..count {
+        jetstream.publish("webhooks.other", r#"{"data":{}}"#.into()).await.unwrap().await.unwrap();
+    }
+}
+
+/// Rows `0..all` are in the stream, of which those before `first` are on the disk, whatever comes: [`forgets`] goes back to them.
+async fn half_synced(feed: &Feed, backup: &Path, first: u64, all: u64) {
+    insert(feed, 0, first);
+    exactly(feed, first).await;
+    synced(feed, backup).await;
+    insert(feed, first, all);
+    exactly(feed, all).await;
+}
+
 #[tokio::test]
 async fn a_stream_that_forgets_what_the_slot_still_has_is_filled_again_loudly_and_nothing_is_lost_or_doubled() {
     let feed = linked().await;
     let folder = tempfile::tempdir().unwrap();
     let backup = folder.path().join("store");
     let mut walhook = run(&feed, 3600);
-    insert(&feed, 0, 100);
-    exactly(&feed, 100).await;
-    synced(&feed, &backup).await;
-    insert(&feed, 100, 200);
-    exactly(&feed, 200).await;
+    half_synced(&feed, &backup, 100, 200).await;
 
     // Under a walhook that goes on running …
     forgets(&feed, &backup).await;
@@ -145,17 +158,10 @@ async fn another_writers_message_in_the_place_of_one_that_was_forgotten_does_not
     let folder = tempfile::tempdir().unwrap();
     let backup = folder.path().join("store");
     let mut walhook = run(&feed, 5);
-    insert(&feed, 0, 50);
-    exactly(&feed, 50).await;
-    synced(&feed, &backup).await;
-    insert(&feed, 50, 60);
-    exactly(&feed, 60).await;
+    half_synced(&feed, &backup, 50, 60).await;
     walhook.pause();
     forgets(&feed, &backup).await;
-    let jetstream = feed.nats.jetstream().await;
-    for _ in 0..20 {
-        jetstream.publish("webhooks.other", r#"{"data":{}}"#.into()).await.unwrap().await.unwrap();
-    }
+    others(&feed, 20).await;
     walhook.resume();
     walhook.logged("has another one in its place now").await;
     feed.stored(80).await;
@@ -163,14 +169,6 @@ async fn another_writers_message_in_the_place_of_one_that_was_forgotten_does_not
     ids.sort_unstable();
     assert_eq!(ids, (0..60).collect::<Vec<_>>());
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
-}
-
-/// Messages of another writer, which a strict stream should not have.
-async fn others(feed: &Feed, count: u64) {
-    let jetstream = feed.nats.jetstream().await;
-    for _ in 0..count {
-        jetstream.publish("webhooks.other", r#"{"data":{}}"#.into()).await.unwrap().await.unwrap();
-    }
 }
 
 /// Rows `0..count` are among `messages` in the stream, each once and in order.
@@ -186,11 +184,7 @@ async fn a_strict_stream_that_forgets_and_takes_others_messages_in_that_place_is
     let folder = tempfile::tempdir().unwrap();
     let backup = folder.path().join("store");
     let mut walhook = run(&feed, 3600);
-    insert(&feed, 0, 50);
-    exactly(&feed, 50).await;
-    synced(&feed, &backup).await;
-    insert(&feed, 50, 60);
-    exactly(&feed, 60).await;
+    half_synced(&feed, &backup, 50, 60).await;
     known(&feed, 60).await;
 
     // Under a walhook that goes on running …
@@ -221,11 +215,7 @@ async fn without_a_delay_others_messages_in_the_place_of_forgotten_ones_do_not_h
     let folder = tempfile::tempdir().unwrap();
     let backup = folder.path().join("store");
     let mut walhook = feed.streamer().start();
-    insert(&feed, 0, 50);
-    exactly(&feed, 50).await;
-    synced(&feed, &backup).await;
-    insert(&feed, 50, 60);
-    exactly(&feed, 60).await;
+    half_synced(&feed, &backup, 50, 60).await;
     known(&feed, 60).await;
     assert_eq!(walhook.terminate(), 0, "{}", walhook.log());
     forgets(&feed, &backup).await;

@@ -10,7 +10,7 @@ use walhook::{
         driver::{
             Action, Answer, ConnectionId, Driver, Event, GroupId, Meaning, Moment, Question, Reply, Report, RunsAnswer,
             ServerFacts, StreamFacts, StreamId, Task,
-            trust::{Checkpoint, LastOfOurs, StreamEnd},
+            trust::{Checkpoint, LastOfOurs, Stranger, StreamEnd},
         },
         event_id::EventPosition,
         lane::{Listing, claim_check::Claim},
@@ -407,7 +407,7 @@ impl Publishing {
             first_sequence: 1,
             created_ns: stream.created_ns,
             ours: last_of(false),
-            stranger: stranger.map(event_of),
+            stranger: stranger.map(|message| event_of(message).map_or(Stranger::Foreign, Stranger::OfCore)),
         };
         self.shown.insert(lane, end);
         if self.streamer.lane(lane.0).last_stored().is_some() || self.noted.contains(key) {

@@ -4,7 +4,7 @@
 //! end, what of it we may trust, and what of the row the stream cannot do. Always holds: nothing is published before the stream's
 //! end was read and examined, and no stream is claimed that has another history's events.
 
-use super::trust::{self, RunIdentity, StreamEnd};
+use super::trust::{self, RunIdentity, Stranger, StreamEnd};
 use crate::{
     error::{Error, Kind, Result},
     flow::{
@@ -133,7 +133,7 @@ pub struct Known {
 pub struct Opened {
     pub tail: Tail,
     /// See [`StreamEnd::stranger`].
-    pub stranger: Option<Option<EventPosition>>,
+    pub stranger: Option<Stranger>,
     pub created_ns: i64,
     pub warnings: Vec<String>,
     pub is_in_memory: bool,

@@ -71,8 +71,17 @@ pub struct StreamEnd {
     pub created_ns: i64,
     /// Our last message; `None` where there is none.
     pub ours: Option<LastOfOurs>,
-    /// Another message is where our last one was known to be: the event that it is, if it is one that core NATS brought.
-    pub stranger: Option<Option<EventPosition>>,
+    /// The message that is in the place of our last one, where that is another.
+    pub stranger: Option<Stranger>,
+}
+
+/// Another message where our last one was known to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stranger {
+    /// Of another publisher.
+    Foreign,
+    /// An event of this source that core NATS brought.
+    OfCore(EventPosition),
 }
 
 /// Our last message in a stream.
@@ -162,11 +171,14 @@ pub fn trusted(
     known: &Checkpoint,
     created_ns: i64,
     tail: &Tail,
-    stranger: Option<Option<EventPosition>>,
+    stranger: Option<Stranger>,
 ) -> Result<TailTrust> {
-    // An event that core NATS brought before may have had the same id of its caller: the stream knew ours as a repeat of it.
-    let is_older = |event: EventPosition| event.is_at_or_before(&known.position);
-    let is_replaced = stranger.is_some_and(|event| !event.is_some_and(is_older));
+    let is_replaced = match stranger {
+        None => false,
+        Some(Stranger::Foreign) => true,
+        // One that was there before may have had the same id of its caller: the stream knew ours as a repeat of it.
+        Some(Stranger::OfCore(event)) => !event.is_at_or_before(&known.position),
+    };
     let what = if !is_same_stream(known.created_ns, created_ns) {
         "it was made anew since".to_owned()
     } else if tail.last_sequence >= known.sequence && !is_replaced {
@@ -313,11 +325,11 @@ mod tests {
         };
         let judged = |retained_through, stranger| trusted("s", &known(retained_through), 5, &tail, stranger).ok();
         assert_eq!(judged(None, None), Some(TailTrust::Whole), "removed in an orderly way");
-        assert_eq!(judged(None, Some(None)), None, "of nobody we know");
-        assert_eq!(judged(None, Some(Some(position(60)))), None, "core NATS brought a later event");
-        assert_eq!(judged(None, Some(Some(position(40)))), Some(TailTrust::Whole), "ours repeated its id");
-        assert_eq!(judged(Some(4), Some(None)), Some(TailTrust::SetBack), "the slot has what is lost");
-        assert_eq!(judged(Some(5), Some(None)), None, "the slot has not all of it");
+        assert_eq!(judged(None, Some(Stranger::Foreign)), None, "of nobody we know");
+        assert_eq!(judged(None, Some(Stranger::OfCore(position(60)))), None, "core NATS brought a later event");
+        assert_eq!(judged(None, Some(Stranger::OfCore(position(40)))), Some(TailTrust::Whole), "ours repeated its id");
+        assert_eq!(judged(Some(4), Some(Stranger::Foreign)), Some(TailTrust::SetBack), "the slot has what is lost");
+        assert_eq!(judged(Some(5), Some(Stranger::Foreign)), None, "the slot has not all of it");
     }
 
     #[test]

@@ -13,8 +13,12 @@ use super::{
     trust::{self, TailTrust},
 };
 use crate::{
-    error::{Error, Result},
-    flow::{event_id::EventPosition, lane::Tail, streamer::Streamer},
+    error::Result,
+    flow::{
+        event_id::EventPosition,
+        lane::{Tail, still_in_slot},
+        streamer::Streamer,
+    },
 };
 
 impl Driver {
@@ -270,10 +274,7 @@ impl Driver {
                 // Only the slot has what the lane took for stored: the next session reads it from there.
                 if opened.stranger.is_some() && queue.last_stored().is_some_and(|(stored, _)| stored == known.position)
                 {
-                    let stream = queue.stream();
-                    return Err(Error::unavailable(format!(
-                        "go on in stream {stream}: {what}; what it has lost the slot still has"
-                    )));
+                    return Err(still_in_slot(&format!("go on in stream {}: {what}", queue.stream())));
                 }
                 opened.warnings.push(format!(
                     "{what}: it has lost messages that it had acknowledged. They are younger than confirm_delay_seconds, so walhook \

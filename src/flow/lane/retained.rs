@@ -15,6 +15,11 @@ pub(super) fn later(one: Retained, other: Retained) -> Retained {
     if sequence_of(&other) > sequence_of(&one) { other } else { one }
 }
 
+/// The error that ends a session, so that the next one reads from the slot what the stream has lost.
+pub(in crate::flow) fn still_in_slot(what: &str) -> Error {
+    Error::unavailable(format!("{what}; what it has lost the slot still has"))
+}
+
 impl Tail {
     /// Whether a stream that ends here, although it had taken more, is without loss: the slot has all events behind sequence
     /// `retained_through`, and the stream those before. The last one of ours tells where that is.
@@ -64,7 +69,7 @@ impl Lane {
             self.stream, self.stream_end.reached, tail.last_sequence
         );
         if tail.loses_nothing(self.stream_end.retained_through) {
-            return Error::unavailable(format!("{what}; what it has lost the slot still has"));
+            return still_in_slot(&what);
         }
         Error::untrusted(what).hint(
             "JetStream has lost messages that it had acknowledged, or somebody deleted the stream and made it again. PostgreSQL does not \

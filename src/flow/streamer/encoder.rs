@@ -9,6 +9,8 @@ mod emitted;
 
 use std::collections::{HashSet, VecDeque};
 
+use serde_json::{Map, Value};
+
 use super::{Counts, DeadLetter, Halted, Limits, Obstacle, WebhookCounts};
 use crate::{
     error::{Error, Result},
@@ -23,7 +25,7 @@ use crate::{
         payload::{self, Body, TransactionText},
         plan::{Linked, no_stream},
         rules::{Keep, OnError, Rules, Webhook},
-        trace,
+        subject, trace,
     },
     wal::{
         change::{Change, Op, Position},
@@ -120,6 +122,42 @@ impl EventEncoder {
             self.event(rules, target.webhook, body, change, lane, None, problem)?;
         }
         Ok(())
+    }
+
+    /// Why nothing of this webhook can be published to the subject that was written.
+    fn problem_of_webhook(&self, webhook: &Webhook) -> Option<String> {
+        let of_subject = || subject::invalid(&self.subject).map(|why| format!("its subject is invalid: {why}"));
+        webhook.problem.clone().or_else(of_subject)
+    }
+
+    /// The dead letter of an event whose webhook does not exist; `own`: its own headers.
+    fn without_webhook(
+        &mut self,
+        position: EventPosition,
+        op: Op,
+        message_id: Option<&[u8]>,
+        own: Option<&Map<String, Value>>,
+        payload: &[u8],
+    ) -> Rejected {
+        let id = position.id(&self.source);
+        let head = Head { subject: b"", id: id.as_bytes(), message_id, op: op.as_str(), epoch: self.epoch };
+        let mut block = Vec::new();
+        head.write_ids(&mut block);
+        head.write_origin(&mut block);
+        if let Some(own) = own {
+            headers::write_again(own, &mut block);
+        }
+        Rejected {
+            number: self.window.count_event(),
+            position,
+            subject: String::new(),
+            headers: headers::to_json(&block),
+            payload: payload.to_vec(),
+            reason: "its webhook does not exist".to_owned(),
+            // It has no webhook that a row of the history could name.
+            noted: None,
+            halts: false,
+        }
     }
 
     /// A trace context that is none is dropped, and its event is not. The first one of a webhook is reported.

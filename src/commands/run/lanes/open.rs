@@ -19,7 +19,7 @@ use crate::{
     flow::{
         driver::{
             Question, Reply, StreamFacts,
-            trust::{LastOfOurs, StreamEnd},
+            trust::{LastOfOurs, Stranger, StreamEnd},
         },
         event_id::EventPosition,
         lane::Listing,
@@ -108,7 +108,7 @@ pub async fn end(
         first_sequence: end.first_sequence,
         created_ns: end.created_ns,
         ours,
-        stranger: end.stranger.map(|stored| event_of(&stored, source)),
+        stranger: end.stranger.map(|stored| event_of(&stored, source).map_or(Stranger::Foreign, Stranger::OfCore)),
     })
 }
 

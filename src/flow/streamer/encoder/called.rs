@@ -9,18 +9,14 @@ use serde_json::{Map, Value};
 use super::{EventEncoder, event_position};
 use crate::{
     error::Result,
-    flow::{
-        event_id::EventPosition,
-        lane::{Head, Rejected},
-        streamer::Obstacle,
-    },
+    flow::streamer::Obstacle,
     route::{
         headers,
         message_columns::MESSAGE_ID_MAX,
         payload::Body,
         plan::EventColumns,
         rules::{Rules, Webhook},
-        shard, subject, trace,
+        shard, trace,
     },
     wal::{
         change::{Change, Op, Position},
@@ -106,7 +102,8 @@ impl EventEncoder {
         let Some(index) = index else {
             let position = event_position(position, webhook_id.unwrap_or(0));
             let payload = text(row, columns.payload).unwrap_or_default();
-            let rejected = self.call_of_nobody(&details, payload, position);
+            let (op, own) = (details.op(), details.headers.as_ref());
+            let rejected = self.without_webhook(position, op, details.message_id, own, payload);
             return self.reject(rules, rejected, Obstacle::Invalid);
         };
         let webhook = &rules.webhooks[index];
@@ -136,32 +133,8 @@ impl EventEncoder {
 
     /// Why the event cannot be published: the first of what is wrong.
     fn problem_of_call(&self, webhook: &Webhook, details: &Details<'_>) -> Option<String> {
-        let of_subject = || subject::invalid(&self.subject).map(|why| format!("its subject is invalid: {why}"));
         let of_headers = || details.problem_of_headers(webhook);
         let of_message_id = || details.problem_of_message_id();
-        webhook.problem.clone().or_else(of_subject).or_else(of_message_id).or_else(of_headers)
-    }
-
-    /// The event of a call whose webhook does not exist.
-    fn call_of_nobody(&mut self, details: &Details<'_>, payload: &[u8], position: EventPosition) -> Rejected {
-        let (id, op, message_id) = (position.id(&self.source), details.op().as_str(), details.message_id);
-        let head = Head { subject: b"", id: id.as_bytes(), message_id, op, epoch: self.epoch };
-        let mut block = Vec::new();
-        head.write_ids(&mut block);
-        head.write_origin(&mut block);
-        if let Some(own) = &details.headers {
-            headers::write_again(own, &mut block);
-        }
-        Rejected {
-            number: self.window.count_event(),
-            position,
-            subject: String::new(),
-            headers: headers::to_json(&block),
-            payload: payload.to_vec(),
-            reason: "its webhook does not exist".to_owned(),
-            // It has no webhook that a row could name.
-            noted: None,
-            halts: false,
-        }
+        self.problem_of_webhook(webhook).or_else(of_message_id).or_else(of_headers)
     }
 }

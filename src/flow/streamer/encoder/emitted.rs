@@ -7,16 +7,12 @@
 use super::{EventEncoder, event_position};
 use crate::{
     error::Result,
-    flow::{
-        lane::{Head, Rejected},
-        streamer::Obstacle,
-    },
+    flow::streamer::Obstacle,
     route::{
         emitted::{Call, Emitted},
         headers,
         payload::{Body, TableName},
         rules::{Rules, Webhook},
-        subject,
     },
     wal::change::{Change, Op, Position},
 };
@@ -35,7 +31,9 @@ impl EventEncoder {
             return Ok(());
         }
         let Some(index) = index else {
-            let rejected = self.emitted_for_nobody(message, message_id, position);
+            let at = event_position(position, message.webhook_id);
+            let own = message.call.headers.as_ref();
+            let rejected = self.without_webhook(at, Op::Insert, message_id, own, message.payload);
             return self.reject(rules, rejected, Obstacle::Invalid);
         };
         let webhook = &rules.webhooks[index];
@@ -57,8 +55,7 @@ impl EventEncoder {
         }
         let webhook = &rules.webhooks[index];
         self.subject = webhook.columns_subject(link);
-        let of_subject = || subject::invalid(&self.subject).map(|why| format!("its subject is invalid: {why}"));
-        let problem = webhook.problem.clone().or_else(of_subject);
+        let problem = self.problem_of_webhook(webhook);
         let lane = rules.lane(index, &self.subject);
         let table = TableName::new(&link.table_schema, &link.table_name);
         let change = Change { position, xid: 0, op: Op::Columns, relation: 0, new: None, old: None };
@@ -68,36 +65,10 @@ impl EventEncoder {
     /// Why the event cannot be published. The call was checked when it was made; its webhook may have changed since.
     fn problem_of_emitted(&self, webhook: &Webhook, call: &Call) -> Option<String> {
         let of = if webhook.format.is_cloudevent() { headers::Of::CloudEvent } else { headers::Of::Message };
-        let of_subject = || subject::invalid(&self.subject).map(|why| format!("its subject is invalid: {why}"));
         let of_headers = || {
             let why = headers::invalid(call.headers.as_ref()?, of)?;
             Some(format!("its own headers cannot be sent: {why}"))
         };
-        webhook.problem.clone().or_else(of_subject).or_else(of_headers)
-    }
-
-    /// The event of a message whose webhook has been deleted.
-    fn emitted_for_nobody(&mut self, message: &Emitted<'_>, message_id: Option<&[u8]>, at: Position) -> Rejected {
-        let position = event_position(at, message.webhook_id);
-        let id = position.id(&self.source);
-        let op = Op::Insert.as_str();
-        let head = Head { subject: b"", id: id.as_bytes(), message_id, op, epoch: self.epoch };
-        let mut block = Vec::new();
-        head.write_ids(&mut block);
-        head.write_origin(&mut block);
-        if let Some(own) = &message.call.headers {
-            headers::write_again(own, &mut block);
-        }
-        Rejected {
-            number: self.window.count_event(),
-            position,
-            subject: String::new(),
-            headers: headers::to_json(&block),
-            payload: message.payload.to_vec(),
-            reason: "its webhook does not exist".to_owned(),
-            // It has no webhook that a row of the history could name.
-            noted: None,
-            halts: false,
-        }
+        self.problem_of_webhook(webhook).or_else(of_headers)
     }
 }
