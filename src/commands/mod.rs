@@ -41,8 +41,10 @@ pub mod webhook;
 use std::{
     io::{self, Write},
     sync::LazyLock,
+    time::Duration,
 };
 
+use tokio::time::{Interval, MissedTickBehavior};
 use tokio_postgres::{Client, Row};
 
 use crate::{
@@ -137,6 +139,13 @@ pub type Tell = fn(&str) -> Result<()>;
 pub fn log(text: &str) -> Result<()> {
     tracing::info!("{}", text.trim_end());
     Ok(())
+}
+
+/// A timer that makes up for no tick that it has missed.
+fn delaying_interval(period: Duration) -> Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
 }
 
 /// `walhook version`: one line.

@@ -17,9 +17,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::Instant;
 
 use crate::{
+    commands::delaying_interval,
     error::{Error, Result},
     text,
 };
@@ -129,8 +130,7 @@ impl Notify {
         let Some(manager) = &self.0 else { return work.await };
         let mut work = pin!(work);
         let every = manager.watchdog.map_or(TICK, |watchdog| TICK.min(watchdog / 4)).max(Duration::from_millis(1));
-        let mut tick = interval(every);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tick = delaying_interval(every);
         let began = Instant::now();
         loop {
             tokio::select! {

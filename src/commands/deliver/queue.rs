@@ -17,7 +17,7 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{
     sync::{Notify, Semaphore, SemaphorePermit, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_postgres::{
     Client,
@@ -38,6 +38,7 @@ use super::{
 use crate::{
     commands::{
         backoff::Backoff,
+        delaying_interval,
         log_once::LogOnce,
         run::faults::{self, Point},
         systemd::Notify as Manager,
@@ -233,8 +234,7 @@ pub async fn run(queue: Arc<Queue>, mut shutdown: watch::Receiver<bool>) {
     let mut last = Instant::now();
     let mut has_more = false;
     let mut all = queue.all.subscribe();
-    let mut alive = interval(queue.notify.every());
-    alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut alive = delaying_interval(queue.notify.every());
     let in_loop = queue.notify.enter_loop();
     loop {
         tokio::select! {

@@ -10,7 +10,7 @@ use std::{
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, sleep},
 };
 
 use super::{
@@ -27,7 +27,7 @@ use super::{
 use crate::{
     commands::{
         away::{Away, News},
-        log_once,
+        delaying_interval, log_once,
         seal_keys::OnDemand,
         systemd::Notify,
     },
@@ -93,13 +93,10 @@ pub async fn run(worker: Arc<Worker>, mut all: watch::Receiver<Option<All>>, mut
     let mut finding = pin!(find(&worker));
     let mut tasks = JoinSet::new();
     let mut logged = LoggedSoFar::default();
-    let mut look = interval(LOOK);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut look = delaying_interval(LOOK);
     let mut minutes = Minutes::new(&worker);
-    let mut minute = interval(minutes.look);
-    minute.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut alive = interval(worker.notify.every());
-    alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut minute = delaying_interval(minutes.look);
+    let mut alive = delaying_interval(worker.notify.every());
     let in_loop = worker.notify.enter_loop();
     let mut is_configured = false;
     loop {

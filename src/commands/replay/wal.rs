@@ -10,7 +10,6 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::Client;
 
 use super::{
@@ -21,7 +20,7 @@ use super::{
 };
 use crate::{
     commands::{
-        masks,
+        delaying_interval, masks,
         run::{rules, state_store},
         seal_keys,
     },
@@ -152,8 +151,7 @@ pub async fn copy(
     copy.begin(PART, start.from.0, start.end.0);
     let shutdown = copy.shutdown();
     let mut stopping = shutdown.clone();
-    let mut tick = interval(STATUS);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut tick = delaying_interval(STATUS);
     let is_whole = 'all: loop {
         while let Some(copy_data) = stream.next_copy_data()? {
             decoder.receive(copy_data).await?;

@@ -10,7 +10,7 @@ use std::{future::poll_fn, rc::Rc, time::Duration};
 
 use tokio::{
     sync::watch,
-    time::{Instant, Interval, MissedTickBehavior, interval, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use super::{
@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     commands::{
-        http, progress, seal_keys,
+        delaying_interval, http, progress, seal_keys,
         setup_check::{self, Reported},
         systemd::Notify,
     },
@@ -131,13 +131,6 @@ struct Session<'c> {
     shown: &'c mut Option<Shown>,
     /// The service manager.
     notify: &'c Notify,
-}
-
-/// A timer that makes up for no tick that it has missed.
-fn delaying_interval(period: Duration) -> Interval {
-    let mut interval = interval(period);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    interval
 }
 
 impl Session<'_> {
